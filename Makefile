@@ -1,0 +1,100 @@
+# The one door: `make help` lists what is behind it. Needs python3 (3.11+), make and git; nothing else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Where `make run` keeps the embedded database and its secrets.
+export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check lint types layers proto proto-check fmt lock clean
+
+help: ## Say what each target does
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+# --- setting up -------------------------------------------------------------------------------------------------------
+
+# Debian ships python3 without venv/ensurepip at times; its pip can fill a bare environment.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Gatekeeper needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+	  || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --version >/dev/null 2>&1; } \
+	  || { rm -rf $(VENV); echo "This python3 has neither ensurepip nor pip: install the package python3-venv (or python3-pip) and call make again." >&2; exit 1; }
+
+PIP = $(shell if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "$(BIN)/python -m pip"; else echo "$(PYTHON) -m pip --python $(BIN)/python"; fi)
+PIP_INSTALL = $(PIP) --disable-pip-version-check install --quiet --require-hashes
+
+$(VENV)/.run: requirements.lock pyproject.toml | $(BIN)/python
+	@echo "installing the server's dependencies ..."
+	@$(PIP_INSTALL) -r requirements.lock
+	@$(PIP) --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+	@echo "installing the development tools ..."
+	@$(PIP_INSTALL) -r requirements-dev.lock
+	@touch $@
+
+install: $(VENV)/.dev ## Create .venv with the server, its tools and everything the tests need
+
+# --- using it ---------------------------------------------------------------------------------------------------------
+
+run: $(VENV)/.run ## Serve on an embedded PostgreSQL, set up on first start
+	@exec $(BIN)/gatekeeper serve --demo
+
+test: $(VENV)/.dev ## Run every test on a real PostgreSQL, and measure branch coverage
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n auto
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+# --- keeping it good --------------------------------------------------------------------------------------------------
+
+check: lint types layers proto-check test ## Everything CI checks
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+
+types: $(VENV)/.dev
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+layers: $(VENV)/.dev
+	@$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev ## Format the code and sort its imports
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos
+
+# The descriptor set is for clients without reflection and is what `buf breaking` compares with: v1 stays additive.
+proto: $(VENV)/.dev ## Generate generated/ from protos/, refusing a change that breaks clients
+	@$(BIN)/buf lint protos
+	@test ! -f generated/gatekeeper.binpb || $(BIN)/buf breaking protos --against generated/gatekeeper.binpb
+	@$(MAKE) --no-print-directory generate INTO=generated
+
+.PHONY: generate
+generate:
+	@rm -rf $(INTO)/gatekeeper && mkdir -p $(INTO)
+	@$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=$(INTO) --grpc_python_out=$(INTO) --mypy_out=quiet:$(INTO) --mypy_grpc_out=quiet:$(INTO) \
+	  protos/gatekeeper/v1/*.proto
+	@find $(INTO)/gatekeeper -type d -exec touch {}/__init__.py ';'
+	@$(BIN)/buf build protos --exclude-source-info -o $(INTO)/gatekeeper.binpb
+
+proto-check: $(VENV)/.dev ## Prove that protos/ is well-formed, compatible, and that generated/ is fresh
+	@$(BIN)/buf format --diff --exit-code protos
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against generated/gatekeeper.binpb
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(MAKE) --no-print-directory generate INTO=$$fresh \
+	  && diff -r -x __pycache__ $$fresh generated \
+	  || { echo "generated/ is not what protos/ says: run 'make proto' and commit it" >&2; exit 1; }
+
+lock: $(VENV)/.dev ## Resolve the dependencies anew into the hash-pinned lock files
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean: ## Remove what make created, the embedded database included
+	@rm -rf $(VENV) $(GATEKEEPER_DATA_DIR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

@@ -1,0 +1,1 @@
+"""Gatekeeper, a self-hosted feature-flag service: gRPC, PostgreSQL, one revision per answer."""

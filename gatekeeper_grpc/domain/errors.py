@@ -1,0 +1,119 @@
+"""What can go wrong, in the product's words. Knows nothing of gRPC or SQL; `wire.status` maps kinds to status codes.
+
+A *kind* (`NotFound`, `FailedPrecondition`, ...) decides the status a client sees. A *reason* is the stable, documented name
+of one cause (`ErrorReason` in errors.proto, without its prefix) that programs may branch on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldViolation:
+    """One offending request field: its proto path and what would be right."""
+
+    field: str
+    description: str
+
+
+class GatekeeperError(Exception):
+    """Base of every expected failure.
+
+    The message is shown to clients: it says what, which, and what to do, and never holds a secret. `metadata` repeats the variables
+    of the message for programs.
+    """
+
+    reason = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] = _NOTHING,
+        violations: tuple[FieldViolation, ...] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason or type(self).reason
+        self.metadata = metadata
+        self.violations = violations
+        self.retry_after_s = retry_after_s
+
+
+class InvalidArgument(GatekeeperError):
+    """The request can never succeed as sent; `violations` name the fields."""
+
+    reason = "INVALID_ARGUMENT"
+
+    @classmethod
+    def of(cls, field: str, description: str) -> "InvalidArgument":
+        """Build the error for one field; `description` completes the sentence "<field> ...", e.g. "must be 0 to 100"."""
+        violation = FieldViolation(field=field, description=description)
+        return cls(f"{field} {description}", metadata={"field": field}, violations=(violation,))
+
+
+class NotFound(GatekeeperError):
+    """The named thing does not exist (any more)."""
+
+    reason = "NOT_FOUND"
+
+    @classmethod
+    def flag(cls, key: str) -> "NotFound":
+        return cls(f"flag {key!r} does not exist", reason="FLAG_NOT_FOUND", metadata={"flag_key": key})
+
+    @classmethod
+    def segment(cls, key: str) -> "NotFound":
+        return cls(f"segment {key!r} does not exist", reason="SEGMENT_NOT_FOUND", metadata={"segment_key": key})
+
+
+class AlreadyExists(GatekeeperError):
+    """Something with that identity is there already."""
+
+    reason = "ALREADY_EXISTS"
+
+
+class Changed(GatekeeperError):
+    """The resource changed since the caller read it: read again, decide again, send again."""
+
+    reason = "ETAG_MISMATCH"
+
+    @classmethod
+    def since_read(cls, resource: str, *, current_etag: str) -> "Changed":
+        return cls(
+            f"{resource} changed since you read it; its current etag is {current_etag!r}",
+            metadata={"current_etag": current_etag},
+        )
+
+
+class FailedPrecondition(GatekeeperError):
+    """The system is not in the state that this call needs."""
+
+    reason = "FAILED_PRECONDITION"
+
+
+class Unauthenticated(GatekeeperError):
+    """No valid credentials. Never says which part was wrong."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(GatekeeperError):
+    """Valid credentials, too small a role."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class ResourceExhausted(GatekeeperError):
+    """A rate, a capacity or a stated cap is used up; `retry_after_s` where waiting helps."""
+
+    reason = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(GatekeeperError):
+    """Something this call needs is away for now; the same call may succeed later."""
+
+    reason = "UNAVAILABLE"
