@@ -1,7 +1,7 @@
 """What can go wrong, in the product's words. Knows nothing of gRPC or SQL; `wire.status` maps kinds to status codes.
 
-A *kind* (`NotFound`, `FailedPrecondition`, ...) decides the status a client sees. A *reason* is the stable, documented name
-of one cause (`ErrorReason` in errors.proto, without its prefix) that programs may branch on.
+A *kind* (`NotFound`, `FailedPrecondition`, ...) decides the status a client sees. A *reason* is the stable, documented
+name of one cause (`ErrorReason` in errors.proto, without its prefix) that programs may branch on.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ class FieldViolation:
 class GatekeeperError(Exception):
     """Base of every expected failure.
 
-    The message is shown to clients: it says what, which, and what to do, and never holds a secret. `metadata` repeats the variables
-    of the message for programs.
+    The message is shown to clients: it says what, which, and what to do, and never holds a secret. `metadata` repeats
+    the variables of the message for programs.
     """
 
     reason = "INTERNAL"
@@ -43,6 +43,10 @@ class GatekeeperError(Exception):
         self.violations = violations
         self.retry_after_s = retry_after_s
 
+    def add_metadata(self, **variables: object) -> None:
+        """Say more to programs on the way up, such as how far a stream had come."""
+        self.metadata = {**self.metadata, **{name: str(value) for name, value in variables.items()}}
+
 
 class InvalidArgument(GatekeeperError):
     """The request can never succeed as sent; `violations` name the fields."""
@@ -51,7 +55,10 @@ class InvalidArgument(GatekeeperError):
 
     @classmethod
     def of(cls, field: str, description: str) -> "InvalidArgument":
-        """Build the error for one field; `description` completes the sentence "<field> ...", e.g. "must be 0 to 100"."""
+        """Build the error for one field.
+
+        `description` completes the sentence "<field> ...", e.g. "must be 0 to 100".
+        """
         violation = FieldViolation(field=field, description=description)
         return cls(f"{field} {description}", metadata={"field": field}, violations=(violation,))
 
@@ -63,10 +70,12 @@ class NotFound(GatekeeperError):
 
     @classmethod
     def flag(cls, key: str) -> "NotFound":
+        """Say that no flag has this key."""
         return cls(f"flag {key!r} does not exist", reason="FLAG_NOT_FOUND", metadata={"flag_key": key})
 
     @classmethod
     def segment(cls, key: str) -> "NotFound":
+        """Say that no segment has this key."""
         return cls(f"segment {key!r} does not exist", reason="SEGMENT_NOT_FOUND", metadata={"segment_key": key})
 
 
@@ -83,6 +92,7 @@ class Changed(GatekeeperError):
 
     @classmethod
     def since_read(cls, resource: str, *, current_etag: str) -> "Changed":
+        """Say that a resource, such as "flag 'x'", has another etag than the caller's."""
         return cls(
             f"{resource} changed since you read it; its current etag is {current_etag!r}",
             metadata={"current_etag": current_etag},

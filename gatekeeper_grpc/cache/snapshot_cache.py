@@ -1,0 +1,124 @@
+"""The snapshot that this instance answers from: read without a lock, replaced by newer ones only."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
+from gatekeeper_grpc.domain.snapshot import Snapshot
+
+# A head known for less than this counts as fresh: a client that asks for revisions that do not exist cannot make us
+# read it each time.
+_HEAD_IS_FRESH_S = 0.1
+_CATCH_UP_TIMEOUT_S = 0.5
+
+
+class SnapshotCache:
+    """Holds the current snapshot, and lets callers wait for a revision.
+
+    Args:
+        stale_after_s: Without a confirmation for longer than this, answers are marked stale.
+        max_waiters: How many `at_least` calls may wait at once; further ones are refused, so that they cannot stop
+        evaluation.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, *, stale_after_s: float, max_waiters: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stale_after_s = stale_after_s
+        self._clock = clock
+        self._snapshot: Snapshot | None = None
+        # When the database last said that `_snapshot` is the newest, or delivered it.
+        self._confirmed_at = float("-inf")
+        # Guards the two above against writers; readers take either with one attribute read.
+        self._changed = threading.Condition()
+        self._waiters = threading.BoundedSemaphore(max_waiters)
+        self._wanted = threading.Event()
+
+    def current(self) -> Snapshot:
+        """Return the current snapshot; `Unavailable` before the first one."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            raise Unavailable("no snapshot of the flags is loaded yet", retry_after_s=1.0)
+        return snapshot
+
+    def peek(self) -> Snapshot | None:
+        """Return the current snapshot, or None before the first one."""
+        return self._snapshot
+
+    def is_stale(self) -> bool:
+        """Tell whether the current snapshot could not be confirmed as the newest for longer than the bound."""
+        return self._clock() - self._confirmed_at > self._stale_after_s
+
+    def at_least(self, revision: int) -> Snapshot:
+        """Return a snapshot at `revision` or later; 0: the current one.
+
+        Errors: `FailedPrecondition` when the revision does not exist yet, `Unavailable` when that cannot be found out
+        within 500 ms or too many callers wait already. Never an older snapshot.
+        """
+        snapshot = self.current()
+        if snapshot.revision >= revision:
+            return snapshot
+        if self._clock() - self._confirmed_at < _HEAD_IS_FRESH_S:
+            raise _not_reached(revision, snapshot.revision)
+        if not self._waiters.acquire(blocking=False):
+            raise Unavailable("too many calls wait for a revision already", retry_after_s=_CATCH_UP_TIMEOUT_S)
+        try:
+            return self._caught_up(revision)
+        finally:
+            self._waiters.release()
+
+    def _caught_up(self, revision: int) -> Snapshot:
+        asked_at = self._clock()
+        if not self.wait_for(lambda: self._confirmed_at >= asked_at, timeout_s=_CATCH_UP_TIMEOUT_S):
+            raise Unavailable("this instance cannot confirm the newest revision", retry_after_s=1.0)
+        snapshot = self.current()
+        if snapshot.revision < revision:
+            raise _not_reached(revision, snapshot.revision)
+        return snapshot
+
+    def wait_for_revision(self, revision: int, *, timeout_s: float) -> bool:
+        """Have the snapshot refreshed and wait until it is at `revision` or later; False when that took too long."""
+        return self.wait_for(
+            lambda: self._snapshot is not None and self._snapshot.revision >= revision, timeout_s=timeout_s
+        )
+
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
+        """Have the snapshot refreshed and wait until a condition of this cache holds; False when that took too long."""
+        self.request_refresh()
+        with self._changed:
+            return self._changed.wait_for(condition, timeout_s)
+
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+        """Make `snapshot` the current one, unless a newer one is; tell whether it was.
+
+        Args:
+            snapshot: What the database held.
+            confirmed_at: The clock's time before the database was asked.
+        """
+        with self._changed:
+            if self._snapshot is not None and snapshot.revision < self._snapshot.revision:
+                return False
+            self._snapshot = snapshot
+            self._confirmed_at = max(confirmed_at, self._confirmed_at)
+            self._changed.notify_all()
+            return True
+
+    def request_refresh(self) -> None:
+        """Wake whoever waits in `wait_for_request`."""
+        self._wanted.set()
+
+    def wait_for_request(self, timeout_s: float) -> None:
+        """Wait until a refresh is requested, at most `timeout_s`.
+
+        Requests made before this returns are served by one refresh.
+        """
+        self._wanted.wait(timeout_s)
+        self._wanted.clear()
+
+
+def _not_reached(wanted: int, newest: int) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"min_revision {wanted} does not exist yet; the newest revision is {newest}",
+        reason="REVISION_NOT_REACHED",
+        metadata={"min_revision": str(wanted), "revision": str(newest)},
+    )

@@ -1,0 +1,144 @@
+"""Attributes of a user: JSON values, found by name or JSON Pointer and compared without coercion.
+
+A number is an IEEE 754 double, as in google.protobuf.Struct. PostgreSQL's jsonb gives a large double back as an integer,
+so integers are accepted everywhere and read as the nearest double.
+"""
+
+import json
+import math
+import re
+from collections.abc import Hashable
+from typing import TypeAlias
+
+from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+
+# A name, or a whole JSON Pointer.
+MAX_ATTRIBUTE_BYTES = 256
+
+# Up to here every integer is a double of its own, so both notations say the same.
+_MAX_EXACT_INTEGER = 2**53
+
+# Stands for what is nested too deep to equal any value that `canonical` lets pass.
+_TOO_DEEP = object()
+
+_BAD_ESCAPE = re.compile(r"~(?![01])")
+_LIST_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+def identity(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> Hashable:
+    """Return a key that equals another value's key exactly when both are the same JSON value.
+
+    Python says ``1 == True``; JSON does not. Text is its own key, which keeps the usual case cheap. Never raises: what
+    nests deeper than `levels` (text nests 0, a list of texts 1) gets a key that no canonical value has.
+    """
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, (int, float)):
+        return _double(value)
+    if levels == 0:
+        return _TOO_DEEP
+    if isinstance(value, list):
+        return ("list", *(identity(item, levels=levels - 1) for item in value))
+    return ("object", frozenset((name, identity(item, levels=levels - 1)) for name, item in value.items()))
+
+
+def text_of(value: JsonValue) -> str:
+    """Return `value` if it is text; `ValueError` otherwise."""
+    if not isinstance(value, str):
+        raise ValueError("must be text")  # noqa: TRY004 - to a condition every value that does not fit is the same.
+    return value
+
+
+def number_of(value: JsonValue) -> float:
+    """Return `value` as a double if it is a finite number; `ValueError` otherwise, booleans included."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = _double(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ValueError("must be a finite number")
+
+
+def canonical(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> JsonValue:
+    """Return a copy of `value` that PostgreSQL can store and that reads back the same.
+
+    Whole numbers up to 2**53 become integers (5.0 is written 5, as in RFC 8785), all others doubles.
+
+    Raises:
+        ValueError: With what would be right, when the value holds NaN, an infinity, a NUL or half a surrogate pair, or
+            nests deeper than `levels`.
+    """
+    if isinstance(value, str):
+        return storable(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        return _canonical_number(_double(value))
+    if levels == 0:
+        raise ValueError(f"must not nest so many lists or objects: {MAX_ATTRIBUTES_DEPTH} levels at most")
+    if isinstance(value, list):
+        return [canonical(item, levels=levels - 1) for item in value]
+    return {storable(name): canonical(item, levels=levels - 1) for name, item in value.items()}
+
+
+def storable(text: str) -> str:
+    """Return `text` if PostgreSQL can store it; `ValueError` when it holds a NUL or is not Unicode."""
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode, without half a surrogate pair") from None
+    return text
+
+
+def size_bytes(value: JsonValue) -> int:
+    """Return the size of a canonical value: of text its UTF-8, of anything else its compact JSON text, in bytes."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return len(text.encode())
+
+
+def reference_tokens(attribute: str) -> tuple[str, ...]:
+    """Split what a condition calls `attribute` into the names and indexes that lead to its value, top-level name first.
+
+    Raises:
+        ValueError: With what would be right, when the text is not 1 to 256 bytes that PostgreSQL can store, or a JSON
+            Pointer with a ``~`` that starts no escape.
+
+    Source: RFC 6901, sections 3 and 4. Without a leading ``/`` the whole text is a top-level name.
+    """
+    if not 1 <= size_bytes(storable(attribute)) <= MAX_ATTRIBUTE_BYTES:
+        raise ValueError(f"must be 1 to {MAX_ATTRIBUTE_BYTES} bytes")
+    if not attribute.startswith("/"):
+        return (attribute,)
+    if _BAD_ESCAPE.search(attribute):
+        raise ValueError("must write ~ as ~0 and / as ~1 inside a name of a JSON Pointer")
+    # In this order: "~01" is the name "~1".
+    return tuple(token.replace("~1", "/").replace("~0", "~") for token in attribute[1:].split("/"))
+
+
+def member(value: JsonValue, token: str) -> JsonValue:
+    """Return what one reference token names inside `value`; None when there is nothing, as for null."""
+    if isinstance(value, dict):
+        return value.get(token)
+    # Indexes are plain decimal: "01" and "-" (the element after the last) name nothing.
+    if isinstance(value, list) and _LIST_INDEX.fullmatch(token) and int(token) < len(value):
+        return value[int(token)]
+    return None
+
+
+def _double(number: float) -> float:
+    """Return the nearest double; infinity for an integer beyond the range of doubles."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def _canonical_number(number: float) -> int | float:
+    if not math.isfinite(number):
+        raise ValueError("must not hold NaN or an infinite number")
+    return int(number) if number.is_integer() and abs(number) <= _MAX_EXACT_INTEGER else number

@@ -1,0 +1,257 @@
+"""One condition of a segment: an attribute, an operator and values, compiled once and then asked for every user.
+
+Types never coerce. An attribute that is missing, null or of another type than the operator asks for does not match, and
+`negate` of it does.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from operator import eq, ge, gt, le, lt
+from typing import TypeAlias, TypeVar
+
+from gatekeeper_grpc.domain.attribute import (
+    JsonValue,
+    canonical,
+    identity,
+    member,
+    number_of,
+    reference_tokens,
+    size_bytes,
+    text_of,
+)
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.ordering import instant, semver_precedence
+
+MAX_VALUE_BYTES = 256
+MAX_VALUES = 1_000
+
+
+class Operator(Enum):
+    """How a condition tests an attribute. The values are the names that documents hold."""
+
+    EQUALS = "EQUALS"
+    IN = "IN"
+    CONTAINS = "CONTAINS"
+    STARTS_WITH = "STARTS_WITH"
+    ENDS_WITH = "ENDS_WITH"
+    GREATER_THAN = "GREATER_THAN"
+    GREATER_OR_EQUAL = "GREATER_OR_EQUAL"
+    LESS_THAN = "LESS_THAN"
+    LESS_OR_EQUAL = "LESS_OR_EQUAL"
+    EXISTS = "EXISTS"
+    BEFORE = "BEFORE"
+    AFTER = "AFTER"
+    SEMVER_EQUAL = "SEMVER_EQUAL"
+    SEMVER_GREATER = "SEMVER_GREATER"
+    SEMVER_GREATER_OR_EQUAL = "SEMVER_GREATER_OR_EQUAL"
+    SEMVER_LESS = "SEMVER_LESS"
+    SEMVER_LESS_OR_EQUAL = "SEMVER_LESS_OR_EQUAL"
+
+
+# Their cost grows with their values (an IN of 1,000 costs what an IN of one does): hence the cap over all segments.
+SCANNING_OPERATORS = frozenset({Operator.CONTAINS, Operator.STARTS_WITH, Operator.ENDS_WITH})
+
+_Test: TypeAlias = Callable[[JsonValue], bool]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """A test of one attribute, valid by construction and immutable.
+
+    Two conditions are equal when they test the same, 5 and 5.0 being one number and 1 and true two values.
+
+    Attributes:
+        attribute: A top-level name, or a JSON Pointer (RFC 6901) when it starts with ``/``; 1 to 256 bytes, no NUL.
+        operator: EXISTS takes no value; IN, CONTAINS, STARTS_WITH and ENDS_WITH take 1 to 1,000 and match when any of
+            them does; every other takes exactly one. CONTAINS looks for a substring in text and for an equal element in a
+            list; EQUALS and IN compare whole JSON values, lists and objects included.
+        values: None of them null, each at most 256 bytes (text in UTF-8, the rest as JSON) and 5 levels deep, and of the
+            one type that the operator asks for: text, a finite number, an RFC 3339 time with an offset, a SemVer version.
+            Kept as `canonical` copies.
+        negate: Match exactly when the condition would otherwise not.
+
+    Raises:
+        InvalidArgument: With the field relative to the condition, e.g. "values[2]"; see `violations_under`.
+
+    Source: contract, "Operators of a segment condition" and "Limits".
+    """
+
+    attribute: str
+    operator: Operator
+    values: tuple[JsonValue, ...] = field(default=(), compare=False)
+    negate: bool = False
+    # Compares instead of `values`: to Python 1 and True are equal, and lists have no hash.
+    _identities: tuple[object, ...] = field(init=False, repr=False)
+    _name: str = field(init=False, repr=False, compare=False)
+    _inner_tokens: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _holds: _Test = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        name, *inner_tokens = _checked_tokens(self.attribute)
+        values = _checked_values(self.operator, self.values)
+        # The way a frozen dataclass fills its derived fields.
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "_identities", tuple(map(identity, values)))
+        object.__setattr__(self, "_name", name)
+        object.__setattr__(self, "_inner_tokens", tuple(inner_tokens))
+        object.__setattr__(self, "_holds", _RULES[self.operator].compiled(values))
+
+    @property
+    def attribute_name(self) -> str:
+        """The top-level attribute looked at: the first name of a JSON Pointer, unescaped."""
+        return self._name
+
+    def matches(self, attributes: Mapping[str, JsonValue]) -> bool:
+        """Say whether a user with these attributes meets the condition; what is malformed does not match, nothing raises."""
+        value = attributes.get(self._name)
+        for token in self._inner_tokens:
+            value = member(value, token)
+        return (value is not None and self._holds(value)) is not self.negate
+
+
+def condition_document(condition: Condition) -> dict[str, JsonValue]:
+    """Return the condition as JSON, for the store and the audit log; `condition_from_document` is the inverse."""
+    return {
+        "attribute": condition.attribute,
+        "operator": condition.operator.value,
+        "values": [canonical(value) for value in condition.values],
+        "negate": condition.negate,
+    }
+
+
+def condition_from_document(document: Mapping[str, JsonValue]) -> Condition:
+    """Return the condition that `condition_document` wrote.
+
+    Raises:
+        ValueError: The document has another shape or an unknown operator. Fields of a later release are not skipped: they
+            may change whom the condition matches.
+        InvalidArgument: It breaks a limit.
+    """
+    match document:
+        case {
+            "attribute": str(attribute),
+            "operator": str(name),
+            "values": list(values),
+            "negate": bool(negate),
+            **unknown,
+        } if not unknown:
+            return Condition(attribute=attribute, operator=Operator(name), values=tuple(values), negate=negate)
+    raise ValueError("a condition document has the fields attribute, operator, values and negate, and no other")
+
+
+@contextmanager
+def violations_under(path: str) -> Iterator[None]:
+    """Prefix the field of an `InvalidArgument` raised inside: "values[2]" becomes "<path>.values[2]"."""
+    try:
+        yield
+    except InvalidArgument as error:
+        violation = error.violations[0]
+        raise InvalidArgument.of(f"{path}.{violation.field}", violation.description) from error
+
+
+def _checked_tokens(attribute: str) -> tuple[str, ...]:
+    try:
+        return reference_tokens(attribute)
+    except ValueError as error:
+        raise InvalidArgument.of("attribute", str(error)) from error
+
+
+def _checked_values(operator: Operator, values: Sequence[JsonValue]) -> tuple[JsonValue, ...]:
+    least, most = _RULES[operator].value_count
+    if not least <= len(values) <= most:
+        wanted = f"{least} to {most}" if least < most else f"{least}"
+        raise InvalidArgument.of("values", f"must number {wanted} for {operator.value}, not {len(values)}")
+    return tuple(_checked_value(operator, index, value) for index, value in enumerate(values))
+
+
+def _checked_value(operator: Operator, index: int, value: JsonValue) -> JsonValue:
+    try:
+        kept = canonical(value)
+        _RULES[operator].parse(kept)
+    except ValueError as error:
+        raise InvalidArgument.of(f"values[{index}]", str(error)) from error
+    if size_bytes(kept) > MAX_VALUE_BYTES:
+        raise InvalidArgument.of(f"values[{index}]", f"must not be larger than {MAX_VALUE_BYTES} bytes")
+    return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """What an operator asks of its values (`parse` raises `ValueError`), and how it makes a test of them."""
+
+    value_count: tuple[int, int]
+    parse: Callable[[JsonValue], object]
+    compiled: Callable[[tuple[JsonValue, ...]], _Test]
+
+
+def _compared(parse: Callable[[JsonValue], _T], is_met: Callable[[_T, _T], bool]) -> _Rule:
+    """One value, compared with the attribute after both were parsed."""
+
+    def compiled(values: tuple[JsonValue, ...]) -> _Test:
+        bound = parse(values[0])
+
+        def test(value: JsonValue) -> bool:
+            try:
+                return is_met(parse(value), bound)
+            except ValueError:
+                return False
+
+        return test
+
+    return _Rule(value_count=(1, 1), parse=parse, compiled=compiled)
+
+
+def _affixed(has_any: Callable[[str, tuple[str, ...]], bool]) -> _Rule:
+    def compiled(values: tuple[JsonValue, ...]) -> _Test:
+        affixes = tuple(map(text_of, values))
+        return lambda value: isinstance(value, str) and has_any(value, affixes)
+
+    return _Rule(value_count=(1, MAX_VALUES), parse=text_of, compiled=compiled)
+
+
+def _is_one_of(values: tuple[JsonValue, ...]) -> _Test:
+    wanted = frozenset(map(identity, values))
+    # Text is its own identity; not to ask for it saves a third of the usual test.
+    return lambda value: (value if isinstance(value, str) else identity(value)) in wanted
+
+
+def _contains_any(values: tuple[JsonValue, ...]) -> _Test:
+    wanted = frozenset(map(identity, values))
+    texts = [value for value in values if isinstance(value, str)]
+
+    def test(value: JsonValue) -> bool:
+        if isinstance(value, str):
+            return any(text in value for text in texts)
+        return isinstance(value, list) and not wanted.isdisjoint(map(identity, value))
+
+    return test
+
+
+def _not_null(value: JsonValue) -> None:
+    if value is None:
+        raise ValueError("must not be null, which counts as missing: use EXISTS with negate")
+
+
+_RULES: Mapping[Operator, _Rule] = {
+    Operator.EQUALS: _Rule(value_count=(1, 1), parse=_not_null, compiled=_is_one_of),
+    Operator.IN: _Rule(value_count=(1, MAX_VALUES), parse=_not_null, compiled=_is_one_of),
+    Operator.CONTAINS: _Rule(value_count=(1, MAX_VALUES), parse=_not_null, compiled=_contains_any),
+    Operator.STARTS_WITH: _affixed(str.startswith),
+    Operator.ENDS_WITH: _affixed(str.endswith),
+    Operator.GREATER_THAN: _compared(number_of, gt),
+    Operator.GREATER_OR_EQUAL: _compared(number_of, ge),
+    Operator.LESS_THAN: _compared(number_of, lt),
+    Operator.LESS_OR_EQUAL: _compared(number_of, le),
+    # `matches` tests only what is there.
+    Operator.EXISTS: _Rule(value_count=(0, 0), parse=_not_null, compiled=lambda _values: lambda _value: True),
+    Operator.BEFORE: _compared(instant, lt),
+    Operator.AFTER: _compared(instant, gt),
+    Operator.SEMVER_EQUAL: _compared(semver_precedence, eq),
+    Operator.SEMVER_GREATER: _compared(semver_precedence, gt),
+    Operator.SEMVER_GREATER_OR_EQUAL: _compared(semver_precedence, ge),
+    Operator.SEMVER_LESS: _compared(semver_precedence, lt),
+    Operator.SEMVER_LESS_OR_EQUAL: _compared(semver_precedence, le),
+}

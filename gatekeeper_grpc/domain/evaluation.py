@@ -1,0 +1,47 @@
+"""What evaluation takes and gives: the context, the reason, the detail."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Any
+
+from gatekeeper_grpc.domain.flag import ON
+
+_NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
+
+
+class Reason(IntEnum):
+    """Which rule decided. Values are those of the proto enum."""
+
+    STATIC = 1
+    DEFAULT = 2
+    TARGETING_MATCH = 3
+    SPLIT = 4
+    DISABLED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationContext:
+    """Whom flags are evaluated for. `user_id` None is an anonymous user: never targeted, never drawn."""
+
+    user_id: str | None
+    attributes: Mapping[str, Any] = _NO_ATTRIBUTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationDetail:
+    """One answer and why. `bucket` (0-99) stands only with SPLIT, `segment_key` only when a segment decided.
+
+    `value` is the variant as clients of boolean flags see it.
+    """
+
+    variant: str
+    reason: Reason
+    segment_key: str = ""
+    bucket: int | None = None
+    value: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Computed once: details are shared, and bulk evaluation reads this millions of times a second.
+        object.__setattr__(self, "value", self.variant == ON)

@@ -1,0 +1,107 @@
+"""The waterfall: from a flag and a user to a value and its reason.
+
+A flag is compiled once per snapshot into a `FlagPlan`, so that evaluation only looks things up: every
+`EvaluationDetail` it can return exists beforehand, and evaluating allocates nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket
+from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
+from gatekeeper_grpc.domain.flag import ON, VARIANTS, Flag
+
+# Answers "is this user in that segment", by segment key.
+SegmentTest = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlagPlan:
+    """A flag, compiled for evaluation.
+
+    `constant` is the answer when it is the same for everybody. Otherwise the first of these that applies decides: the
+    user's own target, the first of `segments` that the user is in, the user's place in `draw`; `undrawn` where there is
+    no draw.
+    """
+
+    flag_id: int
+    key: str
+    constant: EvaluationDetail | None
+    segments: tuple[tuple[str, EvaluationDetail], ...]
+    draw: tuple[EvaluationDetail, ...]
+    undrawn: EvaluationDetail
+
+
+def compile_flag(flag: Flag, *, has_targets: bool) -> FlagPlan:
+    """Compile a flag; `has_targets` says whether any user is individually targeted."""
+    config = flag.config
+    depends_on_user = has_targets or config.segment_targets or 0 < config.rollout_percentage < BUCKETS
+    constant = None
+    if not config.enabled:
+        constant = detail(config.default_variant, Reason.DISABLED)
+    elif not depends_on_user:
+        constant = detail(ON if config.rollout_percentage else config.default_variant, Reason.STATIC)
+    return FlagPlan(
+        flag_id=flag.flag_id,
+        key=config.key,
+        constant=constant,
+        segments=tuple(
+            (target.segment_key, detail(target.variant, Reason.TARGETING_MATCH, target.segment_key))
+            for target in config.segment_targets
+        ),
+        draw=_draw(config.rollout_percentage, config.default_variant),
+        undrawn=_undrawn(config.rollout_percentage, config.default_variant),
+    )
+
+
+def evaluate(
+    plan: FlagPlan, context: EvaluationContext, targeted: Mapping[int, int], in_segment: SegmentTest
+) -> EvaluationDetail:
+    """Evaluate one flag for one user; the first rule that applies decides.
+
+    Args:
+        plan: The compiled flag.
+        context: The user.
+        targeted: The user's own targets, from flag id to index in `VARIANTS`.
+        in_segment: Whether the user is in a segment, by its key.
+
+    Source: the evaluation waterfall of protos/gatekeeper/v1/flag.proto.
+    """
+    if plan.constant is not None:
+        return plan.constant
+    variant = targeted.get(plan.flag_id)
+    if variant is not None:
+        return _TARGETED[variant]
+    for segment_key, match in plan.segments:
+        if in_segment(segment_key):
+            return match
+    if plan.draw and context.user_id is not None:
+        return plan.draw[bucket(context.user_id, plan.key)]
+    return plan.undrawn
+
+
+@lru_cache(maxsize=4096)
+def detail(variant: str, reason: Reason, segment_key: str = "", slot: int | None = None) -> EvaluationDetail:
+    """Return the one shared `EvaluationDetail` with these values."""
+    return EvaluationDetail(variant=variant, reason=reason, segment_key=segment_key, bucket=slot)
+
+
+_TARGETED = tuple(detail(variant, Reason.TARGETING_MATCH) for variant in VARIANTS)
+
+
+@lru_cache
+def _draw(rollout_percentage: int, default_variant: str) -> tuple[EvaluationDetail, ...]:
+    """The answer for each bucket; empty when nobody can be drawn."""
+    if rollout_percentage == 0:
+        return ()
+    return tuple(
+        detail(ON if slot < rollout_percentage else default_variant, Reason.SPLIT, slot=slot) for slot in range(BUCKETS)
+    )
+
+
+def _undrawn(rollout_percentage: int, default_variant: str) -> EvaluationDetail:
+    """The answer where there is no draw: at a rollout of 0, and for anonymous users, whom only a full one reaches."""
+    if rollout_percentage == BUCKETS:
+        return detail(ON, Reason.SPLIT)
+    return detail(default_variant, Reason.DEFAULT)

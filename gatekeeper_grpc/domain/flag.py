@@ -1,0 +1,137 @@
+"""The flag, its individual targets, and the documents by which they are stored and audited."""
+
+import hashlib
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.limits import (
+    MAX_DESCRIPTION_CHARS,
+    MAX_OWNER_CHARS,
+    MAX_SEGMENT_TARGETS,
+    MAX_TAG_CHARS,
+    MAX_TAGS,
+    check_count,
+    check_distinct,
+    check_key,
+    check_text,
+)
+
+ON: Final = "on"
+OFF: Final = "off"
+# The variants of a flag today. Values are stored as variant names, so that flags with more of them need no other
+# schema.
+VARIANTS: Final = (OFF, ON)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentTarget:
+    """Aims a flag at the users of one segment."""
+
+    segment_key: str
+    variant: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlagConfig:
+    """What an editor decides about a flag.
+
+    Valid by construction; `InvalidArgument` names the field as "flag.<name>".
+    """
+
+    key: str
+    description: str = ""
+    enabled: bool = False
+    default_variant: str = OFF
+    rollout_percentage: int = 0
+    segment_targets: tuple[SegmentTarget, ...] = ()
+    tags: tuple[str, ...] = ()
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        check_key("flag.key", self.key)
+        check_text("flag.description", self.description, at_most=MAX_DESCRIPTION_CHARS)
+        if not 0 <= self.rollout_percentage <= 100:  # noqa: PLR2004 - per cent
+            raise InvalidArgument.of("flag.rollout_percentage", f"must be 0 to 100, not {self.rollout_percentage}")
+        self._check_segment_targets()
+        check_count("flag.tags", self.tags, at_most=MAX_TAGS)
+        for position, tag in enumerate(self.tags):
+            check_text(f"flag.tags[{position}]", tag, at_least=1, at_most=MAX_TAG_CHARS)
+        check_distinct("flag.tags", self.tags)
+        check_text("flag.owner", self.owner, at_most=MAX_OWNER_CHARS)
+
+    def _check_segment_targets(self) -> None:
+        check_count("flag.segment_targets", self.segment_targets, at_most=MAX_SEGMENT_TARGETS)
+        for position, target in enumerate(self.segment_targets):
+            check_key(f"flag.segment_targets[{position}].segment_key", target.segment_key)
+        check_distinct("flag.segment_targets", [target.segment_key for target in self.segment_targets])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """A flag as it stands at a revision. Never holds its targets: there may be a million of them.
+
+    `flag_id` is its identity: a flag created again under a freed key is another flag. `revision` is the one that last
+    changed it; edits of targets do not count. Times are aware, in UTC.
+    """
+
+    flag_id: int
+    config: FlagConfig
+    create_time: datetime
+    update_time: datetime
+    revision: int
+
+    @property
+    def key(self) -> str:
+        """The flag's key."""
+        return self.config.key
+
+    @property
+    def etag(self) -> str:
+        """Opaque name of this state of this flag.
+
+        Identity and revision make it unique: a revision is never issued twice.
+        """
+        return etag("flag", self.flag_id, self.revision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One individually targeted user of a flag."""
+
+    user_id: str
+    variant: str
+
+
+def etag(kind: str, identity: int, revision: int) -> str:
+    """Name one state of one resource, opaquely: 16 characters that clients cannot be tempted to parse."""
+    digest = hashlib.sha256(f"{kind}:{identity}:{revision}".encode()).digest()
+    return urlsafe_b64encode(digest[:12]).decode()
+
+
+def flag_document(flag: Flag) -> dict[str, Any]:
+    """Return the flag as JSON values, for the audit log and for stored answers; `flag_from_document` is the inverse."""
+    return {
+        **asdict(flag.config),
+        "flag_id": flag.flag_id,
+        "create_time": flag.create_time.isoformat(),
+        "update_time": flag.update_time.isoformat(),
+        "revision": flag.revision,
+    }
+
+
+def flag_from_document(document: Mapping[str, Any]) -> Flag:
+    """Rebuild the flag of a document made by `flag_document`."""
+    fields = dict(document)
+    fields["segment_targets"] = tuple(SegmentTarget(**target) for target in fields["segment_targets"])
+    fields["tags"] = tuple(fields["tags"])
+    return Flag(
+        flag_id=fields.pop("flag_id"),
+        create_time=datetime.fromisoformat(fields.pop("create_time")),
+        update_time=datetime.fromisoformat(fields.pop("update_time")),
+        revision=fields.pop("revision"),
+        config=FlagConfig(**fields),
+    )

@@ -1,0 +1,74 @@
+"""The contract's limits, and the checks that enforce them.
+
+Every check raises `InvalidArgument` naming `field`, a proto field path such as "flag.key", and what would be right.
+"""
+
+import re
+from collections.abc import Collection
+
+from gatekeeper_grpc.domain.errors import InvalidArgument
+
+MAX_USER_ID_BYTES = 256
+MAX_DESCRIPTION_CHARS = 1_024
+MAX_CHANGE_REASON_CHARS = 1_024
+MAX_OWNER_CHARS = 256
+MAX_TAGS = 32
+MAX_TAG_CHARS = 64
+MAX_SEGMENT_TARGETS = 64
+MAX_FLAG_KEYS = 1_000
+MAX_TARGETS_PER_CALL = 1_000
+MAX_IDS_PER_STREAM_MESSAGE = 10_000
+MAX_CONTEXTS_PER_MESSAGE = 5_000
+MAX_ATTRIBUTES_BYTES = 16 * 1024
+MAX_ATTRIBUTES_DEPTH = 5
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1_000
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_key(field: str, key: str) -> None:
+    """Check the key of a flag or segment."""
+    if not _KEY.fullmatch(key):
+        raise InvalidArgument.of(
+            field, "must be 1 to 128 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+        )
+
+
+def check_user_id(field: str, user_id: str) -> None:
+    """Check a user id: 1 to 256 bytes of UTF-8, no NUL (PostgreSQL cannot store one)."""
+    # A character is at most 4 bytes: most ids are accepted without being encoded.
+    fits = 0 < len(user_id) <= MAX_USER_ID_BYTES // 4 or 0 < len(user_id.encode()) <= MAX_USER_ID_BYTES
+    if not fits or "\0" in user_id:
+        raise InvalidArgument.of(field, f"must be 1 to {MAX_USER_ID_BYTES} bytes of UTF-8 without NUL")
+
+
+def check_user_ids(field: str, user_ids: Collection[str], *, at_most: int) -> None:
+    """Check a list of user ids: 1 to `at_most`, each well-formed, none twice."""
+    check_count(field, user_ids, at_least=1, at_most=at_most)
+    for position, user_id in enumerate(user_ids):
+        check_user_id(f"{field}[{position}]", user_id)
+    check_distinct(field, user_ids)
+
+
+def check_text(field: str, text: str, *, at_most: int, at_least: int = 0) -> None:
+    """Check free text: a number of characters, no NUL."""
+    if not at_least <= len(text) <= at_most or "\0" in text:
+        raise InvalidArgument.of(field, f"must be {at_least} to {at_most} characters without NUL")
+
+
+def check_count(field: str, items: Collection[object], *, at_most: int, at_least: int = 0) -> None:
+    """Check how many items a list has."""
+    if not at_least <= len(items) <= at_most:
+        raise InvalidArgument.of(field, f"must have {at_least} to {at_most} entries, not {len(items)}")
+
+
+def check_distinct(field: str, items: Collection[str]) -> None:
+    """Check that no item stands in a list twice."""
+    if len(set(items)) == len(items):
+        return
+    seen: set[str] = set()
+    for position, item in enumerate(items):
+        if item in seen:
+            raise InvalidArgument.of(f"{field}[{position}]", "repeats an earlier entry; each may stand there once")
+        seen.add(item)

@@ -1,0 +1,143 @@
+"""All flags at one revision, ready to be evaluated. Immutable: a change makes another snapshot."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar
+
+from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
+from gatekeeper_grpc.domain.evaluator import FlagPlan, SegmentTest, compile_flag, evaluate
+from gatekeeper_grpc.domain.flag import Flag
+from gatekeeper_grpc.domain.segment import Segment
+from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
+
+# A lost revision moves the head to the next multiple of this. Revisions of different epochs have no history in common.
+REVISIONS_PER_EPOCH = 1_000_000_000
+
+_Resource = TypeVar("_Resource", Flag, Segment, FlagPlan)
+_NO_TARGETS: Mapping[int, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotDelta:
+    """What changed up to `revision`: flags and segments by key (None: gone), entries of the user indexes."""
+
+    revision: int
+    flags: Mapping[str, Flag | None] = field(default_factory=dict)
+    segments: Mapping[str, Segment | None] = field(default_factory=dict)
+    targets: Sequence[UserEntry] = ()
+    members: Sequence[UserEntry] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The flags of one request, in the order asked for (by key when all were), and the keys that no flag has."""
+
+    plans: Sequence[FlagPlan]
+    unknown_flag_keys: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All flags and segments at `revision`, by key and in key order, with the users they name.
+
+    `targets` holds, for each flag id, an index in `VARIANTS` per user; `members` the users of each segment id. `plans`
+    follows from the rest; make snapshots with `build` and `after`, which keep it so.
+    """
+
+    revision: int
+    flags: Mapping[str, Flag]
+    segments: Mapping[str, Segment]
+    targets: UserIndex
+    members: UserIndex
+    plans: Mapping[str, FlagPlan]
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        revision: int,
+        flags: Iterable[Flag] = (),
+        segments: Iterable[Segment] = (),
+        targets: UserIndex | None = None,
+        members: UserIndex | None = None,
+    ) -> "Snapshot":
+        """Build a snapshot from everything."""
+        targets = targets or UserIndex()
+        by_key = {flag.key: flag for flag in sorted(flags, key=lambda flag: flag.key)}
+        return cls(
+            revision=revision,
+            flags=by_key,
+            segments={segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)},
+            targets=targets,
+            members=members or UserIndex(),
+            plans={key: _compile(flag, targets) for key, flag in by_key.items()},
+        )
+
+    def after(self, delta: SnapshotDelta) -> "Snapshot":
+        """Return the snapshot after a delta, in time proportional to the delta (and a few dict copies)."""
+        flags = _patched(self.flags, delta.flags)
+        targets = self.targets.with_entries(delta.targets)
+        retargeted = {entry.owner_id for entry in delta.targets}
+        touched = (
+            {*delta.flags, *(key for key, flag in flags.items() if flag.flag_id in retargeted)}
+            if retargeted
+            else delta.flags
+        )
+        return Snapshot(
+            revision=delta.revision,
+            flags=flags,
+            segments=_patched(self.segments, delta.segments),
+            targets=targets,
+            members=self.members.with_entries(delta.members),
+            plans=_patched(
+                self.plans, {key: _compile(flags[key], targets) if key in flags else None for key in touched}
+            ),
+        )
+
+    def select(self, flag_keys: Sequence[str]) -> Selection:
+        """Find the flags a request names; no keys: all flags."""
+        if not flag_keys:
+            return Selection(plans=tuple(self.plans.values()), unknown_flag_keys=())
+        return Selection(
+            plans=tuple(self.plans[key] for key in flag_keys if key in self.plans),
+            unknown_flag_keys=tuple(key for key in flag_keys if key not in self.plans),
+        )
+
+    def evaluate(self, plans: Iterable[FlagPlan], context: EvaluationContext) -> list[EvaluationDetail]:
+        """Evaluate flags of this snapshot for one user, in order."""
+        targeted = _NO_TARGETS if context.user_id is None else self.targets.find(context.user_id)
+        in_segment = self._segment_test(context)
+        return [evaluate(plan, context, targeted, in_segment) for plan in plans]
+
+    def _segment_test(self, context: EvaluationContext) -> SegmentTest:
+        """Return a function that tells whether the user is in a segment, and asks each segment at most once."""
+        known: dict[str, bool] = {}
+
+        def in_segment(key: str) -> bool:
+            if key not in known:
+                known[key] = self._is_in(self.segments[key], context)
+            return known[key]
+
+        return in_segment
+
+    def _is_in(self, segment: Segment, context: EvaluationContext) -> bool:
+        is_member = context.user_id is not None and segment.segment_id in self.members.find(context.user_id)
+        return is_member or segment.conditions_match(context.attributes)
+
+
+def _compile(flag: Flag, targets: UserIndex) -> FlagPlan:
+    return compile_flag(flag, has_targets=targets.count(flag.flag_id) > 0)
+
+
+def _patched(resources: Mapping[str, _Resource], changes: Mapping[str, _Resource | None]) -> Mapping[str, _Resource]:
+    """Return a copy with the changes in it, still in key order; the same mapping when nothing changes."""
+    if not changes:
+        return resources
+    patched = dict(resources)
+    for key, resource in changes.items():
+        if resource is None:
+            patched.pop(key, None)
+        else:
+            patched[key] = resource
+    return patched if patched.keys() <= resources.keys() else dict(sorted(patched.items()))

@@ -1,0 +1,1 @@
+"""AdminService, one module per topic."""

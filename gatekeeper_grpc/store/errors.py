@@ -1,0 +1,56 @@
+"""The border between psycopg and the domain: every database failure becomes a domain error here, and nowhere else."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import psycopg
+import psycopg_pool
+from psycopg import errors as pg
+
+from gatekeeper_grpc.domain.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    GatekeeperError,
+    InvalidArgument,
+    Unavailable,
+)
+
+# What a violated constraint means, by its name in migrations/. Operations know more than a constraint does (which key,
+# which field), so they check first and this is the net below them.
+_CONSTRAINTS: Mapping[str, GatekeeperError] = MappingProxyType(
+    {
+        "idx_flags_key": AlreadyExists("a flag with this key exists already"),
+        "segments_key_key": AlreadyExists("a segment with this key exists already"),
+        "admin_user_username_key": AlreadyExists("an admin user with this name exists already"),
+        "flag_segments_segment_fkey": FailedPrecondition("a flag uses this segment", reason="SEGMENT_IN_USE"),
+    }
+)
+
+# The database is away, closing, or too slow to wait for: the same call may succeed later.
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg_pool.PoolClosed,
+    psycopg_pool.PoolTimeout,
+    psycopg_pool.TooManyRequests,
+    pg.ReadOnlySqlTransaction,
+    pg.AdminShutdown,
+)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what psycopg raises inside into domain errors; what no rule knows passes as it is, and is a bug."""
+    try:
+        yield
+    except pg.IntegrityError as exc:
+        known = _CONSTRAINTS.get(exc.diag.constraint_name or "")
+        if known is None:
+            raise
+        raise type(known)(str(known), reason=known.reason) from exc
+    except (pg.UntranslatableCharacter, pg.CharacterNotInRepertoire) as exc:
+        raise InvalidArgument("text holds a character that PostgreSQL cannot store") from exc
+    except _AWAY as exc:
+        # Never the driver's text: it may hold host names, and users' data.
+        raise Unavailable("the database is not reachable", retry_after_s=1.0) from exc

@@ -1,0 +1,247 @@
+"""Flags in PostgreSQL: created, read, listed, changed, deleted."""
+
+from dataclasses import replace
+from datetime import datetime
+
+from psycopg.rows import kwargs_row
+
+from gatekeeper_grpc.domain.commands import FlagFilter, FlagUpdate
+from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, NotFound
+from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document, flag_from_document
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.store.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+
+FLAG_CODEC = Codec(to_document=flag_document, from_document=flag_from_document)
+NOTHING = Codec[None](to_document=lambda _: None, from_document=lambda _: None)
+
+# A flag with its segment targets as two aligned arrays; every query for flags begins so.
+SELECT_FLAGS = """
+    SELECT f.flag_id, f.key, f.description, f.enabled, f.default_variant, f.rollout_percentage, f.tags, f.owner,
+           f.create_time, f.update_time, f.revision, t.segment_keys, t.segment_variants
+    FROM feature_flags f
+    CROSS JOIN LATERAL (
+        SELECT array_agg(s.key ORDER BY fs.position) AS segment_keys, array_agg(fs.variant ORDER BY fs.position) AS
+        segment_variants FROM flag_segments fs JOIN segments s USING (segment_id) WHERE fs.flag_id = f.flag_id
+    ) t
+"""
+
+
+def flag_from_row(
+    *,
+    flag_id: int,
+    key: str,
+    description: str,
+    enabled: bool,
+    default_variant: str,
+    rollout_percentage: int,
+    tags: list[str],
+    owner: str,
+    create_time: datetime,
+    update_time: datetime,
+    revision: int,
+    segment_keys: list[str] | None,
+    segment_variants: list[str] | None,
+) -> Flag:
+    """Build the flag of a row of `SELECT_FLAGS`."""
+    targets = zip(segment_keys or (), segment_variants or (), strict=True)
+    return Flag(
+        flag_id=flag_id,
+        create_time=create_time,
+        update_time=update_time,
+        revision=revision,
+        config=FlagConfig(
+            key=key,
+            description=description,
+            enabled=enabled,
+            default_variant=default_variant,
+            rollout_percentage=rollout_percentage,
+            segment_targets=tuple(SegmentTarget(segment_key=key, variant=variant) for key, variant in targets),
+            tags=tuple(tags),
+            owner=owner,
+        ),
+    )
+
+
+class FlagStore:
+    """Flags, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+
+    def __init__(self, database: Database, ledger: Ledger) -> None:
+        self._database = database
+        self._ledger = ledger
+
+    def create(self, config: FlagConfig, intent: Intent) -> Written[Flag]:
+        """Create a flag; `AlreadyExists` when the key is taken, `NotFound` when a segment target names no segment."""
+
+        def act(conn: Connection, head: Head) -> Effect[Flag]:
+            flag = _insert(conn, head, config)
+            return Effect(
+                result=flag,
+                preview=replace(flag, revision=0),
+                change=_change(ChangeType.CREATED, before=None, after=flag),
+            )
+
+        return self._ledger.mutate(intent, act, codec=FLAG_CODEC)
+
+    def get(self, key: str) -> Read[Flag]:
+        """Read a flag; `NotFound` when there is none."""
+        with self._database.read() as conn:
+            return Read(result=find_flag(conn, key), revision=current_revision(conn))
+
+    def list(self, wanted: FlagFilter) -> Read[list[Flag]]:
+        """Read a page of flags in key order."""
+        with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
+            flags = cursor.execute(LIST_FLAGS, _list_parameters(wanted)).fetchall()
+            return Read(result=flags, revision=current_revision(conn))
+
+    def update(self, update: FlagUpdate, intent: Intent) -> Written[Flag]:
+        """Change fields of a flag; `NotFound`, or `Changed` when the flag has another etag than the update names."""
+
+        def act(conn: Connection, head: Head) -> Effect[Flag]:
+            before = checked_flag(conn, update.key, update.etag)
+            after = _replace(conn, head, before, replace(before.config, **update.changes))
+            return Effect(
+                result=after,
+                preview=replace(after, revision=before.revision, update_time=before.update_time),
+                change=_change(ChangeType.UPDATED, before=before, after=after),
+            )
+
+        return self._ledger.mutate(intent, act, codec=FLAG_CODEC)
+
+    def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
+        """Delete a flag and its targets.
+
+        `NotFound`, or `Changed` when the flag has another etag. Empty etag: any state.
+        """
+
+        def act(conn: Connection, _head: Head) -> Effect[None]:
+            before = checked_flag(conn, key, etag)
+            conn.execute("DELETE FROM feature_flags WHERE flag_id = %(flag_id)s", {"flag_id": before.flag_id})
+            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+
+        return self._ledger.mutate(intent, act, codec=NOTHING)
+
+
+FIND_FLAG = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = %(key)s"
+
+
+def find_flag(conn: Connection, key: str) -> Flag:
+    """Read a flag within a transaction; `NotFound` when there is none."""
+    with conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
+        flag = cursor.execute(FIND_FLAG, {"key": key}).fetchone()
+    if flag is None:
+        raise NotFound.flag(key)
+    return flag
+
+
+def checked_flag(conn: Connection, key: str, etag: str) -> Flag:
+    """Read a flag that is about to change; `NotFound`, or `Changed` when `etag` is given and is not the flag's."""
+    flag = find_flag(conn, key)
+    if etag and etag != flag.etag:
+        raise Changed.since_read(f"flag {key!r}", current_etag=flag.etag)
+    return flag
+
+
+# Filters that are not given are NULL; the planner folds them away.
+LIST_FLAGS = (
+    SELECT_FLAGS
+    + """
+    WHERE f.environment = '' AND f.key > %(after)s
+      AND (%(key_prefix)s::text IS NULL OR starts_with(f.key, %(key_prefix)s) AND f.key >= %(key_prefix)s)
+      AND (%(tags)s::text[] IS NULL OR f.tags @> %(tags)s)
+      AND (%(owner)s::text IS NULL OR f.owner = %(owner)s)
+      AND (%(enabled)s::boolean IS NULL OR f.enabled = %(enabled)s)
+    ORDER BY f.key LIMIT %(limit)s
+"""
+)
+
+
+def _list_parameters(wanted: FlagFilter) -> dict[str, object]:
+    return {
+        "after": wanted.after,
+        "key_prefix": wanted.key_prefix or None,
+        "tags": list(wanted.tags) or None,
+        "owner": wanted.owner or None,
+        "enabled": wanted.enabled,
+        "limit": wanted.limit,
+    }
+
+
+_INSERT = """
+    INSERT INTO feature_flags (key, description, enabled, default_variant, rollout_percentage, tags, owner,
+                               create_time, update_time, revision)
+    VALUES (%(key)s, %(description)s, %(enabled)s, %(default_variant)s, %(rollout_percentage)s, %(tags)s, %(owner)s,
+            %(update_time)s, %(update_time)s, %(revision)s)
+    ON CONFLICT ON CONSTRAINT idx_flags_key DO NOTHING
+    RETURNING flag_id
+"""
+
+
+def _insert(conn: Connection, head: Head, config: FlagConfig) -> Flag:
+    row = conn.execute(_INSERT, _columns(config, head)).fetchone()
+    if row is None:
+        raise AlreadyExists(f"flag {config.key!r} exists already", metadata={"flag_key": config.key})
+    _aim(conn, row[0], config.segment_targets)
+    return Flag(
+        flag_id=row[0],
+        config=config,
+        create_time=head.create_time,
+        update_time=head.create_time,
+        revision=head.revision,
+    )
+
+
+_UPDATE = """
+    UPDATE feature_flags
+    SET description = %(description)s, enabled = %(enabled)s, default_variant = %(default_variant)s,
+        rollout_percentage = %(rollout_percentage)s, tags = %(tags)s, owner = %(owner)s,
+        update_time = %(update_time)s, revision = %(revision)s
+    WHERE flag_id = %(flag_id)s
+"""
+
+
+def _replace(conn: Connection, head: Head, before: Flag, config: FlagConfig) -> Flag:
+    conn.execute(_UPDATE, {**_columns(config, head), "flag_id": before.flag_id})
+    if config.segment_targets != before.config.segment_targets:
+        conn.execute("DELETE FROM flag_segments WHERE flag_id = %(flag_id)s", {"flag_id": before.flag_id})
+        _aim(conn, before.flag_id, config.segment_targets)
+    return replace(before, config=config, update_time=head.create_time, revision=head.revision)
+
+
+def _columns(config: FlagConfig, head: Head) -> dict[str, object]:
+    return {
+        "key": config.key,
+        "description": config.description,
+        "enabled": config.enabled,
+        "default_variant": config.default_variant,
+        "rollout_percentage": config.rollout_percentage,
+        "tags": list(config.tags),
+        "owner": config.owner,
+        "update_time": head.create_time,
+        "revision": head.revision,
+    }
+
+
+_AIM = """
+    INSERT INTO flag_segments (flag_id, position, segment_id, variant)
+    SELECT %(flag_id)s, %(position)s, segment_id, %(variant)s FROM segments
+    WHERE environment = '' AND key = %(segment_key)s
+"""
+
+
+def _aim(conn: Connection, flag_id: int, targets: tuple[SegmentTarget, ...]) -> None:
+    for position, target in enumerate(targets):
+        row = {"flag_id": flag_id, "position": position, "variant": target.variant, "segment_key": target.segment_key}
+        if conn.execute(_AIM, row).rowcount == 0:
+            raise NotFound.segment(target.segment_key)
+
+
+def _change(change: ChangeType, *, before: Flag | None, after: Flag | None) -> Change:
+    flag = after or before
+    assert flag is not None  # noqa: S101 - a change has at least one side
+    return Change(
+        resource=ResourceType.FLAG,
+        key=flag.key,
+        change=change,
+        document={"before": before and flag_document(before), "after": after and flag_document(after)},
+    )

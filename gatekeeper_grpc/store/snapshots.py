@@ -1,0 +1,156 @@
+"""Loads snapshots from PostgreSQL: whole, or what changed since one, each from a single state of the database."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import LiteralString
+from uuid import UUID
+
+from psycopg.rows import class_row, kwargs_row
+
+from gatekeeper_grpc.domain.flag import VARIANTS, Flag
+from gatekeeper_grpc.domain.mutation import ResourceType
+from gatekeeper_grpc.domain.segment import Segment
+from gatekeeper_grpc.domain.snapshot import REVISIONS_PER_EPOCH, Snapshot, SnapshotDelta
+from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
+from gatekeeper_grpc.store.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
+from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
+
+# Beyond this many revisions a whole load is the shorter way.
+_MAX_DELTA_REVISIONS = 10_000
+_STREAM_ROWS = 10_000
+_TAG_OF_VARIANT = {variant: tag for tag, variant in enumerate(VARIANTS)}
+
+
+class SnapshotStore:
+    """Where the cache gets its snapshots from."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def load(self) -> Snapshot:
+        """Load everything."""
+        with self._database.read() as conn:
+            return Snapshot.build(
+                revision=current_revision(conn),
+                flags=_flags(conn, SELECT_FLAGS),
+                segments=_segments(conn, SELECT_SEGMENTS),
+                targets=UserIndex.build(_stream(conn, _ALL_TARGETS)),
+                members=UserIndex.build(_stream(conn, _ALL_MEMBERS)),
+            )
+
+    def load_since(self, base: Snapshot) -> Snapshot:
+        """Load what changed since `base`, in time proportional to the change.
+
+        Everything when the change log does not say.
+        """
+        with self._database.read() as conn:
+            head = current_revision(conn)
+            changes = _changes_since(conn, base.revision, head)
+            if changes is not None:
+                return base.after(_delta(conn, head, changes))
+        return self.load()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LoggedChange:
+    resource_type: str
+    key: str
+    subjects: Sequence[UUID]
+
+
+CHANGES_SINCE = """
+    SELECT resource_type, key, subjects FROM change_log
+    WHERE revision > %(revision)s ORDER BY revision LIMIT %(limit)s
+"""
+
+
+def _changes_since(conn: Connection, revision: int, head: int) -> list[_LoggedChange] | None:
+    """Read the change log.
+
+    None when it cannot lead from `revision` to `head`: pruned, of another epoch, or too long.
+    """
+    expected = head - revision
+    if revision // REVISIONS_PER_EPOCH != head // REVISIONS_PER_EPOCH or not 0 <= expected <= _MAX_DELTA_REVISIONS:
+        return None
+    with conn.cursor(row_factory=class_row(_LoggedChange)) as cursor:
+        changes = cursor.execute(CHANGES_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()
+    # Every revision leaves exactly one row: fewer rows than revisions means that some are pruned.
+    return changes if len(changes) == expected else None
+
+
+def _delta(conn: Connection, head: int, changes: Iterable[_LoggedChange]) -> SnapshotDelta:
+    keys: defaultdict[str, set[str]] = defaultdict(set)
+    pairs: defaultdict[str, set[tuple[str, UUID]]] = defaultdict(set)
+    for change in changes:
+        keys[change.resource_type].add(change.key)
+        pairs[change.resource_type].update((change.key, subject) for subject in change.subjects)
+    flags = _flags(conn, _FLAGS_OF_KEYS, keys[ResourceType.FLAG])
+    segments = _segments(conn, _SEGMENTS_OF_KEYS, keys[ResourceType.SEGMENT])
+    return SnapshotDelta(
+        revision=head,
+        flags=dict.fromkeys(keys[ResourceType.FLAG]) | {flag.key: flag for flag in flags},
+        segments=dict.fromkeys(keys[ResourceType.SEGMENT]) | {segment.key: segment for segment in segments},
+        targets=_entries(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS]),
+        members=_entries(conn, MEMBERS_OF_PAIRS, pairs[ResourceType.MEMBERS]),
+    )
+
+
+_FLAGS_OF_KEYS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = ANY(%(keys)s)"
+
+
+def _flags(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> list[Flag]:
+    with conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
+        return cursor.execute(query, {"keys": list(keys)}).fetchall()
+
+
+_SEGMENTS_OF_KEYS: LiteralString = SELECT_SEGMENTS + "WHERE environment = '' AND key = ANY(%(keys)s)"
+
+
+def _segments(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> list[Segment]:
+    with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
+        return cursor.execute(query, {"keys": list(keys)}).fetchall()
+
+
+_ALL_TARGETS = """
+    SELECT s.user_id, t.flag_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)
+"""
+
+_ALL_MEMBERS = """
+    SELECT s.user_id, m.segment_id, 'off' FROM segment_members m JOIN subjects s USING (subject_id)
+"""
+
+
+def _stream(conn: Connection, query: LiteralString) -> Iterator[UserEntry]:
+    """Read user entries as they come: a million of them are never in memory as rows."""
+    with conn.cursor(name="entries") as cursor:
+        cursor.itersize = _STREAM_ROWS
+        for user_id, owner_id, variant in cursor.execute(query):
+            yield UserEntry(user_id, owner_id, _TAG_OF_VARIANT[variant])
+
+
+TARGETS_OF_PAIRS = """
+    SELECT s.user_id, f.flag_id, t.variant
+    FROM unnest(%(keys)s::text[], %(subjects)s::uuid[]) AS pair (key, subject_id)
+    JOIN feature_flags f ON f.environment = '' AND f.key = pair.key
+    JOIN subjects s ON s.subject_id = pair.subject_id
+    LEFT JOIN targeted_users t ON t.flag_id = f.flag_id AND t.subject_id = pair.subject_id
+"""
+
+MEMBERS_OF_PAIRS = """
+    SELECT s.user_id, g.segment_id, CASE WHEN m.subject_id IS NOT NULL THEN 'off' END
+    FROM unnest(%(keys)s::text[], %(subjects)s::uuid[]) AS pair (key, subject_id)
+    JOIN segments g ON g.environment = '' AND g.key = pair.key
+    JOIN subjects s ON s.subject_id = pair.subject_id
+    LEFT JOIN segment_members m ON m.segment_id = g.segment_id AND m.subject_id = pair.subject_id
+"""
+
+
+def _entries(conn: Connection, query: LiteralString, pairs: set[tuple[str, UUID]]) -> list[UserEntry]:
+    """Read how users stand with flags (or segments) now; a NULL variant: they have no entry any more."""
+    if not pairs:
+        return []
+    keys, subjects = zip(*pairs, strict=True)
+    rows = conn.execute(query, {"keys": list(keys), "subjects": list(subjects)})
+    return [UserEntry(user_id, owner_id, _TAG_OF_VARIANT.get(variant)) for user_id, owner_id, variant in rows]

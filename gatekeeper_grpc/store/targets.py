@@ -1,0 +1,108 @@
+"""Individual targets of flags in PostgreSQL. They may be a million: edits are recorded as deltas, by subject id."""
+
+from dataclasses import asdict
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from gatekeeper_grpc.domain.commands import TargetEdit, TargetEditResult
+from gatekeeper_grpc.domain.flag import Flag, Target
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.store.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.flags import checked_flag, find_flag
+from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+
+_RESULT = Codec(to_document=asdict, from_document=lambda document: TargetEditResult(**document))
+
+
+class TargetStore:
+    """The individually targeted users of flags."""
+
+    def __init__(self, database: Database, ledger: Ledger) -> None:
+        self._database = database
+        self._ledger = ledger
+
+    def edit(self, edit: TargetEdit, intent: Intent) -> Written[TargetEditResult]:
+        """Target users or stop targeting them, all or none; `NotFound`, or `Changed` when the flag has another etag."""
+
+        def act(conn: Connection, _head: Head) -> Effect[TargetEditResult]:
+            flag = checked_flag(conn, edit.flag_key, edit.etag)
+            done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
+            return _effect(edit, done)
+
+        return self._ledger.mutate(intent, act, codec=_RESULT)
+
+    def list(self, flag_key: str, *, after: str, limit: int) -> Read[list[Target]]:
+        """Read a page of a flag's targets in user-id order, from the one after `after` on.
+
+        `NotFound` when there is no flag.
+        """
+        with self._database.read() as conn, conn.cursor(row_factory=class_row(Target)) as cursor:
+            flag = find_flag(conn, flag_key)
+            wanted = {"flag_id": flag.flag_id, "after": after, "limit": limit}
+            targets = cursor.execute(LIST_TARGETS, wanted).fetchall()
+            return Read(result=targets, revision=current_revision(conn))
+
+
+LIST_TARGETS = """
+    SELECT s.user_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)
+    WHERE t.flag_id = %(flag_id)s AND s.user_id > %(after)s
+    ORDER BY s.user_id LIMIT %(limit)s
+"""
+
+
+# What an edit really changed: subjects by what happened to them.
+_Done = dict[str, list[UUID]]
+
+
+def _effect(edit: TargetEdit, done: _Done) -> Effect[TargetEditResult]:
+    result = TargetEditResult(**{f"{what}_count": len(subjects) for what, subjects in done.items()})
+    change = Change(
+        resource=ResourceType.TARGETS,
+        key=edit.flag_key,
+        change=ChangeType.UPDATED,
+        document={"variant": edit.variant, **{what: [str(subject) for subject in ids] for what, ids in done.items()}},
+        subjects=tuple(subject for subjects in done.values() for subject in subjects),
+    )
+    return Effect(result=result, preview=result, change=change)
+
+
+_MEET = """
+    INSERT INTO subjects (user_id) SELECT unnest(%(user_ids)s::text[]) ON CONFLICT ON CONSTRAINT subjects_user_id_key DO
+    NOTHING
+"""
+
+_FIND = """
+    SELECT s.subject_id, t.variant
+    FROM subjects s LEFT JOIN targeted_users t ON t.flag_id = %(flag_id)s AND t.subject_id = s.subject_id
+    WHERE s.user_id = ANY(%(user_ids)s)
+    ORDER BY s.subject_id
+"""
+
+_SET = """
+    INSERT INTO targeted_users (flag_id, subject_id, variant)
+    SELECT %(flag_id)s, unnest(%(subjects)s::uuid[]), %(variant)s
+    ON CONFLICT ON CONSTRAINT idx_targeted_users_lookup DO UPDATE SET variant = excluded.variant
+"""
+
+
+def _add(conn: Connection, flag: Flag, edit: TargetEdit, variant: str) -> _Done:
+    user_ids = list(edit.user_ids)
+    conn.execute(_MEET, {"user_ids": user_ids})
+    before = conn.execute(_FIND, {"flag_id": flag.flag_id, "user_ids": user_ids}).fetchall()
+    added = [subject for subject, old in before if old is None]
+    moved = [subject for subject, old in before if old not in (None, variant)]
+    conn.execute(_SET, {"flag_id": flag.flag_id, "subjects": added + moved, "variant": variant})
+    return {"added": added, "moved": moved}
+
+
+_REMOVE = """
+    DELETE FROM targeted_users t USING subjects s
+    WHERE t.flag_id = %(flag_id)s AND t.subject_id = s.subject_id AND s.user_id = ANY(%(user_ids)s)
+    RETURNING t.subject_id
+"""
+
+
+def _remove(conn: Connection, flag: Flag, edit: TargetEdit) -> _Done:
+    removed = conn.execute(_REMOVE, {"flag_id": flag.flag_id, "user_ids": list(edit.user_ids)}).fetchall()
+    return {"removed": sorted(subject for (subject,) in removed)}

@@ -1,0 +1,85 @@
+"""Page sizes and page tokens. A token is opaque, cannot be altered, and belongs to the filters it was made for."""
+
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.limits import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+
+_Item = TypeVar("_Item")
+_MAC_BYTES = 16
+_PURPOSE = b"gatekeeper page token v1"
+
+
+class ListRequest(Protocol):
+    """What every List request message has, beside its filters."""
+
+    page_size: int
+    page_token: str
+
+
+class PageTokens:
+    """Makes and reads page tokens.
+
+    Args:
+        secrets: Keys of the installation, newest first; every instance has the same, so that any of them can serve the
+            next page. Tokens are made under a key derived from the newest for this purpose alone, and read under any of
+            them.
+    """
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._keys = [hmac.digest(secret, _PURPOSE, "sha256") for secret in secrets]
+
+    def cursor(self, request: ListRequest) -> str:
+        """Return where a request continues: the key of the last item its caller has, empty for the first page."""
+        if not request.page_token:
+            return ""
+        mac, cursor = _taken_apart(request.page_token)
+        if not any(hmac.compare_digest(mac, _mac(key, request, cursor)) for key in self._keys):
+            raise InvalidArgument.of("page_token", "must be the next_page_token of a page with the same filters")
+        return cursor
+
+    def page(
+        self, request: ListRequest, items: Sequence[_Item], key: Callable[[_Item], str]
+    ) -> tuple[Sequence[_Item], str]:
+        """Cut what was read with `read_limit` into the page and the token of the next one, empty when there is none."""
+        size = page_size(request)
+        if len(items) <= size:
+            return items, ""
+        cursor = key(items[size - 1])
+        return items[:size], urlsafe_b64encode(_mac(self._keys[0], request, cursor) + cursor.encode()).decode()
+
+
+def page_size(request: ListRequest) -> int:
+    """Return how many items a page has: 1 to 1,000, 100 when the request does not say."""
+    if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+        raise InvalidArgument.of("page_size", f"must be 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
+    return request.page_size or DEFAULT_PAGE_SIZE
+
+
+def read_limit(request: ListRequest) -> int:
+    """Return how many items to read: one more than the page has tells whether there is a next one."""
+    return page_size(request) + 1
+
+
+def _taken_apart(token: str) -> tuple[bytes, str]:
+    try:
+        raw = urlsafe_b64decode(token)
+        return raw[:_MAC_BYTES], raw[_MAC_BYTES:].decode()
+    except ValueError:
+        return b"", ""
+
+
+def _mac(key: bytes, request: ListRequest, cursor: str) -> bytes:
+    """Authenticate a cursor together with what it continues: the request, less its paging fields."""
+    filters = type(request)()
+    assert isinstance(filters, Message) and isinstance(request, Message)  # noqa: PT018, S101 - narrows the Protocol
+    filters.CopyFrom(request)
+    filters.ClearField("page_size")
+    filters.ClearField("page_token")
+    scope = filters.DESCRIPTOR.full_name.encode() + b"\0" + filters.SerializeToString(deterministic=True) + b"\0"
+    return hmac.digest(key, scope + cursor.encode(), "sha256")[:_MAC_BYTES]
