@@ -45,7 +45,7 @@ CREATE TABLE segments (
     revision    bigint      NOT NULL,
     CONSTRAINT segments_pkey PRIMARY KEY (segment_id),
     CONSTRAINT segments_key_key UNIQUE (environment, key),
-    CONSTRAINT segments_match_known CHECK (match IN ('all', 'any'))
+    CONSTRAINT segments_match_known CHECK (match IN ('ALL', 'ANY'))
 );
 
 CREATE TABLE segment_members (

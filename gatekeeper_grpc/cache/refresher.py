@@ -1,21 +1,19 @@
 """The threads that keep the snapshot current: on request, on announcement, by poll, and whole on a timer."""
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import structlog
 
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
-from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.periodic import Periodic
 
 _log = structlog.get_logger(__name__)
 
 _WRITE_VISIBLE_TIMEOUT_S = 2.0
-_JOIN_TIMEOUT_S = 5.0
 _RECONNECT_S = 0.5
 
 
@@ -42,10 +40,10 @@ class Announcements(Protocol):
 class Refresher:
     """Keeps a `SnapshotCache` current with three threads, from `start` to `close`.
 
-    The refreshing thread loads what changed, whenever it is asked to and at least every `poll_interval_s`. The
-    listening thread asks it to when another instance announces a revision. The reloading thread loads everything every
-    `reload_interval_s`, in case the change log and the tables ever disagree; it never holds up the first one, and its
-    result is brought up to date before it is published.
+    One loads what changed, whenever it is asked to and at least every `poll_interval_s`. One listens, and asks the
+    first to when another instance announces a revision. One loads everything every `reload_interval_s`, in case change
+    log and tables ever disagree; it never holds up the first, and what it loaded is brought up to date before it is
+    published.
     """
 
     def __init__(
@@ -61,13 +59,10 @@ class Refresher:
         self._source = source
         self._announcements = announcements
         self._poll_interval_s = poll_interval_s
-        self._reload_interval_s = reload_interval_s
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._refresh_forever, name="gatekeeper-refresh", daemon=True),
-            threading.Thread(target=self._listen_forever, name="gatekeeper-listen", daemon=True),
-            threading.Thread(target=self._reload_forever, name="gatekeeper-reload", daemon=True),
-        ]
+        self._refreshing = Periodic("refresh", self._refresh, interval_s=poll_interval_s, wait=cache.wait_for_request)
+        self._listening = Periodic("listen", self._listen, interval_s=_RECONNECT_S)
+        self._reloading = Periodic("reload", self._reload, interval_s=reload_interval_s)
+        self._threads = (self._refreshing, self._listening, self._reloading)
 
     def start(self) -> None:
         """Start the threads; the first snapshot is there soon after, if the database is."""
@@ -76,70 +71,55 @@ class Refresher:
 
     def close(self) -> None:
         """Stop the threads and wait for them, bounded."""
-        self._stop.set()
+        for thread in self._threads:
+            thread.stop()
         self._cache.request_refresh()
         for thread in self._threads:
-            thread.join(_JOIN_TIMEOUT_S)
+            thread.close()
 
     def refresh_after_write(self, revision: int) -> None:
         """Wait until the cache shows a durable write.
 
-        A refresh that fails or takes over 2 s is logged; it never fails the write.
+        Taking over 2 s is logged and never fails the write: the refresh goes on being tried.
         """
         if not self._cache.wait_for_revision(revision, timeout_s=_WRITE_VISIBLE_TIMEOUT_S):
             _log.warning("write_not_visible_yet", revision=revision)
 
-    def _refresh_forever(self) -> None:
-        while not self._stop.is_set():
-            self._attempt("refresh", self._refresh)
-            self._cache.wait_for_request(self._poll_interval_s)
-
     def _refresh(self) -> None:
-        asked_at = time.monotonic()
         base = self._cache.peek()
-        snapshot = self._source.load_since(base) if base else self._source.load()
-        if not self._cache.publish(snapshot, confirmed_at=asked_at):
-            _log.error("revision_lost", revision=snapshot.revision, serving_revision=self._cache.current().revision)
-        elif base is None:
-            _log.info(
-                "snapshot_loaded", revision=snapshot.revision, flags=len(snapshot.flags), targets=len(snapshot.targets)
-            )
+        if base is None:
+            self._publish(self._source.load)
+            _log.info("snapshot_loaded", **_summary(self._cache.current()))
+        else:
+            self._publish(lambda: self._source.load_since(base))
 
-    def _listen_forever(self) -> None:
-        while not self._stop.is_set():
-            self._attempt("listen", self._listen)
-            self._stop.wait(_RECONNECT_S)
+    def _reload(self) -> None:
+        base = self._cache.peek()
+        if base is None:
+            return
+        snapshot = self._source.load()
+        # Writes went on meanwhile. What is published must not be older than what is served.
+        while not (self._publish(lambda: self._source.load_since(snapshot)) or self._reloading.is_stopping):
+            pass
+
+    def _publish(self, load: Callable[[], Snapshot]) -> bool:
+        """Load and publish; False when what was loaded is older than what is served."""
+        asked_at = time.monotonic()
+        return self._cache.publish(load(), confirmed_at=asked_at)
 
     def _listen(self) -> None:
         with self._announcements.listening() as wait:
             # What was announced before we listened, we have to look for.
             self._cache.request_refresh()
-            while not self._stop.is_set():
-                announced = wait(self._poll_interval_s)
-                serving = self._cache.peek()
-                # Our own writes are announced to us too, when they are served already.
-                if announced and (serving is None or max(announced) > serving.revision):
-                    self._cache.request_refresh()
+            while not self._listening.is_stopping:
+                self._heed(wait(self._poll_interval_s))
 
-    def _reload_forever(self) -> None:
-        while not self._stop.wait(self._reload_interval_s):
-            self._attempt("reload", self._reload)
+    def _heed(self, announced: Sequence[int]) -> None:
+        """Ask for a refresh, unless what was announced is served already, as our own writes are."""
+        serving = self._cache.peek()
+        if announced and (serving is None or max(announced) > serving.revision):
+            self._cache.request_refresh()
 
-    def _reload(self) -> None:
-        snapshot = self._source.load()
-        published = False
-        while not (published or self._stop.is_set()):
-            # Writes went on while everything was loaded; an old snapshot is never published.
-            asked_at = time.monotonic()
-            snapshot = self._source.load_since(snapshot)
-            published = self._cache.publish(snapshot, confirmed_at=asked_at)
 
-    def _attempt(self, task: str, act: Callable[[], None]) -> None:
-        """Run a task that will be tried again; a failure is logged and survived."""
-        try:
-            act()
-        except GatekeeperError as exc:
-            _log.warning("cache_task_failed", task=task, error=str(exc))
-        except Exception:  # noqa: BLE001
-            # These threads live as long as the process: whatever goes wrong, the next attempt may not.
-            _log.exception("cache_task_failed", task=task)
+def _summary(snapshot: Snapshot) -> dict[str, int]:
+    return {"revision": snapshot.revision, "flags": len(snapshot.flags), "targets": len(snapshot.targets)}

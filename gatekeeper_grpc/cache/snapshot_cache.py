@@ -47,7 +47,14 @@ class SnapshotCache:
 
     def is_stale(self) -> bool:
         """Tell whether the current snapshot could not be confirmed as the newest for longer than the bound."""
-        return self._clock() - self._confirmed_at > self._stale_after_s
+        return self.unconfirmed_s() > self._stale_after_s
+
+    def unconfirmed_s(self) -> float:
+        """Return for how many seconds the database has not confirmed the current snapshot.
+
+        Infinity before the first.
+        """
+        return self._clock() - self._confirmed_at
 
     def at_least(self, revision: int) -> Snapshot:
         """Return a snapshot at `revision` or later; 0: the current one.
@@ -58,7 +65,7 @@ class SnapshotCache:
         snapshot = self.current()
         if snapshot.revision >= revision:
             return snapshot
-        if self._clock() - self._confirmed_at < _HEAD_IS_FRESH_S:
+        if self.unconfirmed_s() < _HEAD_IS_FRESH_S:
             raise _not_reached(revision, snapshot.revision)
         if not self._waiters.acquire(blocking=False):
             raise Unavailable("too many calls wait for a revision already", retry_after_s=_CATCH_UP_TIMEOUT_S)

@@ -1,7 +1,7 @@
 """Attributes of a user: JSON values, found by name or JSON Pointer and compared without coercion.
 
-A number is an IEEE 754 double, as in google.protobuf.Struct. PostgreSQL's jsonb gives a large double back as an integer,
-so integers are accepted everywhere and read as the nearest double.
+A number is an IEEE 754 double, as in google.protobuf.Struct. PostgreSQL's jsonb returns a large double as an integer:
+integers are accepted everywhere and read as the nearest double.
 """
 
 import json

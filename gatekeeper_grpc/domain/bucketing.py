@@ -6,7 +6,7 @@ A compatibility contract; vectors in tests/golden/bucketing.json.
 try:
     # CPython's own MD5 takes half the time of OpenSSL's (264 against 510 ns) and is there under FIPS rules too. It
     # places users in a draw; nothing is secured by it.
-    from _md5 import md5
+    from _md5 import md5  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports] - not in typeshed
 except ImportError:  # pragma: no cover - interpreters built without it
     from functools import partial
     from hashlib import md5 as openssl_md5

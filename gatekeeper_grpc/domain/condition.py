@@ -4,8 +4,7 @@ Types never coerce. An attribute that is missing, null or of another type than t
 `negate` of it does.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import eq, ge, gt, le, lt
@@ -50,9 +49,6 @@ class Operator(Enum):
     SEMVER_LESS_OR_EQUAL = "SEMVER_LESS_OR_EQUAL"
 
 
-# Their cost grows with their values (an IN of 1,000 costs what an IN of one does): hence the cap over all segments.
-SCANNING_OPERATORS = frozenset({Operator.CONTAINS, Operator.STARTS_WITH, Operator.ENDS_WITH})
-
 _Test: TypeAlias = Callable[[JsonValue], bool]
 _T = TypeVar("_T")
 
@@ -66,15 +62,15 @@ class Condition:
     Attributes:
         attribute: A top-level name, or a JSON Pointer (RFC 6901) when it starts with ``/``; 1 to 256 bytes, no NUL.
         operator: EXISTS takes no value; IN, CONTAINS, STARTS_WITH and ENDS_WITH take 1 to 1,000 and match when any of
-            them does; every other takes exactly one. CONTAINS looks for a substring in text and for an equal element in a
-            list; EQUALS and IN compare whole JSON values, lists and objects included.
-        values: None of them null, each at most 256 bytes (text in UTF-8, the rest as JSON) and 5 levels deep, and of the
-            one type that the operator asks for: text, a finite number, an RFC 3339 time with an offset, a SemVer version.
-            Kept as `canonical` copies.
+            them does; every other takes exactly one. CONTAINS looks for a substring in text, for an equal element in a
+            list. EQUALS and IN compare whole JSON values, lists and objects included.
+        values: None null, each at most 256 bytes (text in UTF-8, the rest as JSON) and 5 levels deep, and of the type
+            the operator asks for: text, a finite number, an RFC 3339 time with an offset, a SemVer version. Kept as
+            `canonical` copies.
         negate: Match exactly when the condition would otherwise not.
 
     Raises:
-        InvalidArgument: With the field relative to the condition, e.g. "values[2]"; see `violations_under`.
+        InvalidArgument: With the field relative to the condition, e.g. "values[2]"; see `segment.violations_under`.
 
     Source: contract, "Operators of a segment condition" and "Limits".
     """
@@ -105,7 +101,7 @@ class Condition:
         return self._name
 
     def matches(self, attributes: Mapping[str, JsonValue]) -> bool:
-        """Say whether a user with these attributes meets the condition; what is malformed does not match, nothing raises."""
+        """Say whether a user with these attributes meets the condition. Never raises: malformed values do not match."""
         value = attributes.get(self._name)
         for token in self._inner_tokens:
             value = member(value, token)
@@ -126,8 +122,8 @@ def condition_from_document(document: Mapping[str, JsonValue]) -> Condition:
     """Return the condition that `condition_document` wrote.
 
     Raises:
-        ValueError: The document has another shape or an unknown operator. Fields of a later release are not skipped: they
-            may change whom the condition matches.
+        ValueError: The document has another shape or an unknown operator. Fields of a later release are not skipped:
+            they may change whom the condition matches.
         InvalidArgument: It breaks a limit.
     """
     match document:
@@ -140,16 +136,6 @@ def condition_from_document(document: Mapping[str, JsonValue]) -> Condition:
         } if not unknown:
             return Condition(attribute=attribute, operator=Operator(name), values=tuple(values), negate=negate)
     raise ValueError("a condition document has the fields attribute, operator, values and negate, and no other")
-
-
-@contextmanager
-def violations_under(path: str) -> Iterator[None]:
-    """Prefix the field of an `InvalidArgument` raised inside: "values[2]" becomes "<path>.values[2]"."""
-    try:
-        yield
-    except InvalidArgument as error:
-        violation = error.violations[0]
-        raise InvalidArgument.of(f"{path}.{violation.field}", violation.description) from error
 
 
 def _checked_tokens(attribute: str) -> tuple[str, ...]:
@@ -168,13 +154,16 @@ def _checked_values(operator: Operator, values: Sequence[JsonValue]) -> tuple[Js
 
 
 def _checked_value(operator: Operator, index: int, value: JsonValue) -> JsonValue:
+    path = f"values[{index}]"
+    if value is None:
+        raise InvalidArgument.of(path, "must not be null, which counts as missing: use EXISTS with negate")
     try:
         kept = canonical(value)
         _RULES[operator].parse(kept)
     except ValueError as error:
-        raise InvalidArgument.of(f"values[{index}]", str(error)) from error
+        raise InvalidArgument.of(path, str(error)) from error
     if size_bytes(kept) > MAX_VALUE_BYTES:
-        raise InvalidArgument.of(f"values[{index}]", f"must not be larger than {MAX_VALUE_BYTES} bytes")
+        raise InvalidArgument.of(path, f"must not be larger than {MAX_VALUE_BYTES} bytes")
     return kept
 
 
@@ -214,31 +203,34 @@ def _affixed(has_any: Callable[[str, tuple[str, ...]], bool]) -> _Rule:
 
 def _is_one_of(values: tuple[JsonValue, ...]) -> _Test:
     wanted = frozenset(map(identity, values))
-    # Text is its own identity; not to ask for it saves a third of the usual test.
-    return lambda value: (value if isinstance(value, str) else identity(value)) in wanted
-
-
-def _contains_any(values: tuple[JsonValue, ...]) -> _Test:
-    wanted = frozenset(map(identity, values))
-    texts = [value for value in values if isinstance(value, str)]
+    containers_wanted = any(isinstance(value, (list, dict)) for value in values)
 
     def test(value: JsonValue) -> bool:
+        # Text is its own identity. A large list's takes a millisecond: not to be had where it cannot match anyway.
         if isinstance(value, str):
-            return any(text in value for text in texts)
-        return isinstance(value, list) and not wanted.isdisjoint(map(identity, value))
+            return value in wanted
+        return (containers_wanted or not isinstance(value, (list, dict))) and identity(value) in wanted
 
     return test
 
 
-def _not_null(value: JsonValue) -> None:
-    if value is None:
-        raise ValueError("must not be null, which counts as missing: use EXISTS with negate")
+def _contains_any(values: tuple[JsonValue, ...]) -> _Test:
+    texts = [value for value in values if isinstance(value, str)]
+    others = frozenset(identity(value) for value in values if not isinstance(value, str))
+
+    def test(value: JsonValue) -> bool:
+        # Text equals nothing but text: for it Python's `in` is as strict in a list as JSON is.
+        if isinstance(value, (str, list)) and any(text in value for text in texts):
+            return True
+        return isinstance(value, list) and bool(others) and not others.isdisjoint(map(identity, value))
+
+    return test
 
 
 _RULES: Mapping[Operator, _Rule] = {
-    Operator.EQUALS: _Rule(value_count=(1, 1), parse=_not_null, compiled=_is_one_of),
-    Operator.IN: _Rule(value_count=(1, MAX_VALUES), parse=_not_null, compiled=_is_one_of),
-    Operator.CONTAINS: _Rule(value_count=(1, MAX_VALUES), parse=_not_null, compiled=_contains_any),
+    Operator.EQUALS: _Rule(value_count=(1, 1), parse=identity, compiled=_is_one_of),
+    Operator.IN: _Rule(value_count=(1, MAX_VALUES), parse=identity, compiled=_is_one_of),
+    Operator.CONTAINS: _Rule(value_count=(1, MAX_VALUES), parse=identity, compiled=_contains_any),
     Operator.STARTS_WITH: _affixed(str.startswith),
     Operator.ENDS_WITH: _affixed(str.endswith),
     Operator.GREATER_THAN: _compared(number_of, gt),
@@ -246,7 +238,7 @@ _RULES: Mapping[Operator, _Rule] = {
     Operator.LESS_THAN: _compared(number_of, lt),
     Operator.LESS_OR_EQUAL: _compared(number_of, le),
     # `matches` tests only what is there.
-    Operator.EXISTS: _Rule(value_count=(0, 0), parse=_not_null, compiled=lambda _values: lambda _value: True),
+    Operator.EXISTS: _Rule(value_count=(0, 0), parse=identity, compiled=lambda _values: lambda _value: True),
     Operator.BEFORE: _compared(instant, lt),
     Operator.AFTER: _compared(instant, gt),
     Operator.SEMVER_EQUAL: _compared(semver_precedence, eq),

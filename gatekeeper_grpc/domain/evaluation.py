@@ -3,13 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from types import MappingProxyType
 from typing import Any
 
 from gatekeeper_grpc.domain.flag import ON
-
-_NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
-
 
 class Reason(IntEnum):
     """Which rule decided. Values are those of the proto enum."""
@@ -26,7 +22,7 @@ class EvaluationContext:
     """Whom flags are evaluated for. `user_id` None is an anonymous user: never targeted, never drawn."""
 
     user_id: str | None
-    attributes: Mapping[str, Any] = _NO_ATTRIBUTES
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,12 +67,12 @@ def _identifier(part: str) -> Identifier:
 def instant(value: JsonValue) -> Instant:
     """Return a key that orders times as instants, whatever their offsets and to the last digit of their fractions.
 
-    A leap second (``:60``) is accepted in the last minute of a UTC day and lies between ``:59`` and the next day; whether
-    one was inserted on that day is not checked. The offset ``-00:00`` counts as UTC.
+    A leap second (``:60``) is accepted in the last minute of a UTC day and lies between ``:59`` and the next day;
+    whether one was inserted on that day is not checked. The offset ``-00:00`` counts as UTC.
 
     Args:
-        value: Text like ``2026-01-31T12:00:00.5+01:00``, years 0001 to 9999, at most 256 characters; ``t`` and ``z`` may
-            be lower case, a space instead of the ``T`` is refused.
+        value: Text like ``2026-01-31T12:00:00.5+01:00``, years 0001 to 9999, at most 256 characters; ``t`` and ``z``
+            may be lower case, a space instead of the ``T`` is refused.
 
     Raises:
         ValueError: With what would be right.

@@ -20,10 +20,9 @@ _NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 class UserEntry(NamedTuple):
-    """Says `tag` (0-255) of a user on behalf of `owner_id` (a flag or segment id, not negative); tag None takes it
-    back.
+    """Says `tag` of a user on behalf of an owner; tag None takes it back.
 
-    A tuple, because a snapshot is loaded from a million of them.
+    `owner_id` is a flag or segment id, not negative; tags are 0-255. A tuple, because a snapshot is loaded from a million of them.
     """
 
     user_id: str

@@ -13,7 +13,7 @@ from gatekeeper_grpc.store.database import Connection, Database, current_revisio
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
 
 FLAG_CODEC = Codec(to_document=flag_document, from_document=flag_from_document)
-NOTHING = Codec[None](to_document=lambda _: None, from_document=lambda _: None)
+NOTHING: Codec[None] = Codec(to_document=lambda _: None, from_document=lambda _: None)
 
 # A flag with its segment targets as two aligned arrays; every query for flags begins so.
 SELECT_FLAGS = """

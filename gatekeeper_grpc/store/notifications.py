@@ -20,7 +20,7 @@ class RevisionListener:
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
-        """LISTEN for the length of a block; the function yielded waits so many seconds for the revisions announced.
+        """LISTEN for the length of a block; the function yielded waits that many seconds for announced revisions.
 
         What is announced while nobody listens is lost: whoever enters must look at the head once. `Unavailable` when the
         connection cannot be made or is lost; each wait begins by proving that it is alive.

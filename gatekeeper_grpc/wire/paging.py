@@ -1,11 +1,10 @@
 """Page sizes and page tokens. A token is opaque, cannot be altered, and belongs to the filters it was made for."""
 
+import copy
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
-
-from google.protobuf.message import Message
 
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
@@ -20,6 +19,9 @@ class ListRequest(Protocol):
 
     page_size: int
     page_token: str
+
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: ARG002, D102, N802
+        ...
 
 
 class PageTokens:
@@ -76,10 +78,7 @@ def _taken_apart(token: str) -> tuple[bytes, str]:
 
 def _mac(key: bytes, request: ListRequest, cursor: str) -> bytes:
     """Authenticate a cursor together with what it continues: the request, less its paging fields."""
-    filters = type(request)()
-    assert isinstance(filters, Message) and isinstance(request, Message)  # noqa: PT018, S101 - narrows the Protocol
-    filters.CopyFrom(request)
-    filters.ClearField("page_size")
-    filters.ClearField("page_token")
-    scope = filters.DESCRIPTOR.full_name.encode() + b"\0" + filters.SerializeToString(deterministic=True) + b"\0"
+    filters = copy.deepcopy(request)
+    filters.page_size, filters.page_token = 0, ""
+    scope = type(request).__name__.encode() + b"\0" + filters.SerializeToString(deterministic=True) + b"\0"
     return hmac.digest(key, scope + cursor.encode(), "sha256")[:_MAC_BYTES]

@@ -1,0 +1,74 @@
+"""The keys that sign access tokens, and how operators write and rotate them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+MIN_SECRET_BYTES = 32
+
+_KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey:
+    """One HMAC key. Its text form never shows the secret.
+
+    Args:
+        kid: The name by which tokens refer to it, 1 to 64 characters of A-Z a-z 0-9 . _ -
+        secret: At least 32 bytes of UTF-8: a shorter one is weaker than the signature (RFC 7518, 3.2).
+    """
+
+    kid: str
+    secret: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # No error here or below repeats what was given: it may be the secret, written in the wrong place.
+        if not _KID.fullmatch(self.kid):
+            raise ValueError("the kid must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        size = len(self.secret.encode())
+        if size < MIN_SECRET_BYTES:
+            raise ValueError(f"the secret must be at least {MIN_SECRET_BYTES} bytes, not {size}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The keys in use, newest first: the first signs, all verify.
+
+    To rotate while several instances run: append the new key everywhere, then move it to the front everywhere, then
+    drop the old one once its last token has expired. Put in front at once, it would sign tokens that other instances
+    refuse.
+    """
+
+    keys: tuple[SigningKey, ...]
+
+    def __post_init__(self) -> None:
+        if not self.keys:
+            raise ValueError("at least one key is needed")
+        if len({key.kid for key in self.keys}) < len(self.keys):
+            raise ValueError("two keys have the same kid")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``kid:secret[,kid:secret...]``; a secret may hold ":" but no ",". Spaces around an entry do not count.
+
+        Raises:
+            ValueError: Says which entry is wrong, by its position, and what would be right; never repeats any of it.
+        """
+        return cls(tuple(_parse_entries(text)))
+
+    @property
+    def newest(self) -> SigningKey:
+        """The key that signs."""
+        return self.keys[0]
+
+
+def _parse_entries(text: str) -> Iterator[SigningKey]:
+    for position, entry in enumerate(text.split(","), start=1):
+        kid, colon, secret = entry.strip().partition(":")
+        if not colon:
+            raise ValueError(f"key {position} must be written kid:secret")
+        try:
+            yield SigningKey(kid=kid, secret=secret)
+        except ValueError as exc:
+            raise ValueError(f"key {position}: {exc}") from None

@@ -1,0 +1,146 @@
+"""One running PostgreSQL server: starts it, waits until it takes connections, ends it; again after it died."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from io import FileIO
+from pathlib import Path
+
+import structlog
+
+from gatekeeper_grpc.embedded.cluster import options, server_status
+from gatekeeper_grpc.embedded.errors import EmbeddedDatabaseError
+from gatekeeper_grpc.embedded.home import Home
+from gatekeeper_grpc.embedded.programs import Programs, lent_path, open_directory
+from gatekeeper_grpc.embedded.sockets import PORT
+
+_READY_TIMEOUT_S = 60.0  # Crash recovery included.
+_READY_POLL_S = 0.005
+_STRAGGLERS_TIMEOUT_S = 5.0
+# Fast shutdown; immediate shutdown (the next start recovers, losing nothing); the end.
+_SHUTDOWN = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 6.0), (signal.SIGKILL, 5.0))
+
+_log = structlog.get_logger()
+
+
+class Postmaster:
+    """The server of one home. Not for sharing between threads: its child dies with the thread that calls `start`."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        programs: Programs,
+        socket_dir: Path,
+        settings: Mapping[str, str],
+        stopping: threading.Event,
+    ) -> None:
+        self._home = home
+        self._programs = programs
+        self._socket_dir = socket_dir
+        self._settings = settings
+        self._stopping = stopping
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_s = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server started last."""
+        return self._process.pid if self._process else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the server started last ended, as `subprocess` counts; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def uptime_s(self) -> float:
+        """Seconds since the last start."""
+        return time.monotonic() - self._started_s
+
+    def start(self) -> None:
+        """Start the server and return when it takes connections.
+
+        Raises:
+            EmbeddedDatabaseError: It did not within a minute, it ended, or other processes work on its files.
+        """
+        with self._lock_cluster() as lock:
+            self._discard_leftovers()
+            self._launch(lock.fileno())
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server and all its processes: with a fast shutdown if it obeys, by force if not."""
+        if self._process is None:
+            return
+        for number, timeout_s in _SHUTDOWN:
+            if self._process.poll() is not None:
+                break
+            self._signal(self._process, number, timeout_s)
+        self._lock_cluster().close()
+
+    def _lock_cluster(self) -> FileIO:
+        """Take the lock that proves all processes of our last server gone, and end those that stay.
+
+        Backends notice the death of their postmaster and leave, but not one that is stopped or deep in a computation.
+        """
+        try:
+            return self._home.lock_cluster(timeout_s=_STRAGGLERS_TIMEOUT_S)
+        except EmbeddedDatabaseError:
+            if self._process is None:  # They are not ours to kill.
+                raise
+        self._kill_stragglers()
+        return self._home.lock_cluster(timeout_s=_STRAGGLERS_TIMEOUT_S)
+
+    def _kill_stragglers(self) -> None:
+        pids = self._home.postgres_pids()
+        _log.warning("embedded_postgres_stragglers_killed", pids=pids)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _discard_leftovers(self) -> None:
+        """Remove what a killed server left, lest its process id, by now another's, keeps the next one from starting."""
+        # The lock says that no server of ours lives, and nothing of one started by hand.
+        if pids := self._home.postgres_pids():
+            raise EmbeddedDatabaseError(
+                f"a postgres that Gatekeeper did not start runs on {self._home.cluster} (processes: {pids}): stop it"
+            )
+        (self._home.cluster / "postmaster.pid").unlink(missing_ok=True)
+        for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
+            (self._socket_dir / name).unlink(missing_ok=True)
+
+    def _launch(self, lock: int) -> None:
+        with ExitStack() as stack:
+            cluster, sockets = (stack.enter_context(open_directory(p)) for p in (self._home.cluster, self._socket_dir))
+            settings = {**self._settings, "unix_socket_directories": lent_path(sockets), "port": str(PORT)}
+            arguments = ["-D", lent_path(cluster), *options(settings)]
+            self._process = self._programs.launch("postgres", *arguments, lend=(lock, cluster, sockets))
+        self._started_s = time.monotonic()
+
+    def _wait_until_ready(self) -> None:
+        while not self._is_ready():
+            if self.exit_code is not None:
+                raise self._programs.failure(f"postgres ended at once with exit code {self.exit_code}")
+            if self.uptime_s() > _READY_TIMEOUT_S:
+                raise self._programs.failure(f"postgres was not ready within {_READY_TIMEOUT_S:g} s")
+            if self._stopping.wait(_READY_POLL_S):
+                raise EmbeddedDatabaseError("stopped before postgres was ready")
+
+    def _is_ready(self) -> bool:
+        status = server_status(self._home.cluster)
+        return status is not None and status.is_ready and status.pid == self.pid
+
+    def _signal(self, process: subprocess.Popen[bytes], number: signal.Signals, timeout_s: float) -> None:
+        process.send_signal(number)
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            _log.warning("embedded_postgres_ignores_signal", signal=number.name, waited_s=timeout_s, pid=process.pid)

@@ -1,0 +1,46 @@
+"""The innermost stage: from the bytes of a call to the messages its behaviour wants, on the worker.
+
+grpcio would parse on its one serving thread, where a large message stalls every other call.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from gatekeeper_grpc.domain.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageParser:
+    """Makes messages of one method from bytes."""
+
+    parse: Callable[[bytes], Any] | None
+    """The method's deserializer; None leaves the bytes as they are."""
+    max_bytes: int | None = None
+
+    def __call__(self, body: bytes) -> Any:
+        """Return the message in `body`; `InvalidArgument` if it is too long or not one."""
+        if self.max_bytes is not None and len(body) > self.max_bytes:
+            raise InvalidArgument(f"the request has {len(body)} bytes; this method takes at most {self.max_bytes}")
+        try:
+            return body if self.parse is None else self.parse(body)
+        except (DecodeError, ValueError) as cause:  # ValueError: text that is not UTF-8
+            raise InvalidArgument("the request is not a message of this method's type") from cause
+
+
+def only_message(bodies: Iterator[bytes], parser: MessageParser) -> Any:
+    """Return the one message of a unary request; like grpcio, leave any further ones unread.
+
+    Raises:
+        InvalidArgument: The client ended its requests without one, or sent no valid one.
+    """
+    for body in bodies:
+        return parser(body)
+    raise InvalidArgument("this method needs exactly one request message; none was sent")
+
+
+def messages(bodies: Iterator[bytes], parser: MessageParser) -> Iterator[Any]:
+    """Return the messages of a streaming request, each parsed when it is asked for."""
+    return map(parser, bodies)

@@ -1,0 +1,198 @@
+"""Puts the stages of every call together, and gives the reason for their order."""
+
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from gatekeeper_grpc.domain.caller import set_current_caller
+from gatekeeper_grpc.interceptors.authentication import TokenVerifier, authenticate
+from gatekeeper_grpc.interceptors.body import MessageParser, messages, only_message
+from gatekeeper_grpc.interceptors.errors import errors_as_status
+from gatekeeper_grpc.interceptors.grpcio_call import Patience, RequestReader
+from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Door, Policy, authorize
+from gatekeeper_grpc.interceptors.pools import CallPools
+from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
+
+MESSAGE_PATIENCE = Patience(limit_s=5.0, pressed_s=0.1)
+STREAM_PATIENCE = Patience(limit_s=60.0, pressed_s=5.0)
+
+if TYPE_CHECKING:
+    _Handler = grpc.RpcMethodHandler[Any, Any]  # Messages of any method.
+else:
+    _Handler = grpc.RpcMethodHandler  # Generic in its published types only.
+
+
+def build_interceptors(
+    *,
+    verifier: TokenVerifier,
+    pools: CallPools,
+    policies: Mapping[str, Policy] = POLICIES,
+    message_patience: Patience = MESSAGE_PATIENCE,
+    stream_patience: Patience = STREAM_PATIENCE,
+) -> tuple[grpc.ServerInterceptor, ...]:
+    """Build what stands between grpcio and every servicer, outermost stage first.
+
+    1. **Request scope**: all that follows is logged under the call's id, and it sees the status that the client gets.
+    2. **Errors**: outside all that may fail, or a refusal would reach the client as UNKNOWN with the exception's text.
+    3. **Authentication**: from metadata alone, so that a denial waits for no message and nobody unknown makes us buffer
+       or parse one.
+    4. **Policy**: needs the caller; still before the message.
+    5. **Body**: received and parsed last, on the worker, within the method's patience.
+
+    The stages are one interceptor: grpcio would call each of several on its serving thread, to wrap the handler anew
+    for every call. Here a method's stages are put together once, and a call costs that thread a dict lookup.
+
+    Args:
+        verifier: Tells whom an access token was issued to.
+        pools: The workers; close them after the server.
+        policies: One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied.
+        message_patience: How long the message of a unary request may take.
+        stream_patience: How long a request stream may be silent.
+    """
+    plumbing = _Plumbing(
+        verifier=verifier,
+        pools=pools,
+        policies=policies,
+        message_patience=message_patience,
+        stream_patience=stream_patience,
+    )
+    return (_Interceptor(plumbing),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plumbing:
+    """What the methods of a server share."""
+
+    verifier: TokenVerifier
+    pools: CallPools
+    policies: Mapping[str, Policy]
+    message_patience: Patience
+    stream_patience: Patience
+
+
+class _Interceptor(grpc.ServerInterceptor):
+    """Tells grpcio who serves a call. Runs on the one serving thread: takes constant time and does no work."""
+
+    def __init__(self, plumbing: _Plumbing) -> None:
+        self._plumbing = plumbing
+        self._served: dict[str, tuple[_Handler, _Handler]] = {}  # method -> (servicer's handler, ours around it)
+
+    def intercept_service(
+        self, continuation: Callable[[Any], _Handler | None], handler_call_details: grpc.HandlerCallDetails
+    ) -> _Handler | None:
+        """Return the handler with its stages; None for a method nobody serves, which thus stays UNIMPLEMENTED."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        known, served = self._served.get(handler_call_details.method, (None, None))
+        if known is handler:
+            return served
+        return self._serve(handler_call_details.method, handler)
+
+    def _serve(self, name: str, handler: _Handler) -> _Handler:
+        served = _with_stages(name, handler, self._plumbing)
+        self._served[name] = (handler, served)
+        return served
+
+
+def _with_stages(name: str, handler: _Handler, plumbing: _Plumbing) -> _Handler:
+    """Wrap a handler of any of the four shapes as one that streams requests, which looks the same on the wire.
+
+    Only then does a call have a context before its message has come. Messages stay bytes until the worker parses them.
+    """
+    if not handler.response_streaming:
+        unary = _UnaryResponse(name, handler, plumbing)
+        return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+    non_blocking = getattr(_behaviour(handler), "experimental_non_blocking", False)
+    stream = (_NonBlockingResponse if non_blocking else _StreamResponse)(name, handler, plumbing)
+    return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+
+def _behaviour(handler: _Handler) -> Any:
+    """Return the servicer's method; a handler has exactly one of the four."""
+    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+
+class _Method:
+    """One method with all its stages: made once, called on a worker for every call.
+
+    Its public attributes are what grpcio and the pool look for on a behaviour.
+    """
+
+    experimental_non_blocking = False
+
+    def __init__(self, name: str, handler: _Handler, plumbing: _Plumbing) -> None:
+        policy = plumbing.policies.get(name, DENIED)
+        shared = plumbing.stream_patience if handler.request_streaming else plumbing.message_patience
+        self._name = name
+        self._policy = policy
+        self._behaviour = _behaviour(handler)
+        self._verifier = plumbing.verifier
+        self._patience = policy.patience or shared
+        self._parser = MessageParser(parse=handler.request_deserializer, max_bytes=policy.max_request_bytes)
+        self._argument_from = messages if handler.request_streaming else only_message
+        # The row alone places a method: a pool that a servicer asked for would be unbounded.
+        self._pool = plumbing.pools[policy.pool]
+        self.experimental_thread_pool = self._pool
+        # Without a token to check first, a call without a message has no business on a worker.
+        self.first_message_within_s = self._patience.limit_s if policy.access is Door.OPEN else None
+
+    def _open_rpc(self) -> Rpc:
+        return Rpc(method=self._name, quiet=self._policy.quiet)
+
+    def _admit(self, rpc: Rpc, context: Any) -> None:
+        """Authentication, then policy."""
+        if self._policy.access is Door.OPEN:
+            return
+        rpc.caller = authenticate(context.invocation_metadata(), self._verifier)
+        set_current_caller(rpc.caller)
+        authorize(rpc.caller, self._policy.access)
+
+    def _argument(self, requests: Any) -> Any:
+        """What the servicer's method takes: its message, or an iterator of messages."""
+        return self._argument_from(RequestReader(requests, self._patience, self._pool.others_wait), self._parser)
+
+
+class _UnaryResponse(_Method):
+    def __call__(self, requests: Any, context: Any) -> Any:
+        rpc = self._open_rpc()
+        with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
+            self._admit(rpc, context)
+            return self._behaviour(self._argument(requests), context)
+
+
+class _StreamResponse(_Method):
+    def __call__(self, requests: Any, context: Any) -> Iterator[Any]:
+        rpc = self._open_rpc()
+        # Open until the last response: what fails while responses are made must pass the same stages.
+        with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
+            self._admit(rpc, context)
+            yield from self._behaviour(self._argument(requests), context)
+
+
+class _NonBlockingResponse(_Method):
+    """A response stream that keeps no worker: the servicer sends through a callback, long after this has returned."""
+
+    experimental_non_blocking = True
+
+    def __call__(self, requests: Any, context: Any, send_response: Callable[[Any], None]) -> None:
+        rpc = self._open_rpc()
+        open_rpc(rpc, context)
+        self._log_when_over(rpc, context)
+        with errors_as_status(context, method=self._name, call_id=rpc.call_id):
+            self._admit(rpc, context)
+            self._behaviour(self._argument(requests), context, send_response)
+
+    def _log_when_over(self, rpc: Rpc, context: Any) -> None:
+        call_context = contextvars.copy_context()
+
+        def log() -> None:
+            call_context.run(log_finished, rpc, context)
+
+        # grpcio calls back on its serving thread, which must not write logs.
+        if not context.add_callback(partial(self._pool.hand_over, log)):
+            log()

@@ -1,0 +1,37 @@
+"""The one place where an exception becomes a status; `wire.status` says which."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import structlog
+
+from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.interceptors.grpcio_call import is_aborted, is_cancelled
+from gatekeeper_grpc.wire.status import status_from_error
+
+_log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def errors_as_status(context: Any, *, method: str, call_id: str) -> Iterator[None]:
+    """End the call with the status of whatever is raised in the block; log what nobody expected.
+
+    Two exceptions travel on as they are: the one of `context.abort`, which has set a status already, and grpcio's own
+    when the client has gone, which is nobody's fault.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_aborted(context) or (isinstance(error, grpc.RpcError) and is_cancelled(context)):
+            raise
+        if not isinstance(error, GatekeeperError):
+            _log.exception("rpc_failed", method=method)
+        _abort(context, status_from_error(error, call_id))
+
+
+def _abort(context: Any, status: grpc.Status) -> None:
+    # Not `abort_with_status`: it would replace the metadata set so far, and with it the call id.
+    context.set_trailing_metadata((*(context.trailing_metadata() or ()), *status.trailing_metadata))
+    context.abort(status.code, status.details)

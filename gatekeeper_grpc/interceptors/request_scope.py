@@ -1,0 +1,73 @@
+"""The outermost stage: gives a call its id, binds that to all that is logged meanwhile, and logs its end."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+
+from gatekeeper_grpc.domain.caller import Caller
+from gatekeeper_grpc.interceptors.grpcio_call import is_cancelled
+
+CALL_ID_KEY = "x-gatekeeper-call-id"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Rpc:
+    """What is known about one call while it is served."""
+
+    method: str
+    quiet: bool
+    call_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    started: float = field(default_factory=time.monotonic)
+    caller: Caller | None = None
+
+
+@contextmanager
+def request_scope(rpc: Rpc, context: Any) -> Iterator[None]:
+    """Open `rpc` on its worker and log it when the block ends, whichever way."""
+    open_rpc(rpc, context)
+    try:
+        yield
+    finally:
+        log_finished(rpc, context)
+
+
+def open_rpc(rpc: Rpc, context: Any) -> None:
+    """Tell the client the call's id, in the trailing metadata, and bind it to the log.
+
+    Nothing needs unbinding: grpcio runs each call in a `contextvars.Context` of its own.
+    """
+    context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id),))
+    structlog.contextvars.bind_contextvars(call_id=rpc.call_id)
+
+
+def log_finished(rpc: Rpc, context: Any) -> None:
+    """Write the call's one line: never a token, a secret or a context value."""
+    code = _code(context)
+    if rpc.quiet and code is grpc.StatusCode.OK:
+        _log.debug("rpc", **_fields(rpc, code))
+    else:
+        _log.info("rpc", **_fields(rpc, code))
+
+
+def _code(context: Any) -> grpc.StatusCode:
+    """Return the status the client gets, or would have got."""
+    if is_cancelled(context):
+        return grpc.StatusCode.CANCELLED
+    return context.code() or grpc.StatusCode.OK
+
+
+def _fields(rpc: Rpc, code: grpc.StatusCode) -> dict[str, Any]:
+    fields = {
+        "method": rpc.method,
+        "code": code.name,
+        "duration_ms": round((time.monotonic() - rpc.started) * 1_000, 3),
+    }
+    return fields if rpc.caller is None else fields | {"caller": rpc.caller.username}

@@ -1,0 +1,70 @@
+"""A thread that does one task again and again, and outlives the task's failures."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from gatekeeper_grpc.domain.errors import GatekeeperError
+
+_log = structlog.get_logger(__name__)
+
+_JOIN_TIMEOUT_S = 5.0
+
+
+class Periodic:
+    """Does a task at once and then every `interval_s`, from `start` to `close`. A failing run is logged.
+
+    Args:
+        name: Names the thread and the task in the log, such as "refresh".
+        task: What to do.
+        interval_s: How long to wait between runs.
+        wait: Waits at most that many seconds, or until there is something to do; by default, until `close`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: Callable[[], object],
+        *,
+        interval_s: float,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        self._name = name
+        self._task = task
+        self._interval_s = interval_s
+        self._stopping = threading.Event()
+        self._wait = wait or self._stopping.wait
+        self._thread = threading.Thread(target=self._run, name=f"gatekeeper-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the current run be the last; does not wait for it."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Stop, and wait for the current run to end, at most 5 s."""
+        self.stop()
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN_TIMEOUT_S)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a long run should end."""
+        return self._stopping.is_set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._attempt()
+            self._wait(self._interval_s)
+
+    def _attempt(self) -> None:
+        try:
+            self._task()
+        except GatekeeperError as exc:
+            _log.warning("task_failed", task=self._name, reason=exc.reason, error=str(exc))
+        except Exception:  # noqa: BLE001 - whatever went wrong, the next run may not; a dead thread would be silent
+            _log.exception("task_failed", task=self._name)

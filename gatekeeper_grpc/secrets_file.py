@@ -1,0 +1,43 @@
+"""Secrets that Gatekeeper makes for itself, each in a file of the data directory that only its owner can read."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+JWT_KEYS = "jwt_keys"
+ADMIN_PASSWORD = "admin_password"  # noqa: S105 - a file's name
+
+
+def read_secret(data_dir: Path, name: str) -> str | None:
+    """Return a secret kept before, or None when there is none."""
+    try:
+        return (data_dir / name).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def kept_secret(data_dir: Path, name: str, make: Callable[[], str]) -> str:
+    """Return the secret kept under a name; made and kept, mode 0600, when there is none."""
+    secret = read_secret(data_dir, name)
+    if secret is None:
+        secret = make()
+        keep_secret(data_dir, name, secret)
+    return secret
+
+
+def keep_secret(data_dir: Path, name: str, secret: str) -> None:
+    """Write a secret, mode 0600, whole or not at all."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = data_dir / f".{name}.new"
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(f"{secret}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(data_dir / name)
+
+
+def new_jwt_keys() -> str:
+    """Make a key ring of one key: 256 random bits."""
+    return f"k1:{secrets.token_urlsafe(32)}"

@@ -1,0 +1,222 @@
+"""The composition root: builds one serving instance from its parts, starts it, drains it."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from gatekeeper.v1 import admin_service_pb2, auth_service_pb2, evaluation_service_pb2
+from gatekeeper.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from gatekeeper.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
+from gatekeeper.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.auth.passwords import Passwords
+from gatekeeper_grpc.auth.sessions import Sessions
+from gatekeeper_grpc.auth.tokens import AccessTokens
+from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.grpcio_call import Patience
+from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
+from gatekeeper_grpc.interceptors.pools import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.service import AdminServicer
+from gatekeeper_grpc.servicers.auth import AuthServicer
+from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
+from gatekeeper_grpc.servicers.health import ADMIN, AUTH, EVALUATION, HealthReporter
+from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.flags import FlagStore
+from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.logins import LoginStore
+from gatekeeper_grpc.store.maintenance import Maintenance
+from gatekeeper_grpc.store.notifications import RevisionListener
+from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.targets import TargetStore
+from gatekeeper_grpc.wire.paging import PageTokens
+
+_log = structlog.get_logger(__name__)
+
+MAX_MESSAGE_BYTES = 4 << 20
+_MAINTENANCE_INTERVAL_S = 300.0
+_FIRST_SNAPSHOT_TIMEOUT_S = 10.0
+# A database that confirmed the snapshot within so many polls counts as there.
+_POLLS_WITHOUT_DATABASE = 3
+
+# What each option does is proven in tests/rpc/test_server_options.py: grpcio ignores names that it does not know.
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    # By default two servers can share a port without noticing.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    # Clients may keep connections alive with a ping every few seconds; the default policy hangs up on them.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class GatekeeperServer:
+    """One serving instance: its database pool, cache, gRPC server and health server, from `start` to `stop`.
+
+    Args:
+        settings: What the operator decided.
+        dsn: The database, migrated.
+        keys: Sign and verify access tokens.
+    """
+
+    def __init__(self, settings: Settings, *, dsn: str, keys: KeyRing) -> None:
+        check_policies(POLICIES, _FILES)
+        self._settings = settings
+        self.database = Database(
+            dsn, pool_size=settings.db_pool_size, statement_timeout_s=settings.db_statement_timeout_s
+        )
+        self.ledger = Ledger(self.database)
+        self.logins = LoginStore(self.database)
+        self.flags = FlagStore(self.database, self.ledger)
+        self.cache = SnapshotCache(
+            stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)
+        )
+        self._refresher = Refresher(
+            self.cache,
+            SnapshotStore(self.database),
+            RevisionListener(dsn),
+            poll_interval_s=settings.refresh_interval_s,
+            reload_interval_s=settings.reload_interval_s,
+        )
+        self._maintenance = Periodic(
+            "maintenance", Maintenance(self.database, self.logins).run, interval_s=_MAINTENANCE_INTERVAL_S
+        )
+        self._health = HealthReporter(self)
+        self._pools = CallPools(_pool_sizes(settings))
+        self._access_tokens = AccessTokens(keys, ttl=timedelta(seconds=settings.access_token_ttl_s))
+        self._page_tokens = PageTokens([key.secret.encode() for key in keys.keys])
+        self._server = self._build_server()
+        self._health_server = self._build_health_server()
+        self.port = 0
+        self.health_port = 0
+
+    def start(self) -> None:
+        """Connect, load the first snapshot, serve. A database that is away delays the snapshot, not the server."""
+        self.port = _bind(self._server, self._settings.listen)
+        self.health_port = _bind(self._health_server, self._settings.health_listen)
+        self.database.open()
+        self._refresher.start()
+        self.cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
+        self._maintenance.start()
+        self._health.start()
+        self._server.start()
+        self._health_server.start()
+        _log.info("serving", port=self.port, health_port=self.health_port, listen=self._settings.listen)
+
+    def stop(self) -> None:
+        """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period."""
+        self._health.drain()
+        time.sleep(self._settings.drain_s)
+        self._server.stop(self._settings.grace_s).wait(self._settings.grace_s + 1)
+        self._health_server.stop(0).wait(1)
+        self._pools.close()
+        self._maintenance.close()
+        self._refresher.close()
+        self.database.close()
+        _log.info("stopped")
+
+    def can_evaluate(self) -> bool:
+        """Whether there is a snapshot to answer from."""
+        return self.cache.peek() is not None
+
+    def has_database(self) -> bool:
+        """Whether the database answered within the last few polls."""
+        return self.cache.unconfirmed_s() < self._settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
+
+    def _build_server(self) -> grpc.Server:
+        settings = self._settings
+        server = grpc.server(
+            self._pools[PoolName.OPERATIONS],
+            options=_OPTIONS,
+            interceptors=[
+                *build_interceptors(
+                    verifier=self._access_tokens,
+                    pools=self._pools,
+                    message_patience=_patience(settings.body_timeout_s, under_pressure_s=0.1),
+                    stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
+                )
+            ],
+        )
+        add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache), server)
+        add_AdminServiceServicer_to_server(AdminServicer(self._admin_ports()), server)
+        add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        if settings.reflection:
+            services = (ADMIN, AUTH, EVALUATION, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(services, server)
+        return server
+
+    def _build_health_server(self) -> grpc.Server:
+        """Health on a port and workers of its own: it answers when the other server is full."""
+        pools = CallPools({**DEFAULT_SIZES, PoolName.OPERATIONS: PoolSize(workers=2, queue=64)})
+        server = grpc.server(
+            pools[PoolName.OPERATIONS],
+            options=_OPTIONS,
+            interceptors=[*build_interceptors(verifier=self._access_tokens, pools=pools)],
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        return server
+
+    def _admin_ports(self) -> AdminPorts:
+        return AdminPorts(
+            flags=self.flags,
+            targets=TargetStore(self.database, self.ledger),
+            cache=self._refresher,
+            page_tokens=self._page_tokens,
+        )
+
+    def _sessions(self) -> Sessions:
+        return Sessions(
+            self.logins,
+            Passwords(cost=self._settings.bcrypt_cost),
+            self._access_tokens,
+            refresh_ttl=timedelta(seconds=self._settings.refresh_token_ttl_s),
+        )
+
+
+_FILES = (
+    admin_service_pb2.DESCRIPTOR,
+    auth_service_pb2.DESCRIPTOR,
+    evaluation_service_pb2.DESCRIPTOR,
+    health_pb2.DESCRIPTOR,
+    reflection_pb2.DESCRIPTOR,
+)
+
+
+def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
+    return {
+        **DEFAULT_SIZES,
+        PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
+        PoolName.ADMIN: PoolSize(workers=settings.admin_threads, queue=64),
+        PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
+    }
+
+
+def _patience(limit_s: float, *, under_pressure_s: float) -> Patience:
+    return Patience(limit_s=limit_s, pressed_s=min(limit_s, under_pressure_s))
+
+
+class ListenError(Exception):
+    """An address cannot be served on; the message names it."""
+
+
+def _bind(server: grpc.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as exc:
+        raise ListenError(f"cannot listen on {address}: is another process using it?") from exc
+    return port

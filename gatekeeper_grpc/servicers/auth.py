@@ -1,0 +1,74 @@
+"""AuthService: logging in, refreshing, logging out."""
+
+from typing import Any, Protocol
+
+import grpc
+
+from gatekeeper.v1.auth_service_pb2 import (
+    LoginRequest,
+    LoginResponse,
+    LogoutRequest,
+    LogoutResponse,
+    RefreshTokenRequest,
+    RefreshTokenResponse,
+)
+from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceServicer
+from gatekeeper_grpc.auth.sessions import IssuedTokens
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.wire.flags import timestamp
+
+
+class Sessions(Protocol):
+    """What AuthService needs of the logic of logging in; every refusal is `Unauthenticated`, with one text."""
+
+    def log_in(self, username: str, password: str, *, peer: str) -> IssuedTokens:
+        """Exchange credentials for tokens."""
+        ...
+
+    def refresh(self, refresh_token: str, *, peer: str) -> IssuedTokens:
+        """Exchange a refresh token for new tokens, or revoke its family."""
+        ...
+
+    def log_out(self, refresh_token: str, *, peer: str) -> None:
+        """Revoke the family of a refresh token."""
+        ...
+
+
+class AuthServicer(AuthServiceServicer):
+    """Serves AuthService. Needs no caller; knows where a call came from, for the record."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def Login(self, request: LoginRequest, context: grpc.ServicerContext) -> LoginResponse:
+        _check_given("username", request.username)
+        _check_given("password", request.password)
+        issued = self._sessions.log_in(request.username, request.password, peer=context.peer())
+        return LoginResponse(**_fields(issued))
+
+    def RefreshToken(self, request: RefreshTokenRequest, context: grpc.ServicerContext) -> RefreshTokenResponse:
+        _check_given("refresh_token", request.refresh_token)
+        issued = self._sessions.refresh(request.refresh_token, peer=context.peer())
+        return RefreshTokenResponse(**_fields(issued))
+
+    def Logout(self, request: LogoutRequest, context: grpc.ServicerContext) -> LogoutResponse:
+        _check_given("refresh_token", request.refresh_token)
+        self._sessions.log_out(request.refresh_token, peer=context.peer())
+        return LogoutResponse()
+
+
+def _check_given(field: str, text: str) -> None:
+    # What is too long or ill-formed is merely wrong, and must look like it.
+    if not text:
+        raise InvalidArgument.of(field, "must not be empty")
+
+
+def _fields(issued: IssuedTokens) -> dict[str, Any]:
+    """Convert to the fields that both responses have."""
+    return {
+        "access_token": issued.access.text,
+        "access_token_expire_time": timestamp(issued.access.expire_time),
+        "refresh_token": issued.refresh.text,
+        "refresh_token_expire_time": timestamp(issued.refresh.expire_time),
+        "role": issued.role.value,
+    }

@@ -1,0 +1,66 @@
+"""The standard gRPC health service: what this instance can do right now, per service."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import structlog
+from grpc_health.v1 import health, health_pb2
+
+from gatekeeper_grpc.periodic import Periodic
+
+ADMIN = "gatekeeper.v1.AdminService"
+AUTH = "gatekeeper.v1.AuthService"
+EVALUATION = "gatekeeper.v1.EvaluationService"
+
+_log = structlog.get_logger(__name__)
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_LOOK_EVERY_S = 0.25
+
+
+class Instance(Protocol):
+    """What health depends on."""
+
+    def can_evaluate(self) -> bool:
+        """Whether there is a snapshot to answer from, however old."""
+        ...
+
+    def has_database(self) -> bool:
+        """Whether the database answered lately."""
+        ...
+
+
+class HealthReporter:
+    """Keeps the health service true, from `start` to `close`.
+
+    The whole ("") and EvaluationService serve while evaluation can answer, even from an old snapshot: losing the
+    database must not make an orchestrator drain every instance. AdminService and AuthService need the database.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self.servicer = health.HealthServicer()
+        self._instance = instance
+        self._reported: dict[str, bool] = {}
+        self._looking = Periodic("health", self._look, interval_s=_LOOK_EVERY_S)
+
+    def start(self) -> None:
+        """Report once, then keep looking."""
+        self._look()
+        self._looking.start()
+
+    def drain(self) -> None:
+        """Say NOT_SERVING for good, so that clients and load balancers go elsewhere."""
+        self._looking.close()
+        self.servicer.enter_graceful_shutdown()
+
+    def _look(self) -> None:
+        evaluation, database = self._instance.can_evaluate(), self._instance.has_database()
+        self._report({"": evaluation, EVALUATION: evaluation, ADMIN: database, AUTH: database})
+
+    def _report(self, serving: Mapping[str, bool]) -> None:
+        for service, is_serving in serving.items():
+            if self._reported.get(service) is not is_serving:
+                self._reported[service] = is_serving
+                self.servicer.set(service, _SERVING if is_serving else _NOT_SERVING)
+                _log.info("health", service=service or "(all)", serving=is_serving)

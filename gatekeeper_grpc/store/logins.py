@@ -1,0 +1,282 @@
+"""Logins in PostgreSQL: who may log in, the refresh tokens of each login, and what happened at the door.
+
+All refresh tokens that descend from one login are a family. A token is good for one exchange; whoever presents a spent
+one shows that two hold it, so the family dies. Spent tokens are kept until they expire, to be recognised. The database
+sees refresh tokens as SHA-256 only.
+
+Every transaction that changes tokens first locks the row of the admin user who owns them (so must one that changes a
+password or disables a user, which updates that row). A family thus never gains a token while it is being revoked.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, LiteralString
+from uuid import uuid4
+
+from psycopg.rows import class_row
+
+from gatekeeper_grpc.domain.caller import Caller, Role
+from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.store.database import Connection, Database
+
+MAX_EVENT_TEXT_CHARS = 128
+EVENT_AGE = timedelta(days=90)
+MAX_EVENTS = 100_000
+
+# The text of every other refusal at login, too: which of them it was is nobody's business.
+_REFUSAL = "these credentials are not valid"
+
+
+class AuthEvent(StrEnum):
+    """What is recorded in `auth_events`."""
+
+    FIRST_ADMIN_CREATED = "first_admin_created"
+    """The first start made an admin user."""
+    LOGIN_SUCCEEDED = "login_succeeded"
+    """Username and password were right; a family began."""
+    LOGIN_FAILED = "login_failed"
+    """Wrong password, or nobody enabled has that name, which is recorded as it was typed."""
+    REFRESH_REUSED = "refresh_reused"
+    """A spent refresh token came back: stolen, or an answer was lost. Its family was revoked."""
+    LOGGED_OUT = "logged_out"
+    """A family was revoked by its holder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """How many rows were deleted."""
+
+    events: int
+    refresh_tokens: int
+
+
+class LoginStore:
+    """Admin users as far as logging in goes, their refresh tokens, and the record of both."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def password_hash(self, username: str) -> str | None:
+        """Return the password hash of an enabled admin user; None when there is no such."""
+        if "\0" in username:  # PostgreSQL would refuse to compare it.
+            return None
+        with self._database.read() as conn:
+            row = conn.execute(_FIND_HASH, {"username": username}).fetchone()
+        return row[0] if row else None
+
+    def begin(
+        self, username: str, *, password_hash: str, refresh_token: str, expire_time: datetime, peer: str = ""
+    ) -> Caller:
+        """Begin a family with its first refresh token, and record the login.
+
+        Args:
+            username: Whose password was right.
+            password_hash: What it was checked against. The check took long enough for it to change.
+            refresh_token: The secret, of which the hash is stored.
+            expire_time: When it ceases to be good.
+            peer: Where the call came from, for the record.
+
+        Raises:
+            Unauthenticated: No enabled admin user has that name and password any more.
+        """
+        with self._database.write() as conn:
+            owner = _lock_owner(conn, _OWNER_BY_CREDENTIALS, {"username": username, "password_hash": password_hash})
+            if owner is None:
+                raise Unauthenticated(_REFUSAL)
+            family = {"family_id": uuid4(), "admin_id": owner.admin_id}
+            conn.execute(_BEGIN, {**family, "token_hash": _sha256(refresh_token), "expire_time": expire_time})
+            _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
+        return owner.caller
+
+    def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str = "") -> Caller:
+        """Spend a refresh token for its successor, and return its owner with the role and token epoch of now.
+
+        Of any number of callers with one token, one gets a successor, and the next revokes it with all the family.
+
+        Raises:
+            Unauthenticated: Unknown, spent, revoked or expired, or its owner is disabled.
+        """
+        token = {"token_hash": _sha256(refresh_token)}
+        with self._database.write() as conn:
+            owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
+            exchange = {**token, "successor_hash": _sha256(successor), "expire_time": expire_time}
+            if owner and owner.enabled and conn.execute(_EXCHANGE, exchange).rowcount:
+                return owner.caller
+            if owner and conn.execute(_REVOKE_IF_SPENT, token).rowcount:
+                _record(conn, AuthEvent.REFRESH_REUSED, username=owner.username, peer=peer)
+        # Only now: raised inside, it would undo the revocation.
+        raise Unauthenticated(_REFUSAL)
+
+    def revoke(self, refresh_token: str, *, peer: str = "") -> None:
+        """Delete the family of a refresh token, spent or not, and record the logout; without a family do nothing."""
+        token = {"token_hash": _sha256(refresh_token)}
+        with self._database.write() as conn:
+            owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
+            if owner and conn.execute(_REVOKE, token).rowcount:
+                _record(conn, AuthEvent.LOGGED_OUT, username=owner.username, peer=peer)
+
+    def record_failure(self, username: str, *, peer: str = "") -> None:
+        """Record a failed login under the name that was typed: its first 128 characters, without NUL."""
+        with self._database.write() as conn:
+            _record(conn, AuthEvent.LOGIN_FAILED, username=username, peer=peer)
+
+    def has_admin(self) -> bool:
+        """Tell whether there is any admin user: hashing a password for `ensure_first_admin` would be in vain."""
+        with self._database.read() as conn:
+            return conn.execute(_ANY_ADMIN).fetchone() is not None
+
+    def ensure_first_admin(self, username: str, password_hash: str) -> bool:
+        """Create an enabled admin user with role admin if there is no admin user at all; of several starters one does.
+
+        Returns:
+            Whether this call created it, so that its password is the one in force.
+        """
+        with self._database.write() as conn:
+            # Waits for another starter's commit, which the next statement then sees. Readers and logins go on.
+            conn.execute("LOCK TABLE admin_user IN SHARE ROW EXCLUSIVE MODE")
+            first = {"username": username, "password_hash": password_hash}
+            created = conn.execute(_CREATE_FIRST_ADMIN, first).rowcount == 1
+            if created:
+                _record(conn, AuthEvent.FIRST_ADMIN_CREATED, username=username, peer="")
+        return created
+
+    def prune(self, *, event_age: timedelta = EVENT_AGE, max_events: int = MAX_EVENTS) -> Pruned:
+        """Delete expired refresh tokens, and events that are too old or too many; call it every few minutes.
+
+        What another transaction has locked is left for the next time, so that pruning waits for nobody.
+        """
+        with self._database.write() as conn:
+            events = conn.execute(_PRUNE_EVENTS, {"age": event_age, "count": max_events}).rowcount
+            return Pruned(events=events, refresh_tokens=conn.execute(_PRUNE_TOKENS).rowcount)
+
+
+_REVOKE_ALL = """
+    DELETE FROM refresh_tokens WHERE admin_id = %(admin_id)s
+"""
+
+
+def revoke_logins(conn: Connection, admin_id: int) -> None:
+    """Revoke every refresh token of an admin user, in the transaction that has changed its password or disabled it.
+
+    Without it a thief's refresh token would survive the change: a refresh returns the token epoch of now. Call it after
+    the UPDATE of the admin user's row, whose lock keeps exchanges out.
+    """
+    conn.execute(_REVOKE_ALL, {"admin_id": admin_id})
+
+
+_FIND_HASH = """
+    SELECT password_hash FROM admin_user WHERE username = %(username)s AND enabled
+"""
+
+# NO KEY: rows that refer to the owner may still be inserted by others.
+_OWNER_BY_CREDENTIALS = """
+    SELECT admin_id, username, role, token_epoch, enabled FROM admin_user
+    WHERE username = %(username)s AND password_hash = %(password_hash)s AND enabled
+    FOR NO KEY UPDATE
+"""
+
+_OWNER_OF_FAMILY = """
+    SELECT admin_id, username, role, token_epoch, enabled FROM admin_user
+    WHERE admin_id = (SELECT admin_id FROM refresh_tokens WHERE token_hash = %(token_hash)s)
+    FOR NO KEY UPDATE
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Owner:
+    admin_id: int
+    username: str
+    role: str
+    token_epoch: int
+    enabled: bool
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(
+            admin_id=self.admin_id,
+            username=self.username,
+            role=Role[self.role.upper()],
+            token_epoch=self.token_epoch,
+        )
+
+
+def _lock_owner(conn: Connection, query: LiteralString, wanted: dict[str, Any]) -> _Owner | None:
+    """Lock an admin user's row to the end of the transaction; what is read afterwards of its tokens is what is."""
+    with conn.cursor(row_factory=class_row(_Owner)) as cursor:
+        return cursor.execute(query, wanted).fetchone()
+
+
+_BEGIN = """
+    INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
+    VALUES (%(token_hash)s, %(family_id)s, %(admin_id)s, clock_timestamp(), %(expire_time)s)
+"""
+
+_EXCHANGE = """
+    WITH spent AS (
+        UPDATE refresh_tokens SET spent_time = clock_timestamp()
+        WHERE token_hash = %(token_hash)s AND spent_time IS NULL AND expire_time > clock_timestamp()
+        RETURNING family_id, admin_id
+    )
+    INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
+    SELECT %(successor_hash)s, family_id, admin_id, clock_timestamp(), %(expire_time)s FROM spent
+"""
+
+_REVOKE = """
+    DELETE FROM refresh_tokens
+    WHERE family_id = (SELECT family_id FROM refresh_tokens WHERE token_hash = %(token_hash)s)
+"""
+
+_REVOKE_IF_SPENT = """
+    DELETE FROM refresh_tokens
+    WHERE family_id = (
+        SELECT family_id FROM refresh_tokens WHERE token_hash = %(token_hash)s AND spent_time IS NOT NULL
+    )
+"""
+
+
+def _sha256(refresh_token: str) -> bytes:
+    # Unsalted and fast on purpose: the token is 256 random bits, and is found by this.
+    return hashlib.sha256(refresh_token.encode()).digest()
+
+
+_RECORD = """
+    INSERT INTO auth_events (event, username, peer) VALUES (%(event)s, %(username)s, %(peer)s)
+"""
+
+
+def _record(conn: Connection, event: AuthEvent, *, username: str, peer: str) -> None:
+    conn.execute(_RECORD, {"event": event, "username": _recordable(username), "peer": _recordable(peer)})
+
+
+def _recordable(text: str) -> str:
+    """Make anything a client may send fit for a bounded row."""
+    return text.replace("\0", "")[:MAX_EVENT_TEXT_CHARS]
+
+
+_ANY_ADMIN = """
+    SELECT FROM admin_user LIMIT 1
+"""
+
+_CREATE_FIRST_ADMIN = """
+    INSERT INTO admin_user (username, password_hash, role, create_time, update_time)
+    SELECT %(username)s, %(password_hash)s, 'admin', now, now FROM clock_timestamp() AS now
+    WHERE NOT EXISTS (SELECT FROM admin_user)
+"""
+
+# With fewer events than the bound, the inner query is null and only age counts.
+_PRUNE_EVENTS = """
+    DELETE FROM auth_events WHERE event_id IN (
+        SELECT event_id FROM auth_events
+        WHERE create_time < clock_timestamp() - %(age)s
+           OR event_id <= (SELECT event_id FROM auth_events ORDER BY event_id DESC LIMIT 1 OFFSET %(count)s)
+        FOR UPDATE SKIP LOCKED
+    )
+"""
+
+_PRUNE_TOKENS = """
+    DELETE FROM refresh_tokens WHERE token_hash IN (
+        SELECT token_hash FROM refresh_tokens WHERE expire_time < clock_timestamp() FOR UPDATE SKIP LOCKED
+    )
+"""

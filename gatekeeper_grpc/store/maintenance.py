@@ -1,0 +1,48 @@
+"""What the database needs now and then: partitions ahead of the audit log, and old rows gone."""
+
+from dataclasses import dataclass
+
+from gatekeeper_grpc.store.database import Database, one
+from gatekeeper_grpc.store.logins import LoginStore
+
+_PRUNE_CHANGE_LOG = """
+    DELETE FROM change_log WHERE create_time < clock_timestamp() - interval '1 hour'
+"""
+
+_PRUNE_ANSWERS = """
+    DELETE FROM idempotency_keys WHERE create_time < clock_timestamp() - interval '24 hours'
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maintained:
+    """What one round did: partitions made, rows deleted."""
+
+    audit_partitions: int
+    changes: int
+    answers: int
+    auth_events: int
+    refresh_tokens: int
+
+
+class Maintenance:
+    """Keeps the database in order; every instance may do it at any time."""
+
+    def __init__(self, database: Database, logins: LoginStore) -> None:
+        self._database = database
+        self._logins = logins
+
+    def run(self) -> Maintained:
+        """Do one round; call it every few minutes."""
+        with self._database.write() as conn:
+            (partitions,) = one(conn.execute("SELECT ensure_audit_partitions()"))
+            changes = conn.execute(_PRUNE_CHANGE_LOG).rowcount
+            answers = conn.execute(_PRUNE_ANSWERS).rowcount
+        pruned = self._logins.prune()
+        return Maintained(
+            audit_partitions=partitions,
+            changes=changes,
+            answers=answers,
+            auth_events=pruned.events,
+            refresh_tokens=pruned.refresh_tokens,
+        )

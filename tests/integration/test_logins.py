@@ -1,0 +1,381 @@
+"""Logins against a real PostgreSQL: one winner per refresh token, dead families, a bounded record (promises D3, D7)."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Barrier
+from typing import Any, LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from gatekeeper_grpc.domain.caller import Caller, Role
+from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.store import logins as module
+from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.logins import LoginStore, Pruned, revoke_logins
+
+# --- TEMPORARY: delete when tests/conftest.py provides `database` (with imports: Iterator, Path, uuid4, psycopg) ------
+
+
+@pytest.fixture
+def dsn() -> Iterator[str]:
+    server, name = "host=/tmp/pg15 user=postgres", f"auth_{uuid4().hex}"
+    with psycopg.connect(server, dbname="postgres", autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+        with psycopg.connect(server, dbname=name) as conn:
+            conn.execute(Path("migrations/0001_first_light.up.sql").read_text())
+        yield f"{server} dbname={name}"
+        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database(dsn: str) -> Iterator[Database]:
+    database = Database(dsn)
+    database.open()
+    yield database
+    database.close()
+
+
+# --- end of the temporary block ---------------------------------------------------------------------------------------
+
+PATIENCE_S = 20.0
+HASH = "hash of ada's password"
+PEER = "ipv4:127.0.0.1:1"
+ADA = Caller(admin_id=1, username="ada", role=Role.EDITOR, token_epoch=1)
+
+
+def in_a_month() -> datetime:
+    return datetime.now(UTC) + timedelta(days=30)
+
+
+class Door:
+    """What a test does with logins, and what it looks up behind them."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.store = LoginStore(database)
+
+    def run(self, query: LiteralString, **values: object) -> None:
+        with self.database.write() as conn:
+            conn.execute(query, values)
+
+    def rows(self, query: LiteralString, **values: object) -> list[tuple[Any, ...]]:
+        with self.database.read() as conn:
+            return conn.execute(query, values).fetchall()
+
+    def log_in(self, token: str) -> Caller:
+        return self.store.begin("ada", password_hash=HASH, refresh_token=token, expire_time=in_a_month(), peer=PEER)
+
+    def redeem(self, token: str, successor: str) -> Caller:
+        return self.store.redeem(token, successor=successor, expire_time=in_a_month(), peer=PEER)
+
+    def refuses(self, token: str) -> bool:
+        try:
+            self.redeem(token, f"successor of {token}")
+        except Unauthenticated as refusal:
+            return str(refusal) == "these credentials are not valid"
+        return False
+
+    def events(self) -> list[tuple[str, str, str]]:
+        rows = self.rows("SELECT event, username, peer FROM auth_events ORDER BY event_id")
+        return [(event, username, peer) for event, username, peer in rows]
+
+    def count_tokens(self) -> int:
+        return len(self.rows("SELECT FROM refresh_tokens"))
+
+
+@pytest.fixture
+def door(database: Database) -> Door:
+    """A database with one admin user: ada, an editor."""
+    door = Door(database)
+    door.run(
+        "INSERT INTO admin_user (username, password_hash, role, create_time, update_time)"
+        " VALUES ('ada', %(hash)s, 'editor', now(), now())",
+        hash=HASH,
+    )
+    return door
+
+
+def at_once(count: int, act: Callable[[int], object]) -> list[object]:
+    """Call `act` from many threads at the same moment; return what each returned or raised."""
+    barrier = Barrier(count)
+
+    def run(number: int) -> object:
+        barrier.wait(PATIENCE_S)
+        try:
+            return act(number)
+        except Unauthenticated as refusal:
+            return refusal
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+# --- who may log in ---------------------------------------------------------------------------------------------------
+
+
+def test_hash_is_found_by_exact_name_of_an_enabled_admin_only(door: Door) -> None:
+    assert door.store.password_hash("ada") == HASH
+    assert [door.store.password_hash(name) for name in ("Ada", "ada ", "", "ada\0", "a" * 100_000)] == [None] * 5
+
+    door.run("UPDATE admin_user SET enabled = false")
+    assert door.store.password_hash("ada") is None
+
+
+def test_login_returns_who_it_is_and_is_recorded(door: Door) -> None:
+    assert door.log_in("token") == ADA
+    assert door.events() == [("login_succeeded", "ada", PEER)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE admin_user SET password_hash = 'another'",
+        "UPDATE admin_user SET enabled = false",
+        "DELETE FROM admin_user",
+    ],
+)
+def test_login_is_refused_when_the_admin_changed_while_the_password_was_checked(
+    door: Door, change: LiteralString
+) -> None:
+    door.run(change)
+
+    with pytest.raises(Unauthenticated, match=r"^these credentials are not valid$"):
+        door.log_in("token")
+    assert (door.count_tokens(), door.events()) == (0, [])
+
+
+# --- refreshing -------------------------------------------------------------------------------------------------------
+
+
+def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(door: Door) -> None:
+    door.log_in("first")
+    door.run("UPDATE admin_user SET role = 'viewer', token_epoch = 2")
+
+    caller = door.redeem("first", "second")
+
+    assert caller == Caller(admin_id=1, username="ada", role=Role.VIEWER, token_epoch=2)
+    assert door.redeem("second", "third") == caller
+
+
+def test_reuse_of_a_spent_token_kills_its_family_and_no_other_and_is_recorded_once(door: Door) -> None:
+    door.log_in("first")
+    door.log_in("other")
+    door.redeem("first", "second")
+    door.redeem("second", "third")
+
+    assert door.refuses("first")
+    assert door.refuses("first")
+    assert door.refuses("third")
+    assert door.redeem("other", "other's successor")
+    assert door.events()[2:] == [("refresh_reused", "ada", PEER)]
+
+
+def test_of_32_racing_redeemers_one_wins_and_the_family_dies(door: Door) -> None:
+    door.log_in("first")
+
+    outcomes = at_once(32, lambda number: (door.redeem("first", f"second {number}"), number))
+
+    winners = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
+    assert len(winners) == 1
+    assert door.refuses(f"second {winners[0][1]}")
+    assert door.count_tokens() == 0
+    assert door.events() == [("login_succeeded", "ada", PEER), ("refresh_reused", "ada", PEER)]
+
+
+def test_without_the_check_for_spent_tokens_every_racer_would_win(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EXCHANGE", module._EXCHANGE.replace("AND spent_time IS NULL", ""))
+    door.log_in("first")
+
+    outcomes = at_once(32, lambda number: door.redeem("first", f"second {number}"))
+
+    assert outcomes == [ADA] * 32
+
+
+def test_refused_tokens_leave_no_trace(door: Door) -> None:
+    door.log_in("expired")
+    door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
+
+    assert door.refuses("expired")
+    assert door.refuses("unknown")
+    assert door.refuses("")
+    assert door.refuses("\0" * 1_000)
+    assert (door.count_tokens(), len(door.events())) == (1, 1)
+
+
+def test_disabled_admin_cannot_refresh(door: Door) -> None:
+    door.log_in("first")
+    door.run("UPDATE admin_user SET enabled = false")
+
+    assert door.refuses("first")
+    assert door.count_tokens() == 1
+
+
+def test_deleted_admin_leaves_no_tokens(door: Door) -> None:
+    door.log_in("first")
+    door.run("DELETE FROM admin_user")
+
+    assert door.refuses("first")
+    assert door.count_tokens() == 0
+
+
+# --- logging out ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["first", "second"], ids=["spent", "latest"])
+def test_logout_with_any_token_ends_that_login_alone(door: Door, token: str) -> None:
+    door.log_in("first")
+    door.redeem("first", "second")
+    door.log_in("other")
+
+    door.store.revoke(token, peer=PEER)
+
+    assert door.refuses("second")
+    assert door.redeem("other", "other's successor")
+    assert door.events()[2:] == [("logged_out", "ada", PEER)]
+
+
+def test_logout_of_an_unknown_token_does_nothing(door: Door) -> None:
+    door.log_in("first")
+
+    door.store.revoke("unknown", peer=PEER)
+    door.store.revoke("", peer=PEER)
+
+    assert (door.count_tokens(), len(door.events())) == (1, 1)
+
+
+def wait_until_blocked(door: Door, call: Future[None]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    while not door.rows(waiting):
+        assert not call.done()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def revoke_while_redeeming(door: Door, revoke: Callable[[], None]) -> None:
+    """Revoke while an exchange has inserted the successor and not yet committed."""
+    token = {"token_hash": module._sha256("first")}
+    exchange = {**token, "successor_hash": module._sha256("second"), "expire_time": in_a_month()}
+    with ThreadPoolExecutor(1) as pool:
+        with door.database.write() as conn:
+            module._lock_owner(conn, module._OWNER_OF_FAMILY, token)
+            assert conn.execute(module._EXCHANGE, exchange).rowcount == 1
+            call = pool.submit(revoke)
+            wait_until_blocked(door, call)
+        call.result(PATIENCE_S)
+
+
+def test_logout_waits_for_a_racing_refresh_and_revokes_its_successor(door: Door) -> None:
+    door.log_in("first")
+
+    revoke_while_redeeming(door, lambda: door.store.revoke("first"))
+
+    assert door.count_tokens() == 0
+
+
+def test_without_the_owner_lock_the_successor_would_survive(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_OWNER_OF_FAMILY", module._OWNER_OF_FAMILY.replace("FOR NO KEY UPDATE", ""))
+    door.log_in("first")
+
+    revoke_while_redeeming(door, lambda: door.store.revoke("first"))
+
+    assert door.count_tokens() == 1
+
+
+def test_change_of_password_revokes_every_login_a_racing_refresh_included(door: Door) -> None:
+    door.log_in("first")
+    door.log_in("other")
+
+    def change_password() -> None:
+        with door.database.write() as conn:
+            conn.execute("UPDATE admin_user SET password_hash = 'another', token_epoch = token_epoch + 1")
+            revoke_logins(conn, ADA.admin_id)
+
+    revoke_while_redeeming(door, change_password)
+
+    assert door.count_tokens() == 0
+
+
+# --- the first admin --------------------------------------------------------------------------------------------------
+
+
+def test_of_16_starters_with_different_names_one_creates_the_first_admin(database: Database) -> None:
+    door = Door(database)
+    assert not door.store.has_admin()
+
+    outcomes = at_once(16, lambda number: door.store.ensure_first_admin(f"admin{number}", HASH))
+
+    assert sorted(map(bool, outcomes)) == [False] * 15 + [True]
+    first = f"admin{outcomes.index(True)}"
+    assert door.rows("SELECT username, password_hash, role, enabled FROM admin_user") == [(first, HASH, "admin", True)]
+    assert door.events() == [("first_admin_created", first, "")]
+    assert door.store.has_admin()
+
+
+def test_first_admin_is_not_created_beside_a_disabled_one(door: Door) -> None:
+    door.run("UPDATE admin_user SET enabled = false")
+
+    assert not door.store.ensure_first_admin("admin", HASH)
+    assert door.rows("SELECT username FROM admin_user") == [("ada",)]
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def test_name_as_typed_is_cut_and_stripped_of_nul(door: Door) -> None:
+    door.store.record_failure("\0" + "é" * 1_000_000, peer="p" * 1_000)
+
+    assert door.events() == [("login_failed", "é" * 128, "p" * 128)]
+
+
+def test_prune_bounds_events_by_age_and_count(door: Door) -> None:
+    for number in range(5):
+        door.store.record_failure(f"n{number}")
+    door.run("UPDATE auth_events SET create_time = create_time - interval '2 days' WHERE username = 'n4'")
+
+    assert door.store.prune(event_age=timedelta(days=1), max_events=5) == Pruned(events=1, refresh_tokens=0)
+    assert door.store.prune(event_age=timedelta(days=1), max_events=3) == Pruned(events=1, refresh_tokens=0)
+    assert [username for _, username, _ in door.events()] == ["n1", "n2", "n3"]
+    assert door.store.prune() == Pruned(events=0, refresh_tokens=0)
+
+
+def test_prune_deletes_expired_tokens_spent_or_not_and_keeps_spent_ones_that_could_be_reused(door: Door) -> None:
+    door.log_in("old")
+    door.redeem("old", "old too")
+    door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
+    door.log_in("first")
+    door.redeem("first", "second")
+
+    assert door.store.prune() == Pruned(events=0, refresh_tokens=2)
+    assert door.refuses("first")
+    assert door.refuses("second")
+
+
+def test_prune_waits_for_nobody(door: Door) -> None:
+    door.log_in("locked")
+    door.log_in("free")
+    door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
+
+    with door.database.write() as conn:
+        locked = {"hash": module._sha256("locked")}
+        conn.execute("SELECT FROM refresh_tokens WHERE token_hash = %(hash)s FOR UPDATE", locked)
+        assert door.store.prune() == Pruned(events=0, refresh_tokens=1)
+
+
+def test_no_table_holds_a_refresh_token(door: Door) -> None:
+    canaries = [f"canary-{number}" for number in range(3)]
+    door.log_in(canaries[0])
+    door.redeem(canaries[0], canaries[1])
+    door.redeem(canaries[1], canaries[2])
+    door.store.revoke("canary-unknown")
+
+    stored = str(door.rows("SELECT t::text FROM refresh_tokens t UNION ALL SELECT e::text FROM auth_events e"))
+
+    assert stored.count("\\\\x") == 3  # Three hashes, as PostgreSQL writes bytes.
+    assert "canary" not in stored
+    assert b"canary".hex() not in stored

@@ -1,0 +1,279 @@
+"""AuthService through a real server, the real interceptors and the generated client (promises D3, D4, D7)."""
+
+import base64
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+from uuid import uuid4
+
+import bcrypt
+import grpc
+import psycopg
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from structlog.testing import capture_logs
+
+from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN
+from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse, LogoutRequest, RefreshTokenRequest
+from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub, add_AuthServiceServicer_to_server
+from gatekeeper_grpc.auth import passwords as passwords_module
+from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
+from gatekeeper_grpc.auth.sessions import Sessions
+from gatekeeper_grpc.auth.tokens import AccessTokens
+from gatekeeper_grpc.domain.caller import Caller, Role
+from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.policy import PoolName
+from gatekeeper_grpc.interceptors.pools import CallPools
+from gatekeeper_grpc.servicers.auth import AuthServicer
+from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.logins import LoginStore
+
+# --- TEMPORARY: delete when tests/conftest.py provides `database` (with imports: uuid4, psycopg) ----------------------
+
+
+@pytest.fixture
+def dsn() -> Iterator[str]:
+    server, name = "host=/tmp/pg15 user=postgres", f"auth_{uuid4().hex}"
+    with psycopg.connect(server, dbname="postgres", autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+        with psycopg.connect(server, dbname=name) as conn:
+            conn.execute(Path("migrations/0001_first_light.up.sql").read_text())
+        yield f"{server} dbname={name}"
+        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database(dsn: str) -> Iterator[Database]:
+    database = Database(dsn)
+    database.open()
+    yield database
+    database.close()
+
+
+# --- end of the temporary block ---------------------------------------------------------------------------------------
+
+PASSWORD = "canary-password"
+SECRET = "canary-secret-" + "s" * 32
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A running AuthService with one admin user, `admin`."""
+
+    database: Database
+    access_tokens: AccessTokens
+    stub: AuthServiceStub
+
+    def log_in(self, username: str = "admin", password: str = PASSWORD) -> LoginResponse:
+        return self.stub.Login(LoginRequest(username=username, password=password), timeout=PATIENCE_S)
+
+    def refresh(self, token: str) -> Any:
+        return self.stub.RefreshToken(RefreshTokenRequest(refresh_token=token), timeout=PATIENCE_S)
+
+    def log_out(self, token: str) -> None:
+        self.stub.Logout(LogoutRequest(refresh_token=token), timeout=PATIENCE_S)
+
+    def events(self) -> list[str]:
+        with self.database.read() as conn:
+            return [event for (event,) in conn.execute("SELECT event FROM auth_events ORDER BY event_id")]
+
+
+@pytest.fixture
+def service(database: Database, tmp_path: Path) -> Iterator[Service]:
+    logins = LoginStore(database)
+    passwords = Passwords(cost=MIN_COST)
+    access_tokens = AccessTokens(KeyRing.parse(f"k1:{SECRET}"))
+    logins.ensure_first_admin("admin", passwords.hash(PASSWORD))
+    pools = CallPools()
+    server = grpc.server(
+        pools[PoolName.OPERATIONS], interceptors=build_interceptors(verifier=access_tokens, pools=pools)
+    )
+    add_AuthServiceServicer_to_server(AuthServicer(Sessions(logins, passwords, access_tokens)), server)
+    address = f"unix:{tmp_path}/auth.sock"
+    server.add_insecure_port(address)
+    server.start()
+    with grpc.insecure_channel(address) as channel:
+        yield Service(database=database, access_tokens=access_tokens, stub=AuthServiceStub(channel))
+    server.stop(grace=None).wait(PATIENCE_S)
+    pools.close()
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as failed:
+        call()
+    return failed.value.code(), failed.value.details()
+
+
+REFUSED = (grpc.StatusCode.UNAUTHENTICATED, "these credentials are not valid")
+
+
+# --- Login ------------------------------------------------------------------------------------------------------------
+
+
+def test_login_issues_an_access_token_for_15_minutes_and_a_refresh_token_for_30_days(service: Service) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    response = service.log_in()
+    after = datetime.now(UTC)
+
+    caller = service.access_tokens.verify(response.access_token)
+    assert caller == Caller(admin_id=caller.admin_id, username="admin", role=Role.ADMIN, token_epoch=1)
+    assert response.role == ROLE_ADMIN
+    access_end = response.access_token_expire_time.ToDatetime(tzinfo=UTC)
+    refresh_end = response.refresh_token_expire_time.ToDatetime(tzinfo=UTC)
+    assert before <= access_end - timedelta(minutes=15) <= after
+    assert before <= refresh_end - timedelta(days=30) <= after
+
+
+def test_told_expiry_is_the_one_in_the_token(service: Service) -> None:
+    response = service.log_in()
+
+    payload = response.access_token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    assert claims["exp"] == response.access_token_expire_time.seconds
+    assert response.access_token_expire_time.nanos == 0
+
+
+@pytest.mark.parametrize(
+    ("username", "password"),
+    [
+        pytest.param("admin", "wrong", id="wrong password"),
+        pytest.param("nobody", PASSWORD, id="unknown user"),
+        pytest.param("Admin", PASSWORD, id="name in other case"),
+        pytest.param("admin\0", PASSWORD, id="NUL in name"),
+        pytest.param("a" * 100_000, PASSWORD, id="long name"),
+        pytest.param("admin", "p" * 73, id="long password"),
+        pytest.param("admin", "p" * 1_000_000, id="password of a megabyte"),
+        pytest.param("admin", f"{PASSWORD}\0{PASSWORD}", id="NUL in password"),
+        pytest.param("disabled", PASSWORD, id="disabled"),
+        pytest.param("broken", PASSWORD, id="malformed hash"),
+    ],
+)
+def test_every_failed_login_gets_the_same_answer_for_the_same_work(
+    service: Service, monkeypatch: pytest.MonkeyPatch, username: str, password: str
+) -> None:
+    with service.database.write() as conn:
+        conn.execute("""
+            INSERT INTO admin_user (username, password_hash, role, enabled, create_time, update_time)
+            SELECT 'disabled', password_hash, 'admin', false, now(), now() FROM admin_user
+            UNION ALL SELECT 'broken', 'no hash', 'admin', true, now(), now()
+        """)
+    checkpw = Mock(wraps=bcrypt.checkpw)
+    monkeypatch.setattr(passwords_module.bcrypt, "checkpw", checkpw)
+
+    assert refusal(lambda: service.log_in(username, password)) == REFUSED
+    assert [bytes(call.args[1])[:7] for call in checkpw.call_args_list] == [b"$2b$10$"]
+    assert service.events() == ["first_admin_created", "login_failed"]
+
+
+@pytest.mark.parametrize(("username", "password", "field"), [("", PASSWORD, "username"), ("admin", "", "password")])
+def test_empty_field_of_a_login_is_named(service: Service, username: str, password: str, field: str) -> None:
+    with pytest.raises(grpc.RpcError) as failed:
+        service.log_in(username, password)
+
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert violated_fields(failed.value) == [field]
+    assert service.events() == ["first_admin_created"]
+
+
+def violated_fields(error: Any) -> list[str]:
+    """The fields named in the `BadRequest` of an error."""
+    bad_request = error_details_pb2.BadRequest()
+    for detail in rpc_status.from_call(error).details:
+        if detail.Is(bad_request.DESCRIPTOR):
+            detail.Unpack(bad_request)
+    return [violation.field for violation in bad_request.field_violations]
+
+
+# --- RefreshToken and Logout ------------------------------------------------------------------------------------------
+
+
+def test_refresh_gives_new_tokens_with_the_role_and_epoch_of_now(service: Service) -> None:
+    first = service.log_in()
+    with service.database.write() as conn:
+        conn.execute("UPDATE admin_user SET role = 'viewer', token_epoch = 2")
+
+    second = service.refresh(first.refresh_token)
+
+    caller = service.access_tokens.verify(second.access_token)
+    assert (caller.role, caller.token_epoch, second.role) == (Role.VIEWER, 2, Role.VIEWER)
+    assert second.refresh_token not in ("", first.refresh_token)
+    assert second.refresh_token_expire_time.ToDatetime() >= first.refresh_token_expire_time.ToDatetime()
+
+
+def test_reuse_of_a_refresh_token_ends_the_login(service: Service) -> None:
+    first = service.log_in()
+    second = service.refresh(first.refresh_token)
+
+    assert refusal(lambda: service.refresh(first.refresh_token)) == REFUSED
+    assert refusal(lambda: service.refresh(second.refresh_token)) == REFUSED
+    assert service.events()[1:] == ["login_succeeded", "refresh_reused"]
+
+
+def test_logout_ends_the_login_without_an_access_token_and_may_be_repeated(service: Service) -> None:
+    login = service.log_in()
+
+    service.log_out(login.refresh_token)
+    service.log_out(login.refresh_token)
+
+    assert refusal(lambda: service.refresh(login.refresh_token)) == REFUSED
+    assert service.events()[1:] == ["login_succeeded", "logged_out"]
+
+
+@pytest.mark.parametrize("act", ["refresh", "log_out"])
+def test_empty_refresh_token_is_named(service: Service, act: str) -> None:
+    with pytest.raises(grpc.RpcError) as failed:
+        getattr(service, act)("")
+
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert violated_fields(failed.value) == ["refresh_token"]
+
+
+def test_access_token_is_no_refresh_token(service: Service) -> None:
+    login = service.log_in()
+
+    assert refusal(lambda: service.refresh(login.access_token)) == REFUSED
+
+
+# --- secrets: D7 ------------------------------------------------------------------------------------------------------
+
+
+def test_no_password_or_token_appears_in_logs_errors_or_rows(
+    service: Service, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with capture_logs() as structured:
+        first = service.log_in()
+        second = service.refresh(first.refresh_token)
+        answers = [
+            refusal(lambda: service.log_in("admin", f"{PASSWORD}!")),
+            refusal(lambda: service.log_in("nobody", PASSWORD)),
+            refusal(lambda: service.refresh(first.refresh_token)),
+            refusal(lambda: service.refresh(second.access_token)),
+        ]
+        service.log_out(second.refresh_token)
+
+    seen = f"{structured} {caplog.text} {capfd.readouterr()} {answers} {everything_stored(service.database)}"
+    secrets = [PASSWORD, SECRET, first.access_token, second.access_token, first.refresh_token, second.refresh_token]
+    assert "admin" in seen
+    assert [secret for secret in secrets if secret in seen or secret.encode().hex() in seen] == []
+    # Nor a part of a token.
+    assert first.access_token.split(".")[2] not in seen
+
+
+def everything_stored(database: Database) -> str:
+    with database.read() as conn:
+        return str(
+            conn.execute("""
+                SELECT a::text FROM admin_user a
+                UNION ALL SELECT t::text FROM refresh_tokens t
+                UNION ALL SELECT e::text FROM auth_events e
+            """).fetchall()
+        )

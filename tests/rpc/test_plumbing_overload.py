@@ -1,0 +1,333 @@
+"""What keeps the server answering while clients flood it, stall, or send nothing. Each twin shows the harm without the remedy."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Published without py.typed.
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from gatekeeper_grpc.interceptors import chain
+from gatekeeper_grpc.interceptors.grpcio_call import Patience
+from gatekeeper_grpc.interceptors.policy import POLICIES
+from gatekeeper_grpc.interceptors.pools import CallPools, PoolName, PoolSize
+from gatekeeper_grpc.interceptors.reception import Reception
+from tests.rpc.test_plumbing_server import (
+    EDIT,
+    EDITOR_TOKEN,
+    OPEN,
+    STREAM,
+    TIMEOUT_S,
+    RoleNames,
+    Server,
+    echo,
+    echo_stream,
+    error_info,
+    fails,
+    serve,
+    stream,
+    text,
+    unary,
+)
+
+TWO_WORKERS = PoolSize(workers=2, queue=16)
+ENDLESS = Patience(limit_s=60.0, pressed_s=60.0)
+BRISK = Patience(limit_s=0.3, pressed_s=0.3)
+
+
+class HalfOpen:
+    """Calls whose headers are sent and whose messages are not, until it is left."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._left = threading.Event()
+        self._channels = ExitStack()
+
+    def __enter__(self) -> "HalfOpen":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._left.set()
+        self._channels.close()
+
+    def open(self, count: int, *, method: str = "Echo", metadata: Any = (), first: tuple[bytes, ...] = ()) -> list[Any]:
+        """Open `count` calls, 100 a connection; each sends `first` and falls silent."""
+        calls = []
+        for start in range(0, count, 100):
+            option = ("grpc.use_local_subchannel_pool", 1)
+            channel = self._channels.enter_context(grpc.insecure_channel(self._server.target, options=[option]))
+            call = channel.stream_unary(f"/test.v1.Plumbing/{method}", None, StringValue.FromString)
+            calls += [call.future(self._silence(first), metadata=metadata) for _ in range(min(100, count - start))]
+        return calls
+
+    def _silence(self, first: tuple[bytes, ...]) -> Iterator[bytes]:
+        yield from first
+        self._left.wait()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait for what another process part will make true; nothing signals it to a test."""
+    give_up_at = time.monotonic() + TIMEOUT_S
+    while not condition() and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    return condition()
+
+
+def codes_of(calls: list[Any]) -> set[grpc.StatusCode]:
+    return {call.exception(timeout=TIMEOUT_S).code() for call in calls}
+
+
+def victim_codes(server: Server, *, calls: int, timeout_s: float, metadata: Any = ()) -> set[grpc.StatusCode]:
+    echoes = server.unary("Echo")
+    outcomes = set()
+    for _ in range(calls):
+        call = echoes.future(text(), timeout=timeout_s, metadata=metadata)
+        outcomes.add(call.code())
+    return outcomes
+
+
+@contextmanager
+def crowded_evaluation(half_open: int) -> Iterator[Server]:
+    """An open method on two workers, and a crowd that has opened calls of it and sends nothing."""
+    sizes = {PoolName.EVALUATION: TWO_WORKERS}
+    with serve({"Echo": (unary(echo), OPEN)}, sizes=sizes, message_patience=ENDLESS) as server:
+        arrived = threading.Semaphore(0)
+        count_arrivals(server.pools, arrived)
+        with HalfOpen(server) as crowd:
+            crowd.open(half_open)
+            for _ in range(half_open):
+                assert arrived.acquire(timeout=TIMEOUT_S)
+            yield server
+
+
+def count_arrivals(pools: CallPools, arrived: threading.Semaphore) -> None:
+    pool = pools[PoolName.EVALUATION]
+    submit = pool.submit
+
+    def counted(*args: Any) -> Any:
+        try:
+            return submit(*args)
+        finally:
+            arrived.release()
+
+    pool.submit = counted  # type: ignore[assignment] # A spy.
+
+
+def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() -> None:
+    with crowded_evaluation(half_open=1_000) as server:
+        assert len(server.pools.reception) == 1_000
+        assert victim_codes(server, calls=100, timeout_s=5.0) == {grpc.StatusCode.OK}
+
+
+def test_twin_without_the_reception_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reception, "hold", lambda _self, _call, *, within_s, admit: admit())
+    with crowded_evaluation(half_open=2) as server:
+        assert victim_codes(server, calls=3, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+@pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
+def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: Any) -> None:
+    with serve({"Echo": (unary(echo), policy)}, message_patience=BRISK) as server, HalfOpen(server) as silent:
+        (call,) = silent.open(1, metadata=EDITOR_TOKEN)
+        error = call.exception(timeout=TIMEOUT_S)
+
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "request message" in error.details()
+    assert error_info(error).reason == "REQUEST_TIMEOUT"
+
+
+def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
+    with serve({"Echo": (unary(echo), OPEN)}, held_calls=3, message_patience=ENDLESS) as server:
+        with HalfOpen(server) as silent:
+            (oldest,) = silent.open(1)
+            assert eventually(lambda: len(server.pools.reception) == 1)
+            silent.open(3)
+
+            assert codes_of([oldest]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
+
+
+def test_calls_cancelled_before_their_message_are_forgotten() -> None:
+    with serve({"Echo": (unary(echo), OPEN)}, message_patience=ENDLESS) as server, HalfOpen(server) as silent:
+        calls = silent.open(20)
+        assert eventually(lambda: len(server.pools.reception) == 20)
+        for call in calls:
+            call.cancel()
+
+        assert eventually(lambda: len(server.pools.reception) == 0)
+        assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
+
+
+def test_a_denied_call_is_told_so_before_it_sends_a_message_and_pins_no_worker() -> None:
+    sizes = {PoolName.ADMIN: PoolSize(workers=2, queue=300)}
+    with serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=ENDLESS) as server:
+        with HalfOpen(server) as crowd:
+            assert codes_of(crowd.open(200)) == {grpc.StatusCode.UNAUTHENTICATED}
+            assert victim_codes(server, calls=5, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+
+
+def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> None:
+    def denies(_request: StringValue, context: Any) -> StringValue:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+    server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    handler = grpc.method_handlers_generic_handler("test.v1.Plumbing", {"Echo": unary(denies)})
+    server.add_generic_rpc_handlers((handler,))
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with grpc.insecure_channel(target) as channel:
+        bare = Server(pools=None, grpc_server=server, target=target, channel=channel)  # type: ignore[arg-type]
+        with HalfOpen(bare) as crowd:
+            crowd.open(2)
+            assert victim_codes(bare, calls=2, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    server.stop(None).wait(TIMEOUT_S)
+
+
+@contextmanager
+def stalled_admins(patience: Patience) -> Iterator[Server]:
+    """Callers with a token hold both admin workers and send nothing."""
+    sizes = {PoolName.ADMIN: TWO_WORKERS}
+    with serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=patience) as server:
+        with HalfOpen(server) as crowd:
+            crowd.open(2, metadata=EDITOR_TOKEN)
+            assert eventually(lambda: waiting_workers(server) == 2)
+            yield server
+
+
+def waiting_workers(server: Server) -> int:
+    return server.pools[PoolName.ADMIN]._max_workers - max(0, idle_workers(server))
+
+
+def idle_workers(server: Server) -> int:
+    pool = server.pools[PoolName.ADMIN]
+    return pool._max_workers - len(pool._threads) + pool._idle_semaphore._value
+
+
+def test_workers_that_wait_for_messages_are_freed_when_other_calls_queue() -> None:
+    with stalled_admins(Patience(limit_s=60.0, pressed_s=0.05)) as server:
+        assert victim_codes(server, calls=3, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+
+
+def test_twin_with_patience_under_pressure_the_victim_starves() -> None:
+    with stalled_admins(ENDLESS) as server:
+        outcome = victim_codes(server, calls=2, timeout_s=0.3, metadata=EDITOR_TOKEN)
+        assert outcome == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def test_a_silent_stream_is_ended_and_its_worker_freed() -> None:
+    sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
+    with serve({"Stream": (stream(echo_stream), STREAM)}, sizes=sizes, stream_patience=BRISK) as server:
+        with HalfOpen(server) as silent:
+            (call,) = silent.open(1, method="Stream", first=(b"",))
+            assert codes_of([call]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            assert list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S)) == [text()]
+
+
+def test_a_stream_whose_client_keeps_sending_is_not_ended() -> None:
+    def slowly() -> Iterator[StringValue]:
+        for _ in range(5):
+            yield text()
+            time.sleep(BRISK.limit_s / 3)
+
+    with serve({"Stream": (stream(echo_stream), STREAM)}, stream_patience=BRISK) as server:
+        assert len(list(server.stream("Stream")(slowly(), timeout=TIMEOUT_S))) == 5
+
+
+class Gate:
+    """A method that keeps its worker until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.let_go = threading.Event()
+
+    def __call__(self, request: StringValue, _context: Any) -> StringValue:
+        self.entered.release()
+        assert self.let_go.wait(TIMEOUT_S)
+        return request
+
+
+def retry_after_s(error: Any) -> float:
+    retry = error_details_pb2.RetryInfo()
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert status.details[1].Unpack(retry)
+    return float(retry.retry_delay.ToTimedelta().total_seconds())
+
+
+@pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
+def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_served(policy: Any) -> None:
+    gate, other = Gate(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
+    methods = {"Gate": (unary(gate), policy), "Echo": (unary(echo), OPEN if policy is EDIT else EDIT)}
+    with serve(methods, sizes={policy.pool: PoolSize(workers=1, queue=1)}) as server:
+        running = server.unary("Gate").future(text("1"), metadata=EDITOR_TOKEN)
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        queued = server.unary("Gate").future(text("2"), metadata=EDITOR_TOKEN)
+        assert eventually(server.pools[policy.pool].others_wait)
+
+        refusal = fails(server.unary("Gate"), text("3"), metadata=EDITOR_TOKEN)
+        assert server.unary("Echo")(text(), metadata=EDITOR_TOKEN) == text()
+
+        gate.let_go.set()
+        assert (running.result(), queued.result()) == (text("1"), text("2"))
+        assert server.unary("Gate")(text("4"), metadata=EDITOR_TOKEN) == text("4")
+
+    assert (refusal.code(), error_info(refusal).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
+    assert retry_after_s(refusal) == 1.0
+    assert server.pools[policy.pool].refused == 1
+    assert server.pools[other].refused == 0
+
+
+def test_a_closed_pool_refuses_and_the_serving_thread_lives() -> None:
+    with serve({"Echo": (unary(echo), OPEN), "Edit": (unary(echo), EDIT)}) as server:
+        server.pools[PoolName.EVALUATION].shutdown()
+
+        assert fails(server.unary("Echo"), text()).code() is grpc.StatusCode.UNAVAILABLE
+        assert server.unary("Edit")(text(), metadata=EDITOR_TOKEN) == text()
+
+
+def test_twin_an_ordinary_closed_pool_ends_the_serving_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    died = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _args: died.set())
+    pool = futures.ThreadPoolExecutor(1)
+    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+    handler = grpc.method_handlers_generic_handler("test.v1.Plumbing", {"Echo": unary(echo)})
+    server.add_generic_rpc_handlers((handler,))
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    pool.shutdown()
+    with grpc.insecure_channel(target) as channel:
+        call = channel.unary_unary("/test.v1.Plumbing/Echo", StringValue.SerializeToString, None)
+        fails_silently = call.future(text(), timeout=0.5)
+        assert died.wait(TIMEOUT_S)
+        assert fails_silently.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_watchers_of_health_pin_no_worker() -> None:
+    pools = CallPools({**{name: TWO_WORKERS for name in PoolName}})
+    interceptors = chain.build_interceptors(verifier=RoleNames(), pools=pools, policies=POLICIES)
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watchers = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
+        first = {next(watcher).status for watcher in watchers}
+        checked = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).status
+        servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        second = {next(watcher).status for watcher in watchers}
+        for watcher in watchers:
+            watcher.cancel()
+    server.stop(None).wait(TIMEOUT_S)
+    pools.close()
+
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (first, checked, second) == ({serving}, serving, {not_serving})

@@ -1,0 +1,124 @@
+"""The logic of logging in: one answer and one amount of work for every failure (promises D4, D7)."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from gatekeeper_grpc.auth.sessions import Sessions
+from gatekeeper_grpc.auth.tokens import Token
+from gatekeeper_grpc.domain.caller import Caller, Role
+from gatekeeper_grpc.domain.errors import Unauthenticated, Unavailable
+
+NOW = datetime(2026, 11, 23, 7, 0, tzinfo=UTC)
+CALLER = Caller(admin_id=7, username="ada", role=Role.EDITOR, token_epoch=3)
+PEER = "ipv4:127.0.0.1:1"
+
+
+class World:
+    """Everything that logging in needs: one admin user, and a list of what was done."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Any, ...]] = []
+
+    def password_hash(self, username: str) -> str | None:
+        return "hash of right" if username == "ada" else None
+
+    def verify(self, password: str, password_hash: str | None) -> bool:
+        self.done.append(("verify", password_hash))
+        return password_hash == f"hash of {password}"
+
+    def issue(self, caller: Caller) -> Token:
+        return Token(text=f"access of {caller.username}", expire_time=NOW)
+
+    def begin(
+        self, username: str, *, password_hash: str, refresh_token: str, expire_time: datetime, peer: str
+    ) -> Caller:
+        self.done.append(("begin", username, password_hash, refresh_token, expire_time, peer))
+        return CALLER
+
+    def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str) -> Caller:
+        self.done.append(("redeem", refresh_token, successor, expire_time, peer))
+        return CALLER
+
+    def revoke(self, refresh_token: str, *, peer: str) -> None:
+        self.done.append(("revoke", refresh_token, peer))
+
+    def record_failure(self, username: str, *, peer: str) -> None:
+        self.done.append(("failure", username, peer))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def sessions(world: World) -> Sessions:
+    return Sessions(world, world, world, refresh_ttl=timedelta(days=1), clock=lambda: NOW)
+
+
+def test_right_password_begins_a_login_against_the_hash_that_was_checked(sessions: Sessions, world: World) -> None:
+    issued = sessions.log_in("ada", "right", peer=PEER)
+
+    tomorrow = NOW + timedelta(days=1)
+    begun = ("begin", "ada", "hash of right", issued.refresh.text, tomorrow, PEER)
+    assert world.done == [("verify", "hash of right"), begun]
+    assert (issued.access.text, issued.refresh.expire_time, issued.role) == ("access of ada", tomorrow, Role.EDITOR)
+
+
+@pytest.mark.parametrize(
+    ("username", "password", "checked"),
+    [
+        pytest.param("ada", "wrong", "hash of right", id="wrong password"),
+        pytest.param("eve", "right", None, id="unknown user"),
+        pytest.param("a" * 10_000, "right", None, id="absurd name"),
+    ],
+)
+def test_every_failed_login_checks_once_records_once_and_says_the_same(
+    sessions: Sessions, world: World, username: str, password: str, checked: str | None
+) -> None:
+    with pytest.raises(Unauthenticated, match=r"^these credentials are not valid$"):
+        sessions.log_in(username, password, peer=PEER)
+
+    assert world.done == [("verify", checked), ("failure", username, PEER)]
+
+
+def test_refresh_exchanges_a_token_for_another(sessions: Sessions, world: World) -> None:
+    issued = sessions.refresh("spent", peer=PEER)
+
+    assert world.done == [("redeem", "spent", issued.refresh.text, NOW + timedelta(days=1), PEER)]
+    assert issued.access.text == "access of ada"
+
+
+def test_logout_revokes(sessions: Sessions, world: World) -> None:
+    sessions.log_out("mine", peer=PEER)
+
+    assert world.done == [("revoke", "mine", PEER)]
+
+
+def test_refresh_tokens_are_256_random_bits(sessions: Sessions) -> None:
+    issued = [sessions.refresh("spent").refresh.text for _ in range(100)]
+
+    assert len(set(issued)) == 100
+    assert {len(token) for token in issued} == {43}
+
+
+def test_what_was_issued_does_not_show_its_tokens(sessions: Sessions) -> None:
+    issued = sessions.log_in("ada", "right")
+
+    assert issued.refresh.text not in repr(issued)
+    assert issued.access.text not in repr(issued)
+
+
+def test_database_that_is_away_looks_the_same_for_right_and_wrong_passwords(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_args: object, **_kwargs: object) -> None:
+        raise Unavailable("the database is not reachable")
+
+    monkeypatch.setattr(world, "password_hash", away)
+    for password in ("right", "wrong"):
+        with pytest.raises(Unavailable):
+            Sessions(world, world, world).log_in("ada", password)
+    assert world.done == []
