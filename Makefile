@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types layers proto proto-check fmt lock clean
+.PHONY: help install run test check lint types layers proto proto-check docs bench fmt lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -91,6 +91,13 @@ proto-check: $(VENV)/.dev ## Prove that protos/ is well-formed, compatible, and 
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(MAKE) --no-print-directory generate INTO=$$fresh \
 	  && diff -r -x __pycache__ $$fresh generated \
 	  || { echo "generated/ is not what protos/ says: run 'make proto' and commit it" >&2; exit 1; }
+
+docs: $(VENV)/.dev ## Write the settings table of README.md
+	@table=$$($(BIN)/gatekeeper config --markdown) \
+	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
+
+bench: $(VENV)/.dev ## Measure evaluation, bulk streams and propagation (minutes)
+	@for name in evaluate bulk propagation; do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
 
 lock: $(VENV)/.dev ## Resolve the dependencies anew into the hash-pinned lock files
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock

@@ -12,7 +12,10 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """What an operator can decide, read from environment variables. Durations are in seconds, addresses are host:port."""
+    """What an operator can decide, read from environment variables.
+
+    Durations are in seconds, addresses are host:port.
+    """
 
     model_config = SettingsConfigDict(env_prefix="GATEKEEPER_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -35,8 +38,8 @@ class Settings(BaseSettings):
     reflection: bool = Field(default=True, description="Whether clients may ask for the contract by server reflection.")
     jwt_keys: SecretStr | None = Field(
         default=None,
-        description="Keys that sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or more."
-        " Absent: the ones in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
+        description="Sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or more."
+        " Absent: those kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
     )
     admin_password: SecretStr | None = Field(
         default=None,
@@ -96,9 +99,18 @@ def _variable_at(location: tuple[int | str, ...]) -> str:
 
 
 def settings_table(settings: Settings | None = None) -> list[tuple[str, str, str]]:
-    """Return (variable, value, description) of every setting; the defaults when no settings are given. Secrets are masked."""
+    """Return (variable, value, description) of every setting.
+
+    The defaults when no settings are given. Secrets are masked.
+    """
     rows = []
     for name, field in Settings.model_fields.items():
         value = field.default if settings is None else getattr(settings, name)
         rows.append((variable_of(name), "" if value is None else str(value), field.description or ""))
     return rows
+
+
+def settings_markdown() -> str:
+    """Return the table of all settings and their defaults that README shows."""
+    rows = [f"| `{name}` | {f'`{value}`' if value else ''} | {meaning} |" for name, value, meaning in settings_table()]
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])

@@ -5,7 +5,7 @@ import sys
 import click
 
 from gatekeeper_grpc.cli.migrate import migrate
-from gatekeeper_grpc.config import Settings, SettingsError, load_settings, settings_table
+from gatekeeper_grpc.config import Settings, SettingsError, load_settings, settings_markdown, settings_table
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.embedded import EmbeddedDatabaseError, running_dsn
 from gatekeeper_grpc.logs import configure_logs
@@ -46,9 +46,13 @@ def db_url(settings: Settings) -> None:
 
 
 @gatekeeper.command()
+@click.option("--markdown", is_flag=True, help="Print the defaults as a Markdown table.")
 @click.pass_obj
-def config(settings: Settings) -> None:
+def config(settings: Settings, *, markdown: bool) -> None:
     """Print every setting with its value and meaning; secrets are masked."""
+    if markdown:
+        click.echo(settings_markdown())
+        return
     for variable, value, description in settings_table(settings):
         click.echo(f"{variable}={value}\n    {description}")
 

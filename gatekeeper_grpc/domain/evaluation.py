@@ -7,6 +7,7 @@ from typing import Any
 
 from gatekeeper_grpc.domain.flag import ON
 
+
 class Reason(IntEnum):
     """Which rule decided. Values are those of the proto enum."""
 
@@ -19,10 +20,17 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationContext:
-    """Whom flags are evaluated for. `user_id` None is an anonymous user: never targeted, never drawn."""
+    """Whom flags are evaluated for. `user_id` None is an anonymous user: never targeted, never drawn.
+
+    `user` is the id in UTF-8, encoded once for all flags.
+    """
 
     user_id: str | None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    user: bytes | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "user", None if self.user_id is None else self.user_id.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

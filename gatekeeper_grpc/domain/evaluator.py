@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket
+from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket_of, salt
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.flag import ON, VARIANTS, Flag
 
@@ -27,6 +27,7 @@ class FlagPlan:
 
     flag_id: int
     key: str
+    salt: bytes
     constant: EvaluationDetail | None
     segments: tuple[tuple[str, EvaluationDetail], ...]
     draw: tuple[EvaluationDetail, ...]
@@ -45,6 +46,7 @@ def compile_flag(flag: Flag, *, has_targets: bool) -> FlagPlan:
     return FlagPlan(
         flag_id=flag.flag_id,
         key=config.key,
+        salt=salt(config.key),
         constant=constant,
         segments=tuple(
             (target.segment_key, detail(target.variant, Reason.TARGETING_MATCH, target.segment_key))
@@ -76,8 +78,8 @@ def evaluate(
     for segment_key, match in plan.segments:
         if in_segment(segment_key):
             return match
-    if plan.draw and context.user_id is not None:
-        return plan.draw[bucket(context.user_id, plan.key)]
+    if plan.draw and context.user is not None:
+        return plan.draw[bucket_of(context.user, plan.salt)]
     return plan.undrawn
 
 

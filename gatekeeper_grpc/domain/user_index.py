@@ -22,7 +22,8 @@ _NOTHING: Mapping[int, int] = MappingProxyType({})
 class UserEntry(NamedTuple):
     """Says `tag` of a user on behalf of an owner; tag None takes it back.
 
-    `owner_id` is a flag or segment id, not negative; tags are 0-255. A tuple, because a snapshot is loaded from a million of them.
+    `owner_id` is a flag or segment id, not negative; tags are 0-255. A tuple, because a snapshot is loaded from a
+    million of them.
     """
 
     user_id: str

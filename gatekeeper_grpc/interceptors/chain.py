@@ -51,7 +51,7 @@ def build_interceptors(
         pools: The workers; close them after the server.
         policies: One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied.
         message_patience: How long the message of a unary request may take.
-        stream_patience: How long a request stream may be silent.
+        stream_patience: How long a request stream may be silent, and a client leave a response unread.
     """
     plumbing = _Plumbing(
         verifier=verifier,
@@ -137,6 +137,8 @@ class _Method:
         self._argument_from = messages if handler.request_streaming else only_message
         # The row alone places a method: a pool that a servicer asked for would be unbounded.
         self._pool = plumbing.pools[policy.pool]
+        self._slow_readers = plumbing.pools.slow_readers
+        self._response_within_s = plumbing.stream_patience.limit_s
         self.experimental_thread_pool = self._pool
         # Without a token to check first, a call without a message has no business on a worker.
         self.first_message_within_s = self._patience.limit_s if policy.access is Door.OPEN else None
@@ -171,7 +173,8 @@ class _StreamResponse(_Method):
         # Open until the last response: what fails while responses are made must pass the same stages.
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
             self._admit(rpc, context)
-            yield from self._behaviour(self._argument(requests), context)
+            responses = self._behaviour(self._argument(requests), context)
+            yield from self._slow_readers.guard(responses, context, within_s=self._response_within_s)
 
 
 class _NonBlockingResponse(_Method):

@@ -124,7 +124,7 @@ class RequestReader(Iterator[bytes]):
     def _check_patience(self, waited_s: float) -> None:
         pressed = waited_s >= self._patience.pressed_s and self._others_wait()
         if pressed or waited_s >= self._patience.limit_s:
-            raise RequestTimeout(f"no request message arrived within {waited_s:.1f} s; send it right after the headers")
+            raise RequestTimeout(f"no request message arrived within {waited_s:.1f} s")
 
 
 def is_aborted(context: Any) -> bool:

@@ -1,5 +1,6 @@
 """Named, bounded pools of workers: a kind of call that is slow or flooded leaves the workers of the others alone."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
 from gatekeeper_grpc.interceptors.grpcio_call import ArrivedCall
 from gatekeeper_grpc.interceptors.reception import Reception
+from gatekeeper_grpc.interceptors.slow_readers import SlowReaders
 from gatekeeper_grpc.wire.status import status_from_error
 
 _RETRY_AFTER_S = 1.0
@@ -69,7 +71,9 @@ class CallPool(ThreadPoolExecutor):
 
     def __init__(self, name: PoolName, size: PoolSize, reception: Reception) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
-        self._queue_limit = size.queue
+        self._size = size
+        self._lock = threading.Lock()  # guards _in_flight
+        self._in_flight = 0  # calls that run or queue
         self._reception = reception
         # Built once: refusing must stay cheaper than serving, or a flood wins.
         full = ResourceExhausted(f"all {name} workers are busy; retry later", retry_after_s=_RETRY_AFTER_S)
@@ -94,7 +98,7 @@ class CallPool(ThreadPoolExecutor):
 
     def others_wait(self) -> bool:
         """Tell whether calls queue for a worker."""
-        return self._work_queue.qsize() > 0
+        return self._in_flight > self._size.workers
 
     def hand_over(self, work: Callable[[], None]) -> None:
         """Run `work` on a worker, whatever the queue's length; drop it when the pool is closed."""
@@ -104,18 +108,35 @@ class CallPool(ThreadPoolExecutor):
             return
 
     def _admit(self, call: ArrivedCall, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        if self._work_queue.qsize() >= self._queue_limit:
+        if not self._take_place():
             self.refused += 1
             call.refuse(self._full)
             return
         try:
-            super().submit(fn, *args)
+            super().submit(self._serve, fn, args)
         except RuntimeError:  # The pool is closed.
+            self._leave_place()
             call.refuse(self._closed)
+
+    def _serve(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            fn(*args)
+        finally:
+            self._leave_place()
+
+    def _take_place(self) -> bool:
+        with self._lock:
+            has_place = self._in_flight < self._size.workers + self._size.queue
+            self._in_flight += has_place
+            return has_place
+
+    def _leave_place(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
 
 
 class CallPools(Mapping[PoolName, CallPool]):
-    """All pools of a server, and the reception in front of them."""
+    """All pools of a server, and what keeps clients from holding their workers."""
 
     def __init__(self, sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES, *, held_calls: int = 2_000) -> None:
         """Make the pools; workers start when they are needed.
@@ -125,6 +146,7 @@ class CallPools(Mapping[PoolName, CallPool]):
             held_calls: How many calls without a message are held before the oldest is ended.
         """
         self.reception = Reception(capacity=held_calls)
+        self.slow_readers = SlowReaders()
         self._pools = {name: CallPool(name, sizes[name], self.reception) for name in PoolName}
 
     def __getitem__(self, name: PoolName) -> CallPool:
@@ -139,5 +161,6 @@ class CallPools(Mapping[PoolName, CallPool]):
     def close(self) -> None:
         """Refuse further calls, drop queued ones and let running ones end, without waiting; for after `server.stop`."""
         self.reception.close()
+        self.slow_readers.close()
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)

@@ -19,8 +19,10 @@ from psycopg.rows import class_row
 
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.domain.limits import check_text
 from gatekeeper_grpc.store.database import Connection, Database
 
+MAX_USERNAME_CHARS = 128
 MAX_EVENT_TEXT_CHARS = 128
 EVENT_AGE = timedelta(days=90)
 MAX_EVENTS = 100_000
@@ -130,9 +132,14 @@ class LoginStore:
     def ensure_first_admin(self, username: str, password_hash: str) -> bool:
         """Create an enabled admin user with role admin if there is no admin user at all; of several starters one does.
 
+        Args:
+            username: 1 to 128 characters without NUL.
+            password_hash: As `Passwords.hash` makes it.
+
         Returns:
             Whether this call created it, so that its password is the one in force.
         """
+        check_text("username", username, at_least=1, at_most=MAX_USERNAME_CHARS)
         with self._database.write() as conn:
             # Waits for another starter's commit, which the next statement then sees. Readers and logins go on.
             conn.execute("LOCK TABLE admin_user IN SHARE ROW EXCLUSIVE MODE")

@@ -34,7 +34,7 @@ _MAX_VIOLATIONS = 10
 _MAX_VARIABLES = 8
 
 
-class RequestTimeout(GatekeeperError):  # noqa: N818 # Named like the domain's kinds.
+class RequestTimeout(GatekeeperError):
     """The client did not send a message in time. Only the wire knows of such things, so it is no domain kind."""
 
     reason = "REQUEST_TIMEOUT"

@@ -1,46 +1,19 @@
 """Logins against a real PostgreSQL: one winner per refresh token, dead families, a bounded record (promises D3, D7)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from threading import Barrier
 from typing import Any, LiteralString
-from uuid import uuid4
 
-import psycopg
 import pytest
 
 from gatekeeper_grpc.domain.caller import Caller, Role
-from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.store import logins as module
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.logins import LoginStore, Pruned, revoke_logins
-
-# --- TEMPORARY: delete when tests/conftest.py provides `database` (with imports: Iterator, Path, uuid4, psycopg) ------
-
-
-@pytest.fixture
-def dsn() -> Iterator[str]:
-    server, name = "host=/tmp/pg15 user=postgres", f"auth_{uuid4().hex}"
-    with psycopg.connect(server, dbname="postgres", autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        with psycopg.connect(server, dbname=name) as conn:
-            conn.execute(Path("migrations/0001_first_light.up.sql").read_text())
-        yield f"{server} dbname={name}"
-        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-@pytest.fixture
-def database(dsn: str) -> Iterator[Database]:
-    database = Database(dsn)
-    database.open()
-    yield database
-    database.close()
-
-
-# --- end of the temporary block ---------------------------------------------------------------------------------------
 
 PATIENCE_S = 20.0
 HASH = "hash of ada's password"
@@ -171,7 +144,7 @@ def test_reuse_of_a_spent_token_kills_its_family_and_no_other_and_is_recorded_on
     assert door.refuses("first")
     assert door.refuses("first")
     assert door.refuses("third")
-    assert door.redeem("other", "other's successor")
+    assert door.redeem("other", "other's successor") == ADA
     assert door.events()[2:] == [("refresh_reused", "ada", PEER)]
 
 
@@ -235,7 +208,7 @@ def test_logout_with_any_token_ends_that_login_alone(door: Door, token: str) -> 
     door.store.revoke(token, peer=PEER)
 
     assert door.refuses("second")
-    assert door.redeem("other", "other's successor")
+    assert door.redeem("other", "other's successor") == ADA
     assert door.events()[2:] == [("logged_out", "ada", PEER)]
 
 
@@ -322,6 +295,12 @@ def test_first_admin_is_not_created_beside_a_disabled_one(door: Door) -> None:
 
     assert not door.store.ensure_first_admin("admin", HASH)
     assert door.rows("SELECT username FROM admin_user") == [("ada",)]
+
+
+@pytest.mark.parametrize("username", ["", "a" * 129, "a\0"])
+def test_first_admin_has_a_name_that_tokens_accept(database: Database, username: str) -> None:
+    with pytest.raises(InvalidArgument, match="username must be 1 to 128 characters without NUL"):
+        LoginStore(database).ensure_first_admin(username, HASH)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

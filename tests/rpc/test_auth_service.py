@@ -9,55 +9,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from uuid import uuid4
 
 import bcrypt
 import grpc
-import psycopg
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Published without py.typed.
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
 from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN
 from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse, LogoutRequest, RefreshTokenRequest
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub, add_AuthServiceServicer_to_server
-from gatekeeper_grpc.auth import passwords as passwords_module
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.interceptors.chain import build_interceptors
-from gatekeeper_grpc.interceptors.policy import PoolName
-from gatekeeper_grpc.interceptors.pools import CallPools
+from gatekeeper_grpc.interceptors.pools import CallPools, PoolName
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.logins import LoginStore
-
-# --- TEMPORARY: delete when tests/conftest.py provides `database` (with imports: uuid4, psycopg) ----------------------
-
-
-@pytest.fixture
-def dsn() -> Iterator[str]:
-    server, name = "host=/tmp/pg15 user=postgres", f"auth_{uuid4().hex}"
-    with psycopg.connect(server, dbname="postgres", autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        with psycopg.connect(server, dbname=name) as conn:
-            conn.execute(Path("migrations/0001_first_light.up.sql").read_text())
-        yield f"{server} dbname={name}"
-        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-@pytest.fixture
-def database(dsn: str) -> Iterator[Database]:
-    database = Database(dsn)
-    database.open()
-    yield database
-    database.close()
-
-
-# --- end of the temporary block ---------------------------------------------------------------------------------------
 
 PASSWORD = "canary-password"
 SECRET = "canary-secret-" + "s" * 32
@@ -93,9 +65,8 @@ def service(database: Database, tmp_path: Path) -> Iterator[Service]:
     access_tokens = AccessTokens(KeyRing.parse(f"k1:{SECRET}"))
     logins.ensure_first_admin("admin", passwords.hash(PASSWORD))
     pools = CallPools()
-    server = grpc.server(
-        pools[PoolName.OPERATIONS], interceptors=build_interceptors(verifier=access_tokens, pools=pools)
-    )
+    interceptors = list(build_interceptors(verifier=access_tokens, pools=pools))
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=interceptors)
     add_AuthServiceServicer_to_server(AuthServicer(Sessions(logins, passwords, access_tokens)), server)
     address = f"unix:{tmp_path}/auth.sock"
     server.add_insecure_port(address)
@@ -106,7 +77,7 @@ def service(database: Database, tmp_path: Path) -> Iterator[Service]:
     pools.close()
 
 
-def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str | None]:
     with pytest.raises(grpc.RpcError) as failed:
         call()
     return failed.value.code(), failed.value.details()
@@ -166,7 +137,7 @@ def test_every_failed_login_gets_the_same_answer_for_the_same_work(
             UNION ALL SELECT 'broken', 'no hash', 'admin', true, now(), now()
         """)
     checkpw = Mock(wraps=bcrypt.checkpw)
-    monkeypatch.setattr(passwords_module.bcrypt, "checkpw", checkpw)
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
 
     assert refusal(lambda: service.log_in(username, password)) == REFUSED
     assert [bytes(call.args[1])[:7] for call in checkpw.call_args_list] == [b"$2b$10$"]

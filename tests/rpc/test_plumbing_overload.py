@@ -1,11 +1,11 @@
-"""What keeps the server answering while clients flood it, stall, or send nothing. Each twin shows the harm without the remedy."""
+"""What keeps the server answering while clients flood it, stall, or send nothing; twins show the harm without it."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES
-from gatekeeper_grpc.interceptors.pools import CallPools, PoolName, PoolSize
+from gatekeeper_grpc.interceptors.pools import CallPool, CallPools, PoolName, PoolSize
 from gatekeeper_grpc.interceptors.reception import Reception
 from tests.rpc.test_plumbing_server import (
     EDIT,
@@ -49,8 +49,9 @@ class HalfOpen:
         self._server = server
         self._left = threading.Event()
         self._channels = ExitStack()
+        self._calls: list[Any] = []  # grpcio cancels a call that nobody holds
 
-    def __enter__(self) -> "HalfOpen":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -63,8 +64,9 @@ class HalfOpen:
         for start in range(0, count, 100):
             option = ("grpc.use_local_subchannel_pool", 1)
             channel = self._channels.enter_context(grpc.insecure_channel(self._server.target, options=[option]))
-            call = channel.stream_unary(f"/test.v1.Plumbing/{method}", None, StringValue.FromString)
+            call: Any = channel.stream_unary(f"/test.v1.Plumbing/{method}", None, StringValue.FromString)
             calls += [call.future(self._silence(first), metadata=metadata) for _ in range(min(100, count - start))]
+        self._calls += calls
         return calls
 
     def _silence(self, first: tuple[bytes, ...]) -> Iterator[bytes]:
@@ -98,8 +100,7 @@ def crowded_evaluation(half_open: int) -> Iterator[Server]:
     """An open method on two workers, and a crowd that has opened calls of it and sends nothing."""
     sizes = {PoolName.EVALUATION: TWO_WORKERS}
     with serve({"Echo": (unary(echo), OPEN)}, sizes=sizes, message_patience=ENDLESS) as server:
-        arrived = threading.Semaphore(0)
-        count_arrivals(server.pools, arrived)
+        arrived = arrivals_at(server.pools[PoolName.EVALUATION])
         with HalfOpen(server) as crowd:
             crowd.open(half_open)
             for _ in range(half_open):
@@ -107,17 +108,17 @@ def crowded_evaluation(half_open: int) -> Iterator[Server]:
             yield server
 
 
-def count_arrivals(pools: CallPools, arrived: threading.Semaphore) -> None:
-    pool = pools[PoolName.EVALUATION]
-    submit = pool.submit
+def arrivals_at(pool: CallPool) -> threading.Semaphore:
+    """Count calls as grpcio submits them."""
+    arrived, submit = threading.Semaphore(0), pool.submit
 
     def counted(*args: Any) -> Any:
-        try:
-            return submit(*args)
-        finally:
-            arrived.release()
+        settled = submit(*args)
+        arrived.release()
+        return settled
 
-    pool.submit = counted  # type: ignore[assignment] # A spy.
+    pool.submit = counted  # type: ignore[method-assign] # A spy.
+    return arrived
 
 
 def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() -> None:
@@ -127,7 +128,7 @@ def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() ->
 
 
 def test_twin_without_the_reception_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reception, "hold", lambda _self, _call, *, within_s, admit: admit())
+    monkeypatch.setattr(Reception, "hold", lambda _self, _call, *, admit, **_within: admit())
     with crowded_evaluation(half_open=2) as server:
         assert victim_codes(server, calls=3, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
@@ -144,14 +145,14 @@ def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: 
 
 
 def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
-    with serve({"Echo": (unary(echo), OPEN)}, held_calls=3, message_patience=ENDLESS) as server:
-        with HalfOpen(server) as silent:
-            (oldest,) = silent.open(1)
-            assert eventually(lambda: len(server.pools.reception) == 1)
-            silent.open(3)
+    crowded = serve({"Echo": (unary(echo), OPEN)}, held_calls=3, message_patience=ENDLESS)
+    with crowded as server, HalfOpen(server) as silent:
+        (oldest,) = silent.open(1)
+        assert eventually(lambda: len(server.pools.reception) == 1)
+        silent.open(3)
 
-            assert codes_of([oldest]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
-            assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
+        assert codes_of([oldest]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
 def test_calls_cancelled_before_their_message_are_forgotten() -> None:
@@ -167,14 +168,14 @@ def test_calls_cancelled_before_their_message_are_forgotten() -> None:
 
 def test_a_denied_call_is_told_so_before_it_sends_a_message_and_pins_no_worker() -> None:
     sizes = {PoolName.ADMIN: PoolSize(workers=2, queue=300)}
-    with serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=ENDLESS) as server:
-        with HalfOpen(server) as crowd:
-            assert codes_of(crowd.open(200)) == {grpc.StatusCode.UNAUTHENTICATED}
-            assert victim_codes(server, calls=5, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+    patient = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=ENDLESS)
+    with patient as server, HalfOpen(server) as crowd:
+        assert codes_of(crowd.open(200)) == {grpc.StatusCode.UNAUTHENTICATED}
+        assert victim_codes(server, calls=5, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
 
 
 def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> None:
-    def denies(_request: StringValue, context: Any) -> StringValue:
+    def denies(_request: StringValue, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
 
     server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
@@ -194,20 +195,13 @@ def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> N
 def stalled_admins(patience: Patience) -> Iterator[Server]:
     """Callers with a token hold both admin workers and send nothing."""
     sizes = {PoolName.ADMIN: TWO_WORKERS}
-    with serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=patience) as server:
-        with HalfOpen(server) as crowd:
-            crowd.open(2, metadata=EDITOR_TOKEN)
-            assert eventually(lambda: waiting_workers(server) == 2)
-            yield server
-
-
-def waiting_workers(server: Server) -> int:
-    return server.pools[PoolName.ADMIN]._max_workers - max(0, idle_workers(server))
-
-
-def idle_workers(server: Server) -> int:
-    pool = server.pools[PoolName.ADMIN]
-    return pool._max_workers - len(pool._threads) + pool._idle_semaphore._value
+    crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=patience)
+    with crowded as server, HalfOpen(server) as crowd:
+        arrived = arrivals_at(server.pools[PoolName.ADMIN])
+        crowd.open(2, metadata=EDITOR_TOKEN)
+        for _ in range(2):
+            assert arrived.acquire(timeout=TIMEOUT_S)
+        yield server
 
 
 def test_workers_that_wait_for_messages_are_freed_when_other_calls_queue() -> None:
@@ -223,11 +217,11 @@ def test_twin_with_patience_under_pressure_the_victim_starves() -> None:
 
 def test_a_silent_stream_is_ended_and_its_worker_freed() -> None:
     sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
-    with serve({"Stream": (stream(echo_stream), STREAM)}, sizes=sizes, stream_patience=BRISK) as server:
-        with HalfOpen(server) as silent:
-            (call,) = silent.open(1, method="Stream", first=(b"",))
-            assert codes_of([call]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
-            assert list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S)) == [text()]
+    brisk = serve({"Stream": (stream(echo_stream), STREAM)}, sizes=sizes, stream_patience=BRISK)
+    with brisk as server, HalfOpen(server) as silent:
+        (call,) = silent.open(1, method="Stream", first=(b"",))
+        assert codes_of([call]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S)) == [text()]
 
 
 def test_a_stream_whose_client_keeps_sending_is_not_ended() -> None:
@@ -238,6 +232,36 @@ def test_a_stream_whose_client_keeps_sending_is_not_ended() -> None:
 
     with serve({"Stream": (stream(echo_stream), STREAM)}, stream_patience=BRISK) as server:
         assert len(list(server.stream("Stream")(slowly(), timeout=TIMEOUT_S))) == 5
+
+
+@contextmanager
+def client_that_does_not_read(patience: Patience) -> Iterator[Server]:
+    """One streams worker, and a client that asks for endless responses and reads none."""
+    full = threading.Event()
+
+    def endless(requests: Iterator[StringValue], _context: Any) -> Iterator[StringValue]:
+        endlessly = next(requests).value == "endlessly"
+        yield text("x" * 100_000)
+        full.set()
+        while endlessly:
+            yield text("x" * 100_000)
+
+    sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
+    with serve({"Stream": (stream(endless), STREAM)}, sizes=sizes, stream_patience=patience) as server:
+        unread = server.stream("Stream")(iter([text("endlessly")]))
+        assert full.wait(TIMEOUT_S)
+        yield server
+        unread.cancel()
+
+
+def test_a_client_that_does_not_read_its_responses_is_cancelled_and_its_worker_freed() -> None:
+    with client_that_does_not_read(BRISK) as server:
+        assert len(list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S))) == 1
+
+
+def test_twin_without_a_limit_such_a_client_keeps_its_worker() -> None:
+    with client_that_does_not_read(ENDLESS) as server, pytest.raises(grpc.RpcError, match="Deadline Exceeded"):
+        list(server.stream("Stream")(iter([text()]), timeout=0.5))
 
 
 class Gate:
@@ -284,6 +308,23 @@ def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_serve
     assert server.pools[other].refused == 0
 
 
+def test_refused_and_timed_out_calls_leave_nothing_behind() -> None:
+    gate = Gate()
+    methods = {"Gate": (unary(gate), OPEN), "Echo": (unary(echo), OPEN)}
+    sizes = {PoolName.EVALUATION: PoolSize(workers=1, queue=0)}
+    with serve(methods, sizes=sizes, message_patience=BRISK) as server:
+        running = server.unary("Gate").future(text())
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        assert victim_codes(server, calls=20, timeout_s=5.0) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        with HalfOpen(server) as silent:
+            assert codes_of(silent.open(20)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        gate.let_go.set()
+        assert running.result() == text()
+
+        calls_known_to_grpcio = server.grpc_server._state.rpc_states  # type: ignore[attr-defined]
+        assert eventually(lambda: not calls_known_to_grpcio)
+
+
 def test_a_closed_pool_refuses_and_the_serving_thread_lives() -> None:
     with serve({"Echo": (unary(echo), OPEN), "Edit": (unary(echo), EDIT)}) as server:
         server.pools[PoolName.EVALUATION].shutdown()
@@ -303,16 +344,16 @@ def test_twin_an_ordinary_closed_pool_ends_the_serving_thread(monkeypatch: pytes
     server.start()
     pool.shutdown()
     with grpc.insecure_channel(target) as channel:
-        call = channel.unary_unary("/test.v1.Plumbing/Echo", StringValue.SerializeToString, None)
+        call: Any = channel.unary_unary("/test.v1.Plumbing/Echo", StringValue.SerializeToString, None)
         fails_silently = call.future(text(), timeout=0.5)
         assert died.wait(TIMEOUT_S)
         assert fails_silently.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_watchers_of_health_pin_no_worker() -> None:
-    pools = CallPools({**{name: TWO_WORKERS for name in PoolName}})
+    pools = CallPools(dict.fromkeys(PoolName, TWO_WORKERS))
     interceptors = chain.build_interceptors(verifier=RoleNames(), pools=pools, policies=POLICIES)
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[*interceptors], options=[("grpc.so_reuseport", 0)])
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -89,7 +89,7 @@ def serve(
 
 @contextmanager
 def running(pools: CallPools, interceptors: tuple[Any, ...], handlers: dict[str, Any]) -> Iterator[Server]:
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[*interceptors], options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -112,9 +112,13 @@ def echo_stream(requests: Iterator[StringValue], _context: Any) -> Iterator[Stri
 def fails(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Make the call, which must fail, and return its error."""
     with pytest.raises(grpc.RpcError) as failure:
-        result = call(*args, timeout=TIMEOUT_S, **kwargs)
-        list(result) if hasattr(result, "__next__") else result
+        exhaust(call(*args, timeout=TIMEOUT_S, **kwargs))
     return failure.value
+
+
+def exhaust(result: Any) -> None:
+    if isinstance(result, Iterator):
+        list(result)
 
 
 def error_info(error: Any) -> Any:
@@ -200,7 +204,7 @@ def test_requests_are_parsed_on_the_worker_and_not_on_the_serving_thread() -> No
 )
 def test_bytes_that_are_no_message_are_an_invalid_argument(body: bytes) -> None:
     with serve({"Echo": (unary(echo), OPEN), "Stream": (stream(echo_stream), STREAM)}) as server:
-        raw_stream = server.channel.stream_stream(f"/{SERVICE}/Stream", None, None)
+        raw_stream: Any = server.channel.stream_stream(f"/{SERVICE}/Stream", None, None)
 
         unary_error = fails(server.raw("Echo"), iter([body]))
         stream_error = fails(raw_stream, iter([body]))

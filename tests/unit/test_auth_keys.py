@@ -45,3 +45,8 @@ def test_keys_do_not_show_their_secrets() -> None:
     ring = KeyRing.parse(f"a:{SECRET}")
 
     assert "canary" not in f"{ring} {ring!r} {ring.newest}"
+
+
+def test_ring_without_keys_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one key is needed"):
+        KeyRing(())

@@ -6,7 +6,6 @@ from unittest.mock import Mock
 import bcrypt
 import pytest
 
-from gatekeeper_grpc.auth import passwords as module
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords, generate_password
 from gatekeeper_grpc.domain.errors import InvalidArgument
 
@@ -27,7 +26,7 @@ def stored(passwords: Passwords) -> str:
 @pytest.fixture
 def checkpw(monkeypatch: pytest.MonkeyPatch) -> Mock:
     spy = Mock(wraps=bcrypt.checkpw)
-    monkeypatch.setattr(module.bcrypt, "checkpw", spy)
+    monkeypatch.setattr(bcrypt, "checkpw", spy)
     return spy
 
 

@@ -345,6 +345,10 @@ def test_signed_token_above_4_kib_is_refused_and_one_just_below_is_judged_by_its
     assert refused(tokens, padded(fitting + 3))
 
 
+def test_token_that_expires_before_its_issue_is_refused_even_within_the_leeway(tokens: AccessTokens) -> None:
+    assert refused(tokens, sign(CLAIMS | {"iat": IAT + 5, "exp": IAT + 3}))
+
+
 def test_change_of_any_one_character_is_refused(tokens: AccessTokens) -> None:
     token = tokens.issue(CALLER).text
 

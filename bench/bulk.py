@@ -1,0 +1,96 @@
+"""Bulk evaluation: users per second, one revision, flat memory: `python -m bench.bulk [users]`.
+
+Streams users in messages of 1,000 through `BulkEvaluateFlags` while another client flips a flag. The floor is the pure
+evaluation of the same users and flags in a loop of this process: no gRPC, no messages.
+"""
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from bench.evaluate import FLAGS, create_flags
+from bench.processes import Instance, log_in, serving
+from gatekeeper.v1 import admin_service_pb2 as admin
+from gatekeeper.v1 import evaluation_service_pb2 as evaluation
+from gatekeeper.v1 import flag_pb2
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext as Context
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.domain.evaluation import EvaluationContext
+from gatekeeper_grpc.domain.flag import Flag, FlagConfig
+from gatekeeper_grpc.domain.snapshot import Snapshot
+
+MESSAGE = 1_000
+
+
+def stream(instance: Instance, users: int) -> tuple[float, int]:
+    """Evaluate all flags for so many users; returns users per second and how many headers came, which must be one."""
+    began, headers, results = time.perf_counter(), 0, 0
+    with instance.channel() as channel:
+        for response in EvaluationServiceStub(channel).BulkEvaluateFlags(_messages(users)):
+            headers += response.HasField("header")
+            results += len(response.results)
+    assert results == users
+    return users / (time.perf_counter() - began), headers
+
+
+def _messages(users: int) -> Iterator[evaluation.BulkEvaluateFlagsRequest]:
+    for first in range(0, users, MESSAGE):
+        contexts = [Context(user_id=f"user-{number}") for number in range(first, min(first + MESSAGE, users))]
+        yield evaluation.BulkEvaluateFlagsRequest(contexts=contexts)
+
+
+def flip_until(done: threading.Event, instance: Instance) -> None:
+    """Change a flag over and over."""
+    metadata, turn = log_in(instance), 0
+    with instance.channel() as channel:
+        while not done.wait(0.02):
+            turn += 1
+            change = admin.UpdateFlagRequest(
+                flag=flag_pb2.Flag(key="flag-0", rollout_percentage=100 * (turn % 2)),
+                update_mask=FieldMask(paths=["rollout_percentage"]),
+            )
+            AdminServiceStub(channel).UpdateFlag(change, metadata=metadata)
+
+
+def floor_users_per_s(users: int) -> float:
+    """Evaluate as many users in a plain loop."""
+    now = datetime.now(UTC)
+    configs = [FlagConfig(key=f"flag-{number}", enabled=True, rollout_percentage=50) for number in range(FLAGS)]
+    flags = [
+        Flag(flag_id=number, config=config, create_time=now, update_time=now, revision=1)
+        for number, config in enumerate(configs)
+    ]
+    snapshot = Snapshot.build(revision=1, flags=flags)
+    plans = snapshot.select(()).plans
+    began = time.perf_counter()
+    for number in range(users):
+        snapshot.evaluate(plans, EvaluationContext(user_id=f"user-{number}"))
+    return users / (time.perf_counter() - began)
+
+
+def main(users: int = 100_000) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as instance:
+        create_flags(instance)
+        stream(instance, users // 10)
+        before_kib, done = instance.rss_kib(), threading.Event()
+        flipper = threading.Thread(target=flip_until, args=(done, instance))
+        flipper.start()
+        rate, headers = stream(instance, users)
+        done.set()
+        flipper.join()
+        grown_kib = instance.rss_kib() - before_kib
+    floor = floor_users_per_s(users // 10)
+    print(f"  {users} users x {FLAGS} flags: {rate:,.0f} users/s, {headers} header, memory grew by {grown_kib} KiB")
+    print(f"  pure evaluation in a loop: {floor:,.0f} users/s; the stream reaches {rate / floor:.2f} of it")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""What has to be there before anything is served: the schema, keys, the first admin user."""
+
+from contextlib import closing
+
+import structlog
+
+from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.auth.passwords import Passwords, generate_password
+from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.domain.flag import FlagConfig
+from gatekeeper_grpc.domain.mutation import Intent
+from gatekeeper_grpc.secrets_file import (
+    ADMIN_PASSWORD,
+    JWT_KEYS,
+    keep_secret,
+    kept_secret,
+    new_jwt_keys,
+    read_secret,
+)
+from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.flags import FlagStore
+from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.logins import LoginStore
+from gatekeeper_grpc.store.migrate import Migrator
+from gatekeeper_grpc.store.snapshots import SnapshotStore
+
+_log = structlog.get_logger(__name__)
+
+FIRST_ADMIN = "admin"
+DEMO_FLAG = FlagConfig(
+    key="new_checkout", description="A flag to try Gatekeeper with.", enabled=True, rollout_percentage=30
+)
+
+
+def key_ring(settings: Settings) -> KeyRing:
+    """Return the keys that sign tokens: the operator's, those kept in the data directory, or, embedded, new ones.
+
+    Errors: `SettingsError` when there are none, or when they are malformed.
+    """
+    variable = variable_of("jwt_keys")
+    text = _jwt_keys(settings)
+    if text is None:
+        raise SettingsError(f"{variable} is not set; all instances on a database need the same keys, kid:secret[,...]")
+    try:
+        return KeyRing.parse(text)
+    except ValueError as exc:
+        raise SettingsError(f"{variable}: {exc}") from None
+
+
+def _jwt_keys(settings: Settings) -> str | None:
+    if settings.jwt_keys is not None:
+        return settings.jwt_keys.get_secret_value()
+    if settings.is_embedded:
+        return kept_secret(settings.data_dir, JWT_KEYS, new_jwt_keys)
+    return read_secret(settings.data_dir, JWT_KEYS)
+
+
+def prepare_database(settings: Settings, dsn: str, *, demo: bool) -> None:
+    """Make a database fit to be served from, or raise what says why it is not.
+
+    The embedded one is migrated; of any other it is demanded. The first admin user is made when there is none; with
+    `demo`, an embedded database that nobody has written to gets a flag.
+    """
+    migrator = Migrator(dsn)
+    if settings.is_embedded:
+        migrator.up()
+    else:
+        migrator.verify()
+    with closing(Database(dsn, pool_size=2)) as database:
+        database.open()
+        _ensure_first_admin(LoginStore(database), settings)
+        if demo and settings.is_embedded:
+            _load_demo(database)
+
+
+def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:
+    if logins.has_admin():
+        return
+    if settings.admin_password is not None:
+        _create_first_admin(logins, settings, settings.admin_password.get_secret_value())
+    elif settings.is_embedded:
+        password = generate_password()
+        keep_secret(settings.data_dir, ADMIN_PASSWORD, password)
+        if _create_first_admin(logins, settings, password):
+            print(f"First admin user: {FIRST_ADMIN}, password {password}")
+            print(f"(shown once, kept in {settings.data_dir / ADMIN_PASSWORD})\n", flush=True)
+    else:
+        _log.warning("no_admin_user", remedy=f"set {variable_of('admin_password')} and restart")
+
+
+def _create_first_admin(logins: LoginStore, settings: Settings, password: str) -> bool:
+    password_hash = Passwords(cost=settings.bcrypt_cost).hash(password, field=variable_of("admin_password"))
+    return logins.ensure_first_admin(FIRST_ADMIN, password_hash)
+
+
+def _load_demo(database: Database) -> None:
+    if SnapshotStore(database).load().revision == 0:
+        FlagStore(database, Ledger(database)).create(DEMO_FLAG, Intent(caller=None, action="CreateFlag"))

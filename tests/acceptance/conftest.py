@@ -1,0 +1,33 @@
+"""What acceptance tests stand on: a data directory that a first start has made, and a server on it."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.processes import Gatekeeper, serving
+
+
+@pytest.fixture(scope="session")
+def first_started_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory after `serve --demo`, ended; not to be used itself."""
+    made = tmp_path_factory.mktemp("first-start") / "data"
+    with serving(made, "--demo"):
+        return made
+
+
+@pytest.fixture
+def data_dir(first_started_dir: Path, tmp_path: Path) -> Path:
+    """A data directory of this test's own, with the demo flag and the first admin in it."""
+    own = tmp_path / "data"
+    # With cp, because it keeps the account that owns the cluster.
+    subprocess.run(["cp", "-a", first_started_dir, own], check=True)
+    return own
+
+
+@pytest.fixture
+def gatekeeper(data_dir: Path) -> Iterator[Gatekeeper]:
+    """A server of this test's own."""
+    with serving(data_dir) as started:
+        yield started

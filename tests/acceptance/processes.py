@@ -1,0 +1,194 @@
+"""Real `gatekeeper` processes: starts them, reads what they say, talks to them as clients do, kills them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import grpc
+
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.auth_service_pb2 import LoginRequest
+from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_grpc.embedded import running_dsn
+from gatekeeper_grpc.embedded.home import Home
+from tests.conftest import Bearer
+
+Found = TypeVar("Found")
+
+# For whatever must happen, on a machine that is busy with something else.
+PATIENCE_S = 30.0
+_POLL_S = 0.01
+_QUICK = {
+    "GATEKEEPER_LISTEN": "127.0.0.1:0",
+    "GATEKEEPER_HEALTH_LISTEN": "127.0.0.1:0",
+    "GATEKEEPER_LOG_FORMAT": "json",
+    "GATEKEEPER_BCRYPT_COST": "10",
+    "GATEKEEPER_DRAIN_S": "0",
+}
+
+
+class Output:
+    """What a process writes to a pipe, kept line by line as it comes."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        self._lines: list[str] = []
+        self._ended = False
+        self._grown = threading.Condition()  # guards both
+        self._thread = threading.Thread(target=self._keep, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def text(self) -> str:
+        """What came so far."""
+        with self._grown:
+            return "".join(self._lines)
+
+    def whole(self) -> str:
+        """All of it, once the process has ended."""
+        self._thread.join(PATIENCE_S)
+        return self.text()
+
+    def first(self, find: Callable[[str], Found | None]) -> Found:
+        """The first line that `find` makes something of; waits for it."""
+        with self._grown:
+            self._grown.wait_for(lambda: self._ended or any(map(find, self._lines)), PATIENCE_S)
+            found = next(filter(None, map(find, self._lines)), None)
+        assert found is not None, f"waited in vain for a line among:\n{self.text()}"
+        return found
+
+    def _keep(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            self._add([line], ended=False)
+        self._add([], ended=True)
+
+    def _add(self, lines: list[str], *, ended: bool) -> None:
+        with self._grown:
+            self._lines += lines
+            self._ended = ended
+            self._grown.notify_all()
+
+
+class Gatekeeper:
+    """A running `gatekeeper serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], data_dir: Path) -> None:
+        assert process.stdout
+        assert process.stderr
+        self.process = process
+        self.data_dir = data_dir
+        self.printed = Output(process.stdout)
+        self.log = Output(process.stderr)
+        serving = self.logged("serving")
+        self.port = int(serving["port"])
+        self.health_port = int(serving["health_port"])
+
+    def logged(self, event: str, **fields: object) -> dict[str, Any]:
+        """The first log entry of this event with these fields; waits for it."""
+        return self.log.first(lambda line: _matching(line, {"event": event, **fields}))
+
+    @property
+    def dsn(self) -> str:
+        """The embedded database's."""
+        return running_dsn(self.data_dir)
+
+    def channel(self) -> grpc.Channel:
+        """A connection of its own, which tries again soon when the server is away."""
+        return connect(self.port)
+
+    @contextmanager
+    def admin(self) -> Iterator[AdminServiceStub]:
+        """A client who has logged in as the first admin, with the password that the first start kept."""
+        password = (self.data_dir / "admin_password").read_text().strip()
+        with self.channel() as channel:
+            issued = AuthServiceStub(channel).Login(LoginRequest(username="admin", password=password), timeout=PATIENCE_S)
+            yield AdminServiceStub(grpc.intercept_channel(channel, Bearer(issued.access_token)))
+
+    def kill(self) -> None:
+        """End it without any notice."""
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+    def resident_bytes(self) -> int:
+        """Memory of the process that is in RAM."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (size,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(size) * 1024
+
+
+@contextmanager
+def serving(data_dir: Path, *options: str, **settings: str) -> Iterator[Gatekeeper]:
+    """Run `gatekeeper serve` on `data_dir` for the length of the block; it may end earlier. Settings are variables."""
+    with start("serve", *options, data_dir=data_dir, **settings) as process:
+        try:
+            yield Gatekeeper(process, data_dir)
+        finally:
+            stop(process)
+            assert eventually(lambda: not postgres_pids(data_dir) or "DATABASE_URL" in settings)
+
+
+def start(*arguments: str, data_dir: Path, **settings: str) -> subprocess.Popen[str]:
+    """Start a `gatekeeper` command."""
+    command = [sys.executable, "-m", "gatekeeper_grpc", *arguments]
+    environment = {**os.environ, **_QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process the polite way, and the other way when it does not listen."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+
+
+def run(*arguments: str, data_dir: Path, **settings: str) -> tuple[int, str, str]:
+    """Run a `gatekeeper` command to its end; returns exit code, standard output and standard error."""
+    with start(*arguments, data_dir=data_dir, **settings) as process:
+        try:
+            printed, complaints = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    return process.returncode, printed, complaints
+
+
+def connect(port: int) -> grpc.Channel:
+    """Open a connection that nothing shares, and that tries again soon when the server is away."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
+    return grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
+
+
+def eventually(condition: Callable[[], object], *, timeout_s: float = PATIENCE_S) -> bool:
+    """Wait until a condition holds; False when it did not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def postgres_pids(data_dir: Path) -> list[int]:
+    """The processes of the embedded database, whoever started them."""
+    return Home(data_dir).postgres_pids()
+
+
+def kill_postmaster(data_dir: Path) -> int:
+    """End the embedded database's first process without any notice; returns which it was."""
+    pid = int((Home(data_dir).cluster / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def _matching(line: str, fields: dict[str, object]) -> dict[str, Any] | None:
+    if not line.startswith("{"):  # grpcio's core writes lines of its own.
+        return None
+    entry: dict[str, Any] = json.loads(line)
+    return entry if fields.items() <= entry.items() else None

@@ -1,0 +1,125 @@
+"""`gatekeeper serve --demo` on a machine that has nothing yet, and the lines that it prints to paste."""
+
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gatekeeper.v1.admin_service_pb2 import DeleteFlagRequest, GetFlagRequest, ListFlagsRequest
+from tests.acceptance.processes import PATIENCE_S, Gatekeeper, serving
+
+TOOLS = Path(sys.executable).parent  # buf is among them, grpcurl is not.
+
+
+@pytest.fixture
+def demo(data_dir: Path) -> Iterator[Gatekeeper]:
+    with serving(data_dir, "--demo") as started:
+        yield started
+
+
+def lines_to_paste(gatekeeper: Gatekeeper) -> list[str]:
+    gatekeeper.printed.first(lambda line: "UpdateFlag" in line)
+    _, to_paste = gatekeeper.printed.text().split("Paste to try it", maxsplit=1)
+    return to_paste.splitlines()[1:]
+
+
+def pasted(lines: list[str], **variables: str) -> list[Any]:
+    """What the JSON documents hold that a shell prints for these lines."""
+    environment = {"PATH": f"{TOOLS}:{os.defpath}", "HOME": os.environ["HOME"], **variables}
+    script = "\n".join(lines)
+    done = subprocess.run(["sh", "-euc", script], env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(document) for document in re.split(r"(?<=\})\n(?=\{)", done.stdout)]
+
+
+def evaluate_line(user_id: str) -> str:
+    """The line of the issue that asked for this service."""
+    return (
+        """buf curl --protocol grpc --http2-prior-knowledge -d '{"context":{"user_id":"%s"}}'"""
+        " http://$GATEKEEPER_LISTEN/gatekeeper.v1.EvaluationService/EvaluateFlags" % user_id
+    )
+
+
+def flag_keys(gatekeeper: Gatekeeper) -> list[str]:
+    with gatekeeper.admin() as admin:
+        return [flag.key for flag in admin.ListFlags(ListFlagsRequest()).flags]
+
+
+def test_first_start_prints_the_first_admins_password_once_and_keeps_it_for_its_owner_only(tmp_path: Path) -> None:
+    with serving(tmp_path) as first:
+        pass
+    with serving(tmp_path) as second:
+        pass
+
+    kept = tmp_path / "admin_password"
+    assert first.printed.whole().count(kept.read_text().strip()) == 1
+    assert second.printed.whole() == ""
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("user_id", "gets_it"), [("alice", False), ("user-1", True)])
+def test_line_of_the_issue_evaluates_the_demo_flag_without_any_proto_file(
+    demo: Gatekeeper, user_id: str, *, gets_it: bool
+) -> None:
+    answers = pasted([evaluate_line(user_id)], GATEKEEPER_LISTEN=f"127.0.0.1:{demo.port}")
+
+    assert answers == [{"flags": {"new_checkout": gets_it}, "revision": "1"}]
+
+
+def test_printed_lines_evaluate_then_log_in_then_raise_the_rollout_until_alice_gets_it(demo: Gatekeeper) -> None:
+    lines = [line for line in lines_to_paste(demo) if not line.startswith("grpcurl")]
+    evaluate = next(line for line in lines if line.endswith("EvaluateFlags"))
+
+    before, update, after = pasted([*lines, evaluate])
+
+    assert before == {"flags": {"new_checkout": False}, "revision": "1"}
+    assert (update["flag"]["rolloutPercentage"], update["revision"]) == (50, "2")
+    assert after == {"flags": {"new_checkout": True}, "revision": "2"}
+
+
+def test_printed_lines_work_for_a_data_directory_with_any_name(first_started_dir: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "it's a $HOME; of data"
+    subprocess.run(["cp", "-a", first_started_dir, odd], check=True)
+    with serving(odd, "--demo") as demo:
+        _, update = pasted([line for line in lines_to_paste(demo) if not line.startswith("grpcurl")])
+
+    assert update["revision"] == "2"
+
+
+def test_printed_grpcurl_line_asks_the_same_of_the_same_server(demo: Gatekeeper) -> None:
+    (line,) = (line for line in lines_to_paste(demo) if line.startswith("grpcurl"))
+
+    context = '{"context":{"user_id":"alice"}}'
+    address, method = f"127.0.0.1:{demo.port}", "gatekeeper.v1.EvaluationService/EvaluateFlags"
+    assert shlex.split(line) == ["grpcurl", "-plaintext", "-d", context, address, method]
+
+
+def test_plain_start_adds_no_demo_flag_and_a_later_demo_start_of_the_empty_database_does(tmp_path: Path) -> None:
+    with serving(tmp_path) as plain:
+        assert flag_keys(plain) == []
+    with serving(tmp_path, "--demo") as demo:
+        assert flag_keys(demo) == ["new_checkout"]
+
+
+def test_second_demo_start_serves_the_same_data(data_dir: Path) -> None:
+    with serving(data_dir) as plain, plain.admin() as admin:
+        before = admin.GetFlag(GetFlagRequest(key="new_checkout"))
+    with serving(data_dir, "--demo") as demo, demo.admin() as admin:
+        after = admin.GetFlag(GetFlagRequest(key="new_checkout"))
+
+    assert (before.revision, after) == (1, before)
+
+
+def test_demo_flag_that_was_deleted_does_not_come_back(data_dir: Path) -> None:
+    with serving(data_dir, "--demo") as first, first.admin() as admin:
+        admin.DeleteFlag(DeleteFlagRequest(key="new_checkout"))
+    with serving(data_dir, "--demo") as second:
+        assert flag_keys(second) == []
