@@ -1,6 +1,7 @@
 """The serving process: brings up database, schema and first admin, serves until told to stop, and stops in time."""
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from queue import SimpleQueue
 
 import structlog
 
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config import Settings, variable_of
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.first_start import FIRST_ADMIN, key_ring, prepare_database
 from gatekeeper_grpc.secrets_file import ADMIN_PASSWORD
@@ -90,8 +91,7 @@ def try_it(settings: Settings, *, port: int) -> str:
     curl = "buf curl --protocol grpc --http2-prior-knowledge"
     call = f"http://{address}/gatekeeper.v1"
     alice = """'{"context":{"user_id":"alice"}}'"""
-    password = settings.data_dir / ADMIN_PASSWORD
-    login = f"""'{{"username":"{FIRST_ADMIN}","password":"'$(cat {password})'"}}'"""
+    login = f"""'{{"username":"{FIRST_ADMIN}","password":"'"{_admin_password(settings)}"'"}}'"""
     to_token = r"""tr -d ' \n' | sed 's/.*"accessToken":"\([^"]*\)".*/\1/'"""  # noqa: S105 - a shell filter
     update = """'{"flag":{"key":"new_checkout","rolloutPercentage":50},"updateMask":"rolloutPercentage"}'"""
     return f"""Serving on {address}. Paste to try it (.venv/bin/buf is installed by `make install`):
@@ -104,3 +104,9 @@ TOKEN=$({curl} -d {login} {call}.AuthService/Login | {to_token})
 # Change the rollout
 {curl} -H "authorization: Bearer $TOKEN" -d {update} {call}.AdminService/UpdateFlag
 """
+
+
+def _admin_password(settings: Settings) -> str:
+    """Return what a shell expands, between double quotes, to the first admin's password."""
+    kept = settings.data_dir.absolute() / ADMIN_PASSWORD
+    return f"$(cat {shlex.quote(str(kept))})" if kept.exists() else f"${variable_of('admin_password')}"

@@ -12,7 +12,6 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 REFRESH_TTL = timedelta(days=30)
 
 # The text of the store's refusals, too: which of them it was is nobody's business.
-_REFUSAL = "these credentials are not valid"
 _REFRESH_TOKEN_BYTES = 32
 
 
@@ -107,7 +106,7 @@ class Sessions:
         matches = self._passwords.verify(password, password_hash)
         if password_hash is None or not matches:
             self._logins.record_failure(username, peer=peer)
-            raise Unauthenticated(_REFUSAL)
+            raise Unauthenticated.credentials()
         refresh = self._new_refresh_token()
         caller = self._logins.begin(
             username,

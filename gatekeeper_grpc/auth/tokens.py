@@ -26,7 +26,6 @@ MAX_TOKEN_CHARS = 4096
 CLOCK_LEEWAY_S = 10.0
 
 _ALGORITHM = "HS256"
-_REFUSAL = "this call needs a valid access token"
 _MAX_BIGINT = 2**63 - 1
 
 Clock = Callable[[], datetime]
@@ -94,7 +93,7 @@ class AccessTokens:
             self._check_in_force(claims)
         # RecursionError: JSON nested too deep. No cause is kept, for it would quote the token.
         except (jwt.PyJWTError, KeyError, ValueError, RecursionError):
-            raise Unauthenticated(_REFUSAL) from None
+            raise Unauthenticated.access_token() from None
         return Caller(
             admin_id=int(claims["sub"]),
             username=claims["username"],

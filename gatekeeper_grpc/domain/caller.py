@@ -37,7 +37,7 @@ def current_caller() -> Caller:
     try:
         return _current.get()
     except LookupError:
-        raise Unauthenticated("this call needs an access token") from None
+        raise Unauthenticated.access_token() from None
 
 
 def set_current_caller(caller: Caller) -> None:

@@ -106,9 +106,19 @@ class FailedPrecondition(GatekeeperError):
 
 
 class Unauthenticated(GatekeeperError):
-    """No valid credentials. Never says which part was wrong."""
+    """No valid credentials. Never says which part was wrong: a better text would tell an attacker what was right."""
 
     reason = "UNAUTHENTICATED"
+
+    @classmethod
+    def credentials(cls) -> "Unauthenticated":
+        """Say that a password or refresh token is not good."""
+        return cls("these credentials are not valid")
+
+    @classmethod
+    def access_token(cls) -> "Unauthenticated":
+        """Say that an access token is missing, not good, or overtaken."""
+        return cls("a valid access token is required: send it as metadata 'authorization: Bearer <token>'")
 
 
 class PermissionDenied(GatekeeperError):

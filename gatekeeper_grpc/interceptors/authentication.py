@@ -8,8 +8,6 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 
 _HEADER = "authorization"
 _SCHEME = "bearer"
-# One text for every cause: a better one would tell an attacker which part was right.
-_REFUSAL = "a valid access token is required: send it as metadata 'authorization: Bearer <token>'"
 
 
 class TokenVerifier(Protocol):
@@ -26,17 +24,14 @@ def authenticate(metadata: Iterable[tuple[str, str | bytes]], verifier: TokenVer
     Raises:
         Unauthenticated: No token, several, a malformed header or a bad token; always with the same text.
     """
-    try:
-        return verifier.verify(_bearer_token(metadata))
-    except Unauthenticated as cause:
-        raise Unauthenticated(_REFUSAL) from cause
+    return verifier.verify(_bearer_token(metadata))
 
 
 def _bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     values = [value for key, value in metadata if key == _HEADER]
     if len(values) != 1 or not isinstance(values[0], str):
-        raise Unauthenticated("exactly one authorization header is needed")
+        raise Unauthenticated.access_token()
     scheme, _, token = values[0].partition(" ")
     if scheme.lower() != _SCHEME or not token or not token.isascii() or token != "".join(token.split()):
-        raise Unauthenticated("the authorization header is malformed")
+        raise Unauthenticated.access_token()
     return token

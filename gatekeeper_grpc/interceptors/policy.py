@@ -42,6 +42,8 @@ DENIED: Final = Policy(access=Door.CLOSED, pool=PoolName.OPERATIONS)
 """What holds for a method without a row."""
 
 _LOGIN: Final = Policy(access=Door.OPEN, pool=PoolName.LOGIN)
+# They hash no password: a flood of logins must not stop them.
+_SESSION: Final = Policy(access=Door.OPEN, pool=PoolName.ADMIN)
 _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN)
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 _IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.STREAMS)
@@ -54,8 +56,8 @@ _REFLECTION: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, quiet=True)
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
         "/gatekeeper.v1.AuthService/Login": _LOGIN,
-        "/gatekeeper.v1.AuthService/RefreshToken": _LOGIN,
-        "/gatekeeper.v1.AuthService/Logout": _LOGIN,
+        "/gatekeeper.v1.AuthService/RefreshToken": _SESSION,
+        "/gatekeeper.v1.AuthService/Logout": _SESSION,
         "/gatekeeper.v1.AdminService/CreateFlag": _WRITE,
         "/gatekeeper.v1.AdminService/GetFlag": _READ,
         "/gatekeeper.v1.AdminService/ListFlags": _READ,

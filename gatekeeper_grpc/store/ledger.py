@@ -114,7 +114,7 @@ def _check_caller(conn: Connection, intent: Intent) -> None:
     caller = intent.caller
     (is_current,) = one(conn.execute(_IS_CURRENT, {"admin_id": caller.admin_id, "token_epoch": caller.token_epoch}))
     if not is_current:
-        raise Unauthenticated("this call needs a valid access token")
+        raise Unauthenticated.access_token()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ EVENT_AGE = timedelta(days=90)
 MAX_EVENTS = 100_000
 
 # The text of every other refusal at login, too: which of them it was is nobody's business.
-_REFUSAL = "these credentials are not valid"
 
 
 class AuthEvent(StrEnum):
@@ -86,7 +85,7 @@ class LoginStore:
         with self._database.write() as conn:
             owner = _lock_owner(conn, _OWNER_BY_CREDENTIALS, {"username": username, "password_hash": password_hash})
             if owner is None:
-                raise Unauthenticated(_REFUSAL)
+                raise Unauthenticated.credentials()
             family = {"family_id": uuid4(), "admin_id": owner.admin_id}
             conn.execute(_BEGIN, {**family, "token_hash": _sha256(refresh_token), "expire_time": expire_time})
             _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
@@ -109,7 +108,7 @@ class LoginStore:
             if owner and conn.execute(_REVOKE_IF_SPENT, token).rowcount:
                 _record(conn, AuthEvent.REFRESH_REUSED, username=owner.username, peer=peer)
         # Only now: raised inside, it would undo the revocation.
-        raise Unauthenticated(_REFUSAL)
+        raise Unauthenticated.credentials()
 
     def revoke(self, refresh_token: str, *, peer: str = "") -> None:
         """Delete the family of a refresh token, spent or not, and record the logout; without a family do nothing."""

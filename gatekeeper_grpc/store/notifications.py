@@ -22,8 +22,8 @@ class RevisionListener:
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
         """LISTEN for the length of a block; the function yielded waits that many seconds for announced revisions.
 
-        What is announced while nobody listens is lost: whoever enters must look at the head once. `Unavailable` when the
-        connection cannot be made or is lost; each wait begins by proving that it is alive.
+        What is announced while nobody listens is lost: whoever enters must look at the head once. `Unavailable` when
+        the connection cannot be made or is lost; each wait begins by proving that it is alive.
         """
         with translated_errors(), psycopg.connect(self._dsn, autocommit=True, connect_timeout=2) as conn:
             conn.execute(f"LISTEN {CHANNEL}")

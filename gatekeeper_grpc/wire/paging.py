@@ -20,7 +20,7 @@ class ListRequest(Protocol):
     page_size: int
     page_token: str
 
-    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: ARG002, D102, N802
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: D102, N802
         ...
 
 

@@ -1,12 +1,11 @@
 """What acceptance tests stand on: a data directory that a first start has made, and a server on it."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import Gatekeeper, serving
+from tests.acceptance.processes import Gatekeeper, copied, serving
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +19,7 @@ def first_started_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data_dir(first_started_dir: Path, tmp_path: Path) -> Path:
     """A data directory of this test's own, with the demo flag and the first admin in it."""
-    own = tmp_path / "data"
-    # With cp, because it keeps the account that owns the cluster.
-    subprocess.run(["cp", "-a", first_started_dir, own], check=True)
-    return own
+    return copied(first_started_dir, tmp_path)
 
 
 @pytest.fixture

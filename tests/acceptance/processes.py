@@ -32,6 +32,7 @@ _QUICK = {
     "GATEKEEPER_LOG_FORMAT": "json",
     "GATEKEEPER_BCRYPT_COST": "10",
     "GATEKEEPER_DRAIN_S": "0",
+    "GATEKEEPER_REFRESH_INTERVAL_S": "0.25",
 }
 
 
@@ -173,6 +174,13 @@ def eventually(condition: Callable[[], object], *, timeout_s: float = PATIENCE_S
             return False
         time.sleep(_POLL_S)
     return True
+
+
+def copied(data_dir: Path, into: Path) -> Path:
+    """Copy a data directory that nobody uses into a folder; returns the copy."""
+    # With cp, because it keeps the account that owns the cluster.
+    subprocess.run(["cp", "-a", data_dir, into], check=True)
+    return into / data_dir.name
 
 
 def postgres_pids(data_dir: Path) -> list[int]:

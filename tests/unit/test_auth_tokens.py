@@ -76,7 +76,7 @@ def refused(tokens: AccessTokens, token: str) -> bool:
     try:
         tokens.verify(token)
     except Unauthenticated as refusal:
-        return str(refusal) == "this call needs a valid access token"
+        return str(refusal) == "a valid access token is required: send it as metadata 'authorization: Bearer <token>'"
     return False
 
 

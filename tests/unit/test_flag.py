@@ -71,7 +71,7 @@ def test_a_config_within_the_limits_is_accepted(config: dict[str, Any]) -> None:
         pytest.param({"description": "\0"}, "flag.description", id="NUL in the description"),
         pytest.param({"rollout_percentage": -1}, "flag.rollout_percentage", id="rollout below 0"),
         pytest.param({"rollout_percentage": 101}, "flag.rollout_percentage", id="rollout above 100"),
-        pytest.param({"segment_targets": aims(*(f"s{n}" for n in range(65)))}, "flag.segment_targets", id="65 segments"),
+        pytest.param({"segment_targets": aims(*(f"s{n}" for n in range(65)))}, "flag.segment_targets", id="65 aims"),
         pytest.param({"segment_targets": aims("a", "?")}, "flag.segment_targets[1].segment_key", id="bad segment key"),
         pytest.param({"segment_targets": aims("a", "a")}, "flag.segment_targets[1]", id="segment twice"),
         pytest.param({"tags": tuple(f"t{n}" for n in range(33))}, "flag.tags", id="33 tags"),

@@ -59,7 +59,7 @@ class AuthServiceServicer:
     def Login(self, request, context):
         """Exchanges a username and password for tokens.
 
-        Errors: UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+        Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
         `RetryInfo` says) · UNAVAILABLE (the database is away).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -70,7 +70,7 @@ class AuthServiceServicer:
         """Exchanges a refresh token for new tokens and spends it. Presenting a spent one again revokes every token of that login, because one of
         its two holders is a thief.
 
-        Errors: UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
+        Errors: INVALID_ARGUMENT (no token given) · UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

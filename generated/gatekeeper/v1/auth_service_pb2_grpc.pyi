@@ -36,14 +36,14 @@ class AuthServiceStub:
     Login: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]
     """Exchanges a username and password for tokens.
 
-    Errors: UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+    Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
     `RetryInfo` says) · UNAVAILABLE (the database is away).
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
     """Exchanges a refresh token for new tokens and spends it. Presenting a spent one again revokes every token of that login, because one of
     its two holders is a thief.
 
-    Errors: UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
+    Errors: INVALID_ARGUMENT (no token given) · UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
     """Revokes the refresh tokens of one login. Works when the access token has expired; an unknown token is no error.
@@ -59,14 +59,14 @@ class AuthServiceAsyncStub(AuthServiceStub):
     Login: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]  # type: ignore[assignment]
     """Exchanges a username and password for tokens.
 
-    Errors: UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+    Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
     `RetryInfo` says) · UNAVAILABLE (the database is away).
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
     """Exchanges a refresh token for new tokens and spends it. Presenting a spent one again revokes every token of that login, because one of
     its two holders is a thief.
 
-    Errors: UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
+    Errors: INVALID_ARGUMENT (no token given) · UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]  # type: ignore[assignment]
     """Revokes the refresh tokens of one login. Works when the access token has expired; an unknown token is no error.
@@ -85,7 +85,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_auth_service_pb2.LoginResponse, _abc.Awaitable[_auth_service_pb2.LoginResponse]]:
         """Exchanges a username and password for tokens.
 
-        Errors: UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+        Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
         `RetryInfo` says) · UNAVAILABLE (the database is away).
         """
 
@@ -98,7 +98,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Exchanges a refresh token for new tokens and spends it. Presenting a spent one again revokes every token of that login, because one of
         its two holders is a thief.
 
-        Errors: UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
+        Errors: INVALID_ARGUMENT (no token given) · UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,297 @@
+"""What the AdminService tests share: a whole installation, its mutations as a table, what a refusal says, what is stored."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from threading import Barrier
+from types import MappingProxyType
+from typing import Any, LiteralString, TypeVar
+from uuid import uuid4
+
+import grpc
+import psycopg
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Published without py.typed.
+from grpc_status import rpc_status
+from psycopg import sql
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext, EvaluationDetail
+from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.server import GatekeeperServer
+from tests.conftest import KEYS, TEMPLATE, connect, database_dsn, settings_for_tests, token_for
+
+SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
+SEGMENT_KEYS = tuple(f"segment-{number:02}" for number in range(64))
+TIMEOUT_S = 20.0
+
+_T = TypeVar("_T")
+_numbers = count()
+
+
+# --- An installation -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """A server on a database of its own, and a channel for each kind of caller; None is a caller without a token."""
+
+    dsn: str
+    server: GatekeeperServer
+    channels: Mapping[Role | None, grpc.Channel]
+
+    @property
+    def admin(self) -> AdminServiceStub:
+        """The AdminService for an editor."""
+        return AdminServiceStub(self.channels[Role.EDITOR])
+
+    def evaluate(self, flag_key: str, user_id: str) -> EvaluationDetail:
+        """Evaluate one flag on what the server shows now."""
+        request = EvaluateFlagsRequest(
+            context=EvaluationContext(user_id=user_id), flag_keys=[flag_key], include_details=True
+        )
+        return EvaluationServiceStub(self.channels[None]).EvaluateFlags(request, timeout=TIMEOUT_S).details[flag_key]
+
+    def revision(self) -> int:
+        """Read the revision of the head."""
+        ((revision,),) = query(self.dsn, "SELECT revision FROM revision_head")
+        return int(revision)
+
+
+@contextmanager
+def installed(postgres: str) -> Iterator[Installation]:
+    """Run an installation that knows the segments of `SEGMENT_KEYS` and one admin user of each role."""
+    with ExitStack() as stack:
+        dsn = stack.enter_context(_cloned_database(postgres))
+        execute(dsn, _INSERT_SEGMENTS, list(SEGMENT_KEYS))
+        # A short poll ends the server's threads soon.
+        server = GatekeeperServer(settings_for_tests(refresh_interval_s=0.1), dsn=dsn, keys=KEYS)
+        server.start()
+        stack.callback(server.stop)
+        tokens = {None: ""} | {role: token_for(dsn, role) for role in Role}
+        channels = {role: stack.enter_context(connect(server, token=token)) for role, token in tokens.items()}
+        yield Installation(dsn=dsn, server=server, channels=channels)
+
+
+_INSERT_SEGMENTS = """
+    INSERT INTO segments (key, match, create_time, update_time, revision)
+    SELECT unnest(%s::text[]), 'ALL', now(), now(), 0
+"""
+
+
+@contextmanager
+def _cloned_database(postgres: str) -> Iterator[str]:
+    name = f"installation_{uuid4().hex}"
+    identifiers = {"name": sql.Identifier(name), "template": sql.Identifier(TEMPLATE)}
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**identifiers))
+        yield database_dsn(postgres, name)
+        conn.execute(sql.SQL("DROP DATABASE {name} WITH (FORCE)").format(**identifiers))
+
+
+# --- What is stored --------------------------------------------------------------------------------------------------
+
+
+def query(dsn: str, text: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as conn:
+        return conn.execute(text, parameters).fetchall()
+
+
+def execute(dsn: str, text: LiteralString, *parameters: object) -> None:
+    with psycopg.connect(dsn) as conn:
+        conn.execute(text, parameters)
+
+
+_TABLES = """
+    SELECT relname FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+"""
+
+
+def contents(dsn: str) -> dict[str, list[str]]:
+    """Everything that a database holds: the rows of each table as text, sorted."""
+    select = sql.SQL("SELECT t::text FROM {} AS t ORDER BY 1")
+    with psycopg.connect(dsn) as conn:
+        tables = [name for (name,) in conn.execute(_TABLES)]
+        return {table: [row for (row,) in conn.execute(select.format(sql.Identifier(table)))] for table in tables}
+
+
+# --- Asking ----------------------------------------------------------------------------------------------------------
+
+
+def new_key() -> str:
+    """Make a flag key that no other test uses, nor a prefix of its keys."""
+    return f"flag-{next(_numbers)}."
+
+
+def created(admin: AdminServiceStub, **fields: Any) -> Flag:
+    """Create a flag, under a new key unless `fields` has one."""
+    return admin.CreateFlag(pb.CreateFlagRequest(flag=Flag(**{"key": new_key(), **fields})), timeout=TIMEOUT_S).flag
+
+
+def send(admin: AdminServiceStub, rpc: str, *requests: Any) -> Any:
+    """Call an RPC by its name. Only a stream takes other than one request."""
+    streaming = SERVICE.methods_by_name[rpc].client_streaming
+    return getattr(admin, rpc)(iter(requests) if streaming else requests[0], timeout=TIMEOUT_S)
+
+
+def race(acts: list[Callable[[], _T]]) -> list[_T]:
+    """Do all acts at the same moment, each on a thread of its own, and return what each returned."""
+    start = Barrier(len(acts))
+
+    def run(act: Callable[[], _T]) -> _T:
+        start.wait(TIMEOUT_S)
+        return act()
+
+    with ThreadPoolExecutor(len(acts)) as threads:
+        return list(threads.map(run, acts))
+
+
+# --- Mutations -------------------------------------------------------------------------------------------------------
+
+TARGETED = "anna"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """An RPC that changes something, with a request that succeeds on a flag that targets `TARGETED` with true."""
+
+    rpc: str
+    example: Callable[[str], Any]
+    resource: str
+    change: str
+
+    def request(self, key: str, *, etag: str = "", **fields: object) -> Any:
+        """Build the example for the flag `key`, with an etag where this RPC has it and other fields set."""
+        request = self.example(key)
+        if etag:
+            (request.flag if self.rpc == "UpdateFlag" else request).etag = etag
+        for name, value in fields.items():
+            setattr(request, name, value)
+        return request
+
+    def ask(self, admin: AdminServiceStub, key: str, **fields: Any) -> Any:
+        """Send the request for the flag `key`."""
+        return send(admin, self.rpc, self.request(key, **fields))
+
+    def refused(self, refusal: "Refusal") -> "Refusal":
+        """Return a refusal as this RPC words it when nothing was applied: a stream tells how far it had come."""
+        progress = {"applied_messages": "0", "applied_revision": "0"} if self.rpc == "ImportTargets" else {}
+        return Refusal(refusal.code, refusal.reason, {**refusal.metadata, **progress}, refusal.fields)
+
+
+_EXAMPLES = (
+    Mutation(
+        rpc="CreateFlag",
+        example=lambda key: pb.CreateFlagRequest(flag=Flag(key=f"{key}new", tags=["a", "b"])),
+        resource="flag",
+        change="created",
+    ),
+    Mutation(
+        rpc="UpdateFlag",
+        example=lambda key: pb.UpdateFlagRequest(
+            flag=Flag(key=key, description="changed"), update_mask=FieldMask(paths=["description"])
+        ),
+        resource="flag",
+        change="updated",
+    ),
+    Mutation(rpc="DeleteFlag", example=lambda key: pb.DeleteFlagRequest(key=key), resource="flag", change="deleted"),
+    Mutation(
+        rpc="AddTargets",
+        example=lambda key: pb.AddTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
+        resource="targets",
+        change="updated",
+    ),
+    Mutation(
+        rpc="RemoveTargets",
+        example=lambda key: pb.RemoveTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
+        resource="targets",
+        change="updated",
+    ),
+    Mutation(
+        rpc="ImportTargets",
+        example=lambda key: pb.ImportTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
+        resource="targets",
+        change="updated",
+    ),
+)
+MUTATIONS: Mapping[str, Mutation] = MappingProxyType({mutation.rpc: mutation for mutation in _EXAMPLES})
+EACH_MUTATION = pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+
+
+def flag_to_mutate(admin: AdminServiceStub) -> Flag:
+    """Create a flag on which every mutation's example succeeds."""
+    flag = created(admin)
+    send(admin, "AddTargets", pb.AddTargetsRequest(flag_key=flag.key, user_ids=[TARGETED], value=True))
+    return flag
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """All that a program can read in a failed call."""
+
+    code: grpc.StatusCode
+    reason: str
+    metadata: Mapping[str, str]
+    fields: tuple[str, ...] = ()
+
+
+def refusal_of(act: Callable[[], object]) -> Refusal:
+    """Make a call that must fail, and return why it did."""
+    with pytest.raises(grpc.RpcError) as failure:
+        act()
+    return _refusal(failure.value)
+
+
+def outcome_of(act: Callable[[], object]) -> object:
+    """Make a call and return its answer or why it failed."""
+    try:
+        return act()
+    except grpc.RpcError as error:
+        return _refusal(error)
+
+
+def _refusal(error: Any) -> Refusal:
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    status = rpc_status.from_call(error)
+    assert status is not None, f"an error without details: {error}"
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad_request)
+    assert info.domain == "gatekeeper"
+    fields = tuple(violation.field for violation in bad_request.field_violations)
+    return Refusal(error.code(), info.reason, dict(info.metadata), fields)
+
+
+def invalid(field: str) -> Refusal:
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", {"field": field}, (field,))
+
+
+def no_flag(key: str) -> Refusal:
+    return Refusal(grpc.StatusCode.NOT_FOUND, "FLAG_NOT_FOUND", {"flag_key": key})
+
+
+def flag_exists(key: str) -> Refusal:
+    return Refusal(grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS", {"flag_key": key})
+
+
+def no_segment(key: str) -> Refusal:
+    return Refusal(grpc.StatusCode.NOT_FOUND, "SEGMENT_NOT_FOUND", {"segment_key": key})
+
+
+def changed_since_read(*, current_etag: str) -> Refusal:
+    return Refusal(grpc.StatusCode.ABORTED, "ETAG_MISMATCH", {"current_etag": current_etag})
+
+
+UNAUTHENTICATED = Refusal(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", {})
+NOT_A_MESSAGE = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", {})
