@@ -24,14 +24,17 @@ def authenticate(metadata: Iterable[tuple[str, str | bytes]], verifier: TokenVer
     Raises:
         Unauthenticated: No token, several, a malformed header or a bad token; always with the same text.
     """
-    return verifier.verify(_bearer_token(metadata))
+    try:
+        return verifier.verify(_bearer_token(metadata))
+    except Unauthenticated as cause:
+        raise Unauthenticated.access_token() from cause
 
 
 def _bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     values = [value for key, value in metadata if key == _HEADER]
     if len(values) != 1 or not isinstance(values[0], str):
-        raise Unauthenticated.access_token()
+        raise Unauthenticated("exactly one authorization header is needed")
     scheme, _, token = values[0].partition(" ")
     if scheme.lower() != _SCHEME or not token or not token.isascii() or token != "".join(token.split()):
-        raise Unauthenticated.access_token()
+        raise Unauthenticated("the authorization header is malformed")
     return token

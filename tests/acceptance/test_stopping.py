@@ -37,7 +37,7 @@ def head_locked(dsn: str) -> Iterator[psycopg.Connection]:
 
 def waits_for_a_lock(dsn: str) -> bool:
     with psycopg.connect(dsn) as conn:
-        return bool(conn.execute("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone())
+        return bool(conn.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone())
 
 
 def is_refused(evaluation: EvaluationServiceStub) -> bool:

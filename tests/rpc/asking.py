@@ -1,4 +1,4 @@
-"""What the AdminService tests share: a whole installation, its mutations as a table, what a refusal says, what is stored."""
+"""What the AdminService tests share: an installation, its mutations as a table, what is stored, what a refusal says."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +53,7 @@ class Installation:
         return AdminServiceStub(self.channels[Role.EDITOR])
 
     def evaluate(self, flag_key: str, user_id: str) -> EvaluationDetail:
-        """Evaluate one flag on what the server shows now."""
+        """Evaluate one flag for one user; the answer for an unknown flag is empty."""
         request = EvaluateFlagsRequest(
             context=EvaluationContext(user_id=user_id), flag_keys=[flag_key], include_details=True
         )
