@@ -41,6 +41,11 @@ class Settings(BaseSettings):
         description="Sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or more."
         " Absent: those kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
     )
+    data_keys: SecretStr | None = Field(
+        default=None,
+        description="Encrypt client secrets and stored answers, newest first, written like GATEKEEPER_JWT_KEYS."
+        " Absent: those kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
+    )
     admin_password: SecretStr | None = Field(
         default=None,
         description="Password of the first admin user, `admin`, made when there is none. Absent: generated when the"

@@ -1,22 +1,18 @@
 """What has to be there before anything is served: the schema, keys, the first admin user."""
 
 from contextlib import closing
+from dataclasses import dataclass
 
 import structlog
+from pydantic import SecretStr
 
+from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.passwords import Passwords, generate_password
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
-from gatekeeper_grpc.secrets_file import (
-    ADMIN_PASSWORD,
-    JWT_KEYS,
-    keep_secret,
-    kept_secret,
-    new_jwt_keys,
-    read_secret,
-)
+from gatekeeper_grpc.secrets_file import ADMIN_PASSWORD, keep_secret, kept_secret, new_key_ring, read_secret
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
@@ -32,30 +28,48 @@ DEMO_FLAG = FlagConfig(
 )
 
 
-def key_ring(settings: Settings) -> KeyRing:
-    """Return the keys that sign tokens: the operator's, those kept in the data directory, or, embedded, new ones.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The keys of an installation; each has one use."""
 
-    Errors: `SettingsError` when there are none, or when they are malformed.
+    tokens: KeyRing
+    """Sign access tokens."""
+    data: DataKeys
+    """Encrypt what the database keeps."""
+
+
+def load_keys(settings: Settings) -> Keys:
+    """Return the keys: the operator's, those kept in the data directory, or, embedded, new ones.
+
+    Errors: `SettingsError` when some are missing or malformed.
     """
-    variable = variable_of("jwt_keys")
-    text = _jwt_keys(settings)
+    return Keys(
+        tokens=_key_ring(settings, "jwt_keys", settings.jwt_keys),
+        data=DataKeys(_key_ring(settings, "data_keys", settings.data_keys)),
+    )
+
+
+def _key_ring(settings: Settings, name: str, configured: SecretStr | None) -> KeyRing:
+    text = _key_text(settings, name, configured)
     if text is None:
-        raise SettingsError(f"{variable} is not set; all instances on a database need the same keys, kid:secret[,...]")
+        raise SettingsError(
+            f"{variable_of(name)} is not set; all instances on a database need the same keys, kid:secret[,...]"
+        )
     try:
         return KeyRing.parse(text)
     except ValueError as exc:
-        raise SettingsError(f"{variable}: {exc}") from None
+        raise SettingsError(f"{variable_of(name)}: {exc}") from None
 
 
-def _jwt_keys(settings: Settings) -> str | None:
-    if settings.jwt_keys is not None:
-        return settings.jwt_keys.get_secret_value()
+def _key_text(settings: Settings, name: str, configured: SecretStr | None) -> str | None:
+    if configured is not None:
+        return configured.get_secret_value()
     if settings.is_embedded:
-        return kept_secret(settings.data_dir, JWT_KEYS, new_jwt_keys)
-    return read_secret(settings.data_dir, JWT_KEYS)
+        return kept_secret(settings.data_dir, name, new_key_ring)
+    return read_secret(settings.data_dir, name)
 
 
-def prepare_database(settings: Settings, dsn: str, *, demo: bool) -> None:
+def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) -> None:
     """Make a database fit to be served from, or raise what says why it is not.
 
     The embedded one is migrated; of any other it is demanded. The first admin user is made when there is none; with
@@ -70,7 +84,7 @@ def prepare_database(settings: Settings, dsn: str, *, demo: bool) -> None:
         database.open()
         _ensure_first_admin(LoginStore(database), settings)
         if demo and settings.is_embedded:
-            _load_demo(database)
+            _load_demo(database, keys)
 
 
 def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:
@@ -93,6 +107,6 @@ def _create_first_admin(logins: LoginStore, settings: Settings, password: str) -
     return logins.ensure_first_admin(FIRST_ADMIN, password_hash)
 
 
-def _load_demo(database: Database) -> None:
+def _load_demo(database: Database, keys: Keys) -> None:
     if SnapshotStore(database).load().revision == 0:
-        FlagStore(database, Ledger(database)).create(DEMO_FLAG, Intent(caller=None, action="CreateFlag"))
+        FlagStore(database, Ledger(database, keys.data)).create(DEMO_FLAG, Intent(caller=None, action="CreateFlag"))

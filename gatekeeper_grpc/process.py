@@ -13,7 +13,7 @@ import structlog
 
 from gatekeeper_grpc.config import Settings, variable_of
 from gatekeeper_grpc.embedded import EmbeddedPostgres
-from gatekeeper_grpc.first_start import FIRST_ADMIN, key_ring, prepare_database
+from gatekeeper_grpc.first_start import FIRST_ADMIN, load_keys, prepare_database
 from gatekeeper_grpc.secrets_file import ADMIN_PASSWORD
 from gatekeeper_grpc.server import GatekeeperServer
 
@@ -33,9 +33,9 @@ def serve(settings: Settings, *, demo: bool) -> None:
     Errors: `SettingsError`, `GatekeeperError` and `EmbeddedDatabaseError` say what keeps the process from starting.
     """
     stop = _stop_signals()
-    keys = key_ring(settings)
+    keys = load_keys(settings)
     with _database(settings) as dsn:
-        prepare_database(settings, dsn, demo=demo)
+        prepare_database(settings, dsn, keys, demo=demo)
         server = GatekeeperServer(settings, dsn=dsn, keys=keys)
         _serve_until(stop, server, settings, demo=demo)
 

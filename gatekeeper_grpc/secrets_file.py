@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-JWT_KEYS = "jwt_keys"
 ADMIN_PASSWORD = "admin_password"  # noqa: S105 - a file's name
 
 
@@ -38,6 +37,6 @@ def keep_secret(data_dir: Path, name: str, secret: str) -> None:
     new.replace(data_dir / name)
 
 
-def new_jwt_keys() -> str:
+def new_key_ring() -> str:
     """Make a key ring of one key: 256 random bits."""
     return f"k1:{secrets.token_urlsafe(32)}"

@@ -13,13 +13,13 @@ from gatekeeper.v1 import admin_service_pb2, auth_service_pb2, evaluation_servic
 from gatekeeper.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
-from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.first_start import Keys
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
@@ -70,16 +70,16 @@ class GatekeeperServer:
     Args:
         settings: What the operator decided.
         dsn: The database, migrated.
-        keys: Sign and verify access tokens.
+        keys: Sign and verify access tokens, encrypt what the database keeps.
     """
 
-    def __init__(self, settings: Settings, *, dsn: str, keys: KeyRing) -> None:
+    def __init__(self, settings: Settings, *, dsn: str, keys: Keys) -> None:
         check_policies(POLICIES, _FILES)
         self._settings = settings
         self.database = Database(
             dsn, pool_size=settings.db_pool_size, statement_timeout_s=settings.db_statement_timeout_s
         )
-        self.ledger = Ledger(self.database)
+        self.ledger = Ledger(self.database, keys.data)
         self.logins = LoginStore(self.database)
         self.flags = FlagStore(self.database, self.ledger)
         self.cache = SnapshotCache(
@@ -97,8 +97,8 @@ class GatekeeperServer:
         )
         self._health = HealthReporter(self)
         self._pools = CallPools(_pool_sizes(settings))
-        self._access_tokens = AccessTokens(keys, ttl=timedelta(seconds=settings.access_token_ttl_s))
-        self._page_tokens = PageTokens([key.secret.encode() for key in keys.keys])
+        self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
+        self._page_tokens = PageTokens([key.secret.encode() for key in keys.tokens.keys])
         self._server = self._build_server()
         self._health_server = self._build_health_server()
         self.port = 0

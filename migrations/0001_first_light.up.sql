@@ -32,6 +32,15 @@ CREATE TABLE users (
     CONSTRAINT users_subject_fkey FOREIGN KEY (subject_id) REFERENCES subjects ON DELETE CASCADE
 );
 
+-- How many known users have a top-level attribute, kept in step by every mutation of users: the cap on attributes in the snapshot
+-- is checked without counting a million rows.
+CREATE TABLE user_attribute_counts (
+    name        text        COLLATE "C" NOT NULL,
+    users       bigint      NOT NULL,
+    CONSTRAINT user_attribute_counts_pkey PRIMARY KEY (name),
+    CONSTRAINT user_attribute_counts_not_negative CHECK (users >= 0)
+);
+
 -- Segments.
 CREATE TABLE segments (
     segment_id  bigint      GENERATED ALWAYS AS IDENTITY,
@@ -40,6 +49,10 @@ CREATE TABLE segments (
     description text        NOT NULL DEFAULT '',
     match       text        NOT NULL,
     conditions  jsonb       NOT NULL DEFAULT '[]',
+    -- What the caps of the contract are counted on: the attributes that the conditions look at, and how many values of CONTAINS,
+    -- STARTS_WITH and ENDS_WITH they have.
+    attribute_names text[]  NOT NULL DEFAULT '{}',
+    scanned_values integer  NOT NULL DEFAULT 0,
     create_time timestamptz NOT NULL,
     update_time timestamptz NOT NULL,
     revision    bigint      NOT NULL,
@@ -248,16 +261,20 @@ CREATE TABLE client_keys (
     CONSTRAINT client_keys_pkey PRIMARY KEY (key_id)
 );
 
--- Successful mutations that carried a request_id, so that a retry gets the first answer. Kept for a day.
+-- Successful mutations that carried a request_id, so that a retry gets the first answer. Kept for a day. Results are sealed with
+-- GATEKEEPER_DATA_KEYS; subjects are the people whom they concern.
 CREATE TABLE idempotency_keys (
     actor        text        COLLATE "C" NOT NULL,
     action       text        COLLATE "C" NOT NULL,
     request_id   uuid        NOT NULL,
     request_hash bytea       NOT NULL,
     revision     bigint      NOT NULL,
+    audit_seq    bigint      NOT NULL,
+    audit_hash   bytea       NOT NULL,
+    subjects     uuid[]      NOT NULL,
     result       bytea       NOT NULL,
-    encrypted    boolean     NOT NULL DEFAULT false,
     create_time  timestamptz NOT NULL,
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (actor, action, request_id)
 );
 CREATE INDEX idempotency_keys_create_time_idx ON idempotency_keys (create_time);
+CREATE INDEX idempotency_keys_subjects_idx ON idempotency_keys USING gin (subjects);

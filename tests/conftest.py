@@ -15,17 +15,22 @@ from psycopg import sql
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.config import Settings, load_settings
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.embedded import EmbeddedPostgres
+from gatekeeper_grpc.first_start import Keys
 from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.migrate import Migrator
 
 TEMPLATE = "gatekeeper_template"
-KEYS = KeyRing.parse("test:0123456789abcdef0123456789abcdef")
+KEYS = Keys(
+    tokens=KeyRing.parse("test:0123456789abcdef0123456789abcdef"),
+    data=DataKeys(KeyRing.parse("data:fedcba9876543210fedcba9876543210")),
+)
 # Throw-away databases need no durability; tests that kill processes start a database of their own.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
 
@@ -152,7 +157,7 @@ def token_for(dsn: str, role: Role) -> str:
         row = conn.execute(insert, (name, name)).fetchone()
     assert row
     caller = Caller(admin_id=row[0], username=name, role=role, token_epoch=row[1])
-    return AccessTokens(KEYS).issue(caller).text
+    return AccessTokens(KEYS.tokens).issue(caller).text
 
 
 class Bearer(

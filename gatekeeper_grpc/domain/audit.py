@@ -30,6 +30,17 @@ class AuditEntry:
     format: int = FORMAT
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditAnchor:
+    """Where the chain stood: the newest entry and its hash.
+
+    Kept outside the database, it proves the log up to there.
+    """
+
+    seq: int
+    hash: bytes
+
+
 def hash_entry(entry: AuditEntry) -> bytes:
     """Hash an entry, and through `prev_hash` all before it: SHA-256 over its canonical JSON (RFC 8785).
 

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+from gatekeeper_grpc.domain.audit import AuditAnchor
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.limits import MAX_CHANGE_REASON_CHARS, check_text
 
@@ -20,12 +21,21 @@ class ChangeType(StrEnum):
 
 
 class ResourceType(StrEnum):
-    """What a change touched. TARGETS and MEMBERS are the lists of a flag and of a segment, named by its key."""
+    """What a change touched.
+
+    TARGETS and MEMBERS are the lists of a flag and of a segment, named by its key. A USER is named by its subject id. A
+    SUBJECT is a person who was erased, INSTALLATION all of this Gatekeeper.
+    """
 
     FLAG = "flag"
     TARGETS = "targets"
     SEGMENT = "segment"
     MEMBERS = "members"
+    USER = "user"
+    SUBJECT = "subject"
+    ADMIN_USER = "admin_user"
+    CLIENT_KEY = "client_key"
+    INSTALLATION = "installation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +88,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written(Generic[Result]):
-    """The result of a mutation and the revision it produced (with `validate_only`: the current one)."""
+    """The result of a mutation, the revision it produced, and where the audit log stands after it.
+
+    With `validate_only`, the revision is the current one and there is no anchor.
+    """
 
     result: Result
     revision: int
+    anchor: AuditAnchor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,11 @@ _SESSION: Final = Policy(access=Door.OPEN, pool=PoolName.ADMIN)
 _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN)
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 _IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.STREAMS)
+_MANAGE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN)
+_EXPORT: Final = Policy(access=Role.ADMIN, pool=PoolName.STREAMS)
+_VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.STREAMS)
+# It checks the current password, with bcrypt.
+_OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.LOGIN)
 _EVALUATE: Final = Policy(access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024)
 _EVALUATE_STREAM: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS)
 _HEALTH: Final = Policy(access=Door.OPEN, pool=PoolName.OPERATIONS, quiet=True)
@@ -67,6 +72,33 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/RemoveTargets": _WRITE,
         "/gatekeeper.v1.AdminService/ListTargets": _READ,
         "/gatekeeper.v1.AdminService/ImportTargets": _IMPORT,
+        "/gatekeeper.v1.AdminService/CreateSegment": _WRITE,
+        "/gatekeeper.v1.AdminService/GetSegment": _READ,
+        "/gatekeeper.v1.AdminService/ListSegments": _READ,
+        "/gatekeeper.v1.AdminService/UpdateSegment": _WRITE,
+        "/gatekeeper.v1.AdminService/DeleteSegment": _WRITE,
+        "/gatekeeper.v1.AdminService/AddSegmentMembers": _IMPORT,
+        "/gatekeeper.v1.AdminService/RemoveSegmentMembers": _WRITE,
+        "/gatekeeper.v1.AdminService/ListSegmentMembers": _READ,
+        "/gatekeeper.v1.AdminService/CreateUser": _WRITE,
+        "/gatekeeper.v1.AdminService/GetUser": _READ,
+        "/gatekeeper.v1.AdminService/ListUsers": _READ,
+        "/gatekeeper.v1.AdminService/UpdateUser": _WRITE,
+        "/gatekeeper.v1.AdminService/DeleteUser": _WRITE,
+        "/gatekeeper.v1.AdminService/ExportUserData": _EXPORT,
+        "/gatekeeper.v1.AdminService/EraseUser": _MANAGE,
+        "/gatekeeper.v1.AdminService/CreateAdminUser": _MANAGE,
+        "/gatekeeper.v1.AdminService/ListAdminUsers": _MANAGE,
+        "/gatekeeper.v1.AdminService/UpdateAdminUser": _MANAGE,
+        "/gatekeeper.v1.AdminService/DeleteAdminUser": _MANAGE,
+        "/gatekeeper.v1.AdminService/ChangePassword": _OWN_PASSWORD,
+        "/gatekeeper.v1.AdminService/ListAuthEvents": _MANAGE,
+        "/gatekeeper.v1.AdminService/CreateClientKey": _MANAGE,
+        "/gatekeeper.v1.AdminService/ListClientKeys": _MANAGE,
+        "/gatekeeper.v1.AdminService/RevokeClientKey": _MANAGE,
+        "/gatekeeper.v1.AdminService/ListAuditEntries": _READ,
+        "/gatekeeper.v1.AdminService/VerifyAuditLog": _VERIFY,
+        "/gatekeeper.v1.AdminService/GetAuditCheckpoint": _READ,
         "/gatekeeper.v1.EvaluationService/EvaluateFlags": _EVALUATE,
         "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags": _EVALUATE_STREAM,
         "/grpc.health.v1.Health/Check": _HEALTH,

@@ -10,13 +10,13 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import psycopg
 import rfc8785
 from psycopg.rows import class_row
 
-from gatekeeper_grpc.domain.audit import AuditEntry, hash_document, hash_entry
+from gatekeeper_grpc.domain.audit import AuditAnchor, AuditEntry, hash_document, hash_entry
 from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.domain.mutation import Change, Intent, Result, Written
 from gatekeeper_grpc.store.database import Connection, Database, one
@@ -54,11 +54,27 @@ class Codec(Generic[Result]):
     from_document: Callable[[Any], Result]
 
 
-class Ledger:
-    """Carries out mutations, each in a transaction of its own."""
+class Sealer(Protocol):
+    """Encrypts what the database keeps and must not tell."""
 
-    def __init__(self, database: Database) -> None:
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt and authenticate."""
+        ...
+
+    def open(self, sealed: bytes) -> bytes:
+        """Undo `seal`; raise when no key fits or the bytes were altered."""
+        ...
+
+
+class Ledger:
+    """Carries out mutations, each in a transaction of its own.
+
+    `sealer` keeps stored answers from whoever reads a dump.
+    """
+
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     def mutate(
         self, intent: Intent, act: Callable[[Connection, Head], Effect[Result]], *, codec: Codec[Result]
@@ -78,14 +94,17 @@ class Ledger:
             _check_caller(conn, intent)
             answer = _earlier_answer(conn, intent)
             if answer:
-                return Written(result=codec.from_document(json.loads(answer.result)), revision=answer.revision)
+                result = codec.from_document(json.loads(self._sealer.open(answer.result)))
+                return Written(result=result, revision=answer.revision, anchor=answer.anchor)
             effect = act(conn, head)
-            written = Written(result=effect.result, revision=head.revision)
             if intent.validate_only:
-                written = Written(result=effect.preview, revision=head.revision - 1)
+                written = Written(result=effect.preview, revision=head.revision - 1, anchor=None)
                 raise psycopg.Rollback
-            _record(conn, head, intent, effect.change)
-            _keep_answer(conn, head, intent, lambda: rfc8785.dumps(codec.to_document(effect.result)))
+            anchor = _record(conn, head, intent, effect.change)
+            written = Written(result=effect.result, revision=head.revision, anchor=anchor)
+            if intent.request_id:
+                sealed = self._sealer.seal(rfc8785.dumps(codec.to_document(effect.result)))
+                _keep_answer(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
         return written
 
 
@@ -121,11 +140,17 @@ def _check_caller(conn: Connection, intent: Intent) -> None:
 class _Answer:
     request_hash: bytes
     revision: int
+    audit_seq: int
+    audit_hash: bytes
     result: bytes
+
+    @property
+    def anchor(self) -> AuditAnchor:
+        return AuditAnchor(seq=self.audit_seq, hash=self.audit_hash)
 
 
 _EARLIER_ANSWER = """
-    SELECT request_hash, revision, result FROM idempotency_keys
+    SELECT request_hash, revision, audit_seq, audit_hash, result FROM idempotency_keys
     WHERE actor = %(actor)s AND action = %(action)s AND request_id = %(request_id)s
       AND create_time > clock_timestamp() - interval '24 hours'
 """
@@ -144,24 +169,30 @@ def _earlier_answer(conn: Connection, intent: Intent) -> _Answer | None:
 
 
 _KEEP_ANSWER = """
-    INSERT INTO idempotency_keys (actor, action, request_id, request_hash, revision, result, create_time)
-    VALUES (%(actor)s, %(action)s, %(request_id)s, %(request_hash)s, %(revision)s, %(result)s, %(create_time)s)
+    INSERT INTO idempotency_keys (actor, action, request_id, request_hash, revision, audit_seq, audit_hash, subjects,
+                                  result, create_time)
+    VALUES (%(actor)s, %(action)s, %(request_id)s, %(request_hash)s, %(revision)s, %(audit_seq)s, %(audit_hash)s,
+            %(subjects)s, %(result)s, %(create_time)s)
     ON CONFLICT ON CONSTRAINT idempotency_keys_pkey DO UPDATE
-    SET request_hash = excluded.request_hash, revision = excluded.revision, result = excluded.result,
+    SET request_hash = excluded.request_hash, revision = excluded.revision, audit_seq = excluded.audit_seq,
+        audit_hash = excluded.audit_hash, subjects = excluded.subjects, result = excluded.result,
         create_time = excluded.create_time
 """
 
 
-def _keep_answer(conn: Connection, head: Head, intent: Intent, result: Callable[[], bytes]) -> None:
-    if intent.request_id is None:
-        return
+def _keep_answer(
+    conn: Connection, head: Head, intent: Intent, *, anchor: AuditAnchor, change: Change, sealed: bytes
+) -> None:
     row = {
         "actor": intent.actor,
         "action": intent.action,
         "request_id": intent.request_id,
         "request_hash": intent.request_hash,
         "revision": head.revision,
-        "result": result(),
+        "audit_seq": anchor.seq,
+        "audit_hash": anchor.hash,
+        "subjects": list(change.subjects),
+        "result": sealed,
         "create_time": head.create_time,
     }
     conn.execute(_KEEP_ANSWER, row)
@@ -187,8 +218,8 @@ _RECORD = """
 """
 
 
-def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> None:
-    """Write the audit entry, the change-log row and the new head, and announce the revision."""
+def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> AuditAnchor:
+    """Write the audit entry, the change-log row and the new head, and announce the revision; return the new anchor."""
     salt = secrets.token_bytes(_SALT_BYTES)
     document = rfc8785.dumps({**change.document, "change_reason": intent.change_reason})
     entry = AuditEntry(
@@ -203,6 +234,7 @@ def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> Non
         document_hash=hash_document(salt, document),
         prev_hash=head.prev_hash,
     )
+    anchor = AuditAnchor(seq=entry.seq, hash=hash_entry(entry))
     row = {
         "revision": entry.revision,
         "create_time": entry.create_time,
@@ -217,9 +249,10 @@ def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> Non
         "action": entry.action,
         "document_hash": entry.document_hash,
         "prev_hash": entry.prev_hash,
-        "hash": hash_entry(entry),
+        "hash": anchor.hash,
         "salt": salt,
         "document": document,
         "channel": CHANNEL,
     }
     conn.execute(_RECORD, row)
+    return anchor

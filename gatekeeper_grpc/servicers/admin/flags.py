@@ -6,6 +6,7 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.limits import check_key
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.flags import (
     flag_config_from_proto,
     flag_filter_from_proto,
@@ -25,7 +26,9 @@ class FlagRpcs(AdminServiceServicer):
         config = flag_config_from_proto(request)
         written = self.ports.flags.create(config, intent_from_proto(request, action="CreateFlag"))
         self.ports.cache.refresh_after_write(written.revision)
-        return pb.CreateFlagResponse(flag=flag_to_proto(written.result), revision=written.revision)
+        return pb.CreateFlagResponse(
+            flag=flag_to_proto(written.result), revision=written.revision, audit_anchor=anchor_to_proto(written.anchor)
+        )
 
     def GetFlag(self, request: pb.GetFlagRequest, context: grpc.ServicerContext) -> pb.GetFlagResponse:
         check_key("key", request.key)
@@ -44,10 +47,12 @@ class FlagRpcs(AdminServiceServicer):
         update = flag_update_from_proto(request)
         written = self.ports.flags.update(update, intent_from_proto(request, action="UpdateFlag"))
         self.ports.cache.refresh_after_write(written.revision)
-        return pb.UpdateFlagResponse(flag=flag_to_proto(written.result), revision=written.revision)
+        return pb.UpdateFlagResponse(
+            flag=flag_to_proto(written.result), revision=written.revision, audit_anchor=anchor_to_proto(written.anchor)
+        )
 
     def DeleteFlag(self, request: pb.DeleteFlagRequest, context: grpc.ServicerContext) -> pb.DeleteFlagResponse:
         check_key("key", request.key)
         written = self.ports.flags.delete(request.key, request.etag, intent_from_proto(request, action="DeleteFlag"))
         self.ports.cache.refresh_after_write(written.revision)
-        return pb.DeleteFlagResponse(revision=written.revision)
+        return pb.DeleteFlagResponse(revision=written.revision, audit_anchor=anchor_to_proto(written.anchor))

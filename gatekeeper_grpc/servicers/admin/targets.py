@@ -9,6 +9,7 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.limits import check_key
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.flags import target_to_proto, targets_from_proto, targets_removal_from_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
 from gatekeeper_grpc.wire.paging import read_limit
@@ -25,7 +26,10 @@ class TargetRpcs(AdminServiceServicer):
         self.ports.cache.refresh_after_write(written.revision)
         done = written.result
         return pb.AddTargetsResponse(
-            revision=written.revision, added_count=done.added_count, moved_count=done.moved_count
+            revision=written.revision,
+            added_count=done.added_count,
+            moved_count=done.moved_count,
+            audit_anchor=anchor_to_proto(written.anchor),
         )
 
     def RemoveTargets(
@@ -34,7 +38,11 @@ class TargetRpcs(AdminServiceServicer):
         edit = targets_removal_from_proto(request)
         written = self.ports.targets.edit(edit, intent_from_proto(request, action="RemoveTargets"))
         self.ports.cache.refresh_after_write(written.revision)
-        return pb.RemoveTargetsResponse(revision=written.revision, removed_count=written.result.removed_count)
+        return pb.RemoveTargetsResponse(
+            revision=written.revision,
+            removed_count=written.result.removed_count,
+            audit_anchor=anchor_to_proto(written.anchor),
+        )
 
     def ListTargets(self, request: pb.ListTargetsRequest, context: grpc.ServicerContext) -> pb.ListTargetsResponse:
         check_key("flag_key", request.flag_key)
@@ -63,7 +71,9 @@ class TargetRpcs(AdminServiceServicer):
         """Apply one message and add it to the totals of `response`."""
         edit = targets_from_proto(request)
         written = self.ports.targets.edit(edit, intent_from_proto(request, action="ImportTargets"))
-        response.revision = written.revision
+        response.MergeFrom(
+            pb.ImportTargetsResponse(revision=written.revision, audit_anchor=anchor_to_proto(written.anchor))
+        )
         response.applied_messages += 1
         response.added_count += written.result.added_count
         response.moved_count += written.result.moved_count

@@ -4,10 +4,17 @@ isort:skip_file
 The service for administering flags."""
 
 from collections import abc as _abc
+from gatekeeper.v1 import admin_user_pb2 as _admin_user_pb2
+from gatekeeper.v1 import audit_pb2 as _audit_pb2
+from gatekeeper.v1 import client_key_pb2 as _client_key_pb2
 from gatekeeper.v1 import flag_pb2 as _flag_pb2
+from gatekeeper.v1 import segment_pb2 as _segment_pb2
+from gatekeeper.v1 import user_pb2 as _user_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -64,21 +71,27 @@ class CreateFlagResponse(_message.Message):
 
     FLAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision that this call produced."""
     @_builtins.property
     def flag(self) -> _flag_pb2.Flag:
         """The new flag."""
 
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
     def __init__(
         self,
         *,
         flag: _flag_pb2.Flag | None = ...,
         revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "flag", b"flag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "flag", b"flag", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,21 +277,27 @@ class UpdateFlagResponse(_message.Message):
 
     FLAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision that this call produced."""
     @_builtins.property
     def flag(self) -> _flag_pb2.Flag:
         """The flag after the change."""
 
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
     def __init__(
         self,
         *,
         flag: _flag_pb2.Flag | None = ...,
         revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "flag", b"flag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "flag", b"flag", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,16 +348,22 @@ class DeleteFlagResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision that this call produced."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,22 +426,28 @@ class AddTargetsResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ADDED_COUNT_FIELD_NUMBER: _builtins.int
     MOVED_COUNT_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision that this call produced."""
     added_count: _builtins.int
     """How many of the users were not targeted before."""
     moved_count: _builtins.int
     """How many were targeted with the other value before."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         added_count: _builtins.int = ...,
         moved_count: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "moved_count", b"moved_count", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "audit_anchor", b"audit_anchor", "moved_count", b"moved_count", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,19 +505,25 @@ class RemoveTargetsResponse(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     REMOVED_COUNT_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision that this call produced."""
     removed_count: _builtins.int
     """How many of the users were targeted before."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         removed_count: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed_count", b"removed_count", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "removed_count", b"removed_count", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,6 +649,7 @@ class ImportTargetsResponse(_message.Message):
     APPLIED_MESSAGES_FIELD_NUMBER: _builtins.int
     ADDED_COUNT_FIELD_NUMBER: _builtins.int
     MOVED_COUNT_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The last revision that this call produced; the current one when there was none."""
     applied_messages: _builtins.int
@@ -620,6 +658,10 @@ class ImportTargetsResponse(_message.Message):
     """How many users were not targeted before."""
     moved_count: _builtins.int
     """How many were targeted with the other value before."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
     def __init__(
         self,
         *,
@@ -627,11 +669,1951 @@ class ImportTargetsResponse(_message.Message):
         applied_messages: _builtins.int = ...,
         added_count: _builtins.int = ...,
         moved_count: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "applied_messages", b"applied_messages", "moved_count", b"moved_count", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "applied_messages", b"applied_messages", "audit_anchor", b"audit_anchor", "moved_count", b"moved_count", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportTargetsResponse: _TypeAlias = ImportTargetsResponse  # noqa: Y015
+
+@_typing.final
+class CreateSegmentRequest(_message.Message):
+    """What to create."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def segment(self) -> _segment_pb2.Segment:
+        """The segment; output-only fields and `etag` are ignored."""
+
+    def __init__(
+        self,
+        *,
+        segment: _segment_pb2.Segment | None = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "request_id", b"request_id", "segment", b"segment", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSegmentRequest: _TypeAlias = CreateSegmentRequest  # noqa: Y015
+
+@_typing.final
+class CreateSegmentResponse(_message.Message):
+    """What was created."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def segment(self) -> _segment_pb2.Segment:
+        """The new segment."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        segment: _segment_pb2.Segment | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "segment", b"segment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSegmentResponse: _TypeAlias = CreateSegmentResponse  # noqa: Y015
+
+@_typing.final
+class GetSegmentRequest(_message.Message):
+    """Which segment to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The segment's key."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSegmentRequest: _TypeAlias = GetSegmentRequest  # noqa: Y015
+
+@_typing.final
+class GetSegmentResponse(_message.Message):
+    """The segment as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision at which this is true."""
+    @_builtins.property
+    def segment(self) -> _segment_pb2.Segment:
+        """The segment."""
+
+    def __init__(
+        self,
+        *,
+        segment: _segment_pb2.Segment | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSegmentResponse: _TypeAlias = GetSegmentResponse  # noqa: Y015
+
+@_typing.final
+class ListSegmentsRequest(_message.Message):
+    """Which segments to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    KEY_PREFIX_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, sent with the same filters. Empty: the first page."""
+    key_prefix: _builtins.str
+    """Only segments whose key begins so. Empty: any."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        key_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_prefix", b"key_prefix", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSegmentsRequest: _TypeAlias = ListSegmentsRequest  # noqa: Y015
+
+@_typing.final
+class ListSegmentsResponse(_message.Message):
+    """A page of segments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gets the next page. Empty: this is the last one."""
+    revision: _builtins.int
+    """The revision at which this page is true."""
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_segment_pb2.Segment]:
+        """Ordered by key."""
+
+    def __init__(
+        self,
+        *,
+        segments: _abc.Iterable[_segment_pb2.Segment] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revision", b"revision", "segments", b"segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSegmentsResponse: _TypeAlias = ListSegmentsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSegmentRequest(_message.Message):
+    """What to change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def segment(self) -> _segment_pb2.Segment:
+        """`key` says which segment, `etag` (optional) which state of it was seen; of the rest, the fields that `update_mask` names are
+        written.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required and not empty. Any of: description, match, conditions. Anything else is INVALID_ARGUMENT."""
+
+    def __init__(
+        self,
+        *,
+        segment: _segment_pb2.Segment | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "request_id", b"request_id", "segment", b"segment", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSegmentRequest: _TypeAlias = UpdateSegmentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSegmentResponse(_message.Message):
+    """What it became."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def segment(self) -> _segment_pb2.Segment:
+        """The segment after the change."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        segment: _segment_pb2.Segment | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "segment", b"segment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSegmentResponse: _TypeAlias = UpdateSegmentResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSegmentRequest(_message.Message):
+    """Which segment to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The segment's key."""
+    etag: _builtins.str
+    """See AdminService: the segment's etag."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "key", b"key", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSegmentRequest: _TypeAlias = DeleteSegmentRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSegmentResponse(_message.Message):
+    """The segment is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSegmentResponse: _TypeAlias = DeleteSegmentResponse  # noqa: Y015
+
+@_typing.final
+class AddSegmentMembersRequest(_message.Message):
+    """One batch of users to make members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_KEY_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    segment_key: _builtins.str
+    """The segment's key; may differ from message to message."""
+    etag: _builtins.str
+    """See AdminService: the segment's etag."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 10,000 users, none twice within the message."""
+
+    def __init__(
+        self,
+        *,
+        segment_key: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "request_id", b"request_id", "segment_key", b"segment_key", "user_ids", b"user_ids", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddSegmentMembersRequest: _TypeAlias = AddSegmentMembersRequest  # noqa: Y015
+
+@_typing.final
+class AddSegmentMembersResponse(_message.Message):
+    """What changed, over all messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    APPLIED_MESSAGES_FIELD_NUMBER: _builtins.int
+    ADDED_COUNT_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The last revision that this call produced; the current one when there was none."""
+    applied_messages: _builtins.int
+    """How many messages were applied."""
+    added_count: _builtins.int
+    """How many users were not members before."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        applied_messages: _builtins.int = ...,
+        added_count: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "applied_messages", b"applied_messages", "audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddSegmentMembersResponse: _TypeAlias = AddSegmentMembersResponse  # noqa: Y015
+
+@_typing.final
+class RemoveSegmentMembersRequest(_message.Message):
+    """Who shall be a member no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_KEY_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    segment_key: _builtins.str
+    """The segment's key."""
+    etag: _builtins.str
+    """See AdminService: the segment's etag."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1,000 users, none twice."""
+
+    def __init__(
+        self,
+        *,
+        segment_key: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "request_id", b"request_id", "segment_key", b"segment_key", "user_ids", b"user_ids", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveSegmentMembersRequest: _TypeAlias = RemoveSegmentMembersRequest  # noqa: Y015
+
+@_typing.final
+class RemoveSegmentMembersResponse(_message.Message):
+    """What changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    REMOVED_COUNT_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    removed_count: _builtins.int
+    """How many of the users were members before."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        removed_count: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "removed_count", b"removed_count", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveSegmentMembersResponse: _TypeAlias = RemoveSegmentMembersResponse  # noqa: Y015
+
+@_typing.final
+class ListSegmentMembersRequest(_message.Message):
+    """Whose members to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_KEY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    segment_key: _builtins.str
+    """The segment's key."""
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, sent with the same filters. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        segment_key: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "segment_key", b"segment_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSegmentMembersRequest: _TypeAlias = ListSegmentMembersRequest  # noqa: Y015
+
+@_typing.final
+class ListSegmentMembersResponse(_message.Message):
+    """A page of members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gets the next page. Empty: this is the last one."""
+    revision: _builtins.int
+    """The revision at which this page is true."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ordered by user id."""
+
+    def __init__(
+        self,
+        *,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revision", b"revision", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSegmentMembersResponse: _TypeAlias = ListSegmentMembersResponse  # noqa: Y015
+
+@_typing.final
+class CreateUserRequest(_message.Message):
+    """Whom to make known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def user(self) -> _user_pb2.User:
+        """The user; output-only fields and `etag` are ignored."""
+
+    def __init__(
+        self,
+        *,
+        user: _user_pb2.User | None = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "request_id", b"request_id", "user", b"user", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUserRequest: _TypeAlias = CreateUserRequest  # noqa: Y015
+
+@_typing.final
+class CreateUserResponse(_message.Message):
+    """Who was made known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def user(self) -> _user_pb2.User:
+        """The new user."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        user: _user_pb2.User | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUserResponse: _TypeAlias = CreateUserResponse  # noqa: Y015
+
+@_typing.final
+class GetUserRequest(_message.Message):
+    """Which user to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user's id."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUserRequest: _TypeAlias = GetUserRequest  # noqa: Y015
+
+@_typing.final
+class GetUserResponse(_message.Message):
+    """The user as known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision at which this is true."""
+    @_builtins.property
+    def user(self) -> _user_pb2.User:
+        """The user."""
+
+    def __init__(
+        self,
+        *,
+        user: _user_pb2.User | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUserResponse: _TypeAlias = GetUserResponse  # noqa: Y015
+
+@_typing.final
+class ListUsersRequest(_message.Message):
+    """Which users to list. Filters combine: a user must pass each one given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_ID_PREFIX_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, sent with the same filters. Empty: the first page."""
+    user_id_prefix: _builtins.str
+    """Only users whose id begins so. Empty: any."""
+    @_builtins.property
+    def attributes(self) -> _struct_pb2.Struct:
+        """Only users who have all of these attributes, with these values. Empty: any."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        user_id_prefix: _builtins.str = ...,
+        attributes: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "page_size", b"page_size", "page_token", b"page_token", "user_id_prefix", b"user_id_prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsersRequest: _TypeAlias = ListUsersRequest  # noqa: Y015
+
+@_typing.final
+class ListUsersResponse(_message.Message):
+    """A page of users."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gets the next page. Empty: this is the last one."""
+    revision: _builtins.int
+    """The revision at which this page is true."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[_user_pb2.User]:
+        """Ordered by user id."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[_user_pb2.User] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revision", b"revision", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsersResponse: _TypeAlias = ListUsersResponse  # noqa: Y015
+
+@_typing.final
+class UpdateUserRequest(_message.Message):
+    """What to change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def user(self) -> _user_pb2.User:
+        """`user_id` says which user, `etag` (optional) which state was seen; `attributes` replace the stored ones."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required and not empty: attributes (all of them), or attributes.<name> (that one; absent in `user`: removed)."""
+
+    def __init__(
+        self,
+        *,
+        user: _user_pb2.User | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask", "user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "request_id", b"request_id", "update_mask", b"update_mask", "user", b"user", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateUserRequest: _TypeAlias = UpdateUserRequest  # noqa: Y015
+
+@_typing.final
+class UpdateUserResponse(_message.Message):
+    """What is known now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def user(self) -> _user_pb2.User:
+        """The user after the change."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        user: _user_pb2.User | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateUserResponse: _TypeAlias = UpdateUserResponse  # noqa: Y015
+
+@_typing.final
+class DeleteUserRequest(_message.Message):
+    """Whose attributes to forget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user's id."""
+    etag: _builtins.str
+    """See AdminService: the user's etag."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "request_id", b"request_id", "user_id", b"user_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUserRequest: _TypeAlias = DeleteUserRequest  # noqa: Y015
+
+@_typing.final
+class DeleteUserResponse(_message.Message):
+    """The user is not known any more. Targets and memberships stay; `EraseUser` removes those too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUserResponse: _TypeAlias = DeleteUserResponse  # noqa: Y015
+
+@_typing.final
+class ExportUserDataRequest(_message.Message):
+    """About whom to tell everything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user's id; need not be known."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUserDataRequest: _TypeAlias = ExportUserDataRequest  # noqa: Y015
+
+@_typing.final
+class ExportUserDataResponse(_message.Message):
+    """A part of what is held about a user: exactly one field but `revision` is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    MEMBERSHIPS_FIELD_NUMBER: _builtins.int
+    AUDIT_ENTRY_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision at which all of the export is true."""
+    @_builtins.property
+    def user(self) -> Global___ExportedUser:
+        """First message: who it is, and the attributes, if any are stored."""
+
+    @_builtins.property
+    def targets(self) -> Global___ExportedTargets:
+        """Flags that target the user, up to 1,000 in a message."""
+
+    @_builtins.property
+    def memberships(self) -> Global___ExportedMemberships:
+        """Segments that the user is a member of, up to 1,000 in a message."""
+
+    @_builtins.property
+    def audit_entry(self) -> _audit_pb2.AuditEntry:
+        """Audit entries whose documents name the user, by subject id or literally."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        user: Global___ExportedUser | None = ...,
+        targets: Global___ExportedTargets | None = ...,
+        memberships: Global___ExportedMemberships | None = ...,
+        audit_entry: _audit_pb2.AuditEntry | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "memberships", b"memberships", "targets", b"targets", "user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "memberships", b"memberships", "revision", b"revision", "targets", b"targets", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUserDataResponse: _TypeAlias = ExportUserDataResponse  # noqa: Y015
+
+@_typing.final
+class ExportedUser(_message.Message):
+    """Who a user is to Gatekeeper."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    NAMED_BY_SEGMENTS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """As asked."""
+    subject_id: _builtins.str
+    """The random id under which the audit log knows the user. Empty: nothing is held."""
+    @_builtins.property
+    def user(self) -> _user_pb2.User:
+        """Stored attributes; absent when the user is not known."""
+
+    @_builtins.property
+    def named_by_segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Segments whose conditions name the id."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        subject_id: _builtins.str = ...,
+        user: _user_pb2.User | None = ...,
+        named_by_segments: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["named_by_segments", b"named_by_segments", "subject_id", b"subject_id", "user", b"user", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedUser: _TypeAlias = ExportedUser  # noqa: Y015
+
+@_typing.final
+class ExportedTargets(_message.Message):
+    """Flags that target the user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedTarget]:
+        """In order of flag key."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___ExportedTarget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedTargets: _TypeAlias = ExportedTargets  # noqa: Y015
+
+@_typing.final
+class ExportedTarget(_message.Message):
+    """A flag that targets the user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLAG_KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    flag_key: _builtins.str
+    """The flag's key."""
+    value: _builtins.bool
+    """What the user gets."""
+    def __init__(
+        self,
+        *,
+        flag_key: _builtins.str = ...,
+        value: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag_key", b"flag_key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedTarget: _TypeAlias = ExportedTarget  # noqa: Y015
+
+@_typing.final
+class ExportedMemberships(_message.Message):
+    """Segments that the user is a member of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def segment_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In order."""
+
+    def __init__(
+        self,
+        *,
+        segment_keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["segment_keys", b"segment_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedMemberships: _TypeAlias = ExportedMemberships  # noqa: Y015
+
+@_typing.final
+class EraseUserRequest(_message.Message):
+    """Whom to erase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user's id; need not be known."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "request_id", b"request_id", "user_id", b"user_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserRequest: _TypeAlias = EraseUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseUserResponse(_message.Message):
+    """What was erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    TARGETS_REMOVED_FIELD_NUMBER: _builtins.int
+    MEMBERSHIPS_REMOVED_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_REDACTED_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    targets_removed: _builtins.int
+    """How many flags targeted the user."""
+    memberships_removed: _builtins.int
+    """How many segments had the user as a member."""
+    documents_redacted: _builtins.int
+    """How many audit documents were redacted because they literally held the id."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        targets_removed: _builtins.int = ...,
+        memberships_removed: _builtins.int = ...,
+        documents_redacted: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "documents_redacted", b"documents_redacted", "memberships_removed", b"memberships_removed", "revision", b"revision", "targets_removed", b"targets_removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015
+
+@_typing.final
+class CreateAdminUserRequest(_message.Message):
+    """Whom to make an admin user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMIN_USER_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    password: _builtins.str
+    """1-72 bytes of UTF-8 without NUL."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def admin_user(self) -> _admin_user_pb2.AdminUser:
+        """The admin user; output-only fields and `etag` are ignored."""
+
+    def __init__(
+        self,
+        *,
+        admin_user: _admin_user_pb2.AdminUser | None = ...,
+        password: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user", "change_reason", b"change_reason", "password", b"password", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAdminUserRequest: _TypeAlias = CreateAdminUserRequest  # noqa: Y015
+
+@_typing.final
+class CreateAdminUserResponse(_message.Message):
+    """Who was made an admin user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMIN_USER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def admin_user(self) -> _admin_user_pb2.AdminUser:
+        """The new admin user."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        admin_user: _admin_user_pb2.AdminUser | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user", "audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user", "audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAdminUserResponse: _TypeAlias = CreateAdminUserResponse  # noqa: Y015
+
+@_typing.final
+class ListAdminUsersRequest(_message.Message):
+    """Which admin users to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, sent with the same filters. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdminUsersRequest: _TypeAlias = ListAdminUsersRequest  # noqa: Y015
+
+@_typing.final
+class ListAdminUsersResponse(_message.Message):
+    """A page of admin users."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMIN_USERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gets the next page. Empty: this is the last one."""
+    revision: _builtins.int
+    """The revision at which this page is true."""
+    @_builtins.property
+    def admin_users(self) -> _containers.RepeatedCompositeFieldContainer[_admin_user_pb2.AdminUser]:
+        """Ordered by name."""
+
+    def __init__(
+        self,
+        *,
+        admin_users: _abc.Iterable[_admin_user_pb2.AdminUser] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_users", b"admin_users", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdminUsersResponse: _TypeAlias = ListAdminUsersResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAdminUserRequest(_message.Message):
+    """What to change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMIN_USER_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    password: _builtins.str
+    """The new password, with password in the mask. 1-72 bytes of UTF-8 without NUL."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def admin_user(self) -> _admin_user_pb2.AdminUser:
+        """`username` says who, `etag` (optional) which state was seen."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required and not empty. Any of: role, enabled, password. All of them end the sessions of the admin user."""
+
+    def __init__(
+        self,
+        *,
+        admin_user: _admin_user_pb2.AdminUser | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        password: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user", "change_reason", b"change_reason", "password", b"password", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAdminUserRequest: _TypeAlias = UpdateAdminUserRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAdminUserResponse(_message.Message):
+    """What it became."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMIN_USER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def admin_user(self) -> _admin_user_pb2.AdminUser:
+        """The admin user after the change."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        admin_user: _admin_user_pb2.AdminUser | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user", "audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_user", b"admin_user", "audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAdminUserResponse: _TypeAlias = UpdateAdminUserResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAdminUserRequest(_message.Message):
+    """Which admin user to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERNAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    username: _builtins.str
+    """The admin user's name."""
+    etag: _builtins.str
+    """See AdminService: the admin user's etag."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    def __init__(
+        self,
+        *,
+        username: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "request_id", b"request_id", "username", b"username", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAdminUserRequest: _TypeAlias = DeleteAdminUserRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAdminUserResponse(_message.Message):
+    """The admin user is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAdminUserResponse: _TypeAlias = DeleteAdminUserResponse  # noqa: Y015
+
+@_typing.final
+class ChangePasswordRequest(_message.Message):
+    """The caller's own password, old and new."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_PASSWORD_FIELD_NUMBER: _builtins.int
+    NEW_PASSWORD_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    current_password: _builtins.str
+    """The password of now."""
+    new_password: _builtins.str
+    """1-72 bytes of UTF-8 without NUL."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    def __init__(
+        self,
+        *,
+        current_password: _builtins.str = ...,
+        new_password: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "current_password", b"current_password", "new_password", b"new_password", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangePasswordRequest: _TypeAlias = ChangePasswordRequest  # noqa: Y015
+
+@_typing.final
+class ChangePasswordResponse(_message.Message):
+    """The password is changed; all tokens of the caller are void. Log in again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangePasswordResponse: _TypeAlias = ChangePasswordResponse  # noqa: Y015
+
+@_typing.final
+class ListAuthEventsRequest(_message.Message):
+    """Which events to list. Filters combine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, sent with the same filters. Empty: the first page."""
+    username: _builtins.str
+    """Only events under exactly this name. Empty: any."""
+    event: _builtins.str
+    """Only events of this kind, such as "login_failed". Empty: any."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        username: _builtins.str = ...,
+        event: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "page_size", b"page_size", "page_token", b"page_token", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuthEventsRequest: _TypeAlias = ListAuthEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListAuthEventsResponse(_message.Message):
+    """A page of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTH_EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gets the next page. Empty: this is the last one."""
+    @_builtins.property
+    def auth_events(self) -> _containers.RepeatedCompositeFieldContainer[_audit_pb2.AuthEvent]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        auth_events: _abc.Iterable[_audit_pb2.AuthEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_events", b"auth_events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuthEventsResponse: _TypeAlias = ListAuthEventsResponse  # noqa: Y015
+
+@_typing.final
+class CreateClientKeyRequest(_message.Message):
+    """What to create."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_KEY_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    @_builtins.property
+    def client_key(self) -> _client_key_pb2.ClientKey:
+        """`name`, `tier` and `expire_time` (optional) of the key; the rest is ignored."""
+
+    def __init__(
+        self,
+        *,
+        client_key: _client_key_pb2.ClientKey | None = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_key", b"client_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "client_key", b"client_key", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateClientKeyRequest: _TypeAlias = CreateClientKeyRequest  # noqa: Y015
+
+@_typing.final
+class CreateClientKeyResponse(_message.Message):
+    """What was created."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_KEY_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The HMAC secret, 32 random bytes in base64url. Shown this once. Empty with `validate_only`."""
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def client_key(self) -> _client_key_pb2.ClientKey:
+        """The new key."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        client_key: _client_key_pb2.ClientKey | None = ...,
+        secret: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "client_key", b"client_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "client_key", b"client_key", "revision", b"revision", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateClientKeyResponse: _TypeAlias = CreateClientKeyResponse  # noqa: Y015
+
+@_typing.final
+class ListClientKeysRequest(_message.Message):
+    """Which client keys to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, sent with the same filters. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClientKeysRequest: _TypeAlias = ListClientKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListClientKeysResponse(_message.Message):
+    """A page of client keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_KEYS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gets the next page. Empty: this is the last one."""
+    revision: _builtins.int
+    """The revision at which this page is true."""
+    @_builtins.property
+    def client_keys(self) -> _containers.RepeatedCompositeFieldContainer[_client_key_pb2.ClientKey]:
+        """Ordered by key id."""
+
+    def __init__(
+        self,
+        *,
+        client_keys: _abc.Iterable[_client_key_pb2.ClientKey] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_keys", b"client_keys", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClientKeysResponse: _TypeAlias = ListClientKeysResponse  # noqa: Y015
+
+@_typing.final
+class RevokeClientKeyRequest(_message.Message):
+    """Which client key to revoke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The key's id."""
+    change_reason: _builtins.str
+    """See AdminService."""
+    validate_only: _builtins.bool
+    """See AdminService."""
+    request_id: _builtins.str
+    """See AdminService."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "key_id", b"key_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeClientKeyRequest: _TypeAlias = RevokeClientKeyRequest  # noqa: Y015
+
+@_typing.final
+class RevokeClientKeyResponse(_message.Message):
+    """The key is not good any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_KEY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced."""
+    @_builtins.property
+    def client_key(self) -> _client_key_pb2.ClientKey:
+        """The key after the change."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """Where the audit log stands after it. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        client_key: _client_key_pb2.ClientKey | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "client_key", b"client_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor", "client_key", b"client_key", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeClientKeyResponse: _TypeAlias = RevokeClientKeyResponse  # noqa: Y015
+
+@_typing.final
+class ListAuditEntriesRequest(_message.Message):
+    """Which entries to list. Filters combine: an entry must pass each one given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    RESOURCE_TYPE_FIELD_NUMBER: _builtins.int
+    RESOURCE_KEY_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    START_REVISION_FIELD_NUMBER: _builtins.int
+    END_REVISION_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, sent with the same filters. Empty: the first page."""
+    actor: _builtins.str
+    """Only entries of exactly this actor. Empty: any."""
+    action: _builtins.str
+    """Only entries of exactly this action. Empty: any."""
+    resource_type: _builtins.str
+    """Only entries about this kind of resource. Required with `resource_key`."""
+    resource_key: _builtins.str
+    """Only entries about exactly this resource. Empty: any."""
+    start_revision: _builtins.int
+    """Only entries of this revision or later. 0: any."""
+    end_revision: _builtins.int
+    """Only entries of this revision or earlier. 0: any."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only entries at this time or later. Absent: any."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only entries before this time. Absent: any."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        action: _builtins.str = ...,
+        resource_type: _builtins.str = ...,
+        resource_key: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        start_revision: _builtins.int = ...,
+        end_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "end_revision", b"end_revision", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "resource_key", b"resource_key", "resource_type", b"resource_type", "start_revision", b"start_revision", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEntriesRequest: _TypeAlias = ListAuditEntriesRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditEntriesResponse(_message.Message):
+    """A page of entries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIT_ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gets the next page. Empty: this is the last one."""
+    @_builtins.property
+    def audit_entries(self) -> _containers.RepeatedCompositeFieldContainer[_audit_pb2.AuditEntry]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        audit_entries: _abc.Iterable[_audit_pb2.AuditEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entries", b"audit_entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEntriesResponse: _TypeAlias = ListAuditEntriesResponse  # noqa: Y015
+
+@_typing.final
+class VerifyAuditLogRequest(_message.Message):
+    """What to verify."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANCHOR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def anchor(self) -> _audit_pb2.AuditAnchor:
+        """An anchor kept outside; the log must contain it unchanged. Absent: no such check, and a log cut off at its end together with its
+        head cannot be told from a shorter one.
+        """
+
+    def __init__(
+        self,
+        *,
+        anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anchor", b"anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anchor", b"anchor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditLogRequest: _TypeAlias = VerifyAuditLogRequest  # noqa: Y015
+
+@_typing.final
+class VerifyAuditLogResponse(_message.Message):
+    """How far verification has come; sent now and then, and at the end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIED_ENTRIES_FIELD_NUMBER: _builtins.int
+    REDACTED_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
+    FAULTY_SEQ_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    verified_entries: _builtins.int
+    """How many entries were verified."""
+    redacted_documents: _builtins.int
+    """How many of their documents are redacted."""
+    faulty_seq: _builtins.int
+    """The first entry that is wrong; 0: none so far."""
+    fault: _audit_pb2.AuditFault.ValueType
+    """What is wrong with it."""
+    message: _builtins.str
+    """For people: what is wrong."""
+    complete: _builtins.bool
+    """True in the last message, when everything was verified."""
+    @_builtins.property
+    def verified(self) -> _audit_pb2.AuditAnchor:
+        """The last entry verified."""
+
+    def __init__(
+        self,
+        *,
+        verified_entries: _builtins.int = ...,
+        redacted_documents: _builtins.int = ...,
+        verified: _audit_pb2.AuditAnchor | None = ...,
+        faulty_seq: _builtins.int = ...,
+        fault: _audit_pb2.AuditFault.ValueType = ...,
+        message: _builtins.str = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verified", b"verified"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "fault", b"fault", "faulty_seq", b"faulty_seq", "message", b"message", "redacted_documents", b"redacted_documents", "verified", b"verified", "verified_entries", b"verified_entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditLogResponse: _TypeAlias = VerifyAuditLogResponse  # noqa: Y015
+
+@_typing.final
+class GetAuditCheckpointRequest(_message.Message):
+    """Nothing to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditCheckpointRequest: _TypeAlias = GetAuditCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetAuditCheckpointResponse(_message.Message):
+    """Where the log stands, signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> _audit_pb2.AuditCheckpoint:
+        """Keep it outside the database."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _audit_pb2.AuditCheckpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditCheckpointResponse: _TypeAlias = GetAuditCheckpointResponse  # noqa: Y015

@@ -90,6 +90,141 @@ class AdminServiceStub:
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ImportTargetsRequest.SerializeToString,
                 response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ImportTargetsResponse.FromString,
                 _registered_method=True)
+        self.CreateSegment = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/CreateSegment',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateSegmentRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateSegmentResponse.FromString,
+                _registered_method=True)
+        self.GetSegment = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/GetSegment',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetSegmentRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetSegmentResponse.FromString,
+                _registered_method=True)
+        self.ListSegments = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListSegments',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentsRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentsResponse.FromString,
+                _registered_method=True)
+        self.UpdateSegment = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/UpdateSegment',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateSegmentRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateSegmentResponse.FromString,
+                _registered_method=True)
+        self.DeleteSegment = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/DeleteSegment',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteSegmentRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteSegmentResponse.FromString,
+                _registered_method=True)
+        self.AddSegmentMembers = channel.stream_unary(
+                '/gatekeeper.v1.AdminService/AddSegmentMembers',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.AddSegmentMembersRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.AddSegmentMembersResponse.FromString,
+                _registered_method=True)
+        self.RemoveSegmentMembers = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/RemoveSegmentMembers',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RemoveSegmentMembersRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RemoveSegmentMembersResponse.FromString,
+                _registered_method=True)
+        self.ListSegmentMembers = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListSegmentMembers',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentMembersRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentMembersResponse.FromString,
+                _registered_method=True)
+        self.CreateUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/CreateUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateUserResponse.FromString,
+                _registered_method=True)
+        self.GetUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/GetUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetUserResponse.FromString,
+                _registered_method=True)
+        self.ListUsers = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListUsers',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUsersRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUsersResponse.FromString,
+                _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/UpdateUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/DeleteUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteUserResponse.FromString,
+                _registered_method=True)
+        self.ExportUserData = channel.unary_stream(
+                '/gatekeeper.v1.AdminService/ExportUserData',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ExportUserDataRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ExportUserDataResponse.FromString,
+                _registered_method=True)
+        self.EraseUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/EraseUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
+        self.CreateAdminUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/CreateAdminUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateAdminUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateAdminUserResponse.FromString,
+                _registered_method=True)
+        self.ListAdminUsers = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListAdminUsers',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAdminUsersRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAdminUsersResponse.FromString,
+                _registered_method=True)
+        self.UpdateAdminUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/UpdateAdminUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateAdminUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateAdminUserResponse.FromString,
+                _registered_method=True)
+        self.DeleteAdminUser = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/DeleteAdminUser',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteAdminUserRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteAdminUserResponse.FromString,
+                _registered_method=True)
+        self.ChangePassword = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ChangePassword',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordResponse.FromString,
+                _registered_method=True)
+        self.ListAuthEvents = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListAuthEvents',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsResponse.FromString,
+                _registered_method=True)
+        self.CreateClientKey = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/CreateClientKey',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateClientKeyRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateClientKeyResponse.FromString,
+                _registered_method=True)
+        self.ListClientKeys = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListClientKeys',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListClientKeysRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListClientKeysResponse.FromString,
+                _registered_method=True)
+        self.RevokeClientKey = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/RevokeClientKey',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeClientKeyRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeClientKeyResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListAuditEntries',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
+        self.VerifyAuditLog = channel.unary_stream(
+                '/gatekeeper.v1.AdminService/VerifyAuditLog',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.VerifyAuditLogRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.VerifyAuditLogResponse.FromString,
+                _registered_method=True)
+        self.GetAuditCheckpoint = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/GetAuditCheckpoint',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -187,6 +322,231 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateSegment(self, request, context):
+        """Creates a segment. Role: editor.
+
+        Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (too many values of CONTAINS, STARTS_WITH and ENDS_WITH, or stored attribute values).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSegment(self, request, context):
+        """Reads a segment. Role: viewer.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSegments(self, request, context):
+        """Lists segments by key, a page at a time. Role: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSegment(self, request, context):
+        """Changes the fields of a segment that `update_mask` names. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateSegment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSegment(self, request, context):
+        """Deletes a segment with its members. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (SEGMENT_IN_USE: names the flags that use it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSegmentMembers(self, request_iterator, context):
+        """Makes users members of segments, in bulk; as ImportTargets does with targets. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSegmentMembers(self, request, context):
+        """Makes users members no more; ids that were not members are no error. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSegmentMembers(self, request, context):
+        """Lists the members of a segment by user id, a page at a time. Role: viewer.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUser(self, request, context):
+        """Makes a user known. Role: editor.
+
+        Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (more than 1,000,000 stored attribute values that segments name).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUser(self, request, context):
+        """Reads a known user. Role: viewer.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsers(self, request, context):
+        """Lists known users by id, a page at a time. Role: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateUser(self, request, context):
+        """Changes the attributes of a known user. Role: editor.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateUser.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUser(self, request, context):
+        """Forgets a known user's attributes. Targets, memberships and the audit log stay as they are. Role: editor.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUserData(self, request, context):
+        """Tells everything held about a user id, in parts. Role: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseUser(self, request, context):
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
+        audit chain still verifies. Role: admin.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
+        hold the id; edit them first).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateAdminUser(self, request, context):
+        """Creates an admin user. Role: admin.
+
+        Errors: ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdminUsers(self, request, context):
+        """Lists admin users by name, a page at a time. Role: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAdminUser(self, request, context):
+        """Changes an admin user's role, whether it may log in, or its password; its tokens stop at once. Role: admin.
+
+        Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN: no enabled admin would remain).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAdminUser(self, request, context):
+        """Deletes an admin user; its audit entries stay. Role: admin.
+
+        Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangePassword(self, request, context):
+        """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
+
+        Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuthEvents(self, request, context):
+        """Lists logins, failed logins and the like, newest first. Role: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateClientKey(self, request, context):
+        """Creates a client key and shows its secret, once. Role: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListClientKeys(self, request, context):
+        """Lists client keys, without their secrets. Role: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeClientKey(self, request, context):
+        """Revokes a client key, for good. Role: admin.
+
+        Errors: NOT_FOUND (CLIENT_KEY_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEntries(self, request, context):
+        """Lists audit entries, newest first, a page at a time. Role: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAuditLog(self, request, context):
+        """Re-computes every hash of the audit log, tells how far it has come, and names the first entry that is wrong. Role: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditCheckpoint(self, request, context):
+        """Tells where the audit log stands, under the server's signature. Role: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -234,6 +594,141 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ImportTargets,
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ImportTargetsRequest.FromString,
                     response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ImportTargetsResponse.SerializeToString,
+            ),
+            'CreateSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSegment,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateSegmentRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateSegmentResponse.SerializeToString,
+            ),
+            'GetSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSegment,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetSegmentRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetSegmentResponse.SerializeToString,
+            ),
+            'ListSegments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSegments,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentsRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentsResponse.SerializeToString,
+            ),
+            'UpdateSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSegment,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateSegmentRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateSegmentResponse.SerializeToString,
+            ),
+            'DeleteSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSegment,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteSegmentRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteSegmentResponse.SerializeToString,
+            ),
+            'AddSegmentMembers': grpc.stream_unary_rpc_method_handler(
+                    servicer.AddSegmentMembers,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.AddSegmentMembersRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.AddSegmentMembersResponse.SerializeToString,
+            ),
+            'RemoveSegmentMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSegmentMembers,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RemoveSegmentMembersRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RemoveSegmentMembersResponse.SerializeToString,
+            ),
+            'ListSegmentMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSegmentMembers,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentMembersRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentMembersResponse.SerializeToString,
+            ),
+            'CreateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateUserResponse.SerializeToString,
+            ),
+            'GetUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetUserResponse.SerializeToString,
+            ),
+            'ListUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsers,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUsersRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateUserResponse.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteUserResponse.SerializeToString,
+            ),
+            'ExportUserData': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUserData,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ExportUserDataRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ExportUserDataResponse.SerializeToString,
+            ),
+            'EraseUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.EraseUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.EraseUserResponse.SerializeToString,
+            ),
+            'CreateAdminUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateAdminUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateAdminUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateAdminUserResponse.SerializeToString,
+            ),
+            'ListAdminUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdminUsers,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAdminUsersRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAdminUsersResponse.SerializeToString,
+            ),
+            'UpdateAdminUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAdminUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateAdminUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateAdminUserResponse.SerializeToString,
+            ),
+            'DeleteAdminUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAdminUser,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteAdminUserRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteAdminUserResponse.SerializeToString,
+            ),
+            'ChangePassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePassword,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordResponse.SerializeToString,
+            ),
+            'ListAuthEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuthEvents,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsResponse.SerializeToString,
+            ),
+            'CreateClientKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateClientKey,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateClientKeyRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateClientKeyResponse.SerializeToString,
+            ),
+            'ListClientKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClientKeys,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListClientKeysRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListClientKeysResponse.SerializeToString,
+            ),
+            'RevokeClientKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeClientKey,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeClientKeyRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeClientKeyResponse.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuditEntriesResponse.SerializeToString,
+            ),
+            'VerifyAuditLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyAuditLog,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.VerifyAuditLogRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.VerifyAuditLogResponse.SerializeToString,
+            ),
+            'GetAuditCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditCheckpoint,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -490,6 +985,735 @@ class AdminService:
             '/gatekeeper.v1.AdminService/ImportTargets',
             gatekeeper_dot_v1_dot_admin__service__pb2.ImportTargetsRequest.SerializeToString,
             gatekeeper_dot_v1_dot_admin__service__pb2.ImportTargetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/CreateSegment',
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateSegmentRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateSegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/GetSegment',
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetSegmentRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetSegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSegments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListSegments',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentsRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/UpdateSegment',
+            gatekeeper_dot_v1_dot_admin__service__pb2.UpdateSegmentRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.UpdateSegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/DeleteSegment',
+            gatekeeper_dot_v1_dot_admin__service__pb2.DeleteSegmentRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.DeleteSegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddSegmentMembers(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/gatekeeper.v1.AdminService/AddSegmentMembers',
+            gatekeeper_dot_v1_dot_admin__service__pb2.AddSegmentMembersRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.AddSegmentMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSegmentMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/RemoveSegmentMembers',
+            gatekeeper_dot_v1_dot_admin__service__pb2.RemoveSegmentMembersRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.RemoveSegmentMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSegmentMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListSegmentMembers',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentMembersRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListSegmentMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/CreateUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/GetUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListUsers',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListUsersRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/UpdateUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.UpdateUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.UpdateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/DeleteUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.DeleteUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.DeleteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUserData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ExportUserData',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ExportUserDataRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ExportUserDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/EraseUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.EraseUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.EraseUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateAdminUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/CreateAdminUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateAdminUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateAdminUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdminUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListAdminUsers',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListAdminUsersRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListAdminUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAdminUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/UpdateAdminUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.UpdateAdminUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.UpdateAdminUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAdminUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/DeleteAdminUser',
+            gatekeeper_dot_v1_dot_admin__service__pb2.DeleteAdminUserRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.DeleteAdminUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ChangePassword',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuthEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListAuthEvents',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateClientKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/CreateClientKey',
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateClientKeyRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateClientKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListClientKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListClientKeys',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListClientKeysRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListClientKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeClientKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/RevokeClientKey',
+            gatekeeper_dot_v1_dot_admin__service__pb2.RevokeClientKeyRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.RevokeClientKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListAuditEntries',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListAuditEntriesRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAuditLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/VerifyAuditLog',
+            gatekeeper_dot_v1_dot_admin__service__pb2.VerifyAuditLogRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.VerifyAuditLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/GetAuditCheckpoint',
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

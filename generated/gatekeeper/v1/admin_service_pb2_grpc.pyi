@@ -88,6 +88,113 @@ class AdminServiceStub:
 
     Errors: NOT_FOUND (FLAG_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
     """
+    CreateSegment: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateSegmentRequest, _admin_service_pb2.CreateSegmentResponse]
+    """Creates a segment. Role: editor.
+
+    Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (too many values of CONTAINS, STARTS_WITH and ENDS_WITH, or stored attribute values).
+    """
+    GetSegment: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetSegmentRequest, _admin_service_pb2.GetSegmentResponse]
+    """Reads a segment. Role: viewer.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+    """
+    ListSegments: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListSegmentsRequest, _admin_service_pb2.ListSegmentsResponse]
+    """Lists segments by key, a page at a time. Role: viewer."""
+    UpdateSegment: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateSegmentRequest, _admin_service_pb2.UpdateSegmentResponse]
+    """Changes the fields of a segment that `update_mask` names. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateSegment.
+    """
+    DeleteSegment: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSegmentRequest, _admin_service_pb2.DeleteSegmentResponse]
+    """Deletes a segment with its members. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (SEGMENT_IN_USE: names the flags that use it).
+    """
+    AddSegmentMembers: _grpc.StreamUnaryMultiCallable[_admin_service_pb2.AddSegmentMembersRequest, _admin_service_pb2.AddSegmentMembersResponse]
+    """Makes users members of segments, in bulk; as ImportTargets does with targets. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+    """
+    RemoveSegmentMembers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveSegmentMembersRequest, _admin_service_pb2.RemoveSegmentMembersResponse]
+    """Makes users members no more; ids that were not members are no error. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+    """
+    ListSegmentMembers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListSegmentMembersRequest, _admin_service_pb2.ListSegmentMembersResponse]
+    """Lists the members of a segment by user id, a page at a time. Role: viewer.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+    """
+    CreateUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateUserRequest, _admin_service_pb2.CreateUserResponse]
+    """Makes a user known. Role: editor.
+
+    Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (more than 1,000,000 stored attribute values that segments name).
+    """
+    GetUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetUserRequest, _admin_service_pb2.GetUserResponse]
+    """Reads a known user. Role: viewer.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND).
+    """
+    ListUsers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListUsersRequest, _admin_service_pb2.ListUsersResponse]
+    """Lists known users by id, a page at a time. Role: viewer."""
+    UpdateUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateUserRequest, _admin_service_pb2.UpdateUserResponse]
+    """Changes the attributes of a known user. Role: editor.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateUser.
+    """
+    DeleteUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteUserRequest, _admin_service_pb2.DeleteUserResponse]
+    """Forgets a known user's attributes. Targets, memberships and the audit log stay as they are. Role: editor.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+    """
+    ExportUserData: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]
+    """Tells everything held about a user id, in parts. Role: admin."""
+    EraseUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]
+    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
+    audit chain still verifies. Role: admin.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
+    hold the id; edit them first).
+    """
+    CreateAdminUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]
+    """Creates an admin user. Role: admin.
+
+    Errors: ALREADY_EXISTS.
+    """
+    ListAdminUsers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAdminUsersRequest, _admin_service_pb2.ListAdminUsersResponse]
+    """Lists admin users by name, a page at a time. Role: admin."""
+    UpdateAdminUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateAdminUserRequest, _admin_service_pb2.UpdateAdminUserResponse]
+    """Changes an admin user's role, whether it may log in, or its password; its tokens stop at once. Role: admin.
+
+    Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN: no enabled admin would remain).
+    """
+    DeleteAdminUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteAdminUserRequest, _admin_service_pb2.DeleteAdminUserResponse]
+    """Deletes an admin user; its audit entries stay. Role: admin.
+
+    Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN).
+    """
+    ChangePassword: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]
+    """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
+
+    Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+    """
+    ListAuthEvents: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]
+    """Lists logins, failed logins and the like, newest first. Role: admin."""
+    CreateClientKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]
+    """Creates a client key and shows its secret, once. Role: admin."""
+    ListClientKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientKeysRequest, _admin_service_pb2.ListClientKeysResponse]
+    """Lists client keys, without their secrets. Role: admin."""
+    RevokeClientKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeClientKeyRequest, _admin_service_pb2.RevokeClientKeyResponse]
+    """Revokes a client key, for good. Role: admin.
+
+    Errors: NOT_FOUND (CLIENT_KEY_NOT_FOUND).
+    """
+    ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditEntriesRequest, _admin_service_pb2.ListAuditEntriesResponse]
+    """Lists audit entries, newest first, a page at a time. Role: viewer."""
+    VerifyAuditLog: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditLogRequest, _admin_service_pb2.VerifyAuditLogResponse]
+    """Re-computes every hash of the audit log, tells how far it has come, and names the first entry that is wrong. Role: viewer."""
+    GetAuditCheckpoint: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetAuditCheckpointRequest, _admin_service_pb2.GetAuditCheckpointResponse]
+    """Tells where the audit log stands, under the server's signature. Role: viewer."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -149,6 +256,113 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Errors: NOT_FOUND (FLAG_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
     """
+    CreateSegment: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateSegmentRequest, _admin_service_pb2.CreateSegmentResponse]  # type: ignore[assignment]
+    """Creates a segment. Role: editor.
+
+    Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (too many values of CONTAINS, STARTS_WITH and ENDS_WITH, or stored attribute values).
+    """
+    GetSegment: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetSegmentRequest, _admin_service_pb2.GetSegmentResponse]  # type: ignore[assignment]
+    """Reads a segment. Role: viewer.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+    """
+    ListSegments: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListSegmentsRequest, _admin_service_pb2.ListSegmentsResponse]  # type: ignore[assignment]
+    """Lists segments by key, a page at a time. Role: viewer."""
+    UpdateSegment: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateSegmentRequest, _admin_service_pb2.UpdateSegmentResponse]  # type: ignore[assignment]
+    """Changes the fields of a segment that `update_mask` names. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateSegment.
+    """
+    DeleteSegment: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSegmentRequest, _admin_service_pb2.DeleteSegmentResponse]  # type: ignore[assignment]
+    """Deletes a segment with its members. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (SEGMENT_IN_USE: names the flags that use it).
+    """
+    AddSegmentMembers: _aio.StreamUnaryMultiCallable[_admin_service_pb2.AddSegmentMembersRequest, _admin_service_pb2.AddSegmentMembersResponse]  # type: ignore[assignment]
+    """Makes users members of segments, in bulk; as ImportTargets does with targets. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+    """
+    RemoveSegmentMembers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveSegmentMembersRequest, _admin_service_pb2.RemoveSegmentMembersResponse]  # type: ignore[assignment]
+    """Makes users members no more; ids that were not members are no error. Role: editor.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+    """
+    ListSegmentMembers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListSegmentMembersRequest, _admin_service_pb2.ListSegmentMembersResponse]  # type: ignore[assignment]
+    """Lists the members of a segment by user id, a page at a time. Role: viewer.
+
+    Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+    """
+    CreateUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateUserRequest, _admin_service_pb2.CreateUserResponse]  # type: ignore[assignment]
+    """Makes a user known. Role: editor.
+
+    Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (more than 1,000,000 stored attribute values that segments name).
+    """
+    GetUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetUserRequest, _admin_service_pb2.GetUserResponse]  # type: ignore[assignment]
+    """Reads a known user. Role: viewer.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND).
+    """
+    ListUsers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListUsersRequest, _admin_service_pb2.ListUsersResponse]  # type: ignore[assignment]
+    """Lists known users by id, a page at a time. Role: viewer."""
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateUserRequest, _admin_service_pb2.UpdateUserResponse]  # type: ignore[assignment]
+    """Changes the attributes of a known user. Role: editor.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateUser.
+    """
+    DeleteUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteUserRequest, _admin_service_pb2.DeleteUserResponse]  # type: ignore[assignment]
+    """Forgets a known user's attributes. Targets, memberships and the audit log stay as they are. Role: editor.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+    """
+    ExportUserData: _aio.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]  # type: ignore[assignment]
+    """Tells everything held about a user id, in parts. Role: admin."""
+    EraseUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]  # type: ignore[assignment]
+    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
+    audit chain still verifies. Role: admin.
+
+    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
+    hold the id; edit them first).
+    """
+    CreateAdminUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]  # type: ignore[assignment]
+    """Creates an admin user. Role: admin.
+
+    Errors: ALREADY_EXISTS.
+    """
+    ListAdminUsers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAdminUsersRequest, _admin_service_pb2.ListAdminUsersResponse]  # type: ignore[assignment]
+    """Lists admin users by name, a page at a time. Role: admin."""
+    UpdateAdminUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateAdminUserRequest, _admin_service_pb2.UpdateAdminUserResponse]  # type: ignore[assignment]
+    """Changes an admin user's role, whether it may log in, or its password; its tokens stop at once. Role: admin.
+
+    Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN: no enabled admin would remain).
+    """
+    DeleteAdminUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteAdminUserRequest, _admin_service_pb2.DeleteAdminUserResponse]  # type: ignore[assignment]
+    """Deletes an admin user; its audit entries stay. Role: admin.
+
+    Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN).
+    """
+    ChangePassword: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]  # type: ignore[assignment]
+    """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
+
+    Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+    """
+    ListAuthEvents: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]  # type: ignore[assignment]
+    """Lists logins, failed logins and the like, newest first. Role: admin."""
+    CreateClientKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]  # type: ignore[assignment]
+    """Creates a client key and shows its secret, once. Role: admin."""
+    ListClientKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientKeysRequest, _admin_service_pb2.ListClientKeysResponse]  # type: ignore[assignment]
+    """Lists client keys, without their secrets. Role: admin."""
+    RevokeClientKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeClientKeyRequest, _admin_service_pb2.RevokeClientKeyResponse]  # type: ignore[assignment]
+    """Revokes a client key, for good. Role: admin.
+
+    Errors: NOT_FOUND (CLIENT_KEY_NOT_FOUND).
+    """
+    ListAuditEntries: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditEntriesRequest, _admin_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
+    """Lists audit entries, newest first, a page at a time. Role: viewer."""
+    VerifyAuditLog: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditLogRequest, _admin_service_pb2.VerifyAuditLogResponse]  # type: ignore[assignment]
+    """Re-computes every hash of the audit log, tells how far it has come, and names the first entry that is wrong. Role: viewer."""
+    GetAuditCheckpoint: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetAuditCheckpointRequest, _admin_service_pb2.GetAuditCheckpointResponse]  # type: ignore[assignment]
+    """Tells where the audit log stands, under the server's signature. Role: viewer."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages flags and their targets. Needs `authorization: Bearer <access token>` in the metadata.
@@ -261,5 +475,274 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND (FLAG_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
         """
+
+    @_abc_1.abstractmethod
+    def CreateSegment(
+        self,
+        request: _admin_service_pb2.CreateSegmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateSegmentResponse, _abc.Awaitable[_admin_service_pb2.CreateSegmentResponse]]:
+        """Creates a segment. Role: editor.
+
+        Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (too many values of CONTAINS, STARTS_WITH and ENDS_WITH, or stored attribute values).
+        """
+
+    @_abc_1.abstractmethod
+    def GetSegment(
+        self,
+        request: _admin_service_pb2.GetSegmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetSegmentResponse, _abc.Awaitable[_admin_service_pb2.GetSegmentResponse]]:
+        """Reads a segment. Role: viewer.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def ListSegments(
+        self,
+        request: _admin_service_pb2.ListSegmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListSegmentsResponse, _abc.Awaitable[_admin_service_pb2.ListSegmentsResponse]]:
+        """Lists segments by key, a page at a time. Role: viewer."""
+
+    @_abc_1.abstractmethod
+    def UpdateSegment(
+        self,
+        request: _admin_service_pb2.UpdateSegmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.UpdateSegmentResponse, _abc.Awaitable[_admin_service_pb2.UpdateSegmentResponse]]:
+        """Changes the fields of a segment that `update_mask` names. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateSegment.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSegment(
+        self,
+        request: _admin_service_pb2.DeleteSegmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeleteSegmentResponse, _abc.Awaitable[_admin_service_pb2.DeleteSegmentResponse]]:
+        """Deletes a segment with its members. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (SEGMENT_IN_USE: names the flags that use it).
+        """
+
+    @_abc_1.abstractmethod
+    def AddSegmentMembers(
+        self,
+        request_iterator: _MaybeAsyncIterator[_admin_service_pb2.AddSegmentMembersRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.AddSegmentMembersResponse, _abc.Awaitable[_admin_service_pb2.AddSegmentMembersResponse]]:
+        """Makes users members of segments, in bulk; as ImportTargets does with targets. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveSegmentMembers(
+        self,
+        request: _admin_service_pb2.RemoveSegmentMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RemoveSegmentMembersResponse, _abc.Awaitable[_admin_service_pb2.RemoveSegmentMembersResponse]]:
+        """Makes users members no more; ids that were not members are no error. Role: editor.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        """
+
+    @_abc_1.abstractmethod
+    def ListSegmentMembers(
+        self,
+        request: _admin_service_pb2.ListSegmentMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListSegmentMembersResponse, _abc.Awaitable[_admin_service_pb2.ListSegmentMembersResponse]]:
+        """Lists the members of a segment by user id, a page at a time. Role: viewer.
+
+        Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def CreateUser(
+        self,
+        request: _admin_service_pb2.CreateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateUserResponse, _abc.Awaitable[_admin_service_pb2.CreateUserResponse]]:
+        """Makes a user known. Role: editor.
+
+        Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (more than 1,000,000 stored attribute values that segments name).
+        """
+
+    @_abc_1.abstractmethod
+    def GetUser(
+        self,
+        request: _admin_service_pb2.GetUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetUserResponse, _abc.Awaitable[_admin_service_pb2.GetUserResponse]]:
+        """Reads a known user. Role: viewer.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def ListUsers(
+        self,
+        request: _admin_service_pb2.ListUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListUsersResponse, _abc.Awaitable[_admin_service_pb2.ListUsersResponse]]:
+        """Lists known users by id, a page at a time. Role: viewer."""
+
+    @_abc_1.abstractmethod
+    def UpdateUser(
+        self,
+        request: _admin_service_pb2.UpdateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.UpdateUserResponse, _abc.Awaitable[_admin_service_pb2.UpdateUserResponse]]:
+        """Changes the attributes of a known user. Role: editor.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateUser.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteUser(
+        self,
+        request: _admin_service_pb2.DeleteUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeleteUserResponse, _abc.Awaitable[_admin_service_pb2.DeleteUserResponse]]:
+        """Forgets a known user's attributes. Targets, memberships and the audit log stay as they are. Role: editor.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        """
+
+    @_abc_1.abstractmethod
+    def ExportUserData(
+        self,
+        request: _admin_service_pb2.ExportUserDataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.ExportUserDataResponse], _abc.AsyncIterator[_admin_service_pb2.ExportUserDataResponse]]:
+        """Tells everything held about a user id, in parts. Role: admin."""
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _admin_service_pb2.EraseUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.EraseUserResponse, _abc.Awaitable[_admin_service_pb2.EraseUserResponse]]:
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
+        audit chain still verifies. Role: admin.
+
+        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
+        hold the id; edit them first).
+        """
+
+    @_abc_1.abstractmethod
+    def CreateAdminUser(
+        self,
+        request: _admin_service_pb2.CreateAdminUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateAdminUserResponse, _abc.Awaitable[_admin_service_pb2.CreateAdminUserResponse]]:
+        """Creates an admin user. Role: admin.
+
+        Errors: ALREADY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAdminUsers(
+        self,
+        request: _admin_service_pb2.ListAdminUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListAdminUsersResponse, _abc.Awaitable[_admin_service_pb2.ListAdminUsersResponse]]:
+        """Lists admin users by name, a page at a time. Role: admin."""
+
+    @_abc_1.abstractmethod
+    def UpdateAdminUser(
+        self,
+        request: _admin_service_pb2.UpdateAdminUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.UpdateAdminUserResponse, _abc.Awaitable[_admin_service_pb2.UpdateAdminUserResponse]]:
+        """Changes an admin user's role, whether it may log in, or its password; its tokens stop at once. Role: admin.
+
+        Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN: no enabled admin would remain).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteAdminUser(
+        self,
+        request: _admin_service_pb2.DeleteAdminUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeleteAdminUserResponse, _abc.Awaitable[_admin_service_pb2.DeleteAdminUserResponse]]:
+        """Deletes an admin user; its audit entries stay. Role: admin.
+
+        Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN).
+        """
+
+    @_abc_1.abstractmethod
+    def ChangePassword(
+        self,
+        request: _admin_service_pb2.ChangePasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ChangePasswordResponse, _abc.Awaitable[_admin_service_pb2.ChangePasswordResponse]]:
+        """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
+
+        Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuthEvents(
+        self,
+        request: _admin_service_pb2.ListAuthEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListAuthEventsResponse, _abc.Awaitable[_admin_service_pb2.ListAuthEventsResponse]]:
+        """Lists logins, failed logins and the like, newest first. Role: admin."""
+
+    @_abc_1.abstractmethod
+    def CreateClientKey(
+        self,
+        request: _admin_service_pb2.CreateClientKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateClientKeyResponse, _abc.Awaitable[_admin_service_pb2.CreateClientKeyResponse]]:
+        """Creates a client key and shows its secret, once. Role: admin."""
+
+    @_abc_1.abstractmethod
+    def ListClientKeys(
+        self,
+        request: _admin_service_pb2.ListClientKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListClientKeysResponse, _abc.Awaitable[_admin_service_pb2.ListClientKeysResponse]]:
+        """Lists client keys, without their secrets. Role: admin."""
+
+    @_abc_1.abstractmethod
+    def RevokeClientKey(
+        self,
+        request: _admin_service_pb2.RevokeClientKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RevokeClientKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeClientKeyResponse]]:
+        """Revokes a client key, for good. Role: admin.
+
+        Errors: NOT_FOUND (CLIENT_KEY_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEntries(
+        self,
+        request: _admin_service_pb2.ListAuditEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListAuditEntriesResponse, _abc.Awaitable[_admin_service_pb2.ListAuditEntriesResponse]]:
+        """Lists audit entries, newest first, a page at a time. Role: viewer."""
+
+    @_abc_1.abstractmethod
+    def VerifyAuditLog(
+        self,
+        request: _admin_service_pb2.VerifyAuditLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.VerifyAuditLogResponse], _abc.AsyncIterator[_admin_service_pb2.VerifyAuditLogResponse]]:
+        """Re-computes every hash of the audit log, tells how far it has come, and names the first entry that is wrong. Role: viewer."""
+
+    @_abc_1.abstractmethod
+    def GetAuditCheckpoint(
+        self,
+        request: _admin_service_pb2.GetAuditCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetAuditCheckpointResponse, _abc.Awaitable[_admin_service_pb2.GetAuditCheckpointResponse]]:
+        """Tells where the audit log stands, under the server's signature. Role: viewer."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,15 +4,17 @@ isort:skip_file
 The people who administer Gatekeeper."""
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -43,3 +45,55 @@ ROLE_EDITOR: Role.ValueType  # 2
 ROLE_ADMIN: Role.ValueType  # 3
 """Also manages admin users, client keys, retention and erasure."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
+
+@_typing.final
+class AdminUser(_message.Message):
+    """A person, or a tool, that administers Gatekeeper."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERNAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    username: _builtins.str
+    """1-128 characters without NUL, case-sensitive. Fixed at creation."""
+    role: Global___Role.ValueType
+    """What the admin user may do. Required."""
+    enabled: _builtins.bool
+    """Whether the admin user may log in. In `CreateAdminUser`, ignored: a new one may."""
+    etag: _builtins.str
+    """Opaque name of this state of the admin user. In `UpdateAdminUser`: when set, it must still have this etag, otherwise the call fails with
+    ABORTED (ETAG_MISMATCH). Empty: no check.
+    """
+    revision: _builtins.int
+    """The revision that last changed it. Output only."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was created. Output only."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed. Output only."""
+
+    def __init__(
+        self,
+        *,
+        username: _builtins.str = ...,
+        role: Global___Role.ValueType = ...,
+        enabled: _builtins.bool = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "enabled", b"enabled", "etag", b"etag", "revision", b"revision", "role", b"role", "update_time", b"update_time", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdminUser: _TypeAlias = AdminUser  # noqa: Y015

@@ -52,6 +52,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a fault of the server. The message is always "internal error"; metadata holds the `call_id` to look for in the server's log."""
     ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 12
     """DEADLINE_EXCEEDED: the request's message did not arrive in time, or a stream was silent for too long."""
+    ERROR_REASON_USER_NOT_FOUND: _ErrorReason.ValueType  # 13
+    """NOT_FOUND: no user with that id is known. Example metadata: user_id = "alice"."""
+    ERROR_REASON_ADMIN_USER_NOT_FOUND: _ErrorReason.ValueType  # 14
+    """NOT_FOUND: no admin user has that name. Example metadata: username = "bob"."""
+    ERROR_REASON_CLIENT_KEY_NOT_FOUND: _ErrorReason.ValueType  # 15
+    """NOT_FOUND: no client key has that id. Example metadata: key_id = "ck_..."."""
+    ERROR_REASON_SEGMENT_IN_USE: _ErrorReason.ValueType  # 16
+    """FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
+    ERROR_REASON_USER_NAMED_BY_SEGMENTS: _ErrorReason.ValueType  # 17
+    """FAILED_PRECONDITION: conditions of segments hold the user's id; edit them first. Example metadata: segment_keys = "a,b"."""
+    ERROR_REASON_LAST_ADMIN: _ErrorReason.ValueType  # 18
+    """FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username = "admin"."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error carries one `google.rpc.ErrorInfo` with `domain` "gatekeeper", `reason` the name of a value below without
@@ -88,4 +100,16 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 11
 """INTERNAL: a fault of the server. The message is always "internal error"; metadata holds the `call_id` to look for in the server's log."""
 ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 12
 """DEADLINE_EXCEEDED: the request's message did not arrive in time, or a stream was silent for too long."""
+ERROR_REASON_USER_NOT_FOUND: ErrorReason.ValueType  # 13
+"""NOT_FOUND: no user with that id is known. Example metadata: user_id = "alice"."""
+ERROR_REASON_ADMIN_USER_NOT_FOUND: ErrorReason.ValueType  # 14
+"""NOT_FOUND: no admin user has that name. Example metadata: username = "bob"."""
+ERROR_REASON_CLIENT_KEY_NOT_FOUND: ErrorReason.ValueType  # 15
+"""NOT_FOUND: no client key has that id. Example metadata: key_id = "ck_..."."""
+ERROR_REASON_SEGMENT_IN_USE: ErrorReason.ValueType  # 16
+"""FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
+ERROR_REASON_USER_NAMED_BY_SEGMENTS: ErrorReason.ValueType  # 17
+"""FAILED_PRECONDITION: conditions of segments hold the user's id; edit them first. Example metadata: segment_keys = "a,b"."""
+ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 18
+"""FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username = "admin"."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
