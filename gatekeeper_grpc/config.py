@@ -24,6 +24,14 @@ class Settings(BaseSettings):
         validation_alias="DATABASE_URL",
         description="PostgreSQL to use, as a libpq URI. Absent: an embedded PostgreSQL under GATEKEEPER_DATA_DIR.",
     )
+    migration_database_url: SecretStr | None = Field(
+        default=None,
+        description="DATABASE_URL for the role that owns the schema, where the serving role is a lesser one: for"
+        " `gatekeeper migrate` and `gatekeeper audit archive`.",
+    )
+    require_least_privilege: bool = Field(
+        default=False, description="Whether to refuse to serve with a database role that could rewrite the audit log."
+    )
     data_dir: Path = Field(
         default=Path(".gatekeeper"), description="Where the embedded database and generated secrets are kept."
     )
@@ -46,10 +54,21 @@ class Settings(BaseSettings):
         description="Encrypt client secrets and stored answers, newest first, written like GATEKEEPER_JWT_KEYS."
         " Absent: those kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
     )
+    audit_signing_key: SecretStr | None = Field(
+        default=None,
+        description="Signs audit checkpoints (Ed25519): 32 random bytes in base64. Absent: the one kept in"
+        " GATEKEEPER_DATA_DIR, made there when the database is embedded; without one there are no checkpoints.",
+    )
     admin_password: SecretStr | None = Field(
         default=None,
         description="Password of the first admin user, `admin`, made when there is none. Absent: generated when the"
         " database is embedded.",
+    )
+    require_signed_calls: bool = Field(
+        default=False, description="Whether evaluation calls must be signed with a client key."
+    )
+    allow_unsigned_bodies: bool = Field(
+        default=True, description="Whether the signature of a unary call may leave out its body (UNSIGNED)."
     )
     access_token_ttl_s: int = Field(default=900, ge=60, le=3600, description="Life of an access token.")
     refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600, description="Life of a refresh token.")

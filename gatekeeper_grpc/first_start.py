@@ -1,15 +1,18 @@
 """What has to be there before anything is served: the schema, keys, the first admin user."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
 from pydantic import SecretStr
 
+from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, new_signing_key
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.passwords import Passwords, generate_password
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.secrets_file import ADMIN_PASSWORD, keep_secret, kept_secret, new_key_ring, read_secret
@@ -18,6 +21,7 @@ from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrate import Migrator
+from gatekeeper_grpc.store.privileges import Privileges
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 
 _log = structlog.get_logger(__name__)
@@ -36,6 +40,8 @@ class Keys:
     """Sign access tokens."""
     data: DataKeys
     """Encrypt what the database keeps."""
+    audit: CheckpointSigner | None = None
+    """Signs audit checkpoints; None: there are none."""
 
 
 def load_keys(settings: Settings) -> Keys:
@@ -45,12 +51,29 @@ def load_keys(settings: Settings) -> Keys:
     """
     return Keys(
         tokens=_key_ring(settings, "jwt_keys", settings.jwt_keys),
-        data=DataKeys(_key_ring(settings, "data_keys", settings.data_keys)),
+        data=load_data_keys(settings),
+        audit=load_audit_signer(settings),
     )
 
 
+def load_data_keys(settings: Settings) -> DataKeys:
+    """Return the keys that encrypt what the database keeps."""
+    return DataKeys(_key_ring(settings, "data_keys", settings.data_keys))
+
+
+def load_audit_signer(settings: Settings) -> CheckpointSigner | None:
+    """Return what signs audit checkpoints; None when the operator gave no key for that."""
+    text = _key_text(settings, "audit_signing_key", settings.audit_signing_key, new_signing_key)
+    if text is None:
+        return None
+    try:
+        return CheckpointSigner.parse(text)
+    except ValueError as exc:
+        raise SettingsError(f"{variable_of('audit_signing_key')}: {exc}") from None
+
+
 def _key_ring(settings: Settings, name: str, configured: SecretStr | None) -> KeyRing:
-    text = _key_text(settings, name, configured)
+    text = _key_text(settings, name, configured, new_key_ring)
     if text is None:
         raise SettingsError(
             f"{variable_of(name)} is not set; all instances on a database need the same keys, kid:secret[,...]"
@@ -61,11 +84,11 @@ def _key_ring(settings: Settings, name: str, configured: SecretStr | None) -> Ke
         raise SettingsError(f"{variable_of(name)}: {exc}") from None
 
 
-def _key_text(settings: Settings, name: str, configured: SecretStr | None) -> str | None:
+def _key_text(settings: Settings, name: str, configured: SecretStr | None, make: Callable[[], str]) -> str | None:
     if configured is not None:
         return configured.get_secret_value()
     if settings.is_embedded:
-        return kept_secret(settings.data_dir, name, new_key_ring)
+        return kept_secret(settings.data_dir, name, make)
     return read_secret(settings.data_dir, name)
 
 
@@ -82,9 +105,22 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
         migrator.verify()
     with closing(Database(dsn, pool_size=2)) as database:
         database.open()
+        _check_privileges(Privileges(database), settings)
         _ensure_first_admin(LoginStore(database), settings)
         if demo and settings.is_embedded:
             _load_demo(database, keys)
+
+
+def _check_privileges(privileges: Privileges, settings: Settings) -> None:
+    """Say, or refuse to go on, when the serving role could rewrite the audit log. Of the embedded database it can."""
+    powers = privileges.rewriting_powers()
+    if powers and settings.require_least_privilege:
+        raise FailedPrecondition(
+            f"the database role could rewrite the audit log: {'; '.join(powers)}. Serve with a role that owns nothing"
+            f" (`gatekeeper grants --help`), or unset {variable_of('require_least_privilege')}"
+        )
+    if powers and not settings.is_embedded:
+        _log.warning("role_can_rewrite_audit_log", powers=powers, remedy="see `gatekeeper grants --help`")
 
 
 def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:

@@ -13,8 +13,12 @@ from gatekeeper.v1 import admin_service_pb2, auth_service_pb2, evaluation_servic
 from gatekeeper.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_grpc.auth.client_keys import ClientKeyCache
+from gatekeeper_grpc.auth.lockout import LoginGuard
+from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
+from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureGate, SignatureVerifier
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -30,20 +34,34 @@ from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.servicers.health import ADMIN, AUTH, EVALUATION, HealthReporter
+from gatekeeper_grpc.store.admin_users import AdminUserStore
+from gatekeeper_grpc.store.audit import AuditStore
+from gatekeeper_grpc.store.audit_watch import AuditWatch
+from gatekeeper_grpc.store.client_keys import ClientKeyStore
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintenance
+from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.notifications import RevisionListener
+from gatekeeper_grpc.store.privileges import Privileges
+from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
+from gatekeeper_grpc.store.users import UserStore
 from gatekeeper_grpc.wire.paging import PageTokens
 
 _log = structlog.get_logger(__name__)
 
 MAX_MESSAGE_BYTES = 4 << 20
 _MAINTENANCE_INTERVAL_S = 300.0
+# How long another instance's revocation of a client key may take to act here.
+_CLIENT_KEYS_INTERVAL_S = 5.0
+_CLIENT_KEY_USES_INTERVAL_S = 60.0
+# 8,000 signed calls a second for a minute, at 100 bytes each.
+_MAX_NONCES = 500_000
+_AUDIT_WATCH_INTERVAL_S = 60.0
 _FIRST_SNAPSHOT_TIMEOUT_S = 10.0
 # A database that confirmed the snapshot within so many polls counts as there.
 _POLLS_WITHOUT_DATABASE = 3
@@ -82,6 +100,10 @@ class GatekeeperServer:
         self.ledger = Ledger(self.database, keys.data)
         self.logins = LoginStore(self.database)
         self.flags = FlagStore(self.database, self.ledger)
+        self.users = UserStore(self.database, self.ledger)
+        self.admin_users = AdminUserStore(self.database, self.ledger)
+        self.client_keys = ClientKeyStore(self.database, self.ledger, keys.data)
+        self.audit = AuditStore(self.database)
         self.cache = SnapshotCache(
             stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)
         )
@@ -95,9 +117,21 @@ class GatekeeperServer:
         self._maintenance = Periodic(
             "maintenance", Maintenance(self.database, self.logins).run, interval_s=_MAINTENANCE_INTERVAL_S
         )
+        self._passwords = Passwords(cost=settings.bcrypt_cost)
+        self._login_guard = LoginGuard()
+        self._live_client_keys = ClientKeyCache(self.client_keys, keys.data.open)
+        self._client_key_refresh = Periodic(
+            "client_keys", self._live_client_keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S
+        )
+        self._client_key_uses = Periodic(
+            "client_key_uses", self._live_client_keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S
+        )
+        self.audit_watch = AuditWatch(self.audit, Privileges(self.database))
+        self._audit_watching = Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S)
         self._health = HealthReporter(self)
         self._pools = CallPools(_pool_sizes(settings))
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
+        self._audit_signer = keys.audit
         self._page_tokens = PageTokens([key.secret.encode() for key in keys.tokens.keys])
         self._server = self._build_server()
         self._health_server = self._build_health_server()
@@ -112,6 +146,9 @@ class GatekeeperServer:
         self._refresher.start()
         self.cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
         self._maintenance.start()
+        self._audit_watching.start()
+        self._client_key_refresh.start()
+        self._client_key_uses.start()
         self._health.start()
         self._server.start()
         self._health_server.start()
@@ -125,6 +162,10 @@ class GatekeeperServer:
         self._health_server.stop(0).wait(1)
         self._pools.close()
         self._maintenance.close()
+        self._audit_watching.close()
+        self.audit_watch.close()
+        self._client_key_refresh.close()
+        self._client_key_uses.close()
         self._refresher.close()
         self.database.close()
         _log.info("stopped")
@@ -146,6 +187,7 @@ class GatekeeperServer:
                 *build_interceptors(
                     verifier=self._access_tokens,
                     pools=self._pools,
+                    signatures=self._signatures(),
                     message_patience=_patience(settings.body_timeout_s, under_pressure_s=0.1),
                     stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
                 )
@@ -175,15 +217,36 @@ class GatekeeperServer:
         return AdminPorts(
             flags=self.flags,
             targets=TargetStore(self.database, self.ledger),
+            segments=SegmentStore(self.database, self.ledger),
+            members=MemberStore(self.database, self.ledger),
+            users=self.users,
+            admin_users=self.admin_users,
+            passwords=self._passwords,
+            own_password=OwnPassword(self.admin_users, self._passwords, self._login_guard, self.logins),
+            auth_events=self.logins,
+            client_keys=self.client_keys,
+            live_client_keys=self._live_client_keys,
+            audit=self.audit,
+            audit_signer=self._audit_signer,
             cache=self._refresher,
             page_tokens=self._page_tokens,
+        )
+
+    def _signatures(self) -> SignatureGate:
+        # A signature is good from CLOCK_WINDOW_S before its time to as long after it; clocks may be set meanwhile.
+        nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
+        return SignatureGate(
+            SignatureVerifier(self._live_client_keys, nonces),
+            required=self._settings.require_signed_calls,
+            allow_unsigned_bodies=self._settings.allow_unsigned_bodies,
         )
 
     def _sessions(self) -> Sessions:
         return Sessions(
             self.logins,
-            Passwords(cost=self._settings.bcrypt_cost),
+            self._passwords,
             self._access_tokens,
+            self._login_guard,
             refresh_ttl=timedelta(seconds=self._settings.refresh_token_ttl_s),
         )
 

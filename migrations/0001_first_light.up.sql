@@ -17,6 +17,7 @@ INSERT INTO revision_head (revision, audit_seq, audit_hash) VALUES (0, 0, decode
 CREATE TABLE subjects (
     subject_id  uuid        NOT NULL DEFAULT gen_random_uuid(),
     user_id     text        COLLATE "C" NOT NULL,
+    create_time timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT subjects_pkey PRIMARY KEY (subject_id),
     CONSTRAINT subjects_user_id_key UNIQUE (user_id),
     CONSTRAINT subjects_user_id_length CHECK (octet_length(user_id) BETWEEN 1 AND 256)
@@ -29,17 +30,44 @@ CREATE TABLE users (
     update_time timestamptz NOT NULL,
     revision    bigint      NOT NULL,
     CONSTRAINT users_pkey PRIMARY KEY (subject_id),
-    CONSTRAINT users_subject_fkey FOREIGN KEY (subject_id) REFERENCES subjects ON DELETE CASCADE
+    CONSTRAINT users_subject_fkey FOREIGN KEY (subject_id) REFERENCES subjects ON DELETE CASCADE,
+    CONSTRAINT users_attributes_are_an_object CHECK (jsonb_typeof(attributes) = 'object')
 );
+CREATE INDEX users_attributes_idx ON users USING gin (attributes jsonb_path_ops);
 
--- How many known users have a top-level attribute, kept in step by every mutation of users: the cap on attributes in the snapshot
--- is checked without counting a million rows.
+-- How many known users have a top-level attribute: the cap on attributes in the snapshot is checked without counting a million rows.
 CREATE TABLE user_attribute_counts (
     name        text        COLLATE "C" NOT NULL,
     users       bigint      NOT NULL,
     CONSTRAINT user_attribute_counts_pkey PRIMARY KEY (name),
     CONSTRAINT user_attribute_counts_not_negative CHECK (users >= 0)
 );
+
+-- Triggers keep the counts in step, because users also go by cascade, when a person is erased. One per statement: a row each for a
+-- million users would update the same counts a million times.
+CREATE FUNCTION count_user_attributes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO user_attribute_counts (name, users)
+        SELECT name, count(*) FROM present, jsonb_object_keys(present.attributes) AS name GROUP BY name
+        ON CONFLICT ON CONSTRAINT user_attribute_counts_pkey
+        DO UPDATE SET users = user_attribute_counts.users + excluded.users;
+    END IF;
+    IF TG_OP <> 'INSERT' THEN
+        UPDATE user_attribute_counts counted SET users = counted.users - gone.users
+        FROM (SELECT name, count(*) AS users FROM past, jsonb_object_keys(past.attributes) AS name GROUP BY name) gone
+        WHERE counted.name = gone.name;
+        DELETE FROM user_attribute_counts
+        WHERE users = 0 AND name IN (SELECT jsonb_object_keys(past.attributes) FROM past);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER users_count_created AFTER INSERT ON users
+    REFERENCING NEW TABLE AS present FOR EACH STATEMENT EXECUTE FUNCTION count_user_attributes();
+CREATE TRIGGER users_count_updated AFTER UPDATE ON users
+    REFERENCING OLD TABLE AS past NEW TABLE AS present FOR EACH STATEMENT EXECUTE FUNCTION count_user_attributes();
+CREATE TRIGGER users_count_deleted AFTER DELETE ON users
+    REFERENCING OLD TABLE AS past FOR EACH STATEMENT EXECUTE FUNCTION count_user_attributes();
 
 -- Segments.
 CREATE TABLE segments (
@@ -150,6 +178,7 @@ CREATE INDEX idx_audit_log_timestamp ON audit_log (create_time DESC);
 CREATE INDEX audit_log_revision_idx ON audit_log (revision);
 CREATE INDEX audit_log_actor_idx ON audit_log (actor, seq DESC);
 CREATE INDEX audit_log_action_idx ON audit_log (action, seq DESC);
+CREATE INDEX audit_log_resource_type_idx ON audit_log (resource_type, seq DESC);
 CREATE INDEX audit_log_resource_idx ON audit_log (resource_type, resource_key, seq DESC);
 
 CREATE TABLE audit_documents (
@@ -159,6 +188,17 @@ CREATE TABLE audit_documents (
     CONSTRAINT audit_documents_pkey PRIMARY KEY (seq)
 );
 
+-- Which parts of the log were moved to files, oldest first: what is left is chained to the newest of them.
+CREATE TABLE audit_archives (
+    first_seq     bigint      NOT NULL,
+    last_seq      bigint      NOT NULL,
+    last_hash     bytea       NOT NULL,
+    sha256        bytea       NOT NULL,
+    create_time   timestamptz NOT NULL,
+    CONSTRAINT audit_archives_pkey PRIMARY KEY (last_seq),
+    CONSTRAINT audit_archives_hashes_are_sha256 CHECK (octet_length(last_hash) = 32 AND octet_length(sha256) = 32)
+);
+
 CREATE FUNCTION refuse_audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'the audit log is append-only: % of % refused', TG_OP, TG_TABLE_NAME
@@ -166,23 +206,24 @@ BEGIN
 END $$;
 
 -- ENABLE ALWAYS: a plain trigger does not fire for a session in replication role. TRUNCATE needs a trigger of its own on every partition:
--- partitions do not inherit it.
-CREATE FUNCTION guard_audit_table(guarded regclass, is_partition boolean) RETURNS void LANGUAGE plpgsql AS $$
+-- partitions do not inherit it. `changes` are the others to refuse, such as 'UPDATE OR DELETE'; empty for a partition, which inherits those.
+CREATE FUNCTION guard_audit_table(guarded regclass, changes text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    EXECUTE format('CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change()', guarded);
-    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER audit_no_truncate', guarded);
-    IF NOT is_partition THEN
-        EXECUTE format('CREATE TRIGGER audit_no_change BEFORE UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION refuse_audit_change()', guarded);
+    EXECUTE pg_catalog.format('CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change()', guarded);
+    EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER audit_no_truncate', guarded);
+    IF changes <> '' THEN
+        EXECUTE pg_catalog.format('CREATE TRIGGER audit_no_change BEFORE %s ON %s FOR EACH ROW EXECUTE FUNCTION refuse_audit_change()', changes, guarded);
     END IF;
-    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER audit_no_change', guarded);
+    EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER audit_no_change', guarded);
 END $$;
-SELECT guard_audit_table('audit_log', false);
+SELECT guard_audit_table('audit_log', 'UPDATE OR DELETE');
+SELECT guard_audit_table('audit_archives', 'UPDATE OR DELETE');
+-- DELETE is how a document is redacted.
+SELECT guard_audit_table('audit_documents', 'UPDATE');
 
--- Makes the partitions up to `ahead` million entries beyond the head. The serving role may call it without owning the log.
-CREATE FUNCTION ensure_audit_partitions(ahead integer DEFAULT 2) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+-- Makes the partition of the head and `ahead` more, each of `size` entries.
+CREATE FUNCTION make_audit_partitions(ahead integer, size bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
-    size    constant bigint := 1000000;
     first   bigint;
     name    text;
     made    integer := 0;
@@ -193,14 +234,21 @@ BEGIN
     FOR i IN first .. first + ahead LOOP
         name := 'audit_log_p' || lpad(i::text, 6, '0');
         IF to_regclass(name) IS NULL THEN
-            EXECUTE format('CREATE TABLE %I PARTITION OF audit_log FOR VALUES FROM (%s) TO (%s)', name, i * size, (i + 1) * size);
-            PERFORM guard_audit_table(name::regclass, true);
+            EXECUTE pg_catalog.format('CREATE TABLE %I PARTITION OF audit_log FOR VALUES FROM (%s) TO (%s)', name, i * size, (i + 1) * size);
+            PERFORM guard_audit_table(name::regclass, '');
             made := made + 1;
         END IF;
     END LOOP;
     RETURN made;
 END $$;
-REVOKE ALL ON FUNCTION ensure_audit_partitions(integer), guard_audit_table(regclass, boolean) FROM PUBLIC;
+
+-- The same for the serving role, which may call it without owning the log, and may decide nothing.
+CREATE FUNCTION ensure_audit_partitions() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    RETURN make_audit_partitions(2, 1000000);
+END $$;
+REVOKE ALL ON FUNCTION ensure_audit_partitions(), make_audit_partitions(integer, bigint), guard_audit_table(regclass, text) FROM PUBLIC;
 SELECT ensure_audit_partitions();
 
 -- Logins and lock-outs: no revisions, bounded.
@@ -247,7 +295,7 @@ CREATE INDEX refresh_tokens_family_idx ON refresh_tokens (family_id);
 CREATE INDEX refresh_tokens_admin_idx ON refresh_tokens (admin_id);
 CREATE INDEX refresh_tokens_expire_time_idx ON refresh_tokens (expire_time);
 
--- Credentials of calling services. The secret is kept encrypted, because signatures are verified with it.
+-- Credentials of calling services. The secret is sealed with GATEKEEPER_DATA_KEYS, and not hashed: signatures are verified with it.
 CREATE TABLE client_keys (
     key_id         text        COLLATE "C" NOT NULL,
     name           text        NOT NULL,
@@ -258,16 +306,16 @@ CREATE TABLE client_keys (
     revoke_time    timestamptz,
     last_used_time timestamptz,
     revision       bigint      NOT NULL,
-    CONSTRAINT client_keys_pkey PRIMARY KEY (key_id)
+    CONSTRAINT client_keys_pkey PRIMARY KEY (key_id),
+    CONSTRAINT client_keys_tier_known CHECK (tier IN ('standard', 'high', 'unlimited'))
 );
 
--- Successful mutations that carried a request_id, so that a retry gets the first answer. Kept for a day. Results are sealed with
--- GATEKEEPER_DATA_KEYS; subjects are the people whom they concern.
+-- Successful mutations that carried a request_id, so that a retry gets the first answer. Kept for a day. Results, and the hashes of the
+-- requests with them, are sealed with GATEKEEPER_DATA_KEYS; subjects are the people whom they concern.
 CREATE TABLE idempotency_keys (
     actor        text        COLLATE "C" NOT NULL,
     action       text        COLLATE "C" NOT NULL,
     request_id   uuid        NOT NULL,
-    request_hash bytea       NOT NULL,
     revision     bigint      NOT NULL,
     audit_seq    bigint      NOT NULL,
     audit_hash   bytea       NOT NULL,

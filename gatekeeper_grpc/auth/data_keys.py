@@ -37,16 +37,21 @@ class DataKeys:
     def open(self, sealed: bytes) -> bytes:
         """Undo `seal`; `SealError` when no key fits or a byte was altered."""
         kid = self.key_of(sealed)
-        header = self._header(kid)
+        header = sealed[: 2 + sealed[1]]
         nonce, ciphertext = sealed[len(header) :][:_NONCE_BYTES], sealed[len(header) + _NONCE_BYTES :]
         try:
             return self._ciphers[kid].decrypt(nonce, ciphertext, header)
         except (KeyError, InvalidTag, ValueError) as exc:
             raise SealError(f"data sealed under key {kid!r} cannot be opened") from exc
 
-    def is_newest(self, sealed: bytes) -> bool:
-        """Tell whether bytes are sealed under the newest key, so that the others are not needed for them."""
-        return self.key_of(sealed) == self._newest
+    def rewrap(self, sealed: bytes) -> bytes:
+        """Seal the same under the newest key, so that the others are not needed for it."""
+        return self.seal(self.open(sealed))
+
+    @property
+    def newest_header(self) -> bytes:
+        """What everything sealed under the newest key, and nothing else, begins with."""
+        return self._header(self._newest)
 
     @staticmethod
     def key_of(sealed: bytes) -> str:

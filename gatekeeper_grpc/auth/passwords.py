@@ -6,6 +6,7 @@ depends on a version of Unicode.
 
 import re
 import secrets
+import threading
 
 import bcrypt
 
@@ -23,7 +24,10 @@ _LEGIBLE = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 class Passwords:
-    """Hashes and verifies passwords. Each takes a core for 2**cost rounds: about 220 ms at cost 12. Safe to share.
+    """Hashes and verifies passwords. Each takes a core for 2**cost rounds: about 220 ms at cost 12.
+
+    To be shared: whoever asks, one password is worked on at a time, so that evaluation keeps the other cores. Callers
+    wait for their turn, so they belong on pools of few workers.
 
     Args:
         cost: bcrypt's, 10 to 16, for hashes made from now on and for checks that have no hash to check against.
@@ -33,8 +37,14 @@ class Passwords:
         if not MIN_COST <= cost <= MAX_COST:
             raise ValueError(f"the bcrypt cost must be {MIN_COST} to {MAX_COST}, not {cost}")
         self._cost = cost
+        self._turn = threading.Lock()  # guards a core
         # Takes as long to check as any other, and no password is known to match it.
         self._decoy = bcrypt.gensalt(cost) + b"." * 31
+
+    def check(self, password: str, *, field: str = "password") -> None:
+        """Refuse what cannot be set: `InvalidArgument` unless it is 1 to 72 bytes of UTF-8 without NUL."""
+        if not _is_hashable(password.encode()):
+            raise InvalidArgument.of(field, f"must be 1 to {MAX_PASSWORD_BYTES} bytes of UTF-8 without NUL")
 
     def hash(self, password: str, *, field: str = "password") -> str:
         """Hash a password that is being set.
@@ -46,9 +56,9 @@ class Passwords:
         Raises:
             InvalidArgument: It has another size or holds NUL.
         """
-        if not _is_hashable(password.encode()):
-            raise InvalidArgument.of(field, f"must be 1 to {MAX_PASSWORD_BYTES} bytes of UTF-8 without NUL")
-        return bcrypt.hashpw(password.encode(), bcrypt.gensalt(self._cost)).decode()
+        self.check(password, field=field)
+        with self._turn:
+            return bcrypt.hashpw(password.encode(), bcrypt.gensalt(self._cost)).decode()
 
     def verify(self, password: str, password_hash: str | None) -> bool:
         """Tell whether a password is the one that was hashed.
@@ -58,9 +68,13 @@ class Passwords:
         """
         candidate = password.encode()
         if password_hash is None or not _HASH.fullmatch(password_hash) or not _is_hashable(candidate):
-            bcrypt.checkpw(b"", self._decoy)
+            self._matches(b"", self._decoy)
             return False
-        return bcrypt.checkpw(candidate, password_hash.encode())
+        return self._matches(candidate, password_hash.encode())
+
+    def _matches(self, candidate: bytes, password_hash: bytes) -> bool:
+        with self._turn:
+            return bcrypt.checkpw(candidate, password_hash)
 
 
 def _is_hashable(password: bytes) -> bool:

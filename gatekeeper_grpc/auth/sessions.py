@@ -40,6 +40,22 @@ class TokenIssuer(Protocol):
         ...
 
 
+class TryGuard(Protocol):
+    """Keeps the guessing of passwords slow."""
+
+    def admit(self, username: str, peer: str) -> None:
+        """Let a try pass; `ResourceExhausted` when it has to wait."""
+        ...
+
+    def failed(self, username: str, peer: str) -> bool:
+        """Count a failure; tell whether the next try has to wait."""
+        ...
+
+    def succeeded(self, username: str, peer: str) -> None:
+        """Forgive failures."""
+        ...
+
+
 class LoginStore(Protocol):
     """Remembers logins: families of refresh tokens."""
 
@@ -61,8 +77,8 @@ class LoginStore(Protocol):
         """Revoke the family of a refresh token, if there is one."""
         ...
 
-    def record_failure(self, username: str, *, peer: str) -> None:
-        """Record that somebody failed to log in under a name."""
+    def record_failure(self, username: str, *, peer: str, locked_out: bool) -> None:
+        """Record that somebody failed to log in under a name, and whether the next try has to wait."""
         ...
 
 
@@ -75,6 +91,7 @@ class Sessions:
         logins: Where refresh tokens live.
         passwords: Checks passwords.
         access_tokens: Issues access tokens.
+        guard: Says which tries have to wait, before any work is done for them.
         refresh_ttl: How long a refresh token is good; each exchange begins anew.
         clock: Tells the time, aware.
     """
@@ -84,6 +101,7 @@ class Sessions:
         logins: LoginStore,
         passwords: PasswordVerifier,
         access_tokens: TokenIssuer,
+        guard: TryGuard,
         *,
         refresh_ttl: timedelta = REFRESH_TTL,
         clock: Clock = utc_now,
@@ -91,6 +109,7 @@ class Sessions:
         self._logins = logins
         self._passwords = passwords
         self._access_tokens = access_tokens
+        self._guard = guard
         self._refresh_ttl = refresh_ttl
         self._clock = clock
 
@@ -99,13 +118,15 @@ class Sessions:
 
         Raises:
             Unauthenticated: Wrong, unknown or disabled; one text for all.
+            ResourceExhausted: Too many failures, whether anybody has that name or not.
             Unavailable: The database is away.
         """
+        self._guard.admit(username, peer)
         password_hash = self._logins.password_hash(username)
         # Before asking whether there is a hash at all, or the time of the answer would tell.
         matches = self._passwords.verify(password, password_hash)
         if password_hash is None or not matches:
-            self._logins.record_failure(username, peer=peer)
+            self._logins.record_failure(username, peer=peer, locked_out=self._guard.failed(username, peer))
             raise Unauthenticated.credentials()
         refresh = self._new_refresh_token()
         caller = self._logins.begin(
@@ -115,6 +136,7 @@ class Sessions:
             expire_time=refresh.expire_time,
             peer=peer,
         )
+        self._guard.succeeded(username, peer)
         return self._issue(caller, refresh)
 
     def refresh(self, refresh_token: str, *, peer: str = "") -> IssuedTokens:

@@ -4,6 +4,9 @@ import sys
 
 import click
 
+from gatekeeper_grpc.cli.audit import audit
+from gatekeeper_grpc.cli.grants import grants
+from gatekeeper_grpc.cli.keys import data_keys
 from gatekeeper_grpc.cli.migrate import migrate
 from gatekeeper_grpc.config import Settings, SettingsError, load_settings, settings_markdown, settings_table
 from gatekeeper_grpc.domain.errors import GatekeeperError
@@ -58,6 +61,9 @@ def config(settings: Settings, *, markdown: bool) -> None:
 
 
 gatekeeper.add_command(migrate)
+gatekeeper.add_command(audit)
+gatekeeper.add_command(grants)
+gatekeeper.add_command(data_keys)
 
 
 def main() -> None:

@@ -2,18 +2,17 @@
 
 import click
 
+from gatekeeper_grpc.cli.databases import owner_dsn
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.embedded import running_dsn
 from gatekeeper_grpc.store.migrate import Migrator
 
 
 @click.group()
 @click.pass_context
 def migrate(context: click.Context) -> None:
-    """Move the schema of DATABASE_URL, or of the running embedded database, up and down."""
+    """Move the schema up and down: GATEKEEPER_MIGRATION_DATABASE_URL's, DATABASE_URL's, or the embedded database's."""
     settings: Settings = context.obj
-    url = settings.database_url
-    context.obj = Migrator(url.get_secret_value() if url else running_dsn(settings.data_dir))
+    context.obj = Migrator(owner_dsn(settings))
 
 
 @migrate.command()

@@ -8,17 +8,26 @@ import json
 import math
 import re
 from collections.abc import Hashable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 
+
+class Attributes(Protocol):
+    """The attributes of one user, as conditions see them: a mapping, or what looks each up when it is asked for."""
+
+    def get(self, name: str, /) -> JsonValue:
+        """Return the value of a top-level attribute; None when there is none."""
+        ...
+
+
 # A name, or a whole JSON Pointer.
 MAX_ATTRIBUTE_BYTES = 256
 
-# Up to here every integer is a double of its own, so both notations say the same.
-_MAX_EXACT_INTEGER = 2**53
+# Up to here every integer is a double of its own, so both notations say the same. RFC 8785 writes no larger one.
+_MAX_EXACT_INTEGER = 2**53 - 1
 
 # Stands for what is nested too deep to equal any value that `canonical` lets pass.
 _TOO_DEEP = object()
@@ -65,7 +74,7 @@ def number_of(value: JsonValue) -> float:
 def canonical(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> JsonValue:
     """Return a copy of `value` that PostgreSQL can store and that reads back the same.
 
-    Whole numbers up to 2**53 become integers (5.0 is written 5, as in RFC 8785), all others doubles.
+    Whole numbers below 2**53 become integers (5.0 is written 5, as in RFC 8785), all others doubles.
 
     Raises:
         ValueError: With what would be right, when the value holds NaN, an infinity, a NUL or half a surrogate pair, or

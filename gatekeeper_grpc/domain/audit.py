@@ -1,9 +1,11 @@
 """The audit entry and its hash: what makes the log provable. Needs nothing but this module to verify a log offline."""
 
 import hashlib
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from json.encoder import encode_basestring as quoted
+from typing import NamedTuple
 
 FORMAT = 1
 # What the first entry is chained to.
@@ -30,6 +32,56 @@ class AuditEntry:
     format: int = FORMAT
 
 
+class RecordedEntry(NamedTuple):
+    """An entry as a log holds it, true or not, and its document: what is verified and archived.
+
+    `create_time` is text as it is hashed, ISO 8601 in UTC: whoever alters a log may write times that no calendar has. A
+    redacted document is None, and so is its salt. A tuple, because a verifier makes fifty thousand of them a second.
+    """
+
+    seq: int
+    format: int
+    revision: int
+    create_time: str
+    actor: str
+    action: str
+    environment: str
+    resource_type: str
+    resource_key: str
+    document_hash: bytes
+    prev_hash: bytes
+    hash: bytes
+    salt: bytes | None
+    document: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentedEntry:
+    """An entry with all that is known of it, for people to read.
+
+    Args:
+        entry: What was recorded.
+        hash: Its hash, as recorded.
+        salt: What went into `document_hash`; empty when redacted.
+        document: What was and what is, canonical JSON in UTF-8; None when redacted.
+        users: The user ids behind the subject ids that the entry names, where the mapping still exists.
+    """
+
+    entry: AuditEntry
+    hash: bytes
+    salt: bytes
+    document: bytes | None
+    users: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """Entries, newest first, and whether there are more behind them."""
+
+    entries: Sequence[DocumentedEntry]
+    has_more: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditAnchor:
     """Where the chain stood: the newest entry and its hash.
@@ -41,29 +93,90 @@ class AuditAnchor:
     hash: bytes
 
 
-def hash_entry(entry: AuditEntry) -> bytes:
-    """Hash an entry, and through `prev_hash` all before it: SHA-256 over its canonical JSON (RFC 8785).
+GENESIS = AuditAnchor(seq=0, hash=GENESIS_HASH)
+"""Where the chain stands before its first entry."""
 
-    Integers are below 2**53, hashes are lower-case hex, the time is ISO 8601 with microseconds in UTC, so that the
-    canonical form is the one that `json` writes with sorted keys and no spaces.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditHead:
+    """Where the chain stands now, and the revision there."""
+
+    anchor: AuditAnchor
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditCheckpoint:
+    """Where the chain stood at a time, under an Ed25519 signature of `checkpoint_statement`."""
+
+    head: AuditHead
+    create_time: datetime
+    signature: bytes
+    public_key: bytes
+
+
+def hash_entry(entry: AuditEntry) -> bytes:
+    """Hash an entry, and through `prev_hash` all before it: SHA-256 over its canonical JSON (RFC 8785)."""
+    return hash_fields(
+        seq=entry.seq,
+        format=entry.format,
+        revision=entry.revision,
+        create_time=hashed_time(entry.create_time),
+        actor=entry.actor,
+        action=entry.action,
+        environment=entry.environment,
+        resource_type=entry.resource_type,
+        resource_key=entry.resource_key,
+        document_hash=entry.document_hash,
+        prev_hash=entry.prev_hash,
+    )
+
+
+def hash_fields(  # noqa: PLR0917 - a recorded entry, unpacked: naming each field costs the verifier a third
+    seq: int,
+    format: int,  # noqa: A002 - the field's name
+    revision: int,
+    create_time: str,
+    actor: str,
+    action: str,
+    environment: str,
+    resource_type: str,
+    resource_key: str,
+    document_hash: bytes,
+    prev_hash: bytes,
+) -> bytes:
+    """Hash the fields of an entry, in the order of `RecordedEntry`.
+
+    Integers are below 2**53, hashes are lower-case hex, the time is text, and `json` quotes as RFC 8785 asks. So this
+    is the canonical form, written several times faster than by an encoder: a test holds the two together.
     """
-    fields = {
-        "action": entry.action,
-        "actor": entry.actor,
-        "create_time": entry.create_time.isoformat(timespec="microseconds"),
-        "document_hash": entry.document_hash.hex(),
-        "environment": entry.environment,
-        "format": entry.format,
-        "prev_hash": entry.prev_hash.hex(),
-        "resource_key": entry.resource_key,
-        "resource_type": entry.resource_type,
-        "revision": entry.revision,
-        "seq": entry.seq,
-    }
-    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = (
+        f'{{"action":{quoted(action)},"actor":{quoted(actor)},"create_time":{quoted(create_time)}'
+        f',"document_hash":"{document_hash.hex()}","environment":{quoted(environment)},"format":{format}'
+        f',"prev_hash":"{prev_hash.hex()}","resource_key":{quoted(resource_key)}'
+        f',"resource_type":{quoted(resource_type)},"revision":{revision},"seq":{seq}}}'
+    )
     return hashlib.sha256(canonical.encode()).digest()
 
 
 def hash_document(salt: bytes, document: bytes) -> bytes:
     """Hash a document's canonical bytes with its salt; without one, a redacted document could be guessed."""
     return hashlib.sha256(salt + document).digest()
+
+
+def hashed_time(time: datetime) -> str:
+    """Write an aware time as it is hashed and signed: ISO 8601 with microseconds, in UTC."""
+    utc = time if time.tzinfo is UTC else time.astimezone(UTC)
+    return utc.isoformat(timespec="microseconds")
+
+
+def checkpoint_statement(head: AuditHead, create_time: datetime) -> bytes:
+    """Return the bytes that a checkpoint signs."""
+    lines = (
+        "gatekeeper audit checkpoint v1",
+        str(head.anchor.seq),
+        head.anchor.hash.hex(),
+        str(head.revision),
+        hashed_time(create_time),
+    )
+    return "".join(f"{line}\n" for line in lines).encode()

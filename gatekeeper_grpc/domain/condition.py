@@ -11,6 +11,7 @@ from operator import eq, ge, gt, le, lt
 from typing import TypeAlias, TypeVar
 
 from gatekeeper_grpc.domain.attribute import (
+    Attributes,
     JsonValue,
     canonical,
     identity,
@@ -100,7 +101,7 @@ class Condition:
         """The top-level attribute looked at: the first name of a JSON Pointer, unescaped."""
         return self._name
 
-    def matches(self, attributes: Mapping[str, JsonValue]) -> bool:
+    def matches(self, attributes: Attributes) -> bool:
         """Say whether a user with these attributes meets the condition. Never raises: malformed values do not match."""
         value = attributes.get(self._name)
         for token in self._inner_tokens:

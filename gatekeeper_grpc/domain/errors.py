@@ -78,6 +78,22 @@ class NotFound(GatekeeperError):
         """Say that no segment has this key."""
         return cls(f"segment {key!r} does not exist", reason="SEGMENT_NOT_FOUND", metadata={"segment_key": key})
 
+    @classmethod
+    def user(cls, user_id: str) -> "NotFound":
+        """Say that no user with this id is known."""
+        return cls(f"user {user_id!r} is not known", reason="USER_NOT_FOUND", metadata={"user_id": user_id})
+
+    @classmethod
+    def admin_user(cls, username: str) -> "NotFound":
+        """Say that no admin user has this name."""
+        message = f"admin user {username!r} does not exist"
+        return cls(message, reason="ADMIN_USER_NOT_FOUND", metadata={"username": username})
+
+    @classmethod
+    def client_key(cls, key_id: str) -> "NotFound":
+        """Say that no client key has this id."""
+        return cls(f"client key {key_id!r} does not exist", reason="CLIENT_KEY_NOT_FOUND", metadata={"key_id": key_id})
+
 
 class AlreadyExists(GatekeeperError):
     """Something with that identity is there already."""
@@ -104,6 +120,15 @@ class FailedPrecondition(GatekeeperError):
 
     reason = "FAILED_PRECONDITION"
 
+    @classmethod
+    def last_admin(cls, username: str) -> "FailedPrecondition":
+        """Say that without this admin user nobody could manage admin users any more."""
+        return cls(
+            f"{username!r} is the last enabled admin user with role ADMIN; give another one that role first",
+            reason="LAST_ADMIN",
+            metadata={"username": username},
+        )
+
 
 class Unauthenticated(GatekeeperError):
     """No valid credentials. Never says which part was wrong: a better text would tell an attacker what was right."""
@@ -119,6 +144,11 @@ class Unauthenticated(GatekeeperError):
     def access_token(cls) -> "Unauthenticated":
         """Say that an access token is missing, not good, or overtaken."""
         return cls("a valid access token is required: send it as metadata 'authorization: Bearer <token>'")
+
+    @classmethod
+    def signature(cls) -> "Unauthenticated":
+        """Say that a call's signature is missing, not good, or was seen before."""
+        return cls("a valid signature is required: see EvaluationService for how calls are signed")
 
 
 class PermissionDenied(GatekeeperError):

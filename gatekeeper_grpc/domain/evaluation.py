@@ -22,7 +22,8 @@ class Reason(IntEnum):
 class EvaluationContext:
     """Whom flags are evaluated for. `user_id` None is an anonymous user: never targeted, never drawn.
 
-    `user` is the id in UTF-8, encoded once for all flags.
+    `attributes` are those sent with the request; a snapshot knows the stored ones. `user` is the id in UTF-8, encoded
+    once for all flags.
     """
 
     user_id: str | None

@@ -3,11 +3,20 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
+from typing import Any
 
-from gatekeeper_grpc.domain.attribute import JsonValue
-from gatekeeper_grpc.domain.condition import MAX_VALUES, Condition, Operator
+from gatekeeper_grpc.domain.attribute import Attributes
+from gatekeeper_grpc.domain.condition import (
+    MAX_VALUES,
+    Condition,
+    Operator,
+    condition_document,
+    condition_from_document,
+)
 from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.flag import etag
 from gatekeeper_grpc.domain.limits import MAX_DESCRIPTION_CHARS, check_count, check_key, check_text
 
 MAX_CONDITIONS = 64
@@ -28,14 +37,12 @@ _ANY = Match.ANY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """A segment, valid by construction; `InvalidArgument` names the field as "segment.<name>".
+class SegmentConfig:
+    """What an editor decides about a segment: at most 64 conditions, with at most 1,000 values between them.
 
-    `segment_id` is its identity: a segment created again under a freed key is another segment. It has at most 64
-    conditions, with at most 1,000 values between them. Members are not held here: there may be a million of them.
+    Valid by construction; `InvalidArgument` names the field as "segment.<name>".
     """
 
-    segment_id: int
     key: str
     description: str = ""
     match: Match = Match.ALL
@@ -51,15 +58,6 @@ class Segment:
                 "segment.conditions", f"must have at most {MAX_VALUES} values in all, not {value_count}"
             )
 
-    def conditions_match(self, attributes: Mapping[str, JsonValue]) -> bool:
-        """Say whether a user with these attributes is in by the conditions; without any, nobody is. Never raises."""
-        # One miss settles ALL, one hit settles ANY. A loop, because a generator for all() costs as much as a condition.
-        settling = self.match is _ANY
-        for condition in self.conditions:
-            if condition.matches(attributes) is settling:
-                return settling
-        return bool(self.conditions) and not settling
-
     def attribute_names(self) -> frozenset[str]:
         """Return the top-level attributes that the conditions look at: all that a snapshot needs of a stored user."""
         return frozenset(condition.attribute_name for condition in self.conditions)
@@ -67,6 +65,84 @@ class Segment:
     def scanned_value_count(self) -> int:
         """Return how many values evaluation tries one by one; over all segments the contract allows 1,000."""
         return sum(len(condition.values) for condition in self.conditions if condition.operator in _SCANNING_OPERATORS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A segment as it stands at a revision. Never holds its members: there may be a million of them.
+
+    `segment_id` is its identity: a segment created again under a freed key is another segment. `revision` is the one
+    that last changed it; edits of members do not count. Times are aware, in UTC.
+    """
+
+    segment_id: int
+    config: SegmentConfig
+    create_time: datetime
+    update_time: datetime
+    revision: int
+
+    @property
+    def key(self) -> str:
+        """The segment's key."""
+        return self.config.key
+
+    @property
+    def etag(self) -> str:
+        """Opaque name of this state of this segment."""
+        return etag("segment", self.segment_id, self.revision)
+
+    def attribute_names(self) -> frozenset[str]:
+        """Return the top-level attributes that the conditions look at."""
+        return self.config.attribute_names()
+
+    def conditions_match(self, attributes: Attributes) -> bool:
+        """Say whether a user with these attributes is in by the conditions; without any, nobody is. Never raises."""
+        config = self.config
+        # One miss settles ALL, one hit settles ANY. A loop, because a generator for all() costs as much as a condition.
+        settling = config.match is _ANY
+        for condition in config.conditions:
+            if condition.matches(attributes) is settling:
+                return settling
+        return bool(config.conditions) and not settling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedSegment:
+    """A segment and how many users are members of it by name, both at one revision."""
+
+    segment: Segment
+    member_count: int
+
+
+def segment_document(segment: Segment) -> dict[str, Any]:
+    """Return the segment as JSON values, for the audit log and for stored answers; see `segment_from_document`."""
+    config = segment.config
+    return {
+        "key": config.key,
+        "description": config.description,
+        "match": config.match.value,
+        "conditions": [condition_document(condition) for condition in config.conditions],
+        "segment_id": segment.segment_id,
+        "create_time": segment.create_time.isoformat(),
+        "update_time": segment.update_time.isoformat(),
+        "revision": segment.revision,
+    }
+
+
+def segment_from_document(document: Mapping[str, Any]) -> Segment:
+    """Rebuild the segment of a document made by `segment_document`."""
+    return Segment(
+        segment_id=document["segment_id"],
+        create_time=datetime.fromisoformat(document["create_time"]),
+        update_time=datetime.fromisoformat(document["update_time"]),
+        revision=document["revision"],
+        config=SegmentConfig(
+            key=document["key"],
+            description=document["description"],
+            match=Match(document["match"]),
+            conditions=tuple(condition_from_document(condition) for condition in document["conditions"]),
+        ),
+    )
 
 
 @contextmanager

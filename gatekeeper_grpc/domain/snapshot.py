@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
+from gatekeeper_grpc.domain.attribute import Attributes
+from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex, UserAttributes
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
 from gatekeeper_grpc.domain.evaluator import FlagPlan, SegmentTest, compile_flag, evaluate
 from gatekeeper_grpc.domain.flag import Flag
@@ -20,13 +22,18 @@ _NO_TARGETS: Mapping[int, int] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotDelta:
-    """What changed up to `revision`: flags and segments by key (None: gone), entries of the user indexes."""
+    """What changed up to `revision`: flags and segments by key (None: gone), entries of the user indexes.
+
+    `named_attributes` are the stored ones of all users that a changed segment names and the snapshot does not hold yet.
+    """
 
     revision: int
     flags: Mapping[str, Flag | None] = field(default_factory=dict)
     segments: Mapping[str, Segment | None] = field(default_factory=dict)
     targets: Sequence[UserEntry] = ()
     members: Sequence[UserEntry] = ()
+    named_attributes: AttributeIndex = field(default_factory=AttributeIndex)
+    attributes: Sequence[AttributeEntry] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +48,9 @@ class Selection:
 class Snapshot:
     """All flags and segments at `revision`, by key and in key order, with the users they name.
 
-    `targets` holds, for each flag id, an index in `VARIANTS` per user; `members` the users of each segment id. `plans`
-    follows from the rest; make snapshots with `build` and `after`, which keep it so.
+    `targets` holds, for each flag id, an index in `VARIANTS` per user; `members` the users of each segment id;
+    `attributes` what is stored of users, as far as segments name it. `plans` follows from the rest; make snapshots with
+    `build` and `after`, which keep it so.
     """
 
     revision: int
@@ -50,6 +58,7 @@ class Snapshot:
     segments: Mapping[str, Segment]
     targets: UserIndex
     members: UserIndex
+    attributes: AttributeIndex
     plans: Mapping[str, FlagPlan]
 
     @classmethod
@@ -61,6 +70,7 @@ class Snapshot:
         segments: Iterable[Segment] = (),
         targets: UserIndex | None = None,
         members: UserIndex | None = None,
+        attributes: AttributeIndex | None = None,
     ) -> "Snapshot":
         """Build a snapshot from everything."""
         targets = targets or UserIndex()
@@ -71,12 +81,15 @@ class Snapshot:
             segments={segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)},
             targets=targets,
             members=members or UserIndex(),
+            # An empty one may still say of which attributes nobody has a value.
+            attributes=AttributeIndex() if attributes is None else attributes,
             plans={key: _compile(flag, targets) for key, flag in by_key.items()},
         )
 
     def after(self, delta: SnapshotDelta) -> "Snapshot":
         """Return the snapshot after a delta, in time proportional to the delta (and a few dict copies)."""
         flags = _patched(self.flags, delta.flags)
+        segments = _patched(self.segments, delta.segments)
         targets = self.targets.with_entries(delta.targets)
         retargeted = {entry.owner_id for entry in delta.targets}
         touched = (
@@ -87,9 +100,10 @@ class Snapshot:
         return Snapshot(
             revision=delta.revision,
             flags=flags,
-            segments=_patched(self.segments, delta.segments),
+            segments=segments,
             targets=targets,
             members=self.members.with_entries(delta.members),
+            attributes=_patched_attributes(self.attributes, segments, delta),
             plans=_patched(
                 self.plans, {key: _compile(flags[key], targets) if key in flags else None for key in touched}
             ),
@@ -113,21 +127,44 @@ class Snapshot:
     def _segment_test(self, context: EvaluationContext) -> SegmentTest:
         """Return a function that tells whether the user is in a segment, and asks each segment at most once."""
         known: dict[str, bool] = {}
+        # Made for the first segment that is asked: most users of most flags meet none.
+        attributes: Attributes | None = None
 
         def in_segment(key: str) -> bool:
+            nonlocal attributes
             if key not in known:
-                known[key] = self._is_in(self.segments[key], context)
+                if attributes is None:
+                    attributes = self._attributes_of(context)
+                known[key] = self._is_in(self.segments[key], context.user_id, attributes)
             return known[key]
 
         return in_segment
 
-    def _is_in(self, segment: Segment, context: EvaluationContext) -> bool:
-        is_member = context.user_id is not None and segment.segment_id in self.members.find(context.user_id)
-        return is_member or segment.conditions_match(context.attributes)
+    def _attributes_of(self, context: EvaluationContext) -> Attributes:
+        if context.user_id is None or not self.attributes:
+            return context.attributes
+        return UserAttributes(context.user_id, context.attributes, self.attributes)
+
+    def _is_in(self, segment: Segment, user_id: str | None, attributes: Attributes) -> bool:
+        is_member = user_id is not None and segment.segment_id in self.members.find(user_id)
+        return is_member or segment.conditions_match(attributes)
 
 
 def _compile(flag: Flag, targets: UserIndex) -> FlagPlan:
     return compile_flag(flag, has_targets=targets.count(flag.flag_id) > 0)
+
+
+def _patched_attributes(
+    attributes: AttributeIndex, segments: Mapping[str, Segment], delta: SnapshotDelta
+) -> AttributeIndex:
+    """Return the index after a delta that led to `segments`: it holds what they name, and no more."""
+    patched = attributes.joined_with(delta.named_attributes).with_entries(delta.attributes)
+    return patched.restricted_to(named_by(segments.values())) if delta.segments else patched
+
+
+def named_by(segments: Iterable[Segment]) -> frozenset[str]:
+    """Return the top-level attributes that conditions of these segments look at."""
+    return frozenset(name for segment in segments for name in segment.attribute_names())
 
 
 def _patched(resources: Mapping[str, _Resource], changes: Mapping[str, _Resource | None]) -> Mapping[str, _Resource]:

@@ -13,9 +13,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 _SHARDS = 4096
-_DIGEST_BYTES = 16
+DIGEST_BYTES = 16
 _OWNER_BYTES = 8
-_ENTRY_BYTES = _DIGEST_BYTES + _OWNER_BYTES + 1
+_ENTRY_BYTES = DIGEST_BYTES + _OWNER_BYTES + 1
 _NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
@@ -65,15 +65,15 @@ class UserIndex:
         """Return what is said of a user: owner id -> tag."""
         if not self._counts:
             return _NOTHING
-        digest = _digest(user_id)
+        digest = user_digest(user_id)
         shard = self._shards[_shard_of(digest)]
         entries = range(0, len(shard), _ENTRY_BYTES)
-        first = bisect_left(entries, digest, key=lambda at: shard[at : at + _DIGEST_BYTES])
+        first = bisect_left(entries, digest, key=lambda at: shard[at : at + DIGEST_BYTES])
         found: dict[int, int] = {}
         for at in entries[first:]:
             if not shard.startswith(digest, at):
                 break
-            found[int.from_bytes(shard[at + _DIGEST_BYTES : at + _ENTRY_BYTES - 1], "big")] = shard[
+            found[int.from_bytes(shard[at + DIGEST_BYTES : at + _ENTRY_BYTES - 1], "big")] = shard[
                 at + _ENTRY_BYTES - 1
             ]
         return found
@@ -91,13 +91,13 @@ class UserIndex:
         return UserIndex(tuple(shards), {owner: count for owner, count in counts.items() if count})
 
 
-def _digest(user_id: str) -> bytes:
-    # 128 bits of BLAKE2b: nobody can make two ids collide, as one could with MD5 to inherit somebody's targets.
-    return hashlib.blake2b(user_id.encode(), digest_size=_DIGEST_BYTES, person=b"gatekeeper-users").digest()
+def user_digest(user_id: str) -> bytes:
+    """Return 128 bits of BLAKE2b: nobody can make two ids collide, as one could with MD5 to inherit targets."""
+    return hashlib.blake2b(user_id.encode(), digest_size=DIGEST_BYTES, person=b"gatekeeper-users").digest()
 
 
 def _name(user_id: str, owner_id: int) -> bytes:
-    return _digest(user_id) + owner_id.to_bytes(_OWNER_BYTES, "big")
+    return user_digest(user_id) + owner_id.to_bytes(_OWNER_BYTES, "big")
 
 
 def _shard_of(digest: bytes) -> int:
@@ -117,6 +117,6 @@ def _merge(shard: bytes, changed: Mapping[bytes, int | None], counts: dict[int, 
         was_there = tags.pop(name, None) is not None
         if tag is not None:
             tags[name] = tag
-        owner = int.from_bytes(name[_DIGEST_BYTES:], "big")
+        owner = int.from_bytes(name[DIGEST_BYTES:], "big")
         counts[owner] = counts.get(owner, 0) + (tag is not None) - was_there
     return b"".join(name + bytes((tag,)) for name, tag in sorted(tags.items()))

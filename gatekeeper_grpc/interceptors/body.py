@@ -30,7 +30,20 @@ class MessageParser:
             raise InvalidArgument("the request is not a message of this method's type") from cause
 
 
-def only_message(bodies: Iterator[bytes], parser: MessageParser) -> Any:
+Parser = Callable[[bytes], Any]
+
+
+def checked(parser: Parser, check: Callable[[bytes], None]) -> Parser:
+    """Return a parser that has each body pass `check` first: what nobody signed is not parsed."""
+
+    def parse(body: bytes) -> Any:
+        check(body)
+        return parser(body)
+
+    return parse
+
+
+def only_message(bodies: Iterator[bytes], parser: Parser) -> Any:
     """Return the one message of a unary request; like grpcio, leave any further ones unread.
 
     Raises:
@@ -41,6 +54,6 @@ def only_message(bodies: Iterator[bytes], parser: MessageParser) -> Any:
     raise InvalidArgument("this method needs exactly one request message; none was sent")
 
 
-def messages(bodies: Iterator[bytes], parser: MessageParser) -> Iterator[Any]:
+def messages(bodies: Iterator[bytes], parser: Parser) -> Iterator[Any]:
     """Return the messages of a streaming request, each parsed when it is asked for."""
     return map(parser, bodies)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from gatekeeper_grpc.domain.caller import set_current_caller
-from gatekeeper_grpc.interceptors.authentication import TokenVerifier, authenticate
-from gatekeeper_grpc.interceptors.body import MessageParser, messages, only_message
+from gatekeeper_grpc.interceptors.authentication import SignatureGate, SignedCall, TokenVerifier, authenticate
+from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
 from gatekeeper_grpc.interceptors.grpcio_call import Patience, RequestReader
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Door, Policy, authorize
@@ -31,6 +31,7 @@ def build_interceptors(
     verifier: TokenVerifier,
     pools: CallPools,
     policies: Mapping[str, Policy] = POLICIES,
+    signatures: SignatureGate | None = None,
     message_patience: Patience = MESSAGE_PATIENCE,
     stream_patience: Patience = STREAM_PATIENCE,
 ) -> tuple[grpc.ServerInterceptor, ...]:
@@ -39,7 +40,7 @@ def build_interceptors(
     1. **Request scope**: all that follows is logged under the call's id, and it sees the status that the client gets.
     2. **Errors**: outside all that may fail, or a refusal would reach the client as UNKNOWN with the exception's text.
     3. **Authentication**: from metadata alone, so that a denial waits for no message and nobody unknown makes us buffer
-       or parse one.
+       or parse one. The body of a signed call is compared with its signature when it is there, before it is parsed.
     4. **Policy**: needs the caller; still before the message.
     5. **Body**: received and parsed last, on the worker, within the method's patience.
 
@@ -50,6 +51,7 @@ def build_interceptors(
         verifier: Tells whom an access token was issued to.
         pools: The workers; close them after the server.
         policies: One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied.
+        signatures: Verifies calls of signable methods; None: nobody needs to sign, and signatures are not looked at.
         message_patience: How long the message of a unary request may take.
         stream_patience: How long a request stream may be silent, and a client leave a response unread.
     """
@@ -57,6 +59,7 @@ def build_interceptors(
         verifier=verifier,
         pools=pools,
         policies=policies,
+        signatures=signatures,
         message_patience=message_patience,
         stream_patience=stream_patience,
     )
@@ -70,6 +73,7 @@ class _Plumbing:
     verifier: TokenVerifier
     pools: CallPools
     policies: Mapping[str, Policy]
+    signatures: SignatureGate | None
     message_patience: Patience
     stream_patience: Patience
 
@@ -132,6 +136,8 @@ class _Method:
         self._policy = policy
         self._behaviour = _behaviour(handler)
         self._verifier = plumbing.verifier
+        self._signatures = plumbing.signatures if policy.signable else None
+        self._streams_requests = handler.request_streaming
         self._patience = policy.patience or shared
         self._parser = MessageParser(parse=handler.request_deserializer, max_bytes=policy.max_request_bytes)
         self._argument_from = messages if handler.request_streaming else only_message
@@ -146,25 +152,35 @@ class _Method:
     def _open_rpc(self) -> Rpc:
         return Rpc(method=self._name, quiet=self._policy.quiet)
 
-    def _admit(self, rpc: Rpc, context: Any) -> None:
-        """Authentication, then policy."""
+    def _admit(self, rpc: Rpc, context: Any) -> SignedCall | None:
+        """Authentication, then policy; return what the message of a signed call is yet to be compared with."""
         if self._policy.access is Door.OPEN:
-            return
+            return self._signed(rpc, context)
         rpc.caller = authenticate(context.invocation_metadata(), self._verifier)
         set_current_caller(rpc.caller)
         authorize(rpc.caller, self._policy.access)
+        return None
 
-    def _argument(self, requests: Any) -> Any:
+    def _signed(self, rpc: Rpc, context: Any) -> SignedCall | None:
+        if self._signatures is None:
+            return None
+        metadata = context.invocation_metadata()
+        signed = self._signatures.admit(metadata, method=self._name, streams_requests=self._streams_requests)
+        rpc.client_key = signed.key_id if signed else None
+        return signed
+
+    def _argument(self, requests: Any, signed: SignedCall | None) -> Any:
         """What the servicer's method takes: its message, or an iterator of messages."""
-        return self._argument_from(RequestReader(requests, self._patience, self._pool.others_wait), self._parser)
+        parser = self._parser if signed is None else checked(self._parser, signed.check_body)
+        return self._argument_from(RequestReader(requests, self._patience, self._pool.others_wait), parser)
 
 
 class _UnaryResponse(_Method):
     def __call__(self, requests: Any, context: Any) -> Any:
         rpc = self._open_rpc()
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
-            self._admit(rpc, context)
-            return self._behaviour(self._argument(requests), context)
+            signed = self._admit(rpc, context)
+            return self._behaviour(self._argument(requests, signed), context)
 
 
 class _StreamResponse(_Method):
@@ -172,8 +188,8 @@ class _StreamResponse(_Method):
         rpc = self._open_rpc()
         # Open until the last response: what fails while responses are made must pass the same stages.
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
-            self._admit(rpc, context)
-            responses = self._behaviour(self._argument(requests), context)
+            signed = self._admit(rpc, context)
+            responses = self._behaviour(self._argument(requests, signed), context)
             yield from self._slow_readers.guard(responses, context, within_s=self._response_within_s)
 
 
@@ -187,8 +203,8 @@ class _NonBlockingResponse(_Method):
         open_rpc(rpc, context)
         self._log_when_over(rpc, context)
         with errors_as_status(context, method=self._name, call_id=rpc.call_id):
-            self._admit(rpc, context)
-            self._behaviour(self._argument(requests), context, send_response)
+            signed = self._admit(rpc, context)
+            self._behaviour(self._argument(requests, signed), context, send_response)
 
     def _log_when_over(self, rpc: Rpc, context: Any) -> None:
         call_context = contextvars.copy_context()

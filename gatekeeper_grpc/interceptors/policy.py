@@ -36,6 +36,8 @@ class Policy:
     """Largest request message; None: the server's limit for all methods."""
     patience: Patience | None = None
     """How long its messages may take; None: the server's for its kind of method."""
+    signable: bool = False
+    """Whether calls may, or by the settings must, be signed with a client key."""
 
 
 DENIED: Final = Policy(access=Door.CLOSED, pool=PoolName.OPERATIONS)
@@ -48,12 +50,17 @@ _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN)
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 _IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.STREAMS)
 _MANAGE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN)
+# They hash passwords, with bcrypt. Not on the pool of logins: in a flood of those, an admin must still be able to
+# disable another.
+_MANAGE_PASSWORDS: Final = Policy(access=Role.ADMIN, pool=PoolName.CREDENTIALS)
 _EXPORT: Final = Policy(access=Role.ADMIN, pool=PoolName.STREAMS)
 _VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.STREAMS)
 # It checks the current password, with bcrypt.
 _OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.LOGIN)
-_EVALUATE: Final = Policy(access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024)
-_EVALUATE_STREAM: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS)
+_EVALUATE: Final = Policy(
+    access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
+)
+_EVALUATE_STREAM: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, signable=True)
 _HEALTH: Final = Policy(access=Door.OPEN, pool=PoolName.OPERATIONS, quiet=True)
 # Not with health: an open reflection stream keeps its worker.
 _REFLECTION: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, quiet=True)
@@ -87,9 +94,9 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/DeleteUser": _WRITE,
         "/gatekeeper.v1.AdminService/ExportUserData": _EXPORT,
         "/gatekeeper.v1.AdminService/EraseUser": _MANAGE,
-        "/gatekeeper.v1.AdminService/CreateAdminUser": _MANAGE,
+        "/gatekeeper.v1.AdminService/CreateAdminUser": _MANAGE_PASSWORDS,
         "/gatekeeper.v1.AdminService/ListAdminUsers": _MANAGE,
-        "/gatekeeper.v1.AdminService/UpdateAdminUser": _MANAGE,
+        "/gatekeeper.v1.AdminService/UpdateAdminUser": _MANAGE_PASSWORDS,
         "/gatekeeper.v1.AdminService/DeleteAdminUser": _MANAGE,
         "/gatekeeper.v1.AdminService/ChangePassword": _OWN_PASSWORD,
         "/gatekeeper.v1.AdminService/ListAuthEvents": _MANAGE,

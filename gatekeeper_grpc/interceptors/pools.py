@@ -29,6 +29,8 @@ class PoolName(StrEnum):
     """Keeps a worker for as long as the stream is open."""
     LOGIN = "login"
     """Burns a core for 220 ms a call (bcrypt)."""
+    CREDENTIALS = "credentials"
+    """Hashes passwords that admins set: apart from logins, which anybody can flood."""
     OPERATIONS = "operations"
     """Health: answers when everything else is full. The server's default pool."""
 
@@ -47,6 +49,7 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.ADMIN: PoolSize(workers=8, queue=64),
         PoolName.STREAMS: PoolSize(workers=32, queue=32),
         PoolName.LOGIN: PoolSize(workers=1, queue=8),
+        PoolName.CREDENTIALS: PoolSize(workers=1, queue=32),
         PoolName.OPERATIONS: PoolSize(workers=2, queue=64),
     }
 )

@@ -27,6 +27,8 @@ class Rpc:
     call_id: str = field(default_factory=lambda: secrets.token_hex(8))
     started: float = field(default_factory=time.monotonic)
     caller: Caller | None = None
+    client_key: str | None = None
+    """The public name of the client key that signed the call."""
 
 
 @contextmanager
@@ -65,9 +67,13 @@ def _code(context: Any) -> grpc.StatusCode:
 
 
 def _fields(rpc: Rpc, code: grpc.StatusCode) -> dict[str, Any]:
-    fields = {
+    fields: dict[str, Any] = {
         "method": rpc.method,
         "code": code.name,
         "duration_ms": round((time.monotonic() - rpc.started) * 1_000, 3),
     }
-    return fields if rpc.caller is None else fields | {"caller": rpc.caller.username}
+    if rpc.caller is not None:
+        fields["caller"] = rpc.caller.username
+    if rpc.client_key is not None:
+        fields["client_key"] = rpc.client_key
+    return fields

@@ -22,6 +22,7 @@ _CONSTRAINTS: Mapping[str, GatekeeperError] = MappingProxyType(
     {
         "idx_flags_key": AlreadyExists("a flag with this key exists already"),
         "segments_key_key": AlreadyExists("a segment with this key exists already"),
+        "users_pkey": AlreadyExists("a user with this id is known already"),
         "admin_user_username_key": AlreadyExists("an admin user with this name exists already"),
         "flag_segments_segment_fkey": FailedPrecondition("a flag uses this segment", reason="SEGMENT_IN_USE"),
     }
@@ -39,12 +40,18 @@ _AWAY = (
 )
 
 
+# What PostgreSQL says without naming a constraint. The transaction is undone; maintenance makes partitions far ahead.
+_NO_PARTITION = "the audit log has no partition for the next entry; nothing was changed"
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Turn what psycopg raises inside into domain errors; what no rule knows passes as it is, and is a bug."""
     try:
         yield
     except pg.IntegrityError as exc:
+        if exc.diag.table_name == "audit_log" and not exc.diag.constraint_name:
+            raise Unavailable(_NO_PARTITION, retry_after_s=1.0) from exc
         known = _CONSTRAINTS.get(exc.diag.constraint_name or "")
         if known is None:
             raise

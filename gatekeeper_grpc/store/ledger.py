@@ -8,7 +8,7 @@ here.
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol
 
@@ -18,7 +18,8 @@ from psycopg.rows import class_row
 
 from gatekeeper_grpc.domain.audit import AuditAnchor, AuditEntry, hash_document, hash_entry
 from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
-from gatekeeper_grpc.domain.mutation import Change, Intent, Result, Written
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.store.database import Connection, Database, one
 
 CHANNEL = "gatekeeper_revision"
@@ -94,8 +95,7 @@ class Ledger:
             _check_caller(conn, intent)
             answer = _earlier_answer(conn, intent)
             if answer:
-                result = codec.from_document(json.loads(self._sealer.open(answer.result)))
-                return Written(result=result, revision=answer.revision, anchor=answer.anchor)
+                return self._repeat(answer, intent, codec)
             effect = act(conn, head)
             if intent.validate_only:
                 written = Written(result=effect.preview, revision=head.revision - 1, anchor=None)
@@ -103,9 +103,43 @@ class Ledger:
             anchor = _record(conn, head, intent, effect.change)
             written = Written(result=effect.result, revision=head.revision, anchor=anchor)
             if intent.request_id:
-                sealed = self._sealer.seal(rfc8785.dumps(codec.to_document(effect.result)))
+                sealed = self._sealed(intent, codec.to_document(effect.result))
                 _keep_answer(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
         return written
+
+    def _sealed(self, intent: Intent, result: Any) -> bytes:
+        """Seal an answer together with its request's hash: a request may hold a password, and a bare hash a guess."""
+        return self._sealer.seal(rfc8785.dumps({"request_hash": intent.request_hash.hex(), "result": result}))
+
+    def _repeat(self, answer: "_Answer", intent: Intent, codec: Codec[Result]) -> Written[Result]:
+        kept = json.loads(self._sealer.open(answer.result))
+        if kept["request_hash"] != intent.request_hash.hex():
+            raise InvalidArgument.of(
+                "request_id", "was used for another request before; make a new UUID for each request"
+            )
+        result = codec.from_document(kept["result"])
+        return Written(result=result, revision=answer.revision, anchor=answer.anchor)
+
+    def begin_epoch(self, known_revision: int, intent: Intent) -> Written[bool]:
+        """Move the head to the first revision of a new epoch, because revisions up to `known_revision` may be lost.
+
+        Of several callers that report the same loss, one moves the head. The result tells whether this one did; the
+        revision is the head's in either case.
+        """
+        with self._database.write() as conn:
+            head = _lock_head(conn)
+            current = head.revision - 1
+            if epoch_of(current) > epoch_of(known_revision):
+                return Written(result=False, revision=current, anchor=None)
+            first = (epoch_of(max(current, known_revision)) + 1) * REVISIONS_PER_EPOCH
+            change = Change(
+                resource=ResourceType.INSTALLATION,
+                key="epoch",
+                change=ChangeType.UPDATED,
+                document={"known_revision": known_revision, "previous_revision": current},
+            )
+            anchor = _record(conn, replace(head, revision=first), intent, change)
+        return Written(result=True, revision=first, anchor=anchor)
 
 
 _LOCK_HEAD = """
@@ -138,7 +172,6 @@ def _check_caller(conn: Connection, intent: Intent) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    request_hash: bytes
     revision: int
     audit_seq: int
     audit_hash: bytes
@@ -150,33 +183,29 @@ class _Answer:
 
 
 _EARLIER_ANSWER = """
-    SELECT request_hash, revision, audit_seq, audit_hash, result FROM idempotency_keys
+    SELECT revision, audit_seq, audit_hash, result FROM idempotency_keys
     WHERE actor = %(actor)s AND action = %(action)s AND request_id = %(request_id)s
       AND create_time > clock_timestamp() - interval '24 hours'
 """
 
 
 def _earlier_answer(conn: Connection, intent: Intent) -> _Answer | None:
-    """Return what this very request was answered before, if it was."""
+    """Return what was answered under this request id before, if anything was."""
     if intent.request_id is None or intent.validate_only:
         return None
     key = {"actor": intent.actor, "action": intent.action, "request_id": intent.request_id}
     with conn.cursor(row_factory=class_row(_Answer)) as cursor:
-        answer = cursor.execute(_EARLIER_ANSWER, key).fetchone()
-    if answer and answer.request_hash != intent.request_hash:
-        raise InvalidArgument.of("request_id", "was used for another request before; make a new UUID for each request")
-    return answer
+        return cursor.execute(_EARLIER_ANSWER, key).fetchone()
 
 
 _KEEP_ANSWER = """
-    INSERT INTO idempotency_keys (actor, action, request_id, request_hash, revision, audit_seq, audit_hash, subjects,
-                                  result, create_time)
-    VALUES (%(actor)s, %(action)s, %(request_id)s, %(request_hash)s, %(revision)s, %(audit_seq)s, %(audit_hash)s,
-            %(subjects)s, %(result)s, %(create_time)s)
+    INSERT INTO idempotency_keys (actor, action, request_id, revision, audit_seq, audit_hash, subjects, result,
+                                  create_time)
+    VALUES (%(actor)s, %(action)s, %(request_id)s, %(revision)s, %(audit_seq)s, %(audit_hash)s, %(subjects)s,
+            %(result)s, %(create_time)s)
     ON CONFLICT ON CONSTRAINT idempotency_keys_pkey DO UPDATE
-    SET request_hash = excluded.request_hash, revision = excluded.revision, audit_seq = excluded.audit_seq,
-        audit_hash = excluded.audit_hash, subjects = excluded.subjects, result = excluded.result,
-        create_time = excluded.create_time
+    SET revision = excluded.revision, audit_seq = excluded.audit_seq, audit_hash = excluded.audit_hash,
+        subjects = excluded.subjects, result = excluded.result, create_time = excluded.create_time
 """
 
 
@@ -187,7 +216,6 @@ def _keep_answer(
         "actor": intent.actor,
         "action": intent.action,
         "request_id": intent.request_id,
-        "request_hash": intent.request_hash,
         "revision": head.revision,
         "audit_seq": anchor.seq,
         "audit_hash": anchor.hash,

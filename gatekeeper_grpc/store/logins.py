@@ -17,12 +17,12 @@ from uuid import uuid4
 
 from psycopg.rows import class_row
 
+from gatekeeper_grpc.domain.admin_user import AuthEventEntry, check_username
 from gatekeeper_grpc.domain.caller import Caller, Role
+from gatekeeper_grpc.domain.commands import AuthEventFilter
 from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.domain.limits import check_text
 from gatekeeper_grpc.store.database import Connection, Database
 
-MAX_USERNAME_CHARS = 128
 MAX_EVENT_TEXT_CHARS = 128
 EVENT_AGE = timedelta(days=90)
 MAX_EVENTS = 100_000
@@ -39,6 +39,10 @@ class AuthEvent(StrEnum):
     """Username and password were right; a family began."""
     LOGIN_FAILED = "login_failed"
     """Wrong password, or nobody enabled has that name, which is recorded as it was typed."""
+    PASSWORD_CHANGE_FAILED = "password_change_failed"  # noqa: S105 - an event's name
+    """Somebody with a valid access token gave a wrong current password."""
+    LOCKED_OUT = "locked_out"
+    """That failure was one too many: this peer has to wait before its next try."""
     REFRESH_REUSED = "refresh_reused"
     """A spent refresh token came back: stolen, or an answer was lost. Its family was revoked."""
     LOGGED_OUT = "logged_out"
@@ -118,10 +122,30 @@ class LoginStore:
             if owner and conn.execute(_REVOKE, token).rowcount:
                 _record(conn, AuthEvent.LOGGED_OUT, username=owner.username, peer=peer)
 
-    def record_failure(self, username: str, *, peer: str = "") -> None:
+    def record_failure(self, username: str, *, peer: str = "", locked_out: bool = False) -> None:
         """Record a failed login under the name that was typed: its first 128 characters, without NUL."""
+        self._record_failure(AuthEvent.LOGIN_FAILED, username, peer=peer, locked_out=locked_out)
+
+    def record_failed_change(self, username: str, *, peer: str = "", locked_out: bool = False) -> None:
+        """Record that somebody who was logged in could not give the current password."""
+        self._record_failure(AuthEvent.PASSWORD_CHANGE_FAILED, username, peer=peer, locked_out=locked_out)
+
+    def _record_failure(self, event: AuthEvent, username: str, *, peer: str, locked_out: bool) -> None:
         with self._database.write() as conn:
-            _record(conn, AuthEvent.LOGIN_FAILED, username=username, peer=peer)
+            _record(conn, event, username=username, peer=peer)
+            if locked_out:
+                _record(conn, AuthEvent.LOCKED_OUT, username=username, peer=peer)
+
+    def list_events(self, wanted: AuthEventFilter) -> list[AuthEventEntry]:
+        """Read a page of events, newest first."""
+        filters = {
+            "before": wanted.before,
+            "username": wanted.username or None,
+            "event": wanted.event or None,
+            "limit": wanted.limit,
+        }
+        with self._database.read() as conn, conn.cursor(row_factory=class_row(AuthEventEntry)) as cursor:
+            return cursor.execute(LIST_EVENTS, filters).fetchall()
 
     def has_admin(self) -> bool:
         """Tell whether there is any admin user: hashing a password for `ensure_first_admin` would be in vain."""
@@ -138,7 +162,7 @@ class LoginStore:
         Returns:
             Whether this call created it, so that its password is the one in force.
         """
-        check_text("username", username, at_least=1, at_most=MAX_USERNAME_CHARS)
+        check_username("username", username)
         with self._database.write() as conn:
             # Waits for another starter's commit, which the next statement then sees. Readers and logins go on.
             conn.execute("LOCK TABLE admin_user IN SHARE ROW EXCLUSIVE MODE")
@@ -164,7 +188,7 @@ _REVOKE_ALL = """
 
 
 def revoke_logins(conn: Connection, admin_id: int) -> None:
-    """Revoke every refresh token of an admin user, in the transaction that has changed its password or disabled it.
+    """Revoke every refresh token of an admin user, in the transaction that has changed that user.
 
     Without it a thief's refresh token would survive the change: a refresh returns the token epoch of now. Call it after
     the UPDATE of the admin user's row, whose lock keeps exchanges out.
@@ -260,6 +284,15 @@ def _recordable(text: str) -> str:
     """Make anything a client may send fit for a bounded row."""
     return text.replace("\0", "")[:MAX_EVENT_TEXT_CHARS]
 
+
+# Filters that are not given are NULL; the planner folds them away.
+LIST_EVENTS = """
+    SELECT event_id, create_time, event, username, peer FROM auth_events
+    WHERE (%(before)s::bigint IS NULL OR event_id < %(before)s)
+      AND (%(username)s::text IS NULL OR username = %(username)s)
+      AND (%(event)s::text IS NULL OR event = %(event)s)
+    ORDER BY event_id DESC LIMIT %(limit)s
+"""
 
 _ANY_ADMIN = """
     SELECT FROM admin_user LIMIT 1

@@ -1,12 +1,49 @@
-"""Segments in PostgreSQL."""
+"""Segments in PostgreSQL: created, read, listed, changed, deleted."""
 
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
-from gatekeeper_grpc.domain.condition import condition_from_document
-from gatekeeper_grpc.domain.segment import Match, Segment
+from psycopg.rows import kwargs_row
+from psycopg.types.json import Jsonb
 
+from gatekeeper_grpc.domain.commands import SegmentFilter, SegmentUpdate
+from gatekeeper_grpc.domain.condition import condition_document, condition_from_document
+from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, FailedPrecondition, NotFound, ResourceExhausted
+from gatekeeper_grpc.domain.limits import MAX_SCANNED_VALUES
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.segment import (
+    CountedSegment,
+    Match,
+    Segment,
+    SegmentConfig,
+    segment_document,
+    segment_from_document,
+)
+from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.flags import NOTHING
+from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.users import check_attribute_cap
+
+# How many of the flags that use a segment a refusal names.
+_NAMED_FLAGS = 10
+
+
+def _counted_document(counted: CountedSegment) -> dict[str, Any]:
+    return {"segment": segment_document(counted.segment), "member_count": counted.member_count}
+
+
+def _counted_from_document(document: dict[str, Any]) -> CountedSegment:
+    return CountedSegment(
+        segment=segment_from_document(document["segment"]), member_count=int(document["member_count"])
+    )
+
+
+_COUNTED = Codec(to_document=_counted_document, from_document=_counted_from_document)
+
+# Every query for segments begins so.
 SELECT_SEGMENTS = """
-    SELECT segment_id, key, description, match, conditions FROM segments
+    SELECT segment_id, key, description, match, conditions, create_time, update_time, revision FROM segments
 """
 
 
@@ -17,12 +54,233 @@ def segment_from_row(
     description: str,
     match: str,
     conditions: list[dict[str, Any]],
+    create_time: datetime,
+    update_time: datetime,
+    revision: int,
 ) -> Segment:
     """Build the segment of a row of `SELECT_SEGMENTS`."""
     return Segment(
         segment_id=segment_id,
-        key=key,
-        description=description,
-        match=Match(match),
-        conditions=tuple(condition_from_document(condition) for condition in conditions),
+        create_time=create_time,
+        update_time=update_time,
+        revision=revision,
+        config=SegmentConfig(
+            key=key,
+            description=description,
+            match=Match(match),
+            conditions=tuple(condition_from_document(condition) for condition in conditions),
+        ),
+    )
+
+
+def _counted_from_row(*, member_count: int, **columns: Any) -> CountedSegment:
+    return CountedSegment(segment=segment_from_row(**columns), member_count=member_count)
+
+
+class SegmentStore:
+    """Segments, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+
+    def __init__(self, database: Database, ledger: Ledger) -> None:
+        self._database = database
+        self._ledger = ledger
+
+    def create(self, config: SegmentConfig, intent: Intent) -> Written[CountedSegment]:
+        """Create a segment; `AlreadyExists` when the key is taken, `ResourceExhausted` when a cap is."""
+
+        def act(conn: Connection, head: Head) -> Effect[CountedSegment]:
+            segment = _insert(conn, head, config)
+            return Effect(
+                result=CountedSegment(segment=segment, member_count=0),
+                preview=CountedSegment(segment=replace(segment, revision=0), member_count=0),
+                change=_change(ChangeType.CREATED, before=None, after=segment),
+            )
+
+        return self._ledger.mutate(intent, act, codec=_COUNTED)
+
+    def get(self, key: str) -> Read[CountedSegment]:
+        """Read a segment; `NotFound` when there is none."""
+        with self._database.read() as conn:
+            segment = find_segment(conn, key)
+            counted = CountedSegment(segment=segment, member_count=_count_members(conn, segment))
+            return Read(result=counted, revision=current_revision(conn))
+
+    def list(self, wanted: SegmentFilter) -> Read[list[CountedSegment]]:
+        """Read a page of segments in key order."""
+        parameters = {"after": wanted.after, "key_prefix": wanted.key_prefix or None, "limit": wanted.limit}
+        with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(_counted_from_row)) as cursor:
+            segments = cursor.execute(LIST_SEGMENTS, parameters).fetchall()
+            return Read(result=segments, revision=current_revision(conn))
+
+    def update(self, update: SegmentUpdate, intent: Intent) -> Written[CountedSegment]:
+        """Change fields of a segment.
+
+        `NotFound`, `Changed` when the segment has another etag than the update names, `ResourceExhausted` when a cap
+        is reached.
+        """
+
+        def act(conn: Connection, head: Head) -> Effect[CountedSegment]:
+            before = checked_segment(conn, update.key, update.etag)
+            after = _replace(conn, head, before, replace(before.config, **update.changes))
+            unwritten = replace(after, revision=before.revision, update_time=before.update_time)
+            member_count = _count_members(conn, after)
+            return Effect(
+                result=CountedSegment(segment=after, member_count=member_count),
+                preview=CountedSegment(segment=unwritten, member_count=member_count),
+                change=_change(ChangeType.UPDATED, before=before, after=after),
+            )
+
+        return self._ledger.mutate(intent, act, codec=_COUNTED)
+
+    def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
+        """Delete a segment and its members.
+
+        `NotFound`, `Changed` when the segment has another etag (empty etag: any state), or `FailedPrecondition` when
+        flags use it.
+        """
+
+        def act(conn: Connection, _head: Head) -> Effect[None]:
+            before = checked_segment(conn, key, etag)
+            _check_unused(conn, before)
+            conn.execute("DELETE FROM segments WHERE segment_id = %(segment_id)s", {"segment_id": before.segment_id})
+            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+
+        return self._ledger.mutate(intent, act, codec=NOTHING)
+
+
+FIND_SEGMENT = SELECT_SEGMENTS + "WHERE environment = '' AND key = %(key)s"
+
+
+def find_segment(conn: Connection, key: str) -> Segment:
+    """Read a segment within a transaction; `NotFound` when there is none."""
+    with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
+        segment = cursor.execute(FIND_SEGMENT, {"key": key}).fetchone()
+    if segment is None:
+        raise NotFound.segment(key)
+    return segment
+
+
+def checked_segment(conn: Connection, key: str, etag: str) -> Segment:
+    """Read a segment that is about to change; `NotFound`, or `Changed` when `etag` is given and is not its own."""
+    segment = find_segment(conn, key)
+    if etag and etag != segment.etag:
+        raise Changed.since_read(f"segment {key!r}", current_etag=segment.etag)
+    return segment
+
+
+COUNT_MEMBERS = "SELECT count(*) FROM segment_members WHERE segment_id = %(segment_id)s"
+
+
+def _count_members(conn: Connection, segment: Segment) -> int:
+    (count,) = one(conn.execute(COUNT_MEMBERS, {"segment_id": segment.segment_id}))
+    return int(count)
+
+
+# The columns of `SELECT_SEGMENTS` and the count, which PostgreSQL takes of the page's segments only.
+LIST_SEGMENTS = """
+    SELECT segment_id, key, description, match, conditions, create_time, update_time, revision,
+           (SELECT count(*) FROM segment_members m WHERE m.segment_id = s.segment_id) AS member_count
+    FROM segments s
+    WHERE environment = '' AND key > %(after)s
+      AND (%(key_prefix)s::text IS NULL OR starts_with(key, %(key_prefix)s) AND key >= %(key_prefix)s)
+    ORDER BY key LIMIT %(limit)s
+"""
+
+
+_INSERT = """
+    INSERT INTO segments (key, description, match, conditions, attribute_names, scanned_values,
+                          create_time, update_time, revision)
+    VALUES (%(key)s, %(description)s, %(match)s, %(conditions)s, %(attribute_names)s, %(scanned_values)s,
+            %(update_time)s, %(update_time)s, %(revision)s)
+    ON CONFLICT ON CONSTRAINT segments_key_key DO NOTHING
+    RETURNING segment_id
+"""
+
+
+def _insert(conn: Connection, head: Head, config: SegmentConfig) -> Segment:
+    row = conn.execute(_INSERT, _columns(config, head)).fetchone()
+    if row is None:
+        raise AlreadyExists(f"segment {config.key!r} exists already", metadata={"segment_key": config.key})
+    _check_caps(conn, config)
+    return Segment(
+        segment_id=row[0],
+        config=config,
+        create_time=head.create_time,
+        update_time=head.create_time,
+        revision=head.revision,
+    )
+
+
+_UPDATE = """
+    UPDATE segments
+    SET description = %(description)s, match = %(match)s, conditions = %(conditions)s,
+        attribute_names = %(attribute_names)s, scanned_values = %(scanned_values)s,
+        update_time = %(update_time)s, revision = %(revision)s
+    WHERE segment_id = %(segment_id)s
+"""
+
+
+def _replace(conn: Connection, head: Head, before: Segment, config: SegmentConfig) -> Segment:
+    conn.execute(_UPDATE, {**_columns(config, head), "segment_id": before.segment_id})
+    if config.conditions != before.config.conditions:
+        _check_caps(conn, config)
+    return replace(before, config=config, update_time=head.create_time, revision=head.revision)
+
+
+def _columns(config: SegmentConfig, head: Head) -> dict[str, object]:
+    return {
+        "key": config.key,
+        "description": config.description,
+        "match": config.match.value,
+        "conditions": Jsonb([condition_document(condition) for condition in config.conditions]),
+        "attribute_names": sorted(config.attribute_names()),
+        "scanned_values": config.scanned_value_count(),
+        "update_time": head.create_time,
+        "revision": head.revision,
+    }
+
+
+_COUNT_SCANNED_VALUES = "SELECT coalesce(sum(scanned_values), 0) FROM segments"
+
+
+def _check_caps(conn: Connection, config: SegmentConfig) -> None:
+    """Check what is capped over all segments, after one of them was written with these conditions."""
+    (scanned,) = one(conn.execute(_COUNT_SCANNED_VALUES))
+    wanted = config.scanned_value_count()
+    if wanted and scanned > MAX_SCANNED_VALUES:
+        used = scanned - wanted
+        raise ResourceExhausted(
+            f"all segments together may have {MAX_SCANNED_VALUES} values of CONTAINS, STARTS_WITH and ENDS_WITH: "
+            f"{used} are in use and this segment wants {wanted}",
+            metadata={"limit": str(MAX_SCANNED_VALUES), "used": str(used), "wanted": str(wanted)},
+        )
+    if config.conditions:
+        check_attribute_cap(conn)
+
+
+USED_BY = """
+    SELECT f.key, count(*) OVER () FROM flag_segments JOIN feature_flags f USING (flag_id)
+    WHERE segment_id = %(segment_id)s ORDER BY f.key LIMIT %(limit)s
+"""
+
+
+def _check_unused(conn: Connection, segment: Segment) -> None:
+    rows = conn.execute(USED_BY, {"segment_id": segment.segment_id, "limit": _NAMED_FLAGS}).fetchall()
+    if not rows:
+        return
+    flag_keys, count = ",".join(key for key, _ in rows), rows[0][1]
+    raise FailedPrecondition(
+        f"flags use segment {segment.key!r}: take it out of their segment targets first ({count} in all: {flag_keys})",
+        reason="SEGMENT_IN_USE",
+        metadata={"segment_key": segment.key, "flag_keys": flag_keys, "flag_count": str(count)},
+    )
+
+
+def _change(change: ChangeType, *, before: Segment | None, after: Segment | None) -> Change:
+    segment = after or before
+    assert segment is not None  # noqa: S101 - a change has at least one side
+    return Change(
+        resource=ResourceType.SEGMENT,
+        key=segment.key,
+        change=change,
+        document={"before": before and segment_document(before), "after": after and segment_document(after)},
     )

@@ -8,10 +8,11 @@ from uuid import UUID
 
 from psycopg.rows import class_row, kwargs_row
 
+from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
 from gatekeeper_grpc.domain.flag import VARIANTS, Flag
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.segment import Segment
-from gatekeeper_grpc.domain.snapshot import REVISIONS_PER_EPOCH, Snapshot, SnapshotDelta
+from gatekeeper_grpc.domain.snapshot import REVISIONS_PER_EPOCH, Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
@@ -20,6 +21,8 @@ from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 # Beyond this many revisions a whole load is the shorter way.
 _MAX_DELTA_REVISIONS = 10_000
 _STREAM_ROWS = 10_000
+# Told by no delta: the subject of a person who was erased has no user id any more, and an installation is everything.
+_UNTOLD = frozenset({ResourceType.SUBJECT, ResourceType.INSTALLATION})
 _TAG_OF_VARIANT = {variant: tag for tag, variant in enumerate(VARIANTS)}
 
 
@@ -32,24 +35,27 @@ class SnapshotStore:
     def load(self) -> Snapshot:
         """Load everything."""
         with self._database.read() as conn:
+            segments = _segments(conn, SELECT_SEGMENTS)
             return Snapshot.build(
                 revision=current_revision(conn),
                 flags=_flags(conn, SELECT_FLAGS),
-                segments=_segments(conn, SELECT_SEGMENTS),
+                segments=segments,
                 targets=UserIndex.build(_stream(conn, _ALL_TARGETS)),
                 members=UserIndex.build(_stream(conn, _ALL_MEMBERS)),
+                attributes=_attributes(conn, named_by(segments)),
             )
 
     def load_since(self, base: Snapshot) -> Snapshot:
         """Load what changed since `base`, in time proportional to the change.
 
-        Everything when the change log does not say.
+        Everything when the change log does not say. An attribute that a segment is the first to name is read of all
+        users.
         """
         with self._database.read() as conn:
             head = current_revision(conn)
             changes = _changes_since(conn, base.revision, head)
             if changes is not None:
-                return base.after(_delta(conn, head, changes))
+                return base.after(_delta(conn, base, head, changes))
         return self.load()
 
 
@@ -69,7 +75,7 @@ CHANGES_SINCE = """
 def _changes_since(conn: Connection, revision: int, head: int) -> list[_LoggedChange] | None:
     """Read the change log.
 
-    None when it cannot lead from `revision` to `head`: pruned, of another epoch, or too long.
+    None when it cannot lead from `revision` to `head`: pruned, of another epoch, too long, or not telling enough.
     """
     expected = head - revision
     if revision // REVISIONS_PER_EPOCH != head // REVISIONS_PER_EPOCH or not 0 <= expected <= _MAX_DELTA_REVISIONS:
@@ -77,10 +83,11 @@ def _changes_since(conn: Connection, revision: int, head: int) -> list[_LoggedCh
     with conn.cursor(row_factory=class_row(_LoggedChange)) as cursor:
         changes = cursor.execute(CHANGES_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()
     # Every revision leaves exactly one row: fewer rows than revisions means that some are pruned.
-    return changes if len(changes) == expected else None
+    is_complete = len(changes) == expected and _UNTOLD.isdisjoint(change.resource_type for change in changes)
+    return changes if is_complete else None
 
 
-def _delta(conn: Connection, head: int, changes: Iterable[_LoggedChange]) -> SnapshotDelta:
+def _delta(conn: Connection, base: Snapshot, head: int, changes: Iterable[_LoggedChange]) -> SnapshotDelta:
     keys: defaultdict[str, set[str]] = defaultdict(set)
     pairs: defaultdict[str, set[tuple[str, UUID]]] = defaultdict(set)
     for change in changes:
@@ -88,12 +95,15 @@ def _delta(conn: Connection, head: int, changes: Iterable[_LoggedChange]) -> Sna
         pairs[change.resource_type].update((change.key, subject) for subject in change.subjects)
     flags = _flags(conn, _FLAGS_OF_KEYS, keys[ResourceType.FLAG])
     segments = _segments(conn, _SEGMENTS_OF_KEYS, keys[ResourceType.SEGMENT])
+    named = named_by(segments) - base.attributes.names
     return SnapshotDelta(
         revision=head,
         flags=dict.fromkeys(keys[ResourceType.FLAG]) | {flag.key: flag for flag in flags},
         segments=dict.fromkeys(keys[ResourceType.SEGMENT]) | {segment.key: segment for segment in segments},
         targets=_entries(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS]),
         members=_entries(conn, MEMBERS_OF_PAIRS, pairs[ResourceType.MEMBERS]),
+        named_attributes=_attributes(conn, named),
+        attributes=_attributes_of(conn, base.attributes.names, {subject for _, subject in pairs[ResourceType.USER]}),
     )
 
 
@@ -154,3 +164,36 @@ def _entries(conn: Connection, query: LiteralString, pairs: set[tuple[str, UUID]
     keys, subjects = zip(*pairs, strict=True)
     rows = conn.execute(query, {"keys": list(keys), "subjects": list(subjects)})
     return [UserEntry(user_id, owner_id, _TAG_OF_VARIANT.get(variant)) for user_id, owner_id, variant in rows]
+
+
+# A stored null counts as missing, and is left out.
+_ALL_ATTRIBUTES = """
+    SELECT s.user_id, a.key, a.value::text
+    FROM users u JOIN subjects s USING (subject_id) CROSS JOIN LATERAL jsonb_each(u.attributes) AS a
+    WHERE a.key = ANY(%(names)s) AND a.value <> 'null'
+"""
+
+
+def _attributes(conn: Connection, names: frozenset[str]) -> AttributeIndex:
+    """Read what all users have of these attributes, as it comes."""
+    if not names:
+        return AttributeIndex()
+    with conn.cursor(name="attributes") as cursor:
+        cursor.itersize = _STREAM_ROWS
+        rows = cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)})
+        return AttributeIndex.build(names, (AttributeEntry(*row) for row in rows))
+
+
+ATTRIBUTES_OF_SUBJECTS = """
+    SELECT s.user_id, name, nullif(u.attributes -> name, 'null')::text
+    FROM subjects s LEFT JOIN users u USING (subject_id) CROSS JOIN unnest(%(names)s::text[]) AS name
+    WHERE s.subject_id = ANY(%(subjects)s)
+"""
+
+
+def _attributes_of(conn: Connection, names: frozenset[str], subjects: set[UUID]) -> list[AttributeEntry]:
+    """Read what some users have of these attributes now, or have no more."""
+    if not names or not subjects:
+        return []
+    rows = conn.execute(ATTRIBUTES_OF_SUBJECTS, {"names": list(names), "subjects": list(subjects)})
+    return [AttributeEntry(*row) for row in rows]

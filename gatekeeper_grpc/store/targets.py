@@ -11,6 +11,7 @@ from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, Re
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.flags import checked_flag, find_flag
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.subjects import meet
 
 _RESULT = Codec(to_document=asdict, from_document=lambda document: TargetEditResult(**document))
 
@@ -67,11 +68,6 @@ def _effect(edit: TargetEdit, done: _Done) -> Effect[TargetEditResult]:
     return Effect(result=result, preview=result, change=change)
 
 
-_MEET = """
-    INSERT INTO subjects (user_id) SELECT unnest(%(user_ids)s::text[]) ON CONFLICT ON CONSTRAINT subjects_user_id_key DO
-    NOTHING
-"""
-
 _FIND = """
     SELECT s.subject_id, t.variant
     FROM subjects s LEFT JOIN targeted_users t ON t.flag_id = %(flag_id)s AND t.subject_id = s.subject_id
@@ -88,7 +84,7 @@ _SET = """
 
 def _add(conn: Connection, flag: Flag, edit: TargetEdit, variant: str) -> _Done:
     user_ids = list(edit.user_ids)
-    conn.execute(_MEET, {"user_ids": user_ids})
+    meet(conn, user_ids)
     before = conn.execute(_FIND, {"flag_id": flag.flag_id, "user_ids": user_ids}).fetchall()
     added = [subject for subject, old in before if old is None]
     moved = [subject for subject, old in before if old not in (None, variant)]

@@ -1,9 +1,142 @@
 """The audit log, between domain types and messages."""
 
+from datetime import UTC, datetime
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import audit_pb2
-from gatekeeper_grpc.domain.audit import AuditAnchor
+from gatekeeper_grpc.domain.audit import AuditAnchor, AuditCheckpoint, AuditHead, DocumentedEntry
+from gatekeeper_grpc.domain.audit_verifier import AuditFault, Verification
+from gatekeeper_grpc.domain.commands import AuditFilter
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.limits import check_text
+from gatekeeper_grpc.domain.mutation import ResourceType
+from gatekeeper_grpc.wire.flags import timestamp
+
+_HASH_BYTES: Final = 32
+_MAX_FILTER_CHARS: Final = 256
 
 
 def anchor_to_proto(anchor: AuditAnchor | None) -> audit_pb2.AuditAnchor | None:
     """Convert where the chain stands; None stays None, which leaves the field absent."""
     return None if anchor is None else audit_pb2.AuditAnchor(seq=anchor.seq, hash=anchor.hash)
+
+
+def anchor_from_proto(request: admin.VerifyAuditLogRequest) -> AuditAnchor | None:
+    """Convert an anchor that the caller kept; None when there is none."""
+    if not request.HasField("anchor"):
+        return None
+    return checked_anchor("anchor", seq=request.anchor.seq, digest=request.anchor.hash)
+
+
+def checked_anchor(field: str, *, seq: int, digest: bytes) -> AuditAnchor:
+    """Build the anchor that a caller named; `InvalidArgument` when there can be no such."""
+    if seq < 0:
+        raise InvalidArgument.of(f"{field}.seq", "must be 0 or more")
+    if len(digest) != _HASH_BYTES:
+        raise InvalidArgument.of(f"{field}.hash", f"must be {_HASH_BYTES} bytes")
+    return AuditAnchor(seq=seq, hash=digest)
+
+
+def audit_filter_from_proto(request: admin.ListAuditEntriesRequest, *, cursor: str, limit: int) -> AuditFilter:
+    """Convert the filters of a listing, which continues before the entry that `cursor` names."""
+    for field in ("actor", "action", "resource_key"):
+        check_text(field, getattr(request, field), at_most=_MAX_FILTER_CHARS)
+    return AuditFilter(
+        limit=limit,
+        before=int(cursor) if cursor else None,
+        actor=request.actor,
+        action=request.action,
+        resource_type=_resource_type(request),
+        resource_key=request.resource_key,
+        start_time=_time("start_time", request.start_time) if request.HasField("start_time") else None,
+        end_time=_time("end_time", request.end_time) if request.HasField("end_time") else None,
+        start_revision=_revision("start_revision", request.start_revision),
+        end_revision=_revision("end_revision", request.end_revision),
+    )
+
+
+def _resource_type(request: admin.ListAuditEntriesRequest) -> str:
+    if request.resource_type and request.resource_type not in set(ResourceType):
+        raise InvalidArgument.of("resource_type", f"must be one of {', '.join(ResourceType)}")
+    if request.resource_key and not request.resource_type:
+        raise InvalidArgument.of("resource_type", "must be given with resource_key")
+    return request.resource_type
+
+
+def _time(field: str, message: Timestamp) -> datetime:
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument.of(field, "must be a time of the years 1 to 9999") from None
+
+
+def _revision(field: str, revision: int) -> int | None:
+    if revision < 0:
+        raise InvalidArgument.of(field, "must be 1 or more, or 0 for any")
+    return revision or None
+
+
+def entry_to_proto(documented: DocumentedEntry) -> audit_pb2.AuditEntry:
+    """Convert an entry with its document."""
+    entry = documented.entry
+    return audit_pb2.AuditEntry(
+        seq=entry.seq,
+        format=entry.format,
+        revision=entry.revision,
+        create_time=timestamp(entry.create_time),
+        actor=entry.actor,
+        action=entry.action,
+        environment=entry.environment,
+        resource_type=entry.resource_type,
+        resource_key=entry.resource_key,
+        document=(documented.document or b"").decode(errors="replace"),
+        redacted=documented.document is None,
+        users=documented.users,
+        salt=documented.salt,
+        document_hash=entry.document_hash,
+        prev_hash=entry.prev_hash,
+        hash=documented.hash,
+    )
+
+
+def verification_to_proto(report: Verification) -> admin.VerifyAuditLogResponse:
+    """Convert how far a verification has come."""
+    response = admin.VerifyAuditLogResponse(
+        verified_entries=report.verified_entries,
+        redacted_documents=report.redacted_documents,
+        verified=anchor_to_proto(report.verified),
+        complete=report.complete,
+    )
+    if report.faulty is not None:
+        response.faulty_seq = report.faulty.seq
+        response.fault = _fault_to_proto(report.faulty.fault)
+        response.message = report.faulty.message
+    return response
+
+
+def _fault_to_proto(fault: AuditFault) -> audit_pb2.AuditFault.ValueType:
+    return audit_pb2.AuditFault.Value(f"AUDIT_FAULT_{fault.name}")
+
+
+def checkpoint_to_proto(checkpoint: AuditCheckpoint) -> audit_pb2.AuditCheckpoint:
+    """Convert a signed checkpoint."""
+    return audit_pb2.AuditCheckpoint(
+        anchor=anchor_to_proto(checkpoint.head.anchor),
+        revision=checkpoint.head.revision,
+        create_time=timestamp(checkpoint.create_time),
+        signature=checkpoint.signature,
+        public_key=checkpoint.public_key,
+    )
+
+
+def checkpoint_from_proto(message: audit_pb2.AuditCheckpoint) -> AuditCheckpoint:
+    """Convert a checkpoint that somebody kept, true or not."""
+    return AuditCheckpoint(
+        head=AuditHead(anchor=AuditAnchor(seq=message.anchor.seq, hash=message.anchor.hash), revision=message.revision),
+        create_time=_time("create_time", message.create_time),
+        signature=message.signature,
+        public_key=message.public_key,
+    )

@@ -1,17 +1,16 @@
 """Evaluation, between domain types and messages."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Struct
 
 from gatekeeper.v1 import evaluation_pb2
 from gatekeeper.v1 import evaluation_service_pb2 as service
+from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
 from gatekeeper_grpc.domain.limits import (
     MAX_ATTRIBUTES_BYTES,
-    MAX_ATTRIBUTES_DEPTH,
     MAX_FLAG_KEYS,
     check_count,
     check_distinct,
@@ -19,6 +18,7 @@ from gatekeeper_grpc.domain.limits import (
     check_user_id,
 )
 from gatekeeper_grpc.domain.snapshot import Selection
+from gatekeeper_grpc.wire.json import struct_from_proto
 
 # Answers of a bulk stream stay below 1 MiB, less a little for what frames them.
 MAX_RESULTS_BYTES = (1 << 20) - (16 << 10)
@@ -34,28 +34,13 @@ def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) ->
     )
 
 
-def attributes_from_proto(field: str, message: Struct) -> dict[str, Any]:
-    """Convert attributes to JSON values: at most 16 KiB as a message, at most 5 levels deep."""
+def attributes_from_proto(field: str, message: Struct) -> dict[str, JsonValue]:
+    """Convert attributes to JSON values: at most 16 KiB as a message, 5 levels of objects and lists, finite numbers."""
     if message.ByteSize() > MAX_ATTRIBUTES_BYTES:
         raise InvalidArgument.of(
             field, f"must be at most {MAX_ATTRIBUTES_BYTES // 1024} KiB, not {message.ByteSize()} bytes"
         )
-    return _struct(field, message, MAX_ATTRIBUTES_DEPTH)
-
-
-def _struct(field: str, message: Struct, depth: int) -> dict[str, Any]:
-    return {name: _value(field, value, depth) for name, value in message.fields.items()}
-
-
-def _value(field: str, message: Value, depth: int) -> Any:
-    if depth == 0:
-        raise InvalidArgument.of(field, f"must be nested at most {MAX_ATTRIBUTES_DEPTH} levels deep")
-    kind = message.WhichOneof("kind")
-    if kind == "struct_value":
-        return _struct(field, message.struct_value, depth - 1)
-    if kind == "list_value":
-        return [_value(field, item, depth - 1) for item in message.list_value.values]
-    return None if kind in (None, "null_value") else getattr(message, kind)
+    return struct_from_proto(field, message)
 
 
 def check_flag_keys(flag_keys: Sequence[str]) -> None:

@@ -52,8 +52,11 @@ class PageTokens:
         size = page_size(request)
         if len(items) <= size:
             return items, ""
-        cursor = key(items[size - 1])
-        return items[:size], _written(_mac(self._keys[0], request, cursor) + cursor.encode())
+        return items[:size], self.token(request, key(items[size - 1]))
+
+    def token(self, request: ListRequest, cursor: str) -> str:
+        """Make the token of the page that continues after a cursor."""
+        return _written(_mac(self._keys[0], request, cursor) + cursor.encode())
 
 
 def page_size(request: ListRequest) -> int:

@@ -21,6 +21,7 @@ from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN
 from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse, LogoutRequest, RefreshTokenRequest
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub, add_AuthServiceServicer_to_server
 from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import AccessTokens
@@ -67,7 +68,7 @@ def service(database: Database, tmp_path: Path) -> Iterator[Service]:
     pools = CallPools()
     interceptors = list(build_interceptors(verifier=access_tokens, pools=pools))
     server = grpc.server(pools[PoolName.OPERATIONS], interceptors=interceptors)
-    add_AuthServiceServicer_to_server(AuthServicer(Sessions(logins, passwords, access_tokens)), server)
+    add_AuthServiceServicer_to_server(AuthServicer(Sessions(logins, passwords, access_tokens, LoginGuard())), server)
     address = f"unix:{tmp_path}/auth.sock"
     server.add_insecure_port(address)
     server.start()

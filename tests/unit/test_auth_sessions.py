@@ -8,7 +8,7 @@ import pytest
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import Token
 from gatekeeper_grpc.domain.caller import Caller, Role
-from gatekeeper_grpc.domain.errors import Unauthenticated, Unavailable
+from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated, Unavailable
 
 NOW = datetime(2026, 11, 23, 7, 0, tzinfo=UTC)
 CALLER = Caller(admin_id=7, username="ada", role=Role.EDITOR, token_epoch=3)
@@ -20,6 +20,7 @@ class World:
 
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
+        self.refusing = False
 
     def password_hash(self, username: str) -> str | None:
         return "hash of right" if username == "ada" else None
@@ -44,8 +45,19 @@ class World:
     def revoke(self, refresh_token: str, *, peer: str) -> None:
         self.done.append(("revoke", refresh_token, peer))
 
-    def record_failure(self, username: str, *, peer: str) -> None:
-        self.done.append(("failure", username, peer))
+    def record_failure(self, username: str, *, peer: str, locked_out: bool) -> None:
+        self.done.append(("failure", username, peer, locked_out))
+
+    def admit(self, _username: str, _peer: str) -> None:
+        if self.refusing:
+            raise ResourceExhausted("wait", retry_after_s=7)
+
+    def failed(self, username: str, peer: str) -> bool:
+        self.done.append(("failed", username, peer))
+        return True
+
+    def succeeded(self, username: str, peer: str) -> None:
+        self.done.append(("succeeded", username, peer))
 
 
 @pytest.fixture
@@ -55,7 +67,7 @@ def world() -> World:
 
 @pytest.fixture
 def sessions(world: World) -> Sessions:
-    return Sessions(world, world, world, refresh_ttl=timedelta(days=1), clock=lambda: NOW)
+    return Sessions(world, world, world, world, refresh_ttl=timedelta(days=1), clock=lambda: NOW)
 
 
 def test_right_password_begins_a_login_against_the_hash_that_was_checked(sessions: Sessions, world: World) -> None:
@@ -63,7 +75,7 @@ def test_right_password_begins_a_login_against_the_hash_that_was_checked(session
 
     tomorrow = NOW + timedelta(days=1)
     begun = ("begin", "ada", "hash of right", issued.refresh.text, tomorrow, PEER)
-    assert world.done == [("verify", "hash of right"), begun]
+    assert world.done == [("verify", "hash of right"), begun, ("succeeded", "ada", PEER)]
     assert (issued.access.text, issued.refresh.expire_time, issued.role) == ("access of ada", tomorrow, Role.EDITOR)
 
 
@@ -81,7 +93,19 @@ def test_every_failed_login_checks_once_records_once_and_says_the_same(
     with pytest.raises(Unauthenticated, match=r"^these credentials are not valid$"):
         sessions.log_in(username, password, peer=PEER)
 
-    assert world.done == [("verify", checked), ("failure", username, PEER)]
+    assert world.done == [("verify", checked), ("failed", username, PEER), ("failure", username, PEER, True)]
+
+
+@pytest.mark.parametrize("username", ["ada", "eve"])
+def test_try_that_has_to_wait_costs_no_password_check_and_no_record(
+    sessions: Sessions, world: World, username: str
+) -> None:
+    world.refusing = True
+
+    with pytest.raises(ResourceExhausted):
+        sessions.log_in(username, "right", peer=PEER)
+
+    assert world.done == []
 
 
 def test_refresh_exchanges_a_token_for_another(sessions: Sessions, world: World) -> None:
@@ -120,5 +144,5 @@ def test_database_that_is_away_looks_the_same_for_right_and_wrong_passwords(
     monkeypatch.setattr(world, "password_hash", away)
     for password in ("right", "wrong"):
         with pytest.raises(Unavailable):
-            Sessions(world, world, world).log_in("ada", password)
+            Sessions(world, world, world, world).log_in("ada", password)
     assert world.done == []

@@ -11,10 +11,10 @@ from gatekeeper_grpc.domain.bucketing import bucket
 from gatekeeper_grpc.domain.condition import Condition, Operator
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.flag import OFF, ON, VARIANTS, FlagConfig, SegmentTarget
-from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from tests.unit.test_flag import flag
+from tests.unit.test_segment import segment
 
 KEY = "new_checkout"
 ALICE_SLOT = 49  # a golden vector
@@ -24,13 +24,9 @@ ANONYMOUS = EvaluationContext(user_id=None, attributes=PRO)
 
 # Alice is a member of `friends`; whoever has the plan "pro" is in `paying`; nobody is in `nobody`.
 SEGMENTS = (
-    Segment(segment_id=1, key="friends"),
-    Segment(
-        segment_id=2,
-        key="paying",
-        conditions=(Condition(attribute="plan", operator=Operator.EQUALS, values=("pro",)),),
-    ),
-    Segment(segment_id=3, key="nobody"),
+    segment("friends", segment_id=1),
+    segment("paying", Condition(attribute="plan", operator=Operator.EQUALS, values=("pro",)), segment_id=2),
+    segment("nobody", segment_id=3),
 )
 MEMBERS = [UserEntry("alice", 1, 0)]
 

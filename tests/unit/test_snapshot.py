@@ -15,6 +15,7 @@ from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from tests.unit.test_flag import flag
+from tests.unit.test_segment import segment
 
 USERS = ["alice", "bob", "carol"]
 KEYS = ["a", "b", "c", "d"]
@@ -36,9 +37,9 @@ def one_answer(snapshot: Snapshot, key: str, user: str) -> EvaluationDetail:
     return detail
 
 
-def segment(key: str, segment_id: int, email_ending: str) -> Segment:
+def mail_segment(key: str, segment_id: int, email_ending: str) -> Segment:
     condition = Condition(attribute="email", operator=Operator.ENDS_WITH, values=(email_ending,))
-    return Segment(segment_id=segment_id, key=key, conditions=(condition,))
+    return segment(key, condition, segment_id=segment_id)
 
 
 # A flag's id names its key and its life: "a" lives as 10, deleted and created again as 11.
@@ -68,7 +69,9 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
     targets = draw(st.dictionaries(st.tuples(st.sampled_from(USERS), owners), st.integers(0, 1)))
     return {
         "flags": flags,
-        "segments": {key: segment(key, number, draw(st.sampled_from("xy"))) for number, key in enumerate(["s1", "s2"])},
+        "segments": {
+            key: mail_segment(key, number, draw(st.sampled_from("xy"))) for number, key in enumerate(["s1", "s2"])
+        },
         "targets": targets if flags else {},
         "members": draw(st.dictionaries(st.tuples(st.sampled_from(USERS), lives), st.just(0))),
     }
@@ -154,8 +157,8 @@ def test_a_flag_created_again_does_not_inherit_the_targets_of_the_deleted_one(*,
 
 def test_a_changed_segment_decides_differently_at_once() -> None:
     aimed = flag("a", enabled=True, segment_targets=(SegmentTarget(segment_key="staff", variant=ON),))
-    before = Snapshot.build(revision=1, flags=[aimed], segments=[segment("staff", 1, "@old.org")])
-    after = before.after(SnapshotDelta(revision=2, segments={"staff": segment("staff", 1, "@new.org")}))
+    before = Snapshot.build(revision=1, flags=[aimed], segments=[mail_segment("staff", 1, "@old.org")])
+    after = before.after(SnapshotDelta(revision=2, segments={"staff": mail_segment("staff", 1, "@new.org")}))
     user = EvaluationContext(user_id="alice", attributes={"email": "alice@new.org"})
 
     values = [snapshot.evaluate(snapshot.select(["a"]).plans, user)[0].value for snapshot in (before, after)]

@@ -1,11 +1,16 @@
 """AdminService, put together from its topics."""
 
+from gatekeeper_grpc.servicers.admin.admin_users import AdminUserRpcs
+from gatekeeper_grpc.servicers.admin.audit import AuditRpcs
+from gatekeeper_grpc.servicers.admin.client_keys import ClientKeyRpcs
 from gatekeeper_grpc.servicers.admin.flags import FlagRpcs
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.segments import SegmentRpcs
 from gatekeeper_grpc.servicers.admin.targets import TargetRpcs
+from gatekeeper_grpc.servicers.admin.users import UserRpcs
 
 
-class AdminServicer(FlagRpcs, TargetRpcs):
+class AdminServicer(FlagRpcs, TargetRpcs, SegmentRpcs, AuditRpcs, UserRpcs, AdminUserRpcs, ClientKeyRpcs):
     """All RPCs of AdminService."""
 
     def __init__(self, ports: AdminPorts) -> None:

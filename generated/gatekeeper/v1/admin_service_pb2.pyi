@@ -1361,7 +1361,7 @@ class ListUsersRequest(_message.Message):
     """Only users whose id begins so. Empty: any."""
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """Only users who have all of these attributes, with these values. Empty: any."""
+        """Only users who have all of these attributes, each equal as a whole and of the same type; null asks for a stored null. Empty: any."""
 
     def __init__(
         self,
@@ -1434,7 +1434,10 @@ class UpdateUserRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required and not empty: attributes (all of them), or attributes.<name> (that one; absent in `user`: removed)."""
+        """Required and not empty: attributes (all of them), or attributes.<name> (that one; absent in `user`: removed). All that follows the
+        first dot is the name, whatever its characters: nothing is quoted, and what is nested inside an attribute cannot be named. The JSON
+        form of a FieldMask cannot write names with capitals or commas; send attributes there, with an etag.
+        """
 
     def __init__(
         self,

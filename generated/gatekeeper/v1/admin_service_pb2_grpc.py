@@ -446,8 +446,8 @@ class AdminServiceServicer:
         """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
         audit chain still verifies. Role: admin.
 
-        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
-        hold the id; edit them first).
+        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+        users whose texts, conditions or attributes literally hold the id; edit them first).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -490,7 +490,7 @@ class AdminServiceServicer:
     def ChangePassword(self, request, context):
         """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
 
-        Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+        Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once, or too many failed ones).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -153,8 +153,8 @@ class AdminServiceStub:
     """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
     audit chain still verifies. Role: admin.
 
-    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
-    hold the id; edit them first).
+    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+    users whose texts, conditions or attributes literally hold the id; edit them first).
     """
     CreateAdminUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]
     """Creates an admin user. Role: admin.
@@ -176,7 +176,7 @@ class AdminServiceStub:
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]
     """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
 
-    Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+    Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once, or too many failed ones).
     """
     ListAuthEvents: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]
     """Lists logins, failed logins and the like, newest first. Role: admin."""
@@ -321,8 +321,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
     audit chain still verifies. Role: admin.
 
-    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
-    hold the id; edit them first).
+    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+    users whose texts, conditions or attributes literally hold the id; edit them first).
     """
     CreateAdminUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]  # type: ignore[assignment]
     """Creates an admin user. Role: admin.
@@ -344,7 +344,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ChangePassword: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]  # type: ignore[assignment]
     """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
 
-    Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+    Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once, or too many failed ones).
     """
     ListAuthEvents: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]  # type: ignore[assignment]
     """Lists logins, failed logins and the like, newest first. Role: admin."""
@@ -630,8 +630,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
         audit chain still verifies. Role: admin.
 
-        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_NAMED_BY_SEGMENTS: names the segments whose conditions
-        hold the id; edit them first).
+        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+        users whose texts, conditions or attributes literally hold the id; edit them first).
         """
 
     @_abc_1.abstractmethod
@@ -683,7 +683,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_service_pb2.ChangePasswordResponse, _abc.Awaitable[_admin_service_pb2.ChangePasswordResponse]]:
         """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
 
-        Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once).
+        Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once, or too many failed ones).
         """
 
     @_abc_1.abstractmethod

@@ -59,7 +59,7 @@ class AuthServiceServicer:
     def Login(self, request, context):
         """Exchanges a username and password for tokens.
 
-        Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+        Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once, or too many failed ones; wait as
         `RetryInfo` says) · UNAVAILABLE (the database is away).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

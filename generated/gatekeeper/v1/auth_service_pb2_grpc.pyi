@@ -36,7 +36,7 @@ class AuthServiceStub:
     Login: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]
     """Exchanges a username and password for tokens.
 
-    Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+    Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once, or too many failed ones; wait as
     `RetryInfo` says) · UNAVAILABLE (the database is away).
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
@@ -59,7 +59,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     Login: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]  # type: ignore[assignment]
     """Exchanges a username and password for tokens.
 
-    Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+    Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once, or too many failed ones; wait as
     `RetryInfo` says) · UNAVAILABLE (the database is away).
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
@@ -85,7 +85,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_auth_service_pb2.LoginResponse, _abc.Awaitable[_auth_service_pb2.LoginResponse]]:
         """Exchanges a username and password for tokens.
 
-        Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once; wait as
+        Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once, or too many failed ones; wait as
         `RetryInfo` says) · UNAVAILABLE (the database is away).
         """
 

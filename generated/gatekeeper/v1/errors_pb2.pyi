@@ -60,10 +60,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no client key has that id. Example metadata: key_id = "ck_..."."""
     ERROR_REASON_SEGMENT_IN_USE: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
-    ERROR_REASON_USER_NAMED_BY_SEGMENTS: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION: conditions of segments hold the user's id; edit them first. Example metadata: segment_keys = "a,b"."""
+    ERROR_REASON_USER_STILL_NAMED: _ErrorReason.ValueType  # 17
+    """FAILED_PRECONDITION: flags, segments or other users hold the id; edit them first. Example metadata: segment_keys = "a,b"."""
     ERROR_REASON_LAST_ADMIN: _ErrorReason.ValueType  # 18
     """FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username = "admin"."""
+    ERROR_REASON_AUDIT_ENTRY_ARCHIVED: _ErrorReason.ValueType  # 19
+    """FAILED_PRECONDITION: the anchor is of an entry that was archived; only `gatekeeper audit verify --archives` can compare it. Example
+    metadata: seq = "12", last_archived_seq = "999999".
+    """
+    ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: _ErrorReason.ValueType  # 20
+    """FAILED_PRECONDITION: this installation has no key to sign checkpoints with."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error carries one `google.rpc.ErrorInfo` with `domain` "gatekeeper", `reason` the name of a value below without
@@ -108,8 +114,14 @@ ERROR_REASON_CLIENT_KEY_NOT_FOUND: ErrorReason.ValueType  # 15
 """NOT_FOUND: no client key has that id. Example metadata: key_id = "ck_..."."""
 ERROR_REASON_SEGMENT_IN_USE: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
-ERROR_REASON_USER_NAMED_BY_SEGMENTS: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION: conditions of segments hold the user's id; edit them first. Example metadata: segment_keys = "a,b"."""
+ERROR_REASON_USER_STILL_NAMED: ErrorReason.ValueType  # 17
+"""FAILED_PRECONDITION: flags, segments or other users hold the id; edit them first. Example metadata: segment_keys = "a,b"."""
 ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 18
 """FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username = "admin"."""
+ERROR_REASON_AUDIT_ENTRY_ARCHIVED: ErrorReason.ValueType  # 19
+"""FAILED_PRECONDITION: the anchor is of an entry that was archived; only `gatekeeper audit verify --archives` can compare it. Example
+metadata: seq = "12", last_archived_seq = "999999".
+"""
+ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: ErrorReason.ValueType  # 20
+"""FAILED_PRECONDITION: this installation has no key to sign checkpoints with."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -28,6 +28,20 @@ if _version_not_supported:
 class EvaluationServiceStub:
     """Answers which flags a user gets, from memory: every answer, and every whole bulk stream, is true at exactly one revision. Goes on
     answering while the database is down. Needs no token. Requests are at most 256 KiB (bulk messages 4 MiB).
+
+    Calls may be signed with a client key (see AdminService.CreateClientKey), and must be where the operator has decided so. A signed call has all of
+    these in its metadata, each once:
+    - `x-gatekeeper-key-id`: the key's id.
+    - `x-gatekeeper-timestamp`: now, as whole seconds since 1970-01-01 UTC, in decimal digits. At most 30 s off the server's clock.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within the last two minutes, such as
+    16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly as it is sent; or "UNSIGNED", which
+    streams must use and, unless the operator forbids it, others may.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC's key is the client secret as it was
+    shown: its 43 characters, not the bytes that they encode.
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id, timestamp, nonce, content SHA-256 (each as
+    sent), and the full name of the method, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags". Sign anew for each attempt. Whatever is
+    wrong with a signature, the answer is the same UNAUTHENTICATED.
     """
 
     def __init__(self, channel):
@@ -51,6 +65,20 @@ class EvaluationServiceStub:
 class EvaluationServiceServicer:
     """Answers which flags a user gets, from memory: every answer, and every whole bulk stream, is true at exactly one revision. Goes on
     answering while the database is down. Needs no token. Requests are at most 256 KiB (bulk messages 4 MiB).
+
+    Calls may be signed with a client key (see AdminService.CreateClientKey), and must be where the operator has decided so. A signed call has all of
+    these in its metadata, each once:
+    - `x-gatekeeper-key-id`: the key's id.
+    - `x-gatekeeper-timestamp`: now, as whole seconds since 1970-01-01 UTC, in decimal digits. At most 30 s off the server's clock.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within the last two minutes, such as
+    16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly as it is sent; or "UNSIGNED", which
+    streams must use and, unless the operator forbids it, others may.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC's key is the client secret as it was
+    shown: its 43 characters, not the bytes that they encode.
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id, timestamp, nonce, content SHA-256 (each as
+    sent), and the full name of the method, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags". Sign anew for each attempt. Whatever is
+    wrong with a signature, the answer is the same UNAUTHENTICATED.
     """
 
     def EvaluateFlags(self, request, context):
@@ -99,6 +127,20 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
 class EvaluationService:
     """Answers which flags a user gets, from memory: every answer, and every whole bulk stream, is true at exactly one revision. Goes on
     answering while the database is down. Needs no token. Requests are at most 256 KiB (bulk messages 4 MiB).
+
+    Calls may be signed with a client key (see AdminService.CreateClientKey), and must be where the operator has decided so. A signed call has all of
+    these in its metadata, each once:
+    - `x-gatekeeper-key-id`: the key's id.
+    - `x-gatekeeper-timestamp`: now, as whole seconds since 1970-01-01 UTC, in decimal digits. At most 30 s off the server's clock.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within the last two minutes, such as
+    16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly as it is sent; or "UNSIGNED", which
+    streams must use and, unless the operator forbids it, others may.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC's key is the client secret as it was
+    shown: its 43 characters, not the bytes that they encode.
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id, timestamp, nonce, content SHA-256 (each as
+    sent), and the full name of the method, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags". Sign anew for each attempt. Whatever is
+    wrong with a signature, the answer is the same UNAUTHENTICATED.
     """
 
     @staticmethod

@@ -40,8 +40,8 @@ class User(_message.Message):
     """The revision that last changed the user. Output only."""
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """What segment conditions look at; at most 16 KiB, nested at most 5 deep. Attributes sent with an evaluation win over these, per top-level
-        name.
+        """What segment conditions look at; at most 16 KiB, as a message and as JSON, nested at most 5 deep, without NUL, NaN and infinite
+        numbers. Attributes sent with an evaluation win over these, per top-level name.
         """
 
     @_builtins.property

@@ -1,0 +1,87 @@
+"""Signs where the audit log stands, and verifies such checkpoints offline (Ed25519, RFC 8032)."""
+
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gatekeeper_grpc.domain.audit import AuditCheckpoint, AuditHead, checkpoint_statement
+
+KEY_BYTES: Final = 32
+
+
+class CheckpointError(Exception):
+    """A checkpoint does not prove anything; the message says why."""
+
+
+class CheckpointSigner:
+    """Signs checkpoints with the key of this installation.
+
+    Args:
+        seed: The private key, 32 random bytes.
+        clock: Tells the time, aware.
+    """
+
+    def __init__(self, seed: bytes, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        self._clock = clock
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a key as operators write it, base64 of 32 bytes. `ValueError` never repeats any of it."""
+        return cls(key_from_text(text))
+
+    @property
+    def public_key(self) -> bytes:
+        """What verifies the signatures, 32 bytes."""
+        return self._key.public_key().public_bytes_raw()
+
+    def sign(self, head: AuditHead) -> AuditCheckpoint:
+        """Vouch for where the log stands now."""
+        create_time = self._clock()
+        signature = self._key.sign(checkpoint_statement(head, create_time))
+        return AuditCheckpoint(head=head, create_time=create_time, signature=signature, public_key=self.public_key)
+
+
+def verify_checkpoint(checkpoint: AuditCheckpoint, public_key: bytes) -> None:
+    """Return when the owner of `public_key`, which the caller trusts, signed exactly this checkpoint.
+
+    The key inside the checkpoint proves nothing: whoever forges one puts a key of their own there.
+
+    Raises:
+        CheckpointError: It was signed with another key, or altered.
+    """
+    if checkpoint.public_key != public_key:
+        raise CheckpointError("the checkpoint was signed with another key")
+    statement = checkpoint_statement(checkpoint.head, checkpoint.create_time)
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(checkpoint.signature, statement)
+    except InvalidSignature:
+        raise CheckpointError("the signature is not good: the checkpoint was altered") from None
+
+
+def key_from_text(text: str) -> bytes:
+    """Read a key, private or public, from base64; `ValueError` never repeats any of it."""
+    try:
+        key = b64decode(text.strip(), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(
+            f"the key must be {KEY_BYTES} bytes in base64, such as `openssl rand -base64 {KEY_BYTES}` makes"
+        )
+    return key
+
+
+def key_to_text(key: bytes) -> str:
+    """Write a key in base64."""
+    return b64encode(key).decode()
+
+
+def new_signing_key() -> str:
+    """Make a private key."""
+    return key_to_text(secrets.token_bytes(KEY_BYTES))

@@ -1,0 +1,118 @@
+"""The client keys that are good now, in memory: verifying a signature never waits for the database."""
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Final, Protocol
+
+import structlog
+
+from gatekeeper_grpc.auth.data_keys import SealError
+from gatekeeper_grpc.auth.tokens import Clock, utc_now
+from gatekeeper_grpc.domain.client_key import RateTier, VerificationKey
+from gatekeeper_grpc.domain.errors import GatekeeperError
+
+_log = structlog.get_logger(__name__)
+
+_ID_BYTES: Final = 10
+_SECRET_BYTES: Final = 32
+
+
+def new_key_id() -> str:
+    """Make the public name of a new key."""
+    return f"ck_{secrets.token_hex(_ID_BYTES)}"
+
+
+def new_client_secret() -> str:
+    """Make the secret of a new key: 32 random bytes in base64url without padding."""
+    return secrets.token_urlsafe(_SECRET_BYTES)
+
+
+class SealedClientKey(Protocol):
+    """A key as the store has it."""
+
+    @property
+    def key_id(self) -> str: ...  # noqa: D102
+    @property
+    def secret(self) -> bytes: ...  # noqa: D102
+    @property
+    def tier(self) -> str: ...  # noqa: D102
+    @property
+    def expire_time(self) -> datetime | None: ...  # noqa: D102
+
+
+class ClientKeyStore(Protocol):
+    """Remembers keys."""
+
+    def load_live(self) -> Iterable[SealedClientKey]:
+        """Read every key that is neither revoked nor expired."""
+        ...
+
+    def record_uses(self, last_used: Mapping[str, datetime]) -> None:
+        """Note when keys were last used."""
+        ...
+
+
+class ClientKeyCache:
+    """Holds the keys that are good, and collects when each was last used.
+
+    Args:
+        store: Where keys live.
+        unseal: Opens a secret.
+        clock: Tells the time, aware.
+    """
+
+    def __init__(self, store: ClientKeyStore, unseal: Callable[[bytes], bytes], *, clock: Clock = utc_now) -> None:
+        self._store = store
+        self._unseal = unseal
+        self._clock = clock
+        self._keys: Mapping[str, VerificationKey] = MappingProxyType({})  # replaced whole: readers need no lock
+        self._refreshing = threading.Lock()  # orders refreshes: an older load never replaces a newer one
+        self._used_lock = threading.Lock()  # guards _used
+        self._used: dict[str, datetime] = {}
+
+    def find(self, key_id: str) -> VerificationKey | None:
+        """Return a key that is good now; None when there is no such."""
+        key = self._keys.get(key_id)
+        expired = key is not None and key.expire_time is not None and key.expire_time <= self._clock()
+        return None if expired else key
+
+    def refresh(self) -> None:
+        """Load the keys; call it every few seconds. A secret that cannot be opened is logged, and its key not good."""
+        with self._refreshing:
+            opened = map(self._opened, self._store.load_live())
+            self._keys = MappingProxyType({key.key_id: key for key in opened if key is not None})
+
+    def refresh_after_write(self) -> None:
+        """Make a durable change of a key act on this instance at once; never raises: the next refresh may succeed."""
+        try:
+            self.refresh()
+        except GatekeeperError as exc:
+            _log.warning("client_keys_not_refreshed", reason=exc.reason, error=str(exc))
+
+    def note_use(self, key_id: str) -> None:
+        """Remember that a key was used just now. Takes a microsecond."""
+        with self._used_lock:
+            self._used[key_id] = self._clock()
+
+    def flush_uses(self) -> None:
+        """Write down what `note_use` collected; call it once a minute. What a crash loses was an approximation."""
+        with self._used_lock:
+            used, self._used = self._used, {}
+        if used:
+            self._store.record_uses(used)
+
+    def _opened(self, sealed: SealedClientKey) -> VerificationKey | None:
+        try:
+            secret = self._unseal(sealed.secret)
+        except SealError as exc:
+            _log.error("client_key_not_opened", key_id=sealed.key_id, error=str(exc))
+            return None
+        return VerificationKey(
+            key_id=sealed.key_id,
+            secret=secret,
+            tier=RateTier[sealed.tier.upper()],
+            expire_time=sealed.expire_time,
+        )

@@ -1,0 +1,152 @@
+"""Keeps the guessing of passwords slow, in a way that nobody can use to keep somebody else out.
+
+The rule and its reasons: docs/decisions/0007-login-lockout.md. What is counted are failures of the last 15 minutes, on
+this instance, under the names that were typed: whether an account exists makes no difference.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
+from math import ceil
+from typing import Final
+from urllib.parse import unquote
+
+from gatekeeper_grpc.domain.errors import ResourceExhausted
+from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS
+
+_IPV6_HOME_PREFIX: Final = 64
+_ALL: Final = ("all",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockoutRule:
+    """How many failures within `window_s` are too many.
+
+    `free_tries` of one address on one account have no consequence; after that a try has to wait 1 s, then twice as long
+    each time, never longer than `max_delay_s`. `failures` bounds what is remembered; the oldest go first.
+    """
+
+    window_s: float = 900.0
+    free_tries: int = 3
+    max_delay_s: float = 300.0
+    per_address: int = 30
+    per_account: int = 100
+    in_all: int = 1_000
+    failures: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    at: float
+    keys: tuple[Hashable, ...]
+
+
+class LoginGuard:
+    """Tells who has to wait before a password is looked at. Threads share it; every method takes microseconds.
+
+    Args:
+        rule: What is too much.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, rule: LockoutRule = LockoutRule(), *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rule = rule
+        self._clock = clock
+        self._lock = threading.Lock()  # guards the two below
+        self._failures: deque[_Failure] = deque()  # oldest first
+        self._times: dict[Hashable, deque[float]] = {}  # of the failures, by what they count for; oldest first
+
+    def admit(self, username: str, peer: str) -> None:
+        """Let a try pass, or raise `ResourceExhausted` that says how long to wait. A refused try counts for nothing."""
+        wait_s = self._wait_s(username, peer)
+        if wait_s > 0:
+            raise ResourceExhausted("too many failed logins; wait before you try again", retry_after_s=ceil(wait_s))
+
+    def failed(self, username: str, peer: str) -> bool:
+        """Count a failure; tell whether the next try has to wait."""
+        failure = _Failure(self._clock(), (_ALL, *_keys(username, peer)))
+        with self._lock:
+            self._failures.append(failure)
+            for key in failure.keys:
+                self._times.setdefault(key, deque()).append(failure.at)
+            if len(self._failures) > self._rule.failures:
+                self._forget_oldest()
+        return self._wait_s(username, peer) > 0
+
+    def succeeded(self, username: str, peer: str) -> None:
+        """Forgive an address its failures on this account.
+
+        What counts for the address and for all stays, or whoever has an account could go on for ever with others.
+        """
+        _address, _account, pair = _keys(username, peer)
+        with self._lock:
+            self._times.pop(pair, None)
+
+    def _wait_s(self, username: str, peer: str) -> float:
+        rule, now = self._rule, self._clock()
+        address, account, pair = _keys(username, peer)
+        with self._lock:
+            self._forget_before(now - rule.window_s)
+            own = self._times.get(address)
+            if not own:
+                # Nothing that others do keeps an address out that has not failed itself.
+                return 0.0
+            caps = {address: rule.per_address, account: rule.per_account, _ALL: rule.in_all}
+            over_s = max(self._leaves_window(key, cap) for key, cap in caps.items())
+            fresh_again_s = own[-1] + rule.window_s
+            return max(self._delayed_until(pair), min(over_s, fresh_again_s)) - now
+
+    def _leaves_window(self, key: Hashable, cap: int) -> float:
+        """Return when fewer than `cap` failures will be left; in the past when fewer are."""
+        times = self._times.get(key, ())
+        return times[-cap] + self._rule.window_s if len(times) >= cap else float("-inf")
+
+    def _delayed_until(self, pair: Hashable) -> float:
+        times = self._times.get(pair)
+        if not times or len(times) < self._rule.free_tries:
+            return float("-inf")
+        doublings = min(len(times) - self._rule.free_tries, 32)
+        return times[-1] + min(2.0**doublings, self._rule.max_delay_s)
+
+    def _forget_before(self, start: float) -> None:
+        while self._failures and self._failures[0].at <= start:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        oldest = self._failures.popleft()
+        for key in oldest.keys:
+            times = self._times.get(key)
+            # A forgiven pair may have begun anew.
+            if times and times[0] == oldest.at:
+                times.popleft()
+            if not times:
+                self._times.pop(key, None)
+
+
+def _keys(username: str, peer: str) -> tuple[Hashable, Hashable, Hashable]:
+    """Return what a failure counts for: the address, the account, and both."""
+    # Whoever sends a name of a megabyte shall not have it remembered. No account has a longer name than the limit.
+    account, address = username[: MAX_USERNAME_CHARS + 1], address_of(peer)
+    return ("address", address), ("account", account), ("pair", address, account)
+
+
+def address_of(peer: str) -> str:
+    """Return the address in what gRPC calls a peer, such as "ipv4:192.0.2.7:5001".
+
+    Without the port, which every connection has anew. Of an IPv6 address the /64, which is what one home or machine has
+    to itself. Anything else, such as a Unix socket, is its kind.
+    """
+    kind, _, place = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    host = place.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return kind
+    if isinstance(address, IPv6Address) and not address.ipv4_mapped:
+        return str(ip_network((address, _IPV6_HOME_PREFIX), strict=False))
+    return str(getattr(address, "ipv4_mapped", None) or address)

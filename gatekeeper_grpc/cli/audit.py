@@ -1,0 +1,134 @@
+"""`gatekeeper audit`: proves the audit log, anchors it outside the database, and moves its oldest part to files."""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from gatekeeper_grpc.auth.checkpoints import CheckpointError, key_from_text, verify_checkpoint
+from gatekeeper_grpc.cli.databases import opened, owner_dsn, serving_dsn
+from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.domain.audit import AuditAnchor
+from gatekeeper_grpc.domain.audit_verifier import Verification
+from gatekeeper_grpc.store.audit import AuditStore
+from gatekeeper_grpc.store.audit_archive import AuditArchive, read_archives, verify_archives, verify_with_archives
+
+_ANCHOR = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
+
+
+class _Anchor(click.ParamType[AuditAnchor]):
+    """SEQ:HASH, as `gatekeeper audit anchor` prints it."""
+
+    name = "seq:hash"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> AuditAnchor:
+        found = _ANCHOR.fullmatch(value)
+        if not found:
+            self.fail("must be SEQ:HASH, as `gatekeeper audit anchor` prints it", param, ctx)
+        return AuditAnchor(seq=int(found[1]), hash=bytes.fromhex(found[2]))
+
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_anchor_option = click.option("--anchor", type=_Anchor(), help="An anchor kept outside, which the log must contain.")
+
+
+@click.group()
+def audit() -> None:
+    """Prove the audit log, and anchor it outside the database."""
+
+
+@audit.command()
+@click.pass_obj
+def anchor(settings: Settings) -> None:
+    """Print where the log stands, SEQ:HASH, to be kept outside the database."""
+    with opened(serving_dsn(settings)) as database:
+        head = AuditStore(database).head()
+    click.echo(f"{head.anchor.seq}:{head.anchor.hash.hex()}")
+
+
+@audit.command()
+@_anchor_option
+@click.option("--archives", type=_FOLDER, help="Verify the archived part, which is in this folder, as well.")
+@click.pass_obj
+def verify(settings: Settings, anchor: AuditAnchor | None, archives: Path | None) -> None:
+    """Re-compute every hash of the log; exit with 1 at the first entry that is wrong."""
+    with opened(serving_dsn(settings)) as database:
+        if archives is None:
+            _conclude(AuditStore(database).verify(anchor))
+        else:
+            _conclude(verify_with_archives(database, read_archives(archives), anchor))
+
+
+@audit.command("verify-archives")
+@_anchor_option
+@click.argument("folder", type=_FOLDER)
+def verify_archive_files(anchor: AuditAnchor | None, folder: Path) -> None:
+    """Verify archived entries alone, without any database."""
+    _conclude(verify_archives(read_archives(folder), anchor))
+
+
+@audit.command()
+@click.pass_obj
+def checkpoint(settings: Settings) -> None:
+    """Print where the log stands, signed, as JSON: what GetAuditCheckpoint answers."""
+    from google.protobuf.json_format import MessageToJson  # noqa: PLC0415 - as below
+
+    # Here, because protobuf takes a while to import, which no other command needs.
+    from gatekeeper.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
+    from gatekeeper_grpc.first_start import load_audit_signer  # noqa: PLC0415
+    from gatekeeper_grpc.wire.audit import checkpoint_to_proto  # noqa: PLC0415
+
+    signer = load_audit_signer(settings)
+    if signer is None:
+        raise SettingsError(f"{variable_of('audit_signing_key')} is not set: there is nothing to sign with")
+    with opened(serving_dsn(settings)) as database:
+        signed = signer.sign(AuditStore(database).head())
+    click.echo(MessageToJson(GetAuditCheckpointResponse(checkpoint=checkpoint_to_proto(signed))))
+
+
+@audit.command("verify-checkpoint")
+@click.argument("file", type=click.File("rb"))
+@click.option("--public-key", required=True, help="The key that you trust, 32 bytes in base64.")
+def verify_checkpoint_file(file: Iterable[bytes], public_key: str) -> None:
+    """Verify a signed checkpoint in FILE, the JSON of GetAuditCheckpoint, without any database; print its anchor."""
+    from google.protobuf.json_format import Parse, ParseError  # noqa: PLC0415 - as above
+
+    from gatekeeper.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
+    from gatekeeper_grpc.wire.audit import checkpoint_from_proto  # noqa: PLC0415
+
+    try:
+        message = Parse(b"".join(file), GetAuditCheckpointResponse())
+        kept = checkpoint_from_proto(message.checkpoint)
+        verify_checkpoint(kept, key_from_text(public_key))
+    except (ParseError, ValueError, CheckpointError) as exc:
+        raise click.ClickException(str(exc)) from None
+    click.echo(f"{kept.head.anchor.seq}:{kept.head.anchor.hash.hex()}")
+
+
+@audit.command()
+@click.option("--before", type=click.IntRange(min=1), metavar="SEQ", help="Archive partitions all before this entry.")
+@click.option("--keep-partitions", type=click.IntRange(min=1), metavar="N", help="Keep the N newest partitions in use.")
+@click.option("--to", "folder", type=_FOLDER, required=True, help="Where the files go.")
+@click.pass_obj
+def archive(settings: Settings, before: int | None, keep_partitions: int | None, folder: Path) -> None:
+    """Move the oldest partitions of the log to files, verified by re-reading, and drop them with their documents.
+
+    A partition has a million entries. Needs the role that owns the schema: GATEKEEPER_MIGRATION_DATABASE_URL.
+    """
+    if (before is None) == (keep_partitions is None):
+        raise click.UsageError("give either --before or --keep-partitions")
+    with opened(owner_dsn(settings)) as database:
+        for archived in AuditArchive(database, folder).move(before=before, keep_partitions=keep_partitions):
+            click.echo(f"archived {archived.first_seq} to {archived.last_seq} in {archived.path}")
+
+
+def _conclude(reports: Iterable[Verification]) -> None:
+    """Print what a verification found; exit with 1 at a fault."""
+    *_, last = reports
+    if last.faulty is not None:
+        click.echo(f"{last.faulty.fault} at entry {last.faulty.seq}: {last.faulty.message}", err=True)
+        sys.exit(1)
+    counts = f"{last.verified_entries} entries, of which {last.redacted_documents} have a redacted document"
+    click.echo(f"verified {counts}; the log stands at {last.verified.seq}:{last.verified.hash.hex()}")

@@ -1,0 +1,28 @@
+"""Which database a command works on."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.embedded import running_dsn
+from gatekeeper_grpc.store.database import Database
+
+
+def serving_dsn(settings: Settings) -> str:
+    """Return the DSN of DATABASE_URL, or of the running embedded database."""
+    url = settings.database_url
+    return url.get_secret_value() if url else running_dsn(settings.data_dir)
+
+
+def owner_dsn(settings: Settings) -> str:
+    """Return the DSN for the role that owns the schema: the serving one where no other is set."""
+    url = settings.migration_database_url
+    return url.get_secret_value() if url else serving_dsn(settings)
+
+
+@contextmanager
+def opened(dsn: str) -> Iterator[Database]:
+    """Open a small pool for the length of a block."""
+    with closing(Database(dsn, pool_size=2)) as database:
+        database.open()
+        yield database

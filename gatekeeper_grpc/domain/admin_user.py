@@ -1,0 +1,79 @@
+"""The people who administer Gatekeeper, what they may be called, and what happened to their credentials."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.flag import etag
+from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminUser:
+    """An admin user as it stands at a revision; never holds its password, nor the hash of it.
+
+    `admin_id` is its identity: one created again under a freed name is another. 0: it was not written, and has no etag.
+    The first admin user was made by no mutation: its revision is 0 until something changes it. Times are aware, in UTC.
+    """
+
+    admin_id: int
+    username: str
+    role: Role
+    enabled: bool
+    create_time: datetime
+    update_time: datetime
+    revision: int
+
+    @property
+    def etag(self) -> str:
+        """Opaque name of this state of this admin user."""
+        return etag("admin_user", self.admin_id, self.revision) if self.admin_id else ""
+
+    @property
+    def can_manage(self) -> bool:
+        """Whether it may manage other admin users: at least one always may."""
+        return self.enabled and self.role is Role.ADMIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthEventEntry:
+    """One event of logging in, as recorded: what happened, under which name, from which peer."""
+
+    event_id: int
+    create_time: datetime
+    event: str
+    username: str
+    peer: str
+
+
+def check_username(field: str, username: str) -> None:
+    """Check the name of an admin user: 1 to 128 characters without NUL."""
+    check_text(field, username, at_least=1, at_most=MAX_USERNAME_CHARS)
+
+
+def admin_user_document(user: AdminUser) -> dict[str, Any]:
+    """Return an admin user as JSON values, for the audit log and for stored answers."""
+    return {
+        "admin_id": user.admin_id,
+        "username": user.username,
+        "role": user.role.name.lower(),
+        "enabled": user.enabled,
+        "create_time": user.create_time.isoformat(),
+        "update_time": user.update_time.isoformat(),
+        "revision": user.revision,
+    }
+
+
+def admin_user_from_document(document: Mapping[str, Any]) -> AdminUser:
+    """Rebuild the admin user of a document made by `admin_user_document`."""
+    return AdminUser(
+        admin_id=document["admin_id"],
+        username=document["username"],
+        role=Role[document["role"].upper()],
+        enabled=document["enabled"],
+        create_time=datetime.fromisoformat(document["create_time"]),
+        update_time=datetime.fromisoformat(document["update_time"]),
+        revision=document["revision"],
+    )

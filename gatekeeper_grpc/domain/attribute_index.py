@@ -1,0 +1,220 @@
+"""A compact, immutable map from users to those of their stored attributes that segments name.
+
+One column for each attribute: naming another one adds a column, naming one no more drops its column. In a column the
+users who have the attribute lie in 1,024 shards of `bytes`; changing n users copies at most n shards of a column and
+shares the rest, so an update holds up nobody and needs no lock. A value costs its JSON text and 20 bytes more; some 150
+more where so few users have each attribute that they lie in shards of their own.
+"""
+
+import json
+import struct
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, pairwise
+from types import MappingProxyType
+from typing import NamedTuple, cast
+
+from gatekeeper_grpc.domain.attribute import JsonValue
+from gatekeeper_grpc.domain.user_index import DIGEST_BYTES, user_digest
+
+_SHARDS = 1024
+_NUMBER = struct.Struct(">I")
+_TWO_NUMBERS = struct.Struct(">II")
+_EMPTY_SHARD = bytes(2 * _NUMBER.size)
+
+
+class AttributeEntry(NamedTuple):
+    """Says what a user has for an attribute, as JSON text; None: nothing (any more), which is also what null means.
+
+    A tuple, because a snapshot is loaded from a million of them.
+    """
+
+    user_id: str
+    name: str
+    value: str | None
+
+
+class AttributeIndex:
+    """Stored attributes, by top-level name and user. Immutable: what changes it returns another index.
+
+    Of each attribute in `names` it holds what all users have, of any other nothing. Users are kept as 128-bit digests.
+    """
+
+    __slots__ = ("_columns", "_count")
+
+    def __init__(self, columns: Mapping[str, "_Column"] = MappingProxyType({})) -> None:
+        self._columns = columns
+        self._count = sum(column.count for column in columns.values())
+
+    @classmethod
+    def build(cls, names: Iterable[str], entries: Iterable[AttributeEntry]) -> "AttributeIndex":
+        """Build an index of these attributes from entries that are all different.
+
+        Takes little more memory than the index itself. Entries of other attributes are passed over.
+        """
+        piles = {name: _Pile() for name in names}
+        for user_id, name, value in entries:
+            if value is not None and name in piles:
+                piles[name].add(user_digest(user_id), value.encode())
+        return cls({name: pile.column() for name, pile in piles.items()})
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The attributes that the index holds."""
+        return frozenset(self._columns)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def size_bytes(self) -> int:
+        """Return the length of all shards."""
+        return sum(column.size_bytes() for column in self._columns.values())
+
+    def find(self, digest: bytes, name: str) -> JsonValue:
+        """Return what the user with this digest has for an attribute; None when nothing."""
+        column = self._columns.get(name)
+        text = None if column is None else column.find(digest)
+        return None if text is None else cast(JsonValue, json.loads(text.decode()))
+
+    def with_entries(self, entries: Iterable[AttributeEntry]) -> "AttributeIndex":
+        """Return the index after these entries, applied in order; entries of attributes not held are passed over."""
+        changes: defaultdict[str, dict[bytes, bytes | None]] = defaultdict(dict)
+        for user_id, name, value in entries:
+            if name in self._columns:
+                changes[name][user_digest(user_id)] = None if value is None else value.encode()
+        changed = {name: self._columns[name].with_values(values) for name, values in changes.items()}
+        return AttributeIndex({**self._columns, **changed}) if changed else self
+
+    def joined_with(self, other: "AttributeIndex") -> "AttributeIndex":
+        """Return the index that holds the attributes of both; of those that both hold, the values of `other`."""
+        added = other._columns  # noqa: SLF001 - of the same class
+        return AttributeIndex({**self._columns, **added}) if added else self
+
+    def restricted_to(self, names: frozenset[str]) -> "AttributeIndex":
+        """Return the index without all attributes but these."""
+        if self._columns.keys() <= names:
+            return self
+        return AttributeIndex({name: column for name, column in self._columns.items() if name in names})
+
+
+class UserAttributes:
+    """What conditions see of one user: the attributes sent with the evaluation, and behind them the stored ones.
+
+    Sent ones win, a sent null included. Stored ones are looked up when a condition first asks.
+    """
+
+    __slots__ = ("_digest", "_index", "_known", "_user_id")
+
+    def __init__(self, user_id: str, sent: Mapping[str, JsonValue], stored: AttributeIndex) -> None:
+        self._user_id = user_id
+        self._index = stored
+        self._known = dict(sent)
+        self._digest: bytes | None = None
+
+    def get(self, name: str, /) -> JsonValue:
+        """Return the value of a top-level attribute; None when there is none."""
+        if name not in self._known:
+            if self._digest is None:
+                self._digest = user_digest(self._user_id)
+            self._known[name] = self._index.find(self._digest, name)
+        return self._known[name]
+
+
+class _Column:
+    """One attribute of all users: shards that hold somebody, by their number."""
+
+    __slots__ = ("_shards", "count")
+
+    def __init__(self, shards: Mapping[int, bytes]) -> None:
+        self._shards = shards
+        self.count = sum(map(_count, shards.values()))
+
+    def size_bytes(self) -> int:
+        return sum(map(len, self._shards.values()))
+
+    def find(self, digest: bytes) -> bytes | None:
+        return _find(self._shards.get(_shard_of(digest), _EMPTY_SHARD), digest)
+
+    def with_values(self, changes: Mapping[bytes, bytes | None]) -> "_Column":
+        """Return the column after changes, by digest; None: no value any more."""
+        by_shard: defaultdict[int, dict[bytes, bytes | None]] = defaultdict(dict)
+        for digest, text in changes.items():
+            if self.find(digest) != text:
+                by_shard[_shard_of(digest)][digest] = text
+        if not by_shard:
+            return self
+        merged = {number: self._merged(number, changed) for number, changed in by_shard.items()}
+        return _Column({number: shard for number, shard in {**self._shards, **merged}.items() if shard})
+
+    def _merged(self, number: int, changes: Mapping[bytes, bytes | None]) -> bytes:
+        """Return a shard after changes; empty when nobody is left."""
+        texts: dict[bytes, bytes | None] = {**dict(_values(self._shards.get(number, _EMPTY_SHARD))), **changes}
+        left = {digest: text for digest, text in texts.items() if text is not None}
+        return _shard(left) if left else b""
+
+
+class _Pile:
+    """Where the values of one attribute are gathered, in any order: digest, length, text, one after the other."""
+
+    __slots__ = ("_heaps",)
+
+    def __init__(self) -> None:
+        self._heaps: defaultdict[int, bytearray] = defaultdict(bytearray)
+
+    def add(self, digest: bytes, text: bytes) -> None:
+        self._heaps[_shard_of(digest)] += digest + _NUMBER.pack(len(text)) + text
+
+    def column(self) -> _Column:
+        """Build the column; what was gathered goes as the shards come."""
+        return _Column({number: _shard(dict(_gathered(self._heaps.pop(number)))) for number in list(self._heaps)})
+
+
+def _gathered(heap: bytearray) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at < len(heap):
+        text_at = at + DIGEST_BYTES + _NUMBER.size
+        (length,) = _NUMBER.unpack_from(heap, at + DIGEST_BYTES)
+        end = text_at + length
+        yield bytes(heap[at : at + DIGEST_BYTES]), bytes(heap[text_at:end])
+        at = end
+
+
+# A shard: how many values it has, the digests in order, the places where texts begin and the last one ends, the texts.
+
+
+def _shard(texts: Mapping[bytes, bytes]) -> bytes:
+    digests = sorted(texts)
+    ordered = [texts[digest] for digest in digests]
+    places = accumulate(map(len, ordered), initial=0)
+    return b"".join((_NUMBER.pack(len(digests)), *digests, struct.pack(f">{len(digests) + 1}I", *places), *ordered))
+
+
+def _values(shard: bytes) -> Iterator[tuple[bytes, bytes]]:
+    count = _count(shard)
+    places_at = _NUMBER.size + count * DIGEST_BYTES
+    texts_at = places_at + (count + 1) * _NUMBER.size
+    places = [texts_at + place for place in struct.unpack_from(f">{count + 1}I", shard, places_at)]
+    digests = (shard[at : at + DIGEST_BYTES] for at in range(_NUMBER.size, places_at, DIGEST_BYTES))
+    return zip(digests, (shard[begin:end] for begin, end in pairwise(places)), strict=True)
+
+
+def _find(shard: bytes, digest: bytes) -> bytes | None:
+    count = _count(shard)
+    places_at = _NUMBER.size + count * DIGEST_BYTES
+    digests = range(_NUMBER.size, places_at, DIGEST_BYTES)
+    nth = bisect_left(digests, digest, key=lambda at: shard[at : at + DIGEST_BYTES])
+    if nth == count or not shard.startswith(digest, digests[nth]):
+        return None
+    texts_at = places_at + (count + 1) * _NUMBER.size
+    begin, end = _TWO_NUMBERS.unpack_from(shard, places_at + nth * _NUMBER.size)
+    return shard[texts_at + begin : texts_at + end]
+
+
+def _count(shard: bytes) -> int:
+    (count,) = _NUMBER.unpack_from(shard)
+    return int(count)
+
+
+def _shard_of(digest: bytes) -> int:
+    return int.from_bytes(digest[:2], "big") % _SHARDS

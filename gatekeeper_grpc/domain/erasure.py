@@ -1,0 +1,55 @@
+"""Erasing a person: what counts as a mention of a user id, and what an erasure did."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """What one erasure removed, and how many audit documents it redacted."""
+
+    targets_removed: int
+    memberships_removed: int
+    documents_redacted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillNamed:
+    """What names a user id literally and is alive: keys of flags and segments, and the ids of other users."""
+
+    flag_keys: tuple[str, ...] = ()
+    segment_keys: tuple[str, ...] = ()
+    user_ids: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.flag_keys or self.segment_keys or self.user_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A person, and the random id by which the audit log knows them."""
+
+    subject_id: UUID
+    user_id: str
+
+
+class Mention:
+    """Finds a user id in JSON values: as a whole word, so that erasing `ann` does not redact what is said of `annette`.
+
+    A side on which the id has a letter, digit or underscore must not go on with another one in the text.
+    """
+
+    def __init__(self, user_id: str) -> None:
+        before = r"(?<!\w)" if re.match(r"\w", user_id) else ""
+        after = r"(?!\w)" if re.search(r"\w\Z", user_id) else ""
+        self._found_in = re.compile(before + re.escape(user_id) + after).search
+
+    def is_in(self, value: Any) -> bool:
+        """Tell whether any text of a JSON value, names of members included, mentions the id."""
+        if isinstance(value, str):
+            return self._found_in(value) is not None
+        if isinstance(value, dict):
+            return any(self.is_in(name) or self.is_in(member) for name, member in value.items())
+        return isinstance(value, list) and any(map(self.is_in, value))

@@ -1,0 +1,101 @@
+"""The known user: one whose attributes are stored, and the documents by which a user is stored and audited."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from gatekeeper_grpc.domain.attribute import JsonValue, canonical, size_bytes
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.flag import etag
+from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_BYTES, check_user_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserProfile:
+    """What an editor decides about a user: who it is and its attributes, kept as a `canonical` copy.
+
+    Valid by construction; `InvalidArgument` names the field as "user.<name>".
+    """
+
+    user_id: str
+    attributes: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_user_id("user.user_id", self.user_id)
+        # The way a frozen dataclass fills its fields.
+        object.__setattr__(self, "attributes", checked_attributes("user.attributes", self.attributes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A known user as it stands at a revision.
+
+    `subject_id` is the person, to whom targets and memberships belong whether the user is known or not. `revision` is
+    the one that last changed the attributes. Times are aware, in UTC.
+    """
+
+    subject_id: UUID
+    profile: UserProfile
+    create_time: datetime
+    update_time: datetime
+    revision: int
+
+    @property
+    def user_id(self) -> str:
+        """The user's id."""
+        return self.profile.user_id
+
+    @property
+    def attributes(self) -> Mapping[str, JsonValue]:
+        """What is stored of the user, by top-level name."""
+        return self.profile.attributes
+
+    @property
+    def etag(self) -> str:
+        """Opaque name of this state of this user."""
+        return etag("user", self.subject_id.int, self.revision)
+
+
+def checked_attributes(field: str, attributes: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return a copy of attributes that PostgreSQL can store and that reads back the same.
+
+    At most 16 KiB as compact JSON and 5 levels deep, no NaN, infinity, NUL or half a surrogate pair; `InvalidArgument`
+    names `field`.
+    """
+    try:
+        kept = canonical(dict(attributes))
+    except ValueError as error:
+        raise InvalidArgument.of(field, str(error)) from error
+    assert isinstance(kept, dict)  # noqa: S101 - as what it is a copy of
+    if size_bytes(kept) > MAX_ATTRIBUTES_BYTES:
+        raise InvalidArgument.of(field, f"must be at most {MAX_ATTRIBUTES_BYTES // 1024} KiB as JSON")
+    return kept
+
+
+def user_document(user: User) -> dict[str, Any]:
+    """Return the user as JSON values for the audit log: by subject id, never by user id."""
+    return {
+        "subject_id": str(user.subject_id),
+        "attributes": dict(user.attributes),
+        "create_time": user.create_time.isoformat(),
+        "update_time": user.update_time.isoformat(),
+        "revision": user.revision,
+    }
+
+
+def user_answer(user: User) -> dict[str, Any]:
+    """Return the user as JSON values for a stored answer, which is sealed; `user_from_answer` is the inverse."""
+    return {**user_document(user), "user_id": user.user_id}
+
+
+def user_from_answer(answer: Mapping[str, Any]) -> User:
+    """Rebuild the user of an answer made by `user_answer`."""
+    return User(
+        subject_id=UUID(answer["subject_id"]),
+        profile=UserProfile(user_id=answer["user_id"], attributes=answer["attributes"]),
+        create_time=datetime.fromisoformat(answer["create_time"]),
+        update_time=datetime.fromisoformat(answer["update_time"]),
+        revision=answer["revision"],
+    )

@@ -1,0 +1,252 @@
+"""Admin users in PostgreSQL: created, listed, changed, deleted.
+
+Whatever changes one ends its sessions in the same transaction: its token epoch rises, which stops its access tokens at
+the next mutation, and its refresh tokens go. Passwords come here as hashes, made before: hashing takes a fifth of a
+second, and the head is locked meanwhile.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import kwargs_row
+
+from gatekeeper_grpc.domain.admin_user import AdminUser, admin_user_document, admin_user_from_document
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.commands import AdminUserUpdate, NewAdminUser, PasswordChange
+from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, FailedPrecondition, NotFound, Unauthenticated
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.flags import NOTHING
+from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.logins import revoke_logins
+
+ADMIN_USER_CODEC = Codec(to_document=admin_user_document, from_document=admin_user_from_document)
+
+SELECT_ADMIN_USERS = """
+    SELECT admin_id, username, role, enabled, create_time, update_time, revision FROM admin_user
+"""
+
+
+def admin_user_from_row(
+    *,
+    admin_id: int,
+    username: str,
+    role: str,
+    enabled: bool,
+    create_time: datetime,
+    update_time: datetime,
+    revision: int,
+) -> AdminUser:
+    """Build the admin user of a row of `SELECT_ADMIN_USERS`."""
+    return AdminUser(
+        admin_id=admin_id,
+        username=username,
+        role=Role[role.upper()],
+        enabled=enabled,
+        create_time=create_time,
+        update_time=update_time,
+        revision=revision,
+    )
+
+
+class AdminUserStore:
+    """Admin users, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+
+    def __init__(self, database: Database, ledger: Ledger) -> None:
+        self._database = database
+        self._ledger = ledger
+
+    def create(self, new: NewAdminUser, *, password_hash: str, intent: Intent) -> Written[AdminUser]:
+        """Create an admin user, who may log in at once; `AlreadyExists` when the name is taken."""
+
+        def act(conn: Connection, head: Head) -> Effect[AdminUser]:
+            user = _insert(conn, head, new, password_hash)
+            return Effect(
+                result=user,
+                preview=replace(user, admin_id=0, revision=0),
+                change=_change(ChangeType.CREATED, before=None, after=user),
+            )
+
+        return self._ledger.mutate(intent, act, codec=ADMIN_USER_CODEC)
+
+    def list(self, *, after: str, limit: int) -> Read[list[AdminUser]]:
+        """Read a page of admin users in order of their names."""
+        wanted = {"after": after, "limit": limit}
+        with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
+            users = cursor.execute(LIST_ADMIN_USERS, wanted).fetchall()
+            return Read(result=users, revision=current_revision(conn))
+
+    def update(self, update: AdminUserUpdate, *, password_hash: str | None, intent: Intent) -> Written[AdminUser]:
+        """Change an admin user, with a hash its password too, and end its sessions.
+
+        `NotFound`, `Changed` when it has another etag than the update names, `FailedPrecondition` when nobody would be
+        left to manage admin users.
+        """
+
+        def act(conn: Connection, head: Head) -> Effect[AdminUser]:
+            before = _checked(conn, update.username, update.etag)
+            after = replace(before, **update.changes, update_time=head.create_time, revision=head.revision)
+            _check_somebody_manages(conn, before, after)
+            _replace(conn, after, password_hash=password_hash)
+            return Effect(
+                result=after,
+                preview=replace(after, revision=before.revision, update_time=before.update_time),
+                change=_change(
+                    ChangeType.UPDATED, before=before, after=after, password_changed=password_hash is not None
+                ),
+            )
+
+        return self._ledger.mutate(intent, act, codec=ADMIN_USER_CODEC)
+
+    def delete(self, username: str, etag: str, intent: Intent) -> Written[None]:
+        """Delete an admin user; its refresh tokens go with it, and its access tokens are nobody's.
+
+        `NotFound`, `Changed` when it has another etag (empty: any state), `FailedPrecondition` when nobody would be
+        left to manage admin users.
+        """
+
+        def act(conn: Connection, _head: Head) -> Effect[None]:
+            before = _checked(conn, username, etag)
+            _check_somebody_manages(conn, before, None)
+            conn.execute("DELETE FROM admin_user WHERE admin_id = %(admin_id)s", {"admin_id": before.admin_id})
+            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+
+        return self._ledger.mutate(intent, act, codec=NOTHING)
+
+    def own_password_hash(self, admin_id: int) -> str | None:
+        """Return the password hash of an enabled admin user; None when there is no such."""
+        with self._database.read() as conn:
+            row = conn.execute(_OWN_HASH, {"admin_id": admin_id}).fetchone()
+        return row[0] if row else None
+
+    def change_password(self, change: PasswordChange, intent: Intent) -> Written[None]:
+        """Change the caller's own password and end its sessions.
+
+        `Unauthenticated` unless the hash that the current password was checked against is still the one in force. That
+        is found out here, and not before, so that a retry whose first answer was lost gets that answer.
+        """
+
+        def act(conn: Connection, head: Head) -> Effect[None]:
+            before, current_hash = _owner(conn, change.admin_id)
+            if change.verified_hash is None or change.verified_hash != current_hash:
+                raise Unauthenticated.credentials()
+            after = replace(before, update_time=head.create_time, revision=head.revision)
+            _replace(conn, after, password_hash=change.new_hash)
+            return Effect(
+                result=None,
+                preview=None,
+                change=_change(ChangeType.UPDATED, before=before, after=after, password_changed=True),
+            )
+
+        return self._ledger.mutate(intent, act, codec=NOTHING)
+
+
+LIST_ADMIN_USERS = SELECT_ADMIN_USERS + "WHERE username > %(after)s ORDER BY username LIMIT %(limit)s"
+
+FIND_ADMIN_USER = SELECT_ADMIN_USERS + "WHERE username = %(username)s"
+
+
+def _checked(conn: Connection, username: str, etag: str) -> AdminUser:
+    """Read an admin user who is about to change; `NotFound`, or `Changed` when `etag` is given and is another."""
+    with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
+        user = cursor.execute(FIND_ADMIN_USER, {"username": username}).fetchone()
+    if user is None:
+        raise NotFound.admin_user(username)
+    if etag and etag != user.etag:
+        raise Changed.since_read(f"admin user {username!r}", current_etag=user.etag)
+    return user
+
+
+_OWN_HASH = """
+    SELECT password_hash FROM admin_user WHERE admin_id = %(admin_id)s AND enabled
+"""
+
+_FIND_OWNER = SELECT_ADMIN_USERS + "WHERE admin_id = %(admin_id)s"
+
+
+def _owner(conn: Connection, admin_id: int) -> tuple[AdminUser, str]:
+    """Read the caller and its password hash; it is there and enabled, as the ledger has checked."""
+    with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
+        (user,) = cursor.execute(_FIND_OWNER, {"admin_id": admin_id})
+    (password_hash,) = one(conn.execute(_OWN_HASH, {"admin_id": admin_id}))
+    return user, password_hash
+
+
+_ANOTHER_MANAGES = """
+    SELECT EXISTS (SELECT FROM admin_user WHERE enabled AND role = 'admin' AND admin_id <> %(admin_id)s)
+"""
+
+
+def _check_somebody_manages(conn: Connection, before: AdminUser, after: AdminUser | None) -> None:
+    """Refuse to take the last one away who may manage admin users; the locked head keeps racing calls out."""
+    if not before.can_manage or (after and after.can_manage):
+        return
+    (another,) = one(conn.execute(_ANOTHER_MANAGES, {"admin_id": before.admin_id}))
+    if not another:
+        raise FailedPrecondition.last_admin(before.username)
+
+
+_INSERT = """
+    INSERT INTO admin_user (username, password_hash, role, create_time, update_time, revision)
+    VALUES (%(username)s, %(password_hash)s, %(role)s, %(create_time)s, %(create_time)s, %(revision)s)
+    ON CONFLICT ON CONSTRAINT admin_user_username_key DO NOTHING
+    RETURNING admin_id
+"""
+
+
+def _insert(conn: Connection, head: Head, new: NewAdminUser, password_hash: str) -> AdminUser:
+    row = {
+        "username": new.username,
+        "password_hash": password_hash,
+        "role": new.role.name.lower(),
+        "create_time": head.create_time,
+        "revision": head.revision,
+    }
+    inserted = conn.execute(_INSERT, row).fetchone()
+    if inserted is None:
+        raise AlreadyExists(f"admin user {new.username!r} exists already", metadata={"username": new.username})
+    return AdminUser(
+        admin_id=inserted[0],
+        username=new.username,
+        role=new.role,
+        enabled=True,
+        create_time=head.create_time,
+        update_time=head.create_time,
+        revision=head.revision,
+    )
+
+
+_UPDATE = """
+    UPDATE admin_user
+    SET role = %(role)s, enabled = %(enabled)s, password_hash = COALESCE(%(password_hash)s, password_hash),
+        token_epoch = token_epoch + 1, update_time = %(update_time)s, revision = %(revision)s
+    WHERE admin_id = %(admin_id)s
+"""
+
+
+def _replace(conn: Connection, after: AdminUser, *, password_hash: str | None) -> None:
+    """Write an admin user and end its sessions; without a new hash it keeps the one it has."""
+    row = {
+        "admin_id": after.admin_id,
+        "role": after.role.name.lower(),
+        "enabled": after.enabled,
+        "password_hash": password_hash,
+        "update_time": after.update_time,
+        "revision": after.revision,
+    }
+    conn.execute(_UPDATE, row)
+    revoke_logins(conn, after.admin_id)
+
+
+def _change(
+    change: ChangeType, *, before: AdminUser | None, after: AdminUser | None, password_changed: bool = False
+) -> Change:
+    user = after or before
+    assert user is not None  # noqa: S101 - a change has at least one side
+    document: dict[str, Any] = {
+        "before": before and admin_user_document(before),
+        "after": after and admin_user_document(after),
+        "password_changed": password_changed,
+    }
+    return Change(resource=ResourceType.ADMIN_USER, key=user.username, change=change, document=document)

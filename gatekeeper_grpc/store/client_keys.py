@@ -1,0 +1,201 @@
+"""Client keys in PostgreSQL: created, listed, revoked, loaded for the verification of signatures.
+
+Secrets are sealed: a stolen dump does not give them away, and the server can still verify signatures with them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import class_row, kwargs_row
+
+from gatekeeper_grpc.domain.client_key import (
+    ClientKey,
+    ClientKeyConfig,
+    CreatedClientKey,
+    RateTier,
+    client_key_document,
+    client_key_from_document,
+)
+from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.store.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger, Sealer
+
+CLIENT_KEY_CODEC = Codec(to_document=client_key_document, from_document=client_key_from_document)
+
+
+def _created_document(created: CreatedClientKey) -> dict[str, Any]:
+    """For stored answers only, which are sealed: the audit log gets `client_key_document`."""
+    return {"key": client_key_document(created.key), "secret": created.secret}
+
+
+def _created_from_document(document: Mapping[str, Any]) -> CreatedClientKey:
+    return CreatedClientKey(key=client_key_from_document(document["key"]), secret=document["secret"])
+
+
+_CREATED_CODEC = Codec(to_document=_created_document, from_document=_created_from_document)
+
+SELECT_CLIENT_KEYS = """
+    SELECT key_id, name, tier, create_time, expire_time, revoke_time, last_used_time, revision FROM client_keys
+"""
+
+
+def client_key_from_row(
+    *,
+    key_id: str,
+    name: str,
+    tier: str,
+    create_time: datetime,
+    expire_time: datetime | None,
+    revoke_time: datetime | None,
+    last_used_time: datetime | None,
+    revision: int,
+) -> ClientKey:
+    """Build the client key of a row of `SELECT_CLIENT_KEYS`."""
+    return ClientKey(
+        key_id=key_id,
+        config=ClientKeyConfig(name=name, tier=RateTier[tier.upper()], expire_time=expire_time),
+        create_time=create_time,
+        revoke_time=revoke_time,
+        last_used_time=last_used_time,
+        revision=revision,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedClientKey:
+    """What verifying signatures takes of a key, its secret still sealed."""
+
+    key_id: str
+    secret: bytes
+    tier: str
+    expire_time: datetime | None
+
+
+class ClientKeyStore:
+    """Client keys, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+
+    def __init__(self, database: Database, ledger: Ledger, sealer: Sealer) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._sealer = sealer
+
+    def create(self, config: ClientKeyConfig, *, key_id: str, secret: str, intent: Intent) -> Written[CreatedClientKey]:
+        """Create a key; `InvalidArgument` when it would have expired already.
+
+        A retry gets the first call's key and secret, not the ones that it brings.
+        """
+        sealed = self._sealer.seal(secret.encode())
+
+        def act(conn: Connection, head: Head) -> Effect[CreatedClientKey]:
+            if config.expire_time is not None and config.expire_time <= head.create_time:
+                raise InvalidArgument.of(
+                    "client_key.expire_time", "must be in the future, or absent for a key for ever"
+                )
+            key = ClientKey(key_id=key_id, config=config, create_time=head.create_time, revision=head.revision)
+            _insert(conn, key, sealed)
+            return Effect(
+                result=CreatedClientKey(key=key, secret=secret),
+                preview=CreatedClientKey(key=replace(key, key_id="", revision=0), secret=""),
+                change=_change(ChangeType.CREATED, before=None, after=key),
+            )
+
+        return self._ledger.mutate(intent, act, codec=_CREATED_CODEC)
+
+    def list(self, *, after: str, limit: int) -> Read[list[ClientKey]]:
+        """Read a page of keys in order of their ids, the expired and revoked ones too."""
+        wanted = {"after": after, "limit": limit}
+        with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(client_key_from_row)) as cursor:
+            keys = cursor.execute(LIST_CLIENT_KEYS, wanted).fetchall()
+            return Read(result=keys, revision=current_revision(conn))
+
+    def revoke(self, key_id: str, intent: Intent) -> Written[ClientKey]:
+        """Revoke a key; `NotFound` when there is none. One that was revoked before keeps its time."""
+
+        def act(conn: Connection, head: Head) -> Effect[ClientKey]:
+            before = _find(conn, key_id)
+            after = replace(before, revoke_time=before.revoke_time or head.create_time, revision=head.revision)
+            revoked = {"key_id": key_id, "revoke_time": after.revoke_time, "revision": after.revision}
+            conn.execute(_REVOKE, revoked)
+            return Effect(
+                result=after,
+                preview=replace(after, revision=before.revision),
+                change=_change(ChangeType.UPDATED, before=before, after=after),
+            )
+
+        return self._ledger.mutate(intent, act, codec=CLIENT_KEY_CODEC)
+
+    def load_live(self) -> Sequence[SealedClientKey]:
+        """Read every key that is neither revoked nor expired, its secret sealed."""
+        with self._database.read() as conn, conn.cursor(row_factory=class_row(SealedClientKey)) as cursor:
+            return cursor.execute(LIVE_CLIENT_KEYS).fetchall()
+
+    def record_uses(self, last_used: Mapping[str, datetime]) -> None:
+        """Note when keys were last used, by key id. No mutation: no revision, no audit entry, no etag changes."""
+        uses = {"key_ids": list(last_used), "times": list(last_used.values())}
+        with self._database.write() as conn:
+            conn.execute(_RECORD_USES, uses)
+
+
+LIST_CLIENT_KEYS = SELECT_CLIENT_KEYS + "WHERE key_id > %(after)s ORDER BY key_id LIMIT %(limit)s"
+
+FIND_CLIENT_KEY = SELECT_CLIENT_KEYS + "WHERE key_id = %(key_id)s"
+
+LIVE_CLIENT_KEYS = """
+    SELECT key_id, secret, tier, expire_time FROM client_keys
+    WHERE revoke_time IS NULL AND (expire_time IS NULL OR expire_time > clock_timestamp())
+"""
+
+
+def _find(conn: Connection, key_id: str) -> ClientKey:
+    with conn.cursor(row_factory=kwargs_row(client_key_from_row)) as cursor:
+        key = cursor.execute(FIND_CLIENT_KEY, {"key_id": key_id}).fetchone()
+    if key is None:
+        raise NotFound.client_key(key_id)
+    return key
+
+
+_INSERT = """
+    INSERT INTO client_keys (key_id, name, secret, tier, create_time, expire_time, revision)
+    VALUES (%(key_id)s, %(name)s, %(secret)s, %(tier)s, %(create_time)s, %(expire_time)s, %(revision)s)
+"""
+
+
+def _insert(conn: Connection, key: ClientKey, sealed: bytes) -> None:
+    row = {
+        "key_id": key.key_id,
+        "name": key.config.name,
+        "secret": sealed,
+        "tier": key.config.tier.name.lower(),
+        "create_time": key.create_time,
+        "expire_time": key.config.expire_time,
+        "revision": key.revision,
+    }
+    conn.execute(_INSERT, row)
+
+
+_REVOKE = """
+    UPDATE client_keys SET revoke_time = %(revoke_time)s, revision = %(revision)s WHERE key_id = %(key_id)s
+"""
+
+# Instances note their uses independently: the latest wins. In order of key, so that two of them cannot deadlock.
+_RECORD_USES = """
+    WITH used AS (
+        SELECT k.key_id, u.time FROM client_keys k
+        JOIN unnest(%(key_ids)s::text[], %(times)s::timestamptz[]) AS u (key_id, time) USING (key_id)
+        ORDER BY k.key_id FOR UPDATE OF k
+    )
+    UPDATE client_keys k SET last_used_time = GREATEST(k.last_used_time, used.time) FROM used
+    WHERE used.key_id = k.key_id
+"""
+
+
+def _change(change: ChangeType, *, before: ClientKey | None, after: ClientKey) -> Change:
+    return Change(
+        resource=ResourceType.CLIENT_KEY,
+        key=after.key_id,
+        change=change,
+        document={"before": before and client_key_document(before), "after": client_key_document(after)},
+    )

@@ -1,0 +1,103 @@
+"""Members of segments in PostgreSQL. They may be a million: edits are recorded as deltas, by subject id."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+from uuid import UUID
+
+from psycopg.rows import scalar_row
+
+from gatekeeper_grpc.domain.commands import MemberEdit
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.segment import Segment
+from gatekeeper_grpc.store.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.segments import checked_segment, find_segment
+from gatekeeper_grpc.store.subjects import meet
+
+_COUNT: Codec[int] = Codec(to_document=int, from_document=int)
+
+# Edits members and returns those subjects whose membership changed.
+_Act: TypeAlias = Callable[[Connection, Segment, MemberEdit], list[UUID]]
+
+
+class MemberStore:
+    """The users who are in segments by name. Edits answer how many users they concerned."""
+
+    def __init__(self, database: Database, ledger: Ledger) -> None:
+        self._database = database
+        self._ledger = ledger
+
+    def add(self, edit: MemberEdit, intent: Intent) -> Written[int]:
+        """Make users members, all or none; `NotFound`, or `Changed` when the segment has another etag."""
+        return self._edit("added", _add, edit, intent)
+
+    def remove(self, edit: MemberEdit, intent: Intent) -> Written[int]:
+        """Make users members no more; `NotFound`, or `Changed` when the segment has another etag."""
+        return self._edit("removed", _remove, edit, intent)
+
+    def list(self, segment_key: str, *, after: str, limit: int) -> Read[list[str]]:
+        """Read a page of a segment's members in user-id order, from the one after `after` on.
+
+        `NotFound` when there is no segment.
+        """
+        with self._database.read() as conn, conn.cursor(row_factory=scalar_row) as cursor:
+            segment = find_segment(conn, segment_key)
+            wanted = {"segment_id": segment.segment_id, "after": after, "limit": limit}
+            return Read(result=cursor.execute(LIST_MEMBERS, wanted).fetchall(), revision=current_revision(conn))
+
+    def revision(self) -> int:
+        """Read the current revision."""
+        with self._database.read() as conn:
+            return current_revision(conn)
+
+    def _edit(self, what: str, act: _Act, edit: MemberEdit, intent: Intent) -> Written[int]:
+        def mutation(conn: Connection, _head: Head) -> Effect[int]:
+            segment = checked_segment(conn, edit.segment_key, edit.etag)
+            subjects = act(conn, segment, edit)
+            change = Change(
+                resource=ResourceType.MEMBERS,
+                key=segment.key,
+                change=ChangeType.UPDATED,
+                document={what: [str(subject) for subject in subjects]},
+                subjects=tuple(subjects),
+            )
+            return Effect(result=len(subjects), preview=len(subjects), change=change)
+
+        return self._ledger.mutate(intent, mutation, codec=_COUNT)
+
+
+LIST_MEMBERS = """
+    SELECT s.user_id FROM segment_members m JOIN subjects s USING (subject_id)
+    WHERE m.segment_id = %(segment_id)s AND s.user_id > %(after)s
+    ORDER BY s.user_id LIMIT %(limit)s
+"""
+
+_ADD = """
+    INSERT INTO segment_members (segment_id, subject_id)
+    SELECT %(segment_id)s, subject_id FROM subjects WHERE user_id = ANY(%(user_ids)s)
+    ON CONFLICT ON CONSTRAINT segment_members_pkey DO NOTHING
+    RETURNING subject_id
+"""
+
+_REMOVE = """
+    DELETE FROM segment_members m USING subjects s
+    WHERE m.segment_id = %(segment_id)s AND m.subject_id = s.subject_id AND s.user_id = ANY(%(user_ids)s)
+    RETURNING m.subject_id
+"""
+
+
+def _add(conn: Connection, segment: Segment, edit: MemberEdit) -> list[UUID]:
+    meet(conn, edit.user_ids)
+    return _changed(conn.execute(_ADD, _parameters(segment, edit)))
+
+
+def _remove(conn: Connection, segment: Segment, edit: MemberEdit) -> list[UUID]:
+    return _changed(conn.execute(_REMOVE, _parameters(segment, edit)))
+
+
+def _parameters(segment: Segment, edit: MemberEdit) -> dict[str, object]:
+    return {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
+
+
+def _changed(rows: Iterable[tuple[UUID]]) -> list[UUID]:
+    return sorted(subject for (subject,) in rows)

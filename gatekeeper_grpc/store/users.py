@@ -1,0 +1,241 @@
+"""Known users in PostgreSQL: created, read, listed, changed, forgotten; and the cap on what segments name of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import kwargs_row
+from psycopg.types.json import Jsonb
+
+from gatekeeper_grpc.domain.attribute import JsonValue
+from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
+from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, NotFound, ResourceExhausted
+from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_document, user_from_answer
+from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.flags import NOTHING
+from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.subjects import meet
+
+_USER = Codec(to_document=user_answer, from_document=user_from_answer)
+
+# Every query for users begins so.
+SELECT_USERS = """
+    SELECT u.subject_id, s.user_id, u.attributes, u.create_time, u.update_time, u.revision
+    FROM users u JOIN subjects s USING (subject_id)
+"""
+
+
+def user_from_row(
+    *,
+    subject_id: UUID,
+    user_id: str,
+    attributes: dict[str, Any],
+    create_time: datetime,
+    update_time: datetime,
+    revision: int,
+) -> User:
+    """Build the user of a row of `SELECT_USERS`."""
+    return User(
+        subject_id=subject_id,
+        profile=UserProfile(user_id=user_id, attributes=attributes),
+        create_time=create_time,
+        update_time=update_time,
+        revision=revision,
+    )
+
+
+class UserStore:
+    """Known users, read and changed. Mutations go through the ledger; reads say at which revision they are true.
+
+    `attribute_cap` is how many stored attribute values segments may name.
+    """
+
+    def __init__(self, database: Database, ledger: Ledger, *, attribute_cap: int = MAX_STORED_VALUES) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._attribute_cap = attribute_cap
+
+    def create(self, profile: UserProfile, intent: Intent) -> Written[User]:
+        """Make a user known; `AlreadyExists` when it is, `ResourceExhausted` when the cap is reached."""
+
+        def act(conn: Connection, head: Head) -> Effect[User]:
+            user = _insert(conn, head, profile)
+            self._check_cap(conn, before={}, after=user.attributes)
+            return Effect(
+                result=user,
+                preview=replace(user, revision=0),
+                change=_change(ChangeType.CREATED, before=None, after=user),
+            )
+
+        return self._ledger.mutate(intent, act, codec=_USER)
+
+    def get(self, user_id: str) -> Read[User]:
+        """Read a user; `NotFound` when it is not known."""
+        with self._database.read() as conn:
+            return Read(result=find_user(conn, user_id), revision=current_revision(conn))
+
+    def list(self, wanted: UserFilter) -> Read[list[User]]:
+        """Read a page of users in user-id order."""
+        with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
+            users = cursor.execute(LIST_USERS, _list_parameters(wanted)).fetchall()
+            return Read(result=users, revision=current_revision(conn))
+
+    def update(self, update: UserUpdate, intent: Intent) -> Written[User]:
+        """Change attributes of a user.
+
+        `NotFound`, `Changed` when the user has another etag than the update names, `InvalidArgument` when the
+        attributes become too large together, `ResourceExhausted` when the cap is reached.
+        """
+
+        def act(conn: Connection, head: Head) -> Effect[User]:
+            before = checked_user(conn, update.user_id, update.etag)
+            after = _replace(conn, head, before, update.applied_to(before.attributes))
+            self._check_cap(conn, before=before.attributes, after=after.attributes)
+            return Effect(
+                result=after,
+                preview=replace(after, revision=before.revision, update_time=before.update_time),
+                change=_change(ChangeType.UPDATED, before=before, after=after),
+            )
+
+        return self._ledger.mutate(intent, act, codec=_USER)
+
+    def delete(self, user_id: str, etag: str, intent: Intent) -> Written[None]:
+        """Forget a user's attributes; targets and memberships stay, for they are its subject's.
+
+        `NotFound`, or `Changed` when the user has another etag. Empty etag: any state.
+        """
+
+        def act(conn: Connection, _head: Head) -> Effect[None]:
+            before = checked_user(conn, user_id, etag)
+            forget_user(conn, before.subject_id)
+            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+
+        return self._ledger.mutate(intent, act, codec=NOTHING)
+
+    def _check_cap(self, conn: Connection, *, before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> None:
+        # Who adds nothing is not refused for what others added.
+        if after.keys() - before.keys():
+            check_attribute_cap(conn, cap=self._attribute_cap)
+
+
+FIND_USER = SELECT_USERS + "WHERE s.user_id = %(user_id)s"
+
+
+def find_user(conn: Connection, user_id: str) -> User:
+    """Read a user within a transaction; `NotFound` when it is not known."""
+    with conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
+        user = cursor.execute(FIND_USER, {"user_id": user_id}).fetchone()
+    if user is None:
+        raise NotFound.user(user_id)
+    return user
+
+
+def checked_user(conn: Connection, user_id: str, etag: str) -> User:
+    """Read a user that is about to change; `NotFound`, or `Changed` when `etag` is given and is not the user's."""
+    user = find_user(conn, user_id)
+    if etag and etag != user.etag:
+        raise Changed.since_read(f"user {user_id!r}", current_etag=user.etag)
+    return user
+
+
+def forget_user(conn: Connection, subject_id: UUID) -> None:
+    """Drop what is stored of a person, if anything."""
+    conn.execute("DELETE FROM users WHERE subject_id = %(subject_id)s", {"subject_id": subject_id})
+
+
+_COUNT_STORED_VALUES = """
+    SELECT coalesce(sum(users), 0) FROM user_attribute_counts
+    WHERE name IN (SELECT unnest(attribute_names) FROM segments)
+"""
+
+
+def check_attribute_cap(conn: Connection, *, cap: int = MAX_STORED_VALUES) -> None:
+    """Check how many stored attribute values segments name, after users or segments were written.
+
+    `ResourceExhausted` when they are more than `cap`: every instance holds them in memory. Nulls count.
+    """
+    (count,) = one(conn.execute(_COUNT_STORED_VALUES))
+    if count > cap:
+        raise ResourceExhausted(
+            f"segments may name {cap} stored attribute values of users in all, and with this change would name "
+            f"{count}: name fewer attributes in conditions, or send them with each evaluation instead",
+            metadata={"limit": str(cap), "wanted": str(count)},
+        )
+
+
+# Filters that are not given are NULL; the planner folds them away. Containment finds users by the index, but takes a
+# part of a list or an object for the whole.
+LIST_USERS = (
+    SELECT_USERS
+    + """
+    WHERE s.user_id > %(after)s
+      AND (%(prefix)s::text IS NULL OR starts_with(s.user_id, %(prefix)s) AND s.user_id >= %(prefix)s)
+      AND (%(attributes)s::jsonb IS NULL OR u.attributes @> %(attributes)s AND NOT EXISTS (
+          SELECT FROM jsonb_each(%(attributes)s) AS wanted WHERE u.attributes -> wanted.key <> wanted.value))
+    ORDER BY s.user_id LIMIT %(limit)s
+"""
+)
+
+
+def _list_parameters(wanted: UserFilter) -> dict[str, object]:
+    return {
+        "after": wanted.after,
+        "prefix": wanted.user_id_prefix or None,
+        "attributes": Jsonb(wanted.attributes) if wanted.attributes else None,
+        "limit": wanted.limit,
+    }
+
+
+_INSERT = """
+    INSERT INTO users (subject_id, attributes, create_time, update_time, revision)
+    SELECT subject_id, %(attributes)s, %(update_time)s, %(update_time)s, %(revision)s
+    FROM subjects WHERE user_id = %(user_id)s
+    ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING
+    RETURNING subject_id
+"""
+
+
+def _insert(conn: Connection, head: Head, profile: UserProfile) -> User:
+    meet(conn, [profile.user_id])
+    row = conn.execute(_INSERT, {**_columns(profile, head), "user_id": profile.user_id}).fetchone()
+    if row is None:
+        raise AlreadyExists(f"user {profile.user_id!r} is known already", metadata={"user_id": profile.user_id})
+    return User(
+        subject_id=row[0],
+        profile=profile,
+        create_time=head.create_time,
+        update_time=head.create_time,
+        revision=head.revision,
+    )
+
+
+_UPDATE = """
+    UPDATE users SET attributes = %(attributes)s, update_time = %(update_time)s, revision = %(revision)s
+    WHERE subject_id = %(subject_id)s
+"""
+
+
+def _replace(conn: Connection, head: Head, before: User, attributes: Mapping[str, JsonValue]) -> User:
+    profile = replace(before.profile, attributes=attributes)
+    conn.execute(_UPDATE, {**_columns(profile, head), "subject_id": before.subject_id})
+    return replace(before, profile=profile, update_time=head.create_time, revision=head.revision)
+
+
+def _columns(profile: UserProfile, head: Head) -> dict[str, object]:
+    return {"attributes": Jsonb(profile.attributes), "update_time": head.create_time, "revision": head.revision}
+
+
+def _change(change: ChangeType, *, before: User | None, after: User | None) -> Change:
+    user = after or before
+    assert user is not None  # noqa: S101 - a change has at least one side
+    return Change(
+        resource=ResourceType.USER,
+        key=str(user.subject_id),
+        change=change,
+        document={"before": before and user_document(before), "after": after and user_document(after)},
+        subjects=(user.subject_id,),
+    )

@@ -1,0 +1,63 @@
+"""Known users, between domain types and messages."""
+
+from gatekeeper.v1 import admin_service_pb2 as admin
+from gatekeeper.v1 import user_pb2
+from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.limits import MAX_USER_ID_BYTES, check_text
+from gatekeeper_grpc.domain.user import User, UserProfile, checked_attributes
+from gatekeeper_grpc.wire.evaluation import attributes_from_proto
+from gatekeeper_grpc.wire.flags import timestamp
+from gatekeeper_grpc.wire.json import struct_to_proto
+
+_ALL = "attributes"
+_ONE = "attributes."
+
+
+def user_to_proto(user: User) -> user_pb2.User:
+    """Convert a user. One that was not written (revision 0) has no etag."""
+    return user_pb2.User(
+        user_id=user.user_id,
+        attributes=struct_to_proto(user.attributes),
+        create_time=timestamp(user.create_time),
+        update_time=timestamp(user.update_time),
+        etag=user.etag if user.revision else "",
+        revision=user.revision,
+    )
+
+
+def user_profile_from_proto(message: user_pb2.User) -> UserProfile:
+    """Convert what an editor decides about a user; what the server decides is ignored."""
+    return UserProfile(user_id=message.user_id, attributes=attributes_from_proto("user.attributes", message.attributes))
+
+
+def user_update_from_proto(request: admin.UpdateUserRequest) -> UserUpdate:
+    """Convert an update; `InvalidArgument` names the mask's path that cannot be updated."""
+    paths = request.update_mask.paths
+    if not paths:
+        raise InvalidArgument.of("update_mask", f"must name {_ALL}, or {_ONE}<name> for each that shall change")
+    for position, path in enumerate(paths):
+        if path != _ALL and not path.startswith(_ONE):
+            raise InvalidArgument.of(
+                f"update_mask.paths[{position}]", f"is {path!r}, which cannot be updated; use {_ALL} or {_ONE}<name>"
+            )
+    profile = user_profile_from_proto(request.user)
+    return UserUpdate(
+        user_id=profile.user_id,
+        attributes=profile.attributes,
+        # All that follows the first dot is the name: dots, quotes and spaces in it mean nothing else.
+        names=None if _ALL in paths else frozenset(path.removeprefix(_ONE) for path in paths),
+        etag=request.user.etag,
+    )
+
+
+def user_filter_from_proto(request: admin.ListUsersRequest, *, after: str, limit: int) -> UserFilter:
+    """Convert the filters of a listing."""
+    check_text("user_id_prefix", request.user_id_prefix, at_most=MAX_USER_ID_BYTES)
+    attributes = attributes_from_proto("attributes", request.attributes)
+    return UserFilter(
+        after=after,
+        limit=limit,
+        user_id_prefix=request.user_id_prefix,
+        attributes=checked_attributes("attributes", attributes),
+    )

@@ -1,0 +1,223 @@
+"""The client key RPCs: what they do, every way in which they refuse, and who sees a secret (promises D5, D7)."""
+
+import logging
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from structlog.testing import capture_logs
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, RATE_TIER_STANDARD, RATE_TIER_UNLIMITED, ClientKey
+from tests.conftest import KEYS
+from tests.rpc.asking import (
+    TIMEOUT_S,
+    Installation,
+    Refusal,
+    contents,
+    installed,
+    invalid,
+    query,
+    race,
+    refusal_of,
+)
+from tests.rpc.operators import manager
+
+
+@pytest.fixture(scope="module")
+def installation(postgres: str) -> Iterator[Installation]:
+    with installed(postgres) as installation:
+        yield installation
+
+
+def create(installation: Installation, *, expire: datetime | None = None, **fields: Any) -> pb.CreateClientKeyResponse:
+    key = ClientKey(name=fields.pop("name", "checkout"), tier=fields.pop("tier", RATE_TIER_HIGH))
+    if expire is not None:
+        key.expire_time.FromDatetime(expire)
+    return manager(installation).CreateClientKey(
+        pb.CreateClientKeyRequest(**{"client_key": key, **fields}), timeout=TIMEOUT_S
+    )
+
+
+def revoke(installation: Installation, key_id: str, **fields: Any) -> pb.RevokeClientKeyResponse:
+    return manager(installation).RevokeClientKey(pb.RevokeClientKeyRequest(key_id=key_id, **fields), timeout=TIMEOUT_S)
+
+
+def listed(installation: Installation) -> dict[str, ClientKey]:
+    page = manager(installation).ListClientKeys(pb.ListClientKeysRequest(page_size=1000), timeout=TIMEOUT_S)
+    assert page.revision == installation.revision()
+    return {key.key_id: key for key in page.client_keys}
+
+
+def live(installation: Installation, key_id: str) -> bool:
+    """Tell whether this instance would verify a signature with the key, right now."""
+    return installation.server._live_client_keys.find(key_id) is not None
+
+
+def tomorrow() -> datetime:
+    return datetime.now(UTC) + timedelta(days=1)
+
+
+@pytest.mark.parametrize("tier", [RATE_TIER_STANDARD, RATE_TIER_HIGH, RATE_TIER_UNLIMITED])
+@pytest.mark.parametrize("expires", [False, True])
+def test_create_shows_the_key_and_its_secret_and_the_key_is_good_at_once(
+    installation: Installation, tier: Any, expires: bool
+) -> None:
+    response = create(installation, name="Kasse 全員", tier=tier, expire=tomorrow() if expires else None)
+
+    key = response.client_key
+    assert re.fullmatch(r"ck_[0-9a-f]{20}", key.key_id)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", response.secret)
+    assert (key.name, key.tier, key.revision) == ("Kasse 全員", tier, response.revision)
+    assert [key.HasField(name) for name in ("expire_time", "revoke_time", "last_used_time")] == [expires, False, False]
+    assert listed(installation)[key.key_id] == key
+    assert live(installation, key.key_id)
+
+
+BAD_CREATES: dict[str, tuple[dict[str, Any], str]] = {
+    "no name": ({"name": ""}, "client_key.name"),
+    "long name": ({"name": "x" * 129}, "client_key.name"),
+    "NUL in name": ({"name": "\0"}, "client_key.name"),
+    "no tier": ({"tier": 0}, "client_key.tier"),
+    "unknown tier": ({"tier": 77}, "client_key.tier"),
+    "expired": ({"expire": datetime.now(UTC)}, "client_key.expire_time"),
+    "bad request id": ({"request_id": "mine"}, "request_id"),
+    "long reason": ({"change_reason": "x" * 1025}, "change_reason"),
+}
+
+
+@pytest.mark.parametrize(("fields", "field"), BAD_CREATES.values(), ids=BAD_CREATES.keys())
+@pytest.mark.parametrize("validate_only", [False, True])
+def test_create_refuses_and_names_the_field(
+    installation: Installation, fields: dict[str, Any], field: str, validate_only: bool
+) -> None:
+    before = contents(installation.dsn)
+
+    assert refusal_of(lambda: create(installation, **fields, validate_only=validate_only)) == invalid(field)
+    assert contents(installation.dsn) == before
+
+
+@pytest.mark.parametrize("seconds", [2**62, -(2**62)])
+def test_create_refuses_a_time_that_is_none(installation: Installation, seconds: int) -> None:
+    key = ClientKey(name="x", tier=RATE_TIER_HIGH, expire_time=Timestamp(seconds=seconds))
+    refusal = refusal_of(lambda: manager(installation).CreateClientKey(pb.CreateClientKeyRequest(client_key=key)))
+
+    assert refusal == invalid("client_key.expire_time")
+
+
+def test_create_that_only_validates_shows_no_secret_and_writes_nothing(installation: Installation) -> None:
+    before = contents(installation.dsn)
+
+    response = create(installation, validate_only=True)
+
+    assert (response.secret, response.client_key.key_id, response.client_key.name) == ("", "", "checkout")
+    assert contents(installation.dsn) == before
+
+
+def test_retry_gets_the_same_secret_also_in_a_race(installation: Installation) -> None:
+    request_id = str(uuid4())
+
+    answers = race([lambda: create(installation, request_id=request_id) for _ in range(4)])
+
+    assert {(answer.client_key.key_id, answer.secret) for answer in answers} == {
+        (answers[0].client_key.key_id, answers[0].secret)
+    }
+    assert refusal_of(lambda: create(installation, request_id=request_id, name="other")) == invalid("request_id")
+
+
+def test_retry_after_the_key_expired_still_gets_the_secret(installation: Installation) -> None:
+    request_id, soon = str(uuid4()), datetime.now(UTC) + timedelta(seconds=0.4)
+    first = create(installation, request_id=request_id, expire=soon)
+    time.sleep(0.5)
+
+    assert create(installation, request_id=request_id, expire=soon) == first
+    assert not live(installation, first.client_key.key_id)
+
+
+def test_revoked_key_is_not_good_at_once_and_for_good(installation: Installation) -> None:
+    key = create(installation).client_key
+
+    first = revoke(installation, key.key_id)
+    second = revoke(installation, key.key_id)
+
+    assert first.client_key.HasField("revoke_time")
+    assert first.client_key.revision == first.revision == key.revision + 1
+    assert second.client_key.revoke_time == first.client_key.revoke_time
+    assert listed(installation)[key.key_id] == second.client_key
+    assert not live(installation, key.key_id)
+
+
+def test_revocation_that_only_validates_leaves_the_key_good(installation: Installation) -> None:
+    key = create(installation).client_key
+    before = contents(installation.dsn)
+
+    response = revoke(installation, key.key_id, validate_only=True)
+
+    assert response.client_key.HasField("revoke_time")
+    assert response.client_key.revision == key.revision
+    assert contents(installation.dsn) == before
+    assert live(installation, key.key_id)
+
+
+def test_retry_of_a_revocation_gets_the_first_answer(installation: Installation) -> None:
+    key, request_id = create(installation).client_key, str(uuid4())
+
+    assert revoke(installation, key.key_id, request_id=request_id) == revoke(
+        installation, key.key_id, request_id=request_id
+    )
+
+
+@pytest.mark.parametrize("key_id", ["", "x" * 129, "\0"])
+def test_revoke_refuses_what_is_no_id(installation: Installation, key_id: str) -> None:
+    assert refusal_of(lambda: revoke(installation, key_id)) == invalid("key_id")
+
+
+def test_revoke_refuses_an_unknown_id(installation: Installation) -> None:
+    unknown = Refusal(grpc.StatusCode.NOT_FOUND, "CLIENT_KEY_NOT_FOUND", {"key_id": "ck_0"})
+    assert refusal_of(lambda: revoke(installation, "ck_0")) == unknown
+
+
+def test_list_is_in_pages_by_key_id(installation: Installation) -> None:
+    made = {create(installation).client_key.key_id for _ in range(3)}
+    found, token = [], ""
+    while True:
+        request = pb.ListClientKeysRequest(page_size=2, page_token=token)
+        page = manager(installation).ListClientKeys(request, timeout=TIMEOUT_S)
+        found += [key.key_id for key in page.client_keys]
+        token = page.next_page_token
+        if not token:
+            break
+
+    assert found == sorted(found)
+    assert made <= set(found)
+
+
+@pytest.mark.parametrize(("fields", "field"), [({"page_size": -1}, "page_size"), ({"page_token": "x"}, "page_token")])
+def test_list_refuses_bad_pages(installation: Installation, fields: dict[str, Any], field: str) -> None:
+    stub = manager(installation)
+    assert refusal_of(lambda: stub.ListClientKeys(pb.ListClientKeysRequest(**fields))) == invalid(field)
+
+
+def test_secret_is_in_the_one_reply_and_nowhere_else_in_the_clear(
+    postgres: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with installed(postgres) as installation, capture_logs() as structured:
+        created = create(installation, request_id=str(uuid4()), change_reason="for the till")
+        revoked = revoke(installation, created.client_key.key_id, request_id=str(uuid4()))
+        keys = listed(installation)
+        rows = contents(installation.dsn)
+        documents = [bytes(row[0]) for row in query(installation.dsn, "SELECT document FROM audit_documents")]
+        ((sealed,),) = query(installation.dsn, "SELECT secret FROM client_keys")
+
+    seen = f"{structured} {caplog.text} {capfd.readouterr()} {revoked} {keys} {rows} {documents}"
+    assert created.client_key.key_id in seen
+    assert created.secret not in seen
+    assert created.secret.encode().hex() not in seen
+    assert KEYS.data.open(bytes(sealed)).decode() == created.secret

@@ -1,0 +1,121 @@
+"""Signed evaluation calls through a real server: the stage, its settings, and keys that come and go (promise D1)."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import grpc
+import pytest
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.server import GatekeeperServer
+from tests.conftest import StartServer, connect, token_for
+from tests.rpc.asking import TIMEOUT_S, UNAUTHENTICATED, refusal_of
+
+REQUEST = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
+BULK = BulkEvaluateFlagsRequest(contexts=[EvaluationContext(user_id="anna")])
+UNARY, STREAM = (f"/gatekeeper.v1.EvaluationService/{rpc}" for rpc in ("EvaluateFlags", "BulkEvaluateFlags"))
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Client:
+    """A calling service with a client key."""
+
+    def __init__(self, channel: grpc.Channel, admin: AdminServiceStub) -> None:
+        self.stub = EvaluationServiceStub(channel)
+        self.admin = admin
+        key = ClientKey(name="till", tier=RATE_TIER_HIGH)
+        created = admin.CreateClientKey(pb.CreateClientKeyRequest(client_key=key), timeout=TIMEOUT_S)
+        self.key_id, self._secret = created.client_key.key_id, created.secret.encode()
+
+    def signed(
+        self, content: str = hashlib.sha256(REQUEST.SerializeToString()).hexdigest(), *, method: str = UNARY
+    ) -> Metadata:
+        timestamp, nonce = str(int(time.time())), uuid4().hex
+        parts = {"key_id": self.key_id, "timestamp": timestamp, "nonce": nonce, "content_sha256": content}
+        signature = sign(self._secret, method=method, **parts)
+        headers = {**parts, "signature": signature}
+        return tuple((f"x-gatekeeper-{name.replace('_', '-')}", value) for name, value in headers.items())
+
+    def evaluate(self, metadata: Metadata = (), request: EvaluateFlagsRequest = REQUEST) -> int:
+        return self.stub.EvaluateFlags(request, metadata=metadata, timeout=TIMEOUT_S).revision
+
+    def evaluate_many(self, metadata: Metadata = ()) -> int:
+        return len(list(self.stub.BulkEvaluateFlags(iter([BULK]), metadata=metadata, timeout=TIMEOUT_S)))
+
+
+def client_of(server: GatekeeperServer, dsn: str) -> Iterator[Client]:
+    with connect(server) as channel, connect(server, token=token_for(dsn, Role.ADMIN)) as admin:
+        yield Client(channel, AdminServiceStub(admin))
+
+
+@pytest.fixture
+def client(server: GatekeeperServer, dsn: str) -> Iterator[Client]:
+    """A client of a server with the default settings."""
+    yield from client_of(server, dsn)
+
+
+@pytest.fixture
+def strict(start_server: StartServer, dsn: str) -> Iterator[Client]:
+    """A client of a server that wants every call signed, bodies too."""
+    yield from client_of(start_server(require_signed_calls=True, allow_unsigned_bodies=False), dsn)
+
+
+def test_signed_and_anonymous_calls_are_answered_and_a_bad_signature_is_not(client: Client) -> None:
+    signed = client.signed()
+
+    assert client.evaluate(signed) == client.evaluate() == client.evaluate(client.signed(UNSIGNED))
+    assert client.evaluate_many(client.signed(UNSIGNED, method=STREAM)) == client.evaluate_many() == 2
+    bad = (*signed[:-1], ("x-gatekeeper-signature", "0" * 64))
+    assert refusal_of(lambda: client.evaluate(bad)) == UNAUTHENTICATED
+    assert refusal_of(lambda: client.evaluate(signed[:-1])) == UNAUTHENTICATED
+
+
+def test_call_that_is_sent_again_or_as_another_is_refused(client: Client) -> None:
+    signed = client.signed()
+    client.evaluate(signed)
+    other = EvaluateFlagsRequest(context=EvaluationContext(user_id="bob"))
+
+    assert refusal_of(lambda: client.evaluate(signed)) == UNAUTHENTICATED
+    assert refusal_of(lambda: client.evaluate(client.signed(), other)) == UNAUTHENTICATED
+    assert refusal_of(lambda: client.evaluate_many(client.signed(UNSIGNED))) == UNAUTHENTICATED
+    assert refusal_of(lambda: client.evaluate_many(client.signed("0" * 64, method=STREAM))) == UNAUTHENTICATED
+
+
+def test_every_call_must_be_signed_whole_where_the_operator_says_so(strict: Client) -> None:
+    strict.evaluate(strict.signed())
+    assert strict.evaluate_many(strict.signed(UNSIGNED, method=STREAM)) == 2
+
+    assert refusal_of(strict.evaluate) == UNAUTHENTICATED
+    assert refusal_of(strict.evaluate_many) == UNAUTHENTICATED
+    assert refusal_of(lambda: strict.evaluate(strict.signed(UNSIGNED))) == UNAUTHENTICATED
+
+
+def test_revoked_key_signs_no_further_call(client: Client) -> None:
+    client.evaluate(client.signed())
+
+    client.admin.RevokeClientKey(pb.RevokeClientKeyRequest(key_id=client.key_id), timeout=TIMEOUT_S)
+
+    assert refusal_of(lambda: client.evaluate(client.signed())) == UNAUTHENTICATED
+
+
+def test_signed_calls_need_no_database(server: GatekeeperServer, client: Client) -> None:
+    server.database.close()
+
+    assert client.evaluate(client.signed()) > 0
+
+
+def test_use_of_a_key_is_listed(server: GatekeeperServer, client: Client) -> None:
+    client.evaluate(client.signed())
+    server._live_client_keys.flush_uses()
+
+    (key,) = client.admin.ListClientKeys(pb.ListClientKeysRequest(), timeout=TIMEOUT_S).client_keys
+    assert abs(key.last_used_time.seconds - time.time()) < 60
