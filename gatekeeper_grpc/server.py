@@ -97,6 +97,7 @@ class GatekeeperServer:
         )
         self._health = HealthReporter(self)
         self._pools = CallPools(_pool_sizes(settings))
+        self._health_pools = CallPools()
         self._access_tokens = AccessTokens(keys, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._page_tokens = PageTokens([key.secret.encode() for key in keys.keys])
         self._server = self._build_server()
@@ -124,6 +125,7 @@ class GatekeeperServer:
         self._server.stop(self._settings.grace_s).wait(self._settings.grace_s + 1)
         self._health_server.stop(0).wait(1)
         self._pools.close()
+        self._health_pools.close()
         self._maintenance.close()
         self._refresher.close()
         self.database.close()
@@ -162,11 +164,10 @@ class GatekeeperServer:
 
     def _build_health_server(self) -> grpc.Server:
         """Health on a port and workers of its own: it answers when the other server is full."""
-        pools = CallPools({**DEFAULT_SIZES, PoolName.OPERATIONS: PoolSize(workers=2, queue=64)})
         server = grpc.server(
-            pools[PoolName.OPERATIONS],
+            self._health_pools[PoolName.OPERATIONS],
             options=_OPTIONS,
-            interceptors=[*build_interceptors(verifier=self._access_tokens, pools=pools)],
+            interceptors=[*build_interceptors(verifier=self._access_tokens, pools=self._health_pools)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         return server

@@ -1,5 +1,6 @@
 """Evaluation, between domain types and messages."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) ->
 
 
 def attributes_from_proto(field: str, message: Struct) -> dict[str, Any]:
-    """Convert attributes to JSON values: at most 16 KiB as a message, at most 5 levels deep."""
+    """Convert attributes to JSON values: at most 16 KiB as a message, 5 levels of objects and lists, finite numbers."""
     if message.ByteSize() > MAX_ATTRIBUTES_BYTES:
         raise InvalidArgument.of(
             field, f"must be at most {MAX_ATTRIBUTES_BYTES // 1024} KiB, not {message.ByteSize()} bytes"
@@ -43,18 +44,21 @@ def attributes_from_proto(field: str, message: Struct) -> dict[str, Any]:
     return _struct(field, message, MAX_ATTRIBUTES_DEPTH)
 
 
-def _struct(field: str, message: Struct, depth: int) -> dict[str, Any]:
-    return {name: _value(field, value, depth) for name, value in message.fields.items()}
+def _struct(field: str, message: Struct, levels: int) -> dict[str, Any]:
+    return {name: _value(field, value, levels - 1) for name, value in message.fields.items()}
 
 
-def _value(field: str, message: Value, depth: int) -> Any:
-    if depth == 0:
-        raise InvalidArgument.of(field, f"must be nested at most {MAX_ATTRIBUTES_DEPTH} levels deep")
+def _value(field: str, message: Value, levels: int) -> Any:
+    """Convert a value that may hold so many levels of lists and objects."""
     kind = message.WhichOneof("kind")
+    if kind in ("struct_value", "list_value") and levels == 0:
+        raise InvalidArgument.of(field, f"must be nested at most {MAX_ATTRIBUTES_DEPTH} levels deep")
+    if kind == "number_value" and not math.isfinite(message.number_value):
+        raise InvalidArgument.of(field, "must not hold NaN or an infinite number: JSON has neither")
     if kind == "struct_value":
-        return _struct(field, message.struct_value, depth - 1)
+        return _struct(field, message.struct_value, levels)
     if kind == "list_value":
-        return [_value(field, item, depth - 1) for item in message.list_value.values]
+        return [_value(field, item, levels - 1) for item in message.list_value.values]
     return None if kind in (None, "null_value") else getattr(message, kind)
 
 
