@@ -122,6 +122,7 @@ class GatekeeperServer:
         """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period."""
         self._health.drain()
         time.sleep(self._settings.drain_s)
+        self._health.close()
         self._server.stop(self._settings.grace_s).wait(self._settings.grace_s + 1)
         self._health_server.stop(0).wait(1)
         self._pools.close()

@@ -58,21 +58,20 @@ def test_a_failing_run_is_logged_and_the_next_one_comes(failure: Exception, logg
 
 
 def test_closing_lets_the_current_run_end_and_makes_it_the_last() -> None:
-    started, ended = threading.Event(), []
+    started, ended = threading.Event(), threading.Event()
 
     def run_until_told() -> None:
         started.set()
         while not periodic.is_stopping:
-            pause.wait(OFTEN_S)
-        ended.append("run")
+            threading.Event().wait(OFTEN_S)
+        ended.set()
 
-    pause = threading.Event()
     periodic = Periodic("long", run_until_told, interval_s=OFTEN_S)
     periodic.start()
     assert started.wait(TIMEOUT_S)
     periodic.close()
 
-    assert (ended, periodic._thread.is_alive()) == (["run"], False)
+    assert (ended.is_set(), periodic._thread.is_alive()) == (True, False)
 
 
 def test_closing_ends_a_long_wait() -> None:

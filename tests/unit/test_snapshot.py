@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +19,7 @@ from tests.unit.test_flag import flag
 USERS = ["alice", "bob", "carol"]
 KEYS = ["a", "b", "c", "d"]
 Entries = dict[tuple[str, int], int]
+_Key = TypeVar("_Key")
 
 
 def index(entries: Entries) -> UserIndex:
@@ -57,7 +58,11 @@ def flags_by_key(draw: st.DrawFn) -> dict[str, Flag]:
         }
     )
     drawn = draw(st.dictionaries(st.sampled_from(KEYS), st.tuples(lives, fields)))
-    return {key: flag(key, flag_id=KEYS.index(key) * 10 + life, **config) for key, (life, config) in drawn.items()}
+    return {key: _living(key, life, config) for key, (life, config) in drawn.items()}
+
+
+def _living(key: str, life: int, config: dict[str, Any]) -> Flag:
+    return flag(key, flag_id=KEYS.index(key) * 10 + life, **config)
 
 
 @st.composite
@@ -84,7 +89,7 @@ def build(state: dict[str, Any], *, revision: int) -> Snapshot:
     )
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def changed(before: Mapping[_Key, Any], after: Mapping[_Key, Any]) -> dict[_Key, Any]:
     """What changed between two mappings; None: gone."""
     return {key: after.get(key) for key in {*before, *after} if before.get(key) != after.get(key)}
 

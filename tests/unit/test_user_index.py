@@ -16,7 +16,7 @@ OWNERS = [0, 1, 2, 2**63 - 1]
 
 names = st.tuples(st.sampled_from(USERS), st.sampled_from(OWNERS))
 models = st.dictionaries(names, st.integers(0, 255))
-edits = st.lists(st.builds(lambda name, tag: UserEntry(*name, tag), names, st.none() | st.integers(0, 255)))
+edits = st.lists(st.builds(UserEntry, st.sampled_from(USERS), st.sampled_from(OWNERS), st.none() | st.integers(0, 255)))
 
 
 def entries(model: Model) -> list[UserEntry]:

@@ -42,9 +42,11 @@ def lists(levels: int) -> dict[str, Any]:
 
 def padded(size: int) -> Struct:
     """Attributes of exactly so many bytes as a message."""
-    attributes = struct({"pad": ""})
+    attributes = Struct()
+    pad = attributes.fields["pad"]
+    pad.string_value = ""
     while attributes.ByteSize() != size:
-        attributes["pad"] = "x" * (len(attributes["pad"]) + size - attributes.ByteSize())
+        pad.string_value = "x" * (len(pad.string_value) + size - attributes.ByteSize())
     return attributes
 
 
