@@ -190,7 +190,8 @@ class GatekeeperServer:
         )
 
 
-_FILES = (
+# Any: published without types, health and reflection have descriptors of another class than the typed ones.
+_FILES: tuple[Any, ...] = (
     admin_service_pb2.DESCRIPTOR,
     auth_service_pb2.DESCRIPTOR,
     evaluation_service_pb2.DESCRIPTOR,

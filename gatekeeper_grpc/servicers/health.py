@@ -41,7 +41,10 @@ class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published
         self._watches: dict[grpc.ServicerContext, Callable[[Any], None]] = {}
         super().__init__(experimental_non_blocking=True)
 
-    def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]) -> None:
+    # pyright reads the base's untyped default, None, as its type.
+    def Watch(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]
+    ) -> None:
         with self._lock:
             self._watches[context] = send_response_callback
         context.add_callback(lambda: self._forget(context))

@@ -44,7 +44,7 @@ def contents_of_model(model: Model) -> tuple[int, Mapping[int, int], Mapping[str
     return len(model), {owner: counts[owner] for owner in OWNERS}, found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(built=models, batches=st.lists(edits, max_size=4))
 def test_an_index_says_what_a_dict_would_after_any_edits(built: Model, batches: list[list[UserEntry]]) -> None:
     index, model = UserIndex.build(entries(built)), built
