@@ -78,6 +78,19 @@ def test_every_listener_hears_it(dsn: str, flags: FlagStore, wait: Callable[[flo
         assert [heard(listener, until=revision) for listener in (wait, wait_too)] == [[revision], [revision]]
 
 
+_LAST_WORD = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+def test_each_wait_talks_to_the_server_lest_a_dead_connection_look_like_a_quiet_one(
+    dsn: str, wait: Callable[[float], list[int]]
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        before = conn.execute(_LAST_WORD).fetchall()
+        wait(0.01)
+
+        assert conn.execute(_LAST_WORD).fetchall() > before
+
+
 def test_a_lost_connection_is_noticed_by_the_next_wait(dsn: str, wait: Callable[[float], list[int]]) -> None:
     others = "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
     with psycopg.connect(dsn, autocommit=True) as conn:

@@ -1,6 +1,7 @@
 """The refresher's threads, with a source of snapshots in memory that a test can hold up, break and change."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -77,14 +78,14 @@ class Announcer:
 
     def __init__(self) -> None:
         self.announced: SimpleQueue[int | Exception] = SimpleQueue()
-        self.listening_again = threading.Semaphore(0)
+        self.waiting = threading.Event()
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
-        self.listening_again.release()
         yield self._wait
 
     def _wait(self, timeout_s: float) -> list[int]:
+        self.waiting.set()
         try:
             announced = self.announced.get(timeout=timeout_s)
         except Empty:
@@ -134,13 +135,19 @@ class House:
             cache, self.source, self.announcer, poll_interval_s=poll_s, reload_interval_s=reload_s
         )
 
+    def settle(self) -> None:
+        """Wait until somebody listens and every refresh asked for is done."""
+        assert self.announcer.waiting.wait(TIMEOUT_S)
+        asked_at = time.monotonic()
+        assert self.cache.wait_for(lambda: self.cache._confirmed_at > asked_at, timeout_s=TIMEOUT_S)
+
 
 @contextmanager
 def house(*, cache: WatchedCache | None = None, poll_s: float = NEVER_S, reload_s: float = NEVER_S) -> Iterator[House]:
     house = House(cache or WatchedCache(), poll_s=poll_s, reload_s=reload_s)
     house.refresher.start()
     try:
-        assert house.cache.wait_for_revision(1, timeout_s=TIMEOUT_S)
+        house.settle()
         yield house
     finally:
         house.refresher.close()
@@ -193,12 +200,10 @@ def test_what_was_announced_while_nobody_listened_is_looked_for_when_listening_a
 ) -> None:
     monkeypatch.setattr(refresher_module, "_RECONNECT_S", 0.01)
     with house() as running:
-        assert running.announcer.listening_again.acquire(timeout=TIMEOUT_S)
         running.source.revision = 2
         running.announcer.announced.put(Unavailable("the connection is lost"))
 
         assert running.cache.serves(lambda snapshot: snapshot.revision == 2)
-        assert running.announcer.listening_again.acquire(timeout=TIMEOUT_S)
 
 
 @pytest.mark.parametrize(
