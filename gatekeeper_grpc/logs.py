@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+_log = structlog.get_logger(__name__)
+
 
 def configure_logs(*, level: str, log_format: str) -> None:
     """Send logs to standard error from now on.
@@ -19,12 +21,25 @@ def configure_logs(*, level: str, log_format: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([structlog.dev.ConsoleRenderer()] if for_people else _JSON),
+            *(_FOR_PEOPLE if for_people else _JSON),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs()])
 
 
+class _LibraryLogs(logging.Handler):
+    """Takes what libraries log by way of the standard library, such as a lost connection, into our log.
+
+    Left to itself it would be lines of another form, some in the middle of ours.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _log.log(record.levelno, "library", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+
+
+# Plain: the default prints the local variables of a traceback, and with them passwords and tokens.
+_FOR_PEOPLE = (structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),)
 _JSON = (structlog.processors.format_exc_info, structlog.processors.JSONRenderer())

@@ -20,7 +20,7 @@ from gatekeeper_grpc.server import GatekeeperServer
 _log = structlog.get_logger(__name__)
 
 # Beyond the drain and grace periods; then whatever still hangs is left behind.
-_STOP_MARGIN_S = 5.0
+_STOP_MARGIN_S = 1.0
 
 
 def serve(settings: Settings, *, demo: bool) -> None:
@@ -32,12 +32,13 @@ def serve(settings: Settings, *, demo: bool) -> None:
 
     Errors: `SettingsError`, `GatekeeperError` and `EmbeddedDatabaseError` say what keeps the process from starting.
     """
-    stop = _stop_signals()
+    # Until there is something to drain, SIGTERM interrupts whatever the start waits for, as SIGINT does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     keys = load_keys(settings)
     with _database(settings) as dsn:
         prepare_database(settings, dsn, keys, demo=demo)
         server = GatekeeperServer(settings, dsn=dsn, keys=keys)
-        _serve_until(stop, server, settings, demo=demo)
+        _serve_until(_stop_signals(), server, settings, demo=demo)
 
 
 def _stop_signals() -> SimpleQueue[int]:

@@ -130,6 +130,7 @@ class GatekeeperServer:
         self._audit_watching = Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S)
         self._health = HealthReporter(self)
         self._pools = CallPools(_pool_sizes(settings))
+        self._health_pools = CallPools()
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._audit_signer = keys.audit
         self._page_tokens = PageTokens([key.secret.encode() for key in keys.tokens.keys])
@@ -158,9 +159,11 @@ class GatekeeperServer:
         """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period."""
         self._health.drain()
         time.sleep(self._settings.drain_s)
+        self._health.close()
         self._server.stop(self._settings.grace_s).wait(self._settings.grace_s + 1)
         self._health_server.stop(0).wait(1)
         self._pools.close()
+        self._health_pools.close()
         self._maintenance.close()
         self._audit_watching.close()
         self.audit_watch.close()
@@ -204,11 +207,10 @@ class GatekeeperServer:
 
     def _build_health_server(self) -> grpc.Server:
         """Health on a port and workers of its own: it answers when the other server is full."""
-        pools = CallPools({**DEFAULT_SIZES, PoolName.OPERATIONS: PoolSize(workers=2, queue=64)})
         server = grpc.server(
-            pools[PoolName.OPERATIONS],
+            self._health_pools[PoolName.OPERATIONS],
             options=_OPTIONS,
-            interceptors=[*build_interceptors(verifier=self._access_tokens, pools=pools)],
+            interceptors=[*build_interceptors(verifier=self._access_tokens, pools=self._health_pools)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         return server
@@ -251,7 +253,8 @@ class GatekeeperServer:
         )
 
 
-_FILES = (
+# Any: published without types, health and reflection have descriptors of another class than the typed ones.
+_FILES: tuple[Any, ...] = (
     admin_service_pb2.DESCRIPTOR,
     auth_service_pb2.DESCRIPTOR,
     evaluation_service_pb2.DESCRIPTOR,

@@ -15,6 +15,9 @@ _log = structlog.get_logger(__name__)
 
 _WRITE_VISIBLE_TIMEOUT_S = 2.0
 _RECONNECT_S = 0.5
+_CATCH_UP_ATTEMPTS = 10
+# How long `close` may have to wait for the listening thread, which nothing wakes but an announcement.
+_LISTEN_AT_MOST_S = 0.25
 
 
 class SnapshotSource(Protocol):
@@ -58,7 +61,6 @@ class Refresher:
         self._cache = cache
         self._source = source
         self._announcements = announcements
-        self._poll_interval_s = poll_interval_s
         self._refreshing = Periodic("refresh", self._refresh, interval_s=poll_interval_s, wait=cache.wait_for_request)
         self._listening = Periodic("listen", self._listen, interval_s=_RECONNECT_S)
         self._reloading = Periodic("reload", self._reload, interval_s=reload_interval_s)
@@ -94,13 +96,13 @@ class Refresher:
             self._publish(lambda: self._source.load_since(base))
 
     def _reload(self) -> None:
-        base = self._cache.peek()
-        if base is None:
+        if self._cache.peek() is None:
             return
         snapshot = self._source.load()
-        # Writes went on meanwhile. What is published must not be older than what is served.
-        while not (self._publish(lambda: self._source.load_since(snapshot)) or self._reloading.is_stopping):
-            pass
+        # Writes went on meanwhile, and go on: what is published must not be older than what is served. A database that
+        # was set back stays older, so this ends.
+        if not any(self._publish(lambda: self._source.load_since(snapshot)) for _ in range(_CATCH_UP_ATTEMPTS)):
+            _log.warning("reload_not_published", revision=snapshot.revision)
 
     def _publish(self, load: Callable[[], Snapshot]) -> bool:
         """Load and publish; False when what was loaded is older than what is served."""
@@ -112,7 +114,7 @@ class Refresher:
             # What was announced before we listened, we have to look for.
             self._cache.request_refresh()
             while not self._listening.is_stopping:
-                self._heed(wait(self._poll_interval_s))
+                self._heed(wait(_LISTEN_AT_MOST_S))
 
     def _heed(self, announced: Sequence[int]) -> None:
         """Ask for a refresh, unless what was announced is served already, as our own writes are."""

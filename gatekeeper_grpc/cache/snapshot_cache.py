@@ -1,5 +1,6 @@
 """The snapshot that this instance answers from: read without a lock, replaced by newer ones only."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -7,8 +8,8 @@ from collections.abc import Callable
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
-# A head known for less than this counts as fresh: a client that asks for revisions that do not exist cannot make us
-# read it each time.
+# A head that did not have a revision is not read again for that revision, or later ones, within this time: a client
+# that asks for revisions that do not exist cannot make us read it each time.
 _HEAD_IS_FRESH_S = 0.1
 _CATCH_UP_TIMEOUT_S = 0.5
 
@@ -28,11 +29,13 @@ class SnapshotCache:
         self._clock = clock
         self._snapshot: Snapshot | None = None
         # When the database last said that `_snapshot` is the newest, or delivered it.
-        self._confirmed_at = float("-inf")
+        self._confirmed_at = -math.inf
         # Guards the two above against writers; readers take either with one attribute read.
         self._changed = threading.Condition()
         self._waiters = threading.BoundedSemaphore(max_waiters)
         self._wanted = threading.Event()
+        # The revision last refused because the head did not have it, and when the head was read. Replaced whole.
+        self._missing = (math.inf, -math.inf)
 
     def current(self) -> Snapshot:
         """Return the current snapshot; `Unavailable` before the first one."""
@@ -59,13 +62,13 @@ class SnapshotCache:
     def at_least(self, revision: int) -> Snapshot:
         """Return a snapshot at `revision` or later; 0: the current one.
 
-        Errors: `FailedPrecondition` when the revision does not exist yet, `Unavailable` when that cannot be found out
-        within 500 ms or too many callers wait already. Never an older snapshot.
+        Errors: `FailedPrecondition` when the revision does not exist yet, or did not in the last 100 ms, `Unavailable`
+        when that cannot be found out within 500 ms or too many callers wait already. Never an older snapshot.
         """
         snapshot = self.current()
         if snapshot.revision >= revision:
             return snapshot
-        if self.unconfirmed_s() < _HEAD_IS_FRESH_S:
+        if self._is_known_missing(revision):
             raise _not_reached(revision, snapshot.revision)
         if not self._waiters.acquire(blocking=False):
             raise Unavailable("too many calls wait for a revision already", retry_after_s=_CATCH_UP_TIMEOUT_S)
@@ -76,12 +79,21 @@ class SnapshotCache:
 
     def _caught_up(self, revision: int) -> Snapshot:
         asked_at = self._clock()
-        if not self.wait_for(lambda: self._confirmed_at >= asked_at, timeout_s=_CATCH_UP_TIMEOUT_S):
+
+        def is_settled() -> bool:
+            return self.current().revision >= revision or self._confirmed_at >= asked_at
+
+        if not self.wait_for(is_settled, timeout_s=_CATCH_UP_TIMEOUT_S):
             raise Unavailable("this instance cannot confirm the newest revision", retry_after_s=1.0)
         snapshot = self.current()
         if snapshot.revision < revision:
+            self._missing = (revision, self._confirmed_at)
             raise _not_reached(revision, snapshot.revision)
         return snapshot
+
+    def _is_known_missing(self, revision: int) -> bool:
+        missing, read_at = self._missing
+        return revision >= missing and self._clock() - read_at < _HEAD_IS_FRESH_S
 
     def wait_for_revision(self, revision: int, *, timeout_s: float) -> bool:
         """Have the snapshot refreshed and wait until it is at `revision` or later; False when that took too long."""

@@ -14,7 +14,7 @@ from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, 
 from gatekeeper_grpc.interceptors.errors import errors_as_status
 from gatekeeper_grpc.interceptors.grpcio_call import Patience, RequestReader
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Door, Policy, authorize
-from gatekeeper_grpc.interceptors.pools import CallPools
+from gatekeeper_grpc.interceptors.pools import CallPool, CallPools
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
 
 MESSAGE_PATIENCE = Patience(limit_s=5.0, pressed_s=0.1)
@@ -144,7 +144,7 @@ class _Method:
         # The row alone places a method: a pool that a servicer asked for would be unbounded.
         self._pool = plumbing.pools[policy.pool]
         self._slow_readers = plumbing.pools.slow_readers
-        self._response_within_s = plumbing.stream_patience.limit_s
+        self._response_within_s = (policy.patience or plumbing.stream_patience).limit_s
         self.experimental_thread_pool = self._pool
         # Without a token to check first, a call without a message has no business on a worker.
         self.first_message_within_s = self._patience.limit_s if policy.access is Door.OPEN else None
@@ -194,24 +194,42 @@ class _StreamResponse(_Method):
 
 
 class _NonBlockingResponse(_Method):
-    """A response stream that keeps no worker: the servicer sends through a callback, long after this has returned."""
+    """A response stream that keeps no worker: the servicer sends through a callback, long after it has returned."""
 
     experimental_non_blocking = True
 
     def __call__(self, requests: Any, context: Any, send_response: Callable[[Any], None]) -> None:
         rpc = self._open_rpc()
         open_rpc(rpc, context)
-        self._log_when_over(rpc, context)
+        shielded = _CallbacksOnWorkers(context, self._pool)
+        if not shielded.add_callback(partial(log_finished, rpc, context)):
+            log_finished(rpc, context)
         with errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
-            self._behaviour(self._argument(requests, signed), context, send_response)
+            argument = self._argument(requests, signed)
+            self._behaviour(argument, shielded, partial(self._send, send_response, context))
 
-    def _log_when_over(self, rpc: Rpc, context: Any) -> None:
-        call_context = contextvars.copy_context()
+    def _send(self, send_response: Callable[[Any], None], context: Any, response: Any) -> None:
+        with self._slow_readers.sending(context, within_s=self._response_within_s):
+            send_response(response)
 
-        def log() -> None:
-            call_context.run(log_finished, rpc, context)
 
-        # grpcio calls back on its serving thread, which must not write logs.
-        if not context.add_callback(partial(self._pool.hand_over, log)):
-            log()
+class _CallbacksOnWorkers:
+    """A call's context that keeps callbacks off grpcio's serving thread.
+
+    There, one that waits for a lock stops the server: for good, if whoever holds the lock waits for a response to be
+    sent. grpcio's own health service does that when one watcher leaves while another arrives.
+    """
+
+    def __init__(self, context: Any, pool: CallPool) -> None:
+        self._context = context
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` run on a worker, in this context, when the call is over; False if it is over already."""
+        in_context = partial(contextvars.copy_context().run, callback)
+        added: bool = self._context.add_callback(lambda: self._pool.hand_over(in_context))
+        return added

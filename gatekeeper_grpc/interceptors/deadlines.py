@@ -20,7 +20,7 @@ class Deadlines(Generic[Thing]):
 
     Args:
         name: Names the thread and, in the log, what is ended: one line for all that is ended at a time.
-        end: Ends one thing, on the thread; the thing has been removed by then.
+        end: Ends one thing, which has been removed by then; on the thread, or on that of `make_room`.
     """
 
     def __init__(self, name: str, end: Callable[[Thing], None]) -> None:
@@ -45,12 +45,13 @@ class Deadlines(Generic[Thing]):
         with self._lock:
             self._ends_at.pop(thing, None)
 
-    def remove_oldest(self) -> Thing:
-        """Forget what has been here for the longest, and return it."""
+    def make_room(self, capacity: int) -> None:
+        """End what has been here for the longest, if there are `capacity` things."""
         with self._lock:
-            oldest = next(iter(self._ends_at))
-            del self._ends_at[oldest]
-            return oldest
+            oldest = next(iter(self._ends_at)) if len(self._ends_at) >= capacity else None
+        if oldest is not None:
+            self.remove(oldest)
+            self._end(oldest)
 
     def close(self) -> None:
         """End nothing any more."""

@@ -35,7 +35,7 @@ class Policy:
     max_request_bytes: int | None = None
     """Largest request message; None: the server's limit for all methods."""
     patience: Patience | None = None
-    """How long its messages may take; None: the server's for its kind of method."""
+    """How long its messages and responses may take; None: the server's for its kind of method."""
     signable: bool = False
     """Whether calls may, or by the settings must, be signed with a client key."""
 
@@ -61,7 +61,10 @@ _EVALUATE: Final = Policy(
     access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
 _EVALUATE_STREAM: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, signable=True)
-_HEALTH: Final = Policy(access=Door.OPEN, pool=PoolName.OPERATIONS, quiet=True)
+# grpcio's health service holds its one lock while it sends: a watcher that does not read must go soon.
+_HEALTH: Final = Policy(
+    access=Door.OPEN, pool=PoolName.OPERATIONS, quiet=True, patience=Patience(limit_s=2.0, pressed_s=0.1)
+)
 # Not with health: an open reflection stream keeps its worker.
 _REFLECTION: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, quiet=True)
 

@@ -33,8 +33,7 @@ class Reception:
         For the serving thread: takes constant time, as does `admit`, which runs there too.
         """
         call.receive_then(lambda: self._release(call, admit))
-        if len(self._held) >= self._capacity:
-            self._refuse(self._held.remove_oldest())
+        self._held.make_room(self._capacity)
         self._held.add(call, within_s=within_s)
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """The standard gRPC health service: what this instance can do right now, per service."""
 
-from collections.abc import Mapping
-from typing import Protocol
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2
 
@@ -31,6 +33,37 @@ class Instance(Protocol):
         ...
 
 
+class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published without types.
+    """The published servicer, which cannot end its Watch streams: open ones would hold up every shutdown."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _watches
+        self._watches: dict[grpc.ServicerContext, Callable[[Any], None]] = {}
+        super().__init__(experimental_non_blocking=True)
+
+    # pyright reads the base's untyped default, None, as its type.
+    def Watch(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]
+    ) -> None:
+        with self._lock:
+            self._watches[context] = send_response_callback
+        context.add_callback(lambda: self._forget(context))
+        super().Watch(request, context, send_response_callback)
+
+    def end_watches(self) -> None:
+        """End every Watch stream with UNAVAILABLE: after OK some clients would never watch again."""
+        with self._lock:
+            watches = dict(self._watches)
+        for context, send in watches.items():
+            context.set_code(grpc.StatusCode.UNAVAILABLE)
+            context.set_details("the server is shutting down")
+            send(None)
+
+    def _forget(self, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            self._watches.pop(context, None)
+
+
 class HealthReporter:
     """Keeps the health service true, from `start` to `close`.
 
@@ -39,7 +72,7 @@ class HealthReporter:
     """
 
     def __init__(self, instance: Instance) -> None:
-        self.servicer = health.HealthServicer()
+        self.servicer = _HealthServicer()
         self._instance = instance
         self._reported: dict[str, bool] = {}
         self._looking = Periodic("health", self._look, interval_s=_LOOK_EVERY_S)
@@ -53,6 +86,10 @@ class HealthReporter:
         """Say NOT_SERVING for good, so that clients and load balancers go elsewhere."""
         self._looking.close()
         self.servicer.enter_graceful_shutdown()
+
+    def close(self) -> None:
+        """End what watches health, so that it does not hold up the shutdown."""
+        self.servicer.end_watches()
 
     def _look(self) -> None:
         evaluation, database = self._instance.can_evaluate(), self._instance.has_database()

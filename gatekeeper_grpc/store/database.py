@@ -40,7 +40,9 @@ class Database:
             max_size=pool_size,
             max_waiting=_MAX_WAITING,
             timeout=_ACQUIRE_TIMEOUT_S,
-            check=ConnectionPool.check_connection,
+            # The pool would try again after 1 s, 2 s, 4 s, ..., and be back as long after an outage as it took. Without
+            # patience, whoever asks makes it try.
+            reconnect_timeout=0,
             name="gatekeeper",
             open=False,
         )
@@ -67,13 +69,33 @@ class Database:
 
     @contextmanager
     def _transaction(self, level: IsolationLevel, *, read_only: bool) -> Iterator[Connection]:
-        with translated_errors(), self._pool.connection() as conn:
+        with translated_errors(), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level
             if conn.read_only is not read_only:
                 conn.read_only = read_only
             with conn.transaction():
                 yield conn
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Take a connection that is alive. The pool's own `check` sleeps for a second after each one that is not."""
+        conn = self._pool.getconn()
+        while not _is_alive(conn):
+            self._pool.putconn(conn)  # which discards it and makes another
+            conn = self._pool.getconn()
+        try:
+            yield conn
+        finally:
+            self._pool.putconn(conn)
+
+
+def _is_alive(conn: Connection) -> bool:
+    try:
+        ConnectionPool.check_connection(conn)
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def one(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -80,7 +80,9 @@ def _find(conn: Connection, user_id: str) -> Subject:
     with conn.cursor(row_factory=class_row(Subject)) as cursor:
         subject = cursor.execute(query, {"user_id": user_id}).fetchone()
     if subject is None:
-        raise NotFound(f"nothing is held about user {user_id!r}", reason="USER_NOT_FOUND", metadata={"user_id": user_id})
+        raise NotFound(
+            f"nothing is held about user {user_id!r}", reason="USER_NOT_FOUND", metadata={"user_id": user_id}
+        )
     return subject
 
 

@@ -156,7 +156,10 @@ def _lock_head(conn: Connection) -> Head:
 
 
 _IS_CURRENT = """
-    SELECT EXISTS (SELECT FROM admin_user WHERE admin_id = %(admin_id)s AND enabled AND token_epoch = %(token_epoch)s)
+    SELECT EXISTS (
+        SELECT FROM admin_user
+        WHERE admin_id = %(admin_id)s AND enabled AND role = %(role)s AND token_epoch = %(token_epoch)s
+    )
 """
 
 
@@ -165,7 +168,8 @@ def _check_caller(conn: Connection, intent: Intent) -> None:
     if intent.caller is None:
         return
     caller = intent.caller
-    (is_current,) = one(conn.execute(_IS_CURRENT, {"admin_id": caller.admin_id, "token_epoch": caller.token_epoch}))
+    claims = {"admin_id": caller.admin_id, "role": caller.role.name.lower(), "token_epoch": caller.token_epoch}
+    (is_current,) = one(conn.execute(_IS_CURRENT, claims))
     if not is_current:
         raise Unauthenticated.access_token()
 

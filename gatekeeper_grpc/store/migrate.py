@@ -410,7 +410,8 @@ def _host_of(dsn: str) -> str:
 
 def _unreadable_dsn() -> InvalidArgument:
     return InvalidArgument(
-        "the database DSN cannot be read: percent-encode special characters of its password, such as @ and /"
+        "the database DSN (DATABASE_URL) cannot be read:"
+        " percent-encode special characters of its password, such as @ and /"
     )
 
 

@@ -46,13 +46,15 @@ class SnapshotStore:
             )
 
     def load_since(self, base: Snapshot) -> Snapshot:
-        """Load what changed since `base`, in time proportional to the change.
+        """Load what changed since `base`, in time proportional to the change; `base` itself when nothing did.
 
         Everything when the change log does not say. An attribute that a segment is the first to name is read of all
         users.
         """
         with self._database.read() as conn:
             head = current_revision(conn)
+            if head == base.revision:
+                return base
             changes = _changes_since(conn, base.revision, head)
             if changes is not None:
                 return base.after(_delta(conn, base, head, changes))

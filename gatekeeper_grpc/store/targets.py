@@ -44,6 +44,11 @@ class TargetStore:
             targets = cursor.execute(LIST_TARGETS, wanted).fetchall()
             return Read(result=targets, revision=current_revision(conn))
 
+    def revision(self) -> int:
+        """Read the current revision."""
+        with self._database.read() as conn:
+            return current_revision(conn)
+
 
 LIST_TARGETS = """
     SELECT s.user_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)

@@ -1,12 +1,15 @@
 """The fields that all mutations share, from a request to an `Intent`."""
 
 import hashlib
+import re
 from typing import Protocol
 from uuid import UUID
 
 from gatekeeper_grpc.domain.caller import current_caller
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.mutation import Intent
+
+_UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 class MutationRequest(Protocol):
@@ -37,7 +40,7 @@ def intent_from_proto(request: MutationRequest, *, action: str) -> Intent:
 def _request_id(text: str) -> UUID | None:
     if not text:
         return None
-    try:
-        return UUID(text)
-    except ValueError:
-        raise InvalidArgument.of("request_id", "must be a UUID, such as 6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52") from None
+    # Not left to `UUID`, which takes blanks, underscores and any script's digits: a mistyped id would become another.
+    if not _UUID.fullmatch(text):
+        raise InvalidArgument.of("request_id", "must be a UUID, such as 6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52")
+    return UUID(text)

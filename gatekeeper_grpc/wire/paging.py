@@ -78,12 +78,11 @@ def _written(raw: bytes) -> str:
 def _taken_apart(token: str) -> tuple[bytes, str]:
     try:
         raw = urlsafe_b64decode(token)
-        # The decoder skips characters that it does not know: only the one way in which we write a token is ours.
-        if _written(raw) == token:
-            return raw[:_MAC_BYTES], raw[_MAC_BYTES:].decode()
+        cursor = raw[_MAC_BYTES:].decode()
     except ValueError:
-        pass
-    return b"", ""
+        return b"", ""
+    # The decoder skips what it does not know: other spellings of a token are not ours.
+    return (raw[:_MAC_BYTES], cursor) if _written(raw) == token else (b"", "")
 
 
 def _mac(key: bytes, request: ListRequest, cursor: str) -> bytes:

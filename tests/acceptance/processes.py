@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -108,7 +108,9 @@ class Gatekeeper:
         """A client who has logged in as the first admin, with the password that the first start kept."""
         password = (self.data_dir / "admin_password").read_text().strip()
         with self.channel() as channel:
-            issued = AuthServiceStub(channel).Login(LoginRequest(username="admin", password=password), timeout=PATIENCE_S)
+            issued = AuthServiceStub(channel).Login(
+                LoginRequest(username="admin", password=password), timeout=PATIENCE_S
+            )
             yield AdminServiceStub(grpc.intercept_channel(channel, Bearer(issued.access_token)))
 
     def kill(self) -> None:
@@ -193,6 +195,19 @@ def kill_postmaster(data_dir: Path) -> int:
     pid = int((Home(data_dir).cluster / "postmaster.pid").read_text().split()[0])
     os.kill(pid, signal.SIGKILL)
     return pid
+
+
+@contextmanager
+def hanging(pids: list[int]) -> Iterator[None]:
+    """Let processes hang for the length of the block."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _matching(line: str, fields: dict[str, object]) -> dict[str, Any] | None:

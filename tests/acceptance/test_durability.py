@@ -33,7 +33,7 @@ class Writer:
         try:
             response = self._admin.CreateFlag(CreateFlagRequest(flag=flag), timeout=PATIENCE_S)
         except grpc.RpcError as refused:
-            self.refusals.append(refused.code())  # type: ignore[attr-defined] # grpcio's errors are calls.
+            self.refusals.append(refused.code())
         else:
             self.acknowledged[flag.key] = response.revision
 
@@ -65,9 +65,9 @@ def write_until(stopping: threading.Event, writer: Writer) -> None:
 def wait_until_all_wrote(writers: list[Writer]) -> None:
     """Wait until each writer got so many more acknowledgements."""
     wanted = [len(writer.acknowledged) + WRITES for writer in writers]
-    assert eventually(
-        lambda: all(len(writer.acknowledged) >= n for writer, n in zip(writers, wanted, strict=True))
-    ), [writer.refusals for writer in writers]
+    assert eventually(lambda: all(len(writer.acknowledged) >= n for writer, n in zip(writers, wanted, strict=True))), [
+        writer.refusals for writer in writers
+    ]
 
 
 def assert_kept(dsn: str, acknowledged: dict[str, int]) -> None:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,27 @@ def demo(first_started_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield started
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoStarts:
+    """The first two lives of a data directory, both over, and the flags that were there in each."""
+
+    data_dir: Path
+    plain: Gatekeeper
+    plain_flags: list[str]
+    demo: Gatekeeper
+    demo_flags: list[str]
+
+
+@pytest.fixture(scope="module")
+def first_two(tmp_path_factory: pytest.TempPathFactory) -> TwoStarts:
+    empty = tmp_path_factory.mktemp("empty")
+    with serving(empty) as plain:
+        plain_flags = flag_keys(plain)
+    with serving(empty, "--demo") as demo:
+        demo_flags = flag_keys(demo)
+    return TwoStarts(data_dir=empty, plain=plain, plain_flags=plain_flags, demo=demo, demo_flags=demo_flags)
+
+
 def lines_to_paste(gatekeeper: Gatekeeper) -> list[str]:
     gatekeeper.printed.first(lambda line: "UpdateFlag" in line)
     _, to_paste = gatekeeper.printed.text().split("Paste to try it", maxsplit=1)
@@ -35,17 +57,15 @@ def pasted(lines: list[str], **variables: str) -> list[Any]:
     """What the JSON documents hold that a shell prints for these lines."""
     environment = {"PATH": f"{TOOLS}:{os.defpath}", "HOME": os.environ["HOME"], **variables}
     script = "\n".join(lines)
-    done = subprocess.run(["sh", "-euc", script], env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(document) for document in re.split(r"(?<=\})\n(?=\{)", done.stdout)]
+    printed = subprocess.check_output(["sh", "-euc", script], env=environment, text=True, timeout=PATIENCE_S)
+    return [json.loads(document) for document in re.split(r"(?<=\})\n(?=\{)", printed)]
 
 
 def evaluate_line(user_id: str) -> str:
     """The line of the issue that asked for this service."""
-    return (
-        """buf curl --protocol grpc --http2-prior-knowledge -d '{"context":{"user_id":"%s"}}'"""
-        " http://$GATEKEEPER_LISTEN/gatekeeper.v1.EvaluationService/EvaluateFlags" % user_id
-    )
+    context = f'{{"context":{{"user_id":"{user_id}"}}}}'
+    method = "gatekeeper.v1.EvaluationService/EvaluateFlags"
+    return f"buf curl --protocol grpc --http2-prior-knowledge -d '{context}' http://$GATEKEEPER_LISTEN/{method}"
 
 
 def flag_keys(gatekeeper: Gatekeeper) -> list[str]:
@@ -53,16 +73,18 @@ def flag_keys(gatekeeper: Gatekeeper) -> list[str]:
         return [flag.key for flag in admin.ListFlags(ListFlagsRequest()).flags]
 
 
-def test_first_start_prints_the_first_admins_password_once_and_keeps_it_for_its_owner_only(tmp_path: Path) -> None:
-    with serving(tmp_path) as first:
-        pass
-    with serving(tmp_path) as second:
-        pass
+def test_first_start_prints_the_first_admins_password_once_and_keeps_it_for_its_owner_only(
+    first_two: TwoStarts,
+) -> None:
+    password = first_two.data_dir / "admin_password"
 
-    kept = tmp_path / "admin_password"
-    assert first.printed.whole().count(kept.read_text().strip()) == 1
-    assert second.printed.whole() == ""
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert first_two.plain.printed.whole().count(password.read_text().strip()) == 1
+    assert password.read_text().strip() not in first_two.demo.printed.whole()
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+
+
+def test_plain_start_adds_no_demo_flag_and_a_later_demo_start_of_the_empty_database_does(first_two: TwoStarts) -> None:
+    assert (first_two.plain_flags, first_two.demo_flags) == ([], ["new_checkout"])
 
 
 @pytest.mark.parametrize(("user_id", "gets_it"), [("alice", False), ("user-1", True)])
@@ -92,13 +114,6 @@ def test_printed_grpcurl_line_asks_the_same_of_the_same_server(demo: Gatekeeper)
     context = '{"context":{"user_id":"alice"}}'
     address, method = f"127.0.0.1:{demo.port}", "gatekeeper.v1.EvaluationService/EvaluateFlags"
     assert shlex.split(line) == ["grpcurl", "-plaintext", "-d", context, address, method]
-
-
-def test_plain_start_adds_no_demo_flag_and_a_later_demo_start_of_the_empty_database_does(tmp_path: Path) -> None:
-    with serving(tmp_path) as plain:
-        assert flag_keys(plain) == []
-    with serving(tmp_path, "--demo") as demo:
-        assert flag_keys(demo) == ["new_checkout"]
 
 
 def test_second_demo_start_serves_the_same_data(data_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from threading import Barrier
 from types import MappingProxyType
@@ -61,8 +61,33 @@ class Installation:
 
     def revision(self) -> int:
         """Read the revision of the head."""
-        ((revision,),) = query(self.dsn, "SELECT revision FROM revision_head")
+        ((revision,),) = self.query("SELECT revision FROM revision_head")
         return int(revision)
+
+    def query(self, text: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
+        """Read rows, through the server's own connections: they are warm, a new one would cost more than the test."""
+        with self.server.database.read() as conn:
+            return conn.execute(text, parameters).fetchall()
+
+    def execute(self, text: LiteralString, *parameters: object) -> None:
+        with self.server.database.write() as conn:
+            conn.execute(text, parameters)
+
+    def contents(self) -> dict[str, list[str]]:
+        """Everything that the database holds: the rows of each table as text, sorted."""
+        select = sql.SQL("SELECT {}, t::text FROM {} AS t")
+        held: dict[str, list[str]] = {}
+        with self.server.database.read() as conn:
+            selects = [select.format(sql.Literal(table), sql.Identifier(table)) for (table,) in conn.execute(_TABLES)]
+            for table, row in conn.execute(sql.SQL(" UNION ALL ").join(selects) + sql.SQL(" ORDER BY 1, 2")):
+                held.setdefault(table, []).append(row)
+        return held
+
+
+_TABLES = """
+    SELECT relname FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+"""
 
 
 @contextmanager
@@ -70,7 +95,8 @@ def installed(postgres: str) -> Iterator[Installation]:
     """Run an installation that knows the segments of `SEGMENT_KEYS` and one admin user of each role."""
     with ExitStack() as stack:
         dsn = stack.enter_context(_cloned_database(postgres))
-        execute(dsn, _INSERT_SEGMENTS, list(SEGMENT_KEYS))
+        with psycopg.connect(dsn) as conn:
+            conn.execute(_INSERT_SEGMENTS, [list(SEGMENT_KEYS)])
         # A short poll ends the server's threads soon.
         server = GatekeeperServer(settings_for_tests(refresh_interval_s=0.1), dsn=dsn, keys=KEYS)
         server.start()
@@ -94,33 +120,6 @@ def _cloned_database(postgres: str) -> Iterator[str]:
         conn.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**identifiers))
         yield database_dsn(postgres, name)
         conn.execute(sql.SQL("DROP DATABASE {name} WITH (FORCE)").format(**identifiers))
-
-
-# --- What is stored --------------------------------------------------------------------------------------------------
-
-
-def query(dsn: str, text: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
-    with psycopg.connect(dsn) as conn:
-        return conn.execute(text, parameters).fetchall()
-
-
-def execute(dsn: str, text: LiteralString, *parameters: object) -> None:
-    with psycopg.connect(dsn) as conn:
-        conn.execute(text, parameters)
-
-
-_TABLES = """
-    SELECT relname FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
-"""
-
-
-def contents(dsn: str) -> dict[str, list[str]]:
-    """Everything that a database holds: the rows of each table as text, sorted."""
-    select = sql.SQL("SELECT t::text FROM {} AS t ORDER BY 1")
-    with psycopg.connect(dsn) as conn:
-        tables = [name for (name,) in conn.execute(_TABLES)]
-        return {table: [row for (row,) in conn.execute(select.format(sql.Identifier(table)))] for table in tables}
 
 
 # --- Asking ----------------------------------------------------------------------------------------------------------
@@ -182,9 +181,8 @@ class Mutation:
         return send(admin, self.rpc, self.request(key, **fields))
 
     def refused(self, refusal: "Refusal") -> "Refusal":
-        """Return a refusal as this RPC words it when nothing was applied: a stream tells how far it had come."""
-        progress = {"applied_messages": "0", "applied_revision": "0"} if self.rpc == "ImportTargets" else {}
-        return Refusal(refusal.code, refusal.reason, {**refusal.metadata, **progress}, refusal.fields)
+        """Return a refusal as this RPC words it."""
+        return refused_by(self.rpc, refusal)
 
 
 _EXAMPLES = (
@@ -245,6 +243,11 @@ class Refusal:
     metadata: Mapping[str, str]
     fields: tuple[str, ...] = ()
 
+    def after(self, *, applied_messages: int, applied_revision: int) -> "Refusal":
+        """Return the refusal as a stream words it that had come so far."""
+        progress = {"applied_messages": str(applied_messages), "applied_revision": str(applied_revision)}
+        return replace(self, metadata={**self.metadata, **progress})
+
 
 def refusal_of(act: Callable[[], object]) -> Refusal:
     """Make a call that must fail, and return why it did."""
@@ -271,6 +274,12 @@ def _refusal(error: Any) -> Refusal:
     assert info.domain == "gatekeeper"
     fields = tuple(violation.field for violation in bad_request.field_violations)
     return Refusal(error.code(), info.reason, dict(info.metadata), fields)
+
+
+def refused_by(rpc: str, refusal: Refusal) -> Refusal:
+    """Return a refusal as an RPC words it that has done nothing: a stream tells how far it had come."""
+    streaming = SERVICE.methods_by_name[rpc].client_streaming
+    return refusal.after(applied_messages=0, applied_revision=0) if streaming else refusal
 
 
 def invalid(field: str) -> Refusal:

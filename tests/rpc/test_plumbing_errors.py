@@ -134,7 +134,8 @@ def test_a_client_that_goes_away_is_logged_as_cancelled_and_not_as_an_error(logs
         context.add_callback(closed.set)
         yield next(requests)
         answered.set()
-        yield from requests
+        assert closed.wait(TIMEOUT_S)
+        yield next(requests)
 
     never = threading.Event()
 
@@ -195,3 +196,18 @@ def test_every_call_has_an_id_of_its_own() -> None:
         ids = {call_id(server.unary("Echo").with_call(text())[1]) for _ in range(20)}
 
     assert len(ids) == 20
+
+
+def test_a_non_blocking_method_has_its_errors_mapped_and_its_end_logged(logs: list[Any]) -> None:
+    def watch(_requests: Any, _context: Any, send_response: Any = None) -> None:
+        send_response(text("first"))
+        raise NotFound.flag("beta")
+
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined] # What grpcio looks for.
+    with serve({"Watch": (stream(watch), STREAM)}) as server:
+        error = fails(server.stream("Watch"), iter([text()]))
+        server.grpc_server.stop(None).wait(TIMEOUT_S)
+        server.pools[PoolName.STREAMS].shutdown(wait=True)
+
+    assert (error.code(), error_info(error).reason) == (grpc.StatusCode.NOT_FOUND, "FLAG_NOT_FOUND")
+    assert [(line["event"], line["code"], line["call_id"]) for line in logs] == [("rpc", "NOT_FOUND", call_id(error))]

@@ -1,5 +1,6 @@
 """What keeps the server answering while clients flood it, stall, or send nothing; twins show the harm without it."""
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from grpc_status import rpc_status
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES
-from gatekeeper_grpc.interceptors.pools import CallPool, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.interceptors.pools import CallPools, PoolName, PoolSize
 from gatekeeper_grpc.interceptors.reception import Reception
 from tests.rpc.test_plumbing_server import (
     EDIT,
@@ -103,12 +104,11 @@ def crowded_evaluation(half_open: int) -> Iterator[Server]:
         arrived = arrivals_at(server.pools[PoolName.EVALUATION])
         with HalfOpen(server) as crowd:
             crowd.open(half_open)
-            for _ in range(half_open):
-                assert arrived.acquire(timeout=TIMEOUT_S)
+            wait_for(arrived, half_open)
             yield server
 
 
-def arrivals_at(pool: CallPool) -> threading.Semaphore:
+def arrivals_at(pool: futures.ThreadPoolExecutor) -> threading.Semaphore:
     """Count calls as grpcio submits them."""
     arrived, submit = threading.Semaphore(0), pool.submit
 
@@ -117,8 +117,13 @@ def arrivals_at(pool: CallPool) -> threading.Semaphore:
         arrived.release()
         return settled
 
-    pool.submit = counted  # type: ignore[method-assign] # A spy.
+    pool.submit = counted  # type: ignore[assignment,method-assign] # A spy.
     return arrived
+
+
+def wait_for(arrived: threading.Semaphore, count: int) -> None:
+    for _ in range(count):
+        assert arrived.acquire(timeout=TIMEOUT_S)
 
 
 def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() -> None:
@@ -178,7 +183,9 @@ def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> N
     def denies(_request: StringValue, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
 
-    server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    pool = futures.ThreadPoolExecutor(2)
+    arrived = arrivals_at(pool)
+    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
     handler = grpc.method_handlers_generic_handler("test.v1.Plumbing", {"Echo": unary(denies)})
     server.add_generic_rpc_handlers((handler,))
     target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -187,6 +194,7 @@ def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> N
         bare = Server(pools=None, grpc_server=server, target=target, channel=channel)  # type: ignore[arg-type]
         with HalfOpen(bare) as crowd:
             crowd.open(2)
+            wait_for(arrived, 2)
             assert victim_codes(bare, calls=2, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
     server.stop(None).wait(TIMEOUT_S)
 
@@ -199,8 +207,7 @@ def stalled_admins(patience: Patience) -> Iterator[Server]:
     with crowded as server, HalfOpen(server) as crowd:
         arrived = arrivals_at(server.pools[PoolName.ADMIN])
         crowd.open(2, metadata=EDITOR_TOKEN)
-        for _ in range(2):
-            assert arrived.acquire(timeout=TIMEOUT_S)
+        wait_for(arrived, 2)
         yield server
 
 
@@ -350,8 +357,9 @@ def test_twin_an_ordinary_closed_pool_ends_the_serving_thread(monkeypatch: pytes
         assert fails_silently.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_watchers_of_health_pin_no_worker() -> None:
-    pools = CallPools(dict.fromkeys(PoolName, TWO_WORKERS))
+@contextmanager
+def health_server() -> Iterator[tuple[health.HealthServicer, health_pb2_grpc.HealthStub]]:
+    pools = CallPools()
     interceptors = chain.build_interceptors(verifier=RoleNames(), pools=pools, policies=POLICIES)
     server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[*interceptors], options=[("grpc.so_reuseport", 0)])
     servicer = health.HealthServicer()
@@ -359,7 +367,13 @@ def test_watchers_of_health_pin_no_worker() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        yield servicer, health_pb2_grpc.HealthStub(channel)
+    server.stop(None).wait(TIMEOUT_S)
+    pools.close()
+
+
+def test_watchers_of_health_pin_no_worker() -> None:
+    with health_server() as (servicer, stub):
         watchers = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
         first = {next(watcher).status for watcher in watchers}
         checked = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).status
@@ -367,8 +381,49 @@ def test_watchers_of_health_pin_no_worker() -> None:
         second = {next(watcher).status for watcher in watchers}
         for watcher in watchers:
             watcher.cancel()
-    server.stop(None).wait(TIMEOUT_S)
-    pools.close()
 
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     assert (first, checked, second) == ({serving}, serving, {not_serving})
+
+
+def test_watchers_that_come_and_go_do_not_stop_the_server() -> None:
+    """Without the chain this stops grpcio's server within milliseconds and for good: no twin in this process."""
+    request = health_pb2.HealthCheckRequest()
+
+    def come_and_go(stub: health_pb2_grpc.HealthStub) -> None:
+        for _ in range(20):
+            watchers = [stub.Watch(request, timeout=TIMEOUT_S) for _ in range(5)]
+            for watcher in watchers[:3]:
+                next(watcher)
+            for watcher in watchers:
+                watcher.cancel()
+
+    with health_server() as (_servicer, stub), futures.ThreadPoolExecutor(3) as clients:
+        visits = [clients.submit(come_and_go, stub) for _ in range(3)]
+        for visit in visits:
+            visit.result(TIMEOUT_S)
+        assert stub.Check(request, timeout=TIMEOUT_S).status
+
+
+def test_what_a_non_blocking_method_does_when_its_call_is_over_runs_on_a_worker_in_the_context_of_the_call() -> None:
+    ended_on: list[str] = []
+    ended, of_call = threading.Event(), contextvars.ContextVar("of_call", default="of no call")
+
+    def note() -> None:
+        ended_on.extend([threading.current_thread().name, of_call.get()])
+        ended.set()
+
+    def watch(_requests: Any, context: Any, send_response: Any = None) -> None:
+        of_call.set("of this call")
+        context.add_callback(note)
+        send_response(text("first"))
+
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined] # What grpcio looks for.
+    with serve({"Watch": (stream(watch), STREAM)}) as server:
+        call = server.stream("Watch")(iter([text()]))
+        assert next(call) == text("first")
+        call.cancel()
+        assert ended.wait(TIMEOUT_S)
+
+    assert ended_on[0].startswith("gatekeeper-streams")
+    assert ended_on[1] == "of this call"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +20,7 @@ from tests.unit.test_segment import segment
 USERS = ["alice", "bob", "carol"]
 KEYS = ["a", "b", "c", "d"]
 Entries = dict[tuple[str, int], int]
+_Key = TypeVar("_Key")
 
 
 def index(entries: Entries) -> UserIndex:
@@ -58,7 +59,11 @@ def flags_by_key(draw: st.DrawFn) -> dict[str, Flag]:
         }
     )
     drawn = draw(st.dictionaries(st.sampled_from(KEYS), st.tuples(lives, fields)))
-    return {key: flag(key, flag_id=KEYS.index(key) * 10 + life, **config) for key, (life, config) in drawn.items()}
+    return {key: _living(key, life, config) for key, (life, config) in drawn.items()}
+
+
+def _living(key: str, life: int, config: dict[str, Any]) -> Flag:
+    return flag(key, flag_id=KEYS.index(key) * 10 + life, **config)
 
 
 @st.composite
@@ -87,7 +92,7 @@ def build(state: dict[str, Any], *, revision: int) -> Snapshot:
     )
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def changed(before: Mapping[_Key, Any], after: Mapping[_Key, Any]) -> dict[_Key, Any]:
     """What changed between two mappings; None: gone."""
     return {key: after.get(key) for key in {*before, *after} if before.get(key) != after.get(key)}
 
@@ -96,7 +101,7 @@ def changed_entries(before: Entries, after: Entries) -> list[UserEntry]:
     return [UserEntry(user, owner, tag) for (user, owner), tag in changed(before, after).items()]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(before=states(), after=states())
 def test_a_delta_leads_to_what_a_build_from_everything_gives(before: dict[str, Any], after: dict[str, Any]) -> None:
     delta = SnapshotDelta(

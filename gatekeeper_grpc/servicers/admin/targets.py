@@ -65,15 +65,19 @@ class TargetRpcs(AdminServiceServicer):
             raise
         finally:
             self.ports.cache.refresh_after_write(response.revision)
+        if not response.applied_messages:
+            response.revision = self.ports.targets.revision()
         return response
 
     def _import(self, request: pb.ImportTargetsRequest, response: pb.ImportTargetsResponse) -> None:
         """Apply one message and add it to the totals of `response`."""
         edit = targets_from_proto(request)
         written = self.ports.targets.edit(edit, intent_from_proto(request, action="ImportTargets"))
-        response.MergeFrom(
-            pb.ImportTargetsResponse(revision=written.revision, audit_anchor=anchor_to_proto(written.anchor))
-        )
+        # A retried message answers with the revision it made then, which may be older than what came before it here.
+        if written.revision > response.revision:
+            response.MergeFrom(
+                pb.ImportTargetsResponse(revision=written.revision, audit_anchor=anchor_to_proto(written.anchor))
+            )
         response.applied_messages += 1
         response.added_count += written.result.added_count
         response.moved_count += written.result.moved_count

@@ -1,0 +1,100 @@
+"""What keeps `gatekeeper serve` from starting: one line that says what and what to do, no secret in it, exit code 1."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.acceptance.processes import copied, postgres_pids, run
+from tests.conftest import database_dsn
+
+SECRET = "hunter2"
+JWT_KEYS = "test:0123456789abcdef0123456789abcdef"
+
+
+def complaint(data_dir: Path, **settings: str) -> str:
+    """The one line that a start says for itself; anything else is of the logs, in JSON or in grpcio's own form."""
+    code, _, errors = run("serve", data_dir=data_dir, **settings)
+    (line,) = (line for line in errors.splitlines() if not line.startswith("{") and "add_port.cc" not in line)
+    assert code == 1
+    assert SECRET not in errors
+    return line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("GATEKEEPER_JWT_KEYS", SECRET, "kid:secret"),
+        ("GATEKEEPER_JWT_KEYS", f"k1:{SECRET}", "32 bytes"),
+        ("GATEKEEPER_ADMIN_PASSWORD", f"{SECRET * 11}", "72 bytes"),
+        ("DATABASE_URL", f"postgresql://u:{SECRET}@host:{SECRET}@/x", "percent-encode"),
+    ],
+)
+def test_bad_setting_is_named_with_what_is_wrong(tmp_path: Path, variable: str, value: str, reason: str) -> None:
+    settings = {"GATEKEEPER_JWT_KEYS": JWT_KEYS, variable: value}
+
+    line = complaint(tmp_path, **settings)
+
+    assert line.startswith("gatekeeper: ")
+    assert variable in line
+    assert reason in line
+
+
+def test_database_without_any_jwt_keys_is_refused_because_instances_must_share_them(tmp_path: Path) -> None:
+    line = complaint(tmp_path, DATABASE_URL=f"postgresql://u:{SECRET}@localhost/x")
+
+    assert line.startswith("gatekeeper: GATEKEEPER_JWT_KEYS is not set")
+
+
+def test_database_that_is_away_is_named_by_its_host(tmp_path: Path) -> None:
+    url = f"postgresql://u:{SECRET}@127.0.0.1:1/x"
+
+    line = complaint(tmp_path, DATABASE_URL=url, GATEKEEPER_JWT_KEYS=JWT_KEYS)
+
+    assert line.startswith("gatekeeper: PostgreSQL at 127.0.0.1 is away:")
+
+
+def test_database_that_nobody_migrated_is_refused_with_the_command_that_does(tmp_path: Path, postgres: str) -> None:
+    with empty_database(postgres) as url:
+        line = complaint(tmp_path, DATABASE_URL=url, GATEKEEPER_JWT_KEYS=JWT_KEYS)
+
+    assert line.startswith(
+        "gatekeeper: the database's schema is older than this Gatekeeper; run `gatekeeper migrate up`"
+    )
+
+
+def test_database_that_a_newer_gatekeeper_migrated_is_refused(tmp_path: Path, dsn: str) -> None:
+    with psycopg.connect(dsn) as conn:
+        conn.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', '', 'done', now())")
+
+    line = complaint(tmp_path, DATABASE_URL=dsn, GATEKEEPER_JWT_KEYS=JWT_KEYS)
+
+    assert line.startswith("gatekeeper: the database's schema is newer than this Gatekeeper")
+    assert "9999_from_the_future" in line
+
+
+@pytest.mark.parametrize("variable", ["GATEKEEPER_LISTEN", "GATEKEEPER_HEALTH_LISTEN"])
+def test_port_in_use_is_named_and_leaves_no_postgres_behind(
+    first_started_dir: Path, tmp_path: Path, variable: str
+) -> None:
+    data_dir = copied(first_started_dir, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+
+        line = complaint(data_dir, **{variable: address})
+
+    assert line.endswith(f"cannot listen on {address}: is another process using it?")
+    assert postgres_pids(data_dir) == []
+
+
+@contextmanager
+def empty_database(postgres: str) -> Iterator[str]:
+    name = sql.Identifier("nobody_migrated")
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        yield database_dsn(postgres, "nobody_migrated")
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))

@@ -1,0 +1,77 @@
+"""`gatekeeper migrate` on a database that nobody has migrated."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+from structlog.testing import capture_logs
+
+from gatekeeper_grpc.cli import main as cli
+from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.store.migration_files import default_folder, load_migrations
+from tests.conftest import database_dsn
+
+NAME = "to_be_migrated"
+LABELS = [migration.label for migration in load_migrations(default_folder())]
+NEWEST = len(LABELS)
+
+
+@pytest.fixture
+def empty(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The DSN of a database without a schema, which is also DATABASE_URL."""
+    dsn = database_dsn(postgres, NAME)
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setattr(cli, "configure_logs", lambda **_settings: None)
+    with capture_logs(), psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(NAME)))
+        yield dsn
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(NAME)))
+
+
+def migrate(*arguments: str) -> list[str]:
+    """The lines that `gatekeeper migrate` prints."""
+    result = CliRunner().invoke(cli.gatekeeper, ["migrate", *arguments])
+    if isinstance(result.exception, GatekeeperError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def states() -> list[list[str]]:
+    return [line.split() for line in migrate("status")]
+
+
+def test_up_applies_what_is_missing_and_says_what_then_nothing(empty: str) -> None:
+    assert migrate("up") == [f"applied {label}" for label in LABELS]
+    assert migrate("up") == []
+
+
+def test_up_to_a_version_stops_there(empty: str) -> None:
+    assert migrate("up", "--to", "0") == []
+    assert states() == [[label, "pending"] for label in LABELS]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--steps", NEWEST), ("--to", 0)])
+def test_down_reverts_newest_first(empty: str, option: str, value: int) -> None:
+    migrate("up")
+
+    assert migrate("down", option, str(value)) == [f"reverted {label}" for label in reversed(LABELS)]
+    assert states() == [[label, "pending"] for label in LABELS]
+
+
+def test_down_without_a_target_is_refused_and_reverts_nothing(empty: str) -> None:
+    migrate("up")
+
+    with pytest.raises(GatekeeperError, match="needs exactly one target"):
+        migrate("down")
+
+    assert states() == [[label, "done"] for label in LABELS]
+
+
+def test_verify_demands_exactly_this_schema(empty: str) -> None:
+    with pytest.raises(GatekeeperError, match="run `gatekeeper migrate up`"):
+        migrate("verify")
+    migrate("up")
+    assert migrate("verify") == ["the schema is the one this Gatekeeper needs"]

@@ -1,0 +1,260 @@
+"""The pool and its two kinds of transaction, and the border where PostgreSQL's failures become ours."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import LiteralString
+
+import psycopg
+import pytest
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg_pool import ConnectionPool
+
+from gatekeeper_grpc.domain.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    GatekeeperError,
+    InvalidArgument,
+    Unavailable,
+)
+from gatekeeper_grpc.store import database as database_module
+from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
+
+NEXT = "UPDATE revision_head SET revision = revision + 1"
+
+
+@contextmanager
+def outage(postgres: str, dsn: str) -> Iterator[None]:
+    """Take a database away for the length of a block: connections are cut, nobody gets one. Also for other tests."""
+    name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]))
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        cut_connections(dsn, conn)
+        yield
+        conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+
+def cut_connections(dsn: str, conn: Connection) -> int:
+    """End every connection to a database but `conn`, and return how many there were."""
+    cut = """
+        SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+        WHERE datname = %s AND pid <> pg_backend_pid()
+    """
+    (count,) = one(conn.execute(cut, [psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]]))
+    return int(count)
+
+
+def revision(database: Database) -> int:
+    with database.read() as conn:
+        return current_revision(conn)
+
+
+def test_a_write_is_committed_at_the_end_of_its_block(database: Database) -> None:
+    with database.write() as conn:
+        conn.execute(NEXT)
+
+    assert revision(database) == 1
+
+
+def test_a_write_is_rolled_back_whole_when_anything_is_raised(database: Database) -> None:
+    def fail(conn: Connection) -> None:
+        conn.execute(NEXT)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), database.write() as conn:
+        fail(conn)
+
+    assert revision(database) == 0
+
+
+def test_a_read_sees_one_state_whatever_others_commit_meanwhile(database: Database) -> None:
+    with database.read() as reading:
+        before = current_revision(reading)
+        with database.write() as writing:
+            writing.execute(NEXT)
+        after = current_revision(reading)
+
+    assert (before, after, revision(database)) == (0, 0, 1)
+
+
+def test_a_read_cannot_write(database: Database) -> None:
+    with pytest.raises(Unavailable), database.read() as conn:
+        conn.execute(NEXT)
+
+    assert revision(database) == 0
+
+
+def test_times_are_utc_whatever_the_zone_of_the_server(dsn: str, database: Database) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        name = sql.Identifier(conn.info.dbname)
+        conn.execute(sql.SQL("ALTER DATABASE {} SET timezone = 'Asia/Tokyo'").format(name))
+    fresh = Database(dsn)
+    fresh.open()
+    with fresh.read() as reading:
+        (now,) = one(reading.execute("SELECT now()"))
+    fresh.close()
+
+    assert now.utcoffset() == timedelta(0)
+
+
+def test_a_statement_that_takes_too_long_is_cancelled(dsn: str) -> None:
+    hasty = Database(dsn, statement_timeout_s=0.05)
+    hasty.open()
+
+    with pytest.raises(Unavailable), hasty.read() as conn:
+        conn.execute("SELECT pg_sleep(60)")
+
+    assert revision(hasty) == 0
+    hasty.close()
+
+
+def test_who_finds_every_connection_taken_is_refused_in_time(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.05)
+    small = Database(dsn, pool_size=2)
+    small.open()
+    small._pool.wait()
+    with ExitStack() as holders:
+        for _ in range(2):
+            holders.enter_context(small.read())
+        with pytest.raises(Unavailable):
+            revision(small)
+
+    assert revision(small) == 0
+    small.close()
+
+
+def answers_after_all_connections_died(database: Database, postgres: str) -> bool:
+    """Whether the first call is answered after two idle connections have died."""
+    database._pool.wait()
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        assert cut_connections(database.dsn, conn) == 2
+    return answers(database)
+
+
+def answers(database: Database) -> bool:
+    try:
+        return revision(database) == 0
+    except Unavailable:
+        return False
+
+
+@pytest.fixture
+def hasty(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A pool that makes nobody wait for long."""
+    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.2)
+    database = Database(dsn)
+    database.open()
+    yield database
+    database.close()
+
+
+def test_connections_that_died_are_replaced_before_they_are_handed_out(hasty: Database, postgres: str) -> None:
+    assert answers_after_all_connections_died(hasty, postgres)
+
+
+def test_twin_with_the_check_of_the_pool_itself_two_dead_connections_fail_a_call(
+    hasty: Database, postgres: str
+) -> None:
+    hasty._pool._check = ConnectionPool.check_connection
+
+    assert not answers_after_all_connections_died(hasty, postgres)
+
+
+def answers_after_an_outage(database: Database, postgres: str) -> bool:
+    """Whether the first call is answered once the database is back."""
+    assert answers(database)
+    with outage(postgres, database.dsn):
+        assert [answers(database) for _ in range(3)] == [False] * 3
+    return answers(database)
+
+
+def test_the_first_call_after_an_outage_is_answered(hasty: Database, postgres: str) -> None:
+    assert answers_after_an_outage(hasty, postgres)
+
+
+def test_twin_with_the_patience_of_the_pool_it_is_not(hasty: Database, postgres: str) -> None:
+    hasty._pool.reconnect_timeout = 300.0
+
+    assert not answers_after_an_outage(hasty, postgres)
+
+
+def test_a_pool_is_of_no_use_after_it_is_closed(dsn: str) -> None:
+    closed = Database(dsn)
+    closed.open()
+    closed.close()
+
+    with pytest.raises(Unavailable):
+        revision(closed)
+
+
+def test_an_unreachable_database_is_unavailable_without_a_word_of_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.05)
+    away = Database("host=/nowhere/canary user=canary password=canary dbname=canary")
+    away.open()
+
+    with pytest.raises(Unavailable) as refused:
+        revision(away)
+
+    away.close()
+    assert (str(refused.value), refused.value.retry_after_s) == ("the database is not reachable", 1.0)
+
+
+def raising(error: Exception) -> Callable[[Connection], object]:
+    def act(_conn: Connection) -> None:
+        raise error
+
+    return act
+
+
+def running(statement: LiteralString) -> Callable[[Connection], object]:
+    return lambda conn: conn.execute(statement)
+
+
+INSERT_SEGMENT = (
+    "INSERT INTO segments (key, match, create_time, update_time, revision) VALUES ('s', 'ANY', now(), now(), 1);"
+)
+INSERT_FLAG = """
+    INSERT INTO feature_flags (key, enabled, default_variant, rollout_percentage, create_time, update_time, revision)
+    VALUES ('f', true, 'on', 0, now(), now(), 1);
+"""
+INSERT_ADMIN = """
+    INSERT INTO admin_user (username, password_hash, role, create_time, update_time)
+    VALUES ('anna', '', 'viewer', now(), now());
+"""
+USE_SEGMENT = "INSERT INTO flag_segments SELECT flag_id, 0, segment_id, 'on' FROM feature_flags, segments;"
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "reason"),
+    [
+        pytest.param(running(INSERT_FLAG * 2), AlreadyExists, "ALREADY_EXISTS", id="flag twice"),
+        pytest.param(running(INSERT_SEGMENT * 2), AlreadyExists, "ALREADY_EXISTS", id="segment twice"),
+        pytest.param(running(INSERT_ADMIN * 2), AlreadyExists, "ALREADY_EXISTS", id="admin user twice"),
+        pytest.param(
+            running(INSERT_SEGMENT + INSERT_FLAG + USE_SEGMENT + "DELETE FROM segments"),
+            FailedPrecondition,
+            "SEGMENT_IN_USE",
+            id="segment in use",
+        ),
+        pytest.param(
+            running(r"""SELECT '"\u0000"'::jsonb ->> 0"""), InvalidArgument, "INVALID_ARGUMENT", id="NUL in JSON"
+        ),
+        pytest.param(raising(pg.AdminShutdown()), Unavailable, "UNAVAILABLE", id="shut down"),
+        pytest.param(raising(pg.DiskFull()), Unavailable, "UNAVAILABLE", id="disk full"),
+        pytest.param(raising(pg.TooManyConnections()), Unavailable, "UNAVAILABLE", id="no connection left"),
+        pytest.param(running("SELECT pg_terminate_backend(pg_backend_pid())"), Unavailable, "UNAVAILABLE", id="killed"),
+    ],
+)
+def test_what_postgresql_says_becomes_an_error_of_ours(
+    act: Callable[[Connection], object], kind: type[GatekeeperError], reason: str, database: Database
+) -> None:
+    with pytest.raises(kind) as refused, database.write() as conn:
+        act(conn)
+
+    assert refused.value.reason == reason
+
+
+def test_a_violation_that_no_rule_knows_passes_as_it_is_because_it_is_a_bug(database: Database) -> None:
+    with pytest.raises(pg.CheckViolation), database.write() as conn:
+        conn.execute("UPDATE revision_head SET audit_hash = ''")

@@ -1,0 +1,154 @@
+"""Hot queries on large tables: PostgreSQL's planner answers each from indexes, whatever grows."""
+
+from collections.abc import Iterator
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from gatekeeper_grpc.store import ledger, logins
+from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
+from gatekeeper_grpc.store.snapshots import CHANGES_SINCE, MEMBERS_OF_PAIRS, TARGETS_OF_PAIRS
+from gatekeeper_grpc.store.targets import LIST_TARGETS
+from tests.conftest import TEMPLATE, database_dsn
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# 10,000 flags, one of them with 20,000 targets and the others with two each; the rest in proportion.
+_FILL = """
+    SET session_replication_role = replica;  -- no foreign keys to check: half the time
+
+    INSERT INTO feature_flags (key, enabled, default_variant, rollout_percentage, tags,
+                               create_time, update_time, revision)
+    SELECT 'team-' || n % 100 || '.flag-' || n, true, 'off', 0, ARRAY['tag-' || n % 1000], now(), now(), n
+    FROM generate_series(1, 10000) n;
+
+    INSERT INTO subjects (user_id) SELECT 'user-' || n FROM generate_series(1, 20000) n;
+
+    INSERT INTO targeted_users (flag_id, subject_id, variant)
+    SELECT 1, subject_id, 'on' FROM subjects
+    UNION ALL
+    SELECT 2 + row_number() OVER () % 9999, subject_id, 'on' FROM subjects;
+
+    INSERT INTO segments (key, match, create_time, update_time, revision)
+    SELECT 'segment-' || n, 'ANY', now(), now(), n FROM generate_series(1, 10000) n;
+
+    INSERT INTO segment_members (segment_id, subject_id)
+    SELECT 1 + row_number() OVER () % 10000, subject_id FROM subjects;
+
+    INSERT INTO flag_segments (flag_id, position, segment_id, variant)
+    SELECT n, 0, n, 'on' FROM generate_series(1, 10000) n;
+
+    INSERT INTO change_log (revision, create_time, resource_type, change_type, key)
+    SELECT n, now(), 'flag', 'updated', 'flag-' || n FROM generate_series(1, 10000) n;
+
+    INSERT INTO audit_log (seq, format, revision, create_time, actor, action, environment, resource_type, resource_key,
+                           document_hash, prev_hash, hash)
+    SELECT n, 1, n, now() - n * interval '1 second', 'admin:' || n % 100, 'Action' || n % 100, '',
+           'flag', 'f-' || n % 100, sha256(''), sha256(''), sha256('')
+    FROM generate_series(1, 10000) n;
+
+    INSERT INTO idempotency_keys (actor, action, request_id, request_hash, revision, result, create_time)
+    SELECT 'admin:' || n % 10, 'UpdateFlag', gen_random_uuid(), '', n, '', now() FROM generate_series(1, 10000) n;
+
+    INSERT INTO admin_user (username, password_hash, role, create_time, update_time)
+    SELECT 'admin-' || n, 'hash', 'viewer', now(), now() FROM generate_series(1, 5000) n;
+
+    INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
+    SELECT sha256(n::text::bytea), gen_random_uuid(), 1 + n % 5000, now(), now() + n * interval '1 minute'
+    FROM generate_series(1, 10000) n;
+
+    INSERT INTO auth_events (event, username, create_time)
+    SELECT 'login_failed', 'admin-' || n, now() - n * interval '1 second' FROM generate_series(1, 10000) n;
+
+    ANALYZE;
+"""
+
+
+@pytest.fixture(scope="module")
+def crowded(postgres: str) -> Iterator[Connection]:
+    """A connection to a database with many rows in every table."""
+    with psycopg.connect(postgres, autocommit=True) as maker:
+        maker.execute(sql.SQL("CREATE DATABASE crowded TEMPLATE {}").format(sql.Identifier(TEMPLATE)))
+        with psycopg.connect(database_dsn(postgres, "crowded"), autocommit=True) as conn:
+            conn.execute(_FILL)
+            yield conn
+        maker.execute("DROP DATABASE crowded")
+
+
+_LARGE = "SELECT relname FROM pg_class WHERE relkind = 'r' AND reltuples >= 5000"
+
+
+def scanned_tables(conn: Connection, query: LiteralString, parameters: dict[str, Any]) -> set[str]:
+    """The large tables that the planner would read from end to end."""
+    large = {name for (name,) in conn.execute(_LARGE)}
+    (([explained],),) = conn.execute("EXPLAIN (FORMAT JSON) " + query, parameters)
+    scanned = {node["Relation Name"] for node in _nodes(explained["Plan"]) if node["Node Type"] == "Seq Scan"}
+    return scanned & large
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", []):
+        yield from _nodes(inner)
+
+
+def listing(**filters: object) -> dict[str, object]:
+    nothing = {"after": "", "key_prefix": None, "tags": None, "owner": None, "enabled": None, "limit": 101}
+    return {**nothing, **filters}
+
+
+PAIRS: dict[str, Any] = {
+    "keys": [f"team-{n}.flag-{n}" for n in range(20)],
+    "subjects": [UUID(int=number) for number in range(20)],
+}
+TOKEN = {"token_hash": bytes(32)}
+AUDIT: LiteralString = "SELECT * FROM audit_log WHERE "
+NEWEST: LiteralString = " ORDER BY seq DESC LIMIT 101"
+
+
+@pytest.mark.parametrize(
+    ("query", "parameters"),
+    [
+        pytest.param(FIND_FLAG, {"key": "team-7.flag-7"}, id="find a flag"),
+        pytest.param(LIST_FLAGS, listing(), id="list flags"),
+        pytest.param(LIST_FLAGS, listing(after="team-50.flag-50"), id="list flags, next page"),
+        pytest.param(LIST_FLAGS, listing(key_prefix="team-42."), id="list flags by prefix"),
+        pytest.param(LIST_FLAGS, listing(tags=["tag-7"]), id="list flags by tag"),
+        pytest.param(LIST_TARGETS, {"flag_id": 7, "after": "", "limit": 101}, id="list few targets"),
+        pytest.param(LIST_TARGETS, {"flag_id": 1, "after": "user-5", "limit": 101}, id="list many targets"),
+        pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),
+        pytest.param(MEMBERS_OF_PAIRS, PAIRS, id="members that changed"),
+        pytest.param(CHANGES_SINCE, {"revision": 9_990, "limit": 10_000}, id="changes since"),
+        pytest.param(
+            ledger._EARLIER_ANSWER,
+            {"actor": "admin:7", "action": "UpdateFlag", "request_id": uuid4()},
+            id="the answer to an earlier request",
+        ),
+        pytest.param(
+            ledger._IS_CURRENT, {"admin_id": 7, "role": "viewer", "token_epoch": 1}, id="whether a token is current"
+        ),
+        pytest.param(logins._FIND_HASH, {"username": "admin-7"}, id="a password"),
+        pytest.param(logins._OWNER_OF_FAMILY, TOKEN, id="the owner of a refresh token"),
+        pytest.param(logins._REVOKE, TOKEN, id="the family of a refresh token"),
+        pytest.param(logins._REVOKE_ALL, {"admin_id": 7}, id="all refresh tokens of a user"),
+        pytest.param(AUDIT + "seq > 9000" + NEWEST, {}, id="audit, newest first"),
+        pytest.param(AUDIT + "actor = 'admin:7'" + NEWEST, {}, id="audit by actor"),
+        pytest.param(AUDIT + "action = 'Action7'" + NEWEST, {}, id="audit by action"),
+        pytest.param(AUDIT + "(resource_type, resource_key) = ('flag', 'f-7')" + NEWEST, {}, id="audit by resource"),
+        pytest.param(AUDIT + "revision BETWEEN 100 AND 110" + NEWEST, {}, id="audit by revision"),
+        pytest.param(AUDIT + "create_time > now() - interval '1 minute'" + NEWEST, {}, id="audit by time"),
+    ],
+)
+def test_a_hot_query_reads_no_large_table_from_end_to_end(
+    query: LiteralString, parameters: dict[str, Any], crowded: Connection
+) -> None:
+    assert scanned_tables(crowded, query, parameters) == set()
+
+
+def test_twin_a_filter_without_an_index_is_seen_to_scan(crowded: Connection) -> None:
+    by_description = "SELECT * FROM feature_flags WHERE description = %(text)s"
+
+    assert scanned_tables(crowded, by_description, {"text": "x"}) == {"feature_flags"}

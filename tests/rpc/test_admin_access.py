@@ -1,0 +1,219 @@
+"""Who may call what of AdminService (promise D5), and that whoever may no longer is stopped at once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import LiteralString
+
+import grpc
+import psycopg
+import pytest
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.policy import POLICIES, Door, PolicyTableError
+from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.store.ledger import CHANNEL
+from tests.conftest import KEYS, settings_for_tests
+from tests.rpc.asking import (
+    EACH_MUTATION,
+    MUTATIONS,
+    SERVICE,
+    TIMEOUT_S,
+    UNAUTHENTICATED,
+    Installation,
+    Mutation,
+    Refusal,
+    flag_to_mutate,
+    installed,
+    outcome_of,
+    refusal_of,
+    send,
+)
+
+RPCS = [rpc.name for rpc in SERVICE.methods]
+CALLERS = (None, *Role)
+
+# Said here once more: a row of the policy table that changes by mistake turns the matrix red.
+LEAST_ROLE = {
+    "CreateFlag": Role.EDITOR,
+    "GetFlag": Role.VIEWER,
+    "ListFlags": Role.VIEWER,
+    "UpdateFlag": Role.EDITOR,
+    "DeleteFlag": Role.EDITOR,
+    "AddTargets": Role.EDITOR,
+    "RemoveTargets": Role.EDITOR,
+    "ListTargets": Role.VIEWER,
+    "ImportTargets": Role.EDITOR,
+}
+
+
+@pytest.fixture(scope="module")
+def installation(postgres: str) -> Iterator[Installation]:
+    with installed(postgres) as installation:
+        yield installation
+
+
+@pytest.fixture
+def fresh(postgres: str) -> Iterator[Installation]:
+    """An installation whose admin users a test may change."""
+    with installed(postgres) as installation:
+        yield installation
+
+
+def name_of(caller: Role | None) -> str:
+    return caller.name.lower() if caller else "nobody"
+
+
+def path_of(rpc: str) -> str:
+    return f"/{SERVICE.full_name}/{rpc}"
+
+
+# --- The matrix ------------------------------------------------------------------------------------------------------
+
+
+def verdict(installation: Installation, caller: Role | None, rpc: str) -> Refusal | None:
+    """Call an RPC with an empty request; return why the caller is kept out, None when it is let in."""
+    admin, request = AdminServiceStub(installation.channels[caller]), getattr(pb, f"{rpc}Request")()
+    outcome = outcome_of(lambda: send(admin, rpc, request))
+    kept_out = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    return outcome if isinstance(outcome, Refusal) and outcome.code in kept_out else None
+
+
+def expected_verdict(caller: Role | None, rpc: str) -> Refusal | None:
+    if caller is None:
+        return UNAUTHENTICATED
+    return denial(caller, LEAST_ROLE[rpc]) if caller < LEAST_ROLE[rpc] else None
+
+
+def denial(role: Role, required: Role) -> Refusal:
+    roles = {"role": role.name, "required_role": required.name}
+    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", roles)
+
+
+@pytest.mark.parametrize("caller", CALLERS, ids=name_of)
+@pytest.mark.parametrize("rpc", RPCS)
+def test_an_rpc_lets_in_whoever_has_its_role_and_nobody_else(
+    installation: Installation, caller: Role | None, rpc: str
+) -> None:
+    assert verdict(installation, caller, rpc) == expected_verdict(caller, rpc)
+
+
+# A row of the policy table, what it is changed to, and who is judged otherwise then.
+CHANGED_ROWS = {
+    "lowered": ("DeleteFlag", Role.VIEWER, {(Role.VIEWER, "DeleteFlag")}),
+    "raised": ("ListFlags", Role.EDITOR, {(Role.VIEWER, "ListFlags")}),
+    "opened": ("GetFlag", Door.OPEN, {(None, "GetFlag")}),
+}
+
+
+@pytest.mark.parametrize(("rpc", "access", "expected"), CHANGED_ROWS.values(), ids=CHANGED_ROWS.keys())
+def test_changing_one_policy_row_turns_the_matrix_red_in_its_place(
+    postgres: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rpc: str,
+    access: Role | Door,
+    expected: set[tuple[Role | None, str]],
+) -> None:
+    """The twin of the matrix."""
+    changed = {**POLICIES, path_of(rpc): replace(POLICIES[path_of(rpc)], access=access)}
+    monkeypatch.setattr("gatekeeper_grpc.server.build_interceptors", partial(build_interceptors, policies=changed))
+
+    with installed(postgres) as installation:
+        cells = [(caller, rpc) for caller in CALLERS for rpc in RPCS]
+        red = {cell for cell in cells if verdict(installation, *cell) != expected_verdict(*cell)}
+
+    assert red == expected
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+def test_the_server_refuses_to_start_without_a_policy_row_for_each_rpc(
+    monkeypatch: pytest.MonkeyPatch, rpc: str
+) -> None:
+    rest = {path: policy for path, policy in POLICIES.items() if path != path_of(rpc)}
+    monkeypatch.setattr("gatekeeper_grpc.server.POLICIES", rest)
+
+    with pytest.raises(PolicyTableError, match=f"{path_of(rpc)} has no policy row"):
+        GatekeeperServer(settings_for_tests(), dsn="", keys=KEYS)
+
+
+@EACH_MUTATION
+def test_whoever_is_kept_out_changes_nothing(installation: Installation, mutation: Mutation) -> None:
+    key = flag_to_mutate(installation.admin).key
+    before = installation.contents()
+
+    refusals = [
+        refusal_of(lambda: mutation.ask(AdminServiceStub(installation.channels[caller]), key))  # noqa: B023 - called at once
+        for caller in (None, Role.VIEWER)
+    ]
+
+    assert refusals == [UNAUTHENTICATED, denial(Role.VIEWER, Role.EDITOR)]
+    assert installation.contents() == before
+
+
+# --- Stopped at once -------------------------------------------------------------------------------------------------
+
+STOPS: dict[str, LiteralString] = {
+    "disabled": "UPDATE admin_user SET enabled = false WHERE username = 'editor'",
+    "demoted": "UPDATE admin_user SET role = 'viewer' WHERE username = 'editor'",
+    "given another epoch": "UPDATE admin_user SET token_epoch = token_epoch + 1 WHERE username = 'editor'",
+    "deleted": "DELETE FROM admin_user WHERE username = 'editor'",
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
+def test_an_admin_user_is_stopped_in_the_next_mutation_though_the_token_is_valid(
+    fresh: Installation, stop: LiteralString
+) -> None:
+    key = flag_to_mutate(fresh.admin).key
+    fresh.execute(stop)
+    before = fresh.contents()
+
+    outcomes = {rpc: outcome_of(partial(mutation.ask, fresh.admin, key)) for rpc, mutation in MUTATIONS.items()}
+
+    assert outcomes == {rpc: mutation.refused(UNAUTHENTICATED) for rpc, mutation in MUTATIONS.items()}
+    assert fresh.contents() == before
+
+
+def test_without_the_check_of_the_caller_a_disabled_admin_user_goes_on(
+    fresh: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin of the test before."""
+    monkeypatch.setattr("gatekeeper_grpc.store.ledger._check_caller", lambda *_: None)
+    flag = flag_to_mutate(fresh.admin)
+    fresh.execute(STOPS["disabled"])
+
+    assert MUTATIONS["DeleteFlag"].ask(fresh.admin, flag.key).revision == fresh.revision()
+
+
+def test_a_stopped_admin_user_does_not_even_get_the_answer_to_a_retry(fresh: Installation) -> None:
+    ask = partial(
+        MUTATIONS["UpdateFlag"].ask,
+        fresh.admin,
+        flag_to_mutate(fresh.admin).key,
+        request_id="6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52",
+    )
+    ask()
+    fresh.execute(STOPS["disabled"])
+
+    assert refusal_of(ask) == UNAUTHENTICATED
+
+
+def test_an_admin_user_is_stopped_in_the_middle_of_an_import(fresh: Installation) -> None:
+    mutation, key = MUTATIONS["ImportTargets"], flag_to_mutate(fresh.admin).key
+    before = fresh.revision()
+
+    def messages() -> Iterator[pb.ImportTargetsRequest]:
+        with psycopg.connect(fresh.dsn, autocommit=True) as conn:
+            conn.execute(f"LISTEN {CHANNEL}")
+            yield mutation.request(key)
+            list(conn.notifies(timeout=TIMEOUT_S, stop_after=1))
+            conn.execute(STOPS["disabled"])
+            yield mutation.request(key)
+
+    refusal = refusal_of(lambda: fresh.admin.ImportTargets(messages(), timeout=TIMEOUT_S))
+
+    assert refusal == UNAUTHENTICATED.after(applied_messages=1, applied_revision=before + 1)
+    assert fresh.revision() == before + 1

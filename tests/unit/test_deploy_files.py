@@ -1,0 +1,200 @@
+"""The image, the stack and the CI script: no engine runs them here, so claims are read off the files or run by hand."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from psycopg import sql
+
+from gatekeeper_grpc.cli.main import gatekeeper
+from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.server import GatekeeperServer
+from tests.conftest import database_dsn
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sys.executable).parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+_, BUILD, FINAL = (stage.splitlines() for stage in DOCKERFILE.split("\nFROM "))
+LIBPQ = {"PGPASSWORD"}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Parse the YAML that the stack is written in: nested mappings, JSON values, anchors, merges that come first."""
+    root: dict[str, Any] = {}
+    anchors: dict[str, dict[str, Any]] = {}
+    open_mappings = [(-1, root)]
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        indent = len(line) - len(line.lstrip())
+        key, value = re.split(r":(?:\s+|$)", line.strip(), maxsplit=1)
+        while open_mappings[-1][0] >= indent:
+            open_mappings.pop()
+        mapping = open_mappings[-1][1]
+        if key == "<<":
+            mapping.update(anchors[value.removeprefix("*")])
+        elif not value or value.startswith("&"):
+            mapping[key] = anchors[value.removeprefix("&")] = {}
+            open_mappings.append((indent, mapping[key]))
+        else:
+            mapping[key] = json.loads(value)
+    return root
+
+
+STACK = parsed((ROOT / "docker-compose.yml").read_text())["services"]
+OURS = {name: service for name, service in STACK.items() if name != "postgres"}
+SERVING = [service for service in OURS.values() if "command" not in service]
+
+
+def instruction(name: str) -> Any:
+    """The JSON of the final stage's last instruction of this name."""
+    (line,) = (line for line in FINAL if line.startswith(f"{name} "))
+    return json.loads(line[line.index("[") :])
+
+
+def test_stack_is_a_database_one_migration_and_two_servers_that_wait_for_it() -> None:
+    assert list(STACK) == ["postgres", "migrate", "gatekeeper-1", "gatekeeper-2"]
+    assert STACK["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert [service["depends_on"] for service in SERVING] == [
+        {"migrate": {"condition": "service_completed_successfully"}}
+    ] * 2
+
+
+def test_every_port_of_the_stack_is_published_to_this_machine_only_and_once() -> None:
+    ports = [port.split(":") for service in STACK.values() for port in service.get("ports", [])]
+
+    assert {address for address, _, _ in ports} == {"127.0.0.1"}
+    assert len({host for _, host, _ in ports}) == len(ports) == 4
+    assert [inner for _, _, inner in ports] == ["50051", "50052"] * 2
+
+
+def test_every_secret_of_the_stack_must_be_given() -> None:
+    environments = [service["environment"] for service in STACK.values()]
+    secrets = [
+        (name, value)
+        for variables in environments
+        for name, value in variables.items()
+        if re.search("PASSWORD|KEYS", name)
+    ]
+
+    assert len(secrets) == 1 + 3 * len(OURS)
+    assert [name for name, value in secrets if not re.fullmatch(r"\$\{[A-Z_]+:\?set [^}]+\}", value)] == []
+
+
+def test_stack_and_image_set_only_variables_that_something_reads() -> None:
+    known = {variable_of(name) for name in Settings.model_fields} | LIBPQ
+    image = {match for line in FINAL if line.startswith("ENV ") for match in re.findall(r"\b(GATEKEEPER_\w+)=", line)}
+
+    assert {name for service in OURS.values() for name in service["environment"]} <= known
+    assert len(image) == 4
+    assert image <= known
+
+
+def test_stack_gives_servers_the_time_to_drain() -> None:
+    settings = Settings()
+
+    assert {service["stop_grace_period"] for service in SERVING} == {"15s"}
+    assert settings.drain_s + settings.grace_s + 1 < 15
+
+
+def test_image_is_slim_and_runs_as_nobody_special() -> None:
+    assert DOCKERFILE.count("FROM python:3.11-slim-bookworm") == DOCKERFILE.count("FROM ") == 2
+    assert "USER gatekeeper" in FINAL
+    assert [line for line in FINAL if line.startswith("RUN ")] == [
+        "RUN useradd --system --uid 10001 --home-dir /var/lib/gatekeeper --create-home gatekeeper"
+    ]
+
+
+def test_image_starts_the_server_by_a_script_that_the_package_has() -> None:
+    assert (instruction("ENTRYPOINT"), instruction("CMD")) == (["gatekeeper"], ["serve"])
+    assert (SCRIPTS / "gatekeeper").exists()
+    assert "serve" in gatekeeper.commands
+
+
+def test_image_copies_what_is_there_and_nothing_else_reaches_the_build() -> None:
+    copied = {source for line in BUILD if line.startswith("COPY ") for source in line.split()[1:-1]}
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+
+    assert copied == let_in
+    assert [source for source in copied if not (ROOT / source).exists()] == []
+
+
+def test_image_has_the_locked_packages_that_the_server_needs_and_no_other() -> None:
+    (removed,) = re.findall(r"&& pip uninstall --yes (.+?)\s+&&", DOCKERFILE)
+
+    assert "RUN pip install --require-hashes --requirement requirements.lock" in BUILD
+    assert locked() - set(removed.split()) == needed("gatekeeper-grpc") - {"gatekeeper-grpc"}
+
+
+def locked() -> set[str]:
+    lines = re.findall(r"^\S+==.+?(?=\s*\\?$)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    return {req.name for req in map(Requirement, lines) if req.marker is None or req.marker.evaluate()}
+
+
+def needed(package: str) -> set[str]:
+    """The package and all that it needs at run time, on this machine."""
+    found: set[str] = set()
+    todo = [Requirement(package)]
+    while todo:
+        requirement = todo.pop()
+        found.add(canonicalize_name(requirement.name))
+        todo += [
+            inner
+            for inner in map(Requirement, requires(requirement.name) or [])
+            if canonicalize_name(inner.name) not in found and applies(inner, requirement.extras)
+        ]
+    return found
+
+
+def applies(requirement: Requirement, extras: set[str]) -> bool:
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in {"", *extras})
+
+
+@pytest.mark.parametrize(("is_serving", "code"), [(True, 0), (False, 1)], ids=["serving", "gone"])
+def test_health_check_of_the_image_tells_whether_the_server_serves(
+    server: GatekeeperServer, *, is_serving: bool, code: int
+) -> None:
+    (line,) = (line for line in FINAL if line.startswith("HEALTHCHECK "))
+    python, *arguments = json.loads(line[line.index("[") :].replace("50052", str(server.health_port)))
+    if not is_serving:
+        server.stop()
+
+    assert python == "python"
+    assert subprocess.run([sys.executable, *arguments], check=False, capture_output=True).returncode == code
+
+
+@pytest.fixture
+def empty(postgres: str) -> Iterator[str]:
+    """The DSN of a database without a schema."""
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE to_be_deployed"))
+        yield database_dsn(postgres, "to_be_deployed")
+        conn.execute(sql.SQL("DROP DATABASE to_be_deployed WITH (FORCE)"))
+
+
+def test_migrate_service_makes_the_schema_that_the_servers_demand(empty: str) -> None:
+    command = [SCRIPTS / "gatekeeper", *STACK["migrate"]["command"]]
+
+    first = subprocess.run(command, env={"DATABASE_URL": empty}, check=True, capture_output=True, text=True)
+    verified = subprocess.run([command[0], "migrate", "verify"], env={"DATABASE_URL": empty}, check=False)
+
+    assert first.stdout.startswith("applied 0001_")
+    assert verified.returncode == 0
+
+
+def test_ci_runs_all_checks_and_the_tests_last() -> None:
+    script = ROOT / ".ci" / "run"
+    (checks,) = re.findall(r"^check: (.+?)\s+##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+    assert script.stat().st_mode & 0o111 == 0o111
+    assert script.read_text().splitlines()[-1] == "make check"
+    assert checks.split()[-1] == "test"

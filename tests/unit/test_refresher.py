@@ -1,0 +1,289 @@
+"""The refresher's threads, with a source of snapshots in memory that a test can hold up, break and change."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+
+import pytest
+from structlog.testing import capture_logs
+
+from gatekeeper_grpc.cache import refresher as refresher_module
+from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
+from tests.unit.test_flag import flag
+
+TIMEOUT_S = 10.0
+NEVER_S = 3_600.0
+
+
+@pytest.fixture(autouse=True)
+def quick_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listening thread ends when its current wait does."""
+    monkeypatch.setattr(refresher_module, "_LISTEN_AT_MOST_S", 0.01)
+
+
+class Gate:
+    """Holds up whoever passes, once it is shut."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self._open = threading.Event()
+        self._open.set()
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def pass_through(self) -> None:
+        if not self._open.is_set():
+            self.reached.set()
+            assert self._open.wait(TIMEOUT_S)
+
+
+class Source:
+    """A database in memory. Only whole loads see the flag "drifted", which the change log knows nothing of."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.failures: list[Exception] = []
+        self.after_load = Gate()
+        self.after_reloaded_delta = Gate()
+
+    def load(self) -> Snapshot:
+        self._fail_if_told()
+        snapshot = Snapshot.build(revision=self.revision, flags=[flag("drifted")] if self.revision > 1 else [])
+        self.after_load.pass_through()
+        return snapshot
+
+    def load_since(self, base: Snapshot) -> Snapshot:
+        self._fail_if_told()
+        snapshot = base.after(SnapshotDelta(revision=self.revision))
+        if base.flags:
+            self.after_reloaded_delta.pass_through()
+        return snapshot
+
+    def _fail_if_told(self) -> None:
+        if self.failures:
+            raise self.failures.pop()
+
+
+class Announcer:
+    """Announces revisions to whoever listens; can lose its connection."""
+
+    def __init__(self) -> None:
+        self.announced: SimpleQueue[int | Exception] = SimpleQueue()
+        self.waiting = threading.Event()
+
+    @contextmanager
+    def listening(self) -> Iterator[Callable[[float], list[int]]]:
+        yield self._wait
+
+    def _wait(self, timeout_s: float) -> list[int]:
+        self.waiting.set()
+        try:
+            announced = self.announced.get(timeout=timeout_s)
+        except Empty:
+            return []
+        if isinstance(announced, Exception):
+            raise announced
+        return [announced]
+
+
+class WatchedCache(SnapshotCache):
+    """Keeps the history of what it served."""
+
+    def __init__(self) -> None:
+        super().__init__(stale_after_s=1.0, max_waiters=1)
+        self.history: list[int] = []
+        self.served: SimpleQueue[Snapshot] = SimpleQueue()
+
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+        published = super().publish(snapshot, confirmed_at=confirmed_at)
+        self.history.append(self.current().revision)
+        self.served.put(self.current())
+        return published
+
+    def serves(self, condition: Callable[[Snapshot], bool]) -> bool:
+        """Wait, without asking for a refresh, until what is served meets a condition."""
+        while not condition(self.served.get(timeout=TIMEOUT_S)):
+            pass
+        return True
+
+
+class UnguardedCache(WatchedCache):
+    """Takes whatever comes last."""
+
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+        self._snapshot = None
+        return super().publish(snapshot, confirmed_at=confirmed_at)
+
+
+class House:
+    """A refresher and all it works with; refreshes only when asked to, unless told otherwise."""
+
+    def __init__(self, cache: WatchedCache, *, poll_s: float, reload_s: float) -> None:
+        self.cache = cache
+        self.source = Source()
+        self.announcer = Announcer()
+        self.refresher = Refresher(
+            cache, self.source, self.announcer, poll_interval_s=poll_s, reload_interval_s=reload_s
+        )
+
+    def settle(self) -> None:
+        """Wait until somebody listens and every refresh asked for is done."""
+        assert self.announcer.waiting.wait(TIMEOUT_S)
+        asked_at = time.monotonic()
+        assert self.cache.wait_for(lambda: self.cache._confirmed_at > asked_at, timeout_s=TIMEOUT_S)
+
+
+@contextmanager
+def house(*, cache: WatchedCache | None = None, poll_s: float = NEVER_S, reload_s: float = NEVER_S) -> Iterator[House]:
+    house = House(cache or WatchedCache(), poll_s=poll_s, reload_s=reload_s)
+    house.refresher.start()
+    try:
+        house.settle()
+        yield house
+    finally:
+        house.refresher.close()
+
+
+def has_drifted(snapshot: Snapshot) -> bool:
+    return "drifted" in snapshot.flags
+
+
+def test_the_poll_finds_what_nobody_announced() -> None:
+    with house(poll_s=0.01) as running:
+        running.source.revision = 2
+
+        assert running.cache.serves(lambda snapshot: snapshot.revision == 2)
+
+
+def test_an_announcement_wakes_the_refresh_long_before_the_poll() -> None:
+    with house() as running:
+        running.source.revision = 2
+        running.announcer.announced.put(2)
+
+        assert running.cache.serves(lambda snapshot: snapshot.revision == 2)
+
+
+@pytest.mark.parametrize(
+    ("serving", "announced", "asked"),
+    [
+        pytest.param(None, [1], True, id="nothing is served yet"),
+        pytest.param(2, [3], True, id="a newer revision"),
+        pytest.param(2, [2, 3, 1], True, id="a newer one among others"),
+        pytest.param(2, [2], False, id="our own write, served already"),
+        pytest.param(2, [1], False, id="an old one"),
+        pytest.param(2, [], False, id="nothing"),
+    ],
+)
+def test_only_announcements_of_what_is_not_served_yet_ask_for_a_refresh(
+    serving: int | None, announced: list[int], asked: bool
+) -> None:
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
+    if serving:
+        idle.cache.publish(Snapshot.build(revision=serving), confirmed_at=0.0)
+
+    idle.refresher._heed(announced)
+
+    assert idle.cache._wanted.is_set() is asked
+
+
+def test_what_was_announced_while_nobody_listened_is_looked_for_when_listening_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresher_module, "_RECONNECT_S", 0.01)
+    with house() as running:
+        running.source.revision = 2
+        running.announcer.announced.put(Unavailable("the connection is lost"))
+
+        assert running.cache.serves(lambda snapshot: snapshot.revision == 2)
+
+
+@pytest.mark.parametrize(
+    ("failure", "level"), [(Unavailable("away"), "warning"), (RuntimeError("bug"), "error")], ids=["away", "bug"]
+)
+def test_failing_loads_are_logged_and_the_next_one_succeeds(failure: Exception, level: str) -> None:
+    with capture_logs() as logs, house(poll_s=0.01) as running:
+        running.source.failures = [failure] * 3
+        running.source.revision = 2
+        assert running.cache.serves(lambda snapshot: snapshot.revision == 2)
+
+    failed = [(log["task"], log["log_level"]) for log in logs if log["event"] == "task_failed"]
+    assert failed == [("refresh", level)] * 3
+
+
+def reload_overtaken_twice(cache: WatchedCache) -> WatchedCache:
+    """A whole load is overtaken by a write while it loads, and by another between catching up and publishing."""
+    with house(cache=cache, reload_s=0.001) as running:
+        source = running.source
+        source.revision = 2
+        assert cache.wait_for_revision(2, timeout_s=TIMEOUT_S)
+        source.after_reloaded_delta.shut()
+        source.after_load.shut()
+        assert source.after_load.reached.wait(TIMEOUT_S)
+        source.revision = 3
+        source.after_load.open()
+        assert source.after_reloaded_delta.reached.wait(TIMEOUT_S)
+        source.revision = 4
+        cache.publish(Snapshot.build(revision=4), confirmed_at=0.0)
+        source.after_reloaded_delta.open()
+        assert cache.serves(lambda snapshot: has_drifted(snapshot) and snapshot.revision == 4)
+    return cache
+
+
+def test_a_slow_reload_never_takes_the_revision_back_and_is_still_published_once_it_has_caught_up() -> None:
+    history = reload_overtaken_twice(WatchedCache()).history
+
+    assert history == sorted(history)
+
+
+def test_twin_without_the_guard_a_slow_reload_takes_it_back() -> None:
+    history = reload_overtaken_twice(UnguardedCache()).history
+
+    assert history != sorted(history)
+
+
+def test_a_reload_of_a_database_that_lost_revisions_gives_up_instead_of_loading_for_ever() -> None:
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
+    idle.cache.publish(Snapshot.build(revision=9), confirmed_at=0.0)
+    with capture_logs() as logs:
+        idle.refresher._reload()
+
+    assert idle.cache.current().revision == 9
+    assert [log["event"] for log in logs] == ["reload_not_published"]
+
+
+def test_a_write_is_visible_when_the_wait_for_it_ends() -> None:
+    with house() as running:
+        running.source.revision = 2
+        running.refresher.refresh_after_write(2)
+
+        assert running.cache.current().revision == 2
+
+
+def test_a_write_that_does_not_become_visible_in_time_is_logged_and_does_not_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresher_module, "_WRITE_VISIBLE_TIMEOUT_S", 0.01)
+    with capture_logs() as logs, house() as running:
+        running.refresher.refresh_after_write(99)
+
+    assert {"event": "write_not_visible_yet", "log_level": "warning", "revision": 99} in logs
+
+
+def test_closing_ends_all_threads_however_long_the_intervals() -> None:
+    with house() as running:
+        threads = [periodic._thread for periodic in running.refresher._threads]
+
+    assert {thread.name: thread.is_alive() for thread in threads} == {
+        "gatekeeper-refresh": False,
+        "gatekeeper-listen": False,
+        "gatekeeper-reload": False,
+    }

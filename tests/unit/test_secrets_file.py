@@ -1,0 +1,81 @@
+"""Secrets that Gatekeeper keeps for itself: for their owner's eyes only, whole or not at all."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.secrets_file import JWT_KEYS, keep_secret, kept_secret, new_jwt_keys, read_secret
+
+
+@pytest.fixture(autouse=True)
+def careless_umask() -> Iterator[None]:
+    """A umask that would let everybody read and write."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_only_the_owner_can_read_a_secret_whatever_the_umask(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+
+    keep_secret(data_dir, "token", "s3cret")
+
+    assert (mode(data_dir), mode(data_dir / "token")) == (0o700, 0o600)
+
+
+def test_a_secret_reads_back_as_it_was_kept(tmp_path: Path) -> None:
+    keep_secret(tmp_path, "token", "s3cret")
+
+    assert read_secret(tmp_path, "token") == "s3cret"
+
+
+def test_there_is_no_secret_before_one_is_kept(tmp_path: Path) -> None:
+    assert read_secret(tmp_path / "nowhere", "token") is None
+
+
+def test_a_secret_is_made_once_and_then_kept(tmp_path: Path) -> None:
+    made = iter(["first", "second"])
+
+    assert [kept_secret(tmp_path, "token", lambda: next(made)) for _ in range(2)] == ["first", "first"]
+
+
+def test_a_write_that_fails_leaves_the_old_secret_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_secret(tmp_path, "token", "old")
+
+    def disk_full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", disk_full)
+        with pytest.raises(OSError, match="No space"):
+            keep_secret(tmp_path, "token", "new")
+
+    assert read_secret(tmp_path, "token") == "old"
+    keep_secret(tmp_path, "token", "newer")  # what the failed attempt left behind is no obstacle
+    assert read_secret(tmp_path, "token") == "newer"
+
+
+def test_a_link_planted_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (tmp_path / ".token.new").symlink_to(victim)
+
+    keep_secret(tmp_path, "token", "s3cret")
+
+    assert (victim.read_text(), mode(tmp_path / "token")) == ("untouched", 0o600)
+
+
+def test_generated_keys_are_a_ring_of_one_key_of_256_bits_and_never_the_same() -> None:
+    rings = [new_jwt_keys() for _ in range(2)]
+
+    assert [len(KeyRing.parse(ring).keys) for ring in rings] == [1, 1]
+    assert rings[0] != rings[1]
+    assert JWT_KEYS == "jwt_keys"

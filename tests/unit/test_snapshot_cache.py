@@ -1,0 +1,327 @@
+"""The snapshot cache: never older than it was, honest about its age, as fresh as a caller insists, or refused."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from gatekeeper_grpc.cache import snapshot_cache
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
+from gatekeeper_grpc.domain.snapshot import Snapshot
+
+TIMEOUT_S = 10.0
+
+
+class Clock:
+    """Monotonic seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class CountedCache(SnapshotCache):
+    """Tells a test each time somebody asks for a refresh."""
+
+    def __init__(self, clock: Clock, *, max_waiters: int = 4) -> None:
+        super().__init__(stale_after_s=10.0, max_waiters=max_waiters, clock=clock)
+        self.asked = threading.Semaphore(0)
+
+    def request_refresh(self) -> None:
+        super().request_refresh()
+        self.asked.release()
+
+    def was_asked(self) -> bool:
+        """Wait until somebody has asked; each request counts once."""
+        return self.asked.acquire(timeout=TIMEOUT_S)
+
+
+class UnguardedCache(SnapshotCache):
+    """A cache that takes whatever comes last."""
+
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+        self._snapshot = None
+        return super().publish(snapshot, confirmed_at=confirmed_at)
+
+
+def at(revision: int) -> Snapshot:
+    return Snapshot.build(revision=revision)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cache(clock: Clock) -> CountedCache:
+    """A cache at revision 5, confirmed a second ago: whoever wants more has to wait."""
+    cache = CountedCache(clock)
+    cache.publish(at(5), confirmed_at=clock())
+    clock.advance(1.0)
+    return cache
+
+
+@pytest.fixture
+def callers() -> Iterator[ThreadPoolExecutor]:
+    """Threads to wait in."""
+    with ThreadPoolExecutor(8) as callers:
+        yield callers
+
+
+def test_before_the_first_snapshot_there_is_no_answer_and_it_counts_as_stale(clock: Clock) -> None:
+    cache = CountedCache(clock)
+
+    with pytest.raises(Unavailable, match="no snapshot of the flags is loaded yet"):
+        cache.current()
+    with pytest.raises(Unavailable):
+        cache.at_least(0)
+    assert (cache.peek(), cache.is_stale(), cache.unconfirmed_s()) == (None, True, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("published", "accepted", "current"),
+    [(6, True, 6), (5, True, 5), (4, False, 5), (2_000_000_000, True, 2_000_000_000)],
+    ids=["newer", "the same", "older", "of a later epoch"],
+)
+def test_a_snapshot_is_published_unless_a_newer_one_is_current(
+    published: int, accepted: bool, current: int, cache: CountedCache, clock: Clock
+) -> None:
+    assert cache.publish(at(published), confirmed_at=clock()) is accepted
+    assert cache.current().revision == current
+
+
+def revisions_seen(cache: SnapshotCache) -> list[int]:
+    """What a reader sees while a slow load, begun at revision 1, is published after revision 2."""
+    seen = []
+    for revision in (1, 2, 1):
+        cache.publish(at(revision), confirmed_at=0.0)
+        seen.append(cache.current().revision)
+    return seen
+
+
+def test_the_revision_never_goes_backwards_when_a_slow_load_is_published_late() -> None:
+    assert revisions_seen(SnapshotCache(stale_after_s=1.0, max_waiters=1)) == [1, 2, 2]
+
+
+def test_twin_without_the_guard_it_goes_backwards() -> None:
+    assert revisions_seen(UnguardedCache(stale_after_s=1.0, max_waiters=1)) == [1, 2, 1]
+
+
+def test_racing_publishers_leave_the_newest_and_no_reader_sees_a_step_back(callers: ThreadPoolExecutor) -> None:
+    cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
+    start, seen = threading.Barrier(6), []
+
+    def publish(revisions: range) -> None:
+        start.wait(TIMEOUT_S)
+        for revision in revisions:
+            cache.publish(at(revision), confirmed_at=0.0)
+            seen.append(cache.current().revision >= revision)
+
+    for first in range(6):
+        callers.submit(publish, range(first, 300, 6))
+    callers.shutdown()
+
+    assert (cache.current().revision, len(seen), all(seen)) == (299, 300, True)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "stale"), [(0.0, False), (10.0, False), (10.001, True)], ids=["new", "on the line", "past it"]
+)
+def test_answers_are_stale_when_nothing_confirmed_them_for_longer_than_the_bound(
+    age_s: float, stale: bool, clock: Clock
+) -> None:
+    cache = CountedCache(clock)
+    cache.publish(at(1), confirmed_at=clock())
+    clock.advance(age_s)
+
+    assert cache.is_stale() is stale
+
+
+def test_a_confirmation_of_the_same_revision_ends_staleness(clock: Clock) -> None:
+    cache = CountedCache(clock)
+    cache.publish(at(1), confirmed_at=clock())
+    clock.advance(60.0)
+    cache.publish(at(1), confirmed_at=clock())
+
+    assert not cache.is_stale()
+
+
+@pytest.mark.parametrize("revision", [5, 4], ids=["the same, asked for earlier", "an older one, refused"])
+def test_what_was_asked_for_earlier_never_makes_the_snapshot_look_less_confirmed(
+    revision: int, cache: CountedCache, clock: Clock
+) -> None:
+    before = cache.unconfirmed_s()
+
+    cache.publish(at(revision), confirmed_at=clock() - 100.0)
+
+    assert cache.unconfirmed_s() == before
+
+
+@pytest.mark.parametrize("revision", [0, 1, 5])
+def test_a_revision_that_is_here_is_served_without_asking_the_database(revision: int, cache: CountedCache) -> None:
+    assert cache.at_least(revision) is cache.current()
+    assert not cache.asked.acquire(blocking=False)
+
+
+def waiting(callers: ThreadPoolExecutor, cache: CountedCache, revision: int) -> Future[Snapshot]:
+    """Somebody who has asked for a revision and waits."""
+    call = callers.submit(cache.at_least, revision)
+    assert cache.was_asked()
+    return call
+
+
+def test_a_caller_waits_for_the_revision_and_gets_it(
+    cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    call = waiting(callers, cache, 6)
+    cache.publish(at(7), confirmed_at=clock())
+
+    assert call.result(TIMEOUT_S).revision == 7
+
+
+def test_the_revision_itself_is_enough_even_from_a_load_begun_before_the_call(
+    cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    call = waiting(callers, cache, 6)
+    cache.publish(at(6), confirmed_at=clock() - 0.5)
+
+    assert call.result(TIMEOUT_S).revision == 6
+
+
+def test_a_revision_made_right_after_the_head_was_read_is_looked_for_all_the_same(
+    cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    cache.publish(at(5), confirmed_at=clock())
+    clock.advance(0.001)
+    call = waiting(callers, cache, 6)
+    cache.publish(at(6), confirmed_at=clock())
+
+    assert call.result(TIMEOUT_S).revision == 6
+
+
+def refused(callers: ThreadPoolExecutor, cache: CountedCache, clock: Clock, revision: int) -> FailedPrecondition:
+    """Ask for a revision while the head is at 5, and return why there is none."""
+    call = waiting(callers, cache, revision)
+    cache.publish(at(5), confirmed_at=clock())
+    error = call.exception(TIMEOUT_S)
+    assert isinstance(error, FailedPrecondition)
+    return error
+
+
+def test_a_revision_above_the_fresh_head_does_not_exist(
+    cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    error = refused(callers, cache, clock, 7)
+
+    assert str(error) == "min_revision 7 does not exist yet; the newest revision is 5"
+    assert (error.reason, error.metadata) == ("REVISION_NOT_REACHED", {"min_revision": "7", "revision": "5"})
+
+
+@pytest.mark.parametrize("revision", [7, 8], ids=["the same", "a later one"])
+def test_who_asks_again_within_100_ms_for_what_was_not_there_is_refused_without_a_read(
+    revision: int, cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    refused(callers, cache, clock, 7)
+    clock.advance(0.099)
+
+    with pytest.raises(FailedPrecondition, match=f"min_revision {revision} does not exist yet"):
+        cache.at_least(revision)
+
+    assert not cache.asked.acquire(blocking=False)
+
+
+@pytest.mark.parametrize(
+    ("revision", "later_s"), [(6, 0.001), (7, 0.1)], ids=["an earlier revision", "the same after 100 ms"]
+)
+def test_a_refusal_keeps_nobody_else_from_what_may_exist_by_now(
+    revision: int, later_s: float, cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    refused(callers, cache, clock, 7)
+    clock.advance(later_s)
+    call = waiting(callers, cache, revision)
+    cache.publish(at(revision), confirmed_at=clock())
+
+    assert call.result(TIMEOUT_S).revision == revision
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot_cache, "_CATCH_UP_TIMEOUT_S", 0.05)
+
+
+def test_without_a_confirmation_in_time_the_call_is_refused_and_gets_no_older_snapshot(
+    impatient: None, cache: CountedCache
+) -> None:
+    with pytest.raises(Unavailable, match="cannot confirm the newest revision"):
+        cache.at_least(6)
+
+
+def test_a_head_read_before_the_call_confirms_nothing_about_revisions_made_since(
+    impatient: None, cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    call = waiting(callers, cache, 6)
+    cache.publish(at(5), confirmed_at=clock() - 0.5)
+
+    with pytest.raises(Unavailable, match="cannot confirm the newest revision"):
+        call.result(TIMEOUT_S)
+
+
+def test_callers_who_wait_share_one_read_of_the_head(
+    cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    calls = [waiting(callers, cache, 6) for _ in range(4)]
+    cache.publish(at(6), confirmed_at=clock())
+
+    assert [call.result(TIMEOUT_S).revision for call in calls] == [6] * 4
+
+
+@pytest.fixture
+def crowded(clock: Clock, callers: ThreadPoolExecutor) -> Iterator[CountedCache]:
+    """A cache at revision 5 where the one caller who may wait for another revision does."""
+    cache = CountedCache(clock, max_waiters=1)
+    cache.publish(at(5), confirmed_at=clock())
+    clock.advance(1.0)
+    call = waiting(callers, cache, 6)
+    yield cache
+    cache.publish(at(6), confirmed_at=clock())
+    assert call.result(TIMEOUT_S).revision == 6
+
+
+def test_further_callers_are_refused_at_once_while_too_many_wait(crowded: CountedCache) -> None:
+    with pytest.raises(Unavailable, match="too many calls wait for a revision already"):
+        crowded.at_least(6)
+
+
+def test_evaluation_goes_on_while_callers_wait(crowded: CountedCache) -> None:
+    assert [crowded.at_least(revision).revision for revision in (0, 5)] == [5, 5]
+
+
+def test_a_place_to_wait_is_free_again_after_a_refusal(impatient: None, clock: Clock) -> None:
+    cache = CountedCache(clock, max_waiters=1)
+    cache.publish(at(5), confirmed_at=clock() - 1.0)
+
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="cannot confirm"):
+            cache.at_least(6)
+
+
+@pytest.mark.parametrize(("revision", "there"), [(5, True), (6, False)])
+def test_waiting_for_a_revision_tells_whether_it_came(revision: int, there: bool, cache: CountedCache) -> None:
+    assert cache.wait_for_revision(revision, timeout_s=0.01) is there
+
+
+def test_requests_made_before_the_wait_is_over_are_served_by_one_refresh(cache: CountedCache) -> None:
+    cache.request_refresh()
+    cache.request_refresh()
+
+    cache.wait_for_request(TIMEOUT_S)
+
+    assert not cache._wanted.is_set()

@@ -1,0 +1,192 @@
+"""Evaluation on the wire: what contexts may hold, how answers are written, how they are split."""
+
+import math
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct, Value
+
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext as ContextMessage
+from gatekeeper.v1.evaluation_pb2 import Reason as ReasonMessage
+from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluationResult
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
+from gatekeeper_grpc.wire.evaluation import (
+    attributes_from_proto,
+    bulk_error_to_proto,
+    check_flag_keys,
+    check_min_revision,
+    context_from_proto,
+    detail_to_proto,
+    split_results,
+)
+
+
+def struct(attributes: dict[str, Any]) -> Struct:
+    return ParseDict(attributes, Struct())
+
+
+def objects(levels: int) -> dict[str, Any]:
+    """So many objects within each other, the innermost empty."""
+    return {"inner": objects(levels - 1)} if levels > 1 else {}
+
+
+def lists(levels: int) -> dict[str, Any]:
+    """An object of lists within each other: so many levels in all, the innermost empty."""
+    value: list[Any] = []
+    for _ in range(levels - 2):
+        value = [value]
+    return {"outer": value}
+
+
+def padded(size: int) -> Struct:
+    """Attributes of exactly so many bytes as a message."""
+    attributes = Struct()
+    pad = attributes.fields["pad"]
+    pad.string_value = ""
+    while attributes.ByteSize() != size:
+        pad.string_value = "x" * (len(pad.string_value) + size - attributes.ByteSize())
+    return attributes
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        pytest.param({}, id="none"),
+        pytest.param({"plan": "pro", "age": 42.5, "beta": True, "gone": None}, id="every scalar"),
+        pytest.param({"tags": ["a", 1.0, None, {"b": False}], "empty": [], "object": {}}, id="lists and objects"),
+        pytest.param(objects(5), id="5 levels of objects"),
+        pytest.param(lists(5), id="5 levels with lists"),
+    ],
+)
+def test_attributes_become_the_json_values_they_stand_for(attributes: dict[str, Any]) -> None:
+    message = ContextMessage(user_id="alice", attributes=struct(attributes))
+
+    assert context_from_proto("context", message) == EvaluationContext(user_id="alice", attributes=attributes)
+
+
+def test_a_value_without_a_kind_is_null() -> None:
+    assert attributes_from_proto("attributes", Struct(fields={"unset": Value()})) == {"unset": None}
+
+
+def test_attributes_of_16_kib_are_accepted() -> None:
+    attributes = padded(16 * 1024)
+
+    assert attributes_from_proto("attributes", attributes) == {"pad": attributes["pad"]}
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        pytest.param(ContextMessage(), "context.user_id", id="no user"),
+        pytest.param(ContextMessage(user_id="u" * 257), "context.user_id", id="user id too long"),
+        pytest.param(ContextMessage(user_id="a\0"), "context.user_id", id="user id with NUL"),
+        pytest.param(
+            ContextMessage(user_id="a", attributes=padded(16 * 1024 + 1)), "context.attributes", id="attributes too big"
+        ),
+        pytest.param(
+            ContextMessage(user_id="a", attributes=struct(objects(6))),
+            "context.attributes",
+            id="objects too deep",
+        ),
+        pytest.param(
+            ContextMessage(user_id="a", attributes=struct(lists(6))),
+            "context.attributes",
+            id="lists too deep",
+        ),
+        *(
+            pytest.param(
+                ContextMessage(user_id="a", attributes=Struct(fields={"n": Value(number_value=number)})),
+                "context.attributes",
+                id=str(number),
+            )
+            for number in (math.nan, math.inf, -math.inf)
+        ),
+    ],
+)
+def test_a_bad_context_is_refused_and_its_field_named(message: ContextMessage, field: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        context_from_proto("context", message)
+
+    assert [violation.field for violation in refused.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("keys", "field"),
+    [
+        pytest.param(["a"] * 2, "flag_keys[1]", id="twice"),
+        pytest.param(["a", "?"], "flag_keys[1]", id="malformed"),
+        pytest.param([f"k{number}" for number in range(1_001)], "flag_keys", id="too many"),
+    ],
+)
+def test_bad_flag_keys_are_refused_and_their_field_named(keys: list[str], field: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        check_flag_keys(keys)
+
+    assert [violation.field for violation in refused.value.violations] == [field]
+
+
+def test_1000_flag_keys_are_accepted() -> None:
+    check_flag_keys([f"k{number}" for number in range(1_000)])
+
+
+def test_a_negative_revision_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="min_revision must be a revision, or 0 for any"):
+        check_min_revision(-1)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_its_name_in_the_contract(reason: Reason) -> None:
+    message = detail_to_proto(EvaluationDetail(variant="on", reason=reason))
+
+    assert ReasonMessage.Name(message.reason) == f"REASON_{reason.name}"
+
+
+@pytest.mark.parametrize(("slot", "present"), [(None, False), (0, True), (99, True)])
+def test_the_bucket_is_sent_when_there_was_a_draw_0_included(slot: int | None, *, present: bool) -> None:
+    message = detail_to_proto(EvaluationDetail(variant="off", reason=Reason.SPLIT, bucket=slot))
+
+    assert (message.HasField("bucket"), message.bucket) == (present, slot or 0)
+
+
+def test_an_answer_says_variant_value_and_segment() -> None:
+    message = detail_to_proto(EvaluationDetail(variant="on", reason=Reason.TARGETING_MATCH, segment_key="staff"))
+
+    assert (message.variant, message.value, message.segment_key) == ("on", True, "staff")
+
+
+def test_the_error_of_a_bulk_context_names_reason_field_and_remedy() -> None:
+    error = InvalidArgument.of("contexts[3].user_id", "must be 1 to 256 bytes")
+
+    result = bulk_error_to_proto("", error)
+
+    assert (result.error.reason, result.error.field, result.error.message, [*result.values]) == (
+        "INVALID_ARGUMENT",
+        "contexts[3].user_id",
+        "contexts[3].user_id must be 1 to 256 bytes",
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        pytest.param(5_000, 1, id="many tiny results"),
+        pytest.param(5_000, 210, id="one message and a little"),
+        pytest.param(5_000, 1_000, id="five messages"),
+        pytest.param(70, 20_000, id="few large results"),
+    ],
+)
+def test_answers_are_split_below_1_mib_with_their_order_kept(count: int, size: int) -> None:
+    results = [BulkEvaluationResult(user_id=str(number), values=[True] * size) for number in range(count)]
+
+    responses = list(split_results(results))
+
+    assert [result for response in responses for result in response.results] == results
+    assert max(response.ByteSize() for response in responses) < 1 << 20
+    assert all(responses[at].ByteSize() > (1 << 20) * 0.9 for at in range(len(responses) - 1))
+
+
+def test_no_results_are_one_empty_answer() -> None:
+    assert [len(response.results) for response in split_results([])] == [0]
