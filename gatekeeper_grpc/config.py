@@ -59,6 +59,16 @@ class Settings(BaseSettings):
         description="Signs audit checkpoints (Ed25519): 32 random bytes in base64. Absent: the one kept in"
         " GATEKEEPER_DATA_DIR, made there when the database is embedded; without one there are no checkpoints.",
     )
+    erasure_key: SecretStr | None = Field(
+        default=None,
+        description="Key of the erasure ledger, 32 bytes or more; whoever has both can recognise an erased id."
+        " Absent: the one kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
+    )
+    erasure_ledger: Path | None = Field(
+        default=None,
+        description="File that remembers erasures outside the database, so that a restore brings nobody back."
+        " Absent: `erasures` in GATEKEEPER_DATA_DIR.",
+    )
     admin_password: SecretStr | None = Field(
         default=None,
         description="Password of the first admin user, `admin`, made when there is none. Absent: generated when the"

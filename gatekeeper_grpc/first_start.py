@@ -1,5 +1,6 @@
 """What has to be there before anything is served: the schema, keys, the first admin user."""
 
+import secrets
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from pydantic import SecretStr
 
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, new_signing_key
 from gatekeeper_grpc.auth.data_keys import DataKeys
-from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.auth.keys import MIN_SECRET_BYTES, KeyRing
 from gatekeeper_grpc.auth.passwords import Passwords, generate_password
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
+from gatekeeper_grpc.erasure_ledger import DEFAULT_NAME, ErasureLedger
 from gatekeeper_grpc.secrets_file import ADMIN_PASSWORD, keep_secret, kept_secret, new_key_ring, read_secret
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
@@ -40,6 +42,8 @@ class Keys:
     """Sign access tokens."""
     data: DataKeys
     """Encrypt what the database keeps."""
+    erasure: bytes
+    """Names erased user ids in the erasure ledger."""
     audit: CheckpointSigner | None = None
     """Signs audit checkpoints; None: there are none."""
 
@@ -52,6 +56,7 @@ def load_keys(settings: Settings) -> Keys:
     return Keys(
         tokens=_key_ring(settings, "jwt_keys", settings.jwt_keys),
         data=load_data_keys(settings),
+        erasure=load_erasure_key(settings),
         audit=load_audit_signer(settings),
     )
 
@@ -59,6 +64,20 @@ def load_keys(settings: Settings) -> Keys:
 def load_data_keys(settings: Settings) -> DataKeys:
     """Return the keys that encrypt what the database keeps."""
     return DataKeys(_key_ring(settings, "data_keys", settings.data_keys))
+
+
+def load_erasure_key(settings: Settings) -> bytes:
+    """Return the key of the erasure ledger."""
+    text = _key_text(settings, "erasure_key", settings.erasure_key, lambda: secrets.token_urlsafe(32))
+    if text is None or len(text.encode()) < MIN_SECRET_BYTES:
+        variable = variable_of("erasure_key")
+        raise SettingsError(f"{variable} must be {MIN_SECRET_BYTES} bytes or more, the same for all instances")
+    return text.encode()
+
+
+def erasure_ledger(settings: Settings, keys: Keys) -> ErasureLedger:
+    """Return the erasure ledger that the settings name."""
+    return ErasureLedger(settings.erasure_ledger or settings.data_dir / DEFAULT_NAME, keys.erasure)
 
 
 def load_audit_signer(settings: Settings) -> CheckpointSigner | None:

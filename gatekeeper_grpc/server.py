@@ -23,7 +23,7 @@ from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.first_start import Keys
+from gatekeeper_grpc.first_start import Keys, erasure_ledger
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
@@ -39,6 +39,8 @@ from gatekeeper_grpc.store.audit import AuditStore
 from gatekeeper_grpc.store.audit_watch import AuditWatch
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
 from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.erasure import ErasureStore
+from gatekeeper_grpc.store.exports import ExportStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.logins import LoginStore
@@ -46,6 +48,7 @@ from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.notifications import RevisionListener
 from gatekeeper_grpc.store.privileges import Privileges
+from gatekeeper_grpc.store.restore import Restore
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
@@ -97,20 +100,22 @@ class GatekeeperServer:
         self.database = Database(
             dsn, pool_size=settings.db_pool_size, statement_timeout_s=settings.db_statement_timeout_s
         )
-        self.ledger = Ledger(self.database, keys.data)
+        self.cache = SnapshotCache(
+            stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)
+        )
+        self.ledger = Ledger(self.database, keys.data, served_revision=self._served_revision)
         self.logins = LoginStore(self.database)
         self.flags = FlagStore(self.database, self.ledger)
         self.users = UserStore(self.database, self.ledger)
         self.admin_users = AdminUserStore(self.database, self.ledger)
         self.client_keys = ClientKeyStore(self.database, self.ledger, keys.data)
         self.audit = AuditStore(self.database)
-        self.cache = SnapshotCache(
-            stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)
-        )
+        self.erasures = ErasureStore(self.database, self.ledger, erasure_ledger(settings, keys))
         self._refresher = Refresher(
             self.cache,
             SnapshotStore(self.database),
             RevisionListener(dsn),
+            report_loss=Restore(self.ledger).report_loss,
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,
         )
@@ -181,6 +186,10 @@ class GatekeeperServer:
         """Whether the database answered within the last few polls."""
         return self.cache.unconfirmed_s() < self._settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
 
+    def _served_revision(self) -> int:
+        snapshot = self.cache.peek()
+        return snapshot.revision if snapshot else 0
+
     def _build_server(self) -> grpc.Server:
         settings = self._settings
         server = grpc.server(
@@ -222,6 +231,8 @@ class GatekeeperServer:
             segments=SegmentStore(self.database, self.ledger),
             members=MemberStore(self.database, self.ledger),
             users=self.users,
+            erasures=self.erasures,
+            exports=ExportStore(self.database),
             admin_users=self.admin_users,
             passwords=self._passwords,
             own_password=OwnPassword(self.admin_users, self._passwords, self._login_guard, self.logins),

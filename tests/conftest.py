@@ -30,6 +30,7 @@ TEMPLATE = "gatekeeper_template"
 KEYS = Keys(
     tokens=KeyRing.parse("test:0123456789abcdef0123456789abcdef"),
     data=DataKeys(KeyRing.parse("data:fedcba9876543210fedcba9876543210")),
+    erasure=b"0f1e2d3c4b5a69780f1e2d3c4b5a6978",
 )
 # Throw-away databases need no durability; tests that kill processes start a database of their own.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
@@ -151,12 +152,19 @@ def token_for(dsn: str, role: Role) -> str:
     name = role.name.lower()
     insert = """
         INSERT INTO admin_user (username, password_hash, role, create_time, update_time)
-        VALUES (%s, 'x', %s, now(), now()) RETURNING admin_id, token_epoch
+        VALUES (%s, 'x', %s, now(), now())
     """
     with psycopg.connect(dsn) as conn:
-        row = conn.execute(insert, (name, name)).fetchone()
-    assert row
-    caller = Caller(admin_id=row[0], username=name, role=role, token_epoch=row[1])
+        conn.execute(insert, (name, name))
+    return access_token(dsn, name)
+
+
+def access_token(dsn: str, username: str) -> str:
+    """Make an access token for an admin user as it stands now."""
+    find = "SELECT admin_id, upper(role), token_epoch FROM admin_user WHERE username = %s"
+    with psycopg.connect(dsn) as conn:
+        ((admin_id, role, token_epoch),) = conn.execute(find, (username,))
+    caller = Caller(admin_id=admin_id, username=username, role=Role[role], token_epoch=token_epoch)
     return AccessTokens(KEYS.tokens).issue(caller).text
 
 

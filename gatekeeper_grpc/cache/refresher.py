@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.periodic import Periodic
 
@@ -47,6 +48,9 @@ class Refresher:
     first to when another instance announces a revision. One loads everything every `reload_interval_s`, in case change
     log and tables ever disagree; it never holds up the first, and what it loaded is brought up to date before it is
     published.
+
+    `report_loss` is called with a revision that was served when the database seems to be older: after a restore, or a
+    failover that lost commits, it must move the database to a later revision.
     """
 
     def __init__(
@@ -55,12 +59,14 @@ class Refresher:
         source: SnapshotSource,
         announcements: Announcements,
         *,
+        report_loss: Callable[[int], object],
         poll_interval_s: float,
         reload_interval_s: float,
     ) -> None:
         self._cache = cache
         self._source = source
         self._announcements = announcements
+        self._report_loss = report_loss
         self._refreshing = Periodic("refresh", self._refresh, interval_s=poll_interval_s, wait=cache.wait_for_request)
         self._listening = Periodic("listen", self._listen, interval_s=_RECONNECT_S)
         self._reloading = Periodic("reload", self._reload, interval_s=reload_interval_s)
@@ -92,8 +98,10 @@ class Refresher:
         if base is None:
             self._publish(self._source.load)
             _log.info("snapshot_loaded", **_summary(self._cache.current()))
-        else:
-            self._publish(lambda: self._source.load_since(base))
+        elif not self._publish(lambda: self._source.load_since(base)):
+            # Older than what is served: overtaken by a reload, or the database has lost commits.
+            self._report_loss(base.revision)
+            self._publish(self._source.load)
 
     def _reload(self) -> None:
         if self._cache.peek() is None:
@@ -106,8 +114,12 @@ class Refresher:
 
     def _publish(self, load: Callable[[], Snapshot]) -> bool:
         """Load and publish; False when what was loaded is older than what is served."""
-        asked_at = time.monotonic()
-        return self._cache.publish(load(), confirmed_at=asked_at)
+        asked_at, before = time.monotonic(), self._cache.peek()
+        snapshot = load()
+        published = self._cache.publish(snapshot, confirmed_at=asked_at)
+        if published and before and epoch_of(before.revision) != epoch_of(snapshot.revision):
+            _log.error("commits_lost", last_served_revision=before.revision, **_summary(snapshot))
+        return published
 
     def _listen(self) -> None:
         with self._announcements.listening() as wait:

@@ -8,6 +8,7 @@ from gatekeeper_grpc.cli.audit import audit
 from gatekeeper_grpc.cli.grants import grants
 from gatekeeper_grpc.cli.keys import data_keys
 from gatekeeper_grpc.cli.migrate import migrate
+from gatekeeper_grpc.cli.restore import erasure_commands, restore_finish
 from gatekeeper_grpc.config import Settings, SettingsError, load_settings, settings_markdown, settings_table
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.embedded import EmbeddedDatabaseError, running_dsn
@@ -61,6 +62,8 @@ def config(settings: Settings, *, markdown: bool) -> None:
 
 
 gatekeeper.add_command(migrate)
+gatekeeper.add_command(restore_finish)
+gatekeeper.add_command(erasure_commands)
 gatekeeper.add_command(audit)
 gatekeeper.add_command(grants)
 gatekeeper.add_command(data_keys)

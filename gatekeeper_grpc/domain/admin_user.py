@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.domain.flag import etag
+from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
 
 

@@ -1,9 +1,12 @@
-"""Erasing a person: what counts as a mention of a user id, and what an erasure did."""
+"""People's rights: what is told of a person, what counts as a mention of them, what erasing them did."""
 
 import re
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
+
+from gatekeeper_grpc.domain.audit import DocumentedEntry
+from gatekeeper_grpc.domain.user import User
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,34 @@ class Subject:
 
     subject_id: UUID
     user_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedUser:
+    """Who a user id is; nobody when `subject_id` is None. `named_by`: keys of segments that name the id."""
+
+    user_id: str
+    subject_id: UUID | None = None
+    user: User | None = None
+    named_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedTarget:
+    """A flag that targets the user."""
+
+    flag_key: str
+    variant: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedMembership:
+    """A segment that the user is a member of."""
+
+    segment_key: str
+
+
+ExportPart = ExportedUser | list[ExportedTarget] | list[ExportedMembership] | DocumentedEntry
 
 
 class Mention:

@@ -1,13 +1,12 @@
 """The flag, its individual targets, and the documents by which they are stored and audited."""
 
-import hashlib
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import (
     MAX_DESCRIPTION_CHARS,
     MAX_OWNER_CHARS,
@@ -91,10 +90,7 @@ class Flag:
 
     @property
     def etag(self) -> str:
-        """Opaque name of this state of this flag.
-
-        Identity and revision make it unique: a revision is never issued twice.
-        """
+        """Opaque name of this state of this flag."""
         return etag("flag", self.flag_id, self.revision)
 
 
@@ -104,12 +100,6 @@ class Target:
 
     user_id: str
     variant: str
-
-
-def etag(kind: str, identity: int, revision: int) -> str:
-    """Name one state of one resource, opaquely: 16 characters that clients cannot be tempted to parse."""
-    digest = hashlib.sha256(f"{kind}:{identity}:{revision}".encode()).digest()
-    return urlsafe_b64encode(digest[:12]).decode()
 
 
 def flag_document(flag: Flag) -> dict[str, Any]:

@@ -7,5 +7,8 @@ REVISIONS_PER_EPOCH: Final = 1_000_000_000
 
 
 def epoch_of(revision: int) -> int:
-    """Return the epoch of a revision. Revisions of different epochs have no history in common: no delta leads across."""
+    """Return the epoch of a revision.
+
+    Revisions of different epochs have no history in common: no delta leads across.
+    """
     return revision // REVISIONS_PER_EPOCH

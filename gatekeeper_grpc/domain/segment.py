@@ -16,7 +16,7 @@ from gatekeeper_grpc.domain.condition import (
     condition_from_document,
 )
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.flag import etag
+from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_DESCRIPTION_CHARS, check_count, check_key, check_text
 
 MAX_CONDITIONS = 64

@@ -13,9 +13,6 @@ from gatekeeper_grpc.domain.flag import Flag
 from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 
-# A lost revision moves the head to the next multiple of this. Revisions of different epochs have no history in common.
-REVISIONS_PER_EPOCH = 1_000_000_000
-
 _Resource = TypeVar("_Resource", Flag, Segment, FlagPlan)
 _NO_TARGETS: Mapping[int, int] = MappingProxyType({})
 

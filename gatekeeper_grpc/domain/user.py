@@ -8,7 +8,7 @@ from uuid import UUID
 
 from gatekeeper_grpc.domain.attribute import JsonValue, canonical, size_bytes
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.flag import etag
+from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_BYTES, check_user_id
 
 

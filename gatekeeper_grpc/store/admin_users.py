@@ -14,7 +14,8 @@ from psycopg.rows import kwargs_row
 from gatekeeper_grpc.domain.admin_user import AdminUser, admin_user_document, admin_user_from_document
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.commands import AdminUserUpdate, NewAdminUser, PasswordChange
-from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, FailedPrecondition, NotFound, Unauthenticated
+from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, Unauthenticated
+from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.flags import NOTHING
@@ -153,8 +154,7 @@ def _checked(conn: Connection, username: str, etag: str) -> AdminUser:
         user = cursor.execute(FIND_ADMIN_USER, {"username": username}).fetchone()
     if user is None:
         raise NotFound.admin_user(username)
-    if etag and etag != user.etag:
-        raise Changed.since_read(f"admin user {username!r}", current_etag=user.etag)
+    check_etag(f"admin user {username!r}", etag, current=user.etag)
     return user
 
 

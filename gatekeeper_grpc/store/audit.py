@@ -264,6 +264,13 @@ def _with_document(found: _Found, salt: bytes, document: bytes | None) -> Docume
     return DocumentedEntry(entry=found.entry, hash=found.hash, salt=salt, document=document, users={})
 
 
+def documented_entries(conn: Connection, seqs: Sequence[int]) -> list[DocumentedEntry]:
+    """Read entries by their places, within a transaction, oldest first."""
+    with conn.cursor(row_factory=kwargs_row(_found_from_row)) as cursor:
+        found = cursor.execute(_SELECT_ENTRIES + "WHERE a.seq = ANY(%(seqs)s) ORDER BY a.seq", {"seqs": list(seqs)})
+        return _documented(conn, found.fetchall())
+
+
 _USERS = """
     SELECT subject_id::text, user_id FROM subjects WHERE subject_id = ANY(%(subjects)s::uuid[])
 """

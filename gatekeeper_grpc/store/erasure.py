@@ -1,21 +1,20 @@
-"""Erases people: the mapping of their id, all that hangs on it, and the audit documents that literally hold the id.
+"""Erases people: the mapping of their id, all that hangs on it, and the audit documents that tell of them.
 
-What takes long is done before the head is locked: the tables and documents are searched as of one revision, and under the lock
-only what came after it.
+What takes long is done before the head is locked: texts and documents are searched as of one revision, and under the
+lock only what came after it.
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
-from uuid import UUID
 
 import rfc8785
 from psycopg.rows import class_row
 
 from gatekeeper_grpc.domain.erasure import Erased, Mention, StillNamed, Subject
-from gatekeeper_grpc.domain.errors import FailedPrecondition, NotFound
+from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
 from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
@@ -34,11 +33,12 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """How far the search for a user id has come: what it found up to a revision and an audit entry."""
+    """How far the search for a person has come, and which audit documents it found; it ends where the id is `named`."""
 
     revision: int = 0
     audit_seq: int = 0
     documents: tuple[int, ...] = ()
+    named: StillNamed = field(default_factory=StillNamed)
 
 
 class ErasureStore:
@@ -52,16 +52,20 @@ class ErasureStore:
     def erase(self, user_id: str, intent: Intent) -> Written[Erased]:
         """Erase a user id everywhere.
 
-        Errors: `NotFound` when nothing is held about it; `FailedPrecondition` when flags, segments or other users name it
-        literally, for these an editor must change first.
+        The recorder is told before the commit: should that fail, a person is down as erased who is not, and whoever
+        asked has been told so. Errors: `NotFound` when nothing is held; `FailedPrecondition` when flags, segments or
+        other users name the id literally, for these an editor must change first; `InvalidArgument` when the reason
+        does, which would stay; what the recorder raises.
         """
-        with self._database.read() as conn:
-            subject = _find(conn, user_id)
-            search = _search(conn, subject, _Search())
+        if Mention(user_id).is_in(intent.change_reason):
+            raise InvalidArgument.of("change_reason", "must not name whom it erases: it stays in the audit log")
+        search = self._search_ahead(user_id)
 
         def act(conn: Connection, head: Head) -> Effect[Erased]:
-            subject = _find(conn, user_id)
+            subject = find_subject(conn, user_id)
             found = _search(conn, subject, search)
+            if found.named:
+                raise _still_named_error(user_id, found.named)
             erased = _erase(conn, subject, found.documents)
             if not intent.validate_only:
                 self._recorder.record(user_id, head.create_time)
@@ -69,13 +73,22 @@ class ErasureStore:
 
         return self._ledger.mutate(intent, act, codec=_RESULT)
 
-    def known_since(self) -> Iterator[tuple[str, datetime]]:
-        """Yield every user id and when Gatekeeper first met it, as the database has it now."""
-        with self._database.read() as conn, conn.cursor(name="subjects") as cursor:
-            yield from cursor.execute("SELECT user_id, create_time FROM subjects")
+    def known_since(self) -> list[tuple[str, datetime]]:
+        """Return every user id and when Gatekeeper first met it, as the database has it now."""
+        with self._database.read() as conn:
+            return conn.execute("SELECT user_id, create_time FROM subjects").fetchall()
+
+    def _search_ahead(self, user_id: str) -> _Search:
+        """Search without a lock. What is found wrong is no error yet: a retry gets the answer of the first time."""
+        with self._database.read() as conn:
+            try:
+                return _search(conn, find_subject(conn, user_id), _Search())
+            except NotFound:
+                return _Search()
 
 
-def _find(conn: Connection, user_id: str) -> Subject:
+def find_subject(conn: Connection, user_id: str) -> Subject:
+    """Read who a user id is; `NotFound` when nothing is held about it."""
     query = "SELECT subject_id, user_id FROM subjects WHERE user_id = %(user_id)s"
     with conn.cursor(row_factory=class_row(Subject)) as cursor:
         subject = cursor.execute(query, {"user_id": user_id}).fetchone()
@@ -87,20 +100,20 @@ def _find(conn: Connection, user_id: str) -> Subject:
 
 
 def _search(conn: Connection, subject: Subject, done: _Search) -> _Search:
-    """Search what came after `done`; `FailedPrecondition` when something alive names the user id."""
-    mention = Mention(subject.user_id)
-    named = _still_named(conn, subject, mention, since=done.revision)
+    """Search what came after `done`."""
+    named = done.named or still_named(conn, subject, since=done.revision)
     if named:
-        raise _still_named_error(subject.user_id, named)
+        return replace(done, named=named)
     (audit_seq,) = one(conn.execute("SELECT audit_seq FROM revision_head"))
-    documents = _documents_naming(conn, subject, mention, after=done.audit_seq)
+    documents = documents_telling_of(conn, subject, after=done.audit_seq)
     return _Search(revision=current_revision(conn), audit_seq=audit_seq, documents=(*done.documents, *documents))
 
 
 # `needle` is the id as JSON text writes it, less the quotes.
 _LIVE_TEXT = """
     SELECT 'flag_keys', key, to_jsonb(tags || ARRAY[description, owner]) FROM feature_flags
-    WHERE revision > %(since)s AND position(%(user_id)s in concat_ws(' ', description, owner, array_to_string(tags, ' '))) > 0
+    WHERE revision > %(since)s
+      AND position(%(user_id)s in concat_ws(' ', description, owner, array_to_string(tags, ' '))) > 0
     UNION ALL
     SELECT 'segment_keys', key, jsonb_build_array(description, conditions) FROM segments
     WHERE revision > %(since)s
@@ -111,21 +124,29 @@ _LIVE_TEXT = """
 """
 
 
-def _still_named(conn: Connection, subject: Subject, mention: Mention, *, since: int) -> StillNamed:
+def still_named(conn: Connection, subject: Subject, *, since: int = 0) -> StillNamed:
+    """Find what is alive, changed after a revision, and names a person's id literally."""
+    mention = Mention(subject.user_id)
     found: dict[str, list[str]] = {}
     for kind, name, text in conn.execute(_LIVE_TEXT, {**_needles(subject), "since": since}):
-        if mention.is_in(text) and len(found.setdefault(kind, [])) < _NAMED_AT_MOST:
-            found[kind].append(name)
+        if mention.is_in(text):
+            found.setdefault(kind, []).append(name)
     return StillNamed(**{kind: tuple(sorted(names)) for kind, names in found.items()})
 
 
 def _still_named_error(user_id: str, named: StillNamed) -> FailedPrecondition:
-    where = {kind: ",".join(names) for kind, names in asdict(named).items() if names}
+    where = {kind: ",".join(names[:_NAMED_AT_MOST]) for kind, names in asdict(named).items() if names}
     listed = "; ".join(f"{kind.replace('_', ' ')} {names}" for kind, names in where.items())
     return FailedPrecondition(
         f"user {user_id!r} is still named by {listed}: edit these first", reason="USER_STILL_NAMED", metadata=where
     )
 
+
+# What was recorded of the person as a known user holds their attributes.
+_OWN_DOCUMENTS = """
+    SELECT d.seq FROM audit_log a JOIN audit_documents d USING (seq)
+    WHERE a.resource_type = 'user' AND a.resource_key = %(subject)s AND a.seq > %(after)s
+"""
 
 _DOCUMENTS_HOLDING = """
     SELECT seq, document FROM audit_documents
@@ -133,10 +154,16 @@ _DOCUMENTS_HOLDING = """
 """
 
 
-def _documents_naming(conn: Connection, subject: Subject, mention: Mention, *, after: int) -> list[int]:
+def documents_telling_of(conn: Connection, subject: Subject, *, after: int = 0) -> list[int]:
+    """Find the audit documents, after an entry, that hold a person's attributes or literally their id."""
+    mention = Mention(subject.user_id)
+    parameters = {**_needles(subject), "subject": str(subject.subject_id), "after": after}
+    found = {seq for (seq,) in conn.execute(_OWN_DOCUMENTS, parameters)}
     with conn.cursor(name="documents") as cursor:
-        rows = cursor.execute(_DOCUMENTS_HOLDING, {**_needles(subject), "after": after})
-        return [seq for seq, document in rows if mention.is_in(json.loads(document))]
+        for seq, document in cursor.execute(_DOCUMENTS_HOLDING, parameters):
+            if mention.is_in(json.loads(document)):
+                found.add(seq)
+    return sorted(found)
 
 
 def _needles(subject: Subject) -> dict[str, Any]:
@@ -144,30 +171,35 @@ def _needles(subject: Subject) -> dict[str, Any]:
     return {"subject_id": subject.subject_id, "user_id": subject.user_id, "needle": needle}
 
 
-# Answers kept for retries, of mutations that concern the person or whose documents name the id.
+# Answers kept for retries, of mutations that concern the person or whose documents tell of them.
 _FORGET_ANSWERS = """
     DELETE FROM idempotency_keys
     WHERE subjects @> ARRAY[%(subject_id)s]
        OR revision IN (SELECT revision FROM audit_log WHERE seq = ANY(%(documents)s))
 """
 
+# Attributes go with the subject.
+_ERASE = """
+    WITH targets AS (DELETE FROM targeted_users WHERE subject_id = %(subject_id)s RETURNING 1),
+         memberships AS (DELETE FROM segment_members WHERE subject_id = %(subject_id)s RETURNING 1),
+         documents AS (DELETE FROM audit_documents WHERE seq = ANY(%(documents)s) RETURNING 1)
+    SELECT (SELECT count(*) FROM targets), (SELECT count(*) FROM memberships), (SELECT count(*) FROM documents)
+"""
+
 
 def _erase(conn: Connection, subject: Subject, documents: Iterable[int]) -> Erased:
     who = {"subject_id": subject.subject_id, "documents": list(documents)}
     conn.execute(_FORGET_ANSWERS, who)
-    targets = conn.execute("DELETE FROM targeted_users WHERE subject_id = %(subject_id)s", who).rowcount
-    memberships = conn.execute("DELETE FROM segment_members WHERE subject_id = %(subject_id)s", who).rowcount
-    redacted = conn.execute("DELETE FROM audit_documents WHERE seq = ANY(%(documents)s)", who).rowcount
-    forget_user(conn, subject.subject_id)
+    targets, memberships, redacted = one(conn.execute(_ERASE, who))
     conn.execute("DELETE FROM subjects WHERE subject_id = %(subject_id)s", who)
     return Erased(targets_removed=targets, memberships_removed=memberships, documents_redacted=redacted)
 
 
 def _change(subject: Subject, erased: Erased, documents: Iterable[int]) -> Change:
+    # No `subjects`: the stored answer of the erasure tells only counts, and stays for a retry.
     return Change(
         resource=ResourceType.SUBJECT,
         key=str(subject.subject_id),
         change=ChangeType.DELETED,
         document={"erased": asdict(erased), "redacted": list(documents)},
-        subjects=(subject.subject_id,),
     )

@@ -6,7 +6,8 @@ from datetime import datetime
 from psycopg.rows import kwargs_row
 
 from gatekeeper_grpc.domain.commands import FlagFilter, FlagUpdate
-from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, NotFound
+from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
+from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document, flag_from_document
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
@@ -137,8 +138,7 @@ def find_flag(conn: Connection, key: str) -> Flag:
 def checked_flag(conn: Connection, key: str, etag: str) -> Flag:
     """Read a flag that is about to change; `NotFound`, or `Changed` when `etag` is given and is not the flag's."""
     flag = find_flag(conn, key)
-    if etag and etag != flag.etag:
-        raise Changed.since_read(f"flag {key!r}", current_etag=flag.etag)
+    check_etag(f"flag {key!r}", etag, current=flag.etag)
     return flag
 
 

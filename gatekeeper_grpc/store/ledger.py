@@ -17,7 +17,7 @@ import rfc8785
 from psycopg.rows import class_row
 
 from gatekeeper_grpc.domain.audit import AuditAnchor, AuditEntry, hash_document, hash_entry
-from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
+from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.store.database import Connection, Database, one
@@ -70,12 +70,14 @@ class Sealer(Protocol):
 class Ledger:
     """Carries out mutations, each in a transaction of its own.
 
-    `sealer` keeps stored answers from whoever reads a dump.
+    `sealer` keeps stored answers from whoever reads a dump. `served_revision` tells which revision this instance has
+    served: a head that is older has lost commits, and on it no mutation is carried out.
     """
 
-    def __init__(self, database: Database, sealer: Sealer) -> None:
+    def __init__(self, database: Database, sealer: Sealer, *, served_revision: Callable[[], int] = lambda: 0) -> None:
         self._database = database
         self._sealer = sealer
+        self._served_revision = served_revision
 
     def mutate(
         self, intent: Intent, act: Callable[[Connection, Head], Effect[Result]], *, codec: Codec[Result]
@@ -92,6 +94,7 @@ class Ledger:
         """
         with self._database.write() as conn:
             head = _lock_head(conn)
+            self._check_nothing_lost(head)
             _check_caller(conn, intent)
             answer = _earlier_answer(conn, intent)
             if answer:
@@ -107,6 +110,11 @@ class Ledger:
                 _keep_answer(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
         return written
 
+    def _check_nothing_lost(self, head: Head) -> None:
+        # Nobody else commits while the head is locked, so what is served cannot be newer for any other reason.
+        if head.revision - 1 < self._served_revision():
+            raise Unavailable("the database has lost revisions that were served", retry_after_s=1.0)
+
     def _sealed(self, intent: Intent, result: Any) -> bytes:
         """Seal an answer together with its request's hash: a request may hold a password, and a bare hash a guess."""
         return self._sealer.seal(rfc8785.dumps({"request_hash": intent.request_hash.hex(), "result": result}))
@@ -120,16 +128,22 @@ class Ledger:
         result = codec.from_document(kept["result"])
         return Written(result=result, revision=answer.revision, anchor=answer.anchor)
 
-    def begin_epoch(self, known_revision: int, intent: Intent) -> Written[bool]:
-        """Move the head to the first revision of a new epoch, because revisions up to `known_revision` may be lost.
+    def begin_epoch(self, intent: Intent, *, known_revision: int, only_if_lost: bool) -> Written[bool]:
+        """Move the head to the first revision of a new epoch.
 
-        Of several callers that report the same loss, one moves the head. The result tells whether this one did; the
-        revision is the head's in either case.
+        Args:
+            intent: Who says that commits were lost.
+            known_revision: A revision that there was; the epoch is a later one than its. 0: nobody knows of any.
+            only_if_lost: Move nothing unless the head is older than `known_revision`; so of several callers that
+                report one loss, one moves the head.
+
+        Returns:
+            Whether this call moved the head, and the head's revision.
         """
         with self._database.write() as conn:
             head = _lock_head(conn)
             current = head.revision - 1
-            if epoch_of(current) > epoch_of(known_revision):
+            if only_if_lost and current >= known_revision:
                 return Written(result=False, revision=current, anchor=None)
             first = (epoch_of(max(current, known_revision)) + 1) * REVISIONS_PER_EPOCH
             change = Change(

@@ -8,20 +8,30 @@ PostgreSQL itself, not to PgBouncer in transaction mode. `migration_files` descr
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import LiteralString
 
 import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import LockNotAvailable, UndefinedTable
-from psycopg.rows import TupleRow, class_row, scalar_row
+from psycopg.errors import LockNotAvailable
+from psycopg.rows import scalar_row
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, InvalidArgument, Unavailable
-from gatekeeper_grpc.store.migration_files import ConcurrentIndex, Migration, Numbered, default_folder, load_migrations
+from gatekeeper_grpc.store.migration_files import ConcurrentIndex, Migration, default_folder, load_migrations
+from gatekeeper_grpc.store.migration_ledger import (
+    CREATE_LEDGER,
+    FORGET,
+    RECORD_DONE,
+    RECORD_STARTED,
+    TO_RUN,
+    MigrationState,
+    MigrationStatus,
+    Session,
+    compare,
+    ledger_fields,
+    read_ledger,
+)
 
 APPLICATION_NAME = "gatekeeper migrate"
 
@@ -36,69 +46,6 @@ _log = structlog.get_logger()
 class SchemaMismatch(FailedPrecondition):
     """The database's schema is not the one this code was written for; the message says what to do."""
 
-
-class MigrationState(StrEnum):
-    """Where one migration stands.
-
-    STARTED is a no-transaction migration that was interrupted. EDITED was changed after it was applied. UNKNOWN is in
-    the ledger and not in the folder: a newer Gatekeeper applied it.
-    """
-
-    PENDING = "pending"
-    STARTED = "started"
-    DONE = "done"
-    EDITED = "edited"
-    UNKNOWN = "unknown"
-
-
-_TO_RUN = frozenset({MigrationState.PENDING, MigrationState.STARTED})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MigrationStatus(Numbered):
-    """A migration as files and ledger show it together; `applied_time` (UTC) is None until all of it is applied."""
-
-    state: MigrationState
-    applied_time: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _LedgerRow(Numbered):
-    checksum: str
-    state: str
-    applied_time: datetime | None
-
-
-_Session = psycopg.Connection[TupleRow]
-
-_CREATE_LEDGER: LiteralString = """
-    CREATE TABLE IF NOT EXISTS schema_migrations (
-        version      integer     CONSTRAINT schema_migrations_pkey PRIMARY KEY,
-        name         text        NOT NULL,
-        checksum     text        NOT NULL,
-        state        text        NOT NULL CONSTRAINT schema_migrations_state CHECK (state IN ('started', 'done')),
-        applied_time timestamptz,
-        CONSTRAINT schema_migrations_applied_time CHECK ((applied_time IS NULL) = (state = 'started'))
-    )
-"""
-
-_READ_LEDGER: LiteralString = "SELECT version, name, checksum, state, applied_time FROM schema_migrations"
-
-_RECORD_STARTED: LiteralString = """
-    INSERT INTO schema_migrations (version, name, checksum, state)
-    VALUES (%(version)s, %(name)s, %(checksum)s, 'started')
-    ON CONFLICT (version) DO UPDATE
-    SET name = excluded.name, checksum = excluded.checksum, state = 'started', applied_time = NULL
-"""
-
-_RECORD_DONE: LiteralString = """
-    INSERT INTO schema_migrations (version, name, checksum, state, applied_time)
-    VALUES (%(version)s, %(name)s, %(checksum)s, 'done', clock_timestamp())
-    ON CONFLICT (version) DO UPDATE
-    SET name = excluded.name, checksum = excluded.checksum, state = 'done', applied_time = excluded.applied_time
-"""
-
-_FORGET: LiteralString = "DELETE FROM schema_migrations WHERE version = %(version)s"
 
 # Timeouts that a role has for the sake of requests must not cut an index build short. The connection check makes
 # PostgreSQL notice within a second that a runner was killed; else its backend would finish the statement first, and
@@ -172,9 +119,9 @@ class Migrator:
         last = len(migrations) if to is None else _existing_version(to, migrations)
         with self._only_runner() as session:
             states = self._states(session, migrations)
-            todo = [step for step in migrations[:last] if states[step.version] in _TO_RUN]
+            todo = [step for step in migrations[:last] if states[step.version] in TO_RUN]
             for step in todo:
-                self._run(session, step, script=step.up_sql, settle=_RECORD_DONE, event="migration_applied")
+                self._run(session, step, script=step.up_sql, settle=RECORD_DONE, event="migration_applied")
         return todo
 
     def down(self, *, steps: int | None = None, to: int | None = None) -> list[Migration]:
@@ -201,14 +148,14 @@ class Migrator:
             applied = [step for step in reversed(migrations) if states[step.version] is not MigrationState.PENDING]
             todo = applied[:steps] if to is None else [step for step in applied if step.version > to]
             for step in todo:
-                self._run(session, step, script=step.down_sql, settle=_FORGET, event="migration_reverted")
+                self._run(session, step, script=step.down_sql, settle=FORGET, event="migration_reverted")
         return todo
 
     def status(self) -> list[MigrationStatus]:
         """Say where each migration of folder and ledger stands, lowest first. Changes nothing, waits for nobody."""
         migrations = load_migrations(self._folder)
         with self._session() as session:
-            return _compare(migrations, _read_ledger(session))
+            return compare(migrations, read_ledger(session))
 
     def verify(self) -> None:
         """Return when the schema is exactly the one this code needs. Changes nothing, waits for nobody.
@@ -218,7 +165,7 @@ class Migrator:
         """
         statuses = self.status()
         self._require_known(statuses)
-        behind = [status for status in statuses if status.state in _TO_RUN]
+        behind = [status for status in statuses if status.state in TO_RUN]
         if behind:
             listed = ", ".join(f"{status.label} ({status.state})" for status in behind)
             raise SchemaMismatch(
@@ -226,7 +173,7 @@ class Migrator:
             )
 
     @contextmanager
-    def _session(self) -> Iterator[_Session]:
+    def _session(self) -> Iterator[Session]:
         """Connect in autocommit mode, for the length of a block; here psycopg's errors become the domain's."""
         try:
             with psycopg.connect(
@@ -243,15 +190,15 @@ class Migrator:
             raise FailedPrecondition(f"PostgreSQL at {self._host} refuses: {_words_of(exc)}") from exc
 
     @contextmanager
-    def _only_runner(self) -> Iterator[_Session]:
+    def _only_runner(self) -> Iterator[Session]:
         """Connect as the one runner, with a ledger in place; the end of the session frees the lock, however it ends."""
         with self._session() as session:
             session.execute(_PREPARE_SESSION)
             self._take_lock(session)
-            session.execute(_CREATE_LEDGER)
+            session.execute(CREATE_LEDGER)
             yield session
 
-    def _take_lock(self, session: _Session) -> None:
+    def _take_lock(self, session: Session) -> None:
         # Polled, because a session that waits inside pg_advisory_lock holds a snapshot, for whose end the runner's
         # CREATE INDEX CONCURRENTLY would wait in turn: a deadlock.
         deadline = time.monotonic() + self._lock_deadline_s
@@ -263,9 +210,9 @@ class Migrator:
                 )
             time.sleep(_LOCK_POLL_S)
 
-    def _states(self, session: _Session, migrations: Sequence[Migration]) -> Mapping[int, MigrationState]:
+    def _states(self, session: Session, migrations: Sequence[Migration]) -> Mapping[int, MigrationState]:
         """Compare under the lock, since another runner may just have finished; refuse a schema edited or newer."""
-        statuses = _compare(migrations, _read_ledger(session))
+        statuses = compare(migrations, read_ledger(session))
         self._require_known(statuses)
         return {status.version: status.state for status in statuses}
 
@@ -285,7 +232,7 @@ class Migrator:
                 " restore the file as it was, and put the change into a new migration"
             )
 
-    def _run(self, session: _Session, migration: Migration, *, script: str, settle: LiteralString, event: str) -> None:
+    def _run(self, session: Session, migration: Migration, *, script: str, settle: LiteralString, event: str) -> None:
         """Run one file and settle its ledger row, both or neither where a transaction can promise that."""
         began = time.monotonic()
         run = self._run_in_transaction if migration.transactional else _run_repeatable
@@ -297,12 +244,12 @@ class Migrator:
             raise self._failure(exc, migration, script) from exc
         _log.info(event, version=migration.version, name=migration.name, duration_s=round(time.monotonic() - began, 3))
 
-    def _run_in_transaction(self, session: _Session, migration: Migration, script: str, settle: LiteralString) -> None:
+    def _run_in_transaction(self, session: Session, migration: Migration, script: str, settle: LiteralString) -> None:
         with session.transaction():
             # While ALTER TABLE waits for a lock, every later reader of that table queues up behind it.
             session.execute(_LIMIT_LOCK_WAIT, {"timeout": f"{round(self._lock_timeout_s * 1000)}ms"})
             # The ledger first: the file may change the search path.
-            session.execute(settle, _ledger_fields(migration))
+            session.execute(settle, ledger_fields(migration))
             session.execute(script.encode())
 
     def _failure(self, exc: psycopg.Error, migration: Migration, script: str) -> GatekeeperError:
@@ -317,21 +264,21 @@ class Migrator:
         )
 
 
-def _run_repeatable(session: _Session, migration: Migration, script: str, settle: LiteralString) -> None:
+def _run_repeatable(session: Session, migration: Migration, script: str, settle: LiteralString) -> None:
     """Run a no-transaction file. Interrupted anywhere, its row says 'started', and the next run begins from the top.
 
     No lock_timeout here: concurrent builds wait for old transactions and block nobody meanwhile.
     """
-    session.execute(_RECORD_STARTED, _ledger_fields(migration))
+    session.execute(RECORD_STARTED, ledger_fields(migration))
     if migration.concurrent_index is not None:
         _drop_if_invalid(session, migration.concurrent_index)
     # The extended protocol, which binary=True asks for, takes exactly one statement; several would be one implicit
     # transaction.
     session.execute(script.encode(), binary=True)
-    session.execute(settle, _ledger_fields(migration))
+    session.execute(settle, ledger_fields(migration))
 
 
-def _drop_if_invalid(session: _Session, index: ConcurrentIndex) -> None:
+def _drop_if_invalid(session: Session, index: ConcurrentIndex) -> None:
     """Drop what an interrupted build left: IF NOT EXISTS would take the invalid index for the finished one."""
     drop = (
         session.cursor(row_factory=scalar_row)
@@ -341,44 +288,6 @@ def _drop_if_invalid(session: _Session, index: ConcurrentIndex) -> None:
     if drop is not None:
         session.execute(str(drop).encode())
         _log.warning("invalid_index_dropped", index=index.name, table=index.table)
-
-
-def _ledger_fields(migration: Migration) -> dict[str, object]:
-    return {"version": migration.version, "name": migration.name, "checksum": migration.checksum}
-
-
-def _read_ledger(session: _Session) -> Mapping[int, _LedgerRow]:
-    try:
-        rows = session.cursor(row_factory=class_row(_LedgerRow)).execute(_READ_LEDGER).fetchall()
-    except UndefinedTable:
-        return {}  # Nobody has migrated this database yet.
-    return {row.version: row for row in rows}
-
-
-def _compare(migrations: Sequence[Migration], ledger: Mapping[int, _LedgerRow]) -> list[MigrationStatus]:
-    files = {migration.version: migration for migration in migrations}
-    identities: dict[int, Numbered] = {**ledger, **files}
-    return [_status(identities[v], files.get(v), ledger.get(v)) for v in sorted(identities)]
-
-
-def _status(identity: Numbered, migration: Migration | None, row: _LedgerRow | None) -> MigrationStatus:
-    return MigrationStatus(
-        version=identity.version,
-        name=identity.name,
-        state=_state(migration, row),
-        applied_time=row.applied_time.astimezone(UTC) if row and row.applied_time else None,
-    )
-
-
-def _state(migration: Migration | None, row: _LedgerRow | None) -> MigrationState:
-    if migration is None:
-        return MigrationState.UNKNOWN
-    if row is None:
-        return MigrationState.PENDING
-    # Before the checksum: a no-transaction file that failed may be mended, since it runs again from the top.
-    if row.state == MigrationState.STARTED:
-        return MigrationState.STARTED
-    return MigrationState.DONE if row.checksum == migration.checksum else MigrationState.EDITED
 
 
 def _existing_version(version: int, migrations: Sequence[Migration]) -> int:

@@ -3,7 +3,6 @@
 import structlog
 
 from gatekeeper_grpc.domain.mutation import Intent, Written
-from gatekeeper_grpc.store.database import Database, current_revision
 from gatekeeper_grpc.store.ledger import Ledger
 
 _log = structlog.get_logger(__name__)
@@ -12,23 +11,27 @@ _log = structlog.get_logger(__name__)
 class Restore:
     """Moves a database that was set back into a new epoch."""
 
-    def __init__(self, database: Database, ledger: Ledger) -> None:
-        self._database = database
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def finish(self) -> Written[bool]:
-        """Begin a new epoch, on an operator's word that the database was restored."""
-        with self._database.read() as conn:
-            known_revision = current_revision(conn)
-        return self._begin_epoch(known_revision, Intent(caller=None, action="RestoreFinish"))
+    def finish(self, *, known_revision: int = 0) -> Written[bool]:
+        """Begin a new epoch, on an operator's word that the database was restored.
+
+        It is a later one than that of `known_revision`, a revision that the operator knows of: a backup from before the
+        last epoch began knows nothing of that one.
+        """
+        intent = Intent(caller=None, action="RestoreFinish")
+        return _logged(self._ledger.begin_epoch(intent, known_revision=known_revision, only_if_lost=False))
 
     def report_loss(self, known_revision: int) -> Written[bool]:
-        """Begin a new epoch, on the proof of an instance that has served `known_revision`, which the database lost."""
-        reason = "an instance has served a revision that the database does not have"
-        return self._begin_epoch(known_revision, Intent(caller=None, action="ReportLoss", change_reason=reason))
+        """Begin a new epoch if the database lost `known_revision`, which an instance has served."""
+        intent = Intent(
+            caller=None, action="ReportLoss", change_reason="an instance has served a revision that is lost"
+        )
+        return _logged(self._ledger.begin_epoch(intent, known_revision=known_revision, only_if_lost=True))
 
-    def _begin_epoch(self, known_revision: int, intent: Intent) -> Written[bool]:
-        written = self._ledger.begin_epoch(known_revision, intent)
-        if written.result:
-            _log.warning("epoch_begun", known_revision=known_revision, revision=written.revision, why=intent.action)
-        return written
+
+def _logged(written: Written[bool]) -> Written[bool]:
+    if written.result:
+        _log.warning("epoch_begun", revision=written.revision)
+    return written

@@ -9,7 +9,8 @@ from psycopg.types.json import Jsonb
 
 from gatekeeper_grpc.domain.commands import SegmentFilter, SegmentUpdate
 from gatekeeper_grpc.domain.condition import condition_document, condition_from_document
-from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, FailedPrecondition, NotFound, ResourceExhausted
+from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_SCANNED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.segment import (
@@ -162,8 +163,7 @@ def find_segment(conn: Connection, key: str) -> Segment:
 def checked_segment(conn: Connection, key: str, etag: str) -> Segment:
     """Read a segment that is about to change; `NotFound`, or `Changed` when `etag` is given and is not its own."""
     segment = find_segment(conn, key)
-    if etag and etag != segment.etag:
-        raise Changed.since_read(f"segment {key!r}", current_etag=segment.etag)
+    check_etag(f"segment {key!r}", etag, current=segment.etag)
     return segment
 
 

@@ -11,8 +11,9 @@ from psycopg.rows import class_row, kwargs_row
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
 from gatekeeper_grpc.domain.flag import VARIANTS, Flag
 from gatekeeper_grpc.domain.mutation import ResourceType
+from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.segment import Segment
-from gatekeeper_grpc.domain.snapshot import REVISIONS_PER_EPOCH, Snapshot, SnapshotDelta, named_by
+from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
@@ -80,7 +81,7 @@ def _changes_since(conn: Connection, revision: int, head: int) -> list[_LoggedCh
     None when it cannot lead from `revision` to `head`: pruned, of another epoch, too long, or not telling enough.
     """
     expected = head - revision
-    if revision // REVISIONS_PER_EPOCH != head // REVISIONS_PER_EPOCH or not 0 <= expected <= _MAX_DELTA_REVISIONS:
+    if epoch_of(revision) != epoch_of(head) or not 0 <= expected <= _MAX_DELTA_REVISIONS:
         return None
     with conn.cursor(row_factory=class_row(_LoggedChange)) as cursor:
         changes = cursor.execute(CHANGES_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()

@@ -11,7 +11,8 @@ from psycopg.types.json import Jsonb
 
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
-from gatekeeper_grpc.domain.errors import AlreadyExists, Changed, NotFound, ResourceExhausted
+from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound, ResourceExhausted
+from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_document, user_from_answer
@@ -137,8 +138,7 @@ def find_user(conn: Connection, user_id: str) -> User:
 def checked_user(conn: Connection, user_id: str, etag: str) -> User:
     """Read a user that is about to change; `NotFound`, or `Changed` when `etag` is given and is not the user's."""
     user = find_user(conn, user_id)
-    if etag and etag != user.etag:
-        raise Changed.since_read(f"user {user_id!r}", current_etag=user.etag)
+    check_etag(f"user {user_id!r}", etag, current=user.etag)
     return user
 
 

@@ -25,6 +25,12 @@ Found = TypeVar("Found")
 
 # For whatever must happen, on a machine that is busy with something else.
 PATIENCE_S = 30.0
+# What an operator has to give every instance on a database of its own.
+KEYS = {
+    "GATEKEEPER_JWT_KEYS": "test:0123456789abcdef0123456789abcdef",
+    "GATEKEEPER_DATA_KEYS": "data:fedcba9876543210fedcba9876543210",
+    "GATEKEEPER_ERASURE_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+}
 _POLL_S = 0.01
 _QUICK = {
     "GATEKEEPER_LISTEN": "127.0.0.1:0",

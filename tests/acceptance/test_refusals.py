@@ -9,11 +9,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.acceptance.processes import copied, postgres_pids, run
+from tests.acceptance.processes import KEYS, copied, postgres_pids, run
 from tests.conftest import database_dsn
 
 SECRET = "hunter2"
-JWT_KEYS = "test:0123456789abcdef0123456789abcdef"
 
 
 def complaint(data_dir: Path, **settings: str) -> str:
@@ -35,7 +34,7 @@ def complaint(data_dir: Path, **settings: str) -> str:
     ],
 )
 def test_bad_setting_is_named_with_what_is_wrong(tmp_path: Path, variable: str, value: str, reason: str) -> None:
-    settings = {"GATEKEEPER_JWT_KEYS": JWT_KEYS, variable: value}
+    settings = {**KEYS, variable: value}
 
     line = complaint(tmp_path, **settings)
 
@@ -53,14 +52,14 @@ def test_database_without_any_jwt_keys_is_refused_because_instances_must_share_t
 def test_database_that_is_away_is_named_by_its_host(tmp_path: Path) -> None:
     url = f"postgresql://u:{SECRET}@127.0.0.1:1/x"
 
-    line = complaint(tmp_path, DATABASE_URL=url, GATEKEEPER_JWT_KEYS=JWT_KEYS)
+    line = complaint(tmp_path, DATABASE_URL=url, **KEYS)
 
     assert line.startswith("gatekeeper: PostgreSQL at 127.0.0.1 is away:")
 
 
 def test_database_that_nobody_migrated_is_refused_with_the_command_that_does(tmp_path: Path, postgres: str) -> None:
     with empty_database(postgres) as url:
-        line = complaint(tmp_path, DATABASE_URL=url, GATEKEEPER_JWT_KEYS=JWT_KEYS)
+        line = complaint(tmp_path, DATABASE_URL=url, **KEYS)
 
     assert line.startswith(
         "gatekeeper: the database's schema is older than this Gatekeeper; run `gatekeeper migrate up`"
@@ -71,7 +70,7 @@ def test_database_that_a_newer_gatekeeper_migrated_is_refused(tmp_path: Path, ds
     with psycopg.connect(dsn) as conn:
         conn.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', '', 'done', now())")
 
-    line = complaint(tmp_path, DATABASE_URL=dsn, GATEKEEPER_JWT_KEYS=JWT_KEYS)
+    line = complaint(tmp_path, DATABASE_URL=dsn, **KEYS)
 
     assert line.startswith("gatekeeper: the database's schema is newer than this Gatekeeper")
     assert "9999_from_the_future" in line

@@ -18,7 +18,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import PATIENCE_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
+from tests.acceptance.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
 
 DRAIN_S = 2.0
 GRACE_S = 1.0
@@ -30,7 +30,6 @@ CLEAN = 0
 FORCED = 70
 INTERRUPTED = 130
 
-JWT_KEYS = "test:0123456789abcdef0123456789abcdef"
 ALICE = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
 
 
@@ -117,7 +116,7 @@ def test_database_that_hangs_is_left_behind_when_the_grace_period_is_over(data_d
 def test_signal_ends_a_start_that_waits_for_its_database(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/gatekeeper"
-        settings = {"DATABASE_URL": url, "GATEKEEPER_JWT_KEYS": JWT_KEYS}
+        settings = {"DATABASE_URL": url, **KEYS}
         with start("serve", data_dir=tmp_path, **settings) as process, silent.accept()[0]:
             process.terminate()
 

@@ -40,8 +40,9 @@ _CHANGES = """
     SELECT n, clock_timestamp() - n * interval '25 minutes', 'flag', 'created', 'f' FROM generate_series(2, 4) n
 """
 _ANSWERS = """
-    INSERT INTO idempotency_keys (actor, action, request_id, request_hash, revision, result, create_time)
-    SELECT 'a', 'A', gen_random_uuid(), '', 1, '', clock_timestamp() - n * interval '10 hours'
+    INSERT INTO idempotency_keys (actor, action, request_id, revision, audit_seq, audit_hash, subjects, result,
+                                  create_time)
+    SELECT 'a', 'A', gen_random_uuid(), 1, 1, sha256(''), '{}', '', clock_timestamp() - n * interval '10 hours'
     FROM generate_series(2, 4) n
 """
 _EVENTS = """

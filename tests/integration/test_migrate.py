@@ -410,9 +410,9 @@ def test_without_the_lock_two_starters_would_both_migrate(
     write(folder, BRISK)
     Migrator(dsn, folder).up(to=0)  # The ledger alone, so that they race for the migration.
     both_looked = Barrier(2)
-    compare = migrate._compare
+    compare = migrate.compare
     monkeypatch.setattr(Migrator, "_take_lock", lambda *_: None)
-    monkeypatch.setattr(migrate, "_compare", lambda *known: (compare(*known), both_looked.wait(PATIENCE_S))[0])
+    monkeypatch.setattr(migrate, "compare", lambda *known: (compare(*known), both_looked.wait(PATIENCE_S))[0])
 
     results = outcomes(dsn, folder)
 

@@ -12,14 +12,14 @@ from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.notifications import RevisionListener
-from tests.conftest import database_dsn
+from tests.conftest import KEYS, database_dsn
 
 TIMEOUT_S = 10.0
 
 
 @pytest.fixture
 def flags(database: Database) -> FlagStore:
-    return FlagStore(database, Ledger(database))
+    return FlagStore(database, Ledger(database, KEYS.data))
 
 
 @pytest.fixture

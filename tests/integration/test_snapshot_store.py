@@ -18,7 +18,8 @@ from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.evaluation import EvaluationContext
 from gatekeeper_grpc.domain.flag import OFF, ON, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
-from gatekeeper_grpc.domain.snapshot import REVISIONS_PER_EPOCH, Snapshot
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
+from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.store import ledger as ledger_module
 from gatekeeper_grpc.store import snapshots as snapshots_module
 from gatekeeper_grpc.store.database import Connection, Database
@@ -26,6 +27,7 @@ from gatekeeper_grpc.store.flags import NOTHING, FlagStore
 from gatekeeper_grpc.store.ledger import Effect, Head, Ledger
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
+from tests import conftest
 
 TIMEOUT_S = 20.0
 INTENT = Intent(caller=None, action="Test")
@@ -72,7 +74,7 @@ class House:
 
 @pytest.fixture
 def house(database: Database) -> House:
-    ledger = Ledger(database)
+    ledger = Ledger(database, conftest.KEYS.data)
     return House(database, ledger, FlagStore(database, ledger), TargetStore(database, ledger), SnapshotStore(database))
 
 
@@ -317,7 +319,7 @@ def test_segments_are_loaded_with_their_conditions_members_and_order(segmented: 
         SegmentTarget(segment_key="banned", variant=OFF),
         SegmentTarget(segment_key="paying", variant=ON),
     )
-    assert {key: segment.conditions for key, segment in snapshot.segments.items()} == {
+    assert {key: segment.config.conditions for key, segment in snapshot.segments.items()} == {
         "banned": (),
         "paying": (PRO, ADULT, NOT_ROBOT),
     }

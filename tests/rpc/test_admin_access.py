@@ -1,6 +1,6 @@
 """Who may call what of AdminService (promise D5), and that whoever may no longer is stopped at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import LiteralString
@@ -10,7 +10,6 @@ import psycopg
 import pytest
 
 from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.policy import POLICIES, Door, PolicyTableError
@@ -18,36 +17,22 @@ from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store.ledger import CHANNEL
 from tests.conftest import KEYS, settings_for_tests
 from tests.rpc.asking import (
-    EACH_MUTATION,
-    MUTATIONS,
+    LEAST_ROLE,
     SERVICE,
     TIMEOUT_S,
     UNAUTHENTICATED,
     Installation,
-    Mutation,
     Refusal,
-    flag_to_mutate,
+    denial,
     installed,
     outcome_of,
     refusal_of,
     send,
 )
+from tests.rpc.mutations import EACH_MUTATION, MUTATIONS, Mutation
 
 RPCS = [rpc.name for rpc in SERVICE.methods]
 CALLERS = (None, *Role)
-
-# Said here once more: a row of the policy table that changes by mistake turns the matrix red.
-LEAST_ROLE = {
-    "CreateFlag": Role.EDITOR,
-    "GetFlag": Role.VIEWER,
-    "ListFlags": Role.VIEWER,
-    "UpdateFlag": Role.EDITOR,
-    "DeleteFlag": Role.EDITOR,
-    "AddTargets": Role.EDITOR,
-    "RemoveTargets": Role.EDITOR,
-    "ListTargets": Role.VIEWER,
-    "ImportTargets": Role.EDITOR,
-}
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +61,8 @@ def path_of(rpc: str) -> str:
 
 def verdict(installation: Installation, caller: Role | None, rpc: str) -> Refusal | None:
     """Call an RPC with an empty request; return why the caller is kept out, None when it is let in."""
-    admin, request = AdminServiceStub(installation.channels[caller]), getattr(pb, f"{rpc}Request")()
-    outcome = outcome_of(lambda: send(admin, rpc, request))
+    request = getattr(pb, f"{rpc}Request")()
+    outcome = outcome_of(lambda: send(installation.admin_as(caller), rpc, request))
     kept_out = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
     return outcome if isinstance(outcome, Refusal) and outcome.code in kept_out else None
 
@@ -86,11 +71,6 @@ def expected_verdict(caller: Role | None, rpc: str) -> Refusal | None:
     if caller is None:
         return UNAUTHENTICATED
     return denial(caller, LEAST_ROLE[rpc]) if caller < LEAST_ROLE[rpc] else None
-
-
-def denial(role: Role, required: Role) -> Refusal:
-    roles = {"role": role.name, "required_role": required.name}
-    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", roles)
 
 
 @pytest.mark.parametrize("caller", CALLERS, ids=name_of)
@@ -141,40 +121,55 @@ def test_the_server_refuses_to_start_without_a_policy_row_for_each_rpc(
 
 @EACH_MUTATION
 def test_whoever_is_kept_out_changes_nothing(installation: Installation, mutation: Mutation) -> None:
-    key = flag_to_mutate(installation.admin).key
+    key = mutation.make(installation)
+    kept_out = [role for role in Role if role < mutation.least_role]
     before = installation.contents()
 
     refusals = [
-        refusal_of(lambda: mutation.ask(AdminServiceStub(installation.channels[caller]), key))  # noqa: B023 - called at once
-        for caller in (None, Role.VIEWER)
+        refusal_of(lambda: mutation.ask(installation, key, caller=installation.admin_as(caller)))  # noqa: B023 - called at once
+        for caller in (None, *kept_out)
     ]
 
-    assert refusals == [UNAUTHENTICATED, denial(Role.VIEWER, Role.EDITOR)]
+    assert refusals == [UNAUTHENTICATED, *(denial(role, mutation.least_role) for role in kept_out)]
     assert installation.contents() == before
 
 
 # --- Stopped at once -------------------------------------------------------------------------------------------------
 
 STOPS: dict[str, LiteralString] = {
-    "disabled": "UPDATE admin_user SET enabled = false WHERE username = 'editor'",
-    "demoted": "UPDATE admin_user SET role = 'viewer' WHERE username = 'editor'",
-    "given another epoch": "UPDATE admin_user SET token_epoch = token_epoch + 1 WHERE username = 'editor'",
-    "deleted": "DELETE FROM admin_user WHERE username = 'editor'",
+    "disabled": "UPDATE admin_user SET enabled = false",
+    "demoted": "UPDATE admin_user SET role = 'viewer'",
+    "given another epoch": "UPDATE admin_user SET token_epoch = token_epoch + 1",
+    "deleted": "DELETE FROM admin_user",
 }
+
+
+def acts(installation: Installation) -> dict[str, Callable[[], object]]:
+    """Prepare every mutation, each on something of its own and by a caller who is logged in already."""
+    prepared: dict[str, Callable[[], object]] = {}
+    for rpc, mutation in MUTATIONS.items():
+        key = mutation.make(installation)
+        prepared[rpc] = partial(mutation.ask, installation, key, caller=mutation.caller(installation, key))
+    return prepared
+
+
+def contents_but_events(installation: Installation) -> dict[str, list[str]]:
+    """Everything held but the events of logging in: that a password was refused is one, and is to be remembered."""
+    return {table: rows for table, rows in installation.contents().items() if table != "auth_events"}
 
 
 @pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
 def test_an_admin_user_is_stopped_in_the_next_mutation_though_the_token_is_valid(
     fresh: Installation, stop: LiteralString
 ) -> None:
-    key = flag_to_mutate(fresh.admin).key
+    prepared = acts(fresh)
     fresh.execute(stop)
-    before = fresh.contents()
+    before = contents_but_events(fresh)
 
-    outcomes = {rpc: outcome_of(partial(mutation.ask, fresh.admin, key)) for rpc, mutation in MUTATIONS.items()}
+    outcomes = {rpc: outcome_of(act) for rpc, act in prepared.items()}
 
     assert outcomes == {rpc: mutation.refused(UNAUTHENTICATED) for rpc, mutation in MUTATIONS.items()}
-    assert fresh.contents() == before
+    assert contents_but_events(fresh) == before
 
 
 def test_without_the_check_of_the_caller_a_disabled_admin_user_goes_on(
@@ -182,19 +177,16 @@ def test_without_the_check_of_the_caller_a_disabled_admin_user_goes_on(
 ) -> None:
     """The twin of the test before."""
     monkeypatch.setattr("gatekeeper_grpc.store.ledger._check_caller", lambda *_: None)
-    flag = flag_to_mutate(fresh.admin)
+    mutation = MUTATIONS["DeleteFlag"]
+    key = mutation.make(fresh)
     fresh.execute(STOPS["disabled"])
 
-    assert MUTATIONS["DeleteFlag"].ask(fresh.admin, flag.key).revision == fresh.revision()
+    assert mutation.ask(fresh, key).revision == fresh.revision()
 
 
 def test_a_stopped_admin_user_does_not_even_get_the_answer_to_a_retry(fresh: Installation) -> None:
-    ask = partial(
-        MUTATIONS["UpdateFlag"].ask,
-        fresh.admin,
-        flag_to_mutate(fresh.admin).key,
-        request_id="6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52",
-    )
+    mutation = MUTATIONS["UpdateFlag"]
+    ask = partial(mutation.ask, fresh, mutation.make(fresh), request_id="6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52")
     ask()
     fresh.execute(STOPS["disabled"])
 
@@ -202,7 +194,8 @@ def test_a_stopped_admin_user_does_not_even_get_the_answer_to_a_retry(fresh: Ins
 
 
 def test_an_admin_user_is_stopped_in_the_middle_of_an_import(fresh: Installation) -> None:
-    mutation, key = MUTATIONS["ImportTargets"], flag_to_mutate(fresh.admin).key
+    mutation = MUTATIONS["ImportTargets"]
+    key = mutation.make(fresh)
     before = fresh.revision()
 
     def messages() -> Iterator[pb.ImportTargetsRequest]:

@@ -1,5 +1,6 @@
 """Bad input (promise D6): refused by name, nothing written, never UNKNOWN or INTERNAL."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,12 +9,12 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper.v1.segment_pb2 import Segment
+from gatekeeper_grpc.domain.caller import Role
 from tests.rpc.asking import (
-    EACH_MUTATION,
     SEGMENT_KEYS,
     SERVICE,
     Installation,
-    Mutation,
     Refusal,
     created,
     installed,
@@ -23,6 +24,7 @@ from tests.rpc.asking import (
     refused_by,
     send,
 )
+from tests.rpc.mutations import EACH_MUTATION, Mutation
 
 FLAG_KEY = "known"
 
@@ -39,7 +41,10 @@ def check_refused(installation: Installation, rpc: str, request: Any, refusal: R
     """Send a request that must be refused so, and must leave every table as it was."""
     before = installation.contents()
 
-    assert (refusal_of(lambda: send(installation.admin, rpc, request)), installation.contents()) == (refusal, before)
+    assert (refusal_of(lambda: send(installation.admin_as(Role.ADMIN), rpc, request)), installation.contents()) == (
+        refusal,
+        before,
+    )
 
 
 # --- Keys and user ids, wherever they stand --------------------------------------------------------------------------
@@ -78,6 +83,19 @@ KEY_PLACES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RemoveTargets": ("flag_key", lambda key: pb.RemoveTargetsRequest(flag_key=key, user_ids=["a"])),
     "ListTargets": ("flag_key", lambda key: pb.ListTargetsRequest(flag_key=key)),
     "ImportTargets": ("flag_key", lambda key: pb.ImportTargetsRequest(flag_key=key, user_ids=["a"])),
+    "CreateSegment": ("segment.key", lambda key: pb.CreateSegmentRequest(segment=Segment(key=key))),
+    "GetSegment": ("key", lambda key: pb.GetSegmentRequest(key=key)),
+    "UpdateSegment": (
+        "segment.key",
+        lambda key: pb.UpdateSegmentRequest(segment=Segment(key=key), update_mask=FieldMask(paths=["match"])),
+    ),
+    "DeleteSegment": ("key", lambda key: pb.DeleteSegmentRequest(key=key)),
+    "AddSegmentMembers": ("segment_key", lambda key: pb.AddSegmentMembersRequest(segment_key=key, user_ids=["a"])),
+    "RemoveSegmentMembers": (
+        "segment_key",
+        lambda key: pb.RemoveSegmentMembersRequest(segment_key=key, user_ids=["a"]),
+    ),
+    "ListSegmentMembers": ("segment_key", lambda key: pb.ListSegmentMembersRequest(segment_key=key)),
 }
 
 
@@ -89,8 +107,10 @@ def test_a_bad_key_is_refused_wherever_it_stands(installation: Installation, rpc
     check_refused(installation, rpc, request(key), refused_by(rpc, invalid(field)))
 
 
-def test_every_rpc_for_one_flag_is_in_the_table_of_keys() -> None:
-    assert {rpc.name for rpc in SERVICE.methods} - {"ListFlags"} == KEY_PLACES.keys()
+def test_every_rpc_for_one_flag_or_segment_is_in_the_table_of_keys() -> None:
+    of_keys = {rpc.name for rpc in SERVICE.methods if re.search("Flag|Target|Segment", rpc.name)}
+
+    assert of_keys - {"ListFlags", "ListSegments"} == KEY_PLACES.keys()
 
 
 TARGET_REQUESTS = {

@@ -12,9 +12,9 @@ from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget, Target
 from tests.rpc.asking import (
     SEGMENT_KEYS,
     Installation,
+    already_exists,
     changed_since_read,
     created,
-    flag_exists,
     installed,
     invalid,
     new_key,
@@ -128,7 +128,7 @@ def test_create_ignores_what_only_the_server_decides(installation: Installation)
 def test_create_refuses_a_key_that_is_taken(installation: Installation) -> None:
     flag = created(installation.admin)
 
-    assert refusal_of(lambda: created(installation.admin, key=flag.key)) == flag_exists(flag.key)
+    assert refusal_of(lambda: created(installation.admin, key=flag.key)) == already_exists(flag_key=flag.key)
     assert got(installation, flag.key).flag == flag
 
 

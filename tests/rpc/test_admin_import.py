@@ -66,7 +66,13 @@ def test_each_message_is_one_revision_and_the_answer_adds_them_up(
         admin, message(key, "a", "b"), message(key, "b", "c", value=False), message(key, "a", "b", "c", "d")
     )
 
-    assert response == pb.ImportTargetsResponse(revision=before + 3, applied_messages=3, added_count=4, moved_count=3)
+    assert response == pb.ImportTargetsResponse(
+        revision=before + 3,
+        applied_messages=3,
+        added_count=4,
+        moved_count=3,
+        audit_anchor=installation.audit_anchor(),
+    )
     assert targets_of(admin, key) == dict.fromkeys("abcd", True)
     recorded = (
         "SELECT revision, resource_key FROM audit_log WHERE action = 'ImportTargets' AND revision > %s ORDER BY seq"
@@ -136,7 +142,9 @@ def test_a_call_sent_again_after_a_failure_applies_only_what_was_missing(
 
     response = import_(admin, *messages)
 
-    assert response == pb.ImportTargetsResponse(revision=before + 1, applied_messages=3, added_count=3)
+    assert response == pb.ImportTargetsResponse(
+        revision=before + 1, applied_messages=3, added_count=3, audit_anchor=installation.audit_anchor()
+    )
     assert installation.revision() == before + 1
 
 

@@ -287,4 +287,4 @@ def test_a_page_token_made_with_another_secret_is_refused(admin: AdminServiceStu
 
 def test_a_page_token_made_with_the_installation_s_secret_is_not(admin: AdminServiceStub, token: str) -> None:
     """The twin: the forgery is right in all but its secret."""
-    assert made_with(KEYS.newest.secret.encode()) == token
+    assert made_with(KEYS.tokens.newest.secret.encode()) == token

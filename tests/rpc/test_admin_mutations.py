@@ -6,30 +6,30 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
-from gatekeeper_grpc.store import flags as flag_store
-from gatekeeper_grpc.store import targets as target_store
+from gatekeeper_grpc.store import admin_users, flags, segments, users
 from tests.rpc.asking import (
-    EACH_MUTATION,
-    MUTATIONS,
     SERVICE,
     Installation,
-    Mutation,
     Refusal,
+    already_exists,
     changed_since_read,
-    created,
-    flag_exists,
-    flag_to_mutate,
     installed,
-    no_flag,
+    new_key,
     outcome_of,
     refusal_of,
 )
+from tests.rpc.mutations import (
+    EACH_MUTATION,
+    EACH_WITH_ETAG,
+    EACH_WITH_KEY,
+    KINDS_WITH_ETAGS,
+    MUTATIONS,
+    Kind,
+    Mutation,
+    each,
+)
 
-# Those that change a flag that is there, and take its etag.
-ON_A_FLAG = pytest.mark.parametrize("rpc", [rpc for rpc in MUTATIONS if rpc != "CreateFlag"])
+EACH_KIND = pytest.mark.parametrize("kind", KINDS_WITH_ETAGS, ids=[kind.field for kind in KINDS_WITH_ETAGS])
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,9 @@ def installation(postgres: str) -> Iterator[Installation]:
 
 
 @pytest.fixture
-def admin(installation: Installation) -> AdminServiceStub:
-    return installation.admin
-
-
-@pytest.fixture
-def flag(admin: AdminServiceStub) -> Flag:
-    return flag_to_mutate(admin)
+def key(installation: Installation, mutation: Mutation) -> str:
+    """The key of something on which the mutation succeeds."""
+    return mutation.make(installation)
 
 
 def test_every_rpc_that_can_be_retried_is_in_the_table_of_mutations() -> None:
@@ -69,24 +65,40 @@ RECORDED = """
 """
 
 
+def recorded_names(installation: Installation) -> dict[str, str]:
+    """Return what the logs call each person that is known: they name nobody."""
+    return dict(installation.query("SELECT user_id, subject_id::text FROM subjects"))
+
+
 @EACH_MUTATION
 def test_a_mutation_is_the_next_revision_with_one_audit_entry_and_one_change(
-    installation: Installation, flag: Flag, mutation: Mutation
+    installation: Installation, key: str, mutation: Mutation
 ) -> None:
-    before = installation.revision()
+    before, names = installation.revision(), recorded_names(installation)
 
-    response = mutation.ask(installation.admin, flag.key)
+    response = mutation.ask(installation, key)
 
-    key = f"{flag.key}new" if mutation.rpc == "CreateFlag" else flag.key
-    audited = ("admin:editor", mutation.rpc, mutation.resource, key)
-    changed = (mutation.resource, mutation.change, key)
+    names |= recorded_names(installation)
+    changed_key = mutation.changed_key(key, response)
+    changed_key = names.get(changed_key, changed_key)
+    audited = (mutation.actor(key), mutation.rpc, mutation.resource, changed_key)
+    changed = (mutation.resource, mutation.change, changed_key)
     assert installation.query(RECORDED, before) == [(before + 1, *audited, *changed)]
     assert response.revision == installation.revision() == before + 1
 
 
 @EACH_MUTATION
+def test_a_mutation_answers_where_the_audit_log_stands_after_it(
+    installation: Installation, key: str, mutation: Mutation
+) -> None:
+    response = mutation.ask(installation, key)
+
+    assert response.audit_anchor == installation.audit_anchor()
+
+
+@EACH_MUTATION
 def test_a_mutation_that_fails_writes_nothing(
-    installation: Installation, flag: Flag, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
+    installation: Installation, key: str, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mutation has done all its own writing when the fault strikes: recording it."""
 
@@ -96,7 +108,7 @@ def test_a_mutation_that_fails_writes_nothing(
     monkeypatch.setattr("gatekeeper_grpc.store.ledger._record", fault)
     before = installation.contents()
 
-    refusal = refusal_of(lambda: mutation.ask(installation.admin, flag.key))
+    refusal = refusal_of(lambda: mutation.ask(installation, key))
 
     assert (refusal.reason, installation.contents()) == ("INTERNAL", before)
 
@@ -107,10 +119,10 @@ DOCUMENT = "SELECT document FROM audit_documents JOIN audit_log USING (seq) WHER
 
 
 @EACH_MUTATION
-def test_the_audit_entry_tells_the_change_reason(installation: Installation, flag: Flag, mutation: Mutation) -> None:
+def test_the_audit_entry_tells_the_change_reason(installation: Installation, key: str, mutation: Mutation) -> None:
     reason = 'Because "they" said so — 因為 🎉'
 
-    response = mutation.ask(installation.admin, flag.key, change_reason=reason)
+    response = mutation.ask(installation, key, change_reason=reason)
 
     ((document,),) = installation.query(DOCUMENT, response.revision)
     assert json.loads(document)["change_reason"] == reason
@@ -118,140 +130,191 @@ def test_the_audit_entry_tells_the_change_reason(installation: Installation, fla
 
 # --- validate_only ---------------------------------------------------------------------------------------------------
 
+SERVER_DECIDES = {"etag", "revision", "create_time", "update_time", "revoke_time", "key_id"}
+
 
 def would_be(response: Any) -> Any:
     """Return an answer less what only a write can decide."""
     decided = type(response)()
     decided.CopyFrom(response)
-    decided.ClearField("revision")
-    if hasattr(decided, "flag"):
-        for field in ("etag", "revision", "create_time", "update_time"):
-            decided.flag.ClearField(field)
+    for field, value in response.ListFields():
+        if field.name in ("revision", "audit_anchor", "secret"):
+            decided.ClearField(field.name)
+        elif field.message_type:
+            for name in SERVER_DECIDES.intersection(value.DESCRIPTOR.fields_by_name):
+                getattr(decided, field.name).ClearField(name)
     return decided
 
 
 @EACH_MUTATION
 def test_validate_only_answers_what_would_be_and_writes_nothing(
-    installation: Installation, flag: Flag, mutation: Mutation
+    installation: Installation, key: str, mutation: Mutation
 ) -> None:
     before = installation.contents()
 
-    rehearsed = mutation.ask(installation.admin, flag.key, validate_only=True)
+    rehearsed = mutation.ask(installation, key, validate_only=True)
 
     assert installation.contents() == before
-    assert rehearsed.revision == installation.revision()
-    assert would_be(rehearsed) == would_be(mutation.ask(installation.admin, flag.key))
+    assert (rehearsed.revision, rehearsed.HasField("audit_anchor")) == (installation.revision(), False)
+    assert would_be(rehearsed) == would_be(mutation.ask(installation, key))
 
 
 @EACH_MUTATION
 def test_without_validate_only_the_same_request_does_write(
-    installation: Installation, flag: Flag, mutation: Mutation
+    installation: Installation, key: str, mutation: Mutation
 ) -> None:
     """The twin: `contents` would have shown it."""
     before = installation.contents()
 
-    mutation.ask(installation.admin, flag.key)
+    mutation.ask(installation, key)
 
     differing = {table for table, rows in installation.contents().items() if rows != before.get(table)}
     assert differing >= {"revision_head", "audit_log", "audit_documents", "change_log"}
 
 
+@EACH_KIND
 def test_validate_only_of_an_update_answers_the_current_etag_revision_and_times(
-    installation: Installation, flag: Flag
+    installation: Installation, kind: Kind
 ) -> None:
-    expected = Flag()
-    expected.CopyFrom(flag)
-    expected.description = "changed"
+    key = kind.make(installation, new_key())
+    current = kind.updated(installation, key)
 
-    response = MUTATIONS["UpdateFlag"].ask(installation.admin, flag.key, validate_only=True)
-
-    assert response == pb.UpdateFlagResponse(flag=expected, revision=installation.revision())
+    assert kind.updated(installation, key, validate_only=True) == current
 
 
-def test_validate_only_of_a_creation_answers_no_etag_and_no_revision(installation: Installation, flag: Flag) -> None:
-    response = MUTATIONS["CreateFlag"].ask(installation.admin, flag.key, validate_only=True)
+@each(*(mutation for mutation in MUTATIONS.values() if mutation.creates))
+def test_validate_only_of_a_creation_answers_nothing_that_only_a_write_can_decide(
+    installation: Installation, key: str, mutation: Mutation
+) -> None:
+    response = mutation.ask(installation, key, validate_only=True)
 
-    assert (response.flag.etag, response.flag.revision) == ("", 0)
+    resource = getattr(response, mutation.kind.field)
+    decided = [getattr(resource, name, None) or None for name in ("etag", "revision", "key_id")]
+    assert (decided, getattr(response, "secret", "")) == ([None] * 3, "")
 
 
 @pytest.mark.parametrize("validate_only", [True, False])
-@ON_A_FLAG
-def test_an_unknown_flag_is_refused_validated_or_not(admin: AdminServiceStub, rpc: str, validate_only: bool) -> None:
-    mutation = MUTATIONS[rpc]
+@EACH_WITH_KEY
+def test_a_key_that_nothing_has_is_refused_validated_or_not(
+    installation: Installation, mutation: Mutation, validate_only: bool
+) -> None:
+    refusal = refusal_of(lambda: mutation.ask(installation, "nobody", validate_only=validate_only))
 
-    refusal = refusal_of(lambda: mutation.ask(admin, "nobody", validate_only=validate_only))
-
-    assert refusal == mutation.refused(no_flag("nobody"))
+    assert refusal == mutation.refused(mutation.kind.unknown("nobody"))
 
 
-def test_a_taken_key_is_refused_when_only_validated(admin: AdminServiceStub, flag: Flag) -> None:
-    create = pb.CreateFlagRequest(flag=Flag(key=flag.key), validate_only=True)
+@pytest.mark.parametrize("validate_only", [True, False])
+@each(*(mutation for mutation in MUTATIONS.values() if mutation.creates and mutation.kind in KINDS_WITH_ETAGS))
+def test_a_taken_key_is_refused_validated_or_not(
+    installation: Installation, key: str, mutation: Mutation, validate_only: bool
+) -> None:
+    mutation.ask(installation, key)
 
-    assert refusal_of(lambda: admin.CreateFlag(create)) == flag_exists(flag.key)
+    refusal = refusal_of(lambda: mutation.ask(installation, key, validate_only=validate_only))
+
+    assert refusal == already_exists(**mutation.kind.unknown(f"{key}new").metadata)
 
 
 # --- etag ------------------------------------------------------------------------------------------------------------
 
 
-def stale(rpc: str, flag: Flag) -> Refusal:
-    return MUTATIONS[rpc].refused(changed_since_read(current_etag=flag.etag))
+def stale(mutation: Mutation, *, current_etag: str) -> Refusal:
+    return mutation.refused(changed_since_read(current_etag=current_etag))
 
 
-@ON_A_FLAG
-def test_a_mutation_with_the_current_etag_succeeds(installation: Installation, flag: Flag, rpc: str) -> None:
-    response = MUTATIONS[rpc].ask(installation.admin, flag.key, etag=flag.etag)
+@EACH_WITH_ETAG
+def test_a_mutation_with_the_current_etag_succeeds(installation: Installation, key: str, mutation: Mutation) -> None:
+    response = mutation.ask(installation, key, etag=mutation.kind.etag(installation, key))
 
     assert response.revision == installation.revision()
 
 
 @pytest.mark.parametrize("validate_only", [True, False])
-@ON_A_FLAG
+@EACH_WITH_ETAG
 def test_a_mutation_with_a_stale_etag_is_refused_naming_the_current_one_and_writes_nothing(
-    installation: Installation, flag: Flag, rpc: str, validate_only: bool
+    installation: Installation, key: str, mutation: Mutation, validate_only: bool
 ) -> None:
-    current = MUTATIONS["UpdateFlag"].ask(installation.admin, flag.key).flag
+    etag = mutation.kind.etag(installation, key)
+    current_etag = mutation.kind.updated(installation, key).etag
     before = installation.contents()
 
-    def act() -> object:
-        return MUTATIONS[rpc].ask(installation.admin, flag.key, etag=flag.etag, validate_only=validate_only)
+    refusal = refusal_of(lambda: mutation.ask(installation, key, etag=etag, validate_only=validate_only))
 
-    assert (refusal_of(act), installation.contents()) == (stale(rpc, current), before)
+    assert (refusal, installation.contents()) == (stale(mutation, current_etag=current_etag), before)
 
 
-@ON_A_FLAG
+@EACH_WITH_ETAG
 def test_without_the_check_a_stale_etag_overwrites_what_its_sender_never_saw(
-    installation: Installation, flag: Flag, rpc: str, monkeypatch: pytest.MonkeyPatch
+    installation: Installation, key: str, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin of the test before."""
+    for store in (flags, segments, users, admin_users):
+        monkeypatch.setattr(store, "check_etag", lambda *_, **__: None)
+    etag = mutation.kind.etag(installation, key)
+    mutation.kind.updated(installation, key)
 
-    def unchecked(conn: Any, key: str, _etag: str) -> Any:
-        return flag_store.find_flag(conn, key)
-
-    for store in (flag_store, target_store):
-        monkeypatch.setattr(store, "checked_flag", unchecked)
-    MUTATIONS["UpdateFlag"].ask(installation.admin, flag.key)
-
-    outcome = outcome_of(lambda: MUTATIONS[rpc].ask(installation.admin, flag.key, etag=flag.etag))
+    outcome = outcome_of(lambda: mutation.ask(installation, key, etag=etag))
 
     assert not isinstance(outcome, Refusal)
 
 
 @pytest.mark.parametrize("etag", ["x", "\0", "é" * 100, 'W/"1"'])
-@ON_A_FLAG
-def test_an_etag_that_never_was_is_stale(admin: AdminServiceStub, flag: Flag, rpc: str, etag: str) -> None:
-    assert refusal_of(lambda: MUTATIONS[rpc].ask(admin, flag.key, etag=etag)) == stale(rpc, flag)
+@EACH_WITH_ETAG
+def test_an_etag_that_never_was_is_stale(installation: Installation, key: str, mutation: Mutation, etag: str) -> None:
+    refusal = refusal_of(lambda: mutation.ask(installation, key, etag=etag))
+
+    assert refusal == stale(mutation, current_etag=mutation.kind.etag(installation, key))
 
 
-def test_every_update_makes_another_etag_even_one_that_changes_nothing(admin: AdminServiceStub, flag: Flag) -> None:
-    etags = {MUTATIONS["UpdateFlag"].ask(admin, flag.key).flag.etag for _ in range(3)}
+@EACH_KIND
+def test_every_update_makes_another_etag_even_one_that_changes_nothing(installation: Installation, kind: Kind) -> None:
+    key = kind.make(installation, new_key())
 
-    assert len(etags | {flag.etag}) == 4
+    etags = {kind.etag(installation, key), *(kind.updated(installation, key).etag for _ in range(3))}
+
+    assert len(etags) == 4
 
 
-def test_an_etag_of_a_deleted_flag_is_stale_for_its_successor(admin: AdminServiceStub, flag: Flag) -> None:
-    MUTATIONS["DeleteFlag"].ask(admin, flag.key)
-    successor = created(admin, key=flag.key)
+@each(*(MUTATIONS[rpc] for rpc in ("DeleteFlag", "DeleteSegment", "DeleteUser", "DeleteAdminUser")))
+def test_an_etag_of_what_was_deleted_is_stale_for_its_successor(
+    installation: Installation, key: str, mutation: Mutation
+) -> None:
+    etag = mutation.kind.etag(installation, key)
+    mutation.ask(installation, key)
+    mutation.kind.make(installation, key)
 
-    refusal = refusal_of(lambda: MUTATIONS["DeleteFlag"].ask(admin, flag.key, etag=flag.etag))
+    refusal = refusal_of(lambda: mutation.ask(installation, key, etag=etag))
 
-    assert refusal == changed_since_read(current_etag=successor.etag)
+    assert refusal == stale(mutation, current_etag=mutation.kind.etag(installation, key))
+
+
+# --- What the audit log tells ----------------------------------------------------------------------------------------
+
+
+def documents_of(installation: Installation, key: str, *rpcs: str) -> list[dict[str, Any]]:
+    """Let these mutations act one after the other, and return what the audit log tells of each."""
+    revisions = [MUTATIONS[rpc].ask(installation, key).revision for rpc in rpcs]
+    return [json.loads(document) for revision in revisions for (document,) in installation.query(DOCUMENT, revision)]
+
+
+def test_the_audit_log_tells_segments_in_full_before_and_after(installation: Installation) -> None:
+    key = MUTATIONS["CreateSegment"].make(installation)
+
+    created, updated, deleted = documents_of(installation, key, "CreateSegment", "UpdateSegment", "DeleteSegment")
+
+    condition = {"attribute": "a", "operator": "EXISTS", "values": [], "negate": False}
+    assert created["before"] is None
+    assert created["after"].items() >= {"key": f"{key}new", "conditions": [condition], "match": "ALL"}.items()
+    assert [updated[side]["description"] for side in ("before", "after")] == ["", "changed"]
+    assert (deleted["before"], deleted["after"]) == (updated["after"], None)
+
+
+def test_the_audit_log_tells_members_as_deltas_by_subject_id(installation: Installation) -> None:
+    """Of two users one is a member already, so one is added; then both are removed."""
+    key = MUTATIONS["AddSegmentMembers"].make(installation)
+
+    added, removed = documents_of(installation, key, "AddSegmentMembers", "RemoveSegmentMembers")
+
+    names = recorded_names(installation)
+    assert added == {"added": [names["bob"]], "change_reason": ""}
+    assert removed == {"removed": sorted((names["anna"], names["bob"])), "change_reason": ""}

@@ -12,13 +12,11 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_grpc.domain.caller import Role
 from tests.rpc.asking import (
-    EACH_MUTATION,
     NOT_A_MESSAGE,
     SEGMENT_KEYS,
     SERVICE,
     TIMEOUT_S,
     Installation,
-    Mutation,
     Refusal,
     created,
     installed,
@@ -27,6 +25,7 @@ from tests.rpc.asking import (
     refused_by,
     send,
 )
+from tests.rpc.mutations import EACH_MUTATION, Mutation
 
 FLAG_KEY = "known"
 
@@ -45,7 +44,7 @@ def installation(postgres: str) -> Iterator[Installation]:
 def send_bytes(installation: Installation, rpc: str, body: bytes) -> object:
     """Send any bytes for a request; on the wire, no shape of method differs from a stream."""
     call: grpc.StreamUnaryMultiCallable[bytes, bytes]
-    call = installation.channels[Role.EDITOR].stream_unary(f"/{SERVICE.full_name}/{rpc}", None, None)
+    call = installation.channels[Role.ADMIN].stream_unary(f"/{SERVICE.full_name}/{rpc}", None, None)
     return call(iter([body]), timeout=TIMEOUT_S)
 
 
@@ -61,7 +60,8 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("body", NO_MESSAGES.values(), ids=NO_MESSAGES.keys())
-@pytest.mark.parametrize("rpc", [rpc.name for rpc in SERVICE.methods])
+# Of a request without fields, protobuf passes over what it does not know.
+@pytest.mark.parametrize("rpc", [rpc.name for rpc in SERVICE.methods if rpc.input_type.fields])
 def test_bytes_that_are_no_message_are_refused(installation: Installation, rpc: str, body: bytes) -> None:
     before = installation.contents()
 
@@ -111,7 +111,7 @@ def test_a_message_above_4_mib_is_refused(installation: Installation, mutation: 
     before = installation.contents()
 
     with pytest.raises(grpc.RpcError) as refusal:
-        send(installation.admin, mutation.rpc, request)
+        send(installation.admin_as(Role.ADMIN), mutation.rpc, request)
 
     # grpcio refuses it before it reaches us, so there are no details.
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -5,27 +5,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
-from tests.rpc.asking import (
-    EACH_MUTATION,
-    MUTATIONS,
-    Installation,
-    Mutation,
-    created,
-    flag_to_mutate,
-    installed,
-    invalid,
-    new_key,
-    no_flag,
-    outcome_of,
-    race,
-    refusal_of,
-)
+from tests.rpc.asking import Installation, installed, invalid, outcome_of, race, refusal_of
+from tests.rpc.mutations import EACH_MUTATION, EACH_WITH_ETAG, MUTATIONS, Mutation, acting_as, each
+from tests.rpc.operators import enlisted
 
 RACERS = 8
+# What ends the session of its caller cannot be done again in it: of racing calls, the second has a token of the past.
+EACH_THAT_MAY_RACE = each(*(mutation for mutation in MUTATIONS.values() if not mutation.is_for_oneself))
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +22,9 @@ def installation(postgres: str) -> Iterator[Installation]:
 
 
 @pytest.fixture
-def admin(installation: Installation) -> AdminServiceStub:
-    return installation.admin
-
-
-@pytest.fixture
-def flag(admin: AdminServiceStub) -> Flag:
-    return flag_to_mutate(admin)
+def key(installation: Installation, mutation: Mutation) -> str:
+    """The key of something on which the mutation succeeds."""
+    return mutation.make(installation)
 
 
 @pytest.fixture
@@ -57,12 +40,12 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @EACH_MUTATION
 def test_a_retry_gets_the_first_answer_and_changes_nothing(
-    installation: Installation, flag: Flag, request_id: str, mutation: Mutation
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
-    first = mutation.ask(installation.admin, flag.key, request_id=request_id)
+    first = mutation.ask(installation, key, request_id=request_id)
     before = installation.contents()
 
-    again = mutation.ask(installation.admin, flag.key, request_id=request_id)
+    again = mutation.ask(installation, key, request_id=request_id)
 
     assert (again, installation.contents()) == (first, before)
 
@@ -70,12 +53,12 @@ def test_a_retry_gets_the_first_answer_and_changes_nothing(
 @pytest.mark.usefixtures("forgetful")
 @EACH_MUTATION
 def test_without_the_look_up_a_retry_gets_another_answer(
-    admin: AdminServiceStub, flag: Flag, request_id: str, mutation: Mutation
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
     """The twin of the test before."""
-    first = mutation.ask(admin, flag.key, request_id=request_id)
+    first = mutation.ask(installation, key, request_id=request_id)
 
-    assert outcome_of(lambda: mutation.ask(admin, flag.key, request_id=request_id)) != first
+    assert outcome_of(lambda: mutation.ask(installation, key, request_id=request_id)) != first
 
 
 def answers_and_revisions(installation: Installation, act: Callable[[], object]) -> tuple[list[object], int]:
@@ -86,124 +69,126 @@ def answers_and_revisions(installation: Installation, act: Callable[[], object])
     return different, installation.revision() - before
 
 
-@EACH_MUTATION
+@EACH_THAT_MAY_RACE
 def test_racing_retries_act_once_and_get_the_same_answer(
-    installation: Installation, flag: Flag, request_id: str, mutation: Mutation
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
     answers, revisions = answers_and_revisions(
-        installation, lambda: mutation.ask(installation.admin, flag.key, request_id=request_id)
+        installation, lambda: mutation.ask(installation, key, request_id=request_id)
     )
 
-    assert (answers, revisions) == ([mutation.ask(installation.admin, flag.key, request_id=request_id)], 1)
+    assert (answers, revisions) == ([mutation.ask(installation, key, request_id=request_id)], 1)
 
 
 @pytest.mark.usefixtures("forgetful")
-@EACH_MUTATION
+@EACH_THAT_MAY_RACE
 def test_without_the_look_up_racing_retries_get_different_answers(
-    installation: Installation, flag: Flag, request_id: str, mutation: Mutation
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
     """The twin of the test before."""
-    answers, _ = answers_and_revisions(
-        installation, lambda: mutation.ask(installation.admin, flag.key, request_id=request_id)
-    )
+    answers, _ = answers_and_revisions(installation, lambda: mutation.ask(installation, key, request_id=request_id))
 
     assert len(answers) > 1
 
 
 @EACH_MUTATION
 def test_another_body_under_the_same_id_is_refused_and_changes_nothing(
-    installation: Installation, flag: Flag, request_id: str, mutation: Mutation
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
-    mutation.ask(installation.admin, flag.key, request_id=request_id)
+    mutation.ask(installation, key, request_id=request_id)
     before = installation.contents()
 
-    refusal = refusal_of(
-        lambda: mutation.ask(installation.admin, flag.key, request_id=request_id, change_reason="another")
-    )
+    refusal = refusal_of(lambda: mutation.ask(installation, key, request_id=request_id, change_reason="another"))
 
     assert (refusal, installation.contents()) == (mutation.refused(invalid("request_id")), before)
 
 
-def test_the_same_id_on_another_rpc_is_another_request(installation: Installation, flag: Flag, request_id: str) -> None:
+def test_the_same_id_on_another_rpc_is_another_request(installation: Installation, request_id: str) -> None:
+    keys = {rpc: mutation.make(installation) for rpc, mutation in MUTATIONS.items()}
     before = installation.revision()
-    in_an_order_that_works = sorted(MUTATIONS, key=lambda rpc: rpc == "DeleteFlag")
 
     revisions = [
-        MUTATIONS[rpc].ask(installation.admin, flag.key, request_id=request_id).revision
-        for rpc in in_an_order_that_works
+        mutation.ask(installation, keys[rpc], request_id=request_id).revision for rpc, mutation in MUTATIONS.items()
     ]
 
     assert revisions == [before + number for number in range(1, len(MUTATIONS) + 1)]
 
 
-@pytest.mark.parametrize("rpc", ["UpdateFlag", "AddTargets", "RemoveTargets", "ImportTargets"])
+@each(*(mutation for mutation in MUTATIONS.values() if mutation.change == "updated" and not mutation.is_for_oneself))
 def test_the_same_id_of_another_caller_is_another_request(
-    installation: Installation, flag: Flag, request_id: str, rpc: str
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
+    another = acting_as(installation, enlisted(installation, role=Role.ADMIN.value).username)
     before = installation.revision()
-    callers = [AdminServiceStub(installation.channels[role]) for role in (Role.EDITOR, Role.ADMIN)]
 
-    revisions = [MUTATIONS[rpc].ask(caller, flag.key, request_id=request_id).revision for caller in callers]
+    revisions = [
+        mutation.ask(installation, key, caller=caller, request_id=request_id).revision for caller in (None, another)
+    ]
 
     assert revisions == [before + 1, before + 2]
 
 
-@pytest.mark.parametrize("rpc", [rpc for rpc in MUTATIONS if rpc != "CreateFlag"])
-def test_a_failure_is_not_remembered(admin: AdminServiceStub, request_id: str, rpc: str) -> None:
-    mutation, key = MUTATIONS[rpc], new_key()
+@EACH_MUTATION
+def test_a_failure_is_not_remembered(
+    installation: Installation, key: str, request_id: str, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object) -> None:
+        raise RuntimeError("out of luck")
 
-    refusal = refusal_of(lambda: mutation.ask(admin, key, request_id=request_id))
-    flag = created(admin, key=key)
+    before = installation.revision()
+    with monkeypatch.context() as patch:
+        patch.setattr("gatekeeper_grpc.store.ledger._record", fault)
+        refusal_of(lambda: mutation.ask(installation, key, request_id=request_id))
 
-    assert refusal == mutation.refused(no_flag(key))
-    assert mutation.ask(admin, key, request_id=request_id).revision == flag.revision + 1
+    assert mutation.ask(installation, key, request_id=request_id).revision == before + 1
 
 
 @EACH_MUTATION
 def test_a_rehearsal_is_not_remembered(
-    installation: Installation, flag: Flag, request_id: str, mutation: Mutation
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
-    mutation.ask(installation.admin, flag.key, request_id=request_id, validate_only=True)
+    mutation.ask(installation, key, request_id=request_id, validate_only=True)
     before = installation.revision()
 
-    assert mutation.ask(installation.admin, flag.key, request_id=request_id).revision == before + 1
+    assert mutation.ask(installation, key, request_id=request_id).revision == before + 1
 
 
-@pytest.mark.parametrize("rpc", [rpc for rpc in MUTATIONS if rpc != "CreateFlag"])
+@EACH_WITH_ETAG
 def test_a_retry_is_recognised_before_its_etag_is_found_stale(
-    admin: AdminServiceStub, flag: Flag, request_id: str, rpc: str
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
-    mutation = MUTATIONS[rpc]
-    first = mutation.ask(admin, flag.key, request_id=request_id, etag=flag.etag)
-    outcome_of(lambda: MUTATIONS["UpdateFlag"].ask(admin, flag.key))
+    etag = mutation.kind.etag(installation, key)
+    first = mutation.ask(installation, key, request_id=request_id, etag=etag)
+    outcome_of(lambda: mutation.kind.updated(installation, key))
 
-    assert mutation.ask(admin, flag.key, request_id=request_id, etag=flag.etag) == first
+    assert mutation.ask(installation, key, request_id=request_id, etag=etag) == first
 
 
+@each(MUTATIONS["UpdateFlag"])
 def test_a_retry_is_answered_when_the_flag_has_long_been_deleted(
-    admin: AdminServiceStub, flag: Flag, request_id: str
+    installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
-    first = MUTATIONS["UpdateFlag"].ask(admin, flag.key, request_id=request_id)
-    admin.DeleteFlag(pb.DeleteFlagRequest(key=flag.key))
+    first = mutation.ask(installation, key, request_id=request_id)
+    MUTATIONS["DeleteFlag"].ask(installation, key)
 
-    assert MUTATIONS["UpdateFlag"].ask(admin, flag.key, request_id=request_id) == first
+    assert mutation.ask(installation, key, request_id=request_id) == first
 
 
 AGES = {"a minute before a day": ("23:59:00", 0), "after a day": ("24:00:00", 1)}
 
 
 @pytest.mark.parametrize(("age", "revisions"), AGES.values(), ids=AGES.keys())
+@each(MUTATIONS["UpdateFlag"])
 def test_an_answer_is_remembered_for_24_hours(
-    installation: Installation, flag: Flag, request_id: str, age: str, revisions: int
+    installation: Installation, key: str, request_id: str, mutation: Mutation, *, age: str, revisions: int
 ) -> None:
-    mutation = MUTATIONS["UpdateFlag"]
-    first = mutation.ask(installation.admin, flag.key, request_id=request_id)
+    first = mutation.ask(installation, key, request_id=request_id)
     installation.execute(GROW_OLD, age, UUID(request_id))
 
-    again = mutation.ask(installation.admin, flag.key, request_id=request_id)
+    again = mutation.ask(installation, key, request_id=request_id)
 
     assert again.revision == installation.revision() == first.revision + revisions
-    assert mutation.ask(installation.admin, flag.key, request_id=request_id) == again
+    assert mutation.ask(installation, key, request_id=request_id) == again
 
 
 GROW_OLD = "UPDATE idempotency_keys SET create_time = create_time - %s::interval WHERE request_id = %s"

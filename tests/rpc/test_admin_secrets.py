@@ -16,14 +16,13 @@ from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.logs import configure_logs
 from tests.conftest import connect
 from tests.rpc.asking import (
-    MUTATIONS,
     UNAUTHENTICATED,
     Installation,
     Refusal,
-    flag_to_mutate,
     installed,
     outcome_of,
 )
+from tests.rpc.mutations import MUTATIONS, flag_to_mutate
 
 PASSWORD = "canary-password"
 WRONG_PASSWORD = "canary-typo"
@@ -59,7 +58,7 @@ def log_in(installation: Installation, password: str) -> LoginResponse:
 def update_with(installation: Installation, token: str, key: str) -> object:
     """Update a flag with this access token."""
     with connect(installation.server, token=token) as channel:
-        return outcome_of(lambda: MUTATIONS["UpdateFlag"].ask(AdminServiceStub(channel), key))
+        return outcome_of(lambda: MUTATIONS["UpdateFlag"].ask(installation, key, caller=AdminServiceStub(channel)))
 
 
 def leaked(secrets: list[str], *seen: str) -> list[str]:

@@ -34,7 +34,6 @@ from tests.rpc.asking import (
     invalid,
     new_key,
     no_segment,
-    query,
     refusal_of,
 )
 
@@ -246,7 +245,7 @@ def test_each_message_is_one_revision_and_the_answer_adds_them_up(
     recorded = (
         "SELECT revision, seq, hash FROM audit_log WHERE action = 'AddSegmentMembers' AND revision > %s ORDER BY 1"
     )
-    entries = query(installation.dsn, recorded, before)
+    entries = installation.query(recorded, before)
     assert [revision for revision, _, _ in entries] == [before + number for number in (1, 2, 3)]
     assert (response.audit_anchor.seq, response.audit_anchor.hash) == entries[-1][1:]
 
@@ -314,7 +313,7 @@ def test_the_answer_names_the_newest_revision_and_its_anchor_even_when_the_last_
 
     response = add(admin, message(key, "b"), old)
 
-    ((seq, hash_),) = query(installation.dsn, "SELECT audit_seq, audit_hash FROM revision_head")
+    ((seq, hash_),) = installation.query("SELECT audit_seq, audit_hash FROM revision_head")
     anchor = response.audit_anchor
     assert (response.revision, anchor.seq, anchor.hash) == (installation.revision(), seq, hash_)
 
@@ -360,7 +359,7 @@ def test_a_stream_of_50_000_that_its_client_cancels_leaves_whole_messages_that_a
         list(conn.notifies(timeout=TIMEOUT_S, stop_after=3))
 
     assert call.code() is grpc.StatusCode.CANCELLED
-    assert query(installation.dsn, MEMBERS_BY_MESSAGE, key) == [(str(number), BATCH) for number in range(3)]
+    assert installation.query(MEMBERS_BY_MESSAGE, key) == [(str(number), BATCH) for number in range(3)]
     last_users = [f"{number}-{BATCH - 1}" for number in range(BATCHES)]
     seen = [evaluated_now(installation, flag, user, on=installation.server) for user in last_users]
     assert seen == [True, True, True, False, False]

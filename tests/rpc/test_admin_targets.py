@@ -9,12 +9,11 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_STATIC, REASON_TARGETING_MATCH, EvaluationDetail
 from tests.rpc.asking import (
-    MUTATIONS,
     Installation,
     created,
-    flag_to_mutate,
     installed,
 )
+from tests.rpc.mutations import MUTATIONS, flag_to_mutate
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +84,13 @@ def test_adding_targets_counts_who_is_new_and_who_is_moved(
 
     response = add(admin, key, case.users, value=case.value)
 
-    expected = {"revision": installation.revision(), "added_count": case.added, "moved_count": case.moved}
-    assert (response, targets_of(admin, key)) == (pb.AddTargetsResponse(**expected), case.after)
+    assert response == pb.AddTargetsResponse(
+        revision=installation.revision(),
+        added_count=case.added,
+        moved_count=case.moved,
+        audit_anchor=installation.audit_anchor(),
+    )
+    assert targets_of(admin, key) == case.after
 
 
 REMOVALS = {
@@ -107,7 +111,9 @@ def test_removing_targets_counts_who_was_targeted(
 
     response = remove(admin, key, users)
 
-    assert response == pb.RemoveTargetsResponse(revision=installation.revision(), removed_count=removed)
+    assert response == pb.RemoveTargetsResponse(
+        revision=installation.revision(), removed_count=removed, audit_anchor=installation.audit_anchor()
+    )
     assert targets_of(admin, key) == after
 
 
@@ -191,9 +197,11 @@ def test_every_edit_of_targets_is_evaluated_by_the_time_it_is_answered(
 
 
 @pytest.mark.parametrize("rpc", ["AddTargets", "RemoveTargets", "ImportTargets"])
-def test_an_edit_leaves_the_flag_its_etag_its_revision_and_its_update_time(admin: AdminServiceStub, rpc: str) -> None:
+def test_an_edit_leaves_the_flag_its_etag_its_revision_and_its_update_time(
+    installation: Installation, admin: AdminServiceStub, rpc: str
+) -> None:
     flag = flag_to_mutate(admin)
 
-    MUTATIONS[rpc].ask(admin, flag.key)
+    MUTATIONS[rpc].ask(installation, flag.key)
 
     assert admin.GetFlag(pb.GetFlagRequest(key=flag.key)).flag == flag

@@ -1,7 +1,7 @@
 """A server whose database role owns nothing: everything works, and the role cannot rewrite the audit log (D8)."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -29,7 +29,7 @@ from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
-from tests.rpc.asking import SERVICE, TIMEOUT_S, query, send
+from tests.rpc.asking import SERVICE, TIMEOUT_S, send
 
 PASSWORD = "a password"
 
@@ -108,6 +108,12 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
     ("DeleteAdminUser", pb.DeleteAdminUserRequest(username="eve")),
     ("ChangePassword", pb.ChangePasswordRequest(current_password=PASSWORD, new_password="another one")),
 )
+
+
+def query(dsn: str, text: LiteralString) -> list[Any]:
+    """Read rows as the owner of the database."""
+    with psycopg.connect(dsn) as conn:
+        return conn.execute(text).fetchall()
 
 
 def run(dsn: str, statement: str, *roles: str) -> None:

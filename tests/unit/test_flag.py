@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.flag import (
     VARIANTS,
     Flag,
     FlagConfig,
     SegmentTarget,
-    etag,
     flag_document,
     flag_from_document,
 )

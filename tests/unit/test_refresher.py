@@ -13,6 +13,7 @@ from gatekeeper_grpc.cache import refresher as refresher_module
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from tests.unit.test_flag import flag
 
@@ -51,6 +52,7 @@ class Source:
 
     def __init__(self) -> None:
         self.revision = 1
+        self.is_guarded = True
         self.failures: list[Exception] = []
         self.after_load = Gate()
         self.after_reloaded_delta = Gate()
@@ -67,6 +69,11 @@ class Source:
         if base.flags:
             self.after_reloaded_delta.pass_through()
         return snapshot
+
+    def report_loss(self, known_revision: int) -> None:
+        if self.is_guarded and self.revision >= known_revision:
+            return
+        self.revision = (max(self.revision, known_revision) // REVISIONS_PER_EPOCH + 1) * REVISIONS_PER_EPOCH
 
     def _fail_if_told(self) -> None:
         if self.failures:
@@ -132,7 +139,12 @@ class House:
         self.source = Source()
         self.announcer = Announcer()
         self.refresher = Refresher(
-            cache, self.source, self.announcer, poll_interval_s=poll_s, reload_interval_s=reload_s
+            cache,
+            self.source,
+            self.announcer,
+            report_loss=self.source.report_loss,
+            poll_interval_s=poll_s,
+            reload_interval_s=reload_s,
         )
 
     def settle(self) -> None:
@@ -258,6 +270,59 @@ def test_a_reload_of_a_database_that_lost_revisions_gives_up_instead_of_loading_
 
     assert idle.cache.current().revision == 9
     assert [log["event"] for log in logs] == ["reload_not_published"]
+
+
+def test_a_head_older_than_what_is_served_is_reported_and_the_new_epoch_served() -> None:
+    with capture_logs() as logs, house(poll_s=0.01) as running:
+        running.source.revision = 7
+        assert running.cache.serves(lambda snapshot: snapshot.revision == 7)
+        running.source.revision = 5
+        assert running.cache.serves(lambda snapshot: snapshot.revision == REVISIONS_PER_EPOCH)
+        assert has_drifted(running.cache.current())
+
+    assert [log["last_served_revision"] for log in logs if log["event"] == "commits_lost"] == [7]
+
+
+def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    with house(poll_s=0.01) as running:
+        running.source.revision = 7
+        assert running.cache.serves(lambda snapshot: snapshot.revision == 7)
+        report_loss, failures = running.refresher._report_loss, [Unavailable("away")]
+
+        def report_later(known_revision: int) -> object:
+            if failures:
+                raise failures.pop()
+            return report_loss(known_revision)
+
+        monkeypatch.setattr(running.refresher, "_report_loss", report_later)
+        running.source.revision = 5
+        assert running.cache.serves(lambda snapshot: snapshot.revision == REVISIONS_PER_EPOCH)
+
+
+def refresh_overtaken_by_a_reload(*, guarded: bool) -> int:
+    """While the refresh loads what changed, a reload publishes something newer; returns where the database ends."""
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
+    idle.cache.publish(Snapshot.build(revision=2), confirmed_at=0.0)
+    idle.source.revision, idle.source.is_guarded = 3, guarded
+    load_since = idle.source.load_since
+
+    def overtaken(base: Snapshot) -> Snapshot:
+        loaded = load_since(base)
+        idle.source.revision = 4
+        idle.cache.publish(Snapshot.build(revision=4), confirmed_at=0.0)
+        return loaded
+
+    idle.source.load_since = overtaken  # type: ignore[method-assign]
+    idle.refresher._refresh()
+    return idle.cache.current().revision
+
+
+def test_a_refresh_that_a_reload_overtook_begins_no_epoch() -> None:
+    assert refresh_overtaken_by_a_reload(guarded=True) == 4
+
+
+def test_twin_without_the_guard_it_begins_one() -> None:
+    assert refresh_overtaken_by_a_reload(guarded=False) == REVISIONS_PER_EPOCH
 
 
 def test_a_write_is_visible_when_the_wait_for_it_ends() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.auth.keys import KeyRing
-from gatekeeper_grpc.secrets_file import JWT_KEYS, keep_secret, kept_secret, new_jwt_keys, read_secret
+from gatekeeper_grpc.secrets_file import keep_secret, kept_secret, new_key_ring, read_secret
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +74,7 @@ def test_a_link_planted_in_its_place_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_generated_keys_are_a_ring_of_one_key_of_256_bits_and_never_the_same() -> None:
-    rings = [new_jwt_keys() for _ in range(2)]
+    rings = [new_key_ring() for _ in range(2)]
 
     assert [len(KeyRing.parse(ring).keys) for ring in rings] == [1, 1]
     assert rings[0] != rings[1]
-    assert JWT_KEYS == "jwt_keys"

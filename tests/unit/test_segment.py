@@ -9,7 +9,7 @@ import rfc8785
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.condition import Condition, Operator
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.flag import etag
+from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.segment import (
     Match,
     Segment,

@@ -24,6 +24,7 @@ from gatekeeper_grpc.domain.commands import (
     UserFilter,
     UserUpdate,
 )
+from gatekeeper_grpc.domain.erasure import Erased, ExportPart
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, Target
 from gatekeeper_grpc.domain.mutation import Intent, Read, Written
 from gatekeeper_grpc.domain.segment import CountedSegment, SegmentConfig
@@ -92,6 +93,18 @@ class Users(Protocol):
     def delete(self, user_id: str, etag: str, intent: Intent) -> Written[None]: ...
 
 
+class Erasures(Protocol):
+    """Erases people."""
+
+    def erase(self, user_id: str, intent: Intent) -> Written[Erased]: ...
+
+
+class Exports(Protocol):
+    """Tells what is held about people."""
+
+    def export(self, user_id: str) -> Iterator[Read[ExportPart]]: ...
+
+
 class AdminUsers(Protocol):
     """Keeps admin users."""
 
@@ -154,6 +167,8 @@ class AdminPorts:
     segments: Segments
     members: Members
     users: Users
+    erasures: Erasures
+    exports: Exports
     admin_users: AdminUsers
     passwords: Passwords
     own_password: OwnPassword

@@ -6,8 +6,9 @@ import grpc
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
-from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.limits import check_key
+from gatekeeper_grpc.domain.mutation import Written
+from gatekeeper_grpc.servicers.admin.message_streams import apply_messages
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
@@ -78,30 +79,22 @@ class SegmentRpcs(AdminServiceServicer):
     def AddSegmentMembers(
         self, request_iterator: Iterator[pb.AddSegmentMembersRequest], context: grpc.ServicerContext
     ) -> pb.AddSegmentMembersResponse:
-        response = pb.AddSegmentMembersResponse()
-        try:
-            for request in request_iterator:
-                self._add_members(request, response)
-        except GatekeeperError as exc:
-            exc.add_metadata(applied_messages=response.applied_messages, applied_revision=response.revision)
-            raise
-        finally:
-            self.ports.cache.refresh_after_write(response.revision)
-        if not response.applied_messages:
-            response.revision = self.ports.members.revision()
-        return response
+        return apply_messages(
+            request_iterator,
+            self._add_members,
+            pb.AddSegmentMembersResponse(),
+            cache=self.ports.cache,
+            current_revision=self.ports.members.revision,
+        )
 
-    def _add_members(self, request: pb.AddSegmentMembersRequest, response: pb.AddSegmentMembersResponse) -> None:
-        """Apply one message and add it to the totals of `response`."""
+    def _add_members(
+        self, request: pb.AddSegmentMembersRequest, response: pb.AddSegmentMembersResponse
+    ) -> Written[int]:
+        """Apply one message and add what it did to `response`."""
         edit = members_from_proto(request)
         written = self.ports.members.add(edit, intent_from_proto(request, action="AddSegmentMembers"))
-        # A retried message answers what it did then, which may be older than what came before it here.
-        if written.revision >= response.revision:
-            response.MergeFrom(
-                pb.AddSegmentMembersResponse(revision=written.revision, audit_anchor=anchor_to_proto(written.anchor))
-            )
-        response.applied_messages += 1
         response.added_count += written.result
+        return written
 
     def RemoveSegmentMembers(
         self, request: pb.RemoveSegmentMembersRequest, context: grpc.ServicerContext

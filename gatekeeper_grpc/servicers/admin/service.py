@@ -3,6 +3,7 @@
 from gatekeeper_grpc.servicers.admin.admin_users import AdminUserRpcs
 from gatekeeper_grpc.servicers.admin.audit import AuditRpcs
 from gatekeeper_grpc.servicers.admin.client_keys import ClientKeyRpcs
+from gatekeeper_grpc.servicers.admin.erasure import ErasureRpcs
 from gatekeeper_grpc.servicers.admin.flags import FlagRpcs
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
 from gatekeeper_grpc.servicers.admin.segments import SegmentRpcs
@@ -10,7 +11,7 @@ from gatekeeper_grpc.servicers.admin.targets import TargetRpcs
 from gatekeeper_grpc.servicers.admin.users import UserRpcs
 
 
-class AdminServicer(FlagRpcs, TargetRpcs, SegmentRpcs, AuditRpcs, UserRpcs, AdminUserRpcs, ClientKeyRpcs):
+class AdminServicer(FlagRpcs, TargetRpcs, SegmentRpcs, AuditRpcs, UserRpcs, AdminUserRpcs, ClientKeyRpcs, ErasureRpcs):
     """All RPCs of AdminService."""
 
     def __init__(self, ports: AdminPorts) -> None:

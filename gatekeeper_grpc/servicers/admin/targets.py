@@ -6,8 +6,10 @@ import grpc
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
-from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.domain.commands import TargetEditResult
 from gatekeeper_grpc.domain.limits import check_key
+from gatekeeper_grpc.domain.mutation import Written
+from gatekeeper_grpc.servicers.admin.message_streams import apply_messages
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.flags import target_to_proto, targets_from_proto, targets_removal_from_proto
@@ -56,28 +58,20 @@ class TargetRpcs(AdminServiceServicer):
     def ImportTargets(
         self, request_iterator: Iterator[pb.ImportTargetsRequest], context: grpc.ServicerContext
     ) -> pb.ImportTargetsResponse:
-        response = pb.ImportTargetsResponse()
-        try:
-            for request in request_iterator:
-                self._import(request, response)
-        except GatekeeperError as exc:
-            exc.add_metadata(applied_messages=response.applied_messages, applied_revision=response.revision)
-            raise
-        finally:
-            self.ports.cache.refresh_after_write(response.revision)
-        if not response.applied_messages:
-            response.revision = self.ports.targets.revision()
-        return response
+        return apply_messages(
+            request_iterator,
+            self._import,
+            pb.ImportTargetsResponse(),
+            cache=self.ports.cache,
+            current_revision=self.ports.targets.revision,
+        )
 
-    def _import(self, request: pb.ImportTargetsRequest, response: pb.ImportTargetsResponse) -> None:
-        """Apply one message and add it to the totals of `response`."""
+    def _import(
+        self, request: pb.ImportTargetsRequest, response: pb.ImportTargetsResponse
+    ) -> Written[TargetEditResult]:
+        """Apply one message and add what it did to `response`."""
         edit = targets_from_proto(request)
         written = self.ports.targets.edit(edit, intent_from_proto(request, action="ImportTargets"))
-        # A retried message answers with the revision it made then, which may be older than what came before it here.
-        if written.revision > response.revision:
-            response.MergeFrom(
-                pb.ImportTargetsResponse(revision=written.revision, audit_anchor=anchor_to_proto(written.anchor))
-            )
-        response.applied_messages += 1
         response.added_count += written.result.added_count
         response.moved_count += written.result.moved_count
+        return written

@@ -1,0 +1,53 @@
+"""`gatekeeper restore-finish` and `gatekeeper erasures`: what is left to do after a backup was restored."""
+
+import click
+
+from gatekeeper_grpc.cli.databases import opened, serving_dsn
+from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.first_start import Keys, erasure_ledger, load_keys
+from gatekeeper_grpc.recovery import AlreadyRecorded, reapply_erasures
+from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.erasure import ErasureStore
+from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.restore import Restore
+
+
+@click.command("restore-finish")
+@click.option(
+    "--known-revision",
+    type=click.IntRange(min=0),
+    default=0,
+    help="The newest revision that a log or a client knows of. Without it, restoring twice from backups of before the"
+    " first time would begin the same epoch twice.",
+)
+@click.pass_obj
+def restore_finish(settings: Settings, *, known_revision: int) -> None:
+    """Finish a restore: begin a new epoch of revisions, then erase again who was erased since the backup."""
+    keys = load_keys(settings)
+    with opened(serving_dsn(settings)) as database:
+        written = Restore(Ledger(database, keys.data)).finish(known_revision=known_revision)
+        click.echo(f"new epoch: revision {written.revision}")
+        _reapply(settings, keys, database)
+
+
+@click.group("erasures")
+def erasure_commands() -> None:
+    """Work with the ledger of erased people."""
+
+
+@erasure_commands.command()
+@click.pass_obj
+def reapply(settings: Settings) -> None:
+    """Erase everybody whom the ledger names and the database still, or again, knows from before."""
+    keys = load_keys(settings)
+    with opened(serving_dsn(settings)) as database:
+        _reapply(settings, keys, database)
+
+
+def _reapply(settings: Settings, keys: Keys, database: Database) -> None:
+    ledger = erasure_ledger(settings, keys)
+    erasures = ErasureStore(database, Ledger(database, keys.data), AlreadyRecorded())
+    done = reapply_erasures(erasures, ledger)
+    click.echo(f"erased again: {done.erased}")
+    if done.refusals:
+        raise click.ClickException("\n".join(done.refusals))

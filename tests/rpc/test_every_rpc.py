@@ -1,0 +1,188 @@
+"""Every RPC of ours answers, and for each error that its proto documents there is a test that provokes it."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+import pytest
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1 import auth_service_pb2, evaluation_service_pb2
+from gatekeeper.v1.auth_service_pb2 import LogoutRequest, RefreshTokenRequest
+from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.domain.caller import Role
+from tests.rpc.asking import TIMEOUT_S, Installation, installed, new_key, refusal_of, send
+from tests.rpc.mutations import FLAG, MUTATIONS, SEGMENT, USER, Kind
+from tests.rpc.operators import enlisted, logged_in
+
+PROTOS = Path(__file__).parents[2] / "protos" / "gatekeeper" / "v1"
+SERVICES = {
+    name: file.DESCRIPTOR.services_by_name[name]
+    for name, file in (
+        ("AdminService", pb),
+        ("AuthService", auth_service_pb2),
+        ("EvaluationService", evaluation_service_pb2),
+    )
+}
+RPCS = {rpc.name for service in SERVICES.values() for rpc in service.methods}
+CODES = {code.name for code in grpc.StatusCode}
+
+Act = Callable[[Installation], Any]
+
+
+@pytest.fixture(scope="module")
+def installation(postgres: str) -> Iterator[Installation]:
+    with installed(postgres) as installation:
+        yield installation
+
+
+# --- Success ---------------------------------------------------------------------------------------------------------
+
+
+def read(rpc: str, **fields: Any) -> Act:
+    """Return the call of a reading RPC by one who may."""
+    return lambda installation: send(installation.admin_as(Role.ADMIN), rpc, getattr(pb, f"{rpc}Request")(**fields))
+
+
+def read_one(rpc: str, kind: Kind, field: str) -> Act:
+    """Return the call of an RPC that reads something of one thing, which `field` names."""
+    return lambda installation: read(rpc, **{field: kind.make(installation, new_key())})(installation)
+
+
+def authenticate(rpc: str, request: Callable[[Installation], Any]) -> Act:
+    return lambda installation: getattr(AuthServiceStub(installation.channels[None]), rpc)(
+        request(installation), timeout=TIMEOUT_S
+    )
+
+
+def refresh_token(installation: Installation) -> str:
+    return logged_in(installation, enlisted(installation).username).refresh_token
+
+
+def evaluate(installation: Installation) -> Any:
+    request = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
+    return EvaluationServiceStub(installation.channels[None]).EvaluateFlags(request, timeout=TIMEOUT_S)
+
+
+def evaluate_many(installation: Installation) -> Any:
+    requests = iter([BulkEvaluateFlagsRequest(contexts=[EvaluationContext(user_id="anna")])])
+    return list(EvaluationServiceStub(installation.channels[None]).BulkEvaluateFlags(requests, timeout=TIMEOUT_S))
+
+
+def mutate(rpc: str) -> Act:
+    return lambda installation: MUTATIONS[rpc].ask(installation, MUTATIONS[rpc].make(installation))
+
+
+LISTS = (
+    *("ListFlags", "ListSegments", "ListUsers", "ListAdminUsers", "ListAuthEvents", "ListClientKeys"),
+    *("ListAuditEntries", "VerifyAuditLog"),
+)
+SUCCESSES: Mapping[str, Act] = MappingProxyType(
+    {rpc: mutate(rpc) for rpc in MUTATIONS}
+    | {rpc: read(rpc) for rpc in LISTS}
+    | {
+        "GetFlag": read_one("GetFlag", FLAG, "key"),
+        "ListTargets": read_one("ListTargets", FLAG, "flag_key"),
+        "GetSegment": read_one("GetSegment", SEGMENT, "key"),
+        "ListSegmentMembers": read_one("ListSegmentMembers", SEGMENT, "segment_key"),
+        "GetUser": read_one("GetUser", USER, "user_id"),
+        "ExportUserData": read_one("ExportUserData", USER, "user_id"),
+        "Login": lambda installation: logged_in(installation, enlisted(installation).username),
+        "RefreshToken": authenticate("RefreshToken", lambda at: RefreshTokenRequest(refresh_token=refresh_token(at))),
+        "Logout": authenticate("Logout", lambda at: LogoutRequest(refresh_token=refresh_token(at))),
+        "EvaluateFlags": evaluate,
+        "BulkEvaluateFlags": evaluate_many,
+    }
+)
+# That of a server with a signing key: test_audit.py.
+NEEDS_A_KEY = "GetAuditCheckpoint"
+
+
+def test_every_rpc_has_a_call_that_succeeds() -> None:
+    assert SUCCESSES.keys() | {NEEDS_A_KEY} == RPCS
+
+
+@pytest.mark.parametrize("rpc", SUCCESSES)
+def test_an_rpc_answers(installation: Installation, rpc: str) -> None:
+    assert SUCCESSES[rpc](installation) is not None
+
+
+# --- Documented errors -----------------------------------------------------------------------------------------------
+
+UNKNOWN = {
+    "GetFlag": (FLAG, "key"),
+    "ListTargets": (FLAG, "flag_key"),
+    "GetSegment": (SEGMENT, "key"),
+    "ListSegmentMembers": (SEGMENT, "segment_key"),
+    "GetUser": (USER, "user_id"),
+}
+
+
+@pytest.mark.parametrize("rpc", UNKNOWN)
+def test_what_is_not_there_cannot_be_read(installation: Installation, rpc: str) -> None:
+    kind, field = UNKNOWN[rpc]
+
+    assert refusal_of(lambda: read(rpc, **{field: "nobody"})(installation)) == kind.unknown("nobody")
+
+
+# Where an error is provoked that is peculiar to an RPC: a module of this folder that calls it.
+PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("CreateFlag", "NOT_FOUND"): "test_admin_flags",
+        ("CreateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
+        ("UpdateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
+        ("DeleteSegment", "FAILED_PRECONDITION"): "test_admin_segments",
+        ("CreateUser", "RESOURCE_EXHAUSTED"): "test_stored_attributes",
+        ("UpdateUser", "RESOURCE_EXHAUSTED"): "test_stored_attributes",
+        ("EraseUser", "FAILED_PRECONDITION"): "test_erase_user",
+        ("UpdateAdminUser", "FAILED_PRECONDITION"): "test_operators",
+        ("DeleteAdminUser", "FAILED_PRECONDITION"): "test_operators",
+        ("ChangePassword", "UNAUTHENTICATED"): "test_operators",
+        ("ChangePassword", "RESOURCE_EXHAUSTED"): "test_operators",
+        ("Login", "INVALID_ARGUMENT"): "test_auth_service",
+        ("Login", "UNAUTHENTICATED"): "test_auth_service",
+        ("Login", "RESOURCE_EXHAUSTED"): "test_operators",
+        ("RefreshToken", "INVALID_ARGUMENT"): "test_auth_service",
+        ("RefreshToken", "UNAUTHENTICATED"): "test_auth_service",
+        ("Logout", "INVALID_ARGUMENT"): "test_auth_service",
+        ("EvaluateFlags", "INVALID_ARGUMENT"): "test_evaluate_flags",
+        ("EvaluateFlags", "FAILED_PRECONDITION"): "test_evaluate_flags",
+    }
+)
+
+
+def common() -> set[tuple[str, str]]:
+    """Every error that the tables of all mutations, and the one above, provoke."""
+    return (
+        {(rpc, "NOT_FOUND") for rpc in UNKNOWN}
+        | {(rpc, "NOT_FOUND") for rpc, mutation in MUTATIONS.items() if mutation.names_another}
+        | {(rpc, "ABORTED") for rpc, mutation in MUTATIONS.items() if mutation.has_etag}
+        | {(rpc, "ALREADY_EXISTS") for rpc, mutation in MUTATIONS.items() if mutation.creates and mutation.kind.update}
+    )
+
+
+def documented() -> set[tuple[str, str]]:
+    """Every status code that the comment of an RPC names; that the database is away is said once, for all of them."""
+    protos = "".join(path.read_text(encoding="utf-8") for path in PROTOS.glob("*_service.proto"))
+    errors = {
+        rpc: comment.partition("Errors:")[2] for comment, rpc in re.findall(r"((?: +//.*\n)+) +rpc (\w+)", protos)
+    }
+    words = {rpc: set(re.findall(r"[A-Z_]+", re.sub(r"\([^)]*\)", "", text))) for rpc, text in errors.items()}
+    return {(rpc, code) for rpc in words for code in words[rpc] & CODES - {"UNAVAILABLE"}}
+
+
+def test_every_documented_error_is_provoked_by_a_test() -> None:
+    assert documented() <= common() | PECULIAR.keys()
+
+
+@pytest.mark.parametrize(("rpc", "code"), PECULIAR)
+def test_the_module_that_is_said_to_provoke_an_error_calls_its_rpc(rpc: str, code: str) -> None:
+    module = Path(__file__).parent / f"{PECULIAR[rpc, code]}.py"
+
+    assert rpc.lower() in module.read_text(encoding="utf-8").lower()

@@ -1,0 +1,34 @@
+"""What counts as a mention of a person."""
+
+import pytest
+
+from gatekeeper_grpc.domain.erasure import Mention
+
+
+@pytest.mark.parametrize(
+    ("user_id", "value", "mentioned"),
+    [
+        pytest.param("ann", "ann", True, id="alone"),
+        pytest.param("ann", "for ann, who asked", True, id="a word"),
+        pytest.param("ann", "annette", False, id="the beginning of another word"),
+        pytest.param("ann", "joann", False, id="the end of another word"),
+        pytest.param("ann", "ann_2", False, id="an underscore goes on"),
+        pytest.param("ann", "ann2", False, id="a digit goes on"),
+        pytest.param("ann", "annä", False, id="a letter of another alphabet goes on"),
+        pytest.param("ann", "annette, ann", True, id="the second time"),
+        pytest.param("ann", "Ann", False, id="another case is another id"),
+        pytest.param("ann", "ann@example.com", True, id="within an address"),
+        pytest.param("a.b", "axb", False, id="a dot is a dot"),
+        pytest.param("+1 555", "call +1 555.", True, id="a number"),
+        pytest.param("+1 555", "call x+1 555.", True, id="no letter on that side"),
+        pytest.param("+1 555", "+1 5550", False, id="a digit goes on after a number"),
+        pytest.param("<ann>", "x<ann>y", True, id="no letter on either side"),
+        pytest.param("ann\n", "ann\n.", True, id="ends with a new line"),
+        pytest.param("ann", ["x", ["y", "ann"]], True, id="in a list"),
+        pytest.param("ann", {"x": {"ann": 1}}, True, id="as a name"),
+        pytest.param("ann", {"x": [None, True, 1.5]}, False, id="no text"),
+        pytest.param("1", {"x": 1}, False, id="a number is no text"),
+    ],
+)
+def test_a_mention_is_the_whole_id_as_a_word(user_id: str, value: object, mentioned: bool) -> None:
+    assert Mention(user_id).is_in(value) is mentioned
