@@ -149,7 +149,7 @@ class GatekeeperServer:
                 *build_interceptors(
                     verifier=self._access_tokens,
                     pools=self._pools,
-                    message_patience=_patience(settings.body_timeout_s, under_pressure_s=0.1),
+                    message_patience=_patience(settings.body_timeout_s, under_pressure_s=1.0),
                     stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
                 )
             ],
