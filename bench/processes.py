@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import grpc
 
@@ -49,17 +52,16 @@ def serving(data_dir: Path, **settings: str) -> Iterator[Instance]:
         "GATEKEEPER_ADMIN_PASSWORD": PASSWORD,
         "GATEKEEPER_BCRYPT_COST": "10",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gatekeeper_grpc", "serve"],
-        env={**os.environ, **defaults, **settings},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Instance(port=_port(process), pid=process.pid)
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    # A file, not a pipe: nobody reads on, and a server whose log is full stands still.
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gatekeeper_grpc", "serve"], env={**os.environ, **defaults, **settings}, stderr=log
+        )
+        try:
+            yield Instance(port=_port(process, log), pid=process.pid)
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def database_url(data_dir: Path) -> str:
@@ -77,9 +79,11 @@ def log_in(instance: Instance) -> Metadata:
     return (("authorization", f"Bearer {response.access_token}"),)
 
 
-def _port(process: subprocess.Popen[str]) -> int:
-    assert process.stderr
-    for line in process.stderr:
-        if '"event": "serving"' in line:
-            return int(json.loads(line)["port"])
+def _port(process: subprocess.Popen[bytes], log: TextIO) -> int:
+    while process.poll() is None:
+        log.seek(0)
+        for line in log.read().splitlines():
+            if '"event": "serving"' in line:
+                return int(json.loads(line)["port"])
+        time.sleep(0.05)
     raise RuntimeError("the server ended before it served")

@@ -200,7 +200,7 @@ class GatekeeperServer:
                     verifier=self._access_tokens,
                     pools=self._pools,
                     signatures=self._signatures(),
-                    message_patience=_patience(settings.body_timeout_s, under_pressure_s=0.1),
+                    message_patience=_patience(settings.body_timeout_s, under_pressure_s=1.0),
                     stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
                 )
             ],

@@ -34,6 +34,8 @@ KEYS = Keys(
 )
 # Throw-away databases need no durability; tests that kill processes start a database of their own.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+# Where servers of this process keep what is not in the database.
+SCRATCH = tempfile.TemporaryDirectory(prefix="gatekeeper-test-")
 
 _numbers = count()
 
@@ -132,7 +134,14 @@ def admin(server: GatekeeperServer, dsn: str) -> Iterator[AdminServiceStub]:
 
 def settings_for_tests(**settings: object) -> Settings:
     """Settings with free ports, and without waits that serve no test."""
-    quick = {"listen": "127.0.0.1:0", "health_listen": "127.0.0.1:0", "drain_s": 0, "grace_s": 1, "bcrypt_cost": 10}
+    quick = {
+        "data_dir": SCRATCH.name,
+        "listen": "127.0.0.1:0",
+        "health_listen": "127.0.0.1:0",
+        "drain_s": 0,
+        "grace_s": 1,
+        "bcrypt_cost": 10,
+    }
     return load_settings(**{**quick, **settings})
 
 

