@@ -97,7 +97,7 @@ docs: $(VENV)/.dev ## Write the settings table of README.md
 	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
 
 bench: $(VENV)/.dev ## Measure evaluation, bulk streams, propagation and large segments (minutes)
-	@for name in evaluate bulk propagation audit members attributes; do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
+	@for name in evaluate bulk propagation audit members attributes lost_updates; do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
 
 lock: $(VENV)/.dev ## Resolve the dependencies anew into the hash-pinned lock files
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock

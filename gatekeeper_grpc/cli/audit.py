@@ -9,6 +9,7 @@ import click
 
 from gatekeeper_grpc.auth.checkpoints import CheckpointError, key_from_text, verify_checkpoint
 from gatekeeper_grpc.cli.databases import opened, owner_dsn, serving_dsn
+from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.audit import AuditAnchor
 from gatekeeper_grpc.domain.audit_verifier import Verification
@@ -34,7 +35,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _anchor_option = click.option("--anchor", type=_Anchor(), help="An anchor kept outside, which the log must contain.")
 
 
-@click.group()
+@click.group(context_settings=HELP)
 def audit() -> None:
     """Prove the audit log, and anchor it outside the database."""
 

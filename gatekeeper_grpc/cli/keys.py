@@ -5,6 +5,7 @@ from contextlib import closing
 import click
 
 from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
+from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.embedded import running_dsn
 from gatekeeper_grpc.first_start import load_data_keys
@@ -12,7 +13,7 @@ from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.sealed import SEALED_COLUMNS, SealedStore
 
 
-@click.group("data-keys")
+@click.group("data-keys", context_settings=HELP)
 def data_keys() -> None:
     """Rotate GATEKEEPER_DATA_KEYS: append a new key, move it to the front, rewrap, drop the old one."""
 

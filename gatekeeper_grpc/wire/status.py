@@ -32,6 +32,7 @@ _MAX_MESSAGE_BYTES = 512
 _MAX_DETAIL_BYTES = 128
 _MAX_VIOLATIONS = 10
 _MAX_VARIABLES = 8
+_MAX_VARIABLES_BYTES = 1_500
 
 
 class RequestTimeout(GatekeeperError):
@@ -98,7 +99,8 @@ def _details(error: GatekeeperError) -> list[Message]:
 
 
 def _error_info(reason: str, variables: Mapping[str, str]) -> error_details_pb2.ErrorInfo:
-    metadata = {name: _clipped(value, _MAX_DETAIL_BYTES) for name, value in list(variables.items())[:_MAX_VARIABLES]}
+    room = _MAX_VARIABLES_BYTES // max(1, min(len(variables), _MAX_VARIABLES))
+    metadata = {name: _clipped(value, room) for name, value in list(variables.items())[:_MAX_VARIABLES]}
     return error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata)
 
 

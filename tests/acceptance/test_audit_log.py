@@ -80,6 +80,7 @@ def test_whoever_switches_the_triggers_off_leaves_a_broken_chain(
     assert len(chained_entries(dsn)) == 4
     with psycopg.connect(dsn) as superuser:
         superuser.execute("ALTER TABLE audit_log DISABLE TRIGGER ALL")
+        superuser.execute("ALTER TABLE audit_documents DISABLE TRIGGER ALL")
         superuser.execute(tampering.encode())
     with pytest.raises(AssertionError):
         chained_entries(dsn)

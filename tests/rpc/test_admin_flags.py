@@ -256,7 +256,7 @@ def test_delete_removes_the_flag(installation: Installation) -> None:
 
     response = installation.admin.DeleteFlag(pb.DeleteFlagRequest(key=flag.key, etag=flag.etag))
 
-    assert response == pb.DeleteFlagResponse(revision=flag.revision + 1)
+    assert response.revision == flag.revision + 1
     assert refusal_of(lambda: got(installation, flag.key)) == no_flag(flag.key)
 
 

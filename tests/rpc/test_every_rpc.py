@@ -141,6 +141,7 @@ PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
         ("CreateUser", "RESOURCE_EXHAUSTED"): "test_stored_attributes",
         ("UpdateUser", "RESOURCE_EXHAUSTED"): "test_stored_attributes",
         ("EraseUser", "FAILED_PRECONDITION"): "test_erase_user",
+        ("EraseUser", "INVALID_ARGUMENT"): "test_erase_user",
         ("UpdateAdminUser", "FAILED_PRECONDITION"): "test_operators",
         ("DeleteAdminUser", "FAILED_PRECONDITION"): "test_operators",
         ("ChangePassword", "UNAUTHENTICATED"): "test_operators",

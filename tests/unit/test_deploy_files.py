@@ -83,10 +83,10 @@ def test_every_secret_of_the_stack_must_be_given() -> None:
         (name, value)
         for variables in environments
         for name, value in variables.items()
-        if re.search("PASSWORD|KEYS", name)
+        if re.search("PASSWORD|KEYS?$", name)
     ]
 
-    assert len(secrets) == 1 + 3 * len(OURS)
+    assert len(secrets) == 1 + 5 * len(OURS)
     assert [name for name, value in secrets if not re.fullmatch(r"\$\{[A-Z_]+:\?set [^}]+\}", value)] == []
 
 

@@ -443,10 +443,10 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseUser(self, request, context):
-        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
-        audit chain still verifies. Role: admin.
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it (as a
+        whole word: erasing "ann" does not redact "annette"). The audit chain still verifies. Role: admin.
 
-        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+        Errors: INVALID_ARGUMENT (`change_reason` holds the id, too) · UNAVAILABLE (the erasure ledger cannot be written) · NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
         users whose texts, conditions or attributes literally hold the id; edit them first).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -150,10 +150,10 @@ class AdminServiceStub:
     ExportUserData: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]
     """Tells everything held about a user id, in parts. Role: admin."""
     EraseUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]
-    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
-    audit chain still verifies. Role: admin.
+    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it (as a
+    whole word: erasing "ann" does not redact "annette"). The audit chain still verifies. Role: admin.
 
-    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+    Errors: INVALID_ARGUMENT (`change_reason` holds the id, too) · UNAVAILABLE (the erasure ledger cannot be written) · NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
     users whose texts, conditions or attributes literally hold the id; edit them first).
     """
     CreateAdminUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]
@@ -318,10 +318,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ExportUserData: _aio.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]  # type: ignore[assignment]
     """Tells everything held about a user id, in parts. Role: admin."""
     EraseUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]  # type: ignore[assignment]
-    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
-    audit chain still verifies. Role: admin.
+    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it (as a
+    whole word: erasing "ann" does not redact "annette"). The audit chain still verifies. Role: admin.
 
-    Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+    Errors: INVALID_ARGUMENT (`change_reason` holds the id, too) · UNAVAILABLE (the erasure ledger cannot be written) · NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
     users whose texts, conditions or attributes literally hold the id; edit them first).
     """
     CreateAdminUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]  # type: ignore[assignment]
@@ -627,10 +627,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.EraseUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.EraseUserResponse, _abc.Awaitable[_admin_service_pb2.EraseUserResponse]]:
-        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it. The
-        audit chain still verifies. Role: admin.
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it (as a
+        whole word: erasing "ann" does not redact "annette"). The audit chain still verifies. Role: admin.
 
-        Errors: NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
+        Errors: INVALID_ARGUMENT (`change_reason` holds the id, too) · UNAVAILABLE (the erasure ledger cannot be written) · NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
         users whose texts, conditions or attributes literally hold the id; edit them first).
         """
 
