@@ -23,12 +23,13 @@ ENV PATH=/opt/gatekeeper/bin:$PATH \
     GATEKEEPER_DATA_DIR=/var/lib/gatekeeper/data \
     GATEKEEPER_LISTEN=0.0.0.0:50051 \
     GATEKEEPER_HEALTH_LISTEN=0.0.0.0:50052 \
+    GATEKEEPER_OPS_LISTEN=0.0.0.0:9464 \
     GATEKEEPER_LOG_FORMAT=json
 USER gatekeeper
 WORKDIR /var/lib/gatekeeper
 # Used without DATABASE_URL only: the embedded PostgreSQL and the secrets made for it.
 VOLUME /var/lib/gatekeeper
-EXPOSE 50051 50052
+EXPOSE 50051 50052 9464
 # 1 is SERVING. The health server has a port and workers of its own, so it answers when the other one is full.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s CMD ["python", "-c", "import grpc; from grpc_health.v1.health_pb2 import HealthCheckRequest as R; from grpc_health.v1.health_pb2_grpc import HealthStub as H; raise SystemExit(H(grpc.insecure_channel('127.0.0.1:50052')).Check(R(), timeout=2).status != 1)"]
 ENTRYPOINT ["gatekeeper"]

@@ -47,6 +47,7 @@ def serving(data_dir: Path, **settings: str) -> Iterator[Instance]:
         "GATEKEEPER_DATA_DIR": str(data_dir),
         "GATEKEEPER_LISTEN": "127.0.0.1:0",
         "GATEKEEPER_HEALTH_LISTEN": "127.0.0.1:0",
+        "GATEKEEPER_OPS_LISTEN": "127.0.0.1:0",
         "GATEKEEPER_LOG_FORMAT": "json",
         "GATEKEEPER_DRAIN_S": "0",
         "GATEKEEPER_ADMIN_PASSWORD": PASSWORD,

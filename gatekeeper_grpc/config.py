@@ -43,6 +43,7 @@ class Settings(BaseSettings):
         default="127.0.0.1:50052",
         description="Address of a server for gRPC health alone, which answers when the other one is full.",
     )
+    ops_listen: str = Field(default="127.0.0.1:9464", description="Address of `/metrics`, for Prometheus, over HTTP.")
     reflection: bool = Field(default=True, description="Whether clients may ask for the contract by server reflection.")
     jwt_keys: SecretStr | None = Field(
         default=None,

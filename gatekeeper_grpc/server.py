@@ -1,5 +1,6 @@
 """The composition root: builds one serving instance from its parts, starts it, drains it."""
 
+import math
 import time
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,7 @@ from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.interceptors.pools import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.metrics import MetricsServer
 from gatekeeper_grpc.periodic import Periodic
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
@@ -141,13 +143,16 @@ class GatekeeperServer:
         self._page_tokens = PageTokens([key.secret.encode() for key in keys.tokens.keys])
         self._server = self._build_server()
         self._health_server = self._build_health_server()
+        self._metrics = MetricsServer(self)
         self.port = 0
         self.health_port = 0
+        self.ops_port = 0
 
     def start(self) -> None:
         """Connect, load the first snapshot, serve. A database that is away delays the snapshot, not the server."""
         self.port = _bind(self._server, self._settings.listen)
         self.health_port = _bind(self._health_server, self._settings.health_listen)
+        self.ops_port = _start_metrics(self._metrics, self._settings.ops_listen)
         self.database.open()
         self._refresher.start()
         self.cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
@@ -158,7 +163,8 @@ class GatekeeperServer:
         self._health.start()
         self._server.start()
         self._health_server.start()
-        _log.info("serving", port=self.port, health_port=self.health_port, listen=self._settings.listen)
+        ports = {"port": self.port, "health_port": self.health_port, "ops_port": self.ops_port}
+        _log.info("serving", **ports, listen=self._settings.listen)
 
     def stop(self) -> None:
         """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period."""
@@ -176,6 +182,7 @@ class GatekeeperServer:
         self._client_key_uses.close()
         self._refresher.close()
         self.database.close()
+        self._metrics.close()
         _log.info("stopped")
 
     def can_evaluate(self) -> bool:
@@ -189,6 +196,29 @@ class GatekeeperServer:
     def _served_revision(self) -> int:
         snapshot = self.cache.peek()
         return snapshot.revision if snapshot else 0
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """Return what `/metrics` shows of this instance, by name: what it means, and the value now."""
+        snapshot = self.cache.peek()
+        rewritable = self.audit_watch.can_rewrite
+        return {
+            "revision": ("The revision that answers are true at.", snapshot.revision if snapshot else math.nan),
+            "flags": ("Flags in the snapshot.", len(snapshot.flags) if snapshot else math.nan),
+            "targets": ("Individual targets in the snapshot.", len(snapshot.targets) if snapshot else math.nan),
+            "members": ("Segment members in the snapshot.", len(snapshot.members) if snapshot else math.nan),
+            "snapshot_unconfirmed_seconds": (
+                "For how long the database has not confirmed the snapshot as the newest.",
+                self.cache.unconfirmed_s(),
+            ),
+            "audit_log_rewritable": (
+                "1 when the database role could rewrite the audit log, 0 when not, NaN when not known yet.",
+                math.nan if rewritable is None else rewritable,
+            ),
+        }
+
+    def refused_calls(self) -> dict[str, int]:
+        """Return how many calls each pool has turned away because it was full."""
+        return {name: pool.refused for name, pool in self._pools.items()}
 
     def _build_server(self) -> grpc.Server:
         settings = self._settings
@@ -289,6 +319,14 @@ def _patience(limit_s: float, *, under_pressure_s: float) -> Patience:
 
 class ListenError(Exception):
     """An address cannot be served on; the message names it."""
+
+
+def _start_metrics(metrics: MetricsServer, address: str) -> int:
+    host, _, port = address.rpartition(":")
+    try:
+        return metrics.start(host=host, port=int(port))
+    except (OSError, ValueError) as exc:
+        raise ListenError(f"cannot listen on {address}: is another process using it?") from exc
 
 
 def _bind(server: grpc.Server, address: str) -> int:

@@ -138,6 +138,7 @@ def settings_for_tests(**settings: object) -> Settings:
         "data_dir": SCRATCH.name,
         "listen": "127.0.0.1:0",
         "health_listen": "127.0.0.1:0",
+        "ops_listen": "127.0.0.1:0",
         "drain_s": 0,
         "grace_s": 1,
         "bcrypt_cost": 10,

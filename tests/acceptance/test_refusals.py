@@ -76,7 +76,7 @@ def test_database_that_a_newer_gatekeeper_migrated_is_refused(tmp_path: Path, ds
     assert "9999_from_the_future" in line
 
 
-@pytest.mark.parametrize("variable", ["GATEKEEPER_LISTEN", "GATEKEEPER_HEALTH_LISTEN"])
+@pytest.mark.parametrize("variable", ["GATEKEEPER_LISTEN", "GATEKEEPER_HEALTH_LISTEN", "GATEKEEPER_OPS_LISTEN"])
 def test_port_in_use_is_named_and_leaves_no_postgres_behind(
     first_started_dir: Path, tmp_path: Path, variable: str
 ) -> None:
