@@ -53,7 +53,7 @@ def main(updates: int = 10_000, editors: int = 64) -> None:
             flags.CreateFlag(admin.CreateFlagRequest(flag=flag), metadata=metadata)
             began = time.perf_counter()
             threads = [
-                threading.Thread(target=edit, args=(instance, metadata, updates // editors, counts, lock))
+                threading.Thread(target=edit, args=(instance, metadata, -(-updates // editors), counts, lock))
                 for _ in range(editors)
             ]
             for thread in threads:
