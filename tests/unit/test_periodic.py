@@ -101,7 +101,11 @@ def test_between_runs_it_waits_the_way_it_was_told_to() -> None:
 
 
 def test_a_task_that_was_never_started_can_be_closed() -> None:
-    Periodic("idle", lambda: None, interval_s=1.0).close()
+    idle = Periodic("idle", lambda: None, interval_s=1.0)
+
+    idle.close()
+
+    assert idle.is_stopping
 
 
 def test_its_thread_has_a_name_and_keeps_no_process_alive() -> None:
