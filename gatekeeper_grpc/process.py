@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import structlog
 
@@ -67,10 +67,19 @@ def _serve_until(stop: SimpleQueue[int], server: GatekeeperServer, settings: Set
     try:
         if demo:
             print(try_it(settings, port=server.port), flush=True)
-        _log.info("stopping", signal=signal.Signals(stop.get()).name)
+        _log.info("stopping", signal=signal.Signals(_next(stop)).name)
     finally:
         _exit_by_force(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
         server.stop()
+
+
+def _next(signals: SimpleQueue[int]) -> int:
+    """Wait for a signal. With a timeout: one that the kernel hands to another thread does not wake the main thread."""
+    while True:
+        try:
+            return signals.get(timeout=0.2)
+        except Empty:
+            continue
 
 
 def _exit_by_force(deadline_s: float) -> None:
