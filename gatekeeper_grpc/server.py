@@ -59,7 +59,8 @@ from gatekeeper_grpc.wire.paging import PageTokens
 
 _log = structlog.get_logger(__name__)
 
-MAX_MESSAGE_BYTES = 4 << 20
+# Above what any method takes, so that it is ours to refuse: grpcio's own refusal says nothing that a program can read.
+MAX_RECEIVED_BYTES = 8 << 20
 _MAINTENANCE_INTERVAL_S = 300.0
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
@@ -75,7 +76,7 @@ _POLLS_WITHOUT_DATABASE = 3
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     # By default two servers can share a port without noticing.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
     ("grpc.max_concurrent_streams", 100),
     ("grpc.server_handshake_timeout_ms", 5_000),
     # Clients may keep connections alive with a ping every few seconds; the default policy hangs up on them.

@@ -18,12 +18,12 @@ class MessageParser:
 
     parse: Callable[[bytes], Any] | None
     """The method's deserializer; None leaves the bytes as they are."""
-    max_bytes: int | None = None
+    max_bytes: int
 
     def __call__(self, body: bytes) -> Any:
         """Return the message in `body`; `InvalidArgument` if it is too long or not one."""
-        if self.max_bytes is not None and len(body) > self.max_bytes:
-            raise InvalidArgument(f"the request has {len(body)} bytes; this method takes at most {self.max_bytes}")
+        if len(body) > self.max_bytes:
+            raise InvalidArgument.of("request", f"must be at most {self.max_bytes} bytes long, not {len(body)}")
         try:
             return body if self.parse is None else self.parse(body)
         except (DecodeError, ValueError) as cause:  # ValueError: text that is not UTF-8

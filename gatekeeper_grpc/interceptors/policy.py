@@ -32,8 +32,8 @@ class Policy:
     pool: PoolName
     quiet: bool = False
     """Log successes at DEBUG: thousands a second say nothing."""
-    max_request_bytes: int | None = None
-    """Largest request message; None: the server's limit for all methods."""
+    max_request_bytes: int = 4 << 20
+    """Largest request message."""
     patience: Patience | None = None
     """How long its messages and responses may take; None: the server's for its kind of method."""
     signable: bool = False

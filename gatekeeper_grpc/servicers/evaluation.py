@@ -17,7 +17,7 @@ from gatekeeper_grpc.wire.evaluation import (
     check_min_revision,
     context_from_proto,
     detail_to_proto,
-    header_to_proto,
+    split_header,
     split_results,
 )
 
@@ -64,7 +64,7 @@ class EvaluationServicer(EvaluationServiceServicer):
         if first is None:
             return
         snapshot, selection = self._selected(first)
-        yield header_to_proto(selection, revision=snapshot.revision, stale=self._snapshots.is_stale())
+        yield from split_header(selection, revision=snapshot.revision, stale=self._snapshots.is_stale())
         yield from split_results(_results(snapshot, selection, first))
         for request in request_iterator:
             _check_same_question(first, request)

@@ -20,6 +20,7 @@ from tests.rpc.asking import (
     Refusal,
     created,
     installed,
+    invalid,
     outcome_of,
     refusal_of,
     refused_by,
@@ -110,11 +111,9 @@ def test_a_message_above_4_mib_is_refused(installation: Installation, mutation: 
     request = mutation.request(FLAG_KEY, change_reason="x" * (4 << 20))
     before = installation.contents()
 
-    with pytest.raises(grpc.RpcError) as refusal:
-        send(installation.admin_as(Role.ADMIN), mutation.rpc, request)
+    refusal = refusal_of(lambda: send(installation.admin_as(Role.ADMIN), mutation.rpc, request))
 
-    # grpcio refuses it before it reaches us, so there are no details.
-    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refusal == refused_by(mutation.rpc, invalid("request"))
     assert installation.contents() == before
 
 

@@ -23,7 +23,6 @@ from gatekeeper_grpc.store.notifications import RevisionListener
 from tests.conftest import StartServer, connect, token_for
 from tests.integration.test_database import outage
 from tests.rpc.asking import (
-    NOT_A_MESSAGE,
     TIMEOUT_S,
     Installation,
     Refusal,
@@ -155,7 +154,7 @@ def test_a_bad_request_is_refused_and_its_field_named(fields: dict[str, Any], fi
 def test_a_request_above_256_kib_is_refused(house: Installation) -> None:
     context = attributes(Value(string_value="x" * (256 << 10)))
 
-    assert refusal_of(lambda: ask(anybody(house), context=context)) == NOT_A_MESSAGE
+    assert refusal_of(lambda: ask(anybody(house), context=context)) == invalid("request")
 
 
 def test_the_largest_context_and_the_most_keys_are_accepted_together(house: Installation) -> None:

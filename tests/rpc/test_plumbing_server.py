@@ -240,7 +240,7 @@ def test_a_message_above_the_limit_of_its_row_is_an_invalid_argument() -> None:
         error = fails(server.unary("Echo"), text("x" * 9))
 
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert error.details() == "the request has 11 bytes; this method takes at most 10"
+    assert error.details() == "request must be at most 10 bytes long, not 11"
 
 
 def test_the_caller_is_known_to_the_call_and_to_no_later_call_on_the_same_worker() -> None:

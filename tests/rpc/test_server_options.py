@@ -62,9 +62,9 @@ def test_a_message_of_4_mib_is_accepted(evaluation: EvaluationServiceStub) -> No
     assert [result.error.field for result in answer.results] == ["contexts[0].attributes"]
 
 
-def test_a_message_above_4_mib_is_refused(evaluation: EvaluationServiceStub) -> None:
+def test_a_message_that_nobody_may_send_is_refused_before_it_is_buffered(evaluation: EvaluationServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as refused:
-        list(evaluation.BulkEvaluateFlags(iter([message_of((4 << 20) + 1)]), timeout=TIMEOUT_S))
+        list(evaluation.BulkEvaluateFlags(iter([message_of((8 << 20) + 1)]), timeout=TIMEOUT_S))
 
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -1,6 +1,7 @@
 """Evaluation on the wire: what contexts may hold, how answers are written, how they are split."""
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from gatekeeper.v1.evaluation_pb2 import Reason as ReasonMessage
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluationResult
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
+from gatekeeper_grpc.domain.evaluator import compile_flag
+from gatekeeper_grpc.domain.flag import Flag, FlagConfig
+from gatekeeper_grpc.domain.snapshot import Selection
 from gatekeeper_grpc.wire.evaluation import (
     attributes_from_proto,
     bulk_error_to_proto,
@@ -19,8 +23,15 @@ from gatekeeper_grpc.wire.evaluation import (
     check_min_revision,
     context_from_proto,
     detail_to_proto,
+    split_header,
     split_results,
 )
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def flag(key: str) -> Flag:
+    return Flag(flag_id=1, config=FlagConfig(key=key), create_time=NOW, update_time=NOW, revision=1)
 
 
 def struct(attributes: dict[str, Any]) -> Struct:
@@ -186,6 +197,26 @@ def test_answers_are_split_below_1_mib_with_their_order_kept(count: int, size: i
     assert [result for response in responses for result in response.results] == results
     assert max(response.ByteSize() for response in responses) < 1 << 20
     assert all(responses[at].ByteSize() > (1 << 20) * 0.9 for at in range(len(responses) - 1))
+
+
+def test_more_flag_keys_than_fit_into_a_message_go_on_in_further_headers() -> None:
+    keys = [f"{number:05}{'k' * 123}" for number in range(10_000)]
+    plans = [compile_flag(flag(key), has_targets=False) for key in keys]
+    selection = Selection(plans=plans, unknown_flag_keys=["x"])
+
+    responses = list(split_header(selection, revision=7, stale=True))
+
+    headers = [response.header for response in responses]
+    assert [key for header in headers for key in header.flag_keys] == keys
+    assert [[*header.unknown_flag_keys] for header in headers] == [["x"], []]
+    assert {(header.revision, header.stale) for header in headers} == {(7, True)}
+    assert max(response.ByteSize() for response in responses) < 1 << 20
+
+
+def test_no_flags_are_one_header_without_keys() -> None:
+    (response,) = split_header(Selection(plans=(), unknown_flag_keys=()), revision=7, stale=False)
+
+    assert (response.HasField("header"), [*response.header.flag_keys]) == (True, [])
 
 
 def test_no_results_are_one_empty_answer() -> None:

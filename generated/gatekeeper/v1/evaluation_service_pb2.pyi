@@ -188,7 +188,9 @@ class BulkEvaluateFlagsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___BulkEvaluationHeader:
-        """Set in the first message of the stream, and only there."""
+        """Set in the first message of the stream. More than 1 MiB of flag keys (some 8,000 flags with the longest keys) go on in the headers of the
+        messages that follow, before any results; set nowhere else.
+        """
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulkEvaluationResult]:
@@ -224,7 +226,9 @@ class BulkEvaluationHeader(_message.Message):
     """As in `EvaluateFlagsResponse`, when the stream began."""
     @_builtins.property
     def flag_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The flags evaluated, in request order (by key when all were asked for). `BulkEvaluationResult.values` follows this order."""
+        """The flags evaluated, in request order (by key when all were asked for); after a first header, further ones.
+        `BulkEvaluationResult.values` follows this order.
+        """
 
     @_builtins.property
     def unknown_flag_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

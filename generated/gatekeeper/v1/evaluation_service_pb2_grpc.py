@@ -95,7 +95,7 @@ class EvaluationServiceServicer:
         """Evaluates the same flags for many users, at one revision from the first answer to the last.
 
         Send any number of messages; each is answered in order, in one or more messages below 1 MiB. The first answer is a header without
-        results. Memory on the server does not grow with the number of users. A stream may be silent for at most 60 s.
+        results (the first few, should the flag keys not fit below 1 MiB). Memory on the server does not grow with the number of users. A stream may be silent for at most 60 s.
 
         Errors: as for EvaluateFlags, and they end the stream. A context that cannot be evaluated does not: it gets its own `error`.
         """
