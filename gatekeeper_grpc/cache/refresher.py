@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -17,7 +18,7 @@ _log = structlog.get_logger(__name__)
 _WRITE_VISIBLE_TIMEOUT_S = 2.0
 _RECONNECT_S = 0.5
 _CATCH_UP_ATTEMPTS = 10
-# How long `close` may have to wait for the listening thread, which nothing wakes but an announcement.
+# How long `close` may have to wait for a listening thread, which nothing wakes but an announcement.
 _LISTEN_AT_MOST_S = 0.25
 
 
@@ -36,18 +37,23 @@ class SnapshotSource(Protocol):
 class Announcements(Protocol):
     """Where new revisions are announced."""
 
+    @property
+    def name(self) -> str:
+        """Tells one such place from another in the log, such as "postgresql"."""
+        ...
+
     def listening(self) -> AbstractContextManager[Callable[[float], list[int]]]:
         """Listen; inside, the function waits so many seconds for announced revisions."""
         ...
 
 
 class Refresher:
-    """Keeps a `SnapshotCache` current with three threads, from `start` to `close`.
+    """Keeps a `SnapshotCache` current with a few threads, from `start` to `close`.
 
-    One loads what changed, whenever it is asked to and at least every `poll_interval_s`. One listens, and asks the
-    first to when another instance announces a revision. One loads everything every `reload_interval_s`, in case change
-    log and tables ever disagree; it never holds up the first, and what it loaded is brought up to date before it is
-    published.
+    One loads what changed, whenever it is asked to and at least every `poll_interval_s`. One for each of
+    `announcements` listens, and asks the first to when another instance announces a revision. One loads everything
+    every `reload_interval_s`, in case change log and tables ever disagree; it never holds up the first, and what it
+    loaded is brought up to date before it is published.
 
     `report_loss` is called with a revision that was served when the database seems to be older: after a restore, or a
     failover that lost commits, it must move the database to a later revision.
@@ -57,7 +63,7 @@ class Refresher:
         self,
         cache: SnapshotCache,
         source: SnapshotSource,
-        announcements: Announcements,
+        announcements: Sequence[Announcements],
         *,
         report_loss: Callable[[int], object],
         poll_interval_s: float,
@@ -65,12 +71,14 @@ class Refresher:
     ) -> None:
         self._cache = cache
         self._source = source
-        self._announcements = announcements
         self._report_loss = report_loss
         self._refreshing = Periodic("refresh", self._refresh, interval_s=poll_interval_s, wait=cache.wait_for_request)
-        self._listening = Periodic("listen", self._listen, interval_s=_RECONNECT_S)
+        listening = [
+            Periodic(f"listen_{source.name}", partial(self._listen, source), interval_s=_RECONNECT_S)
+            for source in announcements
+        ]
         self._reloading = Periodic("reload", self._reload, interval_s=reload_interval_s)
-        self._threads = (self._refreshing, self._listening, self._reloading)
+        self._threads = (self._refreshing, *listening, self._reloading)
 
     def start(self) -> None:
         """Start the threads; the first snapshot is there soon after, if the database is."""
@@ -121,11 +129,11 @@ class Refresher:
             _log.error("commits_lost", last_served_revision=before.revision, **_summary(snapshot))
         return published
 
-    def _listen(self) -> None:
-        with self._announcements.listening() as wait:
+    def _listen(self, source: Announcements) -> None:
+        with source.listening() as wait:
             # What was announced before we listened, we have to look for.
             self._cache.request_refresh()
-            while not self._listening.is_stopping:
+            while not self._refreshing.is_stopping:
                 self._heed(wait(_LISTEN_AT_MOST_S))
 
     def _heed(self, announced: Sequence[int]) -> None:

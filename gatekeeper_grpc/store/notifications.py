@@ -15,6 +15,8 @@ class RevisionListener:
     Needs a direct connection: PgBouncer in transaction mode drops LISTEN.
     """
 
+    name = "postgresql"
+
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
 

@@ -83,7 +83,8 @@ class Source:
 class Announcer:
     """Announces revisions to whoever listens; can lose its connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "memory") -> None:
+        self.name = name
         self.announced: SimpleQueue[int | Exception] = SimpleQueue()
         self.waiting = threading.Event()
 
@@ -141,7 +142,7 @@ class House:
         self.refresher = Refresher(
             cache,
             self.source,
-            self.announcer,
+            [self.announcer],
             report_loss=self.source.report_loss,
             poll_interval_s=poll_s,
             reload_interval_s=reload_s,
@@ -349,6 +350,6 @@ def test_closing_ends_all_threads_however_long_the_intervals() -> None:
 
     assert {thread.name: thread.is_alive() for thread in threads} == {
         "gatekeeper-refresh": False,
-        "gatekeeper-listen": False,
+        "gatekeeper-listen_memory": False,
         "gatekeeper-reload": False,
     }
