@@ -4,6 +4,7 @@ import math
 import time
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import grpc
 import structlog
@@ -194,9 +195,9 @@ class GatekeeperServer:
         """Whether the database answered within the last few polls."""
         return self.cache.unconfirmed_s() < self._settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
 
-    def _served_revision(self) -> int:
+    def _served_revision(self, installation_id: UUID) -> int:
         snapshot = self.cache.peek()
-        return snapshot.revision if snapshot else 0
+        return snapshot.revision if snapshot and snapshot.installation_id == installation_id else 0
 
     def gauges(self) -> dict[str, tuple[str, float]]:
         """Return what `/metrics` shows of this instance, by name: what it means, and the value now."""

@@ -125,7 +125,7 @@ class Refresher:
         asked_at, before = time.monotonic(), self._cache.peek()
         snapshot = load()
         published = self._cache.publish(snapshot, confirmed_at=asked_at)
-        if published and before and epoch_of(before.revision) != epoch_of(snapshot.revision):
+        if published and before and _is_past_a_loss(before, snapshot):
             _log.error("commits_lost", last_served_revision=before.revision, **_summary(snapshot))
         return published
 
@@ -141,6 +141,11 @@ class Refresher:
         serving = self._cache.peek()
         if announced and (serving is None or max(announced) > serving.revision):
             self._cache.request_refresh()
+
+
+def _is_past_a_loss(before: Snapshot, now: Snapshot) -> bool:
+    """Tell whether one installation has begun a new epoch; revisions of another one say nothing about this one's."""
+    return before.installation_id == now.installation_id and epoch_of(before.revision) != epoch_of(now.revision)
 
 
 def _summary(snapshot: Snapshot) -> dict[str, int]:

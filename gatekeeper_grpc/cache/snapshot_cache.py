@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
@@ -12,6 +14,8 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 # that asks for revisions that do not exist cannot make us read it each time.
 _HEAD_IS_FRESH_S = 0.1
 _CATCH_UP_TIMEOUT_S = 0.5
+
+_log = structlog.get_logger(__name__)
 
 
 class SnapshotCache:
@@ -108,19 +112,25 @@ class SnapshotCache:
             return self._changed.wait_for(condition, timeout_s)
 
     def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
-        """Make `snapshot` the current one, unless a newer one is; tell whether it was.
+        """Make `snapshot` the current one, unless a newer one of the same installation is; tell whether it was.
+
+        A snapshot of another installation takes the place of whatever is there.
 
         Args:
             snapshot: What the database held.
             confirmed_at: The clock's time before the database was asked.
         """
         with self._changed:
-            if self._snapshot is not None and snapshot.revision < self._snapshot.revision:
+            before = self._snapshot
+            is_foreign = before is not None and before.installation_id != snapshot.installation_id
+            if before is not None and not is_foreign and snapshot.revision < before.revision:
                 return False
             self._snapshot = snapshot
-            self._confirmed_at = max(confirmed_at, self._confirmed_at)
+            self._confirmed_at = confirmed_at if is_foreign else max(confirmed_at, self._confirmed_at)
             self._changed.notify_all()
-            return True
+        if before is not None and is_foreign:
+            _log.error("installation_changed", **_place(before, "_before"), **_place(snapshot))
+        return True
 
     def request_refresh(self) -> None:
         """Wake whoever waits in `wait_for_request`."""
@@ -133,6 +143,11 @@ class SnapshotCache:
         """
         self._wanted.wait(timeout_s)
         self._wanted.clear()
+
+
+def _place(snapshot: Snapshot, suffix: str = "") -> dict[str, object]:
+    fields = {"installation_id": str(snapshot.installation_id), "revision": snapshot.revision}
+    return {f"{name}{suffix}": value for name, value in fields.items()}
 
 
 def _not_reached(wanted: int, newest: int) -> FailedPrecondition:

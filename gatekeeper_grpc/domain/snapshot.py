@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Final, TypeVar
+from uuid import UUID
 
 from gatekeeper_grpc.domain.attribute import Attributes
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex, UserAttributes
@@ -14,6 +15,8 @@ from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 
 _Resource = TypeVar("_Resource", Flag, Segment, FlagPlan)
+# Of a snapshot that came from no database.
+NO_INSTALLATION: Final = UUID(int=0)
 _NO_TARGETS: Mapping[int, int] = MappingProxyType({})
 
 
@@ -43,14 +46,19 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """All flags and segments at `revision`, by key and in key order, with the users they name.
+    """All flags and segments at `revision` of an installation, by key and in key order, with the users they name.
+
+    Revisions of different installations say nothing about each other. `whole_at` is the revision at which everything
+    was last loaded anew; from there, deltas led to `revision`.
 
     `targets` holds, for each flag id, an index in `VARIANTS` per user; `members` the users of each segment id;
     `attributes` what is stored of users, as far as segments name it. `plans` follows from the rest; make snapshots with
     `build` and `after`, which keep it so.
     """
 
+    installation_id: UUID
     revision: int
+    whole_at: int
     flags: Mapping[str, Flag]
     segments: Mapping[str, Segment]
     targets: UserIndex
@@ -63,6 +71,7 @@ class Snapshot:
         cls,
         *,
         revision: int,
+        installation_id: UUID = NO_INSTALLATION,
         flags: Iterable[Flag] = (),
         segments: Iterable[Segment] = (),
         targets: UserIndex | None = None,
@@ -73,7 +82,9 @@ class Snapshot:
         targets = targets or UserIndex()
         by_key = {flag.key: flag for flag in sorted(flags, key=lambda flag: flag.key)}
         return cls(
+            installation_id=installation_id,
             revision=revision,
+            whole_at=revision,
             flags=by_key,
             segments={segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)},
             targets=targets,
@@ -95,7 +106,9 @@ class Snapshot:
             else delta.flags
         )
         return Snapshot(
+            installation_id=self.installation_id,
             revision=delta.revision,
+            whole_at=self.whole_at,
             flags=flags,
             segments=segments,
             targets=targets,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol
+from uuid import UUID
 
 import psycopg
 import rfc8785
@@ -32,6 +33,7 @@ _ENVIRONMENT = ""
 class Head:
     """The locked head, as it will be: the revision being made and its time, and what its audit entry is chained to."""
 
+    installation_id: UUID
     revision: int
     audit_seq: int
     prev_hash: bytes
@@ -70,11 +72,13 @@ class Sealer(Protocol):
 class Ledger:
     """Carries out mutations, each in a transaction of its own.
 
-    `sealer` keeps stored answers from whoever reads a dump. `served_revision` tells which revision this instance has
-    served: a head that is older has lost commits, and on it no mutation is carried out.
+    `sealer` keeps stored answers from whoever reads a dump. `served_revision` tells which revision of an installation
+    this instance has served, 0 for none: a head that is older has lost commits, and on it no mutation is carried out.
     """
 
-    def __init__(self, database: Database, sealer: Sealer, *, served_revision: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, database: Database, sealer: Sealer, *, served_revision: Callable[[UUID], int] = lambda _: 0
+    ) -> None:
         self._database = database
         self._sealer = sealer
         self._served_revision = served_revision
@@ -112,7 +116,7 @@ class Ledger:
 
     def _check_nothing_lost(self, head: Head) -> None:
         # Nobody else commits while the head is locked, so what is served cannot be newer for any other reason.
-        if head.revision - 1 < self._served_revision():
+        if head.revision - 1 < self._served_revision(head.installation_id):
             raise Unavailable("the database has lost revisions that were served", retry_after_s=1.0)
 
     def _sealed(self, intent: Intent, result: Any) -> bytes:
@@ -157,16 +161,22 @@ class Ledger:
 
 
 _LOCK_HEAD = """
-    SELECT revision + 1, audit_seq + 1, audit_hash FROM revision_head FOR UPDATE
+    SELECT installation_id, revision + 1, audit_seq + 1, audit_hash FROM revision_head FOR UPDATE
 """
 
 
 def _lock_head(conn: Connection) -> Head:
-    revision, audit_seq, prev_hash = one(conn.execute(_LOCK_HEAD))
+    installation_id, revision, audit_seq, prev_hash = one(conn.execute(_LOCK_HEAD))
     # A statement of its own: taken with the lock, it could be a time from before the wait, and times would not rise
     # with revisions.
     (now,) = one(conn.execute("SELECT clock_timestamp()"))
-    return Head(revision=revision, audit_seq=audit_seq, prev_hash=prev_hash, create_time=now)
+    return Head(
+        installation_id=installation_id,
+        revision=revision,
+        audit_seq=audit_seq,
+        prev_hash=prev_hash,
+        create_time=now,
+    )
 
 
 _IS_CURRENT = """

@@ -15,7 +15,7 @@ from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
-from gatekeeper_grpc.store.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.database import Connection, Database, one
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
 from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 
@@ -36,9 +36,11 @@ class SnapshotStore:
     def load(self) -> Snapshot:
         """Load everything."""
         with self._database.read() as conn:
+            head = _head(conn)
             segments = _segments(conn, SELECT_SEGMENTS)
             return Snapshot.build(
-                revision=current_revision(conn),
+                installation_id=head.installation_id,
+                revision=head.revision,
                 flags=_flags(conn, SELECT_FLAGS),
                 segments=segments,
                 targets=UserIndex.build(_stream(conn, _ALL_TARGETS)),
@@ -49,17 +51,29 @@ class SnapshotStore:
     def load_since(self, base: Snapshot) -> Snapshot:
         """Load what changed since `base`, in time proportional to the change; `base` itself when nothing did.
 
-        Everything when the change log does not say. An attribute that a segment is the first to name is read of all
-        users.
+        Everything when the change log does not say, or `base` is of another installation. An attribute that a segment
+        is the first to name is read of all users.
         """
         with self._database.read() as conn:
-            head = current_revision(conn)
-            if head == base.revision:
-                return base
-            changes = _changes_since(conn, base.revision, head)
-            if changes is not None:
-                return base.after(_delta(conn, base, head, changes))
+            head = _head(conn)
+            if head.installation_id == base.installation_id:
+                if head.revision == base.revision:
+                    return base
+                changes = _changes_since(conn, base.revision, head.revision)
+                if changes is not None:
+                    return base.after(_delta(conn, base, head.revision, changes))
         return self.load()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    installation_id: UUID
+    revision: int
+
+
+def _head(conn: Connection) -> _Head:
+    installation_id, revision = one(conn.execute("SELECT installation_id, revision FROM revision_head"))
+    return _Head(installation_id=installation_id, revision=revision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -255,9 +255,10 @@ def test_an_epoch_begins_only_after_a_loss_and_after_all_that_is_known(
 def test_an_instance_writes_no_revision_a_second_time_before_it_has_noticed(dsn: str, *, guarded: bool) -> None:
     server = GatekeeperServer(settings_for_tests(), dsn=dsn, keys=KEYS)
     server.database.open()
-    server.cache.publish(Snapshot.build(revision=3), confirmed_at=0.0)
+    ((installation_id,),) = query(dsn, "SELECT installation_id FROM revision_head")
+    server.cache.publish(Snapshot.build(installation_id=installation_id, revision=3), confirmed_at=0.0)
     if not guarded:
-        server.ledger._served_revision = lambda: 0
+        server.ledger._served_revision = lambda _: 0
     intent = Intent(caller=None, action="CreateFlag")
     try:
         if guarded:
@@ -269,6 +270,18 @@ def test_an_instance_writes_no_revision_a_second_time_before_it_has_noticed(dsn:
         server.database.close()
 
     assert query(dsn, "SELECT revision FROM revision_head") == [(0 if guarded else 1,)]
+
+
+def test_what_was_served_of_another_installation_keeps_nobody_from_writing(dsn: str) -> None:
+    server = GatekeeperServer(settings_for_tests(), dsn=dsn, keys=KEYS)
+    server.database.open()
+    server.cache.publish(Snapshot.build(installation_id=uuid4(), revision=3), confirmed_at=0.0)
+    try:
+        written = server.flags.create(FlagConfig(key="alpha"), Intent(caller=None, action="CreateFlag"))
+    finally:
+        server.database.close()
+
+    assert written.revision == 1
 
 
 # --- restore-finish ---------------------------------------------------------------------------------------------------

@@ -134,6 +134,27 @@ def test_without_a_change_the_snapshot_itself_comes_back(house: House) -> None:
     assert house.snapshots.load_since(snapshot) is snapshot
 
 
+def test_another_installation_at_the_same_revision_is_loaded_whole(house: House) -> None:
+    house.create("a")
+    before = house.snapshots.load()
+    become_another_installation(house)
+    house.execute("UPDATE feature_flags SET description = 'of the other one' WHERE key = 'a'")
+
+    loaded = house.snapshots.load_since(before)
+
+    assert loaded.installation_id != before.installation_id
+    assert loaded.flags["a"].config.description == "of the other one"
+
+
+def test_a_snapshot_knows_at_which_revision_everything_was_last_loaded(house: House) -> None:
+    house.create("a")
+    whole = house.snapshots.load()
+    house.create("b")
+    led = house.snapshots.load_since(whole)
+
+    assert [(snapshot.whole_at, snapshot.revision) for snapshot in (whole, led)] == [(1, 1), (1, 2)]
+
+
 def test_targets_of_a_deleted_flag_do_not_return_with_its_key(house: House) -> None:
     house.create("a")
     house.target("a", "alice")
@@ -142,6 +163,10 @@ def test_targets_of_a_deleted_flag_do_not_return_with_its_key(house: House) -> N
     house.create("a")
 
     assert [value(snapshot, "a", "alice") for snapshot in (before, house.snapshots.load_since(before))] == [True, False]
+
+
+def become_another_installation(house: House) -> None:
+    house.execute("UPDATE revision_head SET installation_id = gen_random_uuid()")
 
 
 def set_back(house: House) -> None:
@@ -169,6 +194,7 @@ def prune_all(house: House) -> None:
         pytest.param(prune_all, 2, True, id="all changes are pruned"),
         pytest.param(move_on_to_the_next_epoch, 2, True, id="another epoch"),
         pytest.param(set_back, 2, True, id="the database lost revisions"),
+        pytest.param(become_another_installation, 2, True, id="another installation"),
     ],
 )
 def test_everything_is_loaded_when_the_change_log_does_not_lead_there(
@@ -274,7 +300,9 @@ def test_twin_with_revisions_from_a_sequence_it_loses_a_commit_for_ever(
 ) -> None:
     house.execute("CREATE SEQUENCE revisions")
     house.execute("CREATE SEQUENCE entries")
-    take_from_sequence = "SELECT nextval('revisions'), nextval('entries'), audit_hash FROM revision_head"
+    take_from_sequence = (
+        "SELECT installation_id, nextval('revisions'), nextval('entries'), audit_hash FROM revision_head"
+    )
     monkeypatch.setattr(ledger_module, "_LOCK_HEAD", take_from_sequence)
 
     assert revisions_polled(house) == [2]

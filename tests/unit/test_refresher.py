@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
+from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
@@ -282,6 +283,19 @@ def test_a_head_older_than_what_is_served_is_reported_and_the_new_epoch_served()
         assert has_drifted(running.cache.current())
 
     assert [log["last_served_revision"] for log in logs if log["event"] == "commits_lost"] == [7]
+
+
+def test_a_database_of_another_installation_is_served_and_no_loss_reported() -> None:
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
+    idle.cache.publish(Snapshot.build(installation_id=uuid4(), revision=REVISIONS_PER_EPOCH + 7), confirmed_at=0.0)
+    elsewhere = Snapshot.build(installation_id=uuid4(), revision=5)
+    idle.source.load_since = lambda _: elsewhere  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        idle.refresher._refresh()
+
+    assert idle.cache.current() is elsewhere
+    assert idle.source.revision == 1
+    assert [log["event"] for log in logs] == ["installation_changed"]
 
 
 def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:

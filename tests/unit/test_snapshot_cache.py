@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from gatekeeper_grpc.cache import snapshot_cache
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -67,6 +69,34 @@ def cache(clock: Clock) -> CountedCache:
     cache.publish(at(5), confirmed_at=clock())
     clock.advance(1.0)
     return cache
+
+
+HERE, ELSEWHERE = UUID(int=1), UUID(int=2)
+
+
+def test_a_snapshot_of_another_installation_takes_the_place_of_a_newer_one_and_is_told_of_once(clock: Clock) -> None:
+    cache = CountedCache(clock)
+    cache.publish(Snapshot.build(installation_id=ELSEWHERE, revision=9), confirmed_at=clock())
+    clock.advance(60.0)
+    with capture_logs() as logs:
+        taken = [
+            cache.publish(Snapshot.build(installation_id=HERE, revision=revision), confirmed_at=clock() - 30.0)
+            for revision in (5, 6, 4)
+        ]
+
+    assert taken == [True, True, False]
+    assert (cache.current().installation_id, cache.current().revision) == (HERE, 6)
+    assert cache.unconfirmed_s() == 30.0
+    assert [(log["event"], log["installation_id_before"], log["revision_before"]) for log in logs] == [
+        ("installation_changed", str(ELSEWHERE), 9)
+    ]
+
+
+def test_twin_of_the_same_installation_an_older_snapshot_is_not_taken(clock: Clock) -> None:
+    cache = CountedCache(clock)
+    cache.publish(Snapshot.build(installation_id=HERE, revision=9), confirmed_at=clock())
+
+    assert not cache.publish(Snapshot.build(installation_id=HERE, revision=5), confirmed_at=clock())
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+ALTER TABLE revision_head DROP COLUMN installation_id;
