@@ -43,7 +43,10 @@ class Settings(BaseSettings):
         default="127.0.0.1:50052",
         description="Address of a server for gRPC health alone, which answers when the other one is full.",
     )
-    ops_listen: str = Field(default="127.0.0.1:9464", description="Address of `/metrics`, for Prometheus, over HTTP.")
+    ops_listen: str = Field(
+        default="127.0.0.1:9464",
+        description="Address of `/metrics`, `/health` and `/ready` over HTTP. Keep it private.",
+    )
     reflection: bool = Field(default=True, description="Whether clients may ask for the contract by server reflection.")
     jwt_keys: SecretStr | None = Field(
         default=None,
@@ -95,6 +98,12 @@ class Settings(BaseSettings):
     reload_interval_s: float = Field(default=300.0, gt=0, description="How often to reload everything.")
     stale_after_s: float = Field(
         default=10.0, gt=0, description="Answers say `stale` when the database could not confirm them for this long."
+    )
+    ready_max_staleness_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Not ready when the database could not confirm the snapshot for this long. Absent: an old answer is"
+        " better than none.",
     )
     body_timeout_s: float = Field(default=5.0, gt=0, description="How long a request's message may take to arrive.")
     stream_idle_timeout_s: float = Field(default=60.0, gt=0, description="How long a stream may be silent.")

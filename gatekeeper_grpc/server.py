@@ -1,6 +1,5 @@
 """The composition root: builds one serving instance from its parts, starts it, drains it."""
 
-import math
 import time
 from datetime import timedelta
 from typing import Any
@@ -26,11 +25,13 @@ from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.first_start import Keys, erasure_ledger
+from gatekeeper_grpc.instance import Instance
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.interceptors.pools import DEFAULT_SIZES, CallPools, PoolName, PoolSize
-from gatekeeper_grpc.metrics import MetricsServer
+from gatekeeper_grpc.liveness import ServingThread
+from gatekeeper_grpc.ops import OpsServer
 from gatekeeper_grpc.periodic import Periodic
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
@@ -70,8 +71,6 @@ _CLIENT_KEY_USES_INTERVAL_S = 60.0
 _MAX_NONCES = 500_000
 _AUDIT_WATCH_INTERVAL_S = 60.0
 _FIRST_SNAPSHOT_TIMEOUT_S = 10.0
-# A database that confirmed the snapshot within so many polls counts as there.
-_POLLS_WITHOUT_DATABASE = 3
 
 # What each option does is proven in tests/rpc/test_server_options.py: grpcio ignores names that it does not know.
 _OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -137,15 +136,17 @@ class GatekeeperServer:
         )
         self.audit_watch = AuditWatch(self.audit, Privileges(self.database))
         self._audit_watching = Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S)
-        self._health = HealthReporter(self)
         self._pools = CallPools(_pool_sizes(settings))
+        self._instance = Instance(settings, self.cache, pools=self._pools, audit=self.audit_watch)
+        self._health = HealthReporter(self._instance)
         self._health_pools = CallPools()
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._audit_signer = keys.audit
         self._page_tokens = PageTokens([key.secret.encode() for key in keys.tokens.keys])
         self._server = self._build_server()
         self._health_server = self._build_health_server()
-        self._metrics = MetricsServer(self)
+        self._serving_thread = ServingThread(self._server)
+        self._ops = OpsServer(self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness)
         self.port = 0
         self.health_port = 0
         self.ops_port = 0
@@ -154,7 +155,7 @@ class GatekeeperServer:
         """Connect, load the first snapshot, serve. A database that is away delays the snapshot, not the server."""
         self.port = _bind(self._server, self._settings.listen)
         self.health_port = _bind(self._health_server, self._settings.health_listen)
-        self.ops_port = _start_metrics(self._metrics, self._settings.ops_listen)
+        self.ops_port = _start_ops(self._ops, self._settings.ops_listen)
         self.database.open()
         self._refresher.start()
         self.cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
@@ -164,15 +165,18 @@ class GatekeeperServer:
         self._client_key_uses.start()
         self._health.start()
         self._server.start()
+        self._serving_thread.start()
         self._health_server.start()
         ports = {"port": self.port, "health_port": self.health_port, "ops_port": self.ops_port}
         _log.info("serving", **ports, listen=self._settings.listen)
 
     def stop(self) -> None:
         """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period."""
+        self._instance.drain()
         self._health.drain()
         time.sleep(self._settings.drain_s)
         self._health.close()
+        self._serving_thread.close()
         self._server.stop(self._settings.grace_s).wait(self._settings.grace_s + 1)
         self._health_server.stop(0).wait(1)
         self._pools.close()
@@ -184,43 +188,12 @@ class GatekeeperServer:
         self._client_key_uses.close()
         self._refresher.close()
         self.database.close()
-        self._metrics.close()
+        self._ops.close()
         _log.info("stopped")
-
-    def can_evaluate(self) -> bool:
-        """Whether there is a snapshot to answer from."""
-        return self.cache.peek() is not None
-
-    def has_database(self) -> bool:
-        """Whether the database answered within the last few polls."""
-        return self.cache.unconfirmed_s() < self._settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
 
     def _served_revision(self, installation_id: UUID) -> int:
         snapshot = self.cache.peek()
         return snapshot.revision if snapshot and snapshot.installation_id == installation_id else 0
-
-    def gauges(self) -> dict[str, tuple[str, float]]:
-        """Return what `/metrics` shows of this instance, by name: what it means, and the value now."""
-        snapshot = self.cache.peek()
-        rewritable = self.audit_watch.can_rewrite
-        return {
-            "revision": ("The revision that answers are true at.", snapshot.revision if snapshot else math.nan),
-            "flags": ("Flags in the snapshot.", len(snapshot.flags) if snapshot else math.nan),
-            "targets": ("Individual targets in the snapshot.", len(snapshot.targets) if snapshot else math.nan),
-            "members": ("Segment members in the snapshot.", len(snapshot.members) if snapshot else math.nan),
-            "snapshot_unconfirmed_seconds": (
-                "For how long the database has not confirmed the snapshot as the newest.",
-                self.cache.unconfirmed_s(),
-            ),
-            "audit_log_rewritable": (
-                "1 when the database role could rewrite the audit log, 0 when not, NaN when not known yet.",
-                math.nan if rewritable is None else rewritable,
-            ),
-        }
-
-    def refused_calls(self) -> dict[str, int]:
-        """Return how many calls each pool has turned away because it was full."""
-        return {name: pool.refused for name, pool in self._pools.items()}
 
     def _build_server(self) -> grpc.Server:
         settings = self._settings
@@ -323,10 +296,9 @@ class ListenError(Exception):
     """An address cannot be served on; the message names it."""
 
 
-def _start_metrics(metrics: MetricsServer, address: str) -> int:
-    host, _, port = address.rpartition(":")
+def _start_ops(ops: OpsServer, address: str) -> int:
     try:
-        return metrics.start(host=host, port=int(port))
+        return ops.start(address)
     except (OSError, ValueError) as exc:
         raise ListenError(f"cannot listen on {address}: is another process using it?") from exc
 

@@ -99,6 +99,11 @@ class CallPool(ThreadPoolExecutor):
             self._reception.hold(call, within_s=within_s, admit=admit)
         return _SETTLED
 
+    @property
+    def in_flight(self) -> int:
+        """Calls that run or queue."""
+        return self._in_flight
+
     def others_wait(self) -> bool:
         """Tell whether calls queue for a worker."""
         return self._in_flight > self._size.workers

@@ -9,6 +9,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2
 
 from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.readiness import Readiness
 
 ADMIN = "gatekeeper.v1.AdminService"
 AUTH = "gatekeeper.v1.AuthService"
@@ -24,12 +25,8 @@ _LOOK_EVERY_S = 0.25
 class Instance(Protocol):
     """What health depends on."""
 
-    def can_evaluate(self) -> bool:
-        """Whether there is a snapshot to answer from, however old."""
-        ...
-
-    def has_database(self) -> bool:
-        """Whether the database answered lately."""
+    def readiness(self) -> Readiness:
+        """Whether evaluation can answer, and whether the database answered lately."""
         ...
 
 
@@ -67,14 +64,16 @@ class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published
 class HealthReporter:
     """Keeps the health service true, from `start` to `close`.
 
-    The whole ("") and EvaluationService serve while evaluation can answer, even from an old snapshot: losing the
-    database must not make an orchestrator drain every instance. AdminService and AuthService need the database.
+    The whole ("") and EvaluationService serve while the instance is ready, as `/ready` says: even from an old snapshot,
+    for losing the database must not make an orchestrator drain every instance. AdminService and AuthService need the
+    database.
     """
 
     def __init__(self, instance: Instance) -> None:
         self.servicer = _HealthServicer()
         self._instance = instance
         self._reported: dict[str, bool] = {}
+        self._logged: tuple[bool, tuple[str, ...]] | None = None
         self._looking = Periodic("health", self._look, interval_s=_LOOK_EVERY_S)
 
     def start(self) -> None:
@@ -92,8 +91,16 @@ class HealthReporter:
         self.servicer.end_watches()
 
     def _look(self) -> None:
-        evaluation, database = self._instance.can_evaluate(), self._instance.has_database()
+        readiness = self._instance.readiness()
+        evaluation, database = readiness.ready, readiness.database
         self._report({"": evaluation, EVALUATION: evaluation, ADMIN: database, AUTH: database})
+        self._log_change(readiness)
+
+    def _log_change(self, readiness: Readiness) -> None:
+        state = (readiness.ready, readiness.reasons)
+        if state != self._logged:
+            self._logged = state
+            _log.info("readiness", ready=readiness.ready, stale=readiness.stale, reasons=readiness.reasons)
 
     def _report(self, serving: Mapping[str, bool]) -> None:
         for service, is_serving in serving.items():

@@ -96,6 +96,7 @@ class Gatekeeper:
         serving = self.logged("serving")
         self.port = int(serving["port"])
         self.health_port = int(serving["health_port"])
+        self.ops_port = int(serving["ops_port"])
 
     def logged(self, event: str, **fields: object) -> dict[str, Any]:
         """The first log entry of this event with these fields; waits for it."""

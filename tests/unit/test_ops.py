@@ -1,0 +1,159 @@
+"""The operations HTTP server: its pages, what it refuses, and that slow clients hold up nobody."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from http.client import HTTPConnection, HTTPResponse
+
+import pytest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gatekeeper_grpc import ops as ops_module
+from gatekeeper_grpc.ops import OpsServer
+from gatekeeper_grpc.readiness import Readiness
+
+TIMEOUT_S = 10.0
+READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=())
+
+
+class Operated(Collector):
+    """What the server under test serves."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.readiness = READY
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("gatekeeper_revision", "The revision.", value=7)
+
+
+@pytest.fixture
+def operated() -> Operated:
+    return Operated()
+
+
+@pytest.fixture
+def port(operated: Operated) -> Iterator[int]:
+    server = OpsServer(operated, is_alive=lambda: operated.alive, readiness=lambda: operated.readiness)
+    yield server.start("127.0.0.1:0")
+    server.close()
+
+
+def asked(port: int, path: str, *, method: str = "GET", accept: str = "") -> tuple[HTTPResponse, str]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    connection.request(method, path, headers={"Accept": accept})
+    response = connection.getresponse()
+    return response, response.read().decode()
+
+
+def test_health_is_ok_while_alive_and_unavailable_when_hung(port: int, operated: Operated) -> None:
+    alive, _ = asked(port, "/health")
+    operated.alive = False
+    hung, _ = asked(port, "/health")
+
+    assert (alive.status, hung.status) == (200, 503)
+
+
+def test_ready_shows_why_not_and_is_not_latched(port: int, operated: Operated) -> None:
+    answers = []
+    for ready in (True, False, True):
+        operated.readiness = replace(READY, ready=ready, reasons=("because",))
+        response, body = asked(port, "/ready")
+        answers.append((response.status, json.loads(body)["ready"]))
+
+    assert answers == [(200, True), (503, False), (200, True)]
+
+
+def test_ready_is_json_with_every_field(port: int) -> None:
+    response, body = asked(port, "/ready")
+
+    assert response.headers["Content-Type"] == "application/json"
+    assert json.loads(body) == {
+        "ready": True,
+        "stale": False,
+        "revision": 7,
+        "unconfirmed_s": 0.5,
+        "database": True,
+        "reasons": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [("", "text/plain"), ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text")],
+)
+def test_metrics_come_in_the_format_that_the_scraper_asks_for(port: int, accept: str, content_type: str) -> None:
+    response, body = asked(port, "/metrics", accept=accept)
+
+    assert response.headers["Content-Type"].startswith(content_type)
+    assert "gatekeeper_revision 7.0" in body.splitlines()
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/favicon.ico", "/health/../ready"])
+def test_anything_else_is_not_found(port: int, path: str) -> None:
+    assert asked(port, path)[0].status == 404
+
+
+def test_a_query_does_not_change_the_page(port: int) -> None:
+    assert asked(port, "/health?verbose=1")[0].status == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_only_reading_is_allowed(port: int, method: str) -> None:
+    response, _ = asked(port, "/health", method=method)
+
+    assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_head_is_get_without_the_body(port: int) -> None:
+    whole, body = asked(port, "/ready")
+    head, nothing = asked(port, "/ready", method="HEAD")
+
+    assert (head.status, nothing) == (200, "")
+    assert head.headers["Content-Length"] == whole.headers["Content-Length"] == str(len(body))
+
+
+def test_a_page_that_fails_is_an_internal_error_without_its_text(port: int, operated: Operated) -> None:
+    operated.readiness = "postgresql://user:secret@db"  # type: ignore[assignment]  # No dataclass: a bug.
+
+    response, body = asked(port, "/ready")
+
+    assert (response.status, body) == (500, "internal error\n")
+
+
+def test_silent_clients_hold_up_nobody_and_the_oldest_makes_room(port: int) -> None:
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
+            for _ in range(2 * ops_module._MAX_CONNECTIONS)
+        ]
+
+        assert asked(port, "/health")[0].status == 200
+        assert silent[0].recv(1) == b""
+
+
+def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_module._Handler, "timeout", 0.05)
+    server = OpsServer(operated, is_alive=lambda: True, readiness=lambda: READY)
+    address = ("127.0.0.1", server.start("127.0.0.1:0"))
+    with socket.create_connection(address, TIMEOUT_S) as silent:
+        assert silent.recv(1) == b""
+    server.close()
+
+
+def test_after_close_nobody_listens(operated: Operated) -> None:
+    server = OpsServer(operated, is_alive=lambda: True, readiness=lambda: READY)
+    port = server.start("127.0.0.1:0")
+    server.close()
+
+    with pytest.raises(ConnectionRefusedError):
+        asked(port, "/health")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:x", "nonsense", "203.0.113.1:0"])
+def test_an_address_that_cannot_be_is_an_error(operated: Operated, address: str) -> None:
+    with pytest.raises((OSError, ValueError)):
+        OpsServer(operated, is_alive=lambda: True, readiness=lambda: READY).start(address)
