@@ -92,6 +92,13 @@ class Settings(BaseSettings):
     stream_threads: int = Field(default=16, ge=1, le=256, description="Bulk and import streams served at once.")
     db_pool_size: int = Field(default=10, ge=2, le=100, description="Connections to PostgreSQL held at most.")
     db_statement_timeout_s: float = Field(default=30.0, gt=0, description="The longest a statement may take.")
+    db_hung_after_s: float = Field(
+        default=0.75,
+        ge=0.1,
+        le=60,
+        description="When PostgreSQL answers nothing for this long it counts as hung: calls that wait for it fail, and"
+        " new ones are refused, until it answers again. Slow statements are left alone.",
+    )
     refresh_interval_s: float = Field(
         default=1.0, gt=0, le=60, description="How often to ask for the newest revision when none is announced."
     )

@@ -101,7 +101,10 @@ class GatekeeperServer:
         check_policies(POLICIES, _FILES)
         self._settings = settings
         self.database = Database(
-            dsn, pool_size=settings.db_pool_size, statement_timeout_s=settings.db_statement_timeout_s
+            dsn,
+            pool_size=settings.db_pool_size,
+            statement_timeout_s=settings.db_statement_timeout_s,
+            hung_after_s=settings.db_hung_after_s,
         )
         self.cache = SnapshotCache(
             stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)

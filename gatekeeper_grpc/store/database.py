@@ -1,14 +1,18 @@
 """Connections: one pool, opened once, and the two kinds of transaction that the store is made of."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import IsolationLevel
+from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
 
 from gatekeeper_grpc.store.errors import translated_errors
+from gatekeeper_grpc.store.hang_watch import HangWatch
+from gatekeeper_grpc.store.servers import ServerConnection, Servers
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -17,25 +21,40 @@ _MAX_WAITING = 100
 
 
 class Database:
-    """The pool of connections to one PostgreSQL. Threads share it; `close` it when done.
+    """The pool of connections to one database. Threads share it; `close` it when done.
 
     Args:
-        dsn: libpq URI or keywords.
+        dsn: libpq URI or keywords. Of several servers, the primary is found and followed.
         pool_size: The most connections held at once.
         statement_timeout_s: The longest a statement may take.
+        hung_after_s: A server that answers nothing for so long counts as hung: whoever waits for it fails with
+            `Unavailable`, and whoever asks fails at once, until it answers again. None: nobody watches.
+        for_writing: Whether, of several servers, only the primary will do.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 10, statement_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pool_size: int = 10,
+        statement_timeout_s: float = 30.0,
+        hung_after_s: float | None = None,
+        for_writing: bool = True,
+    ) -> None:
         self.dsn = dsn
-        self._pool = ConnectionPool(
+        self._hung_after_s = hung_after_s
+        self._closing = False
+        self._servers = Servers(
             dsn,
-            kwargs={
-                "autocommit": True,
-                "application_name": "gatekeeper",
-                "connect_timeout": 2,
-                # Times come back in UTC whatever the server's zone is, for the audit log hashes their text.
-                "options": f"-c timezone=UTC -c statement_timeout={int(statement_timeout_s * 1000)}",
-            },
+            for_writing=for_writing,
+            application_name="gatekeeper",
+            # Times come back in UTC whatever the server's zone is, for the audit log hashes their text.
+            options=f"-c timezone=UTC -c statement_timeout={int(statement_timeout_s * 1000)}",
+        )
+        self._watch = HangWatch(self._servers, on_hang=self._renew)
+        self._pool = ConnectionPool(
+            connection_class=ServerConnection,
+            kwargs={"servers": self._servers, "abandon": self._is_of_no_use},
             min_size=min(2, pool_size),
             max_size=pool_size,
             max_waiting=_MAX_WAITING,
@@ -43,6 +62,7 @@ class Database:
             # The pool would try again after 1 s, 2 s, 4 s, ..., and be back as long after an outage as it took. Without
             # patience, whoever asks makes it try.
             reconnect_timeout=0,
+            reconnect_failed=self._go_on_connecting,
             name="gatekeeper",
             open=False,
         )
@@ -50,9 +70,13 @@ class Database:
     def open(self) -> None:
         """Start connecting in the background; a database that is away is found out by the first use."""
         self._pool.open()
+        if self._hung_after_s is not None:
+            self._watch.start(hung_after_s=self._hung_after_s)
 
     def close(self) -> None:
         """Close all connections, waiting shortly for those in use."""
+        self._closing = True
+        self._watch.close()
         self._pool.close(timeout=2.0)
 
     @contextmanager
@@ -68,34 +92,77 @@ class Database:
             yield conn
 
     @contextmanager
+    def dedicated(self) -> Iterator[ServerConnection]:
+        """Open a connection outside the pool, in autocommit, for who keeps one; `Unavailable` when it cannot be had."""
+        with (
+            translated_errors(),
+            closing(self._servers.connect(abandon=self._is_of_no_use)) as conn,
+            self._watch.guard(conn),
+        ):
+            yield conn
+
+    def is_current(self, conn: ServerConnection) -> bool:
+        """Whether a connection leads to the server that new ones lead to; after a failover it may be another."""
+        return self._servers.is_current(conn)
+
+    @contextmanager
     def _transaction(self, level: IsolationLevel, *, read_only: bool) -> Iterator[Connection]:
         with translated_errors(), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level
             if conn.read_only is not read_only:
                 conn.read_only = read_only
-            with conn.transaction():
-                yield conn
+            try:
+                with conn.transaction():
+                    yield conn
+            except pg.ReadOnlySqlTransaction:
+                if not read_only:
+                    self._renew()  # The server takes writes no more: some other one may.
+                raise
+
+    def _go_on_connecting(self, pool: ConnectionPool[ServerConnection]) -> None:
+        """Let the pool try again for those who wait already: it does so by itself only when one more comes."""
+        if pool.get_stats().get("requests_waiting") and not self._is_of_no_use():
+            pool.check()
+
+    def _is_of_no_use(self) -> bool:
+        """Whether going on with connecting leads nowhere."""
+        return self._closing or self._watch.is_hung()
+
+    def _renew(self) -> None:
+        """Discard the pool's connections: those at rest now, those in use when they are returned."""
+        self._pool.drain()
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        """Take a connection that is alive. The pool's own `check` sleeps for a second after each one that is not."""
-        conn = self._pool.getconn()
-        while not _is_alive(conn):
-            self._pool.putconn(conn)  # which discards it and makes another
-            conn = self._pool.getconn()
+    def _connection(self) -> Iterator[ServerConnection]:
+        conn = self._acquire()
         try:
-            yield conn
+            with self._watch.guard(conn):
+                yield conn
         finally:
             self._pool.putconn(conn)
 
+    def _acquire(self) -> ServerConnection:
+        """Take a connection that is alive. The pool's own `check` sleeps for a second after each one that is not."""
+        deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S
+        while not self._watch.is_hung():
+            conn = self._pool.getconn(timeout=max(0.0, deadline - time.monotonic()))
+            if self._is_alive(conn):
+                return conn
+            conn.close()
+            self._pool.putconn(conn)  # which makes another
+        raise psycopg.OperationalError("the database does not answer")
 
-def _is_alive(conn: Connection) -> bool:
-    try:
-        ConnectionPool.check_connection(conn)
-    except psycopg.OperationalError:
-        return False
-    return True
+    def _is_alive(self, conn: ServerConnection) -> bool:
+        """Whether a connection works and leads to the server that new ones lead to."""
+        if not self._servers.is_current(conn):
+            return False
+        try:
+            with self._watch.guard(conn):
+                ConnectionPool.check_connection(conn)
+        except psycopg.OperationalError:
+            return False
+        return True
 
 
 def one(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:

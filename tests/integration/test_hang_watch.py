@@ -1,0 +1,193 @@
+"""A database that hangs: whoever waits for it is freed, whoever asks is refused, and a slow statement is left alone."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from structlog.testing import capture_logs
+
+from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.store.database import Database, current_revision
+from gatekeeper_grpc.store.hang_watch import HangWatch
+from gatekeeper_grpc.store.servers import Servers
+from tests.acceptance.processes import PATIENCE_S, eventually
+from tests.replication import Node, running_node
+
+HUNG_AFTER_S = 0.75
+# Beyond the second that is promised: threads have to be scheduled on a busy machine.
+MARGIN_S = 2.0
+CALLERS = 30
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with running_node() as node:
+        yield node
+
+
+@pytest.fixture
+def watched(node: Node) -> Iterator[Database]:
+    """An open pool on a database that is watched, with connections made."""
+    with closing(Database(node.dsn, hung_after_s=HUNG_AFTER_S)) as database:
+        database.open()
+        database._pool.wait()
+        assert eventually(lambda: database._watch._conn)
+        yield database
+
+
+def revision(database: Database) -> int:
+    with database.read() as conn:
+        return current_revision(conn)
+
+
+def outcome_of(act: Callable[[], object]) -> tuple[str, float]:
+    """How a call ended, and after how many seconds."""
+    began_at = time.monotonic()
+    try:
+        act()
+    except Unavailable:
+        return "unavailable", time.monotonic() - began_at
+    return "answered", time.monotonic() - began_at
+
+
+def hold(database: Database) -> None:
+    """Be in the middle of a statement for a long time."""
+    with database.read() as conn:
+        conn.execute("SELECT pg_sleep(20)")
+
+
+def test_calls_on_a_database_that_hangs_fail_in_time_and_free_their_threads(node: Node, watched: Database) -> None:
+    with ThreadPoolExecutor(CALLERS) as callers, node.hanging():
+        calls = [callers.submit(outcome_of, lambda: revision(watched)) for _ in range(CALLERS)]
+        outcomes = [call.result(PATIENCE_S) for call in calls]
+
+    assert {outcome for outcome, _ in outcomes} == {"unavailable"}
+    assert max(took_s for _, took_s in outcomes) < 1.0 + MARGIN_S
+
+
+def test_twin_without_the_watch_they_wait_for_as_long_as_it_hangs(node: Node) -> None:
+    with closing(Database(node.dsn)) as unwatched, ThreadPoolExecutor(1) as callers:
+        unwatched.open()
+        unwatched._pool.wait()
+        with node.hanging():
+            call = callers.submit(outcome_of, lambda: revision(unwatched))
+            time.sleep(1.0 + MARGIN_S)
+            still_waits = not call.done()
+        assert call.result(PATIENCE_S)[0] == "answered"
+
+    assert still_waits
+
+
+def test_who_asks_while_it_hangs_is_refused_at_once(node: Node, watched: Database) -> None:
+    with node.hanging():
+        assert eventually(watched._watch.is_hung)
+        refused = [outcome_of(lambda: revision(watched)) for _ in range(100)]
+
+    assert {outcome for outcome, _ in refused} == {"unavailable"}
+    assert sum(took_s for _, took_s in refused) < 1.0
+
+
+def test_it_is_used_again_soon_after_it_answers_again(node: Node, watched: Database) -> None:
+    with node.hanging():
+        assert outcome_of(lambda: revision(watched))[0] == "unavailable"
+    back_at = time.monotonic()
+    assert eventually(lambda: outcome_of(lambda: revision(watched))[0] == "answered")
+
+    assert time.monotonic() - back_at < 2.0 + MARGIN_S
+
+
+def test_a_hang_is_one_line_in_the_log_and_its_end_another(node: Node, watched: Database) -> None:
+    with capture_logs() as logs:
+        with node.hanging():
+            assert eventually(watched._watch.is_hung)
+            time.sleep(1.0)
+        assert eventually(lambda: not watched._watch.is_hung())
+
+    assert [(log["event"], log["log_level"]) for log in logs] == [
+        ("database_hung", "error"),
+        ("database_answers_again", "warning"),
+    ]
+
+
+def test_a_statement_that_takes_long_is_not_cut(watched: Database) -> None:
+    with capture_logs() as logs, watched.read() as conn:
+        conn.execute("SELECT pg_sleep(%s)", [2 * HUNG_AFTER_S])
+
+    assert logs == []
+
+
+def test_a_client_that_is_busy_does_not_take_it_for_a_hang(watched: Database) -> None:
+    ending = threading.Event()
+
+    def burn() -> None:
+        while not ending.is_set():
+            sum(range(10_000))
+
+    with capture_logs() as logs, ThreadPoolExecutor(8) as burners:
+        for _ in range(8):
+            burners.submit(burn)
+        time.sleep(3 * HUNG_AFTER_S)
+        ending.set()
+
+    assert logs == []
+
+
+def test_a_database_that_is_down_does_not_count_as_hung() -> None:
+    with running_node() as node, closing(Database(node.dsn, hung_after_s=HUNG_AFTER_S)) as database:
+        database.open()
+        assert revision(database) == 0
+        node.kill()
+        with capture_logs() as logs:
+            assert outcome_of(lambda: revision(database))[0] == "unavailable"
+            time.sleep(2 * HUNG_AFTER_S)
+            assert not database._watch.is_hung()
+        node.start()
+
+        assert eventually(lambda: outcome_of(lambda: revision(database))[0] == "answered")
+    assert [log for log in logs if log["event"] == "database_hung"] == []
+
+
+def test_who_keeps_a_connection_of_its_own_is_freed_as_well(node: Node, watched: Database) -> None:
+    def listen() -> None:
+        with watched.dedicated() as conn:
+            listening.set()
+            list(conn.notifies(timeout=PATIENCE_S))
+            conn.execute("SELECT 1")
+
+    listening = threading.Event()
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(outcome_of, listen)
+        assert listening.wait(PATIENCE_S)
+        with node.hanging():
+            outcome, _ = call.result(PATIENCE_S)
+
+    assert outcome == "unavailable"
+
+
+def test_cutting_never_hits_a_descriptor_that_somebody_else_was_given(node: Node) -> None:
+    servers = Servers(node.dsn)
+    watch = HangWatch(servers, on_hang=lambda: None)
+    conn = servers.connect()
+    with watch.guard(conn):
+        number = conn.fileno()
+        conn.close()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert number in {ours.fileno(), theirs.fileno()}
+            watch._cut()
+            ours.send(b"alive")
+
+            assert theirs.recv(5) == b"alive"
+
+
+def test_a_connection_is_not_used_once_the_database_hangs(node: Node) -> None:
+    servers = Servers(node.dsn)
+    watch = HangWatch(servers, on_hang=lambda: None)
+    with closing(servers.connect()) as conn:
+        watch._cut()
+        with pytest.raises(Exception, match="does not answer"), watch.guard(conn):
+            pytest.fail("it hangs")
