@@ -120,7 +120,7 @@ class GatekeeperServer:
         self._refresher = Refresher(
             self.cache,
             SnapshotStore(self.database),
-            [RevisionListener(dsn)],
+            [RevisionListener(self.database)],
             report_loss=Restore(self.ledger).report_loss,
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,

@@ -1,17 +1,22 @@
 """Announcements: each commit says its revision to whoever listens, and a listener notices that it has gone deaf."""
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
+from gatekeeper_grpc.store import notifications
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.notifications import RevisionListener
+from gatekeeper_grpc.store.servers import Server
 from tests.conftest import KEYS, database_dsn
 
 TIMEOUT_S = 10.0
@@ -23,9 +28,9 @@ def flags(database: Database) -> FlagStore:
 
 
 @pytest.fixture
-def wait(dsn: str) -> Iterator[Callable[[float], list[int]]]:
+def wait(database: Database) -> Iterator[Callable[[float], list[int]]]:
     """Waits for announced revisions."""
-    with RevisionListener(dsn).listening() as wait:
+    with RevisionListener(database).listening() as wait:
         yield wait
 
 
@@ -71,19 +76,22 @@ def test_a_wait_in_which_nothing_is_announced_ends_in_time(wait: Callable[[float
     assert wait(0.01) == []
 
 
-def test_every_listener_hears_it(dsn: str, flags: FlagStore, wait: Callable[[float], list[int]]) -> None:
-    with RevisionListener(dsn).listening() as wait_too:
+def test_every_listener_hears_it(database: Database, flags: FlagStore, wait: Callable[[float], list[int]]) -> None:
+    with RevisionListener(database).listening() as wait_too:
         revision = create(flags, "flag")
 
         assert [heard(listener, until=revision) for listener in (wait, wait_too)] == [[revision], [revision]]
 
 
-_LAST_WORD = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+_LAST_WORD = """
+    SELECT max(query_start) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 
 def test_each_wait_talks_to_the_server_lest_a_dead_connection_look_like_a_quiet_one(
     dsn: str, wait: Callable[[float], list[int]]
 ) -> None:
+    wait(0.01)
     with psycopg.connect(dsn, autocommit=True) as conn:
         before = conn.execute(_LAST_WORD).fetchall()
         wait(0.01)
@@ -101,5 +109,76 @@ def test_a_lost_connection_is_noticed_by_the_next_wait(dsn: str, wait: Callable[
 
 
 def test_a_database_that_is_away_is_unavailable(postgres: str) -> None:
-    with pytest.raises(Unavailable), RevisionListener(database_dsn(postgres, "nowhere")).listening():
+    with (
+        closing(Database(database_dsn(postgres, "nowhere"))) as nowhere,
+        pytest.raises(Unavailable),
+        RevisionListener(nowhere).listening(),
+    ):
         pytest.fail("nobody can listen there")
+
+
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifications, "_BEAT_EVERY_S", 0.2)
+    monkeypatch.setattr(notifications, "_BEAT_WITHIN_S", 0.5)
+
+
+def pretend_pooler(wait: Callable[[float], list[int]]) -> None:
+    """Do to the connection what a pooler in transaction mode does: LISTEN is forgotten, all else works."""
+    ear = getattr(wait, "__self__")  # noqa: B009 - the ear is not the listener's to show
+    ear._conn.execute("UNLISTEN *")
+
+
+def gives_up(wait: Callable[[float], list[int]], *, within_s: float = TIMEOUT_S) -> bool:
+    deadline = time.monotonic() + within_s
+    try:
+        while time.monotonic() < deadline:
+            wait(0.05)
+    except Unavailable:
+        return True
+    return False
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_a_connection_that_has_gone_deaf_is_given_up(wait: Callable[[float], list[int]]) -> None:
+    wait(0.05)
+    pretend_pooler(wait)
+
+    assert gives_up(wait)
+
+
+def test_twin_without_a_beat_it_looks_quiet(
+    wait: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications._Ear, "_beat", lambda _ear: None)
+    pretend_pooler(wait)
+
+    assert not gives_up(wait, within_s=2.0)
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_a_connection_that_hears_is_kept(wait: Callable[[float], list[int]]) -> None:
+    assert not gives_up(wait, within_s=2.0)
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_a_pooler_that_swallows_announcements_is_reported_once_with_the_remedy(database: Database) -> None:
+    listener = RevisionListener(database)
+    with capture_logs() as logs:
+        for _ in range(3):
+            with suppress(Unavailable), listener.listening() as wait:
+                pretend_pooler(wait)
+                while True:
+                    wait(0.05)
+
+    assert [(log["event"], "session mode" in log["remedy"]) for log in logs] == [("announcements_swallowed", True)]
+
+
+def test_who_listens_moves_when_the_database_is_another_server(
+    database: Database, wait: Callable[[float], list[int]]
+) -> None:
+    wait(0.01)
+    database._servers._note(Server(host="another", hostaddr="", port="5432"))
+
+    with pytest.raises(Unavailable, match="another server"):
+        wait(0.01)
