@@ -21,6 +21,7 @@ from gatekeeper_grpc.store.database import Connection, Database, current_revisio
 from gatekeeper_grpc.store.flags import NOTHING
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
 from gatekeeper_grpc.store.logins import revoke_logins
+from gatekeeper_grpc.store.retries import retry_lost_read
 
 ADMIN_USER_CODEC = Codec(to_document=admin_user_document, from_document=admin_user_from_document)
 
@@ -71,6 +72,7 @@ class AdminUserStore:
 
         return self._ledger.mutate(intent, act, codec=ADMIN_USER_CODEC)
 
+    @retry_lost_read
     def list(self, *, after: str, limit: int) -> Read[list[AdminUser]]:
         """Read a page of admin users in order of their names."""
         wanted = {"after": after, "limit": limit}
@@ -115,6 +117,7 @@ class AdminUserStore:
 
         return self._ledger.mutate(intent, act, codec=NOTHING)
 
+    @retry_lost_read
     def own_password_hash(self, admin_id: int) -> str | None:
         """Return the password hash of an enabled admin user; None when there is no such."""
         with self._database.read() as conn:

@@ -29,6 +29,7 @@ from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.domain.errors import FailedPrecondition, ResourceExhausted
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.store.database import Connection, Database, one
+from gatekeeper_grpc.store.retries import retry_lost_read
 
 ARCHIVE_ACTION = "ArchiveAuditLog"
 # An answer must fit into the 4 MiB that clients take, with documents, user ids and all.
@@ -49,11 +50,13 @@ class AuditStore:
         self._database = database
         self._verifying = threading.BoundedSemaphore(_MAX_VERIFICATIONS)
 
+    @retry_lost_read
     def head(self) -> AuditHead:
         """Read where the log stands."""
         with self._database.read() as conn:
             return read_head(conn)
 
+    @retry_lost_read
     def list(self, wanted: AuditFilter) -> AuditPage:
         """Read a page of entries, newest first; of fewer entries than wanted when their documents are large."""
         with self._database.read() as conn:

@@ -24,6 +24,7 @@ from gatekeeper_grpc.store.audit import ARCHIVE_ACTION, read_head, read_start, r
 from gatekeeper_grpc.store.database import Connection, Database, one
 from gatekeeper_grpc.store.flags import NOTHING
 from gatekeeper_grpc.store.ledger import Effect, Head, Ledger
+from gatekeeper_grpc.store.retries import retry_conflicts, retry_lost_read
 
 _LOCK_TIMEOUT = "2s"
 _DELETED_AT_ONCE = 10_000
@@ -204,6 +205,7 @@ class AuditArchive:
         for partition in self._chosen(before, keep_partitions):
             yield self._move(partition)
 
+    @retry_lost_read
     def _chosen(self, before: int | None, keep_partitions: int | None) -> list[_Partition]:
         with self._database.read() as conn:
             head_seq = read_head(conn).anchor.seq
@@ -235,6 +237,7 @@ class AuditArchive:
         _written(_checksum_path(path), [_checksum_line(path, _sha256_of(path)).encode()])
         return documents
 
+    @retry_lost_read
     def _verified_end(self, file: ArchiveFile) -> AuditAnchor:
         """Verify a file as it stands on the disk, from where the log begins, and return its last entry."""
         with self._database.read() as conn:
@@ -265,6 +268,7 @@ class AuditArchive:
 
         self._ledger.mutate(Intent(caller=None, action=ARCHIVE_ACTION), act, codec=NOTHING)
 
+    @retry_conflicts
     def _delete_archived_documents(self) -> None:
         """Delete what belongs to dropped partitions, in small steps: nobody has to wait for a million rows."""
         deleted = _DELETED_AT_ONCE

@@ -22,6 +22,7 @@ from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger, Sealer
+from gatekeeper_grpc.store.retries import retry_conflicts, retry_lost_read
 
 CLIENT_KEY_CODEC = Codec(to_document=client_key_document, from_document=client_key_from_document)
 
@@ -104,6 +105,7 @@ class ClientKeyStore:
 
         return self._ledger.mutate(intent, act, codec=_CREATED_CODEC)
 
+    @retry_lost_read
     def list(self, *, after: str, limit: int) -> Read[list[ClientKey]]:
         """Read a page of keys in order of their ids, the expired and revoked ones too."""
         wanted = {"after": after, "limit": limit}
@@ -127,11 +129,13 @@ class ClientKeyStore:
 
         return self._ledger.mutate(intent, act, codec=CLIENT_KEY_CODEC)
 
+    @retry_lost_read
     def load_live(self) -> Sequence[SealedClientKey]:
         """Read every key that is neither revoked nor expired, its secret sealed."""
         with self._database.read() as conn, conn.cursor(row_factory=class_row(SealedClientKey)) as cursor:
             return cursor.execute(LIVE_CLIENT_KEYS).fetchall()
 
+    @retry_conflicts
     def record_uses(self, last_used: Mapping[str, datetime]) -> None:
         """Note when keys were last used, by key id. No mutation: no revision, no audit entry, no etag changes."""
         uses = {"key_ids": list(last_used), "times": list(last_used.values())}

@@ -18,6 +18,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, N
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
 from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.retries import retry_lost_read
 
 _RESULT = Codec(to_document=asdict, from_document=lambda document: Erased(**document))
 _NAMED_AT_MOST = 20
@@ -73,11 +74,13 @@ class ErasureStore:
 
         return self._ledger.mutate(intent, act, codec=_RESULT)
 
+    @retry_lost_read
     def known_since(self) -> list[tuple[str, datetime]]:
         """Return every user id and when Gatekeeper first met it, as the database has it now."""
         with self._database.read() as conn:
             return conn.execute("SELECT user_id, create_time FROM subjects").fetchall()
 
+    @retry_lost_read
     def _search_ahead(self, user_id: str) -> _Search:
         """Search without a lock. What is found wrong is no error yet: a retry gets the answer of the first time."""
         with self._database.read() as conn:

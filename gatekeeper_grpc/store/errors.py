@@ -44,6 +44,14 @@ _AWAY = (
 _NO_PARTITION = "the audit log has no partition for the next entry; nothing was changed"
 
 
+class ConnectionLost(Unavailable):
+    """The connection was lost in the middle. Of a write nobody knows then whether it was committed."""
+
+
+class WriteConflict(Unavailable):
+    """PostgreSQL undid the transaction because it was in another one's way; done again it will probably succeed."""
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Turn what psycopg raises inside into domain errors; what no rule knows passes as it is, and is a bug."""
@@ -58,6 +66,16 @@ def translated_errors() -> Iterator[None]:
         raise type(known)(str(known), reason=known.reason) from exc
     except (pg.UntranslatableCharacter, pg.CharacterNotInRepertoire) as exc:
         raise InvalidArgument("text holds a character that PostgreSQL cannot store") from exc
+    except (pg.DeadlockDetected, pg.SerializationFailure) as exc:
+        raise WriteConflict("the database was busy with a conflicting change", retry_after_s=1.0) from exc
     except _AWAY as exc:
+        kind = ConnectionLost if _is_lost(exc) else Unavailable
         # Never the driver's text: it may hold host names, and users' data.
-        raise Unavailable("the database is not reachable", retry_after_s=1.0) from exc
+        raise kind("the database is not reachable", retry_after_s=1.0) from exc
+
+
+def _is_lost(exc: psycopg.Error) -> bool:
+    """Whether a connection was there and is no more: the driver found out, or the server said that it shuts down."""
+    if isinstance(exc, psycopg_pool.PoolTimeout | psycopg_pool.PoolClosed | psycopg_pool.TooManyRequests):
+        return False
+    return exc.sqlstate is None or isinstance(exc, pg.AdminShutdown | pg.CrashShutdown)

@@ -12,6 +12,7 @@ from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_do
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.retries import retry_lost_read
 
 FLAG_CODEC = Codec(to_document=flag_document, from_document=flag_from_document)
 NOTHING: Codec[None] = Codec(to_document=lambda _: None, from_document=lambda _: None)
@@ -84,11 +85,13 @@ class FlagStore:
 
         return self._ledger.mutate(intent, act, codec=FLAG_CODEC)
 
+    @retry_lost_read
     def get(self, key: str) -> Read[Flag]:
         """Read a flag; `NotFound` when there is none."""
         with self._database.read() as conn:
             return Read(result=find_flag(conn, key), revision=current_revision(conn))
 
+    @retry_lost_read
     def list(self, wanted: FlagFilter) -> Read[list[Flag]]:
         """Read a page of flags in key order."""
         with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:

@@ -22,6 +22,7 @@ from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated, Unav
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.store.database import Connection, Database, one
+from gatekeeper_grpc.store.retries import retry_conflicts
 
 CHANNEL = "gatekeeper_revision"
 _SALT_BYTES = 16
@@ -83,6 +84,7 @@ class Ledger:
         self._sealer = sealer
         self._served_revision = served_revision
 
+    @retry_conflicts
     def mutate(
         self, intent: Intent, act: Callable[[Connection, Head], Effect[Result]], *, codec: Codec[Result]
     ) -> Written[Result]:
@@ -132,6 +134,7 @@ class Ledger:
         result = codec.from_document(kept["result"])
         return Written(result=result, revision=answer.revision, anchor=answer.anchor)
 
+    @retry_conflicts
     def begin_epoch(self, intent: Intent, *, known_revision: int, only_if_lost: bool) -> Written[bool]:
         """Move the head to the first revision of a new epoch.
 

@@ -22,6 +22,7 @@ from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.commands import AuthEventFilter
 from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.store.database import Connection, Database
+from gatekeeper_grpc.store.retries import retry_conflicts, retry_lost_read
 
 MAX_EVENT_TEXT_CHARS = 128
 EVENT_AGE = timedelta(days=90)
@@ -63,6 +64,7 @@ class LoginStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retry_lost_read
     def password_hash(self, username: str) -> str | None:
         """Return the password hash of an enabled admin user; None when there is no such."""
         if "\0" in username:  # PostgreSQL would refuse to compare it.
@@ -71,6 +73,7 @@ class LoginStore:
             row = conn.execute(_FIND_HASH, {"username": username}).fetchone()
         return row[0] if row else None
 
+    @retry_conflicts
     def begin(
         self, username: str, *, password_hash: str, refresh_token: str, expire_time: datetime, peer: str = ""
     ) -> Caller:
@@ -95,6 +98,7 @@ class LoginStore:
             _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
         return owner.caller
 
+    @retry_conflicts
     def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str = "") -> Caller:
         """Spend a refresh token for its successor, and return its owner with the role and token epoch of now.
 
@@ -114,6 +118,7 @@ class LoginStore:
         # Only now: raised inside, it would undo the revocation.
         raise Unauthenticated.credentials()
 
+    @retry_conflicts
     def revoke(self, refresh_token: str, *, peer: str = "") -> None:
         """Delete the family of a refresh token, spent or not, and record the logout; without a family do nothing."""
         token = {"token_hash": _sha256(refresh_token)}
@@ -130,12 +135,14 @@ class LoginStore:
         """Record that somebody who was logged in could not give the current password."""
         self._record_failure(AuthEvent.PASSWORD_CHANGE_FAILED, username, peer=peer, locked_out=locked_out)
 
+    @retry_conflicts
     def _record_failure(self, event: AuthEvent, username: str, *, peer: str, locked_out: bool) -> None:
         with self._database.write() as conn:
             _record(conn, event, username=username, peer=peer)
             if locked_out:
                 _record(conn, AuthEvent.LOCKED_OUT, username=username, peer=peer)
 
+    @retry_lost_read
     def list_events(self, wanted: AuthEventFilter) -> list[AuthEventEntry]:
         """Read a page of events, newest first."""
         filters = {
@@ -147,11 +154,13 @@ class LoginStore:
         with self._database.read() as conn, conn.cursor(row_factory=class_row(AuthEventEntry)) as cursor:
             return cursor.execute(LIST_EVENTS, filters).fetchall()
 
+    @retry_lost_read
     def has_admin(self) -> bool:
         """Tell whether there is any admin user: hashing a password for `ensure_first_admin` would be in vain."""
         with self._database.read() as conn:
             return conn.execute(_ANY_ADMIN).fetchone() is not None
 
+    @retry_conflicts
     def ensure_first_admin(self, username: str, password_hash: str) -> bool:
         """Create an enabled admin user with role admin if there is no admin user at all; of several starters one does.
 
@@ -172,6 +181,7 @@ class LoginStore:
                 _record(conn, AuthEvent.FIRST_ADMIN_CREATED, username=username, peer="")
         return created
 
+    @retry_conflicts
     def prune(self, *, event_age: timedelta = EVENT_AGE, max_events: int = MAX_EVENTS) -> Pruned:
         """Delete expired refresh tokens, and events that are too old or too many; call it every few minutes.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gatekeeper_grpc.store.database import Database, one
 from gatekeeper_grpc.store.logins import LoginStore
+from gatekeeper_grpc.store.retries import retry_conflicts
 
 _PRUNE_CHANGE_LOG = """
     DELETE FROM change_log WHERE create_time < clock_timestamp() - interval '1 hour'
@@ -32,6 +33,7 @@ class Maintenance:
         self._database = database
         self._logins = logins
 
+    @retry_conflicts
     def run(self) -> Maintained:
         """Do one round; call it every few minutes."""
         with self._database.write() as conn:

@@ -11,6 +11,7 @@ from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, Re
 from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import checked_segment, find_segment
 from gatekeeper_grpc.store.subjects import meet
 
@@ -35,6 +36,7 @@ class MemberStore:
         """Make users members no more; `NotFound`, or `Changed` when the segment has another etag."""
         return self._edit("removed", _remove, edit, intent)
 
+    @retry_lost_read
     def list(self, segment_key: str, *, after: str, limit: int) -> Read[list[str]]:
         """Read a page of a segment's members in user-id order, from the one after `after` on.
 
@@ -45,6 +47,7 @@ class MemberStore:
             wanted = {"segment_id": segment.segment_id, "after": after, "limit": limit}
             return Read(result=cursor.execute(LIST_MEMBERS, wanted).fetchall(), revision=current_revision(conn))
 
+    @retry_lost_read
     def revision(self) -> int:
         """Read the current revision."""
         with self._database.read() as conn:

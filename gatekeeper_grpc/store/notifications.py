@@ -12,6 +12,7 @@ from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.errors import translated_errors
 from gatekeeper_grpc.store.ledger import CHANNEL
+from gatekeeper_grpc.store.retries import retry_conflicts
 from gatekeeper_grpc.store.servers import ServerConnection
 
 _log = structlog.get_logger(__name__)
@@ -92,6 +93,7 @@ class _Ear:
         self._check()
         return revisions
 
+    @retry_conflicts
     def _beat(self) -> None:
         with self._database.write() as conn:
             conn.execute("SELECT pg_notify(%s, '')", [self._beats])

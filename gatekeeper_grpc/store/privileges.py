@@ -11,6 +11,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from gatekeeper_grpc.store.database import Connection, Database
+from gatekeeper_grpc.store.retries import retry_lost_read
 
 _ALL = "SELECT, INSERT, UPDATE, DELETE"
 
@@ -112,6 +113,7 @@ class Privileges:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retry_lost_read
     def rewriting_powers(self) -> tuple[str, ...]:
         """Say by which powers the role could rewrite the audit log, such as "it is a superuser"; none: it could not."""
         with self._database.read() as conn:

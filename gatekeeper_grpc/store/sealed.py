@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, LiteralString
 
 from gatekeeper_grpc.store.database import Connection, Database, one
+from gatekeeper_grpc.store.retries import retry_lost_read
 
 _BATCH_ROWS = 500
 
@@ -75,6 +76,7 @@ class SealedStore:
         self._database = database
         self._newest = newest
 
+    @retry_lost_read
     def count_older(self, column: SealedColumn) -> int:
         """Count what still needs an older key."""
         with self._database.read() as conn:

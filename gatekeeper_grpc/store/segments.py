@@ -24,6 +24,7 @@ from gatekeeper_grpc.domain.segment import (
 from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.flags import NOTHING
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.retries import retry_lost_read
 from gatekeeper_grpc.store.users import check_attribute_cap
 
 # How many of the flags that use a segment a refusal names.
@@ -98,6 +99,7 @@ class SegmentStore:
 
         return self._ledger.mutate(intent, act, codec=_COUNTED)
 
+    @retry_lost_read
     def get(self, key: str) -> Read[CountedSegment]:
         """Read a segment; `NotFound` when there is none."""
         with self._database.read() as conn:
@@ -105,6 +107,7 @@ class SegmentStore:
             counted = CountedSegment(segment=segment, member_count=_count_members(conn, segment))
             return Read(result=counted, revision=current_revision(conn))
 
+    @retry_lost_read
     def list(self, wanted: SegmentFilter) -> Read[list[CountedSegment]]:
         """Read a page of segments in key order."""
         parameters = {"after": wanted.after, "key_prefix": wanted.key_prefix or None, "limit": wanted.limit}

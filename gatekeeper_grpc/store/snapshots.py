@@ -17,6 +17,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from gatekeeper_grpc.store.database import Connection, Database, one
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
+from gatekeeper_grpc.store.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 
 # Beyond this many revisions a whole load is the shorter way.
@@ -33,6 +34,7 @@ class SnapshotStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retry_lost_read
     def load(self) -> Snapshot:
         """Load everything."""
         with self._database.read() as conn:
@@ -48,6 +50,7 @@ class SnapshotStore:
                 attributes=_attributes(conn, named_by(segments)),
             )
 
+    @retry_lost_read
     def load_since(self, base: Snapshot) -> Snapshot:
         """Load what changed since `base`, in time proportional to the change; `base` itself when nothing did.
 

@@ -11,6 +11,7 @@ from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, Re
 from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.flags import checked_flag, find_flag
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import meet
 
 _RESULT = Codec(to_document=asdict, from_document=lambda document: TargetEditResult(**document))
@@ -33,6 +34,7 @@ class TargetStore:
 
         return self._ledger.mutate(intent, act, codec=_RESULT)
 
+    @retry_lost_read
     def list(self, flag_key: str, *, after: str, limit: int) -> Read[list[Target]]:
         """Read a page of a flag's targets in user-id order, from the one after `after` on.
 
@@ -44,6 +46,7 @@ class TargetStore:
             targets = cursor.execute(LIST_TARGETS, wanted).fetchall()
             return Read(result=targets, revision=current_revision(conn))
 
+    @retry_lost_read
     def revision(self) -> int:
         """Read the current revision."""
         with self._database.read() as conn:

@@ -19,6 +19,7 @@ from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_doc
 from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.flags import NOTHING
 from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import meet
 
 _USER = Codec(to_document=user_answer, from_document=user_from_answer)
@@ -74,11 +75,13 @@ class UserStore:
 
         return self._ledger.mutate(intent, act, codec=_USER)
 
+    @retry_lost_read
     def get(self, user_id: str) -> Read[User]:
         """Read a user; `NotFound` when it is not known."""
         with self._database.read() as conn:
             return Read(result=find_user(conn, user_id), revision=current_revision(conn))
 
+    @retry_lost_read
     def list(self, wanted: UserFilter) -> Read[list[User]]:
         """Read a page of users in user-id order."""
         with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
