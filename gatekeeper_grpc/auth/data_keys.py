@@ -13,7 +13,7 @@ _VERSION: Final = b"\x01"
 _NONCE_BYTES: Final = 12
 
 
-class SealError(Exception):
+class SealError(ValueError):
     """Sealed bytes cannot be opened: their key is not in the ring, or they were altered."""
 
 

@@ -59,6 +59,16 @@ class AttributeIndex:
                 piles[name].add(user_digest(user_id), value.encode())
         return cls({name: pile.column() for name, pile in piles.items()})
 
+    @classmethod
+    def restored(cls, columns: Mapping[str, Mapping[int, bytes]]) -> "AttributeIndex":
+        """Return the index of which `shards` were taken, by attribute."""
+        return cls({name: _Column(shards) for name, shards in columns.items()})
+
+    @property
+    def shards(self) -> Mapping[str, Mapping[int, bytes]]:
+        """The values of each attribute, as `restored` takes them; by number."""
+        return {name: column.shards for name, column in self._columns.items()}
+
     @property
     def names(self) -> frozenset[str]:
         """The attributes that the index holds."""
@@ -124,17 +134,17 @@ class UserAttributes:
 class _Column:
     """One attribute of all users: shards that hold somebody, by their number."""
 
-    __slots__ = ("_shards", "count")
+    __slots__ = ("count", "shards")
 
     def __init__(self, shards: Mapping[int, bytes]) -> None:
-        self._shards = shards
+        self.shards = shards
         self.count = sum(map(_count, shards.values()))
 
     def size_bytes(self) -> int:
-        return sum(map(len, self._shards.values()))
+        return sum(map(len, self.shards.values()))
 
     def find(self, digest: bytes) -> bytes | None:
-        return _find(self._shards.get(_shard_of(digest), _EMPTY_SHARD), digest)
+        return _find(self.shards.get(_shard_of(digest), _EMPTY_SHARD), digest)
 
     def with_values(self, changes: Mapping[bytes, bytes | None]) -> "_Column":
         """Return the column after changes, by digest; None: no value any more."""
@@ -145,11 +155,11 @@ class _Column:
         if not by_shard:
             return self
         merged = {number: self._merged(number, changed) for number, changed in by_shard.items()}
-        return _Column({number: shard for number, shard in {**self._shards, **merged}.items() if shard})
+        return _Column({number: shard for number, shard in {**self.shards, **merged}.items() if shard})
 
     def _merged(self, number: int, changes: Mapping[bytes, bytes | None]) -> bytes:
         """Return a shard after changes; empty when nobody is left."""
-        texts: dict[bytes, bytes | None] = {**dict(_values(self._shards.get(number, _EMPTY_SHARD))), **changes}
+        texts: dict[bytes, bytes | None] = {**dict(_values(self.shards.get(number, _EMPTY_SHARD))), **changes}
         left = {digest: text for digest, text in texts.items() if text is not None}
         return _shard(left) if left else b""
 

@@ -72,19 +72,20 @@ class Snapshot:
         *,
         revision: int,
         installation_id: UUID = NO_INSTALLATION,
+        whole_at: int | None = None,
         flags: Iterable[Flag] = (),
         segments: Iterable[Segment] = (),
         targets: UserIndex | None = None,
         members: UserIndex | None = None,
         attributes: AttributeIndex | None = None,
     ) -> "Snapshot":
-        """Build a snapshot from everything."""
+        """Build a snapshot from everything; `whole_at` is this revision unless the snapshot is made again."""
         targets = targets or UserIndex()
         by_key = {flag.key: flag for flag in sorted(flags, key=lambda flag: flag.key)}
         return cls(
             installation_id=installation_id,
             revision=revision,
-            whole_at=revision,
+            whole_at=revision if whole_at is None else whole_at,
             flags=by_key,
             segments={segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)},
             targets=targets,

@@ -8,7 +8,7 @@ background merge.
 import hashlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -53,6 +53,25 @@ class UserIndex:
             piles[_shard_of(name)] += name + bytes((tag or 0,))
             counts[owner_id] = counts.get(owner_id, 0) + 1
         return cls(tuple(_sorted(pile) for pile in piles), counts)
+
+    @classmethod
+    def restored(cls, shards: Mapping[int, bytes], counts: Mapping[int, int]) -> "UserIndex":
+        """Return the index of which `shards` and `counts` were taken; `ValueError` when they do not fit together."""
+        every = tuple(shards.get(number, b"") for number in range(_SHARDS))
+        size = sum(map(len, every))
+        if not shards.keys() <= set(range(_SHARDS)) or size != sum(counts.values()) * _ENTRY_BYTES:
+            raise ValueError("these shards and counts are not of one index")
+        return cls(every, counts)
+
+    @property
+    def shards(self) -> Sequence[bytes]:
+        """The entries, as `restored` takes them; by number."""
+        return self._shards
+
+    @property
+    def counts(self) -> Mapping[int, int]:
+        """How many entries each owner has."""
+        return self._counts
 
     def __len__(self) -> int:
         return sum(self._counts.values())

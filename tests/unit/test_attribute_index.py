@@ -142,7 +142,7 @@ def test_a_value_takes_its_text_and_20_bytes(crowd: AttributeIndex) -> None:
 
 def test_an_edit_of_one_user_copies_one_shard_and_shares_the_others(crowd: AttributeIndex) -> None:
     edited = crowd.with_entries([AttributeEntry("user-1", "plan", "1")])
-    before, after = crowd._columns["plan"]._shards, edited._columns["plan"]._shards
+    before, after = crowd.shards["plan"], edited.shards["plan"]
 
     assert sum(before[number] is not after[number] for number in before) == 1
 
@@ -158,13 +158,13 @@ def test_building_at_once_and_adding_one_by_one_give_the_same_bytes() -> None:
 
     built, edited = AttributeIndex.build(["plan"], some), AttributeIndex.build(["plan"], []).with_entries(some[::-1])
 
-    assert dict(built._columns["plan"]._shards) == edited._columns["plan"]._shards
+    assert dict(built.shards["plan"]) == edited.shards["plan"]
 
 
 def test_ids_of_users_do_not_stand_in_the_index() -> None:
     built = AttributeIndex.build(["plan"], [AttributeEntry("alice@example.org", "plan", "1")])
 
-    assert b"alice" not in b"".join(built._columns["plan"]._shards.values())
+    assert b"alice" not in b"".join(built.shards["plan"].values())
 
 
 @pytest.mark.parametrize(

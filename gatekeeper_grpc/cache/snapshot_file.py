@@ -1,0 +1,101 @@
+"""A file as a place for the last-known-good snapshot: whole or not there, and shared by the workers of one machine."""
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gatekeeper_grpc.domain.errors import Unavailable
+
+
+class SnapshotFile:
+    """A file that only its owner can read. What cannot be done with it is `Unavailable`, and says which file."""
+
+    name = "file"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = path.with_name(f".{path.name}.lock")
+        self._new = path.with_name(f".{path.name}.new")
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Be the only one to write for the length of a block; False in it when somebody else is."""
+        with self._failures():
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            is_ours = _is_locked_now(descriptor)
+            if is_ours:
+                # Whoever was killed while it wrote left this: it must not outlive what it was written from.
+                with self._failures():
+                    self._new.unlink(missing_ok=True)
+            yield is_ours
+        finally:
+            os.close(descriptor)  # which frees the lock, as the end of the process does
+
+    def head(self, size: int) -> bytes:
+        """Return the first bytes, at most `size`; none when there is no file."""
+        with self._failures():
+            try:
+                with self._path.open("rb") as file:
+                    return file.read(size)
+            except FileNotFoundError:
+                return b""
+
+    def read(self) -> bytes:
+        """Return all of it; nothing when there is no file."""
+        with self._failures():
+            try:
+                return self._path.read_bytes()
+            except FileNotFoundError:
+                return b""
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """Put `pieces` in the place of what was there, durably; when that fails, what was there stays."""
+        with self._failures():
+            try:
+                self._write_new(pieces)
+                self._new.replace(self._path)
+            except BaseException:
+                self._new.unlink(missing_ok=True)
+                raise
+            _sync_folder(self._path.parent)
+
+    def _write_new(self, pieces: Iterable[bytes]) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(self._new, flags, 0o600), "wb", buffering=0) as file:
+            for piece in pieces:
+                _write_all(file.fileno(), piece)
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise Unavailable(f"{self._path}: {exc.strerror or exc}", retry_after_s=1.0) from exc
+
+
+def _is_locked_now(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _write_all(descriptor: int, piece: bytes) -> None:
+    remaining = memoryview(piece)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

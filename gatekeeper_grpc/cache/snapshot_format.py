@@ -1,0 +1,342 @@
+"""How a snapshot is written down: in sealed frames, so that neither end has to hold it twice or work on it at one go.
+
+    magic | format number | frame, frame, ... | SHA-256 of all before
+
+A frame is a length and so many sealed bytes; opened, it is the snapshot's random name, the frame's number, its kind and
+its body. So without the keys nothing can be read, forged, left out or taken from another snapshot. The first frame is
+the stamp, which tells what the rest is. Only data is written, never code.
+
+A change of what a frame holds, of how the indexes lay out their shards included, needs another format number.
+"""
+
+import hashlib
+import json
+import secrets
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum
+from itertools import islice
+from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
+
+from gatekeeper_grpc.domain.attribute_index import AttributeIndex
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.flag import flag_document, flag_from_document
+from gatekeeper_grpc.domain.segment import segment_document, segment_from_document
+from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.domain.user_index import UserIndex
+
+MAGIC: Final = b"gatekeeper-snapshot\n"
+FORMAT: Final = 1
+# The stamp is whole within so many bytes from the beginning.
+HEAD_BYTES: Final = 4096
+
+_PREAMBLE = struct.Struct(">20sH")
+_LENGTH = struct.Struct(">I")
+_FRAME = struct.Struct(">16sIB")
+_NUMBER_AND_LENGTH = struct.Struct(">II")
+_OWNER_AND_COUNT = struct.Struct(">QQ")
+_DIGEST_BYTES = 32
+# A few hundred microseconds of work each: whoever writes a snapshot lets others run between two frames.
+_FRAME_BYTES = 256 << 10
+_RESOURCES = 25
+_Item = TypeVar("_Item")
+
+
+class _Kind(IntEnum):
+    STAMP = 0
+    FLAGS = 1
+    SEGMENTS = 2
+    TARGETS = 3
+    TARGET_COUNTS = 4
+    MEMBERS = 5
+    MEMBER_COUNTS = 6
+    COLUMN = 7
+    END = 8
+
+
+class Sealer(Protocol):
+    """Keeps what is written from being read, or made, by whoever lacks the keys."""
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt and authenticate."""
+        ...
+
+    def open(self, sealed: bytes) -> bytes:
+        """Undo `seal`; `ValueError` when no key fits or the bytes were altered."""
+        ...
+
+
+class SnapshotRefused(Exception):
+    """What was kept cannot be used; the message says why, and what to do."""
+
+
+class NotASnapshot(SnapshotRefused):
+    """What is there was written by somebody else, who may want it back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What a kept snapshot is, and when the database last confirmed it."""
+
+    installation_id: UUID
+    revision: int
+    whole_at: int
+    confirmed_time: datetime
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, *, confirmed_time: datetime) -> "Stamp":
+        """Return the stamp of a snapshot that is about to be kept."""
+        return cls(
+            installation_id=snapshot.installation_id,
+            revision=snapshot.revision,
+            whole_at=snapshot.whole_at,
+            confirmed_time=confirmed_time,
+        )
+
+    def is_newer_than(self, other: "Stamp") -> bool:
+        """Compare by revision; of different installations, by when they were confirmed."""
+        if self.installation_id == other.installation_id:
+            return self.revision > other.revision
+        return self.confirmed_time > other.confirmed_time
+
+
+def encode(snapshot: Snapshot, stamp: Stamp, sealer: Sealer) -> Iterator[bytes]:
+    """Yield the pieces of a kept snapshot, none of which takes longer than about a millisecond to make."""
+    name, digest = secrets.token_bytes(16), hashlib.sha256()
+    for piece in _pieces(snapshot, stamp, sealer, name):
+        digest.update(piece)
+        yield piece
+    yield digest.digest()
+
+
+def read_stamp(head: bytes, sealer: Sealer) -> Stamp:
+    """Return what a kept snapshot is, from its first `HEAD_BYTES`; `SnapshotRefused` when that cannot be told."""
+    _check_preamble(head)
+    try:
+        sealed, _ = _cut_frame(memoryview(head), _PREAMBLE.size)
+        return _stamp(_FrameReader(sealer).body(sealed, _Kind.STAMP))
+    except (struct.error, ValueError) as exc:
+        raise SnapshotRefused(_FOREIGN) from exc
+
+
+def check_whole(kept: bytes) -> None:
+    """Return when a kept snapshot is as it was written, by whomever; `SnapshotRefused` when not."""
+    _check_preamble(kept)
+    if hashlib.sha256(memoryview(kept)[:-_DIGEST_BYTES]).digest() != kept[-_DIGEST_BYTES:]:
+        raise SnapshotRefused(_DAMAGED)
+
+
+def decode(kept: bytes, sealer: Sealer) -> tuple[Stamp, Snapshot]:
+    """Undo `encode`; `SnapshotRefused` when any byte is missing, altered, of another format or not ours."""
+    check_whole(kept)
+    parts = _Parts()
+    try:
+        for kind, content in _frames(memoryview(kept)[:-_DIGEST_BYTES], sealer):
+            parts.take(kind, content)
+        return parts.stamp(), parts.snapshot()
+    except (InvalidArgument, LookupError, TypeError, ValueError, struct.error) as exc:
+        raise SnapshotRefused(_FOREIGN) from exc
+
+
+_DAMAGED = "it is damaged: cut off, or altered; it is replaced as soon as the database is there"
+_FOREIGN = (
+    "it was not written with the keys of this instance: it is of another installation, or GATEKEEPER_DATA_KEYS lacks a"
+    " key that was in use then; give each installation a place of its own, and keep old keys at the end of the ring"
+)
+
+
+def _check_preamble(kept: bytes) -> None:
+    if kept[: len(MAGIC)] != MAGIC[: len(kept)]:
+        raise NotASnapshot("it is not a snapshot that Gatekeeper wrote, and is left alone: choose another place")
+    if len(kept) < _PREAMBLE.size:
+        raise SnapshotRefused(_DAMAGED)
+    _, number = _PREAMBLE.unpack_from(kept)
+    if number != FORMAT:
+        raise SnapshotRefused(
+            f"it has format {number}, and this Gatekeeper reads format {FORMAT}: another release wrote it"
+        )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _pieces(snapshot: Snapshot, stamp: Stamp, sealer: Sealer, name: bytes) -> Iterator[bytes]:
+    yield _PREAMBLE.pack(MAGIC, FORMAT)
+    for number, (kind, body) in enumerate(_bodies(snapshot, stamp)):
+        sealed = sealer.seal(_FRAME.pack(name, number, kind) + body)
+        yield _LENGTH.pack(len(sealed)) + sealed
+
+
+def _bodies(snapshot: Snapshot, stamp: Stamp) -> Iterator[tuple[_Kind, bytes]]:
+    yield _Kind.STAMP, _json(_stamp_document(stamp))
+    for flags in _batches(snapshot.flags.values(), _RESOURCES):
+        yield _Kind.FLAGS, _json([flag_document(flag) for flag in flags])
+    for segments in _batches(snapshot.segments.values(), _RESOURCES):
+        yield _Kind.SEGMENTS, _json([segment_document(segment) for segment in segments])
+    yield from _user_index(snapshot.targets, _Kind.TARGETS, _Kind.TARGET_COUNTS)
+    yield from _user_index(snapshot.members, _Kind.MEMBERS, _Kind.MEMBER_COUNTS)
+    for attribute, shards in snapshot.attributes.shards.items():
+        for packed in _packed_shards(shards.items()):
+            yield _Kind.COLUMN, _LENGTH.pack(len(attribute.encode())) + attribute.encode() + packed
+    yield _Kind.END, b""
+
+
+def _user_index(index: UserIndex, entries: _Kind, counts: _Kind) -> Iterator[tuple[_Kind, bytes]]:
+    for packed in _packed_shards((number, shard) for number, shard in enumerate(index.shards) if shard):
+        yield entries, packed
+    for owners in _batches(index.counts.items(), 1_000):
+        yield counts, b"".join(_OWNER_AND_COUNT.pack(*each) for each in owners)
+
+
+def _packed_shards(shards: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
+    """Yield shards with their numbers, as many at a time as a frame should hold; an empty one when there are none."""
+    batch: list[tuple[int, bytes]] = []
+    size, is_any = 0, False
+    for number, shard in shards:
+        batch.append((number, shard))
+        size, is_any = size + len(shard), True
+        if size >= _FRAME_BYTES:
+            yield _packed(batch)
+            batch, size = [], 0
+    if batch or not is_any:
+        yield _packed(batch)
+
+
+def _packed(shards: Sequence[tuple[int, bytes]]) -> bytes:
+    sizes = (_NUMBER_AND_LENGTH.pack(number, len(shard)) for number, shard in shards)
+    return b"".join((_LENGTH.pack(len(shards)), *sizes, *(shard for _, shard in shards)))
+
+
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _FrameReader:
+    """Opens frames, which must be of one snapshot and in order."""
+
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
+        self._name: bytes | None = None
+        self._number = 0
+
+    def kind_and_body(self, sealed: bytes) -> tuple[_Kind, bytes]:
+        plain = self._sealer.open(sealed)
+        name, number, kind = _FRAME.unpack_from(plain)
+        if number != self._number or name != (self._name or name):
+            raise ValueError("a frame of another snapshot, or in another place")
+        self._name, self._number = name, number + 1
+        return _Kind(kind), plain[_FRAME.size :]
+
+    def body(self, sealed: bytes, wanted: _Kind) -> bytes:
+        kind, body = self.kind_and_body(sealed)
+        if kind is not wanted:
+            raise ValueError("a frame of another kind")
+        return body
+
+
+def _frames(body: memoryview, sealer: Sealer) -> Iterator[tuple[_Kind, bytes]]:
+    reader, at, kind = _FrameReader(sealer), _PREAMBLE.size, None
+    while at < len(body):
+        sealed, at = _cut_frame(body, at)
+        kind, content = reader.kind_and_body(sealed)
+        yield kind, content
+    if kind is not _Kind.END:
+        raise ValueError("frames are missing")
+
+
+def _cut_frame(body: memoryview, at: int) -> tuple[bytes, int]:
+    (length,) = _LENGTH.unpack_from(body, at)
+    begin, end = at + _LENGTH.size, at + _LENGTH.size + length
+    if end > len(body):
+        raise ValueError("a frame longer than what there is")
+    return bytes(body[begin:end]), end
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What frames have told so far."""
+
+    stamps: list[Stamp] = field(default_factory=list)
+    documents: defaultdict[_Kind, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    shards: defaultdict[_Kind, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
+    counts: defaultdict[_Kind, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    columns: defaultdict[str, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
+
+    def take(self, kind: _Kind, body: bytes) -> None:
+        match kind:
+            case _Kind.STAMP:
+                self.stamps.append(_stamp(body))
+            case _Kind.FLAGS | _Kind.SEGMENTS:
+                self.documents[kind].extend(json.loads(body))
+            case _Kind.TARGETS | _Kind.MEMBERS:
+                self.shards[kind].update(_unpacked(body))
+            case _Kind.TARGET_COUNTS | _Kind.MEMBER_COUNTS:
+                self.counts[kind].update(_OWNER_AND_COUNT.iter_unpack(body))
+            case _Kind.COLUMN:
+                attribute, packed = _cut_frame(memoryview(body), 0)
+                self.columns[attribute.decode()].update(_unpacked(body[packed:]))
+            case _Kind.END:
+                pass
+
+    def stamp(self) -> Stamp:
+        (stamp,) = self.stamps
+        return stamp
+
+    def snapshot(self) -> Snapshot:
+        stamp = self.stamp()
+        return Snapshot.build(
+            installation_id=stamp.installation_id,
+            revision=stamp.revision,
+            whole_at=stamp.whole_at,
+            flags=map(flag_from_document, self.documents[_Kind.FLAGS]),
+            segments=map(segment_from_document, self.documents[_Kind.SEGMENTS]),
+            targets=UserIndex.restored(self.shards[_Kind.TARGETS], self.counts[_Kind.TARGET_COUNTS]),
+            members=UserIndex.restored(self.shards[_Kind.MEMBERS], self.counts[_Kind.MEMBER_COUNTS]),
+            attributes=AttributeIndex.restored(self.columns),
+        )
+
+
+def _unpacked(packed: bytes) -> Iterator[tuple[int, bytes]]:
+    (count,) = _LENGTH.unpack_from(packed)
+    sizes_end = _LENGTH.size + count * _NUMBER_AND_LENGTH.size
+    at = sizes_end
+    for number, length in _NUMBER_AND_LENGTH.iter_unpack(packed[_LENGTH.size : sizes_end]):
+        yield number, packed[at : at + length]
+        at += length
+    if at != len(packed):
+        raise ValueError("shards of other lengths than said")
+
+
+# --- the stamp --------------------------------------------------------------------------------------------------------
+
+
+def _stamp_document(stamp: Stamp) -> dict[str, object]:
+    return {
+        "installation_id": str(stamp.installation_id),
+        "revision": stamp.revision,
+        "whole_at": stamp.whole_at,
+        "confirmed_time": stamp.confirmed_time.isoformat(),
+    }
+
+
+def _stamp(body: bytes) -> Stamp:
+    document: Mapping[str, Any] = json.loads(body)
+    return Stamp(
+        installation_id=UUID(document["installation_id"]),
+        revision=document["revision"],
+        whole_at=document["whole_at"],
+        confirmed_time=datetime.fromisoformat(document["confirmed_time"]),
+    )

@@ -1,0 +1,153 @@
+"""The file of the last-known-good snapshot: never torn, readable by its owner only, one writer at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
+from gatekeeper_grpc.domain.errors import Unavailable
+
+OLD, NEW = b"o" * 100_000, b"n" * 200_000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "snapshot"
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    return (content[at : at + 1_000] for at in range(0, len(content), 1_000))
+
+
+def write(path: Path, content: bytes) -> None:
+    file = SnapshotFile(path)
+    with file.claimed() as is_ours:
+        assert is_ours
+        file.write(pieces(content))
+
+
+def test_before_anything_is_written_there_is_nothing(path: Path) -> None:
+    assert (SnapshotFile(path).head(10), SnapshotFile(path).read()) == (b"", b"")
+
+
+def test_what_is_written_is_read_again_and_replaces_what_was_there(path: Path) -> None:
+    write(path, OLD)
+    write(path, NEW)
+
+    assert SnapshotFile(path).read() == NEW
+    assert SnapshotFile(path).head(10) == NEW[:10]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".snapshot.lock", "snapshot"]
+
+
+def test_only_the_owner_can_read_any_of_it(path: Path) -> None:
+    old_mask = os.umask(0)
+    try:
+        write(path, OLD)
+    finally:
+        os.umask(old_mask)
+
+    assert {entry.name: entry.stat().st_mode & 0o777 for entry in path.parent.iterdir()} == {
+        ".snapshot.lock": 0o600,
+        "snapshot": 0o600,
+    }
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_while_one_writes_nobody_else_does(path: Path) -> None:
+    with SnapshotFile(path).claimed() as first, SnapshotFile(path).claimed() as second:
+        assert (first, second) == (True, False)
+    with SnapshotFile(path).claimed() as again:
+        assert again
+
+
+def test_a_write_that_fails_half_way_leaves_what_was_there(path: Path) -> None:
+    write(path, OLD)
+
+    def failing() -> Iterator[bytes]:
+        yield NEW
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Unavailable, match=rf"{path}: No space left on device"), SnapshotFile(path).claimed():
+        SnapshotFile(path).write(failing())
+
+    assert SnapshotFile(path).read() == OLD
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".snapshot.lock", "snapshot"]
+
+
+def test_a_folder_that_cannot_be_is_unavailable_and_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    file = SnapshotFile(tmp_path / "file" / "snapshot")
+
+    with pytest.raises(Unavailable, match="file/snapshot"), file.claimed():
+        pass
+    with pytest.raises(Unavailable, match="file/snapshot"):
+        file.read()
+
+
+def test_a_reader_never_sees_a_torn_file_while_it_is_replaced(path: Path) -> None:
+    write(path, OLD)
+    done = threading.Event()
+
+    def replace() -> None:
+        for number in range(200):
+            write(path, (OLD, NEW)[number % 2])
+        done.set()
+
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(replace)
+        seen = set()
+        while not done.is_set():
+            seen.add(SnapshotFile(path).read())
+        writing.result()
+
+    assert seen <= {OLD, NEW}
+
+
+WRITE_AND_HANG = """
+import sys, time
+from pathlib import Path
+from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
+
+def pieces():
+    yield b"torn" * 10_000
+    print("half way", flush=True)
+    time.sleep(60)
+
+file = SnapshotFile(Path(sys.argv[1]))
+with file.claimed():
+    file.write(pieces())
+"""
+
+
+def killed_half_way(path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITE_AND_HANG, path], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"half way\n"
+        process.send_signal(signal.SIGKILL)
+
+
+def test_a_writer_killed_half_way_leaves_what_was_there_and_nothing_of_its_own_for_long(path: Path) -> None:
+    write(path, OLD)
+    killed_half_way(path)
+
+    assert SnapshotFile(path).read() == OLD
+    assert path.with_name(".snapshot.new").exists()
+    with SnapshotFile(path).claimed() as is_ours:
+        assert is_ours
+    assert not path.with_name(".snapshot.new").exists()
+
+
+def test_twin_written_in_place_a_killed_writer_tears_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, OLD)
+    in_place = WRITE_AND_HANG.replace("with file.claimed():", "file._new = file._path; file._path.unlink()\nif True:")
+    monkeypatch.setattr(sys.modules[__name__], "WRITE_AND_HANG", in_place)
+    killed_half_way(path)
+
+    assert SnapshotFile(path).read() == b"torn" * 10_000
