@@ -289,7 +289,7 @@ def test_a_database_of_another_installation_is_served_and_no_loss_reported() -> 
     idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
     idle.cache.publish(Snapshot.build(installation_id=uuid4(), revision=REVISIONS_PER_EPOCH + 7), confirmed_at=0.0)
     elsewhere = Snapshot.build(installation_id=uuid4(), revision=5)
-    idle.source.load_since = lambda _: elsewhere  # type: ignore[method-assign]
+    idle.source.load_since = lambda base: elsewhere  # type: ignore[method-assign]  # noqa: ARG005
     with capture_logs() as logs:
         idle.refresher._refresh()
 
