@@ -35,6 +35,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path(".gatekeeper"), description="Where the embedded database and generated secrets are kept."
     )
+    snapshot_file: Path | None = Field(
+        default=None,
+        description="File that keeps the last-known-good snapshot, to start from when the database is away; instances"
+        " on one machine may share it. Absent: `snapshot` in GATEKEEPER_DATA_DIR.",
+    )
     pg_bin: Path | None = Field(
         default=None, description="Folder with the programs of the embedded PostgreSQL. Absent: the bundled ones."
     )

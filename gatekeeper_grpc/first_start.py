@@ -29,6 +29,8 @@ from gatekeeper_grpc.store.snapshots import SnapshotStore
 _log = structlog.get_logger(__name__)
 
 FIRST_ADMIN = "admin"
+# A start does not wait longer for an answer; it asks again.
+_CONNECT_TIMEOUT_S = 2
 DEMO_FLAG = FlagConfig(
     key="new_checkout", description="A flag to try Gatekeeper with.", enabled=True, rollout_percentage=30
 )
@@ -117,7 +119,7 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
     The embedded one is migrated; of any other it is demanded. The first admin user is made when there is none; with
     `demo`, an embedded database that nobody has written to gets a flag.
     """
-    migrator = Migrator(dsn)
+    migrator = Migrator(dsn, connect_timeout_s=_CONNECT_TIMEOUT_S)
     if settings.is_embedded:
         migrator.up()
     else:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
@@ -21,10 +21,19 @@ _POLLS_WITHOUT_DATABASE = 3
 class Instance(Collector):
     """One serving instance, seen from outside. Everything is read when it is asked for, never on the hot path."""
 
-    def __init__(self, settings: Settings, cache: SnapshotCache, *, pools: CallPools, audit: AuditWatch) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cache: SnapshotCache,
+        *,
+        pools: CallPools,
+        audit: AuditWatch,
+        start_reasons: Callable[[], Iterable[str]],
+    ) -> None:
         self._cache = cache
         self._pools = pools
         self._audit = audit
+        self._start_reasons = start_reasons
         self._bounds = Bounds(stale_after_s=settings.stale_after_s, max_staleness_s=settings.ready_max_staleness_s)
         self._database_silent_after_s = settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
         self._draining = False
@@ -43,6 +52,7 @@ class Instance(Collector):
             unconfirmed_s=unconfirmed_s,
             database=unconfirmed_s < self._database_silent_after_s,
             draining=self._draining,
+            since_start=tuple(self._start_reasons()),
             bounds=self._bounds,
         )
 

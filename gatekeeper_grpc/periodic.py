@@ -45,11 +45,11 @@ class Periodic:
         """Let the current run be the last; does not wait for it."""
         self._stopping.set()
 
-    def close(self) -> None:
-        """Stop, and wait for the current run to end, at most 5 s."""
+    def close(self, *, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
+        """Stop, and wait for the current run to end, at most `timeout_s`."""
         self.stop()
         if self._thread.ident is not None:
-            self._thread.join(_JOIN_TIMEOUT_S)
+            self._thread.join(timeout_s)
 
     @property
     def is_stopping(self) -> bool:

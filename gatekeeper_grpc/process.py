@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from queue import Empty, SimpleQueue
 
 import structlog
@@ -36,8 +37,9 @@ def serve(settings: Settings, *, demo: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keys = load_keys(settings)
     with _database(settings) as dsn:
-        prepare_database(settings, dsn, keys, demo=demo)
-        server = GatekeeperServer(settings, dsn=dsn, keys=keys)
+        prepare = partial(prepare_database, settings, dsn, keys, demo=demo)
+        server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
+        server.start()
         _serve_until(_stop_signals(), server, settings, demo=demo)
 
 
@@ -63,7 +65,6 @@ def _database(settings: Settings) -> Iterator[str]:
 
 
 def _serve_until(stop: SimpleQueue[int], server: GatekeeperServer, settings: Settings, *, demo: bool) -> None:
-    server.start()
     try:
         if demo:
             print(try_it(settings, port=server.port), flush=True)

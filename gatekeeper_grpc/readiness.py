@@ -36,9 +36,18 @@ class Bounds:
 
 
 def readiness_of(
-    *, revision: int | None, unconfirmed_s: float, database: bool, draining: bool, bounds: Bounds
+    *,
+    revision: int | None,
+    unconfirmed_s: float,
+    database: bool,
+    draining: bool,
+    bounds: Bounds,
+    since_start: tuple[str, ...] = (),
 ) -> Readiness:
-    """Judge an instance by what it has: losing the database alone makes none unready, unless `bounds` say so."""
+    """Judge an instance by what it has: losing the database alone makes none unready, unless `bounds` say so.
+
+    `since_start` tells what has been amiss since the start, such as that the database has not been opened.
+    """
     stale = revision is not None and unconfirmed_s > bounds.stale_after_s
     too_old = _too_old(revision, unconfirmed_s, bounds.max_staleness_s)
     obstacles = (SHUTTING_DOWN if draining else "", NO_SNAPSHOT if revision is None else "", too_old)
@@ -49,7 +58,7 @@ def readiness_of(
         revision=revision,
         unconfirmed_s=unconfirmed_s if math.isfinite(unconfirmed_s) else None,
         database=database,
-        reasons=tuple(filter(None, (*obstacles, *shortcomings, "" if database else NO_DATABASE))),
+        reasons=tuple(filter(None, (*obstacles, *shortcomings, *since_start, "" if database else NO_DATABASE))),
     )
 
 

@@ -1,6 +1,7 @@
 """The composition root: builds one serving instance from its parts, starts it, drains it."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -21,9 +22,12 @@ from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureGate, SignatureVerifier
 from gatekeeper_grpc.auth.tokens import AccessTokens
+from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
 from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
 from gatekeeper_grpc.first_start import Keys, erasure_ledger
 from gatekeeper_grpc.instance import Instance
 from gatekeeper_grpc.interceptors.chain import build_interceptors
@@ -31,6 +35,7 @@ from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.interceptors.pools import DEFAULT_SIZES, CallPools, PoolName, PoolSize
 from gatekeeper_grpc.liveness import ServingThread
+from gatekeeper_grpc.opening import DatabaseOpening
 from gatekeeper_grpc.ops import OpsServer
 from gatekeeper_grpc.periodic import Periodic
 from gatekeeper_grpc.servicers.admin.ports import AdminPorts
@@ -70,7 +75,7 @@ _CLIENT_KEY_USES_INTERVAL_S = 60.0
 # 8,000 signed calls a second for a minute, at 100 bytes each.
 _MAX_NONCES = 500_000
 _AUDIT_WATCH_INTERVAL_S = 60.0
-_FIRST_SNAPSHOT_TIMEOUT_S = 10.0
+_SNAPSHOT_FILE = "snapshot"
 
 # What each option does is proven in tests/rpc/test_server_options.py: grpcio ignores names that it does not know.
 _OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -93,11 +98,15 @@ class GatekeeperServer:
 
     Args:
         settings: What the operator decided.
-        dsn: The database, migrated.
+        dsn: The database.
         keys: Sign and verify access tokens, encrypt what the database keeps.
+        prepare: Makes the database fit to be served from, or raises why it is not, before anything is loaded or
+            written; `Unavailable` when it is away.
     """
 
-    def __init__(self, settings: Settings, *, dsn: str, keys: Keys) -> None:
+    def __init__(
+        self, settings: Settings, *, dsn: str, keys: Keys, prepare: Callable[[], object] = lambda: None
+    ) -> None:
         check_policies(POLICIES, _FILES)
         self._settings = settings
         self.database = Database(
@@ -125,6 +134,16 @@ class GatekeeperServer:
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,
         )
+        places: list[Place] = [SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)]
+        self._keepers = [SnapshotKeeper(self.cache, place, keys.data) for place in places]
+        self._opening = DatabaseOpening(prepare, self._open_database)
+        self.first_snapshot = FirstSnapshot(
+            self.cache,
+            self._opening,
+            places,
+            sealer=keys.data,
+            patience=FOR_EMBEDDED if settings.is_embedded else FOR_OTHERS,
+        )
         self._maintenance = Periodic(
             "maintenance", Maintenance(self.database, self.logins).run, interval_s=_MAINTENANCE_INTERVAL_S
         )
@@ -140,7 +159,13 @@ class GatekeeperServer:
         self.audit_watch = AuditWatch(self.audit, Privileges(self.database))
         self._audit_watching = Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S)
         self._pools = CallPools(_pool_sizes(settings))
-        self._instance = Instance(settings, self.cache, pools=self._pools, audit=self.audit_watch)
+        self._instance = Instance(
+            settings,
+            self.cache,
+            pools=self._pools,
+            audit=self.audit_watch,
+            start_reasons=self.first_snapshot.reasons,
+        )
         self._health = HealthReporter(self._instance)
         self._health_pools = CallPools()
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
@@ -155,23 +180,38 @@ class GatekeeperServer:
         self.ops_port = 0
 
     def start(self) -> None:
-        """Connect, load the first snapshot, serve. A database that is away delays the snapshot, not the server."""
-        self.port = _bind(self._server, self._settings.listen)
-        self.health_port = _bind(self._health_server, self._settings.health_listen)
-        self.ops_port = _start_ops(self._ops, self._settings.ops_listen)
-        self.database.open()
-        self._refresher.start()
-        self.cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
-        self._maintenance.start()
-        self._audit_watching.start()
-        self._client_key_refresh.start()
-        self._client_key_uses.start()
+        """Open the database, load the first snapshot, serve.
+
+        When the database is away, or slow to load, and a snapshot was kept, serve from that until it is there. Errors:
+        what `prepare` raises, when the database is unfit, or away with nothing kept.
+        """
+        try:
+            self._opening.start()
+            self.first_snapshot.wait()
+            # Only now: a port that is bound takes calls, and workers share one.
+            self.port = _bind(self._server, self._settings.listen)
+            self.health_port = _bind(self._health_server, self._settings.health_listen)
+            self.ops_port = _start_ops(self._ops, self._settings.ops_listen)
+        except BaseException:
+            self._close()
+            raise
+        for keeper in self._keepers:
+            keeper.start()
         self._health.start()
         self._server.start()
         self._serving_thread.start()
         self._health_server.start()
         ports = {"port": self.port, "health_port": self.health_port, "ops_port": self.ops_port}
         _log.info("serving", **ports, listen=self._settings.listen)
+
+    def _open_database(self) -> None:
+        """Begin to read the database and to write to it."""
+        self.database.open()
+        self._refresher.start()
+        self._maintenance.start()
+        self._audit_watching.start()
+        self._client_key_refresh.start()
+        self._client_key_uses.start()
 
     def stop(self) -> None:
         """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period."""
@@ -182,17 +222,25 @@ class GatekeeperServer:
         self._serving_thread.close()
         self._server.stop(self._settings.grace_s).wait(self._settings.grace_s + 1)
         self._health_server.stop(0).wait(1)
+        self._opening.close()
+        self.audit_watch.close()
+        self._close()
+        for keeper in self._keepers:
+            keeper.close()
+        _log.info("stopped")
+
+    def _close(self) -> None:
+        """End everything that runs, in the order in which it depends on each other."""
         self._pools.close()
         self._health_pools.close()
+        self._opening.close()
         self._maintenance.close()
         self._audit_watching.close()
-        self.audit_watch.close()
         self._client_key_refresh.close()
         self._client_key_uses.close()
         self._refresher.close()
         self.database.close()
         self._ops.close()
-        _log.info("stopped")
 
     def _served_revision(self, installation_id: UUID) -> int:
         snapshot = self.cache.peek()

@@ -136,6 +136,8 @@ def settings_for_tests(**settings: object) -> Settings:
     """Settings with free ports, and without waits that serve no test."""
     quick = {
         "data_dir": SCRATCH.name,
+        # Not to be shared: what one test leaves there says nothing about another test's database.
+        "snapshot_file": Path(SCRATCH.name) / f"snapshot-{next(_numbers)}",
         "listen": "127.0.0.1:0",
         "health_listen": "127.0.0.1:0",
         "ops_listen": "127.0.0.1:0",

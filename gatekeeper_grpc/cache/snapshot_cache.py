@@ -132,6 +132,15 @@ class SnapshotCache:
             _log.error("installation_changed", **_place(before, "_before"), **_place(snapshot))
         return True
 
+    def recall(self, snapshot: Snapshot) -> bool:
+        """Serve a snapshot that was kept, unconfirmed, until there is one; False when there is one already."""
+        with self._changed:
+            if self._snapshot is not None:
+                return False
+            self._snapshot = snapshot
+            self._changed.notify_all()
+            return True
+
     def request_refresh(self) -> None:
         """Wake whoever waits in `wait_for_request`."""
         self._wanted.set()

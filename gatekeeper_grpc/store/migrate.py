@@ -36,7 +36,6 @@ from gatekeeper_grpc.store.migration_ledger import (
 APPLICATION_NAME = "gatekeeper migrate"
 
 _UP_COMMAND = "gatekeeper migrate up"
-_CONNECT_TIMEOUT_S = 10
 _LOCK_POLL_S = 0.1
 _LOCK_KEY = 0x6761_7465  # "gate"; advisory locks are per database, so nothing else of ours may use it.
 
@@ -79,7 +78,13 @@ class Migrator:
     """
 
     def __init__(
-        self, dsn: str, folder: Path | None = None, *, lock_deadline_s: float = 60.0, lock_timeout_s: float = 5.0
+        self,
+        dsn: str,
+        folder: Path | None = None,
+        *,
+        connect_timeout_s: int = 10,
+        lock_deadline_s: float = 60.0,
+        lock_timeout_s: float = 5.0,
     ) -> None:
         """Prepare to migrate.
 
@@ -87,6 +92,7 @@ class Migrator:
             dsn: A connection string or URL; its role must own the schema for `up` and `down`, and may read the ledger
                 for the others.
             folder: Where the files are; by default those that came with this code.
+            connect_timeout_s: How long to wait for a server, 2 or more, and for a network that swallows what is sent.
             lock_deadline_s: How long to wait for another runner to finish.
             lock_timeout_s: How long a migration may wait for a table that others use, rounded to a millisecond; 0 is
                 for ever.
@@ -97,6 +103,7 @@ class Migrator:
         self._dsn = dsn
         self._host = _host_of(dsn)
         self._folder = folder or default_folder()
+        self._connect_timeout_s = connect_timeout_s
         self._lock_deadline_s = lock_deadline_s
         self._lock_timeout_s = lock_timeout_s
 
@@ -180,7 +187,8 @@ class Migrator:
                 self._dsn,
                 autocommit=True,
                 application_name=APPLICATION_NAME,
-                connect_timeout=_CONNECT_TIMEOUT_S,
+                connect_timeout=self._connect_timeout_s,
+                tcp_user_timeout=self._connect_timeout_s * 1000,
                 client_encoding="utf8",  # What the files are in, whatever the database is in.
             ) as session:
                 yield session

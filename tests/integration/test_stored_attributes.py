@@ -66,7 +66,7 @@ def held(snapshot: Snapshot) -> dict[str, dict[str, JsonValue]]:
 
 
 def shards(snapshot: Snapshot) -> dict[str, dict[int, bytes]]:
-    return {name: dict(column._shards) for name, column in snapshot.attributes._columns.items()}
+    return {name: dict(held) for name, held in snapshot.attributes.shards.items()}
 
 
 def counted(dsn: str) -> tuple[dict[str, int], dict[str, int]]:

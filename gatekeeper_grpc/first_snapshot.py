@@ -1,0 +1,109 @@
+"""What a start answers from: the database's snapshot, or, while that does not come, the last-known-good one."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from gatekeeper_grpc.cache.last_known_good import KeptSnapshot, Place, newest_kept
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.snapshot_format import Sealer
+from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.opening import DatabaseOpening
+
+_log = structlog.get_logger(__name__)
+
+# Without a kept snapshot there is nothing better to do than to wait for the first one.
+_FIRST_SNAPSHOT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How many seconds a start waits for the database before it answers from what was kept."""
+
+    to_open_s: float
+    """For it to be there and fit."""
+    to_load_s: float
+    """For everything, when it is."""
+
+
+# Whoever starts without a database is to answer within two seconds, half of which the start itself takes.
+FOR_OTHERS = Patience(to_open_s=0.8, to_load_s=2.0)
+# The embedded database comes and goes with the process: it is there, and only slow.
+FOR_EMBEDDED = Patience(to_open_s=_FIRST_SNAPSHOT_TIMEOUT_S, to_load_s=_FIRST_SNAPSHOT_TIMEOUT_S)
+
+
+class FirstSnapshot:
+    """Waits for the first snapshot of a start, and tells where answers come from until the database has spoken."""
+
+    def __init__(
+        self,
+        cache: SnapshotCache,
+        opening: DatabaseOpening,
+        places: Sequence[Place],
+        *,
+        sealer: Sealer,
+        patience: Patience,
+    ) -> None:
+        self._cache = cache
+        self._opening = opening
+        self._places = places
+        self._sealer = sealer
+        self._patience = patience
+        self._recalled: KeptSnapshot | None = None
+
+    def wait(self) -> None:
+        """Wait for the database's snapshot; after some patience, recall the newest kept one if there is any.
+
+        Errors: what kept the database from being opened, when it is unfit, or away with nothing kept.
+        """
+        began = time.monotonic()
+        self._opening.wait_until(self._is_settled, timeout_s=FOR_OTHERS.to_open_s)
+        is_wanted = not (self._is_there() or self._opening.is_refused)
+        kept = newest_kept(self._places, self._sealer) if is_wanted else None
+        if kept is None:
+            self._opening.wait_until_open()
+            self._cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
+            return
+        for patience_s in (self._patience.to_open_s, self._patience.to_load_s if self._opening.is_open else 0.0):
+            self._opening.wait_until(self._is_there, timeout_s=began + patience_s - time.monotonic())
+        if self._opening.is_refused:
+            self._opening.wait_until_open()
+        self._recall(kept)
+
+    @property
+    def last_known_good(self) -> KeptSnapshot | None:
+        """The kept snapshot that answers are from, as long as no database has confirmed it, or brought another."""
+        return self._recalled if math.isinf(self._cache.unconfirmed_s()) else None
+
+    def reasons(self) -> Iterator[str]:
+        """Say, in sentences for operators, what is amiss since the start."""
+        kept, failure = self.last_known_good, self._opening.failure
+        if kept:
+            confirmed = kept.stamp.confirmed_time.isoformat(timespec="seconds")
+            yield f"answers are from the last-known-good snapshot ({kept.place}), confirmed at {confirmed}"
+        if failure:
+            words = str(failure) if isinstance(failure, GatekeeperError) else "of an internal error, see the log"
+            yield f"the database is not open: {words}"
+
+    def _is_there(self) -> bool:
+        return self._cache.peek() is not None
+
+    def _is_settled(self) -> bool:
+        """Whether the first attempt to open the database has led to something."""
+        return self._is_there() or self._opening.failure is not None
+
+    def _recall(self, kept: KeptSnapshot) -> None:
+        if not self._cache.recall(kept.snapshot):
+            return
+        self._recalled = kept
+        _log.warning(
+            "serving_last_known_good",
+            place=kept.place,
+            revision=kept.stamp.revision,
+            confirmed_time=kept.stamp.confirmed_time.isoformat(timespec="seconds"),
+            flags=len(kept.snapshot.flags),
+        )
+        self._opening.report()

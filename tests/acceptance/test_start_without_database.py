@@ -1,0 +1,221 @@
+"""A start without its database answers from the last-known-good snapshot, says so, and recovers by itself (B4)."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, LiteralString
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.auth_service_pb2 import LoginRequest
+from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_grpc.servicers.health import ADMIN, EVALUATION
+from tests.acceptance.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, run, serving
+from tests.conftest import Bearer
+from tests.replication import Node, running_node
+
+PASSWORD = "a-long-password"
+# The promise is 2 s on two cores that have nothing else to do; bench/last_known_good.py measures it.
+START_WITHIN_S = 10.0
+ANNA = EvaluationContext(user_id="anna")
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Node]:
+    """A database of its own process, which has the schema."""
+    with running_node() as node:
+        yield node
+
+
+@pytest.fixture
+def node(prepared: Node) -> Iterator[Node]:
+    """The database, empty but for the schema, and running again after the test."""
+    prepared.run("DELETE FROM schema_migrations WHERE version > 1000")
+    yield prepared
+    if not prepared.answers():
+        prepared.start()
+
+
+def settings(node: Node, **others: str) -> dict[str, str]:
+    return {**KEYS, "DATABASE_URL": node.dsn, "GATEKEEPER_ADMIN_PASSWORD": PASSWORD, **others}
+
+
+@contextmanager
+def admin_of(gatekeeper: Gatekeeper) -> Iterator[AdminServiceStub]:
+    with gatekeeper.channel() as channel:
+        login = LoginRequest(username="admin", password=PASSWORD)
+        issued = AuthServiceStub(channel).Login(login, timeout=PATIENCE_S)
+        yield AdminServiceStub(grpc.intercept_channel(channel, Bearer(issued.access_token)))
+
+
+def create(gatekeeper: Gatekeeper, key: str) -> int:
+    with admin_of(gatekeeper) as admin:
+        return admin.CreateFlag(CreateFlagRequest(flag=Flag(key=key, enabled=True)), timeout=PATIENCE_S).revision
+
+
+def answer(gatekeeper: Gatekeeper) -> EvaluateFlagsResponse:
+    with gatekeeper.channel() as channel:
+        return EvaluationServiceStub(channel).EvaluateFlags(EvaluateFlagsRequest(context=ANNA), timeout=PATIENCE_S)
+
+
+def health(gatekeeper: Gatekeeper, service: str) -> str:
+    with grpc.insecure_channel(f"127.0.0.1:{gatekeeper.health_port}") as channel:
+        found = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(found.status))
+
+
+def readiness(gatekeeper: Gatekeeper) -> dict[str, Any]:
+    with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}/ready", timeout=PATIENCE_S) as response:
+        told: dict[str, Any] = json.load(response)
+    return told
+
+
+def serve_once(node: Node, data_dir: Path, key: str) -> int:
+    """Let an instance make a flag, and end; returns the revision that it kept."""
+    with serving(data_dir, **settings(node)) as gatekeeper:
+        return create(gatekeeper, key)
+
+
+@pytest.mark.parametrize("fault", ["stopped", "hanging"])
+def test_it_answers_what_it_last_knew_says_stale_and_is_fresh_and_ready_once_the_database_is_back(
+    fault: str, node: Node, tmp_path: Path
+) -> None:
+    revision = serve_once(node, tmp_path, f"kept-{fault}")
+    if fault == "stopped":
+        node.kill()
+    began = time.monotonic()
+    with (
+        node.hanging() if fault == "hanging" else nullcontext(),
+        serving(tmp_path, **settings(node)) as gatekeeper,
+    ):
+        took_s = time.monotonic() - began
+        said = gatekeeper.logged("serving_last_known_good")
+        stale = answer(gatekeeper)
+        healths = [health(gatekeeper, service) for service in ("", EVALUATION, ADMIN)]
+        told = readiness(gatekeeper)
+        with pytest.raises(grpc.RpcError) as refused:
+            create(gatekeeper, "while-away")
+        if fault == "stopped":
+            node.start()
+        else:
+            for pid in node.pids():
+                os.kill(pid, signal.SIGCONT)
+        gatekeeper.logged("database_opened")
+        fresh = eventually(lambda: not answer(gatekeeper).stale)
+        ready = eventually(lambda: health(gatekeeper, ADMIN) == "SERVING")
+        written = create(gatekeeper, f"after-{fault}")
+        told_after = readiness(gatekeeper)
+
+    assert took_s < START_WITHIN_S
+    assert (said["place"], said["revision"]) == ("file", revision)
+    assert (stale.stale, stale.revision, f"kept-{fault}" in stale.flags) == (True, revision, True)
+    assert healths == ["SERVING", "SERVING", "NOT_SERVING"]
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert (fresh, ready, written) == (True, True, revision + 1)
+    assert (told["ready"], told["stale"], told["database"], told["unconfirmed_s"]) == (True, True, False, None)
+    assert any("last-known-good snapshot (file), confirmed at" in reason for reason in told["reasons"])
+    assert (told_after["ready"], told_after["stale"], told_after["reasons"]) == (True, False, [])
+
+
+def test_twin_without_a_kept_snapshot_a_start_without_database_is_refused(node: Node, tmp_path: Path) -> None:
+    serve_once(node, tmp_path, "twin")
+    (tmp_path / "snapshot").unlink()
+    node.kill()
+
+    code, _, complaints = run("serve", data_dir=tmp_path, **settings(node))
+
+    assert code == 1
+    assert "gatekeeper: PostgreSQL at 127.0.0.1 is away" in complaints
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param("corrupt", "damaged", id="corrupt"),
+        pytest.param("foreign", "GATEKEEPER_DATA_KEYS", id="of another installation"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_a_clear_line_and_replaced_later(
+    spoil: str, words: str, node: Node, tmp_path: Path
+) -> None:
+    serve_once(node, tmp_path, f"spoilt-{spoil}")
+    kept = tmp_path / "snapshot"
+    keys = {}
+    if spoil == "corrupt":
+        kept.write_bytes(kept.read_bytes()[:-50])
+    else:
+        keys = {"GATEKEEPER_DATA_KEYS": "other:" + "e" * 32}
+    node.kill()
+
+    code, _, complaints = run("serve", data_dir=tmp_path, **settings(node, **keys))
+    node.start()
+    with serving(tmp_path, **settings(node, **keys)) as gatekeeper:
+        assert not answer(gatekeeper).stale
+        gatekeeper.logged("last_known_good_replaced")
+    node.kill()
+    with serving(tmp_path, **settings(node, **keys)) as gatekeeper:
+        assert answer(gatekeeper).stale
+
+    assert code == 1
+    refusals = [line for line in complaints.splitlines() if "last_known_good_refused" in line]
+    assert len(refusals) == 1
+    assert words in refusals[0]
+
+
+SCHEMA_OF_LATER: LiteralString = """
+    INSERT INTO schema_migrations (version, name, checksum, state, applied_time)
+    SELECT 1001, 'of_a_later_release', checksum, state, applied_time FROM schema_migrations WHERE version = 1
+"""
+
+
+def test_it_never_serves_from_a_database_with_another_schema_and_evaluation_goes_on(node: Node, tmp_path: Path) -> None:
+    revision = serve_once(node, tmp_path, "unfit")
+    node.run(SCHEMA_OF_LATER)
+    node.kill()
+    with serving(tmp_path, **settings(node)) as gatekeeper:
+        gatekeeper.logged("serving_last_known_good")
+        node.start()
+        refused = gatekeeper.logged("database_refused")
+        assert "newer than this Gatekeeper" in refused["error"]
+        assert (answer(gatekeeper).stale, answer(gatekeeper).revision) == (True, revision)
+        assert health(gatekeeper, ADMIN) == "NOT_SERVING"
+        assert any("newer than this Gatekeeper" in reason for reason in readiness(gatekeeper)["reasons"])
+        node.run("DELETE FROM schema_migrations WHERE version > 1000")
+        gatekeeper.logged("database_opened")
+        assert eventually(lambda: not answer(gatekeeper).stale)
+
+
+def test_a_snapshot_of_another_database_poisons_nothing(node: Node, tmp_path: Path) -> None:
+    with running_node() as other:
+        serve_once(other, tmp_path, "of-another")
+        for number in range(3):
+            serve_once(other, tmp_path, f"more-{number}")
+    with serving(tmp_path, **settings(node)) as gatekeeper:
+        before = answer(gatekeeper)
+        written = create(gatekeeper, "poisoned")
+
+    assert "of-another" not in before.flags
+    assert (before.stale, written) == (False, before.revision + 1)
+    assert written < 1_000_000_000
+
+
+def test_a_database_that_is_there_is_never_passed_over_for_an_older_answer(node: Node, tmp_path: Path) -> None:
+    serve_once(node, tmp_path / "one", "old")
+    revision = serve_once(node, tmp_path / "two", "new")
+    with serving(tmp_path / "one", **settings(node)) as gatekeeper:
+        found = answer(gatekeeper)
+
+    assert (found.stale, found.revision) == (False, revision)
