@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -144,9 +144,11 @@ def serving(data_dir: Path, *options: str, **settings: str) -> Iterator[Gatekeep
             assert eventually(lambda: not postgres_pids(data_dir) or "DATABASE_URL" in settings)
 
 
-def start(*arguments: str, data_dir: Path, **settings: str) -> subprocess.Popen[str]:
-    """Start a `gatekeeper` command."""
-    command = [sys.executable, "-m", "gatekeeper_grpc", *arguments]
+def start(
+    *arguments: str, data_dir: Path, program: Sequence[str] = ("gatekeeper_grpc",), **settings: str
+) -> subprocess.Popen[str]:
+    """Start a `gatekeeper` command; `program` is the module that runs it, and what it wants first."""
+    command = [sys.executable, "-m", *program, *arguments]
     environment = {**os.environ, **_QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
+from types import MappingProxyType
 
 from gatekeeper_grpc.domain.revision import epoch_of
 
@@ -146,6 +147,9 @@ def check(operations: Sequence[Operation], log: Sequence[Step], *, first_revisio
     return Verdict(len(operations), [violation for look in checks for violation in look(past)])
 
 
+_NO_FLAGS: Mapping[str, FlagState] = MappingProxyType({})
+
+
 class _Past:
     """The history, sorted by kind, and the flags at every revision."""
 
@@ -157,7 +161,7 @@ class _Past:
         self.evaluations = [operation for operation in operations if isinstance(operation, Evaluation)]
         self.acknowledged = [write for write in self.writes if write.outcome is Outcome.OK]
         self._revisions = [first_revision, *(step.revision for step in log)]
-        self._states = list(accumulate(log, _after, initial={}))
+        self._states = list(accumulate(log, _after, initial=_NO_FLAGS))
         by_end = sorted(self.acknowledged, key=attrgetter("ended"))
         self._ends = [write.ended for write in by_end]
         self._newest = list(accumulate((write.revision for write in by_end), max, initial=first_revision))

@@ -167,7 +167,8 @@ def _bound(port: int) -> socket.socket:
 
 async def _connect(upstream: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if isinstance(upstream, Path):
-        return await asyncio.open_unix_connection(str(upstream))
+        # Resolved each time: it may lead through a link, and its own path may be longer than a socket's can be.
+        return await asyncio.open_unix_connection(str(upstream.resolve()))
     return await asyncio.open_connection("127.0.0.1", upstream)
 
 

@@ -1,0 +1,134 @@
+"""Several real `gatekeeper serve` processes on one database, each behind a network of its own."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import grpc
+
+from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper.v1.flag_pb2 import Flag
+from tests.acceptance.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, start, stop
+from tests.conftest import Bearer
+from tests.faults.figures import EVALUATION_DEADLINE_S
+from tests.faults.postgres import Postgres, url
+from tests.faults.proxy import ChaosProxy, Mode
+
+Process = subprocess.Popen[str]
+
+ALICE = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
+_numbers = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One process, the network between it and the database, and clients of it."""
+
+    gatekeeper: Gatekeeper
+    network: ChaosProxy
+    admin: AdminServiceStub
+    evaluation: EvaluationServiceStub
+
+    def evaluate(self) -> EvaluateFlagsResponse:
+        """Ask for all flags."""
+        return self.evaluation.EvaluateFlags(ALICE, timeout=EVALUATION_DEADLINE_S)
+
+    def write(self) -> int:
+        """Create a flag that nobody has created before; returns the revision."""
+        request = CreateFlagRequest(flag=Flag(key=f"written-{next(_numbers)}"))
+        return self.admin.CreateFlag(request, timeout=PATIENCE_S).revision
+
+    def accepts_writes(self) -> bool:
+        """Write, and tell whether that was acknowledged."""
+        try:
+            return self.write() > 0
+        except grpc.RpcError:
+            return False
+
+    def shows(self, revision: int) -> bool:
+        """Whether it answers with this revision or a later one, and vouches for it."""
+        answer = self.evaluate()
+        return answer.revision >= revision and not answer.stale
+
+
+class Fleet:
+    """Instances on one database. Keyword: settings of theirs, as variables; `weakness` is one of `weakened`'s."""
+
+    def __init__(self, postgres: Postgres, folder: Path, *, weakness: str = "", **settings: str) -> None:
+        self.postgres = postgres
+        self.instances: list[Instance] = []
+        self._folder = folder
+        self._program = ("tests.faults.weakened", weakness) if weakness else ("gatekeeper_grpc",)
+        self._settings = {**KEYS, **settings}
+        self._token = postgres.token()
+        self._stack = ExitStack()
+
+    def __getitem__(self, place: int) -> Instance:
+        return self.instances[place]
+
+    def start(self, size: int) -> None:
+        """Start so many instances side by side; returns when they serve."""
+        networks = [self._stack.enter_context(self.postgres.proxied()) for _ in range(size)]
+        processes = [self._launch(place, network) for place, network in enumerate(networks)]
+        self.instances += map(self._joined, range(size), processes, networks)
+
+    def restart(self, place: int) -> None:
+        """Start an instance again that has ended: with its data directory and network, on another port."""
+        network = self.instances[place].network
+        self.instances[place] = self._joined(place, self._launch(place, network), network)
+
+    def close(self) -> None:
+        """Stop all instances and what belongs to them."""
+        self._stack.close()
+
+    @contextmanager
+    def network(self, mode: Mode, *, latency_s: float = 0.0) -> Iterator[None]:
+        """Break the network between all instances and the database for the length of the block."""
+        with ExitStack() as stack:
+            for instance in self.instances:
+                stack.enter_context(instance.network.broken(mode, latency_s=latency_s))
+            yield
+
+    def recovered_s(self) -> float:
+        """How long it takes from now until every instance accepts writes, and shows those of all others."""
+        began = time.monotonic()
+        assert all(eventually(instance.accepts_writes) for instance in self.instances)
+        newest = self.instances[0].write()
+        assert all(eventually(partial(instance.shows, newest)) for instance in self.instances)
+        return time.monotonic() - began
+
+    def _data_dir(self, place: int) -> Path:
+        return self._folder / f"instance-{place}"
+
+    def _launch(self, place: int, network: ChaosProxy) -> Process:
+        settings = {"DATABASE_URL": url(network), **self._settings}
+        process = start("serve", data_dir=self._data_dir(place), program=self._program, **settings)
+        self._stack.enter_context(process)
+        self._stack.callback(stop, process)
+        return process
+
+    def _joined(self, place: int, process: Process, network: ChaosProxy) -> Instance:
+        gatekeeper = Gatekeeper(process, self._data_dir(place))
+        channel = self._stack.enter_context(gatekeeper.channel())
+        admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
+        return Instance(gatekeeper, network, admin, EvaluationServiceStub(channel))
+
+
+@contextmanager
+def fleet(postgres: Postgres, folder: Path, *, size: int = 3, weakness: str = "", **settings: str) -> Iterator[Fleet]:
+    """Run a fleet for the length of the block."""
+    started = Fleet(postgres, folder, weakness=weakness, **settings)
+    try:
+        started.start(size)
+        yield started
+    finally:
+        started.close()

@@ -1,0 +1,77 @@
+"""A durable PostgreSQL to stop, kill and hang, and the ways to it that can be broken."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.embedded import EmbeddedPostgres
+from gatekeeper_grpc.embedded.home import Home
+from gatekeeper_grpc.embedded.sockets import PORT
+from gatekeeper_grpc.store.migrate import Migrator
+from tests.acceptance.processes import hanging, kill_postmaster, postgres_pids
+from tests.conftest import access_token, token_for
+from tests.faults.proxy import ChaosProxy, proxied
+
+_ADMIN = Role.ADMIN
+
+
+class Postgres:
+    """A PostgreSQL with a data directory of its own, started again at once whenever it dies. Keyword: its settings."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self._home = Home(data_dir)
+        self._embedded = EmbeddedPostgres(data_dir, settings=settings)
+
+    @property
+    def dsn(self) -> str:
+        """The straight way to it, which changes when it is stopped and started."""
+        return self._embedded.dsn
+
+    def start(self) -> None:
+        """Start; returns when it takes connections."""
+        self._embedded.start()
+
+    def stop(self) -> None:
+        """Stop; nobody starts it again but `start`."""
+        self._embedded.stop()
+
+    def kill(self) -> None:
+        """End it without any notice; it is started again at once."""
+        kill_postmaster(self._home.data_dir)
+
+    def hanging(self) -> AbstractContextManager[None]:
+        """Let all its processes hang for the length of the block."""
+        return hanging(postgres_pids(self._home.data_dir))
+
+    def proxied(self) -> AbstractContextManager[ChaosProxy]:
+        """Make another way to it, which `url` names."""
+        return proxied(self._home.socket_link / f".s.PGSQL.{PORT}")
+
+    def token(self) -> str:
+        """An access token of the admin user that `prepare` made."""
+        return access_token(self.dsn, _ADMIN.name.lower())
+
+
+def url(proxy: ChaosProxy) -> str:
+    """The DSN that leads through a proxy."""
+    return f"postgresql://gatekeeper@127.0.0.1:{proxy.port}/gatekeeper?sslmode=disable&gssencmode=disable"
+
+
+@contextmanager
+def running(data_dir: Path, **settings: str) -> Iterator[Postgres]:
+    """Run PostgreSQL on a data directory for the length of the block."""
+    postgres = Postgres(data_dir, **settings)
+    postgres.start()
+    try:
+        yield postgres
+    finally:
+        postgres.stop()
+
+
+def prepare(data_dir: Path) -> Path:
+    """Make a data directory with a migrated database and an admin user in it; to be copied, for nobody runs it."""
+    with running(data_dir, fsync="off") as postgres:
+        Migrator(postgres.dsn).up()
+        token_for(postgres.dsn, _ADMIN)
+    return data_dir

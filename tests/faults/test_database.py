@@ -1,0 +1,81 @@
+"""Evaluation never fails, whatever happens to the database; admin calls fail fast and come back (B1, B2)."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.faults.figures import ADMIN_FAILS_WITHIN_S, BUSY_S, FAULT_S, RECOVERS_WITHIN_S
+from tests.faults.fleet import Fleet, fleet
+from tests.faults.load import Editor, Load, at_work
+from tests.faults.postgres import Postgres
+from tests.faults.proxy import Mode
+from tests.faults.report import Report
+
+Fault = Callable[[Fleet], AbstractContextManager[None]]
+
+
+@contextmanager
+def stopped(instances: Fleet) -> Iterator[None]:
+    instances.postgres.stop()
+    time.sleep(FAULT_S)
+    instances.postgres.start()
+    yield
+
+
+@contextmanager
+def hung(instances: Fleet) -> Iterator[None]:
+    with instances.postgres.hanging():
+        time.sleep(FAULT_S)
+    yield
+
+
+@contextmanager
+def killed_again_and_again(instances: Fleet) -> Iterator[None]:
+    deadline = time.monotonic() + FAULT_S
+    while time.monotonic() < deadline:
+        instances.postgres.kill()
+        time.sleep(1.0)
+    yield
+
+
+def network(mode: Mode, *, latency_s: float = 0.0) -> Fault:
+    @contextmanager
+    def broken(instances: Fleet) -> Iterator[None]:
+        with instances.network(mode, latency_s=latency_s):
+            time.sleep(FAULT_S / 3)
+        yield
+
+    return broken
+
+
+FAULTS: dict[str, Fault] = {
+    "database stopped": stopped,
+    "database hung (SIGSTOP)": hung,
+    "database killed again and again": killed_again_and_again,
+    "network blackhole": network(Mode.BLACKHOLE),
+    "network half-open": network(Mode.HALF_OPEN),
+    "network resets": network(Mode.RESET),
+    "network refuses": network(Mode.REFUSE),
+    "network late by 200 ms": network(Mode.LATENCY, latency_s=0.2),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_evaluation_fails_and_admin_calls_fail_fast_and_recover(
+    name: str, postgres: Postgres, tmp_path: Path, report: Report
+) -> None:
+    with fleet(postgres, tmp_path) as instances:
+        load = Load(instances.instances)
+        editor = Editor(instances[0].admin, load.acknowledged)
+        with at_work(load, editor), report.fault("B1 B2", name, load) as row, FAULTS[name](instances):
+            row.recovery_s = instances.recovered_s()
+        row.also = f"slowest refusal {editor.slowest_refusal_s():.2f} s"
+
+        assert load.failed == {}, load.complaints
+        assert {code for _, code in editor.refused} <= {grpc.StatusCode.UNAVAILABLE}
+        assert editor.slowest_refusal_s() < ADMIN_FAILS_WITHIN_S + BUSY_S
+        assert row.recovery_s < RECOVERS_WITHIN_S + BUSY_S
