@@ -1,13 +1,14 @@
-"""Several real `gatekeeper serve` processes on one database, each behind a network of its own."""
+"""Several real `gatekeeper serve` processes on one database, each with a way to it that can be broken."""
 
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -20,7 +21,6 @@ from gatekeeper.v1.flag_pb2 import Flag
 from tests.acceptance.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, start, stop
 from tests.conftest import Bearer
 from tests.faults.figures import EVALUATION_DEADLINE_S
-from tests.faults.postgres import Postgres, url
 from tests.faults.proxy import ChaosProxy, Mode
 
 Process = subprocess.Popen[str]
@@ -30,11 +30,31 @@ _numbers = count()
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """A way to a database, and the network on it, if it can be broken."""
+
+    url: str
+    network: ChaosProxy | None = None
+
+
+class Database(Protocol):
+    """Something that a fleet can work on."""
+
+    def token(self) -> str:
+        """Return an access token that its admin service takes."""
+        ...
+
+    def route(self) -> AbstractContextManager[Route]:
+        """Make a way to it for the length of the block."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
-    """One process, the network between it and the database, and clients of it."""
+    """One process, its way to the database, and clients of it."""
 
     gatekeeper: Gatekeeper
-    network: ChaosProxy
+    route: Route
     admin: AdminServiceStub
     evaluation: EvaluationServiceStub
 
@@ -63,13 +83,13 @@ class Instance:
 class Fleet:
     """Instances on one database. Keyword: settings of theirs, as variables; `weakness` is one of `weakened`'s."""
 
-    def __init__(self, postgres: Postgres, folder: Path, *, weakness: str = "", **settings: str) -> None:
-        self.postgres = postgres
+    def __init__(self, database: Database, folder: Path, *, weakness: str = "", **settings: str) -> None:
+        self._database = database
         self.instances: list[Instance] = []
         self._folder = folder
         self._program = ("tests.faults.weakened", weakness) if weakness else ("gatekeeper_grpc",)
         self._settings = {**KEYS, **settings}
-        self._token = postgres.token()
+        self._token = database.token()
         self._stack = ExitStack()
 
     def __getitem__(self, place: int) -> Instance:
@@ -77,14 +97,14 @@ class Fleet:
 
     def start(self, size: int) -> None:
         """Start so many instances side by side; returns when they serve."""
-        networks = [self._stack.enter_context(self.postgres.proxied()) for _ in range(size)]
-        processes = [self._launch(place, network) for place, network in enumerate(networks)]
-        self.instances += map(self._joined, range(size), processes, networks)
+        routes = [self._stack.enter_context(self._database.route()) for _ in range(size)]
+        processes = [self._launch(place, route) for place, route in enumerate(routes)]
+        self.instances += map(self._joined, range(size), processes, routes)
 
     def restart(self, place: int) -> None:
         """Start an instance again that has ended: with its data directory and network, on another port."""
-        network = self.instances[place].network
-        self.instances[place] = self._joined(place, self._launch(place, network), network)
+        route = self.instances[place].route
+        self.instances[place] = self._joined(place, self._launch(place, route), route)
 
     def close(self) -> None:
         """Stop all instances and what belongs to them."""
@@ -95,7 +115,8 @@ class Fleet:
         """Break the network between all instances and the database for the length of the block."""
         with ExitStack() as stack:
             for instance in self.instances:
-                stack.enter_context(instance.network.broken(mode, latency_s=latency_s))
+                assert instance.route.network
+                stack.enter_context(instance.route.network.broken(mode, latency_s=latency_s))
             yield
 
     def recovered_s(self) -> float:
@@ -109,24 +130,24 @@ class Fleet:
     def _data_dir(self, place: int) -> Path:
         return self._folder / f"instance-{place}"
 
-    def _launch(self, place: int, network: ChaosProxy) -> Process:
-        settings = {"DATABASE_URL": url(network), **self._settings}
+    def _launch(self, place: int, route: Route) -> Process:
+        settings = {"DATABASE_URL": route.url, **self._settings}
         process = start("serve", data_dir=self._data_dir(place), program=self._program, **settings)
         self._stack.enter_context(process)
         self._stack.callback(stop, process)
         return process
 
-    def _joined(self, place: int, process: Process, network: ChaosProxy) -> Instance:
+    def _joined(self, place: int, process: Process, route: Route) -> Instance:
         gatekeeper = Gatekeeper(process, self._data_dir(place))
         channel = self._stack.enter_context(gatekeeper.channel())
         admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
-        return Instance(gatekeeper, network, admin, EvaluationServiceStub(channel))
+        return Instance(gatekeeper, route, admin, EvaluationServiceStub(channel))
 
 
 @contextmanager
-def fleet(postgres: Postgres, folder: Path, *, size: int = 3, weakness: str = "", **settings: str) -> Iterator[Fleet]:
+def fleet(database: Database, folder: Path, *, size: int = 3, weakness: str = "", **settings: str) -> Iterator[Fleet]:
     """Run a fleet for the length of the block."""
-    started = Fleet(postgres, folder, weakness=weakness, **settings)
+    started = Fleet(database, folder, weakness=weakness, **settings)
     try:
         started.start(size)
         yield started

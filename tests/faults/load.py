@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Protocol
 
 import grpc
@@ -21,6 +22,7 @@ from tests.acceptance.processes import PATIENCE_S
 EVALUATIONS_PER_S = 40
 EDITS_PER_S = 10
 _KEPT_COMPLAINTS = 5
+_BETWEEN_WRITES_S = 0.005
 
 
 class Evaluated(Protocol):
@@ -143,6 +145,42 @@ class Editor:
                 self.acknowledged.add(self._admin.UpdateFlag(request, timeout=PATIENCE_S).revision)
             except grpc.RpcError as error:
                 self.refused.append((time.monotonic() - began, error.code()))
+
+
+class Writer:
+    """Creates one flag after another, as fast as it can; the flag of a call that failed may or may not be there.
+
+    `admin` is asked before each call: the server may have been started again, on another port.
+    """
+
+    def __init__(self, admin: Callable[[], AdminServiceStub], name: str) -> None:
+        self.acknowledged: dict[str, int] = {}
+        self.refused: list[grpc.StatusCode] = []
+        self._admin = admin
+        self._name = name
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._write, name=name)
+
+    def start(self) -> None:
+        """Start to write."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and wait for the last answer."""
+        self._stopping.set()
+        self._thread.join(PATIENCE_S)
+
+    def _write(self) -> None:
+        for number in count():
+            if self._stopping.wait(_BETWEEN_WRITES_S):
+                return
+            flag = Flag(key=f"{self._name}-{number}")
+            try:
+                revision = self._admin().CreateFlag(CreateFlagRequest(flag=flag), timeout=PATIENCE_S).revision
+            except grpc.RpcError as error:
+                self.refused.append(error.code())
+            else:
+                self.acknowledged[flag.key] = revision
 
 
 class Client(Protocol):

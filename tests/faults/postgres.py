@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import psycopg
+
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.embedded.home import Home
@@ -11,9 +13,12 @@ from gatekeeper_grpc.embedded.sockets import PORT
 from gatekeeper_grpc.store.migrate import Migrator
 from tests.acceptance.processes import hanging, kill_postmaster, postgres_pids
 from tests.conftest import access_token, token_for
-from tests.faults.proxy import ChaosProxy, proxied
+from tests.faults.fleet import Route
+from tests.faults.proxy import proxied
 
 _ADMIN = Role.ADMIN
+# The proxy leads to a Unix socket, where there is nothing to negotiate.
+_PLAIN = "?sslmode=disable&gssencmode=disable"
 
 
 class Postgres:
@@ -40,22 +45,27 @@ class Postgres:
         """End it without any notice; it is started again at once."""
         kill_postmaster(self._home.data_dir)
 
+    def answers(self) -> bool:
+        """Whether it takes connections."""
+        try:
+            psycopg.connect(self.dsn, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
     def hanging(self) -> AbstractContextManager[None]:
         """Let all its processes hang for the length of the block."""
         return hanging(postgres_pids(self._home.data_dir))
 
-    def proxied(self) -> AbstractContextManager[ChaosProxy]:
-        """Make another way to it, which `url` names."""
-        return proxied(self._home.socket_link / f".s.PGSQL.{PORT}")
+    @contextmanager
+    def route(self) -> Iterator[Route]:
+        """Make another way to it, with a network of its own."""
+        with proxied(self._home.socket_link / f".s.PGSQL.{PORT}") as network:
+            yield Route(f"postgresql://gatekeeper@127.0.0.1:{network.port}/gatekeeper{_PLAIN}", network)
 
     def token(self) -> str:
         """An access token of the admin user that `prepare` made."""
         return access_token(self.dsn, _ADMIN.name.lower())
-
-
-def url(proxy: ChaosProxy) -> str:
-    """The DSN that leads through a proxy."""
-    return f"postgresql://gatekeeper@127.0.0.1:{proxy.port}/gatekeeper?sslmode=disable&gssencmode=disable"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What the fault tests measured: one row for each fault, one for each twin; printed at the end, and kept in a file."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ class Report:
         return "\n\n".join([faults, _table(_TWINS, self.twins)] if self.twins else [faults])
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *sorted(rows, key=lambda row: row[0])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

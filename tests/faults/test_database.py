@@ -15,36 +15,36 @@ from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode
 from tests.faults.report import Report
 
-Fault = Callable[[Fleet], AbstractContextManager[None]]
+Fault = Callable[[Postgres, Fleet], AbstractContextManager[None]]
 
 
 @contextmanager
-def stopped(instances: Fleet) -> Iterator[None]:
-    instances.postgres.stop()
+def stopped(postgres: Postgres, instances: Fleet) -> Iterator[None]:
+    postgres.stop()
     time.sleep(FAULT_S)
-    instances.postgres.start()
+    postgres.start()
     yield
 
 
 @contextmanager
-def hung(instances: Fleet) -> Iterator[None]:
-    with instances.postgres.hanging():
+def hung(postgres: Postgres, instances: Fleet) -> Iterator[None]:
+    with postgres.hanging():
         time.sleep(FAULT_S)
     yield
 
 
 @contextmanager
-def killed_again_and_again(instances: Fleet) -> Iterator[None]:
+def killed_again_and_again(postgres: Postgres, instances: Fleet) -> Iterator[None]:
     deadline = time.monotonic() + FAULT_S
     while time.monotonic() < deadline:
-        instances.postgres.kill()
+        postgres.kill()
         time.sleep(1.0)
     yield
 
 
 def network(mode: Mode, *, latency_s: float = 0.0) -> Fault:
     @contextmanager
-    def broken(instances: Fleet) -> Iterator[None]:
+    def broken(postgres: Postgres, instances: Fleet) -> Iterator[None]:
         with instances.network(mode, latency_s=latency_s):
             time.sleep(FAULT_S / 3)
         yield
@@ -71,7 +71,7 @@ def test_no_evaluation_fails_and_admin_calls_fail_fast_and_recover(
     with fleet(postgres, tmp_path) as instances:
         load = Load(instances.instances)
         editor = Editor(instances[0].admin, load.acknowledged)
-        with at_work(load, editor), report.fault("B1 B2", name, load) as row, FAULTS[name](instances):
+        with at_work(load, editor), report.fault("B1 B2", name, load) as row, FAULTS[name](postgres, instances):
             row.recovery_s = instances.recovered_s()
         row.also = f"slowest refusal {editor.slowest_refusal_s():.2f} s"
 

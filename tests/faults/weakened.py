@@ -1,0 +1,166 @@
+"""Runs a `gatekeeper` command with one mitigation switched off: `python -m tests.faults.weakened WEAKNESS COMMAND ...`.
+
+For twins: the same test on a weakened fleet must see the violation that the mitigation prevents. Nothing here ships.
+"""
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cli.main import main
+from gatekeeper_grpc.domain import evaluator
+from gatekeeper_grpc.domain.bucketing import BUCKETS
+from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.store import flags
+from gatekeeper_grpc.store.database import Connection, Database
+from gatekeeper_grpc.store.errors import translated_errors
+from gatekeeper_grpc.store.notifications import RevisionListener
+from gatekeeper_grpc.store.snapshots import SnapshotStore
+
+# Any below: what is put in a method's place takes what the method takes.
+_SLOW_LOADS_S = 0.05
+_SLOW_COMMITS_S = 0.2
+
+
+def slow_loads() -> None:
+    """Every load takes a while, so that loads overtake each other; harmless, unless the revision guard is off."""
+    load, load_since = SnapshotStore.load, SnapshotStore.load_since
+
+    def slow(snapshot: Snapshot) -> Snapshot:
+        time.sleep(random.uniform(0, _SLOW_LOADS_S))
+        return snapshot
+
+    _put(SnapshotStore, load=lambda store: slow(load(store)))
+    _put(SnapshotStore, load_since=lambda store, base: slow(load_since(store, base)))
+
+
+def no_revision_guard() -> None:
+    """The cache takes whatever comes last, however old it is."""
+    slow_loads()
+    publish = SnapshotCache.publish
+
+    def unguarded(cache: SnapshotCache, snapshot: Snapshot, **rest: Any) -> bool:
+        cache._snapshot = None
+        return publish(cache, snapshot, **rest)
+
+    _put(SnapshotCache, publish=unguarded)
+
+
+def any_min_revision() -> None:
+    """`min_revision` is ignored."""
+    _put(SnapshotCache, at_least=lambda cache, _revision: cache.current())
+
+
+def any_etag() -> None:
+    """Etags are not compared."""
+    _put(flags, check_etag=lambda *_args, **_kwargs: None)
+
+
+def audit_apart() -> None:
+    """A mutation is not one transaction: each statement is committed by itself."""
+
+    @contextmanager
+    def write(database: Database) -> Iterator[Connection]:
+        with translated_errors(), database._connection() as conn:
+            conn.read_only = False
+            yield conn
+
+    _put(Database, write=write)
+
+
+def early_answers() -> None:
+    """A write is acknowledged before it is committed, and without waiting until its own instance shows it."""
+
+    @contextmanager
+    def write(database: Database) -> Iterator[Connection]:
+        conn = psycopg.connect(database.dsn)
+        yield conn
+        threading.Thread(target=_commit_late, args=(conn,)).start()
+
+    _put(Database, write=write)
+    _put(Refresher, refresh_after_write=lambda _refresher, _revision: None)
+
+
+def _commit_late(conn: Connection) -> None:
+    time.sleep(_SLOW_COMMITS_S)
+    conn.commit()
+    conn.close()
+
+
+def asks_database() -> None:
+    """Each evaluation asks the database first."""
+    build = GatekeeperServer.__init__
+
+    def asking(server: GatekeeperServer, *args: Any, **kwargs: Any) -> None:
+        build(server, *args, **kwargs)
+        at_least = server.cache.at_least
+
+        def ask(revision: int) -> Snapshot:
+            with server.database.read():
+                return at_least(revision)
+
+        server.cache.at_least = ask  # type: ignore[method-assign]
+
+    _put(GatekeeperServer, __init__=asking)
+
+
+def never_stale() -> None:
+    """No answer is called stale."""
+    _put(SnapshotCache, is_stale=lambda _cache: False)
+
+
+def deaf() -> None:
+    """No announcement is heard."""
+
+    def wait(timeout_s: float) -> list[int]:
+        time.sleep(timeout_s)
+        return []
+
+    @contextmanager
+    def listening(_listener: RevisionListener) -> Iterator[Callable[[float], list[int]]]:
+        yield wait
+
+    _put(RevisionListener, listening=listening)
+
+
+def random_buckets() -> None:
+    """Users are placed by Python's own hash, which is another one in each process."""
+    _put(evaluator, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
+
+
+WEAKNESSES = {
+    weaken.__name__: weaken
+    for weaken in (
+        slow_loads,
+        no_revision_guard,
+        any_min_revision,
+        any_etag,
+        audit_apart,
+        early_answers,
+        asks_database,
+        never_stale,
+        deaf,
+        random_buckets,
+    )
+}
+
+
+def _put(owner: Any, **replacements: Any) -> None:
+    """Replace attributes that exist: a mitigation that was renamed would otherwise stay on, unnoticed."""
+    for name, replacement in replacements.items():
+        assert hasattr(owner, name), f"{owner} has no {name} any more"
+        setattr(owner, name, replacement)
+
+
+if __name__ == "__main__":
+    WEAKNESSES[sys.argv.pop(1)]()
+    main()
