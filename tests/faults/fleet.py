@@ -2,12 +2,13 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import grpc
@@ -26,6 +27,7 @@ from tests.faults.proxy import ChaosProxy, Mode
 Process = subprocess.Popen[str]
 
 ALICE = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _numbers = count()
 
 
@@ -58,6 +60,11 @@ class Instance:
     admin: AdminServiceStub
     evaluation: EvaluationServiceStub
 
+    @property
+    def name(self) -> str:
+        """Names this process, and no later one in its place."""
+        return f"process {self.gatekeeper.process.pid}"
+
     def evaluate(self) -> EvaluateFlagsResponse:
         """Ask for all flags."""
         return self.evaluation.EvaluateFlags(ALICE, timeout=EVALUATION_DEADLINE_S)
@@ -81,9 +88,9 @@ class Instance:
 
 
 class Fleet:
-    """Instances on one database. Keyword: settings of theirs, as variables; `weakness` is one of `weakened`'s."""
+    """Instances on one database, with `settings`, as variables; `weakness` is one of `weakened`'s."""
 
-    def __init__(self, database: Database, folder: Path, *, weakness: str = "", **settings: str) -> None:
+    def __init__(self, database: Database, folder: Path, *, weakness: str, settings: Mapping[str, str]) -> None:
         self._database = database
         self.instances: list[Instance] = []
         self._folder = folder
@@ -145,9 +152,16 @@ class Fleet:
 
 
 @contextmanager
-def fleet(database: Database, folder: Path, *, size: int = 3, weakness: str = "", **settings: str) -> Iterator[Fleet]:
+def fleet(
+    database: Database,
+    folder: Path,
+    *,
+    size: int = 3,
+    weakness: str = "",
+    settings: Mapping[str, str] = _NO_SETTINGS,
+) -> Iterator[Fleet]:
     """Run a fleet for the length of the block."""
-    started = Fleet(database, folder, weakness=weakness, **settings)
+    started = Fleet(database, folder, weakness=weakness, settings=settings)
     try:
         started.start(size)
         yield started

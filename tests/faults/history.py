@@ -123,15 +123,16 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was checked, and what was found."""
+    """What was checked, by kind and outcome, and what was found."""
 
-    operations: int
+    operations: Counter[str]
     violations: Sequence[Violation]
 
     def __str__(self) -> str:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.operations.items()))
         found = Counter(violation.promise for violation in self.violations)
-        kinds = "".join(f"; {promise}: {count}" for promise, count in sorted(found.items()))
-        return f"{self.operations} operations checked, {len(self.violations)} violations{kinds}"
+        broken = "".join(f"; {promise}: {count}" for promise, count in sorted(found.items()))
+        return f"{self.operations.total():,} operations checked ({kinds}), {len(self.violations)} violations{broken}"
 
 
 def check(operations: Sequence[Operation], log: Sequence[Step], *, first_revision: int = 0) -> Verdict:
@@ -144,7 +145,8 @@ def check(operations: Sequence[Operation], log: Sequence[Step], *, first_revisio
     """
     past = _Past(operations, log, first_revision)
     checks = (_log_is_one_chain, _writes_are_steps, _order_is_real, _answers_are_states, _instances_go_forward)
-    return Verdict(len(operations), [violation for look in checks for violation in look(past)])
+    kinds = Counter(f"{type(operation).__name__.lower()}s {operation.outcome}" for operation in operations)
+    return Verdict(kinds, [violation for look in checks for violation in look(past)])
 
 
 _NO_FLAGS: Mapping[str, FlagState] = MappingProxyType({})

@@ -21,6 +21,18 @@ _ADMIN = Role.ADMIN
 _PLAIN = "?sslmode=disable&gssencmode=disable"
 
 
+# Found before PostgreSQL's own. Whoever looks for anything else finds it where it was.
+_LOSSY_NOTIFY = """
+    CREATE SCHEMA lossy;
+    CREATE TABLE lossy.notify (share float8);
+    INSERT INTO lossy.notify VALUES (0);
+    CREATE FUNCTION lossy.pg_notify(channel text, payload text) RETURNS void LANGUAGE sql VOLATILE AS $$
+        SELECT pg_catalog.pg_notify(channel, payload) FROM lossy.notify WHERE random() >= share
+    $$;
+    ALTER DATABASE gatekeeper SET search_path = lossy, pg_catalog, public
+"""
+
+
 class Postgres:
     """A PostgreSQL with a data directory of its own, started again at once whenever it dies. Keyword: its settings."""
 
@@ -52,6 +64,12 @@ class Postgres:
         except psycopg.OperationalError:
             return False
         return True
+
+    def lose_notifications(self, share: float) -> None:
+        """Let PostgreSQL lose this share of the announcements of connections made from now on: 0 to 1."""
+        with psycopg.connect(self.dsn) as conn:
+            conn.execute(_LOSSY_NOTIFY)
+            conn.execute("UPDATE lossy.notify SET share = %s", (share,))
 
     def hanging(self) -> AbstractContextManager[None]:
         """Let all its processes hang for the length of the block."""

@@ -1,0 +1,47 @@
+"""What concurrent clients saw under faults is a history that promises A1-A6 allow."""
+
+from pathlib import Path
+
+from tests.faults.chaos import Chaos
+from tests.faults.fleet import Fleet, fleet
+from tests.faults.history import Verdict, check
+from tests.faults.load import at_work
+from tests.faults.postgres import Postgres
+from tests.faults.report import Report
+from tests.faults.workload import Mix, Workload, recorded_steps
+
+OPERATIONS = 10_000
+FEWER = 3_000
+SEED = 20_261_125
+# What makes loads overtake each other.
+RELOADING = {"GATEKEEPER_RELOAD_INTERVAL_S": "0.05"}
+
+
+def verdict_on(postgres: Postgres, instances: Fleet, *, operations: int = FEWER, mix: Mix | None = None) -> Verdict:
+    """Let clients work, and check what they recorded."""
+    history = Workload(instances, seed=SEED, mix=mix).run(operations)
+    return check(history, recorded_steps(postgres.dsn))
+
+
+def test_no_promise_is_broken_under_mixed_faults(postgres: Postgres, tmp_path: Path, report: Report) -> None:
+    postgres.lose_notifications(0.3)
+    with fleet(postgres, tmp_path, settings=RELOADING) as instances:
+        chaos = Chaos(postgres, instances, seed=SEED)
+        with report.fault("A1-A6", "mixed faults") as row, at_work(chaos):
+            verdict = verdict_on(postgres, instances, operations=OPERATIONS)
+        row.also = f"{verdict}; {chaos}; 3 in 10 notifications lost"
+
+    assert verdict.violations == []
+
+
+def test_loads_that_overtake_each_other_are_harmless(postgres: Postgres, tmp_path: Path) -> None:
+    with fleet(postgres, tmp_path, weakness="slow_loads", settings=RELOADING) as instances:
+        assert verdict_on(postgres, instances).violations == []
+
+
+def test_twin_without_the_revision_guard_instances_go_back(postgres: Postgres, tmp_path: Path, report: Report) -> None:
+    with fleet(postgres, tmp_path, weakness="no_revision_guard", settings=RELOADING) as instances:
+        verdict = verdict_on(postgres, instances)
+
+    assert "A5" in {violation.promise for violation in verdict.violations}
+    report.twin("A5", "the revision guard", str(verdict))
