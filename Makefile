@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types layers proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-faults check lint types layers proto proto-check docs bench fmt lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,10 @@ test: $(VENV)/.dev ## Run every test on a real PostgreSQL, and measure branch co
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -n auto
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+# One after the other: a fault's figures are worth something only when nothing else runs.
+test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (20 minutes)
+	@$(BIN)/pytest tests/faults --timeout 600
 
 # --- keeping it good --------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ EVALUATIONS_PER_S = 40
 EDITS_PER_S = 10
 _KEPT_COMPLAINTS = 5
 _BETWEEN_WRITES_S = 0.005
+# Looking without a pause would take the core from those who are looked at.
+_LOOK_EVERY_S = 0.001
 
 
 class Evaluated(Protocol):
@@ -213,4 +215,5 @@ def visible_after_s(write: Callable[[], int], reader: Evaluated) -> float:
     deadline = acknowledged_at + PATIENCE_S
     while reader.evaluate().revision < revision:
         assert time.monotonic() < deadline, f"revision {revision} never came"
+        time.sleep(_LOOK_EVERY_S)
     return time.monotonic() - acknowledged_at
