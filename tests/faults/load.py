@@ -113,10 +113,11 @@ class Load:
 
 
 class Editor:
-    """Turns one flag over and over, from `start` to `close`."""
+    """Turns one flag over and over, from `start` to `close`; `slowest_s` is how long an edit took, or took to fail."""
 
     def __init__(self, admin: AdminServiceStub, acknowledged: Acknowledged, key: str = "edited") -> None:
-        self.refused: list[tuple[float, grpc.StatusCode]] = []
+        self.refused: Counter[str] = Counter()
+        self.slowest_s = 0.0
         self.acknowledged = acknowledged
         self._admin = admin
         self._key = key
@@ -133,10 +134,6 @@ class Editor:
         self._stopping.set()
         self._thread.join(PATIENCE_S)
 
-    def slowest_refusal_s(self) -> float:
-        """How long the longest edit took that failed; 0 when none did."""
-        return max((took_s for took_s, _ in self.refused), default=0.0)
-
     def _edit(self) -> None:
         value = False
         while not self._stopping.wait(1 / EDITS_PER_S):
@@ -146,7 +143,8 @@ class Editor:
             try:
                 self.acknowledged.add(self._admin.UpdateFlag(request, timeout=PATIENCE_S).revision)
             except grpc.RpcError as error:
-                self.refused.append((time.monotonic() - began, error.code()))
+                self.refused[error.code().name] += 1
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
 
 class Writer:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from gatekeeper_grpc.store.hang_watch import HangWatch
 
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -24,6 +25,7 @@ from gatekeeper_grpc.store import flags
 from gatekeeper_grpc.store.database import Connection, Database
 from gatekeeper_grpc.store.errors import translated_errors
 from gatekeeper_grpc.store.notifications import RevisionListener
+from gatekeeper_grpc.store.restore import Restore
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 
 # Any below: what is put in a method's place takes what the method takes.
@@ -113,6 +115,16 @@ def asks_database() -> None:
     _put(GatekeeperServer, __init__=asking)
 
 
+def no_hang_watch() -> None:
+    """Nobody notices a database that hangs."""
+    _put(HangWatch, start=lambda _watch, **_settings: None)
+
+
+def no_loss_detection() -> None:
+    """A database that is older than what was served is not moved on."""
+    _put(Restore, report_loss=lambda _restore, _revision: None)
+
+
 def never_stale() -> None:
     """No answer is called stale."""
     _put(SnapshotCache, is_stale=lambda _cache: False)
@@ -147,6 +159,8 @@ WEAKNESSES = {
         audit_apart,
         early_answers,
         asks_database,
+        no_hang_watch,
+        no_loss_detection,
         never_stale,
         deaf,
         random_buckets,

@@ -1,0 +1,117 @@
+"""A primary is lost and its standby promoted: nobody who evaluates notices, and what was lost is known (B1, A1)."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
+from tests.acceptance.processes import eventually
+from tests.acceptance.records import chained_entries, flag_revisions
+from tests.conftest import access_token, token_for
+from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
+from tests.faults.fleet import Fleet, Route, fleet
+from tests.faults.load import Load, Writer, at_work
+from tests.faults.report import Report, Row
+from tests.replication import Pair, running_pair
+
+# Of the fault, how long the primary is gone before somebody promotes the standby.
+UNNOTICED_S = FAULT_S / 3
+WRITTEN_BEFORE = 20
+LOST = 5
+
+
+class Replicated:
+    """A pair as a fleet's database: no network to break, but servers."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        token_for(pair.primary.dsn, Role.ADMIN)
+
+    def token(self) -> str:
+        return access_token(self._pair.primary.dsn, "admin")
+
+    def route(self) -> AbstractContextManager[Route]:
+        return nullcontext(Route(self._pair.dsn))
+
+
+@contextmanager
+def replicated(folder: Path, *, synchronous: bool) -> Iterator[tuple[Pair, Fleet]]:
+    with running_pair(synchronous=synchronous) as pair, fleet(Replicated(pair), folder) as instances:
+        yield pair, instances
+
+
+@pytest.mark.parametrize("death", ["killed", "hung"])
+def test_no_evaluation_fails_and_nothing_acknowledged_is_lost_when_the_standby_takes_over(
+    death: str, tmp_path: Path, report: Report
+) -> None:
+    with replicated(tmp_path, synchronous=True) as (pair, instances):
+        load = Load(instances.instances)
+        writer = Writer(lambda: instances[0].admin, "writer")
+        with at_work(load, writer), report.fault("B1 A1", f"primary {death}, standby promoted", load) as row:
+            assert eventually(lambda: len(writer.acknowledged) >= WRITTEN_BEFORE)
+            with pair.primary.hanging() if death == "hung" else nullcontext(pair.primary.kill()):
+                time.sleep(UNNOTICED_S)
+                pair.fail_over()
+                row.recovery_s = instances.recovered_s()
+                time.sleep(UNNOTICED_S)
+        row.also = f"{len(writer.acknowledged)} writes acknowledged, {len(writer.refused)} refused"
+        kept = flag_revisions(pair.primary.dsn)
+        entries = chained_entries(pair.primary.dsn)
+
+    assert load.failed == {}, load.complaints
+    assert writer.acknowledged.items() <= kept.items()
+    assert kept == {entry.resource_key: entry.revision for entry in entries}
+    assert row.recovery_s < RECOVERS_WITHIN_S + BUSY_S
+
+
+def lose_commits(pair: Pair, instances: Fleet) -> int:
+    """Fail over to a standby that lacks the last commits; returns the last revision that was served."""
+    for _ in range(WRITTEN_BEFORE):
+        instances[0].write()
+    pair.catch_up()
+    pair.standby.cut_off()
+    served = [instances[0].write() for _ in range(LOST)][-1]
+    assert eventually(lambda: all(instance.shows(served) for instance in instances.instances))
+    pair.primary.kill()
+    pair.fail_over()
+    return served
+
+
+def fail_over_and_lose(pair: Pair, instances: Fleet, row: Row) -> int:
+    served = lose_commits(pair, instances)
+    row.recovery_s = instances.recovered_s()
+    return served
+
+
+def test_every_instance_notices_lost_commits_and_says_which(tmp_path: Path, report: Report) -> None:
+    with replicated(tmp_path, synchronous=False) as (pair, instances):
+        load = Load(instances.instances)
+        with at_work(load), report.fault("B1", "asynchronous standby promoted, commits lost", load) as row:
+            served = fail_over_and_lose(pair, instances, row)
+        told = [instance.gatekeeper.logged("commits_lost") for instance in instances.instances]
+        shown = [instance.evaluate() for instance in instances.instances]
+        row.also = f"{LOST} commits lost, noticed by {len(told)} instances"
+        report.twin("A1", "synchronous replication", f"{LOST} acknowledged writes lost, and all instances say so")
+
+    assert load.failed == {}, load.complaints
+    assert {entry["last_served_revision"] for entry in told} == {served}
+    assert all(answer.revision > REVISIONS_PER_EPOCH and not answer.stale for answer in shown)
+    assert all(answer.flags == shown[0].flags for answer in shown)
+
+
+def test_twin_that_cannot_tell_loss_serves_flags_that_are_gone(tmp_path: Path, report: Report) -> None:
+    with (
+        running_pair(synchronous=False) as pair,
+        fleet(Replicated(pair), tmp_path, size=1, weakness="no_loss_detection") as instances,
+    ):
+        lose_commits(pair, instances)
+        time.sleep(RECOVERS_WITHIN_S + BUSY_S)
+        served = set(instances[0].evaluate().flags)
+        gone = served - flag_revisions(pair.primary.dsn).keys()
+
+    assert len(gone) == LOST
+    report.twin("B1", "epochs after lost commits", f"{len(gone)} flags served that the database does not have")
