@@ -22,7 +22,13 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None,
         validation_alias="DATABASE_URL",
-        description="PostgreSQL to use, as a libpq URI. Absent: an embedded PostgreSQL under GATEKEEPER_DATA_DIR.",
+        description="PostgreSQL to use, as a libpq URI; with several hosts, the one that takes writes is found and"
+        " followed. Absent: an embedded PostgreSQL under GATEKEEPER_DATA_DIR.",
+    )
+    read_database_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="READ_DATABASE_URL",
+        description="A read replica, as a libpq URI, that whole snapshots are loaded from; it may lag. Absent: none.",
     )
     migration_database_url: SecretStr | None = Field(
         default=None,

@@ -1,6 +1,7 @@
 """A thread that does one task again and again, and outlives the task's failures."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -10,10 +11,13 @@ from gatekeeper_grpc.domain.errors import GatekeeperError
 _log = structlog.get_logger(__name__)
 
 _JOIN_TIMEOUT_S = 5.0
+_WENT_WELL_S = 5.0
 
 
 class Periodic:
-    """Does a task at once and then every `interval_s`, from `start` to `close`. A failing run is logged.
+    """Does a task at once and then every `interval_s`, from `start` to `close`.
+
+    A failing run is logged, and so is the first that succeeds again; failing on in the same way is not.
 
     Args:
         name: Names the thread and the task in the log, such as "refresh".
@@ -33,6 +37,8 @@ class Periodic:
         self._name = name
         self._task = task
         self._interval_s = interval_s
+        # How the last run failed, if it did.
+        self._failure: tuple[str, str] | None = None
         self._stopping = threading.Event()
         self._wait = wait or self._stopping.wait
         self._thread = threading.Thread(target=self._run, name=f"gatekeeper-{name}", daemon=True)
@@ -62,9 +68,21 @@ class Periodic:
             self._wait(self._interval_s)
 
     def _attempt(self) -> None:
+        began_at = time.monotonic()
         try:
             self._task()
         except GatekeeperError as exc:
-            _log.warning("task_failed", task=self._name, reason=exc.reason, error=str(exc))
+            failure = (exc.reason, str(exc))
+            # A run that went well for a while, as listening does, has succeeded before it failed.
+            if failure != self._failure or time.monotonic() - began_at > _WENT_WELL_S:
+                _log.warning("task_failed", task=self._name, reason=exc.reason, error=str(exc))
+            self._failure = failure
         except Exception:  # noqa: BLE001 - whatever went wrong, the next run may not; a dead thread would be silent
             _log.exception("task_failed", task=self._name)
+        else:
+            self._succeeded()
+
+    def _succeeded(self) -> None:
+        if self._failure is not None:
+            self._failure = None
+            _log.info("task_recovered", task=self._name)

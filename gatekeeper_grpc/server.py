@@ -23,7 +23,7 @@ from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureGate, SignatureVerifier
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper
-from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.refresher import Refresher, SnapshotSource
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
 from gatekeeper_grpc.config import Settings
@@ -57,6 +57,7 @@ from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.notifications import RevisionListener
 from gatekeeper_grpc.store.privileges import Privileges
+from gatekeeper_grpc.store.replica import ReplicaFirst
 from gatekeeper_grpc.store.restore import Restore
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.snapshots import SnapshotStore
@@ -69,6 +70,8 @@ _log = structlog.get_logger(__name__)
 # Above what any method takes, so that it is ours to refuse: grpcio's own refusal says nothing that a program can read.
 MAX_RECEIVED_BYTES = 8 << 20
 _MAINTENANCE_INTERVAL_S = 300.0
+# The refreshing and the reloading thread may load at the same time, and nobody else does.
+_REPLICA_CONNECTIONS = 2
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
 _CLIENT_KEY_USES_INTERVAL_S = 60.0
@@ -115,6 +118,7 @@ class GatekeeperServer:
             statement_timeout_s=settings.db_statement_timeout_s,
             hung_after_s=settings.db_hung_after_s,
         )
+        self._replica = _replica(settings)
         self.cache = SnapshotCache(
             stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)
         )
@@ -128,9 +132,10 @@ class GatekeeperServer:
         self.erasures = ErasureStore(self.database, self.ledger, erasure_ledger(settings, keys))
         self._refresher = Refresher(
             self.cache,
-            SnapshotStore(self.database),
+            self._snapshot_source(),
             [RevisionListener(self.database)],
             report_loss=Restore(self.ledger).report_loss,
+            spare=SnapshotStore(self._replica) if self._replica else None,
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,
         )
@@ -207,6 +212,8 @@ class GatekeeperServer:
     def _open_database(self) -> None:
         """Begin to read the database and to write to it."""
         self.database.open()
+        if self._replica:
+            self._replica.open()
         self._refresher.start()
         self._maintenance.start()
         self._audit_watching.start()
@@ -240,11 +247,17 @@ class GatekeeperServer:
         self._client_key_uses.close()
         self._refresher.close()
         self.database.close()
+        if self._replica:
+            self._replica.close()
         self._ops.close()
 
     def _served_revision(self, installation_id: UUID) -> int:
         snapshot = self.cache.peek()
         return snapshot.revision if snapshot and snapshot.installation_id == installation_id else 0
+
+    def _snapshot_source(self) -> SnapshotSource:
+        primary = SnapshotStore(self.database)
+        return ReplicaFirst(primary, SnapshotStore(self._replica)) if self._replica else primary
 
     def _build_server(self) -> grpc.Server:
         settings = self._settings
@@ -328,6 +341,19 @@ _FILES: tuple[Any, ...] = (
     health_pb2.DESCRIPTOR,
     reflection_pb2.DESCRIPTOR,
 )
+
+
+def _replica(settings: Settings) -> Database | None:
+    """Return the read replica, when there is one."""
+    if settings.read_database_url is None:
+        return None
+    return Database(
+        settings.read_database_url.get_secret_value(),
+        pool_size=_REPLICA_CONNECTIONS,
+        statement_timeout_s=settings.db_statement_timeout_s,
+        hung_after_s=settings.db_hung_after_s,
+        for_writing=False,
+    )
 
 
 def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:

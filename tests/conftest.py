@@ -44,7 +44,7 @@ _numbers = count()
 def clean_environment() -> Iterator[None]:
     """Settings of whoever runs the tests must not reach them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("GATEKEEPER_") or name == "DATABASE_URL"]:
+        for name in [name for name in os.environ if name.startswith("GATEKEEPER_") or name.endswith("DATABASE_URL")]:
             patch.delenv(name)
         yield
 

@@ -38,6 +38,9 @@ class SnapshotCache:
         self._changed = threading.Condition()
         self._waiters = threading.BoundedSemaphore(max_waiters)
         self._wanted = threading.Event()
+        self._head_wanted = threading.Event()
+        # The newest revision that there was when the database was last asked for it alone, and when that was.
+        self._head = (0, -math.inf)
         # The revision last refused because the head did not have it, and when the head was read. Replaced whole.
         self._missing = (math.inf, -math.inf)
 
@@ -83,17 +86,31 @@ class SnapshotCache:
 
     def _caught_up(self, revision: int) -> Snapshot:
         asked_at = self._clock()
+        deadline = time.monotonic() + _CATCH_UP_TIMEOUT_S
+        self.request_head()
+        # What does not exist is refused without loading anything, and while a long load is on its way.
+        self._wait(lambda: self._newest_since(asked_at) is not None or self._has(revision), deadline)
+        newest = self._newest_since(asked_at)
+        if newest is not None and newest < revision:
+            self._missing = (revision, asked_at)
+            raise _not_reached(revision, newest)
+        if newest is not None and not self._has(revision):
+            self.request_refresh()
+            self._wait(lambda: self._has(revision), deadline)
+        if not self._has(revision):
+            raise Unavailable("this instance cannot catch up with the newest revision now", retry_after_s=1.0)
+        return self.current()
 
-        def is_settled() -> bool:
-            return self.current().revision >= revision or self._confirmed_at >= asked_at
+    def _has(self, revision: int) -> bool:
+        return self._snapshot is not None and self._snapshot.revision >= revision
 
-        if not self.wait_for(is_settled, timeout_s=_CATCH_UP_TIMEOUT_S):
-            raise Unavailable("this instance cannot confirm the newest revision", retry_after_s=1.0)
-        snapshot = self.current()
-        if snapshot.revision < revision:
-            self._missing = (revision, self._confirmed_at)
-            raise _not_reached(revision, snapshot.revision)
-        return snapshot
+    def _newest_since(self, asked_at: float) -> int | None:
+        """Return the newest revision that anybody found in the database since then; None when nobody has looked."""
+        head, read_at = self._head
+        found = [head] if read_at >= asked_at else []
+        if self._confirmed_at >= asked_at:
+            found.append(self.current().revision)
+        return max(found, default=None)
 
     def _is_known_missing(self, revision: int) -> bool:
         missing, read_at = self._missing
@@ -101,15 +118,16 @@ class SnapshotCache:
 
     def wait_for_revision(self, revision: int, *, timeout_s: float) -> bool:
         """Have the snapshot refreshed and wait until it is at `revision` or later; False when that took too long."""
-        return self.wait_for(
-            lambda: self._snapshot is not None and self._snapshot.revision >= revision, timeout_s=timeout_s
-        )
+        return self.wait_for(lambda: self._has(revision), timeout_s=timeout_s)
 
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
         """Have the snapshot refreshed and wait until a condition of this cache holds; False when that took too long."""
         self.request_refresh()
+        return self._wait(condition, time.monotonic() + timeout_s)
+
+    def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(condition, timeout_s)
+            return self._changed.wait_for(condition, max(0.0, deadline - time.monotonic()))
 
     def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
         """Make `snapshot` the current one, unless a newer one of the same installation is; tell whether it was.
@@ -118,7 +136,7 @@ class SnapshotCache:
 
         Args:
             snapshot: What the database held.
-            confirmed_at: The clock's time before the database was asked.
+            confirmed_at: The clock's time before the database was asked; minus infinity when it was not the primary.
         """
         with self._changed:
             before = self._snapshot
@@ -144,6 +162,29 @@ class SnapshotCache:
     def request_refresh(self) -> None:
         """Wake whoever waits in `wait_for_request`."""
         self._wanted.set()
+
+    def note_head(self, revision: int, *, read_at: float) -> None:
+        """Take note of the newest revision there is, and tell those who wait for that.
+
+        Args:
+            revision: What the database said.
+            read_at: The clock's time before it was asked.
+        """
+        with self._changed:
+            self._head = (revision, read_at)
+            self._changed.notify_all()
+
+    def request_head(self) -> None:
+        """Wake whoever waits in `wait_for_head_request`."""
+        self._head_wanted.set()
+
+    def wait_for_head_request(self, timeout_s: float) -> None:
+        """Wait until somebody wants to know the newest revision, at most `timeout_s`.
+
+        Requests made before this returns are served by one look.
+        """
+        self._head_wanted.wait(timeout_s)
+        self._head_wanted.clear()
 
     def wait_for_request(self, timeout_s: float) -> None:
         """Wait until a refresh is requested, at most `timeout_s`.

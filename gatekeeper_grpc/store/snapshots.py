@@ -11,7 +11,7 @@ from psycopg.rows import class_row, kwargs_row
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
 from gatekeeper_grpc.domain.flag import VARIANTS, Flag
 from gatekeeper_grpc.domain.mutation import ResourceType
-from gatekeeper_grpc.domain.revision import epoch_of
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
@@ -35,6 +35,20 @@ class SnapshotStore:
         self._database = database
 
     @retry_lost_read
+    def head(self) -> int:
+        """Read the newest revision, and nothing else."""
+        with self._database.read() as conn:
+            return _head(conn).revision
+
+    @retry_lost_read
+    def newest_of(self, epoch: int) -> int | None:
+        """Read the newest revision of an epoch that is not lost; None when its audit log is archived, or lost whole."""
+        within = {"first": epoch * REVISIONS_PER_EPOCH, "end": (epoch + 1) * REVISIONS_PER_EPOCH}
+        with self._database.read() as conn:
+            (revision,) = one(conn.execute(NEWEST_OF_EPOCH, within))
+        return None if revision is None else int(revision)
+
+    @retry_lost_read
     def load(self) -> Snapshot:
         """Load everything."""
         with self._database.read() as conn:
@@ -50,22 +64,31 @@ class SnapshotStore:
                 attributes=_attributes(conn, named_by(segments)),
             )
 
-    @retry_lost_read
     def load_since(self, base: Snapshot) -> Snapshot:
+        """Load what changed since `base`, see `load_delta`; everything when the change log does not say."""
+        changed = self.load_delta(base)
+        return self.load() if changed is None else changed
+
+    @retry_lost_read
+    def load_delta(self, base: Snapshot) -> Snapshot | None:
         """Load what changed since `base`, in time proportional to the change; `base` itself when nothing did.
 
-        Everything when the change log does not say, or `base` is of another installation. An attribute that a segment
-        is the first to name is read of all users.
+        None when the change log does not say, or `base` is of another installation. An attribute that a segment is the
+        first to name is read of all users.
         """
         with self._database.read() as conn:
             head = _head(conn)
-            if head.installation_id == base.installation_id:
-                if head.revision == base.revision:
-                    return base
-                changes = _changes_since(conn, base.revision, head.revision)
-                if changes is not None:
-                    return base.after(_delta(conn, base, head.revision, changes))
-        return self.load()
+            if head.installation_id != base.installation_id:
+                return None
+            if head.revision == base.revision:
+                return base
+            changes = _changes_since(conn, base.revision, head.revision)
+            return None if changes is None else base.after(_delta(conn, base, head.revision, changes))
+
+
+NEWEST_OF_EPOCH = """
+    SELECT max(revision) FROM audit_log WHERE revision >= %(first)s AND revision < %(end)s
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from gatekeeper_grpc.store.hang_watch import HangWatch
 
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -24,6 +23,7 @@ from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store import flags
 from gatekeeper_grpc.store.database import Connection, Database
 from gatekeeper_grpc.store.errors import translated_errors
+from gatekeeper_grpc.store.hang_watch import HangWatch
 from gatekeeper_grpc.store.notifications import RevisionListener
 from gatekeeper_grpc.store.restore import Restore
 from gatekeeper_grpc.store.snapshots import SnapshotStore

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gatekeeper_grpc import periodic as periodic_module
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.periodic import Periodic
 
@@ -36,13 +37,26 @@ def test_a_task_runs_at_once_and_then_again_and_again() -> None:
     [
         pytest.param(
             Unavailable("the database is not reachable"),
-            {"log_level": "warning", "reason": "UNAVAILABLE", "error": "the database is not reachable"},
+            [
+                {
+                    "event": "task_failed",
+                    "task": "work",
+                    "log_level": "warning",
+                    "reason": "UNAVAILABLE",
+                    "error": "the database is not reachable",
+                },
+                {"event": "task_recovered", "task": "work", "log_level": "info"},
+            ],
             id="expected",
         ),
-        pytest.param(ZeroDivisionError(), {"log_level": "error", "exc_info": True}, id="a bug"),
+        pytest.param(
+            ZeroDivisionError(),
+            [{"event": "task_failed", "task": "work", "log_level": "error", "exc_info": True}],
+            id="a bug",
+        ),
     ],
 )
-def test_a_failing_run_is_logged_and_the_next_one_comes(failure: Exception, logged: dict[str, Any]) -> None:
+def test_a_failing_run_is_logged_and_the_next_one_comes(failure: Exception, logged: list[dict[str, Any]]) -> None:
     outcomes = iter([failure])
     recovered = threading.Event()
 
@@ -54,7 +68,37 @@ def test_a_failing_run_is_logged_and_the_next_one_comes(failure: Exception, logg
     with capture_logs() as logs, running(Periodic("work", task, interval_s=OFTEN_S)):
         assert recovered.wait(TIMEOUT_S)
 
-    assert logs == [{"event": "task_failed", "task": "work", **logged}]
+    assert logs == logged
+
+
+def failing(*failures: Exception, went_well_s: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a task fail so often, one failure after the other, and then succeed; returns what was logged."""
+    monkeypatch.setattr(periodic_module, "_WENT_WELL_S", went_well_s)
+    outcomes = iter(failures)
+    recovered = threading.Event()
+
+    def task() -> None:
+        for outcome in outcomes:
+            raise outcome
+        recovered.set()
+
+    with capture_logs() as logs, running(Periodic("work", task, interval_s=OFTEN_S)):
+        assert recovered.wait(TIMEOUT_S)
+    return [log.get("error", log["event"]) for log in logs]
+
+
+def test_failing_on_in_the_same_way_is_said_once_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    away, slow = Unavailable("away"), Unavailable("slow")
+
+    said = failing(away, away, away, slow, slow, away, went_well_s=TIMEOUT_S, monkeypatch=monkeypatch)
+
+    assert said == ["away", "slow", "away", "task_recovered"]
+
+
+def test_a_failure_after_a_run_that_went_well_for_a_while_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Unavailable("away")
+
+    assert failing(away, away, went_well_s=-1.0, monkeypatch=monkeypatch) == ["away", "away", "task_recovered"]
 
 
 def test_closing_lets_the_current_run_end_and_makes_it_the_last() -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from uuid import uuid4
@@ -11,10 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.cache import refresher as refresher_module
-from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.refresher import Refresher, Spare
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
-from gatekeeper_grpc.domain.errors import Unavailable
-from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
+from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from tests.unit.test_flag import flag
 
@@ -54,6 +54,7 @@ class Source:
     def __init__(self) -> None:
         self.revision = 1
         self.is_guarded = True
+        self.kept: int | None = None
         self.failures: list[Exception] = []
         self.after_load = Gate()
         self.after_reloaded_delta = Gate()
@@ -64,8 +65,17 @@ class Source:
         self.after_load.pass_through()
         return snapshot
 
+    def head(self) -> int:
+        self._fail_if_told()
+        return self.revision
+
+    def newest_of(self, epoch: int) -> int | None:
+        return self.kept if epoch == 0 else None
+
     def load_since(self, base: Snapshot) -> Snapshot:
         self._fail_if_told()
+        if epoch_of(base.revision) != epoch_of(self.revision):
+            return self.load()
         snapshot = base.after(SnapshotDelta(revision=self.revision))
         if base.flags:
             self.after_reloaded_delta.pass_through()
@@ -74,6 +84,7 @@ class Source:
     def report_loss(self, known_revision: int) -> None:
         if self.is_guarded and self.revision >= known_revision:
             return
+        self.kept = self.revision
         self.revision = (max(self.revision, known_revision) // REVISIONS_PER_EPOCH + 1) * REVISIONS_PER_EPOCH
 
     def _fail_if_told(self) -> None:
@@ -136,7 +147,7 @@ class UnguardedCache(WatchedCache):
 class House:
     """A refresher and all it works with; refreshes only when asked to, unless told otherwise."""
 
-    def __init__(self, cache: WatchedCache, *, poll_s: float, reload_s: float) -> None:
+    def __init__(self, cache: WatchedCache, *, poll_s: float, reload_s: float, spare: Spare | None = None) -> None:
         self.cache = cache
         self.source = Source()
         self.announcer = Announcer()
@@ -145,6 +156,7 @@ class House:
             self.source,
             [self.announcer],
             report_loss=self.source.report_loss,
+            spare=spare,
             poll_interval_s=poll_s,
             reload_interval_s=reload_s,
         )
@@ -221,16 +233,20 @@ def test_what_was_announced_while_nobody_listened_is_looked_for_when_listening_a
 
 
 @pytest.mark.parametrize(
-    ("failure", "level"), [(Unavailable("away"), "warning"), (RuntimeError("bug"), "error")], ids=["away", "bug"]
+    ("failure", "logged"),
+    [(Unavailable("away"), [("refresh", "warning")]), (RuntimeError("bug"), [("refresh", "error")] * 3)],
+    ids=["away, said once", "a bug, every time"],
 )
-def test_failing_loads_are_logged_and_the_next_one_succeeds(failure: Exception, level: str) -> None:
+def test_failing_loads_are_logged_and_the_next_one_succeeds(
+    failure: Exception, logged: Sequence[tuple[str, str]]
+) -> None:
     with capture_logs() as logs, house(poll_s=0.01) as running:
         running.source.failures = [failure] * 3
         running.source.revision = 2
         assert running.cache.serves(lambda snapshot: snapshot.revision == 2)
 
     failed = [(log["task"], log["log_level"]) for log in logs if log["event"] == "task_failed"]
-    assert failed == [("refresh", level)] * 3
+    assert failed == logged
 
 
 def reload_overtaken_twice(cache: WatchedCache) -> WatchedCache:
@@ -282,20 +298,85 @@ def test_a_head_older_than_what_is_served_is_reported_and_the_new_epoch_served()
         assert running.cache.serves(lambda snapshot: snapshot.revision == REVISIONS_PER_EPOCH)
         assert has_drifted(running.cache.current())
 
-    assert [log["last_served_revision"] for log in logs if log["event"] == "commits_lost"] == [7]
+    lost = [(log["lost_from_revision"], log["lost_to_revision"]) for log in logs if log["event"] == "commits_lost"]
+    assert lost == [(6, 7)]
 
 
-def test_a_database_of_another_installation_is_served_and_no_loss_reported() -> None:
+def test_an_epoch_that_began_with_nothing_lost_that_was_served_here_is_told_as_such() -> None:
+    with capture_logs() as logs, house(poll_s=0.01) as running:
+        running.source.revision = running.source.kept = 7
+        assert running.cache.serves(lambda snapshot: snapshot.revision == 7)
+        running.source.revision = REVISIONS_PER_EPOCH
+        assert running.cache.serves(lambda snapshot: snapshot.revision == REVISIONS_PER_EPOCH)
+
+    events = [log["event"] for log in logs]
+    assert ("epoch_begun_without_loss_here" in events, "commits_lost" in events) == (True, False)
+
+
+def test_a_database_of_another_installation_is_served_and_no_loss_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
     idle.cache.publish(Snapshot.build(installation_id=uuid4(), revision=REVISIONS_PER_EPOCH + 7), confirmed_at=0.0)
     elsewhere = Snapshot.build(installation_id=uuid4(), revision=5)
-    idle.source.load_since = lambda base: elsewhere  # type: ignore[method-assign]  # noqa: ARG005
+    monkeypatch.setattr(idle.source, "load_since", lambda _: elsewhere)
     with capture_logs() as logs:
         idle.refresher._refresh()
 
     assert idle.cache.current() is elsewhere
     assert idle.source.revision == 1
     assert [log["event"] for log in logs] == ["installation_changed"]
+
+
+class Replica:
+    """Has something of its own, however old."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def load(self) -> Snapshot:
+        return self._snapshot
+
+    def load_since(self, base: Snapshot) -> Snapshot:
+        return base if base.revision == self._snapshot.revision else self._snapshot
+
+
+@pytest.mark.parametrize(
+    ("serving", "replica", "served"),
+    [
+        pytest.param(None, 3, 3, id="nothing is served yet"),
+        pytest.param(2, 3, 3, id="newer"),
+        pytest.param(3, 2, 3, id="it lags"),
+        pytest.param(2, REVISIONS_PER_EPOCH, 2, id="of another epoch"),
+    ],
+)
+def test_while_the_primary_is_away_what_the_replica_has_is_served_if_it_is_newer_and_confirms_nothing(
+    serving: int | None, replica: int, served: int
+) -> None:
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S, spare=Replica(Snapshot.build(revision=replica)))
+    if serving:
+        idle.cache.publish(Snapshot.build(revision=serving), confirmed_at=0.0)
+    unconfirmed_before = idle.cache.unconfirmed_s()
+    idle.source.failures = [Unavailable("away")]
+    with pytest.raises(Unavailable):
+        idle.refresher._refresh()
+
+    assert idle.cache.current().revision == served
+    assert idle.cache.unconfirmed_s() >= unconfirmed_before
+    assert idle.source.revision == 1  # No loss was reported.
+
+
+def test_a_revision_beyond_the_head_is_refused_while_a_long_load_is_on_its_way() -> None:
+    with house() as running:
+        running.source.revision = 2
+        assert running.cache.wait_for_revision(2, timeout_s=TIMEOUT_S)
+        running.source.after_load.shut()
+        running.source.revision = REVISIONS_PER_EPOCH + 1  # Which no delta leads to.
+        running.cache.request_refresh()
+        assert running.source.after_load.reached.wait(TIMEOUT_S)
+        with pytest.raises(FailedPrecondition):
+            running.cache.at_least(REVISIONS_PER_EPOCH + 2)
+        running.source.after_load.open()
 
 
 def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +395,7 @@ def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytes
         assert running.cache.serves(lambda snapshot: snapshot.revision == REVISIONS_PER_EPOCH)
 
 
-def refresh_overtaken_by_a_reload(*, guarded: bool) -> int:
+def refresh_overtaken_by_a_reload(monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> int:
     """While the refresh loads what changed, a reload publishes something newer; returns where the database ends."""
     idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
     idle.cache.publish(Snapshot.build(revision=2), confirmed_at=0.0)
@@ -327,17 +408,17 @@ def refresh_overtaken_by_a_reload(*, guarded: bool) -> int:
         idle.cache.publish(Snapshot.build(revision=4), confirmed_at=0.0)
         return loaded
 
-    idle.source.load_since = overtaken  # type: ignore[method-assign]
+    monkeypatch.setattr(idle.source, "load_since", overtaken)
     idle.refresher._refresh()
     return idle.cache.current().revision
 
 
-def test_a_refresh_that_a_reload_overtook_begins_no_epoch() -> None:
-    assert refresh_overtaken_by_a_reload(guarded=True) == 4
+def test_a_refresh_that_a_reload_overtook_begins_no_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refresh_overtaken_by_a_reload(monkeypatch, guarded=True) == 4
 
 
-def test_twin_without_the_guard_it_begins_one() -> None:
-    assert refresh_overtaken_by_a_reload(guarded=False) == REVISIONS_PER_EPOCH
+def test_twin_without_the_guard_it_begins_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refresh_overtaken_by_a_reload(monkeypatch, guarded=False) == REVISIONS_PER_EPOCH
 
 
 def test_a_write_is_visible_when_the_wait_for_it_ends() -> None:
@@ -366,4 +447,5 @@ def test_closing_ends_all_threads_however_long_the_intervals() -> None:
         "gatekeeper-refresh": False,
         "gatekeeper-listen_memory": False,
         "gatekeeper-reload": False,
+        "gatekeeper-head": False,
     }

@@ -1,7 +1,8 @@
 """The snapshot cache: never older than it was, honest about its age, as fresh as a caller insists, or refused."""
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import UUID
 
@@ -30,19 +31,28 @@ class Clock:
 
 
 class CountedCache(SnapshotCache):
-    """Tells a test each time somebody asks for a refresh."""
+    """Tells a test each time somebody waits for the newest revision, or for a refresh."""
 
     def __init__(self, clock: Clock, *, max_waiters: int = 4) -> None:
         super().__init__(stale_after_s=10.0, max_waiters=max_waiters, clock=clock)
         self.asked = threading.Semaphore(0)
+        self.asked_for_refresh = threading.Semaphore(0)
+
+    def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
+        self.asked.release()
+        return super()._wait(condition, deadline)
 
     def request_refresh(self) -> None:
         super().request_refresh()
-        self.asked.release()
+        self.asked_for_refresh.release()
 
     def was_asked(self) -> bool:
-        """Wait until somebody has asked; each request counts once."""
+        """Wait until somebody has asked for the newest revision; each request counts once."""
         return self.asked.acquire(timeout=TIMEOUT_S)
+
+    def was_asked_for_refresh(self) -> bool:
+        """Wait until somebody has asked for a refresh; each request counts once."""
+        return self.asked_for_refresh.acquire(timeout=TIMEOUT_S)
 
 
 class UnguardedCache(SnapshotCache):
@@ -290,7 +300,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_confirmation_in_time_the_call_is_refused_and_gets_no_older_snapshot(
     impatient: None, cache: CountedCache
 ) -> None:
-    with pytest.raises(Unavailable, match="cannot confirm the newest revision"):
+    with pytest.raises(Unavailable, match="cannot catch up with the newest revision"):
         cache.at_least(6)
 
 
@@ -300,7 +310,7 @@ def test_a_head_read_before_the_call_confirms_nothing_about_revisions_made_since
     call = waiting(callers, cache, 6)
     cache.publish(at(5), confirmed_at=clock() - 0.5)
 
-    with pytest.raises(Unavailable, match="cannot confirm the newest revision"):
+    with pytest.raises(Unavailable, match="cannot catch up with the newest revision"):
         call.result(TIMEOUT_S)
 
 
@@ -339,8 +349,45 @@ def test_a_place_to_wait_is_free_again_after_a_refusal(impatient: None, clock: C
     cache.publish(at(5), confirmed_at=clock() - 1.0)
 
     for _ in range(3):
-        with pytest.raises(Unavailable, match="cannot confirm"):
+        with pytest.raises(Unavailable, match="cannot catch up"):
             cache.at_least(6)
+
+
+def test_what_the_head_does_not_have_is_refused_without_a_refresh(
+    cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    call = waiting(callers, cache, 8)
+    cache.note_head(7, read_at=clock())
+
+    with pytest.raises(FailedPrecondition, match="the newest revision is 7"):
+        call.result(TIMEOUT_S)
+    assert not cache.asked_for_refresh.acquire(blocking=False)
+
+
+def test_what_the_head_has_is_waited_for(cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor) -> None:
+    call = waiting(callers, cache, 7)
+    cache.note_head(7, read_at=clock())
+    assert cache.was_asked_for_refresh()
+    cache.publish(at(7), confirmed_at=clock())
+
+    assert call.result(TIMEOUT_S).revision == 7
+
+
+def test_what_the_head_has_and_does_not_arrive_in_time_is_not_answered_with_something_older(
+    impatient: None, cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
+) -> None:
+    call = waiting(callers, cache, 7)
+    cache.note_head(7, read_at=clock())
+
+    with pytest.raises(Unavailable, match="cannot catch up"):
+        call.result(TIMEOUT_S)
+
+
+def test_what_a_replica_had_confirms_nothing(cache: CountedCache) -> None:
+    before = cache.unconfirmed_s()
+    cache.publish(at(6), confirmed_at=-math.inf)
+
+    assert (cache.current().revision, cache.unconfirmed_s()) == (6, before)
 
 
 @pytest.mark.parametrize(("revision", "there"), [(5, True), (6, False)])

@@ -1,0 +1,55 @@
+"""Loads whole snapshots from a read replica, to spare the primary; what it lacks comes from the primary."""
+
+import structlog
+
+from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.store.snapshots import SnapshotStore
+
+_log = structlog.get_logger(__name__)
+
+
+class ReplicaFirst:
+    """A source of snapshots that is as good as the primary, and loads from the replica what is large.
+
+    A replica may lag, by seconds or by days, or follow what is primary no more. So whatever it has is brought up to
+    date by the primary's change log, which also tells when that does not lead there: then everything comes from the
+    primary. Without the primary there is nothing that this source can vouch for.
+    """
+
+    def __init__(self, primary: SnapshotStore, replica: SnapshotStore) -> None:
+        self._primary = primary
+        self._replica = replica
+        self._replica_is_away = False
+
+    def head(self) -> int:
+        """Read the newest revision, and nothing else."""
+        return self._primary.head()
+
+    def newest_of(self, epoch: int) -> int | None:
+        """Read the newest revision of an epoch that is not lost; None when nothing is known of it any more."""
+        return self._primary.newest_of(epoch)
+
+    def load_since(self, base: Snapshot) -> Snapshot:
+        """Load what changed since `base`; everything, through the replica, when the change log does not say."""
+        changed = self._primary.load_delta(base)
+        return self.load() if changed is None else changed
+
+    def load(self) -> Snapshot:
+        """Load everything. `Unavailable` when the primary is away, whatever the replica has."""
+        self._primary.head()  # A million targets of the replica would be of no use without it.
+        try:
+            loaded = self._replica.load()
+        except Unavailable as exc:
+            self._note(is_away=True, reason=str(exc))
+            return self._primary.load()
+        self._note(is_away=False)
+        changed = self._primary.load_delta(loaded)
+        return self._primary.load() if changed is None else changed
+
+    def _note(self, *, is_away: bool, reason: str = "") -> None:
+        if is_away and not self._replica_is_away:
+            _log.warning("replica_away", reason=reason)
+        elif self._replica_is_away and not is_away:
+            _log.info("replica_back")
+        self._replica_is_away = is_away
