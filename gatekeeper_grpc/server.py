@@ -27,6 +27,7 @@ from gatekeeper_grpc.cache.refresher import Refresher, SnapshotSource
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
 from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
 from gatekeeper_grpc.first_start import Keys, erasure_ledger
 from gatekeeper_grpc.instance import Instance
@@ -79,6 +80,8 @@ _CLIENT_KEY_USES_INTERVAL_S = 60.0
 _MAX_NONCES = 500_000
 _AUDIT_WATCH_INTERVAL_S = 60.0
 _SNAPSHOT_FILE = "snapshot"
+# How long clients may take to go when they are asked to, within the grace period.
+_DEPARTURE_S = 1.0
 
 # What each option does is proven in tests/rpc/test_server_options.py: grpcio ignores names that it does not know.
 _OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -179,6 +182,7 @@ class GatekeeperServer:
         self._server = self._build_server()
         self._health_server = self._build_health_server()
         self._serving_thread = ServingThread(self._server)
+        self._departure = Departure(self._server, self._pools.gate)
         self._ops = OpsServer(self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness)
         self.port = 0
         self.health_port = 0
@@ -227,7 +231,7 @@ class GatekeeperServer:
         time.sleep(self._settings.drain_s)
         self._health.close()
         self._serving_thread.close()
-        self._server.stop(self._settings.grace_s).wait(self._settings.grace_s + 1)
+        self._end_calls(by=time.monotonic() + self._settings.grace_s)
         self._health_server.stop(0).wait(1)
         self._opening.close()
         self.audit_watch.close()
@@ -250,6 +254,11 @@ class GatekeeperServer:
         if self._replica:
             self._replica.close()
         self._ops.close()
+
+    def _end_calls(self, *, by: float) -> None:
+        """Send clients away while they are served; then end the calls that are left, at the time `by` at the latest."""
+        self._departure.send_away(self.port, within_s=min(_DEPARTURE_S, by - time.monotonic()))
+        self._server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
 
     def _served_revision(self, installation_id: UUID) -> int:
         snapshot = self.cache.peek()

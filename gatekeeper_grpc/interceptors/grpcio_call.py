@@ -8,7 +8,7 @@ a change.
 
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -44,6 +44,7 @@ class ArrivedCall:
     def from_submission(cls, args: tuple[Any, ...]) -> Self:
         """Recognise the call in what grpcio passes to `pool.submit` after the function."""
         _serve, event, state, behaviour, *_ = args
+        state.gatekeeper_call = event.call  # Looked for by `peers_being_served`.
         return cls(event, state, behaviour)
 
     def receive_then(self, proceed: Callable[[], None]) -> None:
@@ -125,6 +126,18 @@ class RequestReader(Iterator[bytes]):
         pressed = waited_s >= self._patience.pressed_s and self._others_wait()
         if pressed or waited_s >= self._patience.limit_s:
             raise RequestTimeout(f"no request message arrived within {waited_s:.1f} s")
+
+
+def peers_being_served(server: grpc.Server, *, besides: Collection[ArrivedCall]) -> set[str]:
+    """Name the clients that have a call in progress whose responses may be under way, not counting those `besides`.
+
+    A call is over when the kernel has its last byte.
+    """
+    state: Any = server._state  # type: ignore[attr-defined]
+    with state.lock:
+        in_progress = state.rpc_states - {call._state for call in besides}
+    calls = [rpc_state.gatekeeper_call for rpc_state in in_progress if hasattr(rpc_state, "gatekeeper_call")]
+    return {call.peer().decode() for call in calls}
 
 
 def is_aborted(context: Any) -> bool:

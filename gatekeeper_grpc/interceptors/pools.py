@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
+from gatekeeper_grpc.interceptors.gate import Gate
 from gatekeeper_grpc.interceptors.grpcio_call import ArrivedCall
 from gatekeeper_grpc.interceptors.reception import Reception
 from gatekeeper_grpc.interceptors.slow_readers import SlowReaders
@@ -72,12 +73,13 @@ class CallPool(ThreadPoolExecutor):
     `submit` takes constant time and never raises: an exception would end the serving thread, and with it the server.
     """
 
-    def __init__(self, name: PoolName, size: PoolSize, reception: Reception) -> None:
+    def __init__(self, name: PoolName, size: PoolSize, reception: Reception, gate: Gate) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
         self._size = size
         self._lock = threading.Lock()  # guards _in_flight
         self._in_flight = 0  # calls that run or queue
         self._reception = reception
+        self._gate = gate
         # Built once: refusing must stay cheaper than serving, or a flood wins.
         full = ResourceExhausted(f"all {name} workers are busy; retry later", retry_after_s=_RETRY_AFTER_S)
         self._full = status_from_error(full, "")
@@ -92,11 +94,8 @@ class CallPool(ThreadPoolExecutor):
         """
         call = ArrivedCall.from_submission(args)
         admit = partial(self._admit, call, fn, args)
-        within_s = getattr(call.behaviour, "first_message_within_s", None)
-        if within_s is None:
-            admit()
-        else:
-            self._reception.hold(call, within_s=within_s, admit=admit)
+        if not (self._gate.is_shut and self._gate.keep(call, partial(self._receive, call, admit))):
+            self._receive(call, admit)
         return _SETTLED
 
     @property
@@ -114,6 +113,13 @@ class CallPool(ThreadPoolExecutor):
             super().submit(work)
         except RuntimeError:
             return
+
+    def _receive(self, call: ArrivedCall, admit: Callable[[], None]) -> None:
+        within_s = getattr(call.behaviour, "first_message_within_s", None)
+        if within_s is None:
+            admit()
+        else:
+            self._reception.hold(call, within_s=within_s, admit=admit)
 
     def _admit(self, call: ArrivedCall, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         if not self._take_place():
@@ -155,7 +161,8 @@ class CallPools(Mapping[PoolName, CallPool]):
         """
         self.reception = Reception(capacity=held_calls)
         self.slow_readers = SlowReaders()
-        self._pools = {name: CallPool(name, sizes[name], self.reception) for name in PoolName}
+        self.gate = Gate()
+        self._pools = {name: CallPool(name, sizes[name], self.reception, self.gate) for name in PoolName}
 
     def __getitem__(self, name: PoolName) -> CallPool:
         return self._pools[name]
