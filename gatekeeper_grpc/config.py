@@ -58,6 +58,12 @@ class Settings(BaseSettings):
         default="127.0.0.1:9464",
         description="Address of `/metrics`, `/health` and `/ready` over HTTP. Keep it private.",
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that serve on one port, about one per core. Of several, a supervisor keeps each alive.",
+    )
     reflection: bool = Field(default=True, description="Whether clients may ask for the contract by server reflection.")
     jwt_keys: SecretStr | None = Field(
         default=None,

@@ -4,21 +4,24 @@ import logging
 import sys
 
 import structlog
+from structlog.typing import EventDict
 
 _log = structlog.get_logger(__name__)
 
 
-def configure_logs(*, level: str, log_format: str) -> None:
+def configure_logs(*, level: str, log_format: str, worker: int | None = None) -> None:
     """Send logs to standard error from now on.
 
     Args:
         level: The least to log, such as "INFO".
         log_format: "json", "console", or "auto", which is console on a terminal.
+        worker: Which worker of a fleet this process is; every line says so.
     """
     for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            *([] if worker is None else [_Adding(worker=worker)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *(_FOR_PEOPLE if for_people else _JSON),
@@ -28,6 +31,16 @@ def configure_logs(*, level: str, log_format: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs()])
+
+
+class _Adding:
+    """Adds fields to every line."""
+
+    def __init__(self, **fields: object) -> None:
+        self._fields = fields
+
+    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
+        return {**self._fields, **event}
 
 
 class _LibraryLogs(logging.Handler):

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from gatekeeper_grpc.listening import ListenError
 from gatekeeper_grpc.readiness import Readiness
 
 _log = structlog.get_logger(__name__)
@@ -28,6 +29,8 @@ _TEXT = "text/plain; charset=utf-8"
 _PATIENCE_S = 5.0
 _MAX_CONNECTIONS = 32
 _JOIN_TIMEOUT_S = 5.0
+# How long `close` may have to wait for the listening thread.
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +69,13 @@ class OpsServer:
         self._thread: threading.Thread | None = None
 
     def start(self, address: str) -> int:
-        """Listen on host:port, and return the port.
-
-        Errors: `OSError` when the address is taken or not ours, `ValueError` when it is malformed.
-        """
+        """Listen on host:port, and return the port. Errors: `ListenError`."""
         host, _, port = address.rpartition(":")
-        self._server = _server(host.strip("[]"), int(port), self._pages)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="gatekeeper-ops", daemon=True)
+        try:
+            self._server = _server(host.strip("[]"), int(port), self._pages)
+        except (OSError, ValueError) as exc:
+            raise ListenError.at(address) from exc
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="gatekeeper-ops", daemon=True)
         self._thread.start()
         return int(self._server.server_address[1])
 

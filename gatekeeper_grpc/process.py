@@ -1,4 +1,4 @@
-"""The serving process: brings up database, schema and first admin, serves until told to stop, and stops in time."""
+"""The serving process, alone or as supervisor or worker of a fleet: serves until told to stop, and stops in time."""
 
 import os
 import shlex
@@ -6,15 +6,19 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 
 import structlog
 
-from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.first_start import FIRST_ADMIN, load_keys, prepare_database
+from gatekeeper_grpc.fleet.port import ReservedPort
+from gatekeeper_grpc.fleet.report import Report, Role
+from gatekeeper_grpc.fleet.supervisor import Supervisor
+from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.secrets_file import ADMIN_PASSWORD
 from gatekeeper_grpc.server import GatekeeperServer
 
@@ -22,34 +26,116 @@ _log = structlog.get_logger(__name__)
 
 # Beyond the drain and grace periods; then whatever still hangs is left behind.
 _STOP_MARGIN_S = 1.0
+_LOOK_EVERY_S = 0.02
+_ANY_PRIVATE_PORT = "127.0.0.1:0"
+# What the embedded database allows at least; and what a worker opens beside its pool: to listen, to watch, to prepare.
+_DATABASE_CONNECTIONS = 100
+_CONNECTIONS_BESIDE_POOL = 5
 
 
 def serve(settings: Settings, *, demo: bool) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT: in this process, or, with several workers, by way of them.
 
     Args:
         settings: What the operator decided.
         demo: Load a demo flag into an empty embedded database, and print lines to try it with.
 
-    Errors: `SettingsError`, `GatekeeperError` and `EmbeddedDatabaseError` say what keeps the process from starting.
+    Errors: `SettingsError`, `GatekeeperError`, `EmbeddedDatabaseError`, `ListenError` and `FleetError` say what keeps
+    the process from starting.
     """
     # Until there is something to drain, SIGTERM interrupts whatever the start waits for, as SIGINT does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if settings.workers > 1:
+        _serve_by_workers(settings, demo=demo)
+    else:
+        _serve_alone(settings, demo=demo)
+
+
+def work(settings: Settings, role: Role) -> None:
+    """Serve as one worker of a fleet, until SIGTERM or SIGINT, or until SIGHUP says that another takes the place.
+
+    Errors: as for `serve`; the supervisor is to be told of them.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    role.end_with_supervisor()
+    keys = load_keys(settings)
+    dsn = _dsn_of_worker(settings)
+    prepare = (lambda: None) if role.is_prepared else partial(prepare_database, settings, dsn, keys, demo=False)
+    server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare, shares_port=True)
+    server.start()
+    signals = _signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    role.report(Report(ops_port=server.ops_port))
+    _stop_at_signal(signals, server, settings)
+
+
+def _serve_alone(settings: Settings, *, demo: bool) -> None:
     keys = load_keys(settings)
     with _database(settings) as dsn:
         prepare = partial(prepare_database, settings, dsn, keys, demo=demo)
         server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
         server.start()
-        _serve_until(_stop_signals(), server, settings, demo=demo)
+        signals = _signals(signal.SIGTERM, signal.SIGINT)
+        ports = {"port": server.port, "health_port": server.health_port, "ops_port": server.ops_port}
+        _say_serving(settings, demo=demo, **ports)
+        _stop_at_signal(signals, server, settings)
 
 
-def _stop_signals() -> SimpleQueue[int]:
-    """Return a queue that gets each SIGTERM and SIGINT.
+def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
+    keys = load_keys(settings)
+    with closing(ReservedPort(settings.listen)) as port, _database(settings) as dsn:
+        if settings.is_embedded:
+            prepare_database(settings, dsn, keys, demo=demo)
+        command = Command.like_ours(
+            is_prepared=settings.is_embedded,
+            DATABASE_URL=dsn,
+            GATEKEEPER_LISTEN=port.address,
+            GATEKEEPER_OPS_LISTEN=_ANY_PRIVATE_PORT,
+        )
+        supervisor = Supervisor(settings, command)
+        signals = _signals(signal.SIGHUP)
+        try:
+            ports = supervisor.start()
+            _signals(signal.SIGTERM, signal.SIGINT, into=signals)
+            _say_serving(settings, demo=demo, port=port.port, health_port=ports.health_port, ops_port=ports.ops_port)
+            _look_after(supervisor, signals)
+        finally:
+            _exit_by_force(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
+            supervisor.stop()
+
+
+def _look_after(supervisor: Supervisor, signals: SimpleQueue[int]) -> None:
+    """Look after the workers until SIGTERM or SIGINT; roll them at SIGHUP."""
+    while True:
+        supervisor.look_after()
+        try:
+            number = signals.get(timeout=_LOOK_EVERY_S)
+        except Empty:
+            continue
+        if number != signal.SIGHUP:
+            _log.info("stopping", signal=signal.Signals(number).name)
+            return
+        supervisor.roll()
+
+
+def _dsn_of_worker(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise SettingsError("a worker is started by its supervisor, which tells it DATABASE_URL")
+    return settings.database_url.get_secret_value()
+
+
+def _say_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
+    _log.info("serving", **ports, listen=settings.listen, workers=settings.workers)
+    if demo:
+        print(try_it(settings, port=ports["port"]), flush=True)
+
+
+def _signals(*numbers: signal.Signals, into: SimpleQueue[int] | None = None) -> SimpleQueue[int]:
+    """Return a queue that gets each of these signals from now on; a new one, if there is none to put them into.
 
     A SimpleQueue, because a handler may put into it while the main thread waits on it; an Event would deadlock.
     """
-    signals: SimpleQueue[int] = SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    signals: SimpleQueue[int] = SimpleQueue() if into is None else into
+    for number in numbers:
         signal.signal(number, lambda received, _frame: signals.put(received))
     return signals
 
@@ -60,18 +146,21 @@ def _database(settings: Settings) -> Iterator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    with EmbeddedPostgres(settings.data_dir, bin_dir=settings.pg_bin) as embedded:
+    most = max(_DATABASE_CONNECTIONS, settings.workers * (settings.db_pool_size + _CONNECTIONS_BESIDE_POOL) + 20)
+    postgres_settings = {"max_connections": str(most)}
+    with EmbeddedPostgres(settings.data_dir, bin_dir=settings.pg_bin, settings=postgres_settings) as embedded:
         yield embedded.dsn
 
 
-def _serve_until(stop: SimpleQueue[int], server: GatekeeperServer, settings: Settings, *, demo: bool) -> None:
+def _stop_at_signal(signals: SimpleQueue[int], server: GatekeeperServer, settings: Settings) -> None:
+    announced = True
     try:
-        if demo:
-            print(try_it(settings, port=server.port), flush=True)
-        _log.info("stopping", signal=signal.Signals(_next(stop)).name)
+        number = _next(signals)
+        announced = number != signal.SIGHUP
+        _log.info("stopping", signal=signal.Signals(number).name)
     finally:
-        _exit_by_force(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
-        server.stop()
+        _exit_by_force(settings.drain_s * announced + settings.grace_s + _STOP_MARGIN_S)
+        server.stop(announced=announced)
 
 
 def _next(signals: SimpleQueue[int]) -> int:

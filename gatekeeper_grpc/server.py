@@ -30,11 +30,13 @@ from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
 from gatekeeper_grpc.first_start import Keys, erasure_ledger
+from gatekeeper_grpc.health_server import HealthServer
 from gatekeeper_grpc.instance import Instance
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.interceptors.pools import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.listening import bind, new_server
 from gatekeeper_grpc.liveness import ServingThread
 from gatekeeper_grpc.opening import DatabaseOpening
 from gatekeeper_grpc.ops import OpsServer
@@ -68,8 +70,6 @@ from gatekeeper_grpc.wire.paging import PageTokens
 
 _log = structlog.get_logger(__name__)
 
-# Above what any method takes, so that it is ours to refuse: grpcio's own refusal says nothing that a program can read.
-MAX_RECEIVED_BYTES = 8 << 20
 _MAINTENANCE_INTERVAL_S = 300.0
 # The refreshing and the reloading thread may load at the same time, and nobody else does.
 _REPLICA_CONNECTIONS = 2
@@ -83,21 +83,6 @@ _SNAPSHOT_FILE = "snapshot"
 # How long clients may take to go when they are asked to, within the grace period.
 _DEPARTURE_S = 1.0
 
-# What each option does is proven in tests/rpc/test_server_options.py: grpcio ignores names that it does not know.
-_OPTIONS: tuple[tuple[str, Any], ...] = (
-    # By default two servers can share a port without noticing.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
-    ("grpc.max_concurrent_streams", 100),
-    ("grpc.server_handshake_timeout_ms", 5_000),
-    # Clients may keep connections alive with a ping every few seconds; the default policy hangs up on them.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-)
-
 
 class GatekeeperServer:
     """One serving instance: its database pool, cache, gRPC server and health server, from `start` to `stop`.
@@ -108,10 +93,17 @@ class GatekeeperServer:
         keys: Sign and verify access tokens, encrypt what the database keeps.
         prepare: Makes the database fit to be served from, or raises why it is not, before anything is loaded or
             written; `Unavailable` when it is away.
+        shares_port: Others serve on the same port, and somebody else answers for all on the health port.
     """
 
     def __init__(
-        self, settings: Settings, *, dsn: str, keys: Keys, prepare: Callable[[], object] = lambda: None
+        self,
+        settings: Settings,
+        *,
+        dsn: str,
+        keys: Keys,
+        prepare: Callable[[], object] = lambda: None,
+        shares_port: bool = False,
     ) -> None:
         check_policies(POLICIES, _FILES)
         self._settings = settings
@@ -175,12 +167,11 @@ class GatekeeperServer:
             start_reasons=self.first_snapshot.reasons,
         )
         self._health = HealthReporter(self._instance)
-        self._health_pools = CallPools()
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._audit_signer = keys.audit
         self._page_tokens = PageTokens([key.secret.encode() for key in keys.tokens.keys])
-        self._server = self._build_server()
-        self._health_server = self._build_health_server()
+        self._server = self._build_server(shares_port=shares_port)
+        self._health_server = None if shares_port else HealthServer(self._health)
         self._serving_thread = ServingThread(self._server)
         self._departure = Departure(self._server, self._pools.gate)
         self._ops = OpsServer(self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness)
@@ -198,9 +189,9 @@ class GatekeeperServer:
             self._opening.start()
             self.first_snapshot.wait()
             # Only now: a port that is bound takes calls, and workers share one.
-            self.port = _bind(self._server, self._settings.listen)
-            self.health_port = _bind(self._health_server, self._settings.health_listen)
-            self.ops_port = _start_ops(self._ops, self._settings.ops_listen)
+            self.port = bind(self._server, self._settings.listen)
+            self.health_port = self._health_server.bind(self._settings.health_listen) if self._health_server else 0
+            self.ops_port = self._ops.start(self._settings.ops_listen)
         except BaseException:
             self._close()
             raise
@@ -209,9 +200,8 @@ class GatekeeperServer:
         self._health.start()
         self._server.start()
         self._serving_thread.start()
-        self._health_server.start()
-        ports = {"port": self.port, "health_port": self.health_port, "ops_port": self.ops_port}
-        _log.info("serving", **ports, listen=self._settings.listen)
+        if self._health_server:
+            self._health_server.start()
 
     def _open_database(self) -> None:
         """Begin to read the database and to write to it."""
@@ -224,15 +214,19 @@ class GatekeeperServer:
         self._client_key_refresh.start()
         self._client_key_uses.start()
 
-    def stop(self) -> None:
-        """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period."""
-        self._instance.drain()
-        self._health.drain()
-        time.sleep(self._settings.drain_s)
+    def stop(self, *, announced: bool = True) -> None:
+        """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period.
+
+        Unannounced, it leaves at once: another serves in its place on the port, and whoever asks there for health must
+        not hear that nobody does.
+        """
+        if announced:
+            self._instance.drain()
+            self._health.drain()
+            time.sleep(self._settings.drain_s)
         self._health.close()
         self._serving_thread.close()
         self._end_calls(by=time.monotonic() + self._settings.grace_s)
-        self._health_server.stop(0).wait(1)
         self._opening.close()
         self.audit_watch.close()
         self._close()
@@ -243,7 +237,8 @@ class GatekeeperServer:
     def _close(self) -> None:
         """End everything that runs, in the order in which it depends on each other."""
         self._pools.close()
-        self._health_pools.close()
+        if self._health_server:
+            self._health_server.stop()
         self._opening.close()
         self._maintenance.close()
         self._audit_watching.close()
@@ -268,21 +263,16 @@ class GatekeeperServer:
         primary = SnapshotStore(self.database)
         return ReplicaFirst(primary, SnapshotStore(self._replica)) if self._replica else primary
 
-    def _build_server(self) -> grpc.Server:
+    def _build_server(self, *, shares_port: bool) -> grpc.Server:
         settings = self._settings
-        server = grpc.server(
-            self._pools[PoolName.OPERATIONS],
-            options=_OPTIONS,
-            interceptors=[
-                *build_interceptors(
-                    verifier=self._access_tokens,
-                    pools=self._pools,
-                    signatures=self._signatures(),
-                    message_patience=_patience(settings.body_timeout_s, under_pressure_s=1.0),
-                    stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
-                )
-            ],
+        interceptors = build_interceptors(
+            verifier=self._access_tokens,
+            pools=self._pools,
+            signatures=self._signatures(),
+            message_patience=_patience(settings.body_timeout_s, under_pressure_s=1.0),
+            stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
         )
+        server = new_server(self._pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache), server)
         add_AdminServiceServicer_to_server(AdminServicer(self._admin_ports()), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
@@ -290,16 +280,6 @@ class GatekeeperServer:
         if settings.reflection:
             services = (ADMIN, AUTH, EVALUATION, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(services, server)
-        return server
-
-    def _build_health_server(self) -> grpc.Server:
-        """Health on a port and workers of its own: it answers when the other server is full."""
-        server = grpc.server(
-            self._health_pools[PoolName.OPERATIONS],
-            options=_OPTIONS,
-            interceptors=[*build_interceptors(verifier=self._access_tokens, pools=self._health_pools)],
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         return server
 
     def _admin_ports(self) -> AdminPorts:
@@ -376,22 +356,3 @@ def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
 
 def _patience(limit_s: float, *, under_pressure_s: float) -> Patience:
     return Patience(limit_s=limit_s, pressed_s=min(limit_s, under_pressure_s))
-
-
-class ListenError(Exception):
-    """An address cannot be served on; the message names it."""
-
-
-def _start_ops(ops: OpsServer, address: str) -> int:
-    try:
-        return ops.start(address)
-    except (OSError, ValueError) as exc:
-        raise ListenError(f"cannot listen on {address}: is another process using it?") from exc
-
-
-def _bind(server: grpc.Server, address: str) -> int:
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as exc:
-        raise ListenError(f"cannot listen on {address}: is another process using it?") from exc
-    return port

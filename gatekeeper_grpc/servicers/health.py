@@ -88,6 +88,7 @@ class HealthReporter:
 
     def close(self) -> None:
         """End what watches health, so that it does not hold up the shutdown."""
+        self._looking.close()
         self.servicer.end_watches()
 
     def _look(self) -> None:

@@ -11,8 +11,9 @@ from google.protobuf.struct_pb2 import Struct, Value
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper_grpc import server as server_module
-from gatekeeper_grpc.server import GatekeeperServer, ListenError
+from gatekeeper_grpc import listening
+from gatekeeper_grpc.listening import ListenError
+from gatekeeper_grpc.server import GatekeeperServer
 from tests.conftest import StartServer
 from tests.rpc.asking import TIMEOUT_S
 
@@ -20,9 +21,9 @@ from tests.rpc.asking import TIMEOUT_S
 @pytest.fixture
 def options(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Leaves one option at grpcio's default."""
-    kept = tuple(option for option in server_module._OPTIONS if option[0] not in request.param)
-    assert len(kept) == len(server_module._OPTIONS) - len(request.param)
-    monkeypatch.setattr(server_module, "_OPTIONS", kept)
+    kept = tuple(option for option in listening.OPTIONS if option[0] not in request.param)
+    assert len(kept) == len(listening.OPTIONS) - len(request.param)
+    monkeypatch.setattr(listening, "OPTIONS", kept)
 
 
 def without(*names: str) -> pytest.MarkDecorator:

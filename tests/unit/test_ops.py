@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gatekeeper_grpc import ops as ops_module
+from gatekeeper_grpc.listening import ListenError
 from gatekeeper_grpc.ops import OpsServer
 from gatekeeper_grpc.readiness import Readiness
 
@@ -155,5 +156,5 @@ def test_after_close_nobody_listens(operated: Operated) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:x", "nonsense", "203.0.113.1:0"])
 def test_an_address_that_cannot_be_is_an_error(operated: Operated, address: str) -> None:
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(ListenError, match=address):
         OpsServer(operated, is_alive=lambda: True, readiness=lambda: READY).start(address)

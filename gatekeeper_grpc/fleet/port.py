@@ -1,0 +1,50 @@
+"""The port that the workers share: held by the supervisor, so that it stays theirs while none of them listens."""
+
+import socket
+from contextlib import closing
+
+from gatekeeper_grpc.listening import ListenError
+
+
+class ReservedPort:
+    """A bound socket that never listens: connections go to the workers, which bind to the same port (SO_REUSEPORT).
+
+    Args:
+        address: host:port; port 0 takes any free one.
+
+    Errors: `ListenError` when another process has the port, even one that would share it.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._host, _, port = address.rpartition(":")
+        try:
+            self._socket = _reserve(self._host.strip("[]"), int(port))
+        except (OSError, ValueError) as exc:
+            raise ListenError.at(address) from exc
+        self.port = int(self._socket.getsockname()[1])
+
+    @property
+    def address(self) -> str:
+        """The host:port for workers to listen on."""
+        return f"{self._host}:{self.port}"
+
+    def close(self) -> None:
+        """Let the port go."""
+        self._socket.close()
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    if port:
+        # Sharing is between sockets that both ask for it: one that does not finds out whether anybody is there.
+        with closing(socket.socket(family)) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(sockaddr)
+    reserved = socket.socket(family)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # For connections that linger after a process that shared its port with nobody; off again, or the next supervisor
+    # would not notice us before our workers listen.
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(sockaddr)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    return reserved

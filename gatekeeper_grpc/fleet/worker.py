@@ -1,0 +1,114 @@
+"""One worker process, seen by the supervisor: its start, its report, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gatekeeper_grpc.fleet.probe import Probe
+from gatekeeper_grpc.fleet.report import Report
+
+_MAX_READ_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """How to start a worker."""
+
+    arguments: Sequence[str]
+    """Its command line, to be completed by its number and pipe."""
+    environment: Mapping[str, str]
+
+    @classmethod
+    def like_ours(cls, *, is_prepared: bool, **settings: str) -> "Command":
+        """Start workers the way this process was started, with these environment variables on top of ours."""
+        us = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
+        prepared = ["--prepared"] if is_prepared else []
+        return cls(arguments=[sys.executable, *us, "worker", *prepared], environment={**os.environ, **settings})
+
+
+class Worker:
+    """A process, started when this is made: by a thread that lives as long as the supervisor, for it ends with that."""
+
+    def __init__(self, number: int, command: Command) -> None:
+        self.number = number
+        self.report: Report | None = None
+        self.probe: Probe | None = None
+        self._line = b""
+        self._started_s = time.monotonic()
+        self._pipe, theirs = os.pipe()
+        os.set_blocking(self._pipe, False)
+        place = ["--number", str(number), "--report-to", str(theirs), "--supervisor", str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                [*command.arguments, *place],
+                env=command.environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs,),
+                start_new_session=True,  # Ctrl-C in our terminal is ours to handle.
+            )
+        finally:
+            os.close(theirs)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """Look how it ended, as `subprocess` counts; None while it runs."""
+        return self._process.poll()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has reported that it serves."""
+        return self.report is not None and self.report.ops_port is not None
+
+    def age_s(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._started_s
+
+    def hear(self) -> Report | None:
+        """Return its report when it has come just now; from then on it is probed."""
+        if self.report is not None:
+            return None
+        try:
+            self._line += os.read(self._pipe, _MAX_READ_BYTES)
+        except BlockingIOError:
+            return None
+        if self._line.endswith(b"\n"):
+            self.report = Report.from_line(self._line)
+            self._probe_at(self.report.ops_port)
+        return self.report
+
+    def _probe_at(self, ops_port: int | None) -> None:
+        if ops_port is not None:
+            self.probe = Probe(self.number, self.pid, ops_port)
+            self.probe.start()
+
+    def terminate(self) -> None:
+        """Have it drain, and end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def leave(self) -> None:
+        """Have it end without announcing it: another serves in its place."""
+        self._process.send_signal(signal.SIGHUP)
+
+    def kill(self) -> None:
+        """End it without any notice."""
+        self._process.kill()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it has ended, at most so long."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
+    def close(self) -> None:
+        """Forget it."""
+        os.close(self._pipe)
+        if self.probe:
+            self.probe.stop()
