@@ -46,6 +46,13 @@ class Settings(BaseSettings):
         description="File that keeps the last-known-good snapshot, to start from when the database is away; instances"
         " on one machine may share it. Absent: `snapshot` in GATEKEEPER_DATA_DIR.",
     )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="REDIS_URL",
+        description="Redis to announce changes over, in addition to PostgreSQL, and to keep the last-known-good"
+        " snapshot in: redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path,"
+        " redis+sentinel://host,host/service[/db] or redis+cluster://host,host. Absent: none.",
+    )
     pg_bin: Path | None = Field(
         default=None, description="Folder with the programs of the embedded PostgreSQL. Absent: the bundled ones."
     )

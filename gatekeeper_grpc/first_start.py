@@ -124,7 +124,7 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
         migrator.up()
     else:
         migrator.verify()
-    with closing(Database(dsn, pool_size=2)) as database:
+    with closing(Database(dsn, pool_size=2, hung_after_s=settings.db_hung_after_s)) as database:
         database.open()
         _check_privileges(Privileges(database), settings)
         _ensure_first_admin(LoginStore(database), settings)

@@ -75,7 +75,9 @@ class OpsServer:
             self._server = _server(host.strip("[]"), int(port), self._pages)
         except (OSError, ValueError) as exc:
             raise ListenError.at(address) from exc
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="gatekeeper-ops", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="gatekeeper-ops", daemon=True
+        )
         self._thread.start()
         return int(self._server.server_address[1])
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import grpc
@@ -26,7 +26,7 @@ from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper
 from gatekeeper_grpc.cache.refresher import Refresher, SnapshotSource
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
 from gatekeeper_grpc.first_start import Keys, erasure_ledger
@@ -67,6 +67,9 @@ from gatekeeper_grpc.store.snapshots import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
 from gatekeeper_grpc.store.users import UserStore
 from gatekeeper_grpc.wire.paging import PageTokens
+
+if TYPE_CHECKING:
+    from gatekeeper_grpc.redis_bus.bus import RedisBus
 
 _log = structlog.get_logger(__name__)
 
@@ -117,7 +120,13 @@ class GatekeeperServer:
         self.cache = SnapshotCache(
             stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)
         )
-        self.ledger = Ledger(self.database, keys.data, served_revision=self._served_revision)
+        self._redis = _redis_bus(settings, keys)
+        self.ledger = Ledger(
+            self.database,
+            keys.data,
+            served_revision=self._served_revision,
+            announce=self._redis.announce if self._redis else lambda _: None,
+        )
         self.logins = LoginStore(self.database)
         self.flags = FlagStore(self.database, self.ledger)
         self.users = UserStore(self.database, self.ledger)
@@ -128,13 +137,15 @@ class GatekeeperServer:
         self._refresher = Refresher(
             self.cache,
             self._snapshot_source(),
-            [RevisionListener(self.database)],
+            [RevisionListener(self.database), *([self._redis.announcements] if self._redis else [])],
             report_loss=Restore(self.ledger).report_loss,
             spare=SnapshotStore(self._replica) if self._replica else None,
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,
         )
         places: list[Place] = [SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)]
+        if self._redis:
+            places.append(self._redis.snapshot)
         self._keepers = [SnapshotKeeper(self.cache, place, keys.data) for place in places]
         self._opening = DatabaseOpening(prepare, self._open_database)
         self.first_snapshot = FirstSnapshot(
@@ -208,6 +219,8 @@ class GatekeeperServer:
         self.database.open()
         if self._replica:
             self._replica.open()
+        if self._redis:
+            self._redis.start()
         self._refresher.start()
         self._maintenance.start()
         self._audit_watching.start()
@@ -232,6 +245,8 @@ class GatekeeperServer:
         self._close()
         for keeper in self._keepers:
             keeper.close()
+        if self._redis:
+            self._redis.close()
         _log.info("stopped")
 
     def _close(self) -> None:
@@ -352,6 +367,19 @@ def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
         PoolName.ADMIN: PoolSize(workers=settings.admin_threads, queue=64),
         PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
     }
+
+
+def _redis_bus(settings: Settings, keys: Keys) -> "RedisBus | None":
+    """Return what there is of Redis, unconnected; None when there is no REDIS_URL. `SettingsError` for a bad one."""
+    if settings.redis_url is None:
+        return None
+    # Here, because redis takes a fifth of a second to import, and a start without it none.
+    from gatekeeper_grpc.redis_bus.bus import RedisBus  # noqa: PLC0415
+
+    try:
+        return RedisBus(settings.redis_url.get_secret_value(), keys.data.fingerprints)
+    except ValueError as exc:
+        raise SettingsError(f"{variable_of('redis_url')} {exc}") from None
 
 
 def _patience(limit_s: float, *, under_pressure_s: float) -> Patience:

@@ -1,13 +1,14 @@
 """Encrypts what the database keeps and must not tell: client secrets and stored answers (AES-256-GCM)."""
 
 import hashlib
+import hmac
 import secrets
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.auth.keys import KeyRing, SigningKey
 
 _VERSION: Final = b"\x01"
 _NONCE_BYTES: Final = 12
@@ -27,6 +28,8 @@ class DataKeys:
         # A secret is text of 32 bytes or more; its digest is the 32 random bytes that AES-256 takes.
         self._ciphers = {key.kid: AESGCM(hashlib.sha256(key.secret.encode()).digest()) for key in ring.keys}
         self._newest = ring.newest.kid
+        self.fingerprints = tuple(map(_fingerprint, ring.keys))
+        """Public names of the keys, newest first: the same wherever a key is, and no help in guessing it."""
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt and authenticate: version, length of the key's name, its name, nonce, ciphertext."""
@@ -64,3 +67,7 @@ class DataKeys:
     def _header(kid: str) -> bytes:
         name = kid.encode()
         return _VERSION + bytes((len(name),)) + name
+
+
+def _fingerprint(key: SigningKey) -> str:
+    return hmac.digest(key.secret.encode(), b"gatekeeper data key fingerprint", "sha256")[:8].hex()

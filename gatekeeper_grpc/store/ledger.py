@@ -75,14 +75,21 @@ class Ledger:
 
     `sealer` keeps stored answers from whoever reads a dump. `served_revision` tells which revision of an installation
     this instance has served, 0 for none: a head that is older has lost commits, and on it no mutation is carried out.
+    `announce` is told each revision after its commit, in addition to PostgreSQL's notification; it must not wait.
     """
 
     def __init__(
-        self, database: Database, sealer: Sealer, *, served_revision: Callable[[UUID], int] = lambda _: 0
+        self,
+        database: Database,
+        sealer: Sealer,
+        *,
+        served_revision: Callable[[UUID], int] = lambda _: 0,
+        announce: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._database = database
         self._sealer = sealer
         self._served_revision = served_revision
+        self._announce = announce
 
     @retry_conflicts
     def mutate(
@@ -114,6 +121,8 @@ class Ledger:
             if intent.request_id:
                 sealed = self._sealed(intent, codec.to_document(effect.result))
                 _keep_answer(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
+        if written.anchor:
+            self._announce(written.revision)
         return written
 
     def _check_nothing_lost(self, head: Head) -> None:
@@ -160,6 +169,7 @@ class Ledger:
                 document={"known_revision": known_revision, "previous_revision": current},
             )
             anchor = _record(conn, replace(head, revision=first), intent, change)
+        self._announce(first)
         return Written(result=True, revision=first, anchor=anchor)
 
 
