@@ -248,8 +248,8 @@ def test_of_an_erased_person_nothing_stays_in_what_is_kept(
         live(admin, "c4nary")
         condition = 'UPDATE users SET attributes = attributes || \'{"plan": "plan-of-c4nary"}\''
         assert query(dsn, condition + " RETURNING 1")
-        send(admin, "CreateFlag", pb.CreateFlagRequest(flag=Flag(key="last")))
         server._refresher._reload()
+        send(admin, "CreateFlag", pb.CreateFlagRequest(flag=Flag(key="last")))
         assert eventually(lambda: kept_traces(file, redis, "plan-of-c4nary") == ["file", "redis"])
         send(admin, "EraseUser", pb.EraseUserRequest(user_id="c4nary"))
 
