@@ -110,8 +110,10 @@ class Database:
         with translated_errors(), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level
-            if conn.read_only is not read_only:
-                conn.read_only = read_only
+            # None leaves it to the server: BEGIN READ WRITE would get past the setting that fences a former primary.
+            access = True if read_only else None
+            if conn.read_only is not access:
+                conn.read_only = access
             try:
                 with conn.transaction():
                     yield conn
