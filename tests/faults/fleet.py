@@ -109,9 +109,10 @@ class Fleet:
         self.instances += map(self._joined, range(size), processes, routes)
 
     def restart(self, place: int) -> None:
-        """Start an instance again that has ended: with its data directory and network, on another port."""
-        route = self.instances[place].route
-        self.instances[place] = self._joined(place, self._launch(place, route), route)
+        """Start an instance again that has ended: with its data directory, its network and its port."""
+        ended = self.instances[place]
+        process = self._launch(place, ended.route, GATEKEEPER_LISTEN=f"127.0.0.1:{ended.gatekeeper.port}")
+        self.instances[place] = self._joined(place, process, ended.route)
 
     def close(self) -> None:
         """Stop all instances and what belongs to them."""
@@ -134,18 +135,19 @@ class Fleet:
         assert all(eventually(partial(instance.shows, newest)) for instance in self.instances)
         return time.monotonic() - began
 
-    def _data_dir(self, place: int) -> Path:
+    def data_dir(self, place: int) -> Path:
+        """The data directory of an instance."""
         return self._folder / f"instance-{place}"
 
-    def _launch(self, place: int, route: Route) -> Process:
-        settings = {"DATABASE_URL": route.url, **self._settings}
-        process = start("serve", data_dir=self._data_dir(place), program=self._program, **settings)
+    def _launch(self, place: int, route: Route, **others: str) -> Process:
+        settings = {"DATABASE_URL": route.url, **self._settings, **others}
+        process = start("serve", data_dir=self.data_dir(place), program=self._program, **settings)
         self._stack.enter_context(process)
         self._stack.callback(stop, process)
         return process
 
     def _joined(self, place: int, process: Process, route: Route) -> Instance:
-        gatekeeper = Gatekeeper(process, self._data_dir(place))
+        gatekeeper = Gatekeeper(process, self.data_dir(place))
         channel = self._stack.enter_context(gatekeeper.channel())
         admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
         return Instance(gatekeeper, route, admin, EvaluationServiceStub(channel))

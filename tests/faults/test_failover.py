@@ -1,7 +1,7 @@
 """A primary is lost and its standby promoted: nobody who evaluates notices, and what was lost is known (B1, A1)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import Fleet, Route, fleet
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.report import Report, Row
-from tests.replication import Pair, running_pair
+from tests.replication import Node, Pair, running_pair
 
 # Of the fault, how long the primary is gone before somebody promotes the standby.
 UNNOTICED_S = FAULT_S / 3
@@ -44,7 +44,16 @@ def replicated(folder: Path, *, synchronous: bool) -> Iterator[tuple[Pair, Fleet
         yield pair, instances
 
 
-@pytest.mark.parametrize("death", ["killed", "hung"])
+@contextmanager
+def killed(node: Node) -> Iterator[None]:
+    node.kill()
+    yield
+
+
+DEATHS: dict[str, Callable[[Node], AbstractContextManager[None]]] = {"killed": killed, "hung": Node.hanging}
+
+
+@pytest.mark.parametrize("death", DEATHS)
 def test_no_evaluation_fails_and_nothing_acknowledged_is_lost_when_the_standby_takes_over(
     death: str, tmp_path: Path, report: Report
 ) -> None:
@@ -53,7 +62,7 @@ def test_no_evaluation_fails_and_nothing_acknowledged_is_lost_when_the_standby_t
         writer = Writer(lambda: instances[0].admin, "writer")
         with at_work(load, writer), report.fault("B1 A1", f"primary {death}, standby promoted", load) as row:
             assert eventually(lambda: len(writer.acknowledged) >= WRITTEN_BEFORE)
-            with pair.primary.hanging() if death == "hung" else nullcontext(pair.primary.kill()):
+            with DEATHS[death](pair.primary):
                 time.sleep(UNNOTICED_S)
                 pair.fail_over()
                 row.recovery_s = instances.recovered_s()
