@@ -155,7 +155,7 @@ class Writer:
 
     def __init__(self, admin: Callable[[], AdminServiceStub], name: str) -> None:
         self.acknowledged: dict[str, int] = {}
-        self.refused: list[grpc.StatusCode] = []
+        self.refused: Counter[str] = Counter()
         self._admin = admin
         self._name = name
         self._stopping = threading.Event()
@@ -178,7 +178,7 @@ class Writer:
             try:
                 revision = self._admin().CreateFlag(CreateFlagRequest(flag=flag), timeout=PATIENCE_S).revision
             except grpc.RpcError as error:
-                self.refused.append(error.code())
+                self.refused[error.code().name] += 1
             else:
                 self.acknowledged[flag.key] = revision
 

@@ -67,7 +67,7 @@ def test_no_evaluation_fails_and_nothing_acknowledged_is_lost_when_the_standby_t
                 pair.fail_over()
                 row.recovery_s = instances.recovered_s()
                 time.sleep(UNNOTICED_S)
-        row.also = f"{len(writer.acknowledged)} writes acknowledged, {len(writer.refused)} refused"
+        row.also = f"{len(writer.acknowledged)} writes acknowledged, {writer.refused.total()} refused"
         kept = flag_revisions(pair.primary.dsn)
         entries = chained_entries(pair.primary.dsn)
 

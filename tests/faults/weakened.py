@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psycopg
@@ -20,7 +20,7 @@ from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store import flags
+from gatekeeper_grpc.store import database, flags
 from gatekeeper_grpc.store.database import Connection, Database
 from gatekeeper_grpc.store.errors import translated_errors
 from gatekeeper_grpc.store.hang_watch import HangWatch
@@ -71,8 +71,8 @@ def audit_apart() -> None:
     """A mutation is not one transaction: each statement is committed by itself."""
 
     @contextmanager
-    def write(database: Database) -> Iterator[Connection]:
-        with translated_errors(), database._connection() as conn:
+    def write(pool: Database) -> Iterator[Connection]:
+        with translated_errors(), pool._connection() as conn:
             conn.read_only = False
             yield conn
 
@@ -83,8 +83,8 @@ def early_answers() -> None:
     """A write is acknowledged before it is committed, and without waiting until its own instance shows it."""
 
     @contextmanager
-    def write(database: Database) -> Iterator[Connection]:
-        conn = psycopg.connect(database.dsn)
+    def write(pool: Database) -> Iterator[Connection]:
+        conn = psycopg.connect(pool.dsn)
         yield conn
         threading.Thread(target=_commit_late, args=(conn,)).start()
 
@@ -113,6 +113,11 @@ def asks_database() -> None:
         server.cache.at_least = ask  # type: ignore[method-assign]
 
     _put(GatekeeperServer, __init__=asking)
+
+
+def untranslated_errors() -> None:
+    """What the database says is not understood."""
+    _put(database, translated_errors=nullcontext)
 
 
 def no_hang_watch() -> None:
@@ -159,6 +164,7 @@ WEAKNESSES = {
         audit_apart,
         early_answers,
         asks_database,
+        untranslated_errors,
         no_hang_watch,
         no_loss_detection,
         never_stale,

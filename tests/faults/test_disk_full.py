@@ -1,0 +1,48 @@
+"""On a full disk writes are refused, evaluation goes on, and nothing has to be repaired afterwards (B5)."""
+
+import time
+from pathlib import Path
+
+from tests.acceptance.processes import eventually
+from tests.acceptance.records import chained_entries, flag_revisions
+from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
+from tests.faults.fleet import fleet
+from tests.faults.load import Load, Writer, at_work
+from tests.faults.report import Report
+from tests.faults.small_disk import small_disk
+
+
+def test_writes_are_refused_and_evaluation_goes_on_while_the_disk_is_full(
+    prepared: Path, tmp_path: Path, report: Report
+) -> None:
+    with small_disk(prepared, tmp_path / "disk") as disk, fleet(disk, tmp_path) as instances:
+        load = Load(instances.instances)
+        writer = Writer(lambda: instances[0].admin, "writer")
+        with at_work(load, writer), report.fault("B5", "disk full (a small tmpfs)", load) as row:
+            disk.fill()
+            time.sleep(FAULT_S / 3)
+            disk.free()
+            row.recovery_s = instances.recovered_s()
+        row.also = f"{len(writer.acknowledged)} writes acknowledged, {writer.refused.total()} refused"
+        kept, entries = flag_revisions(disk.dsn), chained_entries(disk.dsn)
+
+    assert load.failed == {}, load.complaints
+    assert writer.refused.keys() == {"UNAVAILABLE"}
+    assert writer.acknowledged.items() <= kept.items()
+    assert kept == {entry.resource_key: entry.revision for entry in entries}
+    assert row.recovery_s < RECOVERS_WITHIN_S + BUSY_S
+
+
+def test_twin_that_does_not_know_a_full_disk_calls_it_a_bug(prepared: Path, tmp_path: Path, report: Report) -> None:
+    with (
+        small_disk(prepared, tmp_path / "disk") as disk,
+        fleet(disk, tmp_path, size=1, weakness="untranslated_errors") as instances,
+    ):
+        writer = Writer(lambda: instances[0].admin, "writer")
+        with at_work(writer):
+            disk.fill()
+            assert eventually(lambda: writer.refused)
+            disk.free()
+
+    assert "INTERNAL" in writer.refused
+    report.twin("B5", "the table of database errors", "a full disk answered with INTERNAL")
