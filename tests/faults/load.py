@@ -57,10 +57,11 @@ class Acknowledged:
 
 
 class Load:
-    """Evaluates at a steady rate on every server, each with a thread of its own, from `start` to `close`."""
+    """Evaluates on every server, `per_s` times a second, each with a thread of its own, from `start` to `close`."""
 
-    def __init__(self, servers: Sequence[Evaluated], acknowledged: Acknowledged | None = None) -> None:
-        self.acknowledged = acknowledged or Acknowledged()
+    def __init__(self, servers: Sequence[Evaluated], *, per_s: float = EVALUATIONS_PER_S) -> None:
+        self.acknowledged = Acknowledged()
+        self._pause_s = 1 / per_s
         self.sent = 0
         self.failed: Counter[str] = Counter()
         self.complaints: list[str] = []
@@ -87,7 +88,7 @@ class Load:
         return sorted(self.latencies_s)[int(len(self.latencies_s) * 0.99)]
 
     def _evaluate(self, server: Evaluated) -> None:
-        while not self._stopping.wait(1 / EVALUATIONS_PER_S):
+        while not self._stopping.wait(self._pause_s):
             asked_at = time.monotonic()
             try:
                 answer = server.evaluate()

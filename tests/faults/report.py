@@ -1,10 +1,12 @@
 """What the fault tests measured: one row for each fault, one for each twin; printed at the end, and kept in a file."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.faults.figures import BUSY_S, FAULT_S, LOAD
 from tests.faults.load import Load
 
 _FAULTS = ("promise", "fault", "duration", "evaluations sent", "failed", "largest staleness", "recovery time", "also")
@@ -63,9 +65,13 @@ class Report:
         self.twins.append((promise, mitigation, seen))
 
     def markdown(self) -> str:
-        """Both tables."""
+        """Both tables, and under which conditions they were made."""
+        conditions = (
+            f"Faults of {FAULT_S:.0f} s, on {os.cpu_count()} cores; load before the start: {LOAD:.1f} processes a core;"
+            f" allowance on top of promised seconds: {BUSY_S:.1f} s."
+        )
         faults = _table(_FAULTS, [row.cells() for row in self.rows])
-        return "\n\n".join([faults, _table(_TWINS, self.twins)] if self.twins else [faults])
+        return "\n\n".join([conditions, faults, _table(_TWINS, self.twins)])
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cli.main import main
@@ -115,6 +116,11 @@ def asks_database() -> None:
     _put(GatekeeperServer, __init__=asking)
 
 
+def nothing_kept() -> None:
+    """No snapshot is written down."""
+    _put(SnapshotKeeper, look=lambda _keeper: None)
+
+
 def untranslated_errors() -> None:
     """What the database says is not understood."""
     _put(database, translated_errors=nullcontext)
@@ -164,6 +170,7 @@ WEAKNESSES = {
         audit_apart,
         early_answers,
         asks_database,
+        nothing_kept,
         untranslated_errors,
         no_hang_watch,
         no_loss_detection,

@@ -1,0 +1,77 @@
+"""Instances are replaced, killed and hung under load, and no call of a client that tries again fails (C4)."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from tests.acceptance.processes import PATIENCE_S, eventually
+from tests.faults.figures import BUSY_S, EXITS_WITHIN_S
+from tests.faults.fleet import Fleet, fleet
+from tests.faults.load import Load, at_work
+from tests.faults.postgres import Postgres
+from tests.faults.report import Report
+from tests.faults.retrying import RetryingClient
+
+CALLS = 10_000
+CLIENTS = 8
+PER_S = 150
+DRAIN_S, GRACE_S = 1.0, 3.0
+LEAVING = {"GATEKEEPER_DRAIN_S": str(DRAIN_S), "GATEKEEPER_GRACE_S": str(GRACE_S)}
+
+
+@contextmanager
+def retrying(ports: Sequence[int]) -> Iterator[Load]:
+    """Clients that try again, all on the same servers."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(RetryingClient(ports))) for _ in range(CLIENTS)]
+        yield Load(clients, per_s=PER_S)
+
+
+def roll(instances: Fleet) -> Sequence[float]:
+    """Replace each instance by another one on its port, one after the other; how long each took to leave."""
+    return [_replace(instances, place) for place in range(len(instances.instances))]
+
+
+def _replace(instances: Fleet, place: int) -> float:
+    began = time.monotonic()
+    instances[place].gatekeeper.process.terminate()
+    instances[place].gatekeeper.process.wait(PATIENCE_S)
+    left_s = time.monotonic() - began
+    instances.restart(place)
+    return left_s
+
+
+def roll_until(enough: Callable[[], bool], instances: Fleet) -> Sequence[float]:
+    left_s: list[float] = []
+    while not enough():
+        left_s += roll(instances)
+    return left_s
+
+
+def test_no_call_fails_while_two_instances_are_replaced_one_after_the_other(
+    postgres: Postgres, tmp_path: Path, report: Report
+) -> None:
+    with fleet(postgres, tmp_path, size=2, settings=LEAVING) as instances:
+        ports = [instance.gatekeeper.port for instance in instances.instances]
+        with retrying(ports) as load, report.fault("C4", "two instances replaced in turn", load) as row, at_work(load):
+            left_s = roll_until(lambda: load.sent >= CALLS, instances)
+            row.also = (
+                f"{len(left_s)} replaced, each gone within {max(left_s):.1f} s (drain {DRAIN_S:g}, grace {GRACE_S:g})"
+            )
+
+    assert load.failed == {}, load.complaints
+    assert max(left_s) < DRAIN_S + GRACE_S + EXITS_WITHIN_S + BUSY_S
+
+
+def test_twin_when_both_instances_are_replaced_at_once_calls_fail(
+    postgres: Postgres, tmp_path: Path, report: Report
+) -> None:
+    with fleet(postgres, tmp_path, size=2, settings=LEAVING) as instances:
+        ports = [instance.gatekeeper.port for instance in instances.instances]
+        with retrying(ports) as load, at_work(load):
+            for instance in instances.instances:
+                instance.gatekeeper.kill()
+            assert eventually(lambda: load.failed)
+
+    report.twin("C4", "one after the other", f"{load.failed.total()} calls failed")
