@@ -15,6 +15,7 @@ Address = Path | int
 
 _CHUNK_BYTES = 1 << 16
 _CLOSE_TIMEOUT_S = 10.0
+_LAST_STEPS_S = 0.01
 # l_onoff, l_linger: a close then sends RST, and not FIN.
 _NO_LINGER = struct.pack("ii", 1, 0)
 
@@ -33,6 +34,10 @@ class Mode(Enum):
     """Connections are reset, new ones as soon as they are made."""
     REFUSE = auto()
     """Connections are reset, and nobody listens."""
+
+
+_CUTTING = frozenset({Mode.RESET, Mode.REFUSE})
+_SWALLOWING = frozenset({Mode.BLACKHOLE})
 
 
 class ChaosProxy:
@@ -62,6 +67,8 @@ class ChaosProxy:
     def close(self) -> None:
         """Cut all connections and stop listening."""
         self.switch(Mode.REFUSE)
+        # Connections that were being made meanwhile get the time to be closed.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(_LAST_STEPS_S), self._loop).result(_CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_TIMEOUT_S)
         self._loop.close()
@@ -85,7 +92,7 @@ class ChaosProxy:
         self.mode, self._latency_s = mode, latency_s
         switched, self._switched = self._switched, asyncio.Event()
         switched.set()
-        if mode in {Mode.RESET, Mode.REFUSE}:
+        if mode in _CUTTING:
             await self._cut_all()
         if mode is Mode.REFUSE:
             await self._stop_listening()
@@ -103,28 +110,27 @@ class ChaosProxy:
             self._server = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.mode in _CUTTING:
+            _reset(writer)
+            return
         connection = self._loop.create_task(self._forward(reader, writer))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
+        # Not in the task itself: one that is cancelled before its first step does not run at all.
+        connection.add_done_callback(lambda _: _reset(writer))
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection to its end; a cancelled one is reset on both sides."""
-        ends = [writer]
-        try:
-            if self.mode is Mode.RESET:
-                return
-            await self._until_passing(frozenset({Mode.BLACKHOLE}))
+        """Carry one connection to its end, whoever ends it."""
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await self._until_passing(_SWALLOWING)
             there, back = await _connect(self.upstream)
-            ends.append(back)
-            await asyncio.gather(
-                self._pump(reader, back, stopped_by=frozenset({Mode.BLACKHOLE})),
-                self._pump(there, writer, stopped_by=frozenset({Mode.BLACKHOLE, Mode.HALF_OPEN})),
-            )
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            for end in ends:
-                _reset(end)
+            try:
+                await asyncio.gather(
+                    self._pump(reader, back, stopped_by=_SWALLOWING),
+                    self._pump(there, writer, stopped_by=_SWALLOWING | {Mode.HALF_OPEN}),
+                )
+            finally:
+                _reset(back)
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, stopped_by: frozenset[Mode]

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.processes import PATIENCE_S, eventually
-from tests.faults.figures import BUSY_S, EXITS_WITHIN_S
+from tests.faults.figures import BUSY_S, EXITS_WITHIN_S, FAULT_S
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
+from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
 from tests.faults.retrying import RetryingClient
 
@@ -62,6 +65,22 @@ def test_no_call_fails_while_two_instances_are_replaced_one_after_the_other(
 
     assert load.failed == {}, load.complaints
     assert max(left_s) < DRAIN_S + GRACE_S + EXITS_WITHIN_S + BUSY_S
+
+
+@pytest.mark.parametrize("mode", [Mode.BLACKHOLE, Mode.HALF_OPEN, Mode.RESET, Mode.REFUSE], ids=lambda mode: mode.name)
+def test_no_call_fails_while_one_of_two_instances_cannot_be_reached(
+    mode: Mode, postgres: Postgres, tmp_path: Path, report: Report
+) -> None:
+    with fleet(postgres, tmp_path, size=2) as instances, ExitStack() as stack:
+        networks = [stack.enter_context(proxied(instance.gatekeeper.port)) for instance in instances.instances]
+        fault = f"clients' network to one of two instances: {mode.name.lower()}"
+        with retrying([network.port for network in networks]) as load, report.fault("C4", fault, load), at_work(load):
+            assert eventually(lambda: load.sent > 100)
+            with networks[0].broken(mode):
+                time.sleep(FAULT_S / 6)
+            time.sleep(FAULT_S / 30)
+
+    assert load.failed == {}, load.complaints
 
 
 def test_twin_when_both_instances_are_replaced_at_once_calls_fail(
