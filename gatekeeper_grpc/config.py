@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     evaluation_threads: int = Field(default=4, ge=1, le=64, description="Evaluations served at once; more is slower.")
     admin_threads: int = Field(default=8, ge=1, le=64, description="Admin calls served at once.")
     stream_threads: int = Field(default=16, ge=1, le=256, description="Bulk and import streams served at once.")
+    max_watchers: int = Field(
+        default=10_000, ge=1, le=100_000, description="WatchFlags streams open at once; each takes some 20 KiB."
+    )
     db_pool_size: int = Field(default=10, ge=2, le=100, description="Connections to PostgreSQL held at most.")
     db_statement_timeout_s: float = Field(default=30.0, gt=0, description="The longest a statement may take.")
     db_hung_after_s: float = Field(

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
@@ -27,11 +27,13 @@ class Instance(Collector):
         cache: SnapshotCache,
         *,
         pools: CallPools,
+        watchers: Sized,
         audit: AuditWatch,
         start_reasons: Callable[[], Iterable[str]],
     ) -> None:
         self._cache = cache
         self._pools = pools
+        self._watchers = watchers
         self._audit = audit
         self._start_reasons = start_reasons
         self._bounds = Bounds(stale_after_s=settings.stale_after_s, max_staleness_s=settings.ready_max_staleness_s)
@@ -61,6 +63,7 @@ class Instance(Collector):
         yield from self._snapshot_metrics()
         yield from self._readiness_metrics()
         yield from self._pool_metrics()
+        yield _gauge("watchers", "WatchFlags streams that are open.", len(self._watchers))
         yield _gauge("threads", "Threads of the process.", threading.active_count())
         yield from self._process.collect()
 

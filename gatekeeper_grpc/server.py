@@ -22,10 +22,12 @@ from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureGate, SignatureVerifier
 from gatekeeper_grpc.auth.tokens import AccessTokens
+from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper
 from gatekeeper_grpc.cache.refresher import Refresher, SnapshotSource
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
+from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
@@ -67,6 +69,7 @@ from gatekeeper_grpc.store.snapshots import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
 from gatekeeper_grpc.store.users import UserStore
 from gatekeeper_grpc.wire.paging import PageTokens
+from gatekeeper_grpc.wire.watch import watch_message
 
 if TYPE_CHECKING:
     from gatekeeper_grpc.redis_bus.bus import RedisBus
@@ -117,8 +120,11 @@ class GatekeeperServer:
             hung_after_s=settings.db_hung_after_s,
         )
         self._replica = _replica(settings)
+        self.watchers = WatcherHub(ChangeHistory(), watch_message, capacity=settings.max_watchers)
         self.cache = SnapshotCache(
-            stale_after_s=settings.stale_after_s, max_waiters=max(1, settings.evaluation_threads // 4)
+            stale_after_s=settings.stale_after_s,
+            max_waiters=max(1, settings.evaluation_threads // 4),
+            published=self.watchers.published,
         )
         self._redis = _redis_bus(settings, keys)
         self.ledger = Ledger(
@@ -174,6 +180,7 @@ class GatekeeperServer:
             settings,
             self.cache,
             pools=self._pools,
+            watchers=self.watchers,
             audit=self.audit_watch,
             start_reasons=self.first_snapshot.reasons,
         )
@@ -209,6 +216,7 @@ class GatekeeperServer:
         for keeper in self._keepers:
             keeper.start()
         self._health.start()
+        self.watchers.start()
         self._server.start()
         self._serving_thread.start()
         if self._health_server:
@@ -238,6 +246,7 @@ class GatekeeperServer:
             self._health.drain()
             time.sleep(self._settings.drain_s)
         self._health.close()
+        self.watchers.close()
         self._serving_thread.close()
         self._end_calls(by=time.monotonic() + self._settings.grace_s)
         self._opening.close()
@@ -288,7 +297,7 @@ class GatekeeperServer:
             stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
         )
         server = new_server(self._pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
-        add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache), server)
+        add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
         add_AdminServiceServicer_to_server(AdminServicer(self._admin_ports()), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)

@@ -26,9 +26,18 @@ class SnapshotCache:
         max_waiters: How many `at_least` calls may wait at once; further ones are refused, so that they cannot stop
         evaluation.
         clock: Monotonic seconds.
+        published: Called with each snapshot after it has become the current one, in that order; must not block.
     """
 
-    def __init__(self, *, stale_after_s: float, max_waiters: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        stale_after_s: float,
+        max_waiters: int,
+        clock: Callable[[], float] = time.monotonic,
+        published: Callable[[Snapshot], object] = lambda _snapshot: None,
+    ) -> None:
+        self._published = published
         self._stale_after_s = stale_after_s
         self._clock = clock
         self._snapshot: Snapshot | None = None
@@ -66,25 +75,26 @@ class SnapshotCache:
         """
         return self._clock() - self._confirmed_at
 
-    def at_least(self, revision: int) -> Snapshot:
+    def at_least(self, revision: int, *, asked_as: str = "min_revision") -> Snapshot:
         """Return a snapshot at `revision` or later; 0: the current one.
 
         Errors: `FailedPrecondition` when the revision does not exist yet, or did not in the last 100 ms, `Unavailable`
-        when that cannot be found out within 500 ms or too many callers wait already. Never an older snapshot.
+        when that cannot be found out within 500 ms or too many callers wait already. Never an older snapshot. Errors
+        name the request's field by which the revision was asked for.
         """
         snapshot = self.current()
         if snapshot.revision >= revision:
             return snapshot
         if self._is_known_missing(revision):
-            raise _not_reached(revision, snapshot.revision)
+            raise _not_reached(revision, snapshot.revision, asked_as)
         if not self._waiters.acquire(blocking=False):
             raise Unavailable("too many calls wait for a revision already", retry_after_s=_CATCH_UP_TIMEOUT_S)
         try:
-            return self._caught_up(revision)
+            return self._caught_up(revision, asked_as)
         finally:
             self._waiters.release()
 
-    def _caught_up(self, revision: int) -> Snapshot:
+    def _caught_up(self, revision: int, asked_as: str) -> Snapshot:
         asked_at = self._clock()
         deadline = time.monotonic() + _CATCH_UP_TIMEOUT_S
         self.request_head()
@@ -93,7 +103,7 @@ class SnapshotCache:
         newest = self._newest_since(asked_at)
         if newest is not None and newest < revision:
             self._missing = (revision, asked_at)
-            raise _not_reached(revision, newest)
+            raise _not_reached(revision, newest, asked_as)
         if newest is not None and not self._has(revision):
             self.request_refresh()
             self._wait(lambda: self._has(revision), deadline)
@@ -145,6 +155,8 @@ class SnapshotCache:
                 return False
             self._snapshot = snapshot
             self._confirmed_at = confirmed_at if is_foreign else max(confirmed_at, self._confirmed_at)
+            # Not before: whoever is told of a change asks at once, and must not get the old answer.
+            self._published(snapshot)
             self._changed.notify_all()
         if before is not None and is_foreign:
             _log.error("installation_changed", **_place(before, "_before"), **_place(snapshot))
@@ -156,6 +168,7 @@ class SnapshotCache:
             if self._snapshot is not None:
                 return False
             self._snapshot = snapshot
+            self._published(snapshot)
             self._changed.notify_all()
             return True
 
@@ -200,9 +213,9 @@ def _place(snapshot: Snapshot, suffix: str = "") -> dict[str, object]:
     return {f"{name}{suffix}": value for name, value in fields.items()}
 
 
-def _not_reached(wanted: int, newest: int) -> FailedPrecondition:
+def _not_reached(wanted: int, newest: int, asked_as: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"min_revision {wanted} does not exist yet; the newest revision is {newest}",
+        f"{asked_as} {wanted} does not exist yet; the newest revision is {newest}",
         reason="REVISION_NOT_REACHED",
-        metadata={"min_revision": str(wanted), "revision": str(newest)},
+        metadata={asked_as: str(wanted), "revision": str(newest)},
     )

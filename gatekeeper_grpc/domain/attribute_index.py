@@ -96,6 +96,15 @@ class AttributeIndex:
         changed = {name: self._columns[name].with_values(values) for name, values in changes.items()}
         return AttributeIndex({**self._columns, **changed}) if changed else self
 
+    def changed_by(self, entries: Iterable[AttributeEntry]) -> set[str]:
+        """Return which of the attributes held `with_entries` would change."""
+        return {
+            name
+            for user_id, name, value in entries
+            if (column := self._columns.get(name)) is not None
+            and column.find(user_digest(user_id)) != (None if value is None else value.encode())
+        }
+
     def joined_with(self, other: "AttributeIndex") -> "AttributeIndex":
         """Return the index that holds the attributes of both; of those that both hold, the values of `other`."""
         added = other._columns  # noqa: SLF001 - of the same class

@@ -11,6 +11,7 @@ from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeInde
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
 from gatekeeper_grpc.domain.evaluator import FlagPlan, SegmentTest, compile_flag, evaluate
 from gatekeeper_grpc.domain.flag import Flag
+from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 
@@ -54,6 +55,9 @@ class Snapshot:
     `targets` holds, for each flag id, an index in `VARIANTS` per user; `members` the users of each segment id;
     `attributes` what is stored of users, as far as segments name it. `plans` follows from the rest; make snapshots with
     `build` and `after`, which keep it so.
+
+    `changes` tell watchers which flags changed to get here, as far as the source knows; None: it knows nothing. They
+    are no part of the snapshot's state.
     """
 
     installation_id: UUID
@@ -65,6 +69,7 @@ class Snapshot:
     members: UserIndex
     attributes: AttributeIndex
     plans: Mapping[str, FlagPlan]
+    changes: FlagChanges | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def build(

@@ -12,7 +12,7 @@ from gatekeeper_grpc.domain.caller import set_current_caller
 from gatekeeper_grpc.interceptors.authentication import SignatureGate, SignedCall, TokenVerifier, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
-from gatekeeper_grpc.interceptors.grpcio_call import Patience, RequestReader
+from gatekeeper_grpc.interceptors.grpcio_call import Outlet, Patience, RequestReader
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Door, Policy, authorize
 from gatekeeper_grpc.interceptors.pools import CallPool, CallPools
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
@@ -112,9 +112,14 @@ def _with_stages(name: str, handler: _Handler, plumbing: _Plumbing) -> _Handler:
     if not handler.response_streaming:
         unary = _UnaryResponse(name, handler, plumbing)
         return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
-    non_blocking = getattr(_behaviour(handler), "experimental_non_blocking", False)
-    stream = (_NonBlockingResponse if non_blocking else _StreamResponse)(name, handler, plumbing)
+    stream = _response_stream(_behaviour(handler))(name, handler, plumbing)
     return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+
+def _response_stream(behaviour: Any) -> "type[_StreamResponse | _NonBlockingResponse]":
+    if getattr(behaviour, "sends_by_outlet", False):
+        return _OutletResponse
+    return _NonBlockingResponse if getattr(behaviour, "experimental_non_blocking", False) else _StreamResponse
 
 
 def _behaviour(handler: _Handler) -> Any:
@@ -208,11 +213,25 @@ class _NonBlockingResponse(_Method):
         with errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
             argument = self._argument(requests, signed)
-            self._behaviour(argument, shielded, partial(self._send, send_response, context))
+            self._behaviour(argument, shielded, self._sender(context, send_response))
+
+    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> Any:
+        """Return what the servicer sends with."""
+        return partial(self._send, send_response, context)
 
     def _send(self, send_response: Callable[[Any], None], context: Any, response: Any) -> None:
         with self._slow_readers.sending(context, within_s=self._response_within_s):
             send_response(response)
+
+
+class _OutletResponse(_NonBlockingResponse):
+    """A response stream that keeps no worker and holds up nobody: the servicer sends bytes through an `Outlet`.
+
+    A method asks for it by an attribute, `sends_by_outlet`. How long a message may go unread is for it to watch.
+    """
+
+    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> Outlet:  # noqa: ARG002 - it waits
+        return Outlet(context)
 
 
 class _CallbacksOnWorkers:

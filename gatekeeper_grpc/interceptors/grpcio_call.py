@@ -1,4 +1,4 @@
-"""All that we use of grpcio 1.85 and it does not publish: receiving and refusing without a worker, or in limited time.
+"""All that we use of grpcio 1.85 and it does not publish: receiving, sending and refusing without a worker that waits.
 
 grpcio's own server waits for a message on a worker, for ever, and its public API ends a call only from a worker. No
 other module touches its private names; pyproject.toml pins the minor version, and tests/rpc/test_plumbing_*.py notice
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import grpc
 
-from gatekeeper_grpc.wire.status import RequestTimeout
+from gatekeeper_grpc.wire.status import RequestTimeout, status_from_error
 
 _server: Any = importlib.import_module("grpc._server")  # Not in grpcio's published types: Any in all of this module.
 _cygrpc = _server.cygrpc
@@ -126,6 +126,65 @@ class RequestReader(Iterator[bytes]):
         pressed = waited_s >= self._patience.pressed_s and self._others_wait()
         if pressed or waited_s >= self._patience.limit_s:
             raise RequestTimeout(f"no request message arrived within {waited_s:.1f} s")
+
+
+class Outlet:
+    """The response stream of a call: sends, and ends the call, without a thread that waits for the client.
+
+    grpcio's own way keeps a thread until the client has made room for a response. Safe to use from any thread; at most
+    one message may be on the way.
+    """
+
+    __slots__ = ("_call", "_state")
+
+    def __init__(self, context: Any) -> None:
+        self._call = context._rpc_event.call
+        self._state = context._state
+
+    def send(self, message: bytes, sent: Callable[[], None]) -> bool:
+        """Start to send a serialised message.
+
+        `sent` runs on the serving thread when the message is on its way and there is room for another one, or when the
+        call is over; it must take constant time. False, and `sent` does not run: the call is over already.
+        """
+        with self._state.condition:
+            if not _server._is_rpc_state_active(self._state):
+                return False
+            operations = (*self._initial_metadata(), _cygrpc.SendMessageOperation(message, 0))
+            self._call.start_server_batch(operations, self._when_sent(sent))
+            self._state.due.add(_server._SEND_MESSAGE_TOKEN)
+        return True
+
+    def _initial_metadata(self) -> tuple[Any, ...]:
+        if not self._state.initial_metadata_allowed:
+            return ()
+        self._state.initial_metadata_allowed = False
+        return (_server._get_initial_metadata_operation(self._state, None),)
+
+    def _when_sent(self, sent: Callable[[], None]) -> Callable[[Any], Any]:
+        finish = _server._send_message(self._state, _server._SEND_MESSAGE_TOKEN)
+
+        def finished(event: Any) -> Any:
+            outcome = finish(event)
+            sent()
+            return outcome
+
+        return finished
+
+    def end(self, error: Exception) -> None:
+        """End the call with the status of `error`, unless it is over. A message on the way is still delivered."""
+        status = status_from_error(error, "")
+        with self._state.condition:
+            if not _server._is_rpc_state_active(self._state):
+                return
+            self._state.code = status.code
+            self._state.details = status.details.encode()
+            self._state.trailing_metadata = (*(self._state.trailing_metadata or ()), *status.trailing_metadata)
+            _server._abort(self._state, self._call, _cygrpc.StatusCode.unknown, b"")
+
+    def cancel(self) -> None:
+        """Cancel the call: the only end that a client sees that does not read."""
+        self._call.cancel()
 
 
 def peers_being_served(server: grpc.Server, *, besides: Collection[ArrivedCall]) -> set[str]:

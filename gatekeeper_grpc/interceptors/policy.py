@@ -60,6 +60,8 @@ _OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.LOGIN)
 _EVALUATE: Final = Policy(
     access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
+# It keeps its worker only until it is open.
+_WATCH: Final = Policy(access=Door.OPEN, pool=PoolName.EVALUATION, max_request_bytes=256 * 1024, signable=True)
 _EVALUATE_STREAM: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, signable=True)
 # grpcio's health service holds its one lock while it sends: a watcher that does not read must go soon.
 _HEALTH: Final = Policy(
@@ -111,6 +113,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/GetAuditCheckpoint": _READ,
         "/gatekeeper.v1.EvaluationService/EvaluateFlags": _EVALUATE,
         "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags": _EVALUATE_STREAM,
+        "/gatekeeper.v1.EvaluationService/WatchFlags": _WATCH,
         "/grpc.health.v1.Health/Check": _HEALTH,
         "/grpc.health.v1.Health/List": _HEALTH,
         "/grpc.health.v1.Health/Watch": _HEALTH,

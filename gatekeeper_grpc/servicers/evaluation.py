@@ -1,4 +1,4 @@
-"""EvaluationService: answers from the snapshot, never from the database."""
+"""EvaluationService: answers from the snapshot, never from the database; WatchFlags is in a module of its own."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -7,10 +7,10 @@ import grpc
 
 from gatekeeper.v1 import evaluation_service_pb2 as pb
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
+from gatekeeper_grpc.servicers.watch import Watchers, WatchRpcs
 from gatekeeper_grpc.wire.evaluation import (
     bulk_error_to_proto,
     check_flag_keys,
@@ -25,7 +25,7 @@ from gatekeeper_grpc.wire.evaluation import (
 class Snapshots(Protocol):
     """Where snapshots are read."""
 
-    def at_least(self, revision: int) -> Snapshot:
+    def at_least(self, revision: int, *, asked_as: str = ...) -> Snapshot:
         """Return a snapshot at `revision` or later, or raise; 0: the current one."""
         ...
 
@@ -34,10 +34,11 @@ class Snapshots(Protocol):
         ...
 
 
-class EvaluationServicer(EvaluationServiceServicer):
-    """Evaluates flags for the users of other services."""
+class EvaluationServicer(WatchRpcs):
+    """Evaluates flags for the users of other services, and tells these when to ask again."""
 
-    def __init__(self, snapshots: Snapshots) -> None:
+    def __init__(self, snapshots: Snapshots, watchers: Watchers) -> None:
+        super().__init__(snapshots, watchers)
         self._snapshots = snapshots
 
     def EvaluateFlags(

@@ -1,15 +1,18 @@
 """Loads snapshots from PostgreSQL: whole, or what changed since one, each from a single state of the database."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import LiteralString
 from uuid import UUID
 
 from psycopg.rows import class_row, kwargs_row
 
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
+from gatekeeper_grpc.domain.change_log import LoggedChange, flag_changes
 from gatekeeper_grpc.domain.flag import VARIANTS, Flag
+from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.segment import Segment
@@ -29,7 +32,7 @@ _TAG_OF_VARIANT = {variant: tag for tag, variant in enumerate(VARIANTS)}
 
 
 class SnapshotStore:
-    """Where the cache gets its snapshots from."""
+    """Where the cache gets its snapshots from, each with the flag changes that the change log still knows of."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -54,7 +57,7 @@ class SnapshotStore:
         with self._database.read() as conn:
             head = _head(conn)
             segments = _segments(conn, SELECT_SEGMENTS)
-            return Snapshot.build(
+            snapshot = Snapshot.build(
                 installation_id=head.installation_id,
                 revision=head.revision,
                 flags=_flags(conn, SELECT_FLAGS),
@@ -63,6 +66,7 @@ class SnapshotStore:
                 members=UserIndex.build(_stream(conn, _ALL_MEMBERS)),
                 attributes=_attributes(conn, named_by(segments)),
             )
+            return replace(snapshot, changes=_latest_flag_changes(conn, snapshot))
 
     def load_since(self, base: Snapshot) -> Snapshot:
         """Load what changed since `base`, see `load_delta`; everything when the change log does not say."""
@@ -82,8 +86,8 @@ class SnapshotStore:
                 return None
             if head.revision == base.revision:
                 return base
-            changes = _changes_since(conn, base.revision, head.revision)
-            return None if changes is None else base.after(_delta(conn, base, head.revision, changes))
+            log = _logged_since(conn, base.revision, head.revision)
+            return None if log is None else _brought_up(conn, base, head.revision, log)
 
 
 NEWEST_OF_EPOCH = """
@@ -102,20 +106,13 @@ def _head(conn: Connection) -> _Head:
     return _Head(installation_id=installation_id, revision=revision)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _LoggedChange:
-    resource_type: str
-    key: str
-    subjects: Sequence[UUID]
-
-
-CHANGES_SINCE = """
-    SELECT resource_type, key, subjects FROM change_log
+LOGGED_SINCE = """
+    SELECT revision, resource_type, change_type, key, subjects FROM change_log
     WHERE revision > %(revision)s ORDER BY revision LIMIT %(limit)s
 """
 
 
-def _changes_since(conn: Connection, revision: int, head: int) -> list[_LoggedChange] | None:
+def _logged_since(conn: Connection, revision: int, head: int) -> list[LoggedChange] | None:
     """Read the change log.
 
     None when it cannot lead from `revision` to `head`: pruned, of another epoch, too long, or not telling enough.
@@ -123,17 +120,70 @@ def _changes_since(conn: Connection, revision: int, head: int) -> list[_LoggedCh
     expected = head - revision
     if epoch_of(revision) != epoch_of(head) or not 0 <= expected <= _MAX_DELTA_REVISIONS:
         return None
-    with conn.cursor(row_factory=class_row(_LoggedChange)) as cursor:
-        changes = cursor.execute(CHANGES_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()
+    with conn.cursor(row_factory=class_row(LoggedChange)) as cursor:
+        log = cursor.execute(LOGGED_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()
     # Every revision leaves exactly one row: fewer rows than revisions means that some are pruned.
-    is_complete = len(changes) == expected and _UNTOLD.isdisjoint(change.resource_type for change in changes)
-    return changes if is_complete else None
+    is_complete = len(log) == expected and _UNTOLD.isdisjoint(change.resource_type for change in log)
+    return log if is_complete else None
 
 
-def _delta(conn: Connection, base: Snapshot, head: int, changes: Iterable[_LoggedChange]) -> SnapshotDelta:
+LATEST_LOGGED = """
+    SELECT revision, resource_type, change_type, key FROM change_log ORDER BY revision DESC LIMIT %(limit)s
+"""
+
+
+def _latest_flag_changes(conn: Connection, snapshot: Snapshot) -> FlagChanges:
+    """Read from the change log which flags changed of late: as far back as it leads, and tells enough."""
+    with conn.cursor(row_factory=class_row(LoggedChange)) as cursor:
+        rows = cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}).fetchall()
+    log: list[LoggedChange] = []
+    for expected, change in zip(count(snapshot.revision, -1), rows, strict=False):
+        # Another revision: a row is pruned, or the epoch began there.
+        if change.revision != expected or change.resource_type in _UNTOLD:
+            break
+        log.append(change)
+    log.reverse()
+    # What users had before is not known any more: any attribute may have changed.
+    changes = flag_changes(log, snapshot, lambda _change: snapshot.attributes.names)
+    return FlagChanges(since=snapshot.revision - len(log), changes=changes)
+
+
+def _brought_up(conn: Connection, base: Snapshot, head: int, log: Sequence[LoggedChange]) -> Snapshot:
+    """Return the snapshot that the log leads to, with the flag changes on the way."""
+    stored = _attributes_of(conn, base.attributes.names, log)
+    snapshot = base.after(_delta(conn, base, head, log, chain.from_iterable(stored.values())))
+    changes = flag_changes(log, snapshot, _changed_attributes(base, snapshot, log, stored))
+    return replace(snapshot, changes=FlagChanges(since=base.revision, changes=changes))
+
+
+def _changed_attributes(
+    base: Snapshot, snapshot: Snapshot, log: Iterable[LoggedChange], stored: Mapping[UUID, Sequence[AttributeEntry]]
+) -> Callable[[LoggedChange], Iterable[str]]:
+    """Return a function that says which attributes a change of a user may have touched."""
+    times_changed = Counter(subject for change in log for subject in change.subjects if _is_of_user(change))
+    names = snapshot.attributes.names
+    newly_named = names - base.attributes.names
+
+    def changed(change: LoggedChange) -> Iterable[str]:
+        # Changed twice, a user may be as before, and yet not as somebody saw in between.
+        if any(times_changed[subject] > 1 for subject in change.subjects):
+            return names
+        entries = chain.from_iterable(stored.get(subject, ()) for subject in change.subjects)
+        return base.attributes.changed_by(entries) | newly_named
+
+    return changed
+
+
+def _is_of_user(change: LoggedChange) -> bool:
+    return change.resource_type == ResourceType.USER
+
+
+def _delta(
+    conn: Connection, base: Snapshot, head: int, log: Iterable[LoggedChange], attributes: Iterable[AttributeEntry]
+) -> SnapshotDelta:
     keys: defaultdict[str, set[str]] = defaultdict(set)
     pairs: defaultdict[str, set[tuple[str, UUID]]] = defaultdict(set)
-    for change in changes:
+    for change in log:
         keys[change.resource_type].add(change.key)
         pairs[change.resource_type].update((change.key, subject) for subject in change.subjects)
     flags = _flags(conn, _FLAGS_OF_KEYS, keys[ResourceType.FLAG])
@@ -146,7 +196,7 @@ def _delta(conn: Connection, base: Snapshot, head: int, changes: Iterable[_Logge
         targets=_entries(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS]),
         members=_entries(conn, MEMBERS_OF_PAIRS, pairs[ResourceType.MEMBERS]),
         named_attributes=_attributes(conn, named),
-        attributes=_attributes_of(conn, base.attributes.names, {subject for _, subject in pairs[ResourceType.USER]}),
+        attributes=tuple(attributes),
     )
 
 
@@ -228,15 +278,19 @@ def _attributes(conn: Connection, names: frozenset[str]) -> AttributeIndex:
 
 
 ATTRIBUTES_OF_SUBJECTS = """
-    SELECT s.user_id, name, nullif(u.attributes -> name, 'null')::text
+    SELECT subject_id, s.user_id, name, nullif(u.attributes -> name, 'null')::text
     FROM subjects s LEFT JOIN users u USING (subject_id) CROSS JOIN unnest(%(names)s::text[]) AS name
-    WHERE s.subject_id = ANY(%(subjects)s)
+    WHERE subject_id = ANY(%(subjects)s)
 """
 
 
-def _attributes_of(conn: Connection, names: frozenset[str], subjects: set[UUID]) -> list[AttributeEntry]:
-    """Read what some users have of these attributes now, or have no more."""
-    if not names or not subjects:
-        return []
-    rows = conn.execute(ATTRIBUTES_OF_SUBJECTS, {"names": list(names), "subjects": list(subjects)})
-    return [AttributeEntry(*row) for row in rows]
+def _attributes_of(
+    conn: Connection, names: frozenset[str], log: Iterable[LoggedChange]
+) -> Mapping[UUID, Sequence[AttributeEntry]]:
+    """Read what the users in the log have of these attributes now, or have no more; by subject."""
+    subjects = {subject for change in log if _is_of_user(change) for subject in change.subjects}
+    stored: defaultdict[UUID, list[AttributeEntry]] = defaultdict(list)
+    if names and subjects:
+        for subject, *entry in conn.execute(ATTRIBUTES_OF_SUBJECTS, {"names": list(names), "subjects": list(subjects)}):
+            stored[subject].append(AttributeEntry(*entry))
+    return stored

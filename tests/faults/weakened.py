@@ -107,9 +107,9 @@ def asks_database() -> None:
         build(server, *args, **kwargs)
         at_least = server.cache.at_least
 
-        def ask(revision: int) -> Snapshot:
+        def ask(revision: int, *, asked_as: str = "") -> Snapshot:
             with server.database.read():
-                return at_least(revision)
+                return at_least(revision, asked_as=asked_as)
 
         server.cache.at_least = ask  # type: ignore[method-assign]
 

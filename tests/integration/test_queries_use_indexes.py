@@ -13,7 +13,7 @@ from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.store import ledger, logins
 from gatekeeper_grpc.store.audit import list_query
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
-from gatekeeper_grpc.store.snapshots import CHANGES_SINCE, MEMBERS_OF_PAIRS, TARGETS_OF_PAIRS
+from gatekeeper_grpc.store.snapshots import LOGGED_SINCE, MEMBERS_OF_PAIRS, TARGETS_OF_PAIRS
 from gatekeeper_grpc.store.targets import LIST_TARGETS
 from tests.conftest import TEMPLATE, database_dsn
 
@@ -128,7 +128,7 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(LIST_TARGETS, {"flag_id": 1, "after": "user-5", "limit": 101}, id="list many targets"),
         pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),
         pytest.param(MEMBERS_OF_PAIRS, PAIRS, id="members that changed"),
-        pytest.param(CHANGES_SINCE, {"revision": 9_990, "limit": 10_000}, id="changes since"),
+        pytest.param(LOGGED_SINCE, {"revision": 9_990, "limit": 10_000}, id="changes since"),
         pytest.param(
             ledger._EARLIER_ANSWER,
             {"actor": "admin:7", "action": "UpdateFlag", "request_id": uuid4()},

@@ -14,7 +14,7 @@ from gatekeeper.v1 import auth_service_pb2, evaluation_service_pb2
 from gatekeeper.v1.auth_service_pb2 import LogoutRequest, RefreshTokenRequest
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest, WatchFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.caller import Role
 from tests.rpc.asking import TIMEOUT_S, Installation, installed, new_key, refusal_of, send
@@ -75,6 +75,13 @@ def evaluate_many(installation: Installation) -> Any:
     return list(EvaluationServiceStub(installation.channels[None]).BulkEvaluateFlags(requests, timeout=TIMEOUT_S))
 
 
+def watch(installation: Installation) -> Any:
+    call = EvaluationServiceStub(installation.channels[None]).WatchFlags(WatchFlagsRequest(), timeout=TIMEOUT_S)
+    first = next(call)
+    call.cancel()
+    return first
+
+
 def mutate(rpc: str) -> Act:
     return lambda installation: MUTATIONS[rpc].ask(installation, MUTATIONS[rpc].make(installation))
 
@@ -98,6 +105,7 @@ SUCCESSES: Mapping[str, Act] = MappingProxyType(
         "Logout": authenticate("Logout", lambda at: LogoutRequest(refresh_token=refresh_token(at))),
         "EvaluateFlags": evaluate,
         "BulkEvaluateFlags": evaluate_many,
+        "WatchFlags": watch,
     }
 )
 # That of a server with a signing key: test_audit.py.
@@ -154,6 +162,9 @@ PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
         ("Logout", "INVALID_ARGUMENT"): "test_auth_service",
         ("EvaluateFlags", "INVALID_ARGUMENT"): "test_evaluate_flags",
         ("EvaluateFlags", "FAILED_PRECONDITION"): "test_evaluate_flags",
+        ("WatchFlags", "INVALID_ARGUMENT"): "test_watch_flags",
+        ("WatchFlags", "FAILED_PRECONDITION"): "test_watch_flags",
+        ("WatchFlags", "RESOURCE_EXHAUSTED"): "test_watch_flags",
     }
 )
 

@@ -126,7 +126,7 @@ class Jam:
             yield
 
     def _fill_evaluation(self, stub: EvaluationServiceStub) -> None:
-        def at_least(revision: int) -> Snapshot:
+        def at_least(revision: int, *, asked_as: str = "") -> Snapshot:
             self._over.wait(TIMEOUT_S)
             return self._server.cache.current()
 

@@ -37,7 +37,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 5
     """ABORTED: the resource changed since it was read. Read it again and decide again. Example metadata: current_etag = "5pQ9..."."""
     ERROR_REASON_REVISION_NOT_REACHED: _ErrorReason.ValueType  # 6
-    """FAILED_PRECONDITION: `min_revision` is a revision that does not exist yet. Example metadata: min_revision = "12", revision = "9"."""
+    """FAILED_PRECONDITION: `min_revision`, or `from_revision`, is a revision that does not exist yet. Example metadata: min_revision = "12",
+    revision = "9".
+    """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 7
     """UNAUTHENTICATED: no valid token, or wrong credentials. Which part was wrong is never said."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 8
@@ -91,7 +93,9 @@ ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 4
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 5
 """ABORTED: the resource changed since it was read. Read it again and decide again. Example metadata: current_etag = "5pQ9..."."""
 ERROR_REASON_REVISION_NOT_REACHED: ErrorReason.ValueType  # 6
-"""FAILED_PRECONDITION: `min_revision` is a revision that does not exist yet. Example metadata: min_revision = "12", revision = "9"."""
+"""FAILED_PRECONDITION: `min_revision`, or `from_revision`, is a revision that does not exist yet. Example metadata: min_revision = "12",
+revision = "9".
+"""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 7
 """UNAUTHENTICATED: no valid token, or wrong credentials. Which part was wrong is never said."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 8

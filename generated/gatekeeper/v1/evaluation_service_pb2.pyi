@@ -8,6 +8,7 @@ from gatekeeper.v1 import evaluation_pb2 as _evaluation_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _FlagChangeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlagChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlagChangeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLAG_CHANGE_TYPE_UNSPECIFIED: _FlagChangeType.ValueType  # 0
+    """Never sent."""
+    FLAG_CHANGE_TYPE_CREATED: _FlagChangeType.ValueType  # 1
+    """The flag is new."""
+    FLAG_CHANGE_TYPE_UPDATED: _FlagChangeType.ValueType  # 2
+    """The flag may give other answers, or was deleted and created again."""
+    FLAG_CHANGE_TYPE_DELETED: _FlagChangeType.ValueType  # 3
+    """The flag is gone; also when it had been created since the message before."""
+
+class FlagChangeType(_FlagChangeType, metaclass=_FlagChangeTypeEnumTypeWrapper):
+    """What happened to a flag between two messages."""
+
+FLAG_CHANGE_TYPE_UNSPECIFIED: FlagChangeType.ValueType  # 0
+"""Never sent."""
+FLAG_CHANGE_TYPE_CREATED: FlagChangeType.ValueType  # 1
+"""The flag is new."""
+FLAG_CHANGE_TYPE_UPDATED: FlagChangeType.ValueType  # 2
+"""The flag may give other answers, or was deleted and created again."""
+FLAG_CHANGE_TYPE_DELETED: FlagChangeType.ValueType  # 3
+"""The flag is gone; also when it had been created since the message before."""
+Global___FlagChangeType: _TypeAlias = FlagChangeType  # noqa: Y015
 
 @_typing.final
 class EvaluateFlagsRequest(_message.Message):
@@ -313,3 +342,93 @@ class BulkEvaluationError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BulkEvaluationError: _TypeAlias = BulkEvaluationError  # noqa: Y015
+
+@_typing.final
+class WatchFlagsRequest(_message.Message):
+    """Asks to be told about changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
+    FLAG_KEYS_FIELD_NUMBER: _builtins.int
+    from_revision: _builtins.int
+    """The revision up to which the client knows everything; 0: from now on. An instance that has not reached it waits for up to 500 ms.
+    Negative: INVALID_ARGUMENT.
+    """
+    @_builtins.property
+    def flag_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The flags of interest, at most 1,000, none twice; they need not exist yet. Empty: all flags."""
+
+    def __init__(
+        self,
+        *,
+        from_revision: _builtins.int = ...,
+        flag_keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag_keys", b"flag_keys", "from_revision", b"from_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchFlagsRequest: _TypeAlias = WatchFlagsRequest  # noqa: Y015
+
+@_typing.final
+class WatchFlagsResponse(_message.Message):
+    """What changed since the message before; without `changes` and `reset`, a heartbeat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """All changes up to this revision have been told. Never falls, except with `reset`."""
+    reset: _builtins.bool
+    """True: what changed is not known any more (too long ago, a restore, an erasure, or too much at once). Drop all that is cached and ask anew.
+    `changes` is empty.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlagChange]:
+        """One entry for each flag that changed, in no particular order."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        changes: _abc.Iterable[Global___FlagChange] | None = ...,
+        reset: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "reset", b"reset", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchFlagsResponse: _TypeAlias = WatchFlagsResponse  # noqa: Y015
+
+@_typing.final
+class FlagChange(_message.Message):
+    """One flag that changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLAG_KEY_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    flag_key: _builtins.str
+    """Its key."""
+    type: Global___FlagChangeType.ValueType
+    """What happened to it, all in all."""
+    def __init__(
+        self,
+        *,
+        flag_key: _builtins.str = ...,
+        type: Global___FlagChangeType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag_key", b"flag_key", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlagChange: _TypeAlias = FlagChange  # noqa: Y015

@@ -60,6 +60,11 @@ class EvaluationServiceStub:
                 request_serializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.BulkEvaluateFlagsRequest.SerializeToString,
                 response_deserializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.BulkEvaluateFlagsResponse.FromString,
                 _registered_method=True)
+        self.WatchFlags = channel.unary_stream(
+                '/gatekeeper.v1.EvaluationService/WatchFlags',
+                request_serializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.WatchFlagsRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.WatchFlagsResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer:
@@ -103,6 +108,26 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchFlags(self, request, context):
+        """Tells which flags change, for as long as the stream is open, so that a client may cache answers.
+
+        The first message comes at once: with `from_revision` 0 it says where the stream begins, otherwise all that changed since. From then on a
+        message follows each change, soon after this instance evaluates by it: whoever evaluates on a message gets the new answer. Changes are
+        coalesced while a client is slow to read, and never told out of order. A flag counts as changed when its answers may have: also by its
+        targets, by the conditions and members of segments that it aims at, and by stored attributes of users that these conditions name. After 20 s at
+        most a message comes even when nothing changed; a client that has seen none for longer should open another stream.
+
+        The stream never ends with OK. Open it again, with the last `revision` received as `from_revision`, on any instance. A client that reads nothing for
+        60 s is cancelled.
+
+        Errors: INVALID_ARGUMENT (names the field) · FAILED_PRECONDITION (REVISION_NOT_REACHED: `from_revision` does not exist yet) ·
+        RESOURCE_EXHAUSTED (this instance has as many watchers as it may; try another) · UNAVAILABLE (no snapshot loaded yet, `from_revision`
+        cannot be confirmed, or this instance is shutting down).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +140,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.BulkEvaluateFlags,
                     request_deserializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.BulkEvaluateFlagsRequest.FromString,
                     response_serializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.BulkEvaluateFlagsResponse.SerializeToString,
+            ),
+            'WatchFlags': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchFlags,
+                    request_deserializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.WatchFlagsRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_evaluation__service__pb2.WatchFlagsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -187,6 +217,33 @@ class EvaluationService:
             '/gatekeeper.v1.EvaluationService/BulkEvaluateFlags',
             gatekeeper_dot_v1_dot_evaluation__service__pb2.BulkEvaluateFlagsRequest.SerializeToString,
             gatekeeper_dot_v1_dot_evaluation__service__pb2.BulkEvaluateFlagsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchFlags(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gatekeeper.v1.EvaluationService/WatchFlags',
+            gatekeeper_dot_v1_dot_evaluation__service__pb2.WatchFlagsRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_evaluation__service__pb2.WatchFlagsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,22 @@ class EvaluationServiceStub:
 
     Errors: as for EvaluateFlags, and they end the stream. A context that cannot be evaluated does not: it gets its own `error`.
     """
+    WatchFlags: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchFlagsRequest, _evaluation_service_pb2.WatchFlagsResponse]
+    """Tells which flags change, for as long as the stream is open, so that a client may cache answers.
+
+    The first message comes at once: with `from_revision` 0 it says where the stream begins, otherwise all that changed since. From then on a
+    message follows each change, soon after this instance evaluates by it: whoever evaluates on a message gets the new answer. Changes are
+    coalesced while a client is slow to read, and never told out of order. A flag counts as changed when its answers may have: also by its
+    targets, by the conditions and members of segments that it aims at, and by stored attributes of users that these conditions name. After 20 s at
+    most a message comes even when nothing changed; a client that has seen none for longer should open another stream.
+
+    The stream never ends with OK. Open it again, with the last `revision` received as `from_revision`, on any instance. A client that reads nothing for
+    60 s is cancelled.
+
+    Errors: INVALID_ARGUMENT (names the field) · FAILED_PRECONDITION (REVISION_NOT_REACHED: `from_revision` does not exist yet) ·
+    RESOURCE_EXHAUSTED (this instance has as many watchers as it may; try another) · UNAVAILABLE (no snapshot loaded yet, `from_revision`
+    cannot be confirmed, or this instance is shutting down).
+    """
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
@@ -98,6 +114,22 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     results (the first few, should the flag keys not fit below 1 MiB). Memory on the server does not grow with the number of users. A stream may be silent for at most 60 s.
 
     Errors: as for EvaluateFlags, and they end the stream. A context that cannot be evaluated does not: it gets its own `error`.
+    """
+    WatchFlags: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchFlagsRequest, _evaluation_service_pb2.WatchFlagsResponse]  # type: ignore[assignment]
+    """Tells which flags change, for as long as the stream is open, so that a client may cache answers.
+
+    The first message comes at once: with `from_revision` 0 it says where the stream begins, otherwise all that changed since. From then on a
+    message follows each change, soon after this instance evaluates by it: whoever evaluates on a message gets the new answer. Changes are
+    coalesced while a client is slow to read, and never told out of order. A flag counts as changed when its answers may have: also by its
+    targets, by the conditions and members of segments that it aims at, and by stored attributes of users that these conditions name. After 20 s at
+    most a message comes even when nothing changed; a client that has seen none for longer should open another stream.
+
+    The stream never ends with OK. Open it again, with the last `revision` received as `from_revision`, on any instance. A client that reads nothing for
+    60 s is cancelled.
+
+    Errors: INVALID_ARGUMENT (names the field) · FAILED_PRECONDITION (REVISION_NOT_REACHED: `from_revision` does not exist yet) ·
+    RESOURCE_EXHAUSTED (this instance has as many watchers as it may; try another) · UNAVAILABLE (no snapshot loaded yet, `from_revision`
+    cannot be confirmed, or this instance is shutting down).
     """
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +175,28 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         results (the first few, should the flag keys not fit below 1 MiB). Memory on the server does not grow with the number of users. A stream may be silent for at most 60 s.
 
         Errors: as for EvaluateFlags, and they end the stream. A context that cannot be evaluated does not: it gets its own `error`.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchFlags(
+        self,
+        request: _evaluation_service_pb2.WatchFlagsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.WatchFlagsResponse], _abc.AsyncIterator[_evaluation_service_pb2.WatchFlagsResponse]]:
+        """Tells which flags change, for as long as the stream is open, so that a client may cache answers.
+
+        The first message comes at once: with `from_revision` 0 it says where the stream begins, otherwise all that changed since. From then on a
+        message follows each change, soon after this instance evaluates by it: whoever evaluates on a message gets the new answer. Changes are
+        coalesced while a client is slow to read, and never told out of order. A flag counts as changed when its answers may have: also by its
+        targets, by the conditions and members of segments that it aims at, and by stored attributes of users that these conditions name. After 20 s at
+        most a message comes even when nothing changed; a client that has seen none for longer should open another stream.
+
+        The stream never ends with OK. Open it again, with the last `revision` received as `from_revision`, on any instance. A client that reads nothing for
+        60 s is cancelled.
+
+        Errors: INVALID_ARGUMENT (names the field) · FAILED_PRECONDITION (REVISION_NOT_REACHED: `from_revision` does not exist yet) ·
+        RESOURCE_EXHAUSTED (this instance has as many watchers as it may; try another) · UNAVAILABLE (no snapshot loaded yet, `from_revision`
+        cannot be confirmed, or this instance is shutting down).
         """
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

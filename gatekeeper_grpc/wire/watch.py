@@ -1,0 +1,35 @@
+"""Changes of flags, from domain types to messages."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from gatekeeper.v1 import evaluation_service_pb2 as pb
+from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.mutation import ChangeType
+from gatekeeper_grpc.wire.evaluation import check_flag_keys
+
+_TYPES: Mapping[ChangeType, pb.FlagChangeType.ValueType] = MappingProxyType(
+    {
+        ChangeType.CREATED: pb.FLAG_CHANGE_TYPE_CREATED,
+        ChangeType.UPDATED: pb.FLAG_CHANGE_TYPE_UPDATED,
+        ChangeType.DELETED: pb.FLAG_CHANGE_TYPE_DELETED,
+    }
+)
+
+
+def check_watch_request(request: pb.WatchFlagsRequest) -> None:
+    """Check what a watcher asks for."""
+    if request.from_revision < 0:
+        raise InvalidArgument.of("from_revision", "must be a revision, or 0 for now")
+    check_flag_keys(request.flag_keys)
+
+
+def watch_message(revision: int, changes: Mapping[str, ChangeType] | None) -> bytes:
+    """Make the message, serialised, that tells of changes up to a revision; None: that nobody knows them any more.
+
+    Bytes, because thousands of watchers get the same.
+    """
+    if changes is None:
+        return pb.WatchFlagsResponse(revision=revision, reset=True).SerializeToString()
+    told = [pb.FlagChange(flag_key=key, type=_TYPES[change]) for key, change in changes.items()]
+    return pb.WatchFlagsResponse(revision=revision, changes=told).SerializeToString()
