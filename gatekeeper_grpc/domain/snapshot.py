@@ -83,6 +83,7 @@ class Snapshot:
         targets: UserIndex | None = None,
         members: UserIndex | None = None,
         attributes: AttributeIndex | None = None,
+        changes: FlagChanges | None = None,
     ) -> "Snapshot":
         """Build a snapshot from everything; `whole_at` is this revision unless the snapshot is made again."""
         targets = targets or UserIndex()
@@ -98,6 +99,7 @@ class Snapshot:
             # An empty one may still say of which attributes nobody has a value.
             attributes=AttributeIndex() if attributes is None else attributes,
             plans={key: _compile(flag, targets) for key, flag in by_key.items()},
+            changes=changes,
         )
 
     def after(self, delta: SnapshotDelta) -> "Snapshot":

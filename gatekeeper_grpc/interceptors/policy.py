@@ -60,8 +60,7 @@ _OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.LOGIN)
 _EVALUATE: Final = Policy(
     access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
-# It keeps its worker only until it is open.
-_WATCH: Final = Policy(access=Door.OPEN, pool=PoolName.EVALUATION, max_request_bytes=256 * 1024, signable=True)
+_WATCH: Final = Policy(access=Door.OPEN, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
 _EVALUATE_STREAM: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, signable=True)
 # grpcio's health service holds its one lock while it sends: a watcher that does not read must go soon.
 _HEALTH: Final = Policy(

@@ -28,6 +28,8 @@ class PoolName(StrEnum):
     """Waits for the database."""
     STREAMS = "streams"
     """Keeps a worker for as long as the stream is open."""
+    WATCH = "watch"
+    """Opens and ends streams that keep no worker: thousands at once, when watchers come back from another instance."""
     LOGIN = "login"
     """Burns a core for 220 ms a call (bcrypt)."""
     CREDENTIALS = "credentials"
@@ -49,6 +51,7 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.EVALUATION: PoolSize(workers=4, queue=128),  # 4 beat 10 and 16 on two cores: the interpreter lock
         PoolName.ADMIN: PoolSize(workers=8, queue=64),
         PoolName.STREAMS: PoolSize(workers=32, queue=32),
+        PoolName.WATCH: PoolSize(workers=2, queue=1_000),
         PoolName.LOGIN: PoolSize(workers=1, queue=8),
         PoolName.CREDENTIALS: PoolSize(workers=1, queue=32),
         PoolName.OPERATIONS: PoolSize(workers=2, queue=64),

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from uuid import uuid4
 
@@ -11,9 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.cache import refresher as refresher_module
+from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.refresher import Refresher, Spare
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
+from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from tests.unit.test_flag import flag
@@ -76,7 +79,8 @@ class Source:
         self._fail_if_told()
         if epoch_of(base.revision) != epoch_of(self.revision):
             return self.load()
-        snapshot = base.after(SnapshotDelta(revision=self.revision))
+        delta = base.after(SnapshotDelta(revision=self.revision))
+        snapshot = replace(delta, changes=FlagChanges(since=base.revision))
         if base.flags:
             self.after_reloaded_delta.pass_through()
         return snapshot
@@ -119,7 +123,8 @@ class WatchedCache(SnapshotCache):
     """Keeps the history of what it served."""
 
     def __init__(self) -> None:
-        super().__init__(stale_after_s=1.0, max_waiters=1)
+        self.told = ChangeHistory()
+        super().__init__(stale_after_s=1.0, max_waiters=1, published=self.told.extend)
         self.history: list[int] = []
         self.served: SimpleQueue[Snapshot] = SimpleQueue()
 
@@ -288,6 +293,26 @@ def test_a_reload_of_a_database_that_lost_revisions_gives_up_instead_of_loading_
 
     assert idle.cache.current().revision == 9
     assert [log["event"] for log in logs] == ["reload_not_published"]
+
+
+def known_after_a_reload_of_something_new(monkeypatch: pytest.MonkeyPatch, *, deltas_first: bool) -> bool:
+    """A reload loads what no delta has told yet; return whether watchers still know what happened."""
+    with house() as running:
+        if not deltas_first:
+            monkeypatch.setattr(running.cache, "wait_for_revision", lambda *_args, **_timeout: True)
+        running.source.revision = 2
+        running.refresher._reload()
+
+        assert has_drifted(running.cache.current())
+        return running.cache.told.since(running.cache.told.at(1)).changes is not None
+
+
+def test_a_reload_leaves_no_gap_in_what_watchers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_after_a_reload_of_something_new(monkeypatch, deltas_first=True)
+
+
+def test_twin_without_waiting_for_the_deltas_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not known_after_a_reload_of_something_new(monkeypatch, deltas_first=False)
 
 
 def test_a_head_older_than_what_is_served_is_reported_and_the_new_epoch_served() -> None:

@@ -352,7 +352,8 @@ class WatchFlagsRequest(_message.Message):
     FROM_REVISION_FIELD_NUMBER: _builtins.int
     FLAG_KEYS_FIELD_NUMBER: _builtins.int
     from_revision: _builtins.int
-    """The revision up to which the client knows everything; 0: from now on. An instance that has not reached it waits for up to 500 ms.
+    """The revision up to which the client knows everything; 0: it knows nothing, tell it from now on. An instance that has not reached it waits for
+    up to 500 ms.
     Negative: INVALID_ARGUMENT.
     """
     @_builtins.property
