@@ -211,9 +211,7 @@ class SignatureGate:
         self._required = required
         self._allow_unsigned_bodies = allow_unsigned_bodies
 
-    def admit(
-        self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, streams_requests: bool
-    ) -> SignedCall | None:
+    def admit(self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool) -> SignedCall | None:
         """Return who signed a call; None when nobody did and nobody had to.
 
         Raises:
@@ -223,12 +221,12 @@ class SignatureGate:
         sent = signature_in(metadata)
         if sent is None and not self._required:
             return None
-        if sent is None or not self._covers_enough(sent, streams_requests=streams_requests):
+        if sent is None or not self._covers_enough(sent, is_stream=is_stream):
             raise Unauthenticated.signature()
         return self._verifier.verify(sent, method=method)
 
-    def _covers_enough(self, sent: Signature, *, streams_requests: bool) -> bool:
+    def _covers_enough(self, sent: Signature, *, is_stream: bool) -> bool:
         unsigned_body = sent.content_sha256 == UNSIGNED
-        if streams_requests:
+        if is_stream:
             return unsigned_body
         return self._allow_unsigned_bodies or not unsigned_body

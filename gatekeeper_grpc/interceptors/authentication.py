@@ -34,9 +34,7 @@ class SignedCall(Protocol):
 class SignatureGate(Protocol):
     """What authentication needs of the keeper of client keys."""
 
-    def admit(
-        self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, streams_requests: bool
-    ) -> SignedCall | None:
+    def admit(self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool) -> SignedCall | None:
         """Return who signed a call, None when nobody did; raise `Unauthenticated` unless it may pass."""
         ...
 

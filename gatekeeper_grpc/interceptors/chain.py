@@ -143,7 +143,7 @@ class _Method:
         self._behaviour = _behaviour(handler)
         self._verifier = plumbing.verifier
         self._signatures = plumbing.signatures if policy.signable else None
-        self._streams_requests = handler.request_streaming
+        self._is_stream = handler.request_streaming or handler.response_streaming
         self._patience = policy.patience or shared
         self._parser = MessageParser(parse=handler.request_deserializer, max_bytes=policy.max_request_bytes)
         self._argument_from = messages if handler.request_streaming else only_message
@@ -171,7 +171,7 @@ class _Method:
         if self._signatures is None:
             return None
         metadata = context.invocation_metadata()
-        signed = self._signatures.admit(metadata, method=self._name, streams_requests=self._streams_requests)
+        signed = self._signatures.admit(metadata, method=self._name, is_stream=self._is_stream)
         rpc.client_key = signed.key_id if signed else None
         return signed
 

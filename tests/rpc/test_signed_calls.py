@@ -12,7 +12,7 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest, WatchFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
 from gatekeeper_grpc.domain.caller import Role
@@ -22,7 +22,8 @@ from tests.rpc.asking import TIMEOUT_S, UNAUTHENTICATED, refusal_of
 
 REQUEST = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 BULK = BulkEvaluateFlagsRequest(contexts=[EvaluationContext(user_id="anna")])
-UNARY, STREAM = (f"/gatekeeper.v1.EvaluationService/{rpc}" for rpc in ("EvaluateFlags", "BulkEvaluateFlags"))
+RPCS = ("EvaluateFlags", "BulkEvaluateFlags", "WatchFlags")
+UNARY, STREAM, WATCH = (f"/gatekeeper.v1.EvaluationService/{rpc}" for rpc in RPCS)
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -51,6 +52,13 @@ class Client:
     def evaluate_many(self, metadata: Metadata = ()) -> int:
         return len(list(self.stub.BulkEvaluateFlags(iter([BULK]), metadata=metadata, timeout=TIMEOUT_S)))
 
+    def watch(self, metadata: Metadata = ()) -> int:
+        """Watch until the first message; returns its revision."""
+        call = self.stub.WatchFlags(WatchFlagsRequest(), metadata=metadata, timeout=TIMEOUT_S)
+        revision = next(call).revision
+        call.cancel()
+        return revision
+
 
 def client_of(server: GatekeeperServer, dsn: str) -> Iterator[Client]:
     with connect(server) as channel, connect(server, token=token_for(dsn, Role.ADMIN)) as admin:
@@ -74,7 +82,9 @@ def test_signed_and_anonymous_calls_are_answered_and_a_bad_signature_is_not(clie
 
     assert client.evaluate(signed) == client.evaluate() == client.evaluate(client.signed(UNSIGNED))
     assert client.evaluate_many(client.signed(UNSIGNED, method=STREAM)) == client.evaluate_many() == 2
+    assert client.watch(client.signed(UNSIGNED, method=WATCH)) == client.watch() == client.evaluate()
     bad = (*signed[:-1], ("x-gatekeeper-signature", "0" * 64))
+    assert refusal_of(lambda: client.watch(bad)) == UNAUTHENTICATED
     assert refusal_of(lambda: client.evaluate(bad)) == UNAUTHENTICATED
     assert refusal_of(lambda: client.evaluate(signed[:-1])) == UNAUTHENTICATED
 
@@ -93,9 +103,11 @@ def test_call_that_is_sent_again_or_as_another_is_refused(client: Client) -> Non
 def test_every_call_must_be_signed_whole_where_the_operator_says_so(strict: Client) -> None:
     strict.evaluate(strict.signed())
     assert strict.evaluate_many(strict.signed(UNSIGNED, method=STREAM)) == 2
+    strict.watch(strict.signed(UNSIGNED, method=WATCH))
 
     assert refusal_of(strict.evaluate) == UNAUTHENTICATED
     assert refusal_of(strict.evaluate_many) == UNAUTHENTICATED
+    assert refusal_of(strict.watch) == UNAUTHENTICATED
     assert refusal_of(lambda: strict.evaluate(strict.signed(UNSIGNED))) == UNAUTHENTICATED
 
 

@@ -46,7 +46,7 @@ class World:
 
     def admit(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> SignedCall | None:
         gate = SignatureGate(self.verifier, required=required, allow_unsigned_bodies=True)
-        return gate.admit(metadata, method=method, streams_requests=False)
+        return gate.admit(metadata, method=method, is_stream=False)
 
     def refuses(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> bool:
         try:
@@ -133,7 +133,7 @@ def test_stream_leaves_its_body_out_and_a_unary_call_where_that_is_allowed(
     gate = SignatureGate(world.verifier, required=True, allow_unsigned_bodies=allowed)
 
     with nullcontext() if passes else pytest.raises(Unauthenticated):
-        assert gate.admit(signed(content=content), method=METHOD, streams_requests=streams)
+        assert gate.admit(signed(content=content), method=METHOD, is_stream=streams)
 
 
 def test_call_without_a_signature_is_anonymous_unless_one_is_required(world: World) -> None:
