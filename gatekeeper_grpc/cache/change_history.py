@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from uuid import UUID
 
-from gatekeeper_grpc.domain.flag_change import FlagChange, coalesced
+from gatekeeper_grpc.domain.flag_change import FlagChange, coalesced, without_covered
 from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.domain.snapshot import NO_INSTALLATION, Snapshot
 
@@ -65,7 +65,7 @@ class ChangeHistory:
             elif snapshot.changes is not None:
                 self._append(snapshot.changes.changes)
             self._position = Position(snapshot.installation_id, snapshot.revision)
-            self._forget_oldest()
+            self._make_room()
 
     def since(self, position: Position) -> Missed:
         """Return what happened after `position`. Takes time proportional to that."""
@@ -95,9 +95,14 @@ class ChangeHistory:
     def _append(self, changes: Sequence[FlagChange]) -> None:
         self._changes += changes[bisect_right(changes, self._position.revision, key=_revision) :]
 
-    def _forget_oldest(self) -> None:
-        """Forget the oldest revisions, whole ones; some time after they are too many, as forgetting moves the rest."""
+    def _make_room(self) -> None:
+        """Forget what later changes cover, then the oldest revisions, whole ones.
+
+        Not before there are a quarter too many: it takes time proportional to all that is kept.
+        """
         if len(self._changes) <= self._capacity * 5 // 4:
             return
-        self._since = self._changes[-self._capacity - 1].revision
-        del self._changes[: bisect_right(self._changes, self._since, key=_revision)]
+        self._changes = without_covered(self._changes)
+        if len(self._changes) > self._capacity:
+            self._since = self._changes[-self._capacity - 1].revision
+            del self._changes[: bisect_right(self._changes, self._since, key=_revision)]

@@ -29,7 +29,8 @@ _GIVE_UP_AFTER_S = 60.0
 _GIVE_UP_AT_CLOSE_S = 1.0
 # As many watchers are sent to in one go; then the thread rests for as long as that took, for evaluation's sake.
 _SLICE = 16
-# More changes than this in one message, and it is cheaper for everybody to begin anew.
+_MAX_REST_S = 0.02
+# With more, it is cheaper for everybody to begin anew; and a message stays below 1 MiB, however long the keys.
 _MAX_CHANGES = 5_000
 _KEPT_MESSAGES = 16
 _RETRY_AFTER_S = 5.0
@@ -186,7 +187,7 @@ class WatcherHub:
             for watcher in [*islice(self._due, _SLICE)]:
                 del self._due[watcher]
                 self._tell(watcher)
-            time.sleep(time.monotonic() - began)
+            time.sleep(min(time.monotonic() - began, _MAX_REST_S))
             self._look()
 
     def _look(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from uuid import UUID
 
-from gatekeeper_grpc.domain.flag_change import FlagChange
+from gatekeeper_grpc.domain.flag_change import FlagChange, without_covered
 from gatekeeper_grpc.domain.mutation import ChangeType, ResourceType
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
@@ -23,9 +23,9 @@ class LoggedChange:
 
 
 def flag_changes(
-    log: Iterable[LoggedChange], snapshot: Snapshot, attributes_of: Callable[[LoggedChange], Iterable[str]]
+    log: Sequence[LoggedChange], snapshot: Snapshot, attributes_of: Callable[[LoggedChange], Iterable[str]]
 ) -> list[FlagChange]:
-    """Return which flags changed by what the log tells, in its order.
+    """Return which flags changed by what the log tells, in its order; of updates of one flag only the last.
 
     A flag changes with itself and its targets, with the conditions and members of segments that it aims at, and with
     stored attributes that these conditions name. What it depended on before, but not in `snapshot`, needs no look: it
@@ -43,13 +43,16 @@ def flag_changes(
             case ResourceType.FLAG | ResourceType.TARGETS:
                 return (change.key,)
             case ResourceType.SEGMENT | ResourceType.MEMBERS:
-                return dependencies.on_segments((change.key,))
+                return dependencies.take_segment(change.key)
             case ResourceType.USER:
-                return dependencies.on_attributes(attributes_of(change))
+                return dependencies.take_attributes(attributes_of(change))
             case _:
                 return ()
 
-    return [FlagChange(change.revision, key, _type_of(change)) for change in log for key in touched(change)]
+    latest_first = [
+        FlagChange(change.revision, key, _type_of(change)) for change in reversed(log) for key in touched(change)
+    ]
+    return without_covered(latest_first[::-1])
 
 
 def _type_of(change: LoggedChange) -> ChangeType:
@@ -57,16 +60,22 @@ def _type_of(change: LoggedChange) -> ChangeType:
 
 
 class _Dependencies:
-    """Which flags of a snapshot depend on a segment or a stored attribute; looked at when first asked."""
+    """Which flags of a snapshot depend on a segment or a stored attribute; looked at when first asked.
+
+    Each is given once: walking back through the log, all flags that it touches are known to have changed later. A
+    segment that thousands of flags aim at, and thousands of revisions touch, thus costs thousands and not millions.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
-    def on_segments(self, segment_keys: Iterable[str]) -> Iterator[str]:
-        return iter(dict.fromkeys(flag for key in segment_keys for flag in self._flags_by_segment.get(key, ())))
+    def take_segment(self, key: str) -> Sequence[str]:
+        return self._flags_by_segment.pop(key, ())
 
-    def on_attributes(self, names: Iterable[str]) -> Iterator[str]:
-        return self.on_segments(segment for name in names for segment in self._segments_by_attribute.get(name, ()))
+    def take_attributes(self, names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            for segment in self._segments_by_attribute.pop(name, ()):
+                yield from self.take_segment(segment)
 
     @cached_property
     def _flags_by_segment(self) -> dict[str, list[str]]:

@@ -39,6 +39,22 @@ def coalesced(changes: Iterable[FlagChange]) -> dict[str, ChangeType]:
     return total
 
 
+def without_covered(changes: Sequence[FlagChange]) -> list[FlagChange]:
+    """Return changes without those updates that a later change of the same flag covers.
+
+    From whatever revision on, what is left comes to the same, and is no longer than there are flags that changed and
+    comings and goings.
+    """
+    later: set[str] = set()
+    left: list[FlagChange] = []
+    for change in reversed(changes):
+        if change.type is not ChangeType.UPDATED or change.flag_key not in later:
+            left.append(change)
+            later.add(change.flag_key)
+    left.reverse()
+    return left
+
+
 def _together(earlier: ChangeType | None, later: ChangeType) -> ChangeType:
     if earlier is ChangeType.DELETED and later is not ChangeType.DELETED:
         return ChangeType.UPDATED

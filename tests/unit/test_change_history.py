@@ -123,6 +123,18 @@ def test_of_too_many_changes_the_oldest_revisions_are_forgotten_whole() -> None:
     assert set(told) == {f"{revision}-{half}" for revision in range(96, 101) for half in "ab"}
 
 
+def test_what_later_changes_cover_takes_no_room() -> None:
+    known = ChangeHistory(capacity=10)
+    known.extend(snapshot(0, since=0))
+    for revision in range(1, 101):
+        pair = [FlagChange(revision, half, U) for half in "ab"]
+        known.extend(snapshot(revision, since=revision - 1, changes=pair))
+
+    assert len(known._changes) <= 12
+    assert missed(known, 0) == missed(known, 99) == {"a": U, "b": U}
+    assert missed(known, 100) == NOTHING
+
+
 def test_who_was_answered_by_what_is_not_in_the_history_yet_has_missed_nothing() -> None:
     known = history(FIRST)
     ahead = known.at(6)

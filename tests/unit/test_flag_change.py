@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gatekeeper_grpc.domain.change_log import LoggedChange, flag_changes
 from gatekeeper_grpc.domain.condition import Condition, Operator
-from gatekeeper_grpc.domain.flag_change import FlagChange, coalesced
+from gatekeeper_grpc.domain.flag_change import FlagChange, coalesced, without_covered
 from gatekeeper_grpc.domain.mutation import ChangeType, ResourceType
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from tests.unit.test_flag import aims, flag
@@ -71,6 +71,30 @@ def test_a_set_of_flags_kept_by_coalesced_changes_is_the_set_of_flags(
     assert applied(seen, coalesced(untold)) == flags
 
 
+def test_an_update_is_covered_by_whatever_comes_later() -> None:
+    changes = [FlagChange(1, "a", C), FlagChange(2, "a", U), FlagChange(2, "b", U), FlagChange(3, "a", U)]
+    gone = FlagChange(4, "b", D)
+
+    assert without_covered([*changes, gone]) == [changes[0], changes[3], gone]
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([C, U, D])), max_size=20))
+def test_without_what_is_covered_changes_come_to_the_same_from_any_revision_on(
+    steps: list[tuple[str, ChangeType]],
+) -> None:
+    flags: set[str] = set()
+    changes: list[FlagChange] = []
+    for revision, (key, wanted) in enumerate(steps):
+        change = C if key not in flags else U if wanted is C else wanted
+        flags = applied(flags, {key: change})
+        changes.append(FlagChange(revision, key, change))
+    left = without_covered(changes)
+
+    for since in range(len(changes)):
+        later, later_left = ([each for each in known if each.revision > since] for known in (changes, left))
+        assert coalesced(later) == coalesced(later_left)
+
+
 # --- What touches which flags ----------------------------------------------------------------------------------------
 
 
@@ -95,7 +119,7 @@ def touched(resource: ResourceType, key: str, change: ChangeType = U, *, attribu
     log = [LoggedChange(revision=7, resource_type=resource, change_type=change, key=key)]
     changes = flag_changes(log, SNAPSHOT, lambda _change: attributes)
     assert {change.revision for change in changes} <= {7}
-    return [(change.flag_key, change.type) for change in changes]
+    return sorted((change.flag_key, change.type) for change in changes)
 
 
 @pytest.mark.parametrize("change", ChangeType)
@@ -136,3 +160,15 @@ def test_flags_are_updated_by_stored_attributes_that_their_segments_name(
 @pytest.mark.parametrize("resource", [ResourceType.ADMIN_USER, ResourceType.CLIENT_KEY])
 def test_no_flag_is_touched_by_admin_users_and_client_keys(resource: ResourceType) -> None:
     assert touched(resource, "gold") == []
+
+
+def test_a_segment_that_many_revisions_touch_tells_of_each_flag_once_and_of_the_last() -> None:
+    log = [
+        LoggedChange(revision=revision, resource_type=ResourceType.MEMBERS, change_type=U, key="gold")
+        for revision in range(1, 1_000)
+    ]
+
+    assert flag_changes(log, SNAPSHOT, lambda _change: ()) == [
+        FlagChange(999, "gold-only", U),
+        FlagChange(999, "both", U),
+    ]
