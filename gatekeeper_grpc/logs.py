@@ -27,7 +27,8 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None) ->
             *(_FOR_PEOPLE if for_people else _JSON),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        # Not `print`, which writes a line and its end apart: workers share standard error.
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs()])

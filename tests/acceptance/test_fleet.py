@@ -1,0 +1,324 @@
+"""Several workers on one port: what one does all show, and what happens to one fails no call (C4)."""
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from prometheus_client.parser import text_string_to_metric_families
+
+from gatekeeper.v1.admin_service_pb2 import UpdateFlagRequest
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper.v1.flag_pb2 import Flag
+from tests.acceptance.processes import (
+    KEYS,
+    PATIENCE_S,
+    Gatekeeper,
+    copied,
+    eventually,
+    postgres_pids,
+    run,
+    serving,
+    start,
+)
+
+WORKERS = 4
+NUMBERS = {str(number) for number in range(1, WORKERS + 1)}
+FOUR = {"GATEKEEPER_WORKERS": str(WORKERS)}
+TWO = {"GATEKEEPER_WORKERS": "2"}
+ALICE = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
+# Longer than it takes to find a hung worker.
+DEADLINE_S = 15.0
+CLIENTS = 6
+THINKS_S = 0.002
+# For a worker to start while others compute.
+LONG_S = 90.0
+DRAIN_S, GRACE_S = 0.5, 3.0
+# The promise is a second; the rest is for a busy machine.
+MARGIN_S = 6.0
+
+DOCS = Path(__file__).parents[2] / "docs" / "operations" / "fleet.md"
+(RECOMMENDED,) = re.findall(r"```json\n(.+?)```", DOCS.read_text(), flags=re.DOTALL)
+RETRYING: list[tuple[str, object]] = [("grpc.service_config", json.dumps(json.loads(RECOMMENDED)))]
+PLAIN: list[tuple[str, object]] = []
+
+
+@pytest.fixture(scope="module")
+def fleet(first_started_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gatekeeper]:
+    with serving(copied(first_started_dir, tmp_path_factory.mktemp("fleet")), **FOUR) as started:
+        yield started
+
+
+def child_pids(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def worker_pids(gatekeeper: Gatekeeper) -> list[int]:
+    """The workers' processes; postgres is started by another thread."""
+    return child_pids(gatekeeper.process.pid)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def page(gatekeeper: Gatekeeper, path: str) -> tuple[int, str]:
+    try:
+        with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}{path}", timeout=PATIENCE_S) as response:
+            return response.status, response.read().decode()
+    except HTTPError as refused:
+        return refused.code, refused.read().decode()
+
+
+def by_worker(gatekeeper: Gatekeeper, name: str) -> dict[str, float]:
+    """A metric's values by worker."""
+    families = text_string_to_metric_families(page(gatekeeper, "/metrics")[1])
+    return {s.labels["worker"]: s.value for family in families for s in family.samples if s.name == name}
+
+
+def restarts(gatekeeper: Gatekeeper, cause: str) -> float:
+    families = text_string_to_metric_families(page(gatekeeper, "/metrics")[1])
+    samples = (sample for family in families for sample in family.samples)
+    return sum(s.value for s in samples if s.name == "gatekeeper_worker_restarts_total" and s.labels["cause"] == cause)
+
+
+def is_complete(gatekeeper: Gatekeeper) -> bool:
+    """All workers are up, and the fleet has nothing to explain."""
+    status, body = page(gatekeeper, "/ready")
+    return status == 200 and json.loads(body)["reasons"] == []
+
+
+class Asking:
+    """Clients that ask one call after the other, and what they were told."""
+
+    def __init__(self, port: int, options: list[tuple[str, object]]) -> None:
+        self._port = port
+        self._options = [("grpc.use_local_subchannel_pool", 1), *options]
+        self._over = threading.Event()
+        self._answers = count(1)
+        self.answered = 0
+        self.failures: list[str] = []
+
+    @contextmanager
+    def all_the_time(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            channels = [stack.enter_context(self._channel()) for _ in range(CLIENTS)]
+            threads = [threading.Thread(target=self._ask, args=(EvaluationServiceStub(one),)) for one in channels]
+            for thread in threads:
+                thread.start()
+            try:
+                self.go_on()
+                yield
+                self.go_on()
+            finally:
+                self._over.set()
+                for thread in threads:
+                    thread.join()
+
+    def go_on(self) -> None:
+        """Wait until more has been answered."""
+        enough = self.answered + 50 * CLIENTS
+        assert eventually(lambda: self.answered > enough)
+
+    def _channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{self._port}", options=self._options)
+
+    def _ask(self, stub: EvaluationServiceStub) -> None:
+        while not self._over.is_set():
+            try:
+                stub.EvaluateFlags(ALICE, timeout=DEADLINE_S)
+                self.answered = next(self._answers)
+                self._over.wait(THINKS_S)
+            except grpc.RpcError as failed:
+                self.failures.append(f"{failed.code()}: {failed.details()}")
+
+
+def test_a_change_is_seen_on_every_connection_whichever_worker_answers(fleet: Gatekeeper) -> None:
+    with fleet.admin() as admin, ExitStack() as stack:
+        connections = [stack.enter_context(fleet.channel()) for _ in range(8 * WORKERS)]
+        flag = Flag(key="new_checkout", rollout_percentage=100)
+        change = UpdateFlagRequest(flag=flag, update_mask=FieldMask(paths=["rollout_percentage"]))
+        revision = admin.UpdateFlag(change).revision
+
+        def is_seen() -> bool:
+            answers = [EvaluationServiceStub(one).EvaluateFlags(ALICE, timeout=PATIENCE_S) for one in connections]
+            return all(answer.revision >= revision and answer.flags["new_checkout"] for answer in answers)
+
+        assert eventually(is_seen)
+        assert eventually(lambda: by_worker(fleet, "gatekeeper_revision") == dict.fromkeys(NUMBERS, revision))
+
+
+def test_metrics_are_those_of_all_workers_and_of_the_supervisor(fleet: Gatekeeper) -> None:
+    assert eventually(lambda: is_complete(fleet))
+
+    assert by_worker(fleet, "gatekeeper_ready") == dict.fromkeys(NUMBERS, 1)
+    assert by_worker(fleet, "process_open_fds").keys() == NUMBERS | {"supervisor"}
+    assert f"gatekeeper_workers_up {WORKERS}.0" in page(fleet, "/metrics")[1].splitlines()
+
+
+def test_ready_tells_of_each_worker(fleet: Gatekeeper) -> None:
+    assert eventually(lambda: is_complete(fleet))
+    status, body = page(fleet, "/ready")
+    ready = json.loads(body)
+
+    assert (status, ready["ready"], page(fleet, "/health")) == (200, True, (200, "alive\n"))
+    assert [(worker["worker"], worker["up"], worker["ready"]) for worker in ready["workers"]] == [
+        (number, True, True) for number in range(1, WORKERS + 1)
+    ]
+
+
+def test_health_answers_on_the_shared_port_and_on_the_supervisors_own(fleet: Gatekeeper) -> None:
+    assert eventually(lambda: is_complete(fleet))
+    for port in (fleet.port, fleet.health_port):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=PATIENCE_S)
+        assert answer.status == HealthCheckResponse.SERVING
+
+
+def test_lines_of_a_worker_carry_its_number(fleet: Gatekeeper) -> None:
+    assert {str(fleet.logged("snapshot_loaded", worker=int(number))["worker"]) for number in NUMBERS} == NUMBERS
+
+
+@pytest.mark.parametrize(("number", "cause"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "hung")])
+def test_a_worker_that_dies_or_hangs_is_replaced_and_a_retrying_client_sees_no_failure(
+    fleet: Gatekeeper, number: signal.Signals, cause: str
+) -> None:
+    assert eventually(lambda: is_complete(fleet))
+    before, victim = restarts(fleet, cause), worker_pids(fleet)[0]
+    asking = Asking(fleet.port, RETRYING)
+    with asking.all_the_time():
+        os.kill(victim, number)
+        assert eventually(lambda: not is_running(victim))
+        assert eventually(lambda: is_complete(fleet), timeout_s=LONG_S)
+
+    assert asking.failures == []
+    assert restarts(fleet, cause) == before + 1
+    assert len(worker_pids(fleet)) == WORKERS
+
+
+@pytest.mark.parametrize("options", [RETRYING, PLAIN], ids=["retrying client", "client without retries"])
+def test_a_roll_replaces_every_worker_and_no_call_fails(fleet: Gatekeeper, options: list[tuple[str, object]]) -> None:
+    assert eventually(lambda: is_complete(fleet))
+    before = set(worker_pids(fleet))
+    asking = Asking(fleet.port, options)
+    with asking.all_the_time():
+        fleet.process.send_signal(signal.SIGHUP)
+        assert eventually(lambda: not before & set(worker_pids(fleet)), timeout_s=LONG_S)
+
+    assert asking.failures == []
+    assert eventually(lambda: is_complete(fleet))
+
+
+def test_sigterm_during_a_roll_ends_everything_in_time(data_dir: Path) -> None:
+    with serving(data_dir, **FOUR, **in_time()) as gatekeeper:
+        gatekeeper.process.send_signal(signal.SIGHUP)
+        gatekeeper.logged("rolling")
+        assert eventually(lambda: len(worker_pids(gatekeeper)) > WORKERS)
+        pids = worker_pids(gatekeeper)
+        gatekeeper.process.terminate()
+
+        gatekeeper.process.wait(DRAIN_S + GRACE_S + MARGIN_S)
+        assert eventually(lambda: not any(map(is_running, [*pids, *postgres_pids(data_dir)])))
+
+
+def test_sigterm_drains_all_workers_and_leaves_nothing_behind(data_dir: Path) -> None:
+    with serving(data_dir, **TWO, **in_time()) as gatekeeper, gatekeeper.channel() as channel:
+        pids = worker_pids(gatekeeper)
+        EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=PATIENCE_S)
+        with grpc.insecure_channel(f"127.0.0.1:{gatekeeper.health_port}") as health:
+            watch = HealthStub(health).Watch(HealthCheckRequest(), timeout=PATIENCE_S)
+            before = next(watch).status
+            gatekeeper.process.terminate()
+            after = next(watch).status
+            watch.cancel()
+        code = gatekeeper.process.wait(DRAIN_S + GRACE_S + MARGIN_S)
+
+        assert (before, after) == (HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING)
+        assert code == 0
+        assert not any(map(is_running, pids))
+        assert postgres_pids(data_dir) == []
+
+
+def test_a_worker_that_does_not_end_is_killed_in_time(data_dir: Path) -> None:
+    with serving(data_dir, **TWO, **in_time()) as gatekeeper:
+        pids = worker_pids(gatekeeper)
+        gatekeeper.process.terminate()
+        os.kill(pids[0], signal.SIGSTOP)
+
+        gatekeeper.process.wait(DRAIN_S + GRACE_S + MARGIN_S)
+        assert eventually(lambda: not any(map(is_running, pids)))
+
+
+def test_a_supervisor_killed_without_notice_leaves_no_worker_and_no_database_behind(data_dir: Path) -> None:
+    with serving(data_dir, **TWO, **in_time()) as gatekeeper:
+        pids = worker_pids(gatekeeper)
+        assert len(pids) == 2
+        gatekeeper.kill()
+
+        assert eventually(lambda: not any(map(is_running, pids)))
+        assert eventually(lambda: not postgres_pids(data_dir))
+
+
+def test_a_shared_port_that_another_fleet_has_is_refused(fleet: Gatekeeper, tmp_path: Path) -> None:
+    settings = {**TWO, **KEYS, "DATABASE_URL": fleet.dsn, "GATEKEEPER_LISTEN": f"127.0.0.1:{fleet.port}"}
+
+    code, _, complaints = run("serve", data_dir=tmp_path, **settings)
+
+    assert (code, complaints) == (
+        1,
+        f"Error: cannot listen on 127.0.0.1:{fleet.port}: is another process using it?\n",
+    )
+
+
+def test_a_port_that_a_stranger_shares_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        address = f"127.0.0.1:{stranger.getsockname()[1]}"
+        settings = {**TWO, **KEYS, "DATABASE_URL": "postgresql://127.0.0.1:1/x", "GATEKEEPER_LISTEN": address}
+
+        code, _, complaints = run("serve", data_dir=tmp_path, **settings)
+
+    assert (code, complaints) == (1, f"Error: cannot listen on {address}: is another process using it?\n")
+
+
+def test_a_fleet_that_cannot_serve_fails_with_the_error_of_its_first_worker(tmp_path: Path) -> None:
+    settings = {**TWO, **KEYS, "DATABASE_URL": "postgresql://127.0.0.1:1/gatekeeper"}
+
+    code, printed, complaints = run("serve", data_dir=tmp_path, **settings)
+
+    assert (code, printed) == (1, "")
+    assert complaints.splitlines()[-1].startswith("Error: PostgreSQL at 127.0.0.1 is away")
+
+
+def test_sigterm_ends_a_start_that_waits_for_its_first_worker(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/gatekeeper"
+        with start("serve", data_dir=tmp_path, DATABASE_URL=url, **KEYS, **TWO, **in_time()) as process:
+            with silent.accept()[0]:
+                process.terminate()
+                process.wait(DRAIN_S + GRACE_S + MARGIN_S)
+            assert process.returncode == 130
+
+
+def in_time() -> dict[str, str]:
+    return {"GATEKEEPER_DRAIN_S": str(DRAIN_S), "GATEKEEPER_GRACE_S": str(GRACE_S)}
