@@ -1,9 +1,11 @@
 """The port that the workers share: held by the supervisor, so that it stays theirs while none of them listens."""
 
 import socket
-from contextlib import closing
+from typing import Any
 
 from gatekeeper_grpc.listening import ListenError
+
+_PORTS = range(65_536)
 
 
 class ReservedPort:
@@ -34,17 +36,26 @@ class ReservedPort:
 
 
 def _reserve(host: str, port: int) -> socket.socket:
+    if port not in _PORTS:
+        raise ValueError(f"there is no port {port}")
     family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     if port:
         # Sharing is between sockets that both ask for it: one that does not finds out whether anybody is there.
-        with closing(socket.socket(family)) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(sockaddr)
-    reserved = socket.socket(family)
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    # For connections that linger after a process that shared its port with nobody; off again, or the next supervisor
-    # would not notice us before our workers listen.
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(sockaddr)
+        _bound(family, sockaddr, socket.SO_REUSEADDR).close()
+    reserved = _bound(family, sockaddr, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+    # SO_REUSEADDR was for connections that linger after a process that shared its port with nobody. Off again, or the
+    # next supervisor would not notice us before our workers listen.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return reserved
+
+
+def _bound(family: int, sockaddr: Any, *options: int) -> socket.socket:
+    unbound = socket.socket(family)
+    try:
+        for option in options:
+            unbound.setsockopt(socket.SOL_SOCKET, option, 1)
+        unbound.bind(sockaddr)
+    except OSError:
+        unbound.close()
+        raise
+    return unbound

@@ -137,7 +137,7 @@ class Slot:
             self._listen_to(worker)
 
     def _start_in_time(self) -> None:
-        if time.monotonic() >= self._start_at:
+        if self._next is None and time.monotonic() >= self._start_at:
             self._current = self._start(self.number)
             _log.info("worker_started", worker=self.number, pid=self._current.pid)
 

@@ -1,0 +1,74 @@
+"""The shared port: ours while nobody listens, and refused when it is somebody else's."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gatekeeper_grpc.fleet.port import ReservedPort
+from gatekeeper_grpc.listening import ListenError
+
+TIMEOUT_S = 10.0
+
+
+@pytest.fixture
+def reserved() -> Iterator[ReservedPort]:
+    port = ReservedPort("127.0.0.1:0")
+    yield port
+    port.close()
+
+
+def shared_socket(port: int) -> socket.socket:
+    """What a worker binds, as gRPC does."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    one.bind(("127.0.0.1", port))
+    return one
+
+
+def test_port_0_is_any_free_one(reserved: ReservedPort) -> None:
+    assert reserved.port > 0
+    assert reserved.address == f"127.0.0.1:{reserved.port}"
+
+
+def test_workers_listen_on_it_and_nobody_does_before_them(reserved: ReservedPort) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", reserved.port), TIMEOUT_S)
+    with shared_socket(reserved.port) as first, shared_socket(reserved.port) as second:
+        first.listen()
+        second.listen()
+        socket.create_connection(("127.0.0.1", reserved.port), TIMEOUT_S).close()
+
+
+def test_another_supervisor_is_refused_even_before_the_workers_listen(reserved: ReservedPort) -> None:
+    with pytest.raises(ListenError, match=f"cannot listen on {reserved.address}: is another process using it?"):
+        ReservedPort(reserved.address)
+
+
+@pytest.mark.parametrize("option", [None, socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_a_port_on_which_anybody_listens_is_refused(option: int | None) -> None:
+    with socket.socket() as stranger:
+        if option is not None:
+            stranger.setsockopt(socket.SOL_SOCKET, option, 1)
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+
+        with pytest.raises(ListenError):
+            ReservedPort(f"127.0.0.1:{stranger.getsockname()[1]}")
+
+
+def test_connections_that_linger_after_a_server_do_not_keep_the_port(reserved: ReservedPort) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as earlier:
+        port = earlier.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client:
+            earlier.accept()[0].close()  # First to hang up: its side lingers.
+            client.recv(1)
+
+    ReservedPort(f"127.0.0.1:{port}").close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:x", "nonsense", "203.0.113.1:0", "127.0.0.1:99999"])
+def test_an_address_that_cannot_be_is_refused(address: str) -> None:
+    with pytest.raises(ListenError, match=address):
+        ReservedPort(address)
