@@ -40,7 +40,7 @@ CREATE = """
 
 def latencies_ms(instance: Instance, seconds: float) -> list[float]:
     """Ask for a while from one thread; returns the latencies, sorted."""
-    found = []
+    found: list[float] = []
     until = time.perf_counter() + seconds
     keys = [f"flag-{number}" for number in range(1, ASKED + 1)]
     with instance.channel() as channel:
@@ -79,10 +79,10 @@ def changes(url: str) -> Iterator[None]:
 
 def report(name: str, found: list[float], baseline: list[float]) -> None:
     """Print one line."""
-    p50, p99 = found[len(found) // 2], found[int(len(found) * 0.99)]
-    ratios = p50 / baseline[len(baseline) // 2], p99 / baseline[int(len(baseline) * 0.99)]
+    p50, p99 = (found[int(len(found) * share)] for share in (0.5, 0.99))
+    by_p50, by_p99 = p50 / baseline[len(baseline) // 2], p99 / baseline[int(len(baseline) * 0.99)]
     print(
-        f"  {name:<20} p50 {p50:6.2f} ms ({ratios[0]:4.1f} x)   p99 {p99:6.2f} ms ({ratios[1]:4.1f} x)   max {found[-1]:.1f}"
+        f"  {name:<20} p50 {p50:5.2f} ms ({by_p50:3.1f} x)   p99 {p99:5.2f} ms ({by_p99:3.1f} x)   max {found[-1]:.0f}"
     )
 
 

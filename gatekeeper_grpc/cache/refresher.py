@@ -22,6 +22,8 @@ _RECONNECT_S = 0.5
 # How often to look at the head when nobody asks: never, as the poll does.
 _IDLE_S = 3_600.0
 _CATCH_UP_ATTEMPTS = 10
+# A refresh that fails for longer must not keep the reload from being published.
+_DELTAS_FIRST_TIMEOUT_S = 5.0
 # How long `close` may have to wait for a listening thread, which nothing wakes but an announcement.
 _LISTEN_AT_MOST_S = 0.25
 
@@ -40,6 +42,10 @@ class Spare(Protocol):
 
 class SnapshotSource(Spare, Protocol):
     """Where snapshots come from: what it says is the newest, is."""
+
+    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
+        """Load everything; what is as it is in `sharing` may be taken from there."""
+        ...
 
     def head(self) -> int:
         """Read the newest revision, and nothing else."""
@@ -156,11 +162,11 @@ class Refresher:
     def _reload(self) -> None:
         if self._cache.peek() is None:
             return
-        snapshot = self._source.load()
-        # What leads up to it comes first, in small steps: watchers are told of each change by the refreshing thread.
-        if not self._cache.wait_for_revision(snapshot.revision, timeout_s=_WRITE_VISIBLE_TIMEOUT_S):
-            _log.warning("reload_not_published", revision=snapshot.revision)
-            return
+        # Nearly all of it is as it was: shared, it neither takes memory twice nor sets off the garbage collector, which
+        # holds up every other thread while it looks at everything there is.
+        snapshot = self._source.load(sharing=self._cache.peek())
+        # What watchers are told comes with deltas. Published before them, this would leave a gap in what watchers know.
+        self._cache.wait_for_revision(snapshot.revision, timeout_s=_DELTAS_FIRST_TIMEOUT_S)
         # Writes went on meanwhile, and go on: what is published must not be older than what is served. A database that
         # was set back stays older, so this ends.
         if not any(self._publish(lambda: self._source.load_since(snapshot)) for _ in range(_CATCH_UP_ATTEMPTS)):

@@ -84,8 +84,12 @@ class Snapshot:
         members: UserIndex | None = None,
         attributes: AttributeIndex | None = None,
         changes: FlagChanges | None = None,
+        sharing: "Snapshot | None" = None,
     ) -> "Snapshot":
-        """Build a snapshot from everything; `whole_at` is this revision unless the snapshot is made again."""
+        """Build a snapshot from everything; `whole_at` is this revision unless the snapshot is made again.
+
+        What was compiled for a flag object of `sharing` serves for that same object here.
+        """
         targets = targets or UserIndex()
         by_key = {flag.key: flag for flag in sorted(flags, key=lambda flag: flag.key)}
         return cls(
@@ -98,7 +102,9 @@ class Snapshot:
             members=members or UserIndex(),
             # An empty one may still say of which attributes nobody has a value.
             attributes=AttributeIndex() if attributes is None else attributes,
-            plans={key: _compile(flag, targets) for key, flag in by_key.items()},
+            plans={
+                key: _compiled_before(flag, targets, sharing) or _compile(flag, targets) for key, flag in by_key.items()
+            },
             changes=changes,
         )
 
@@ -170,6 +176,14 @@ class Snapshot:
 
 def _compile(flag: Flag, targets: UserIndex) -> FlagPlan:
     return compile_flag(flag, has_targets=targets.count(flag.flag_id) > 0)
+
+
+def _compiled_before(flag: Flag, targets: UserIndex, before: Snapshot | None) -> FlagPlan | None:
+    """Return the plan of a snapshot that compiled the same object under the same circumstances."""
+    if before is None or before.flags.get(flag.key) is not flag:
+        return None
+    was_targeted = before.targets.count(flag.flag_id) > 0
+    return before.plans[flag.key] if was_targeted == (targets.count(flag.flag_id) > 0) else None
 
 
 def _patched_attributes(

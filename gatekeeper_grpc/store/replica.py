@@ -33,19 +33,19 @@ class ReplicaFirst:
     def load_since(self, base: Snapshot) -> Snapshot:
         """Load what changed since `base`; everything, through the replica, when the change log does not say."""
         changed = self._primary.load_delta(base)
-        return self.load() if changed is None else changed
+        return self.load(sharing=base) if changed is None else changed
 
-    def load(self) -> Snapshot:
-        """Load everything. `Unavailable` when the primary is away, whatever the replica has."""
+    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
+        """Load everything, see `SnapshotStore.load`; `Unavailable` without the primary, whatever the replica has."""
         self._primary.head()  # A million targets of the replica would be of no use without it.
         try:
-            loaded = self._replica.load()
+            loaded = self._replica.load(sharing=sharing)
         except Unavailable as exc:
             self._note(is_away=True, reason=str(exc))
-            return self._primary.load()
+            return self._primary.load(sharing=sharing)
         self._note(is_away=False)
         changed = self._primary.load_delta(loaded)
-        return self._primary.load() if changed is None else changed
+        return self._primary.load(sharing=sharing) if changed is None else changed
 
     def _note(self, *, is_away: bool, reason: str = "") -> None:
         if is_away and not self._replica_is_away:

@@ -1,10 +1,11 @@
 """Loads snapshots from PostgreSQL: whole, or what changed since one, each from a single state of the database."""
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from typing import LiteralString
+from typing import LiteralString, TypeVar
 from uuid import UUID
 
 from psycopg.rows import class_row, kwargs_row
@@ -26,8 +27,12 @@ from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 # Beyond this many revisions a whole load is the shorter way.
 _MAX_DELTA_REVISIONS = 10_000
 _STREAM_ROWS = 10_000
+_STREAM_FLAGS = 100
+_SLICE_S = 0.001
+_LONGEST_REST_S = 0.002
 # Told by no delta: the subject of a person who was erased has no user id any more, and an installation is everything.
 _UNTOLD = frozenset({ResourceType.SUBJECT, ResourceType.INSTALLATION})
+Row = TypeVar("Row")
 _TAG_OF_VARIANT = {variant: tag for tag, variant in enumerate(VARIANTS)}
 
 
@@ -52,26 +57,27 @@ class SnapshotStore:
         return None if revision is None else int(revision)
 
     @retry_lost_read
-    def load(self) -> Snapshot:
-        """Load everything."""
+    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
+        """Load everything; what is as it is in `sharing` is taken from there."""
         with self._database.read() as conn:
             head = _head(conn)
             segments = _segments(conn, SELECT_SEGMENTS)
             snapshot = Snapshot.build(
                 installation_id=head.installation_id,
                 revision=head.revision,
-                flags=_flags(conn, SELECT_FLAGS),
+                flags=_all_flags(conn, sharing.flags if sharing else {}),
                 segments=segments,
                 targets=UserIndex.build(_stream(conn, _ALL_TARGETS)),
                 members=UserIndex.build(_stream(conn, _ALL_MEMBERS)),
                 attributes=_attributes(conn, named_by(segments)),
+                sharing=sharing,
             )
             return replace(snapshot, changes=_latest_flag_changes(conn, snapshot))
 
     def load_since(self, base: Snapshot) -> Snapshot:
         """Load what changed since `base`, see `load_delta`; everything when the change log does not say."""
         changed = self.load_delta(base)
-        return self.load() if changed is None else changed
+        return self.load(sharing=base) if changed is None else changed
 
     @retry_lost_read
     def load_delta(self, base: Snapshot) -> Snapshot | None:
@@ -208,6 +214,18 @@ def _flags(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> 
         return cursor.execute(query, {"keys": list(keys)}).fetchall()
 
 
+_ALL_FLAGS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' ORDER BY f.key"
+
+
+def _all_flags(conn: Connection, known: Mapping[str, Flag]) -> Iterator[Flag]:
+    """Read all flags as they come; of those that are as known, yield the known object."""
+    with conn.cursor(name="flags", row_factory=kwargs_row(flag_from_row)) as cursor:
+        cursor.itersize = _STREAM_FLAGS
+        for flag in _unhurried(cursor.execute(_ALL_FLAGS)):
+            before = known.get(flag.key, flag)
+            yield before if before == flag else flag
+
+
 _SEGMENTS_OF_KEYS: LiteralString = SELECT_SEGMENTS + "WHERE environment = '' AND key = ANY(%(keys)s)"
 
 
@@ -229,8 +247,22 @@ def _stream(conn: Connection, query: LiteralString) -> Iterator[UserEntry]:
     """Read user entries as they come: a million of them are never in memory as rows."""
     with conn.cursor(name="entries") as cursor:
         cursor.itersize = _STREAM_ROWS
-        for user_id, owner_id, variant in cursor.execute(query):
+        for user_id, owner_id, variant in _unhurried(cursor.execute(query)):
             yield UserEntry(user_id, owner_id, _TAG_OF_VARIANT[variant])
+
+
+def _unhurried(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows, resting as long as that took after each millisecond.
+
+    The interpreter gives a thread that computes 5 ms at a time: several times as long as an evaluation, which would
+    wait for it more than once.
+    """
+    began = time.perf_counter()
+    for row in rows:
+        yield row
+        if (took_s := time.perf_counter() - began) > _SLICE_S:
+            time.sleep(min(took_s, _LONGEST_REST_S))
+            began = time.perf_counter()
 
 
 TARGETS_OF_PAIRS = """
@@ -273,7 +305,7 @@ def _attributes(conn: Connection, names: frozenset[str]) -> AttributeIndex:
         return AttributeIndex()
     with conn.cursor(name="attributes") as cursor:
         cursor.itersize = _STREAM_ROWS
-        rows = cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)})
+        rows = _unhurried(cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)}))
         return AttributeIndex.build(names, (AttributeEntry(*row) for row in rows))
 
 

@@ -32,9 +32,9 @@ class CountedStore(SnapshotStore):
 
     loads = 0
 
-    def load(self) -> Snapshot:
+    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
         self.loads += 1
-        return super().load()
+        return super().load(sharing=sharing)
 
 
 class House:

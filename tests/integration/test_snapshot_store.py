@@ -377,3 +377,18 @@ def test_a_delta_carries_segments_changed_deleted_and_joined(segmented: House) -
     assert contents(after) == contents(segmented.snapshots.load())
     assert (len(base.members), len(after.members)) == (1, 0)
     assert [value(snapshot, "a", "alice", plan="pro", age=18) for snapshot in (base, after)] == [True, False]
+
+
+def test_a_reload_shares_what_is_as_it_was_and_nothing_else(house: House) -> None:
+    for key in ("kept", "changed", "targeted"):
+        house.create(key, rollout_percentage=100)
+    before = house.snapshots.load()
+    house.update("changed", rollout_percentage=50)
+    house.target("targeted", "alice", variant=OFF)
+    after = house.snapshots.load(sharing=before)
+
+    shared = {
+        key: (after.flags[key] is before.flags[key], after.plans[key] is before.plans[key]) for key in after.flags
+    }
+    assert shared == {"kept": (True, True), "changed": (False, False), "targeted": (True, False)}
+    assert (after.flags, after.plans) == (house.snapshots.load().flags, house.snapshots.load().plans)

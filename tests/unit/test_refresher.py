@@ -62,7 +62,7 @@ class Source:
         self.after_load = Gate()
         self.after_reloaded_delta = Gate()
 
-    def load(self) -> Snapshot:
+    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:  # noqa: ARG002 - it has little to share
         self._fail_if_told()
         snapshot = Snapshot.build(revision=self.revision, flags=[flag("drifted")] if self.revision > 1 else [])
         self.after_load.pass_through()
