@@ -100,8 +100,10 @@ docs: $(VENV)/.dev ## Write the settings table of README.md
 	@table=$$($(BIN)/gatekeeper config --markdown) \
 	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
 
-bench: $(VENV)/.dev ## Measure evaluation, bulk streams, refreshing, propagation, watchers and large segments (minutes)
-	@for name in evaluate bulk refresh propagation watch audit members attributes lost_updates; do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
+BENCHES = evaluate bulk refresh propagation watch audit members attributes last_known_good lost_updates
+
+bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments and the rest of bench/ (minutes)
+	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
 
 lock: $(VENV)/.dev ## Resolve the dependencies anew into the hash-pinned lock files
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock

@@ -23,16 +23,20 @@ _FIRST_SNAPSHOT_TIMEOUT_S = 10.0
 class Patience:
     """How many seconds a start waits for the database before it answers from what was kept."""
 
-    to_open_s: float
-    """For it to be there and fit."""
-    to_load_s: float
-    """For everything, when it is."""
+    refused_s: float
+    """When it refuses connections, for it to take them after all."""
+    silent_s: float
+    """When it says nothing, for it to be there and fit."""
+    loading_s: float
+    """When it is there and fit, for everything to be loaded."""
 
 
 # Whoever starts without a database is to answer within two seconds, half of which the start itself takes.
-FOR_OTHERS = Patience(to_open_s=0.8, to_load_s=2.0)
+FOR_OTHERS = Patience(refused_s=0.4, silent_s=0.8, loading_s=2.0)
 # The embedded database comes and goes with the process: it is there, and only slow.
-FOR_EMBEDDED = Patience(to_open_s=_FIRST_SNAPSHOT_TIMEOUT_S, to_load_s=_FIRST_SNAPSHOT_TIMEOUT_S)
+FOR_EMBEDDED = Patience(
+    refused_s=_FIRST_SNAPSHOT_TIMEOUT_S, silent_s=_FIRST_SNAPSHOT_TIMEOUT_S, loading_s=_FIRST_SNAPSHOT_TIMEOUT_S
+)
 
 
 class FirstSnapshot:
@@ -60,15 +64,14 @@ class FirstSnapshot:
         Errors: what kept the database from being opened, when it is unfit, or away with nothing kept.
         """
         began = time.monotonic()
-        self._opening.wait_until(self._is_settled, timeout_s=FOR_OTHERS.to_open_s)
+        self._opening.wait_until(self._is_settled, timeout_s=FOR_OTHERS.silent_s)
         is_wanted = not (self._is_there() or self._opening.is_refused)
         kept = newest_kept(self._places, self._sealer) if is_wanted else None
         if kept is None:
             self._opening.wait_until_open()
             self._cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
             return
-        for patience_s in (self._patience.to_open_s, self._patience.to_load_s if self._opening.is_open else 0.0):
-            self._opening.wait_until(self._is_there, timeout_s=began + patience_s - time.monotonic())
+        self._opening.wait_until(lambda: self._is_there() or time.monotonic() - began > self._patience_s())
         if self._opening.is_refused:
             self._opening.wait_until_open()
         self._recall(kept)
@@ -87,6 +90,12 @@ class FirstSnapshot:
         if failure:
             words = str(failure) if isinstance(failure, GatekeeperError) else "of an internal error, see the log"
             yield f"the database is not open: {words}"
+
+    def _patience_s(self) -> float:
+        """How long to wait in all, by what is known of the database now."""
+        if self._opening.is_open:
+            return self._patience.loading_s
+        return self._patience.refused_s if self._opening.failure else self._patience.silent_s
 
     def _is_there(self) -> bool:
         return self._cache.peek() is not None

@@ -1,5 +1,6 @@
 """Opens the database for serving: at the start, or as soon as it is there and fit, however much later that is."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -57,12 +58,11 @@ class DatabaseOpening:
         """Give up what is not open yet."""
         self._attempts.close(timeout_s=_CLOSE_TIMEOUT_S)
 
-    def wait_until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
-        """Wait until a condition holds, or the database turns out to be unfit; tell whether the condition holds."""
+    def wait_until(self, condition: Callable[[], bool], *, timeout_s: float = math.inf) -> None:
+        """Wait until a condition holds, or the database turns out to be unfit."""
         until = time.monotonic() + timeout_s
         while not condition() and not self.is_refused and (remaining_s := until - time.monotonic()) > 0:
             time.sleep(min(_WAIT_STEP_S / 5, remaining_s))
-        return condition()
 
     def wait_until_open(self) -> None:
         """Wait for the end of the first attempt; raises why it failed."""

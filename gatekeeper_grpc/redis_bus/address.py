@@ -15,7 +15,6 @@ from redis.sentinel import Sentinel
 
 Client: TypeAlias = "redis.Redis | redis.RedisCluster"
 
-TIMEOUT_S: Final = 0.05
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
 # The options of a URL: the certificates of TLS, and who logs in to the Sentinels.
@@ -80,40 +79,37 @@ class RedisAddress:
             options=options,
         )
 
-    def connect(self) -> Client:
-        """Make a client that gives up after 50 ms and tries nothing twice. Errors: those of redis-py."""
-        makers: Mapping[_Kind, Callable[[], Client]] = {
+    def connect(self, *, timeout_s: float) -> Client:
+        """Make a client that waits so long for each answer, and tries nothing twice. Errors: those of redis-py."""
+        common = {"username": self.username, "password": self.password, **_hasty(timeout_s), **self._tls()}
+        makers: Mapping[_Kind, Callable[[dict[str, Any]], Client]] = {
             _Kind.SERVER: self._server,
-            _Kind.SOCKET: lambda: redis.Redis(unix_socket_path=self.path, db=self.db, **self._common()),
+            _Kind.SOCKET: lambda common: redis.Redis(unix_socket_path=self.path, db=self.db, **common),
             _Kind.SENTINEL: self._watched,
             _Kind.CLUSTER: self._cluster,
         }
-        return makers[self.kind]()
+        return makers[self.kind](common)
 
-    def _server(self) -> Client:
+    # Any: redis-py takes its many options by keyword.
+    def _server(self, common: dict[str, Any]) -> Client:
         ((host, port),) = self.endpoints
-        return redis.Redis(host=host, port=port, db=self.db, **self._common())
+        return redis.Redis(host=host, port=port, db=self.db, **common)
 
-    def _watched(self) -> Client:
+    def _watched(self, common: dict[str, Any]) -> Client:
         login = {name.removeprefix("sentinel_"): self.options[name] for name in _SENTINEL_OPTIONS & self.options.keys()}
         sentinels = Sentinel(  # type: ignore[no-untyped-call]
             self.endpoints,
-            sentinel_kwargs={**_hasty(), **self._tls(), **login},
+            sentinel_kwargs={**_hasty(common["socket_timeout"]), **self._tls(), **login},
             db=self.db,
-            **self._common(),
+            **common,
         )
         # Any: the published types say less than the class, which is redis.Redis unless another one is given.
         return cast(redis.Redis, sentinels.master_for(self.service))  # type: ignore[no-untyped-call]
 
-    def _cluster(self) -> Client:
+    def _cluster(self, common: dict[str, Any]) -> Client:
         nodes = [ClusterNode(host, port) for host, port in self.endpoints]  # type: ignore[no-untyped-call]
-        common = self._common()
         retry = common.pop("retry")
         return redis.RedisCluster(startup_nodes=nodes, retry=retry, dynamic_startup_nodes=False, **common)
-
-    # Any: redis-py takes its many options by keyword.
-    def _common(self) -> dict[str, Any]:
-        return {"username": self.username, "password": self.password, **_hasty(), **self._tls()}
 
     def _tls(self) -> dict[str, Any]:
         if not self.tls:
@@ -131,11 +127,11 @@ _FORMS = (
 )
 
 
-def _hasty() -> dict[str, Any]:
+def _hasty(timeout_s: float) -> dict[str, Any]:
     """Say that nobody waits: the defaults of redis-py cost seconds a call while Redis is down."""
     return {
-        "socket_timeout": TIMEOUT_S,
-        "socket_connect_timeout": TIMEOUT_S,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
         # Replies as every Redis since 2.0 gives them, and no second round trip to find out what the server can do.
         "protocol": 2,

@@ -7,6 +7,8 @@ from gatekeeper_grpc.redis_bus.announcements import RedisAnnouncements, RedisAnn
 from gatekeeper_grpc.redis_bus.link import RedisLink
 from gatekeeper_grpc.redis_bus.snapshot_place import RedisSnapshot
 
+_SNAPSHOT_TIMEOUT_S = 0.3
+
 
 class RedisBus:
     """Announcements and the last-known-good snapshot over one Redis, from `start` to `close`.
@@ -21,10 +23,13 @@ class RedisBus:
         # Within braces: all that is one installation's lies on one node of a cluster.
         prefixes = [f"gatekeeper:{{{name}}}" for name in installations]
         channels = [f"{prefix}:revision" for prefix in prefixes]
-        self._link = RedisLink(RedisAddress.parse(url))
+        address = RedisAddress.parse(url)
+        self._link = RedisLink(address)
+        # Large pieces, for which nobody waits but a start without database; whoever keeps them tells how that goes.
+        self._snapshot_link = RedisLink(address, timeout_s=_SNAPSHOT_TIMEOUT_S, is_quiet=True)
         self._announcer = RedisAnnouncer(self._link, channels[0])
         self.announcements = RedisAnnouncements(self._link, channels)
-        self.snapshot = RedisSnapshot(self._link, prefixes)
+        self.snapshot = RedisSnapshot(self._snapshot_link, prefixes)
 
     def start(self) -> None:
         """Begin to publish."""
@@ -38,3 +43,4 @@ class RedisBus:
         """Stop publishing, and close all connections."""
         self._announcer.close()
         self._link.close()
+        self._snapshot_link.close()

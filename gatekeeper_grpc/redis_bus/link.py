@@ -1,10 +1,10 @@
-"""The way to Redis: one client for all threads, and a breaker, so that a Redis that is away costs 50 ms a second."""
+"""The way to Redis: one client for all threads, and a breaker, so that a Redis that is away costs little."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 import structlog
@@ -15,6 +15,7 @@ from gatekeeper_grpc.redis_bus.address import Client, RedisAddress
 
 _log = structlog.get_logger(__name__)
 
+TIMEOUT_S: Final = 0.05
 _REST_S = 1.0
 _Answer = TypeVar("_Answer")
 
@@ -22,11 +23,21 @@ _Answer = TypeVar("_Answer")
 class RedisLink:
     """Asks Redis. After a failure nobody asks for a second; then one does, and when that works, everybody does again.
 
-    `Unavailable` is all that goes wrong; one line in the log says when Redis is away and one when it is back.
+    `Unavailable` is all that goes wrong. One line in the log says when Redis is away and one when it is back, unless
+    whoever asks tells that themselves (`is_quiet`).
     """
 
-    def __init__(self, address: RedisAddress, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        is_quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._address = address
+        self._timeout_s = timeout_s
+        self._is_quiet = is_quiet
         self._clock = clock
         self._lock = threading.Lock()  # Guards what follows; nothing is asked while it is held.
         self._client: Client | None = None
@@ -69,7 +80,7 @@ class RedisLink:
         """Return the client; a cluster's needs to be asked where everything is, which can fail."""
         client = self._client
         if client is None:
-            client = self._address.connect()
+            client = self._address.connect(timeout_s=self._timeout_s)
             with self._lock:
                 self._client = client
         return client
@@ -102,6 +113,8 @@ class RedisLink:
             was_away, self._is_away = self._is_away, error is not None
             if error is not None:
                 self._ask_again_at = self._clock() + _REST_S
+        if self._is_quiet:
+            return
         if error is not None and not was_away:
             _log.warning("redis_away", error=str(error))
         elif error is None and was_away:

@@ -8,7 +8,7 @@ from typing import Any
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.redis_bus.link import RedisLink
 
-# What 50 ms are enough for on any network that Redis is used on.
+# A small part of what one question may take, on any network that Redis is used on.
 _PIECE_BYTES = 64 << 10
 # The first piece alone tells what the rest is.
 _FIRST_PIECE_BYTES = 4 << 10

@@ -20,6 +20,7 @@ from gatekeeper_grpc.cache.snapshot_format import SnapshotRefused, Stamp, decode
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.redis_bus import announcements as announcements_module
+from gatekeeper_grpc.redis_bus import bus as bus_module
 from gatekeeper_grpc.redis_bus import link as link_module
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from gatekeeper_grpc.redis_bus.announcements import RedisAnnouncements
@@ -53,6 +54,7 @@ def server(running: Valkey) -> Iterator[Valkey]:
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_REST_S", 0.1)
+    monkeypatch.setattr(bus_module, "_SNAPSHOT_TIMEOUT_S", TIMEOUT_S)
     monkeypatch.setattr(announcements_module, "_BEAT_EVERY_S", 0.1)
 
 
@@ -284,7 +286,8 @@ def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
 
 def place(server: Valkey, *installations: str) -> RedisSnapshot:
     return RedisSnapshot(
-        RedisLink(RedisAddress.parse(server.url)), [f"gatekeeper:{{{name}}}" for name in installations or INSTALLATION]
+        RedisLink(RedisAddress.parse(server.url), timeout_s=TIMEOUT_S),
+        [f"gatekeeper:{{{name}}}" for name in installations or INSTALLATION],
     )
 
 

@@ -1,0 +1,178 @@
+"""The last-known-good snapshot: its size, time to write and read, what it costs evaluation, a start from it.
+
+`python -m bench.last_known_good [flags] [targets]`. The evaluation in question is that of 20 flags for one user, by a
+thread that asks two hundred times a second; its floor is the same without anybody writing. The start is a real process
+whose database refuses connections: from its launch to the first answer.
+"""
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from bench.processes import serving
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext as ContextMessage
+from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.auth.data_keys import DataKeys
+from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper, newest_kept
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
+from gatekeeper_grpc.cache.snapshot_format import Stamp, encode
+from gatekeeper_grpc.domain.evaluation import EvaluationContext
+from gatekeeper_grpc.domain.flag import Flag, FlagConfig
+from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
+from gatekeeper_grpc.redis_bus.bus import RedisBus
+from tests.valkey import valkey
+
+KEYS = {
+    "GATEKEEPER_JWT_KEYS": "bench:0123456789abcdef0123456789abcdef",
+    "GATEKEEPER_DATA_KEYS": "bench:fedcba9876543210fedcba9876543210",
+    "GATEKEEPER_ERASURE_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+}
+SEALER = DataKeys(KeyRing.parse(KEYS["GATEKEEPER_DATA_KEYS"]))
+EVALUATED = [f"flag-{number}" for number in range(20)]
+THINK_S = 0.005
+QUIET_S = 3.0
+STARTS = 5
+
+
+def snapshot_of(flags: int, targets: int) -> Snapshot:
+    """Build a snapshot of flags as teams write them, and of users who are targeted one by one."""
+    now = datetime.now(UTC)
+    return Snapshot.build(
+        installation_id=uuid4(),
+        revision=1,
+        flags=[
+            Flag(
+                flag_id=number,
+                create_time=now,
+                update_time=now,
+                revision=1,
+                config=FlagConfig(
+                    key=f"flag-{number}",
+                    description="Shows the new checkout to those who asked for it.",
+                    enabled=True,
+                    rollout_percentage=number % 101,
+                    tags=("checkout", "2026"),
+                    owner="team-checkout",
+                ),
+            )
+            for number in range(flags)
+        ],
+        targets=UserIndex.build(UserEntry(f"user-{number}", number % flags, number % 2) for number in range(targets)),
+    )
+
+
+@contextmanager
+def evaluating(snapshot: Snapshot) -> Iterator[list[float]]:
+    """Evaluate now and then for the length of a block; what is yielded fills with the milliseconds that each took."""
+    latencies: list[float] = []
+    stopping = threading.Event()
+    plans = snapshot.select(EVALUATED).plans
+
+    def evaluate() -> None:
+        while not stopping.wait(THINK_S):
+            began = time.perf_counter()
+            snapshot.evaluate(plans, EvaluationContext(user_id=f"user-{len(latencies)}"))
+            latencies.append((time.perf_counter() - began) * 1_000)
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    try:
+        yield latencies
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def percentile(latencies: list[float], share: float) -> float:
+    """Return the latency that a share of all does not exceed."""
+    return sorted(latencies)[int(len(latencies) * share)]
+
+
+def keep(snapshot: Snapshot, place: Place, *, pause: Callable[[float], object] = time.sleep) -> float:
+    """Let a keeper write the snapshot to a place; returns the seconds that took."""
+    cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
+    cache.publish(snapshot, confirmed_at=time.monotonic())
+    began = time.perf_counter()
+    SnapshotKeeper(cache, place, SEALER, pause=pause).look()
+    return time.perf_counter() - began
+
+
+def measure_evaluation(snapshot: Snapshot, folder: Path) -> None:
+    """Print what writing again and again, without the rest that a keeper takes, does to evaluation."""
+    with evaluating(snapshot) as floor:
+        time.sleep(QUIET_S)
+    print(
+        f"  evaluation of 20 flags, nobody writing: p50 {percentile(floor, 0.5):.2f} ms"
+        f"  p99 {percentile(floor, 0.99):.2f} ms"
+    )
+    for name, pause in (("in slices", time.sleep), ("at one go (twin)", lambda _: None)):
+        with evaluating(snapshot) as latencies:
+            until = time.monotonic() + QUIET_S
+            while time.monotonic() < until:
+                (folder / "loaded").unlink(missing_ok=True)
+                keep(snapshot, SnapshotFile(folder / "loaded"), pause=pause)
+        p50, p99 = (percentile(latencies, share) for share in (0.5, 0.99))
+        ratios = f"{p50 / percentile(floor, 0.5):.2f} and {p99 / percentile(floor, 0.99):.2f} times"
+        print(f"  while it is written {name}: p50 {p50:.2f} ms  p99 {p99:.2f} ms   ({ratios})")
+
+
+def measure_place(name: str, snapshot: Snapshot, place: Place) -> None:
+    """Print how long it takes to keep a snapshot in a place, and to find it again."""
+    took_s = keep(snapshot, place)
+    began = time.perf_counter()
+    kept = newest_kept([place], SEALER)
+    read_s = time.perf_counter() - began
+    assert kept
+    assert kept.snapshot.targets.shards == snapshot.targets.shards
+    print(f"  {name}: written in {took_s:.2f} s, in slices; read, checked and ready to evaluate in {read_s:.2f} s")
+
+
+def measure_start(data_dir: Path) -> None:
+    """Print how soon a process answers whose database is away."""
+    took = sorted(_start_s(data_dir) for _ in range(STARTS))
+    print(
+        f"  start without database: first answer after {took[len(took) // 2]:.2f} s, at worst {took[-1]:.2f} s"
+        " (promised: 2 s)"
+    )
+
+
+def _start_s(data_dir: Path) -> float:
+    began = time.perf_counter()
+    # Nobody listens on port 1.
+    with (
+        serving(data_dir, DATABASE_URL="postgresql://127.0.0.1:1/none", **KEYS) as instance,
+        instance.channel() as channel,
+    ):
+        request = EvaluateFlagsRequest(context=ContextMessage(user_id="user-1"), flag_keys=EVALUATED)
+        answer = EvaluationServiceStub(channel).EvaluateFlags(request, wait_for_ready=True)
+        took_s = time.perf_counter() - began
+        assert answer.stale
+    return took_s
+
+
+def main(flags: int = 10_000, targets: int = 1_000_000) -> None:
+    """Measure and print."""
+    snapshot = snapshot_of(flags, targets)
+    pieces = [*encode(snapshot, Stamp.of(snapshot, confirmed_time=datetime.now(UTC)), SEALER)]
+    print(f"  {flags} flags, {targets} targets: {sum(map(len, pieces)) / 1e6:.1f} MB in {len(pieces)} pieces")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        measure_place("file", snapshot, SnapshotFile(folder / "snapshot"))
+        with valkey(folder / "valkey") as server, closing(RedisBus(server.url, SEALER.fingerprints)) as redis:
+            measure_place("Redis", snapshot, redis.snapshot)
+        measure_evaluation(snapshot, folder)
+        measure_start(folder)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
