@@ -17,6 +17,7 @@ from psycopg import sql
 
 from gatekeeper_grpc.cli.main import gatekeeper
 from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.redis_bus.address import RedisAddress
 from gatekeeper_grpc.server import GatekeeperServer
 from tests.conftest import database_dsn
 
@@ -51,7 +52,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 STACK = parsed((ROOT / "docker-compose.yml").read_text())["services"]
-OURS = {name: service for name, service in STACK.items() if name != "postgres"}
+OURS = {name: service for name, service in STACK.items() if name not in {"postgres", "valkey"}}
 SERVING = [service for service in OURS.values() if "command" not in service]
 
 
@@ -61,8 +62,8 @@ def instruction(name: str) -> Any:
     return json.loads(line[line.index("[") :])
 
 
-def test_stack_is_a_database_one_migration_and_two_servers_that_wait_for_it() -> None:
-    assert list(STACK) == ["postgres", "migrate", "gatekeeper-1", "gatekeeper-2"]
+def test_stack_is_a_database_a_redis_one_migration_and_two_servers_that_wait_for_the_database_alone() -> None:
+    assert list(STACK) == ["postgres", "valkey", "migrate", "gatekeeper-1", "gatekeeper-2"]
     assert STACK["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert [service["depends_on"] for service in SERVING] == [
         {"migrate": {"condition": "service_completed_successfully"}}
@@ -77,8 +78,16 @@ def test_every_port_of_the_stack_is_published_to_this_machine_only_and_once() ->
     assert [inner for _, _, inner in ports] == ["50051", "50052"] * 2
 
 
+def test_stack_names_the_redis_that_it_runs_and_publishes_it_to_nobody() -> None:
+    urls = {service["environment"]["REDIS_URL"] for service in OURS.values()}
+
+    assert urls == {"redis://valkey:6379/0"}
+    assert RedisAddress.parse(*urls).endpoints == (("valkey", 6379),)
+    assert "ports" not in STACK["valkey"]
+
+
 def test_every_secret_of_the_stack_must_be_given() -> None:
-    environments = [service["environment"] for service in STACK.values()]
+    environments = [service.get("environment", {}) for service in STACK.values()]
     secrets = [
         (name, value)
         for variables in environments
