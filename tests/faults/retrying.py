@@ -7,6 +7,8 @@ import grpc
 
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from tests.acceptance.processes import connect
+from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.fleet import ALICE
 
 _ATTEMPTS = 8
@@ -70,3 +72,18 @@ class RetryingClient:
             ("grpc.service_config", _SERVICE_CONFIG),
         ]
         return grpc.insecure_channel(self._target, options=options)
+
+
+class OneTry:
+    """Evaluates on one server, and takes the first answer for the last."""
+
+    def __init__(self, port: int) -> None:
+        self._channel = connect(port)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def evaluate(self) -> EvaluateFlagsResponse:
+        """Ask for all flags, once."""
+        return EvaluationServiceStub(self._channel).EvaluateFlags(ALICE, timeout=EVALUATION_DEADLINE_S)

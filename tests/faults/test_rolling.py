@@ -94,3 +94,13 @@ def test_twin_when_both_instances_are_replaced_at_once_calls_fail(
             assert eventually(lambda: load.failed)
 
     report.twin("C4", "one after the other", f"{load.failed.total()} calls failed")
+
+
+def test_twin_without_a_goodbye_calls_are_cancelled(postgres: Postgres, tmp_path: Path, report: Report) -> None:
+    with fleet(postgres, tmp_path, size=2, weakness="no_goodbye", settings=LEAVING) as instances:
+        ports = [instance.gatekeeper.port for instance in instances.instances]
+        with retrying(ports) as load, at_work(load):
+            roll_until(lambda: bool(load.failed) or load.sent > 10 * CALLS, instances)
+
+    assert load.failed.keys() == {"CANCELLED"}
+    report.twin("C4", "asking clients to go first", f"{load.failed.total()} calls cancelled")

@@ -17,6 +17,7 @@ from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cli.main import main
+from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.snapshot import Snapshot
@@ -116,6 +117,11 @@ def asks_database() -> None:
     _put(GatekeeperServer, __init__=asking)
 
 
+def no_goodbye() -> None:
+    """A server that stops does not ask its clients to go first."""
+    _put(Departure, send_away=lambda _departure, _port, **_limits: 0)
+
+
 def nothing_kept() -> None:
     """No snapshot is written down."""
     _put(SnapshotKeeper, look=lambda _keeper: None)
@@ -170,6 +176,7 @@ WEAKNESSES = {
         audit_apart,
         early_answers,
         asks_database,
+        no_goodbye,
         nothing_kept,
         untranslated_errors,
         no_hang_watch,
