@@ -3,6 +3,7 @@
 For twins: the same test on a weakened fleet must see the violation that the mitigation prevents. Nothing here ships.
 """
 
+import os
 import random
 import sys
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psycopg
+import redis
 
 from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
 from gatekeeper_grpc.cache.refresher import Refresher
@@ -21,6 +23,7 @@ from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store import database, flags
 from gatekeeper_grpc.store.database import Connection, Database
@@ -122,6 +125,12 @@ def no_goodbye() -> None:
     _put(Departure, send_away=lambda _departure, _port, **_limits: 0)
 
 
+def redis_in_the_way() -> None:
+    """A write is published before it is answered, and waits for that as long as it takes."""
+    client = redis.Redis.from_url(os.environ["REDIS_URL"], socket_timeout=None)
+    _put(RedisBus, announce=lambda _bus, revision: client.publish("revision", revision))
+
+
 def nothing_kept() -> None:
     """No snapshot is written down."""
     _put(SnapshotKeeper, look=lambda _keeper: None)
@@ -177,6 +186,7 @@ WEAKNESSES = {
         early_answers,
         asks_database,
         no_goodbye,
+        redis_in_the_way,
         nothing_kept,
         untranslated_errors,
         no_hang_watch,
