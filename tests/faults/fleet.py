@@ -69,15 +69,15 @@ class Instance:
         """Ask for all flags."""
         return self.evaluation.EvaluateFlags(ALICE, timeout=EVALUATION_DEADLINE_S)
 
-    def write(self) -> int:
+    def write(self, *, within_s: float = PATIENCE_S) -> int:
         """Create a flag that nobody has created before; returns the revision."""
         request = CreateFlagRequest(flag=Flag(key=f"written-{next(_numbers)}"))
-        return self.admin.CreateFlag(request, timeout=PATIENCE_S).revision
+        return self.admin.CreateFlag(request, timeout=within_s).revision
 
-    def accepts_writes(self) -> bool:
+    def accepts_writes(self, *, within_s: float = PATIENCE_S) -> bool:
         """Write, and tell whether that was acknowledged."""
         try:
-            return self.write() > 0
+            return self.write(within_s=within_s) > 0
         except grpc.RpcError:
             return False
 

@@ -2,46 +2,26 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from tests.acceptance.processes import eventually
 from tests.acceptance.records import chained_entries, flag_revisions
-from tests.conftest import access_token, token_for
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
-from tests.faults.fleet import Fleet, Route, fleet
+from tests.faults.fleet import Fleet
 from tests.faults.load import Load, Writer, at_work
+from tests.faults.replicated import replicated
 from tests.faults.report import Report, Row
-from tests.replication import Node, Pair, running_pair
+from tests.replication import Node, Pair
 
 # Of the fault, how long the primary is gone before somebody promotes the standby.
 UNNOTICED_S = FAULT_S / 3
 WRITTEN_BEFORE = 20
 LOST = 5
-
-
-class Replicated:
-    """A pair as a fleet's database: no network to break, but servers."""
-
-    def __init__(self, pair: Pair) -> None:
-        self._pair = pair
-        token_for(pair.primary.dsn, Role.ADMIN)
-
-    def token(self) -> str:
-        return access_token(self._pair.primary.dsn, "admin")
-
-    def route(self) -> AbstractContextManager[Route]:
-        return nullcontext(Route(self._pair.dsn))
-
-
-@contextmanager
-def replicated(folder: Path, *, synchronous: bool) -> Iterator[tuple[Pair, Fleet]]:
-    with running_pair(synchronous=synchronous) as pair, fleet(Replicated(pair), folder) as instances:
-        yield pair, instances
+WAITS_FOR_STANDBY_S = 3.0
 
 
 @contextmanager
@@ -113,10 +93,7 @@ def test_every_instance_notices_lost_commits_and_says_which(tmp_path: Path, repo
 
 
 def test_twin_that_cannot_tell_loss_serves_flags_that_are_gone(tmp_path: Path, report: Report) -> None:
-    with (
-        running_pair(synchronous=False) as pair,
-        fleet(Replicated(pair), tmp_path, size=1, weakness="no_loss_detection") as instances,
-    ):
+    with replicated(tmp_path, synchronous=False, weakness="no_loss_detection") as (pair, instances):
         lose_commits(pair, instances)
         time.sleep(RECOVERS_WITHIN_S + BUSY_S)
         served = set(instances[0].evaluate().flags)
@@ -124,3 +101,19 @@ def test_twin_that_cannot_tell_loss_serves_flags_that_are_gone(tmp_path: Path, r
 
     assert len(gone) == LOST
     report.twin("B1", "epochs after lost commits", f"{len(gone)} flags served that the database does not have")
+
+
+def test_no_write_is_acknowledged_before_the_standby_has_it(tmp_path: Path, report: Report) -> None:
+    impatient = {"GATEKEEPER_DB_STATEMENT_TIMEOUT_S": "1"}
+    with replicated(tmp_path, synchronous=True, settings=impatient) as (pair, instances):
+        load = Load(instances.instances)
+        with at_work(load), report.fault("A1", "synchronous standby hung", load) as row:
+            with pair.standby.hanging():
+                acknowledged = [
+                    instance.accepts_writes(within_s=WAITS_FOR_STANDBY_S) for instance in instances.instances
+                ]
+            row.recovery_s = instances.recovered_s()
+        row.also = f"{sum(acknowledged)} writes acknowledged without it"
+
+    assert not any(acknowledged)
+    assert load.failed == {}, load.complaints

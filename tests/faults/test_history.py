@@ -1,5 +1,7 @@
 """What concurrent clients saw under faults is a history that promises A1-A6 allow."""
 
+import threading
+import time
 from pathlib import Path
 
 from tests.faults.chaos import Chaos
@@ -7,19 +9,22 @@ from tests.faults.fleet import Fleet, fleet
 from tests.faults.history import Verdict, check
 from tests.faults.load import at_work
 from tests.faults.postgres import Postgres
+from tests.faults.replicated import replicated
 from tests.faults.report import Report
-from tests.faults.workload import Mix, Workload, recorded_steps
+from tests.faults.workload import Workload, recorded_steps
+from tests.replication import Pair
 
 OPERATIONS = 10_000
 FEWER = 3_000
+BEFORE_S, UNTIL_PROMOTED_S = 3.0, 2.0
 SEED = 20_261_125
 # What makes loads overtake each other.
 RELOADING = {"GATEKEEPER_RELOAD_INTERVAL_S": "0.05"}
 
 
-def verdict_on(postgres: Postgres, instances: Fleet, *, operations: int = FEWER, mix: Mix | None = None) -> Verdict:
+def verdict_on(postgres: Postgres, instances: Fleet, *, operations: int = FEWER) -> Verdict:
     """Let clients work, and check what they recorded."""
-    history = Workload(instances, seed=SEED, mix=mix).run(operations)
+    history = Workload(instances, seed=SEED).run(operations)
     return check(history, recorded_steps(postgres.dsn))
 
 
@@ -32,6 +37,39 @@ def test_no_promise_is_broken_under_mixed_faults(postgres: Postgres, tmp_path: P
         row.also = f"{verdict}; {chaos}; 3 in 10 notifications lost"
 
     assert verdict.violations == []
+
+
+class FailOver:
+    """Kills the primary while clients work, and promotes its standby a little later."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._thread = threading.Thread(target=self._fail_over, name="fail-over")
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait until the standby takes writes."""
+        self._thread.join()
+
+    def _fail_over(self) -> None:
+        time.sleep(BEFORE_S)
+        self._pair.primary.kill()
+        time.sleep(UNTIL_PROMOTED_S)
+        self._pair.fail_over()
+
+
+def test_no_promise_is_broken_over_a_failover(tmp_path: Path, report: Report) -> None:
+    with replicated(tmp_path, synchronous=True) as (pair, instances):
+        with report.fault("A1-A6", "synchronous failover") as row, at_work(FailOver(pair)):
+            history = Workload(instances, seed=SEED).run(FEWER)
+        verdict = check(history, recorded_steps(pair.primary.dsn))
+        row.also = str(verdict)
+
+    assert verdict.violations == []
+    assert verdict.operations["writes unknown"] > 0, "nobody noticed the failover"
 
 
 def test_loads_that_overtake_each_other_are_harmless(postgres: Postgres, tmp_path: Path) -> None:
