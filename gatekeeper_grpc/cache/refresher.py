@@ -148,7 +148,7 @@ class Refresher:
         if base is None:
             self._publish(self._source.load)
             _log.info("snapshot_loaded", **_summary(self._cache.current()))
-        elif not self._publish(lambda: self._source.load_since(base)):
+        elif not self._publish(lambda: self._source.load_since(base), instead_of=base):
             # Older than what is served: overtaken by a reload, or the database has lost commits.
             self._report_loss(base.revision)
             self._publish(lambda: self._source.load_since(self._cache.current()))
@@ -156,7 +156,7 @@ class Refresher:
     def _refresh_from_spare(self, spare: Spare, base: Snapshot | None) -> None:
         snapshot = spare.load() if base is None else spare.load_since(base)
         if base is None or _continues(base, snapshot):
-            self._cache.publish(snapshot, confirmed_at=-math.inf)
+            self._cache.publish(snapshot, confirmed_at=-math.inf, instead_of=base)
             _log.warning("snapshot_from_replica", **_summary(snapshot))
 
     def _reload(self) -> None:
@@ -172,11 +172,11 @@ class Refresher:
         if not any(self._publish(lambda: self._source.load_since(snapshot)) for _ in range(_CATCH_UP_ATTEMPTS)):
             _log.warning("reload_not_published", revision=snapshot.revision)
 
-    def _publish(self, load: Callable[[], Snapshot]) -> bool:
-        """Load and publish; False when what was loaded is older than what is served."""
+    def _publish(self, load: Callable[[], Snapshot], *, instead_of: Snapshot | None = None) -> bool:
+        """Load and publish; False when what is served is newer, or was put `instead_of` what the delta is of."""
         asked_at, before = time.monotonic(), self._cache.peek()
         snapshot = load()
-        published = self._cache.publish(snapshot, confirmed_at=asked_at)
+        published = self._cache.publish(snapshot, confirmed_at=asked_at, instead_of=instead_of)
         if published and before and _is_past_a_loss(before, snapshot):
             self._tell_loss(before, snapshot)
         return published

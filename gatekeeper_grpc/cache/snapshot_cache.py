@@ -139,7 +139,7 @@ class SnapshotCache:
         with self._changed:
             return self._changed.wait_for(condition, max(0.0, deadline - time.monotonic()))
 
-    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float, instead_of: Snapshot | None = None) -> bool:
         """Make `snapshot` the current one, unless a newer one of the same installation is; tell whether it was.
 
         A snapshot of another installation takes the place of whatever is there.
@@ -147,9 +147,13 @@ class SnapshotCache:
         Args:
             snapshot: What the database held.
             confirmed_at: The clock's time before the database was asked; minus infinity when it was not the primary.
+            instead_of: What `snapshot` was made from by a delta: it takes no other one's place, for what was loaded
+                whole meanwhile may know what no delta tells.
         """
         with self._changed:
             before = self._snapshot
+            if before is not None and instead_of is not None and instead_of is not before:
+                return False
             is_foreign = before is not None and before.installation_id != snapshot.installation_id
             if before is not None and not is_foreign and snapshot.revision < before.revision:
                 return False

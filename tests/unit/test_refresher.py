@@ -128,8 +128,8 @@ class WatchedCache(SnapshotCache):
         self.history: list[int] = []
         self.served: SimpleQueue[Snapshot] = SimpleQueue()
 
-    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
-        published = super().publish(snapshot, confirmed_at=confirmed_at)
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float, instead_of: Snapshot | None = None) -> bool:
+        published = super().publish(snapshot, confirmed_at=confirmed_at, instead_of=instead_of)
         self.history.append(self.current().revision)
         self.served.put(self.current())
         return published
@@ -144,9 +144,9 @@ class WatchedCache(SnapshotCache):
 class UnguardedCache(WatchedCache):
     """Takes whatever comes last."""
 
-    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float, instead_of: Snapshot | None = None) -> bool:
         self._snapshot = None
-        return super().publish(snapshot, confirmed_at=confirmed_at)
+        return super().publish(snapshot, confirmed_at=confirmed_at, instead_of=instead_of)
 
 
 class House:
@@ -436,6 +436,35 @@ def refresh_overtaken_by_a_reload(monkeypatch: pytest.MonkeyPatch, *, guarded: b
     monkeypatch.setattr(idle.source, "load_since", overtaken)
     idle.refresher._refresh()
     return idle.cache.current().revision
+
+
+def refreshed_while_reloaded(monkeypatch: pytest.MonkeyPatch, *, drop: str = "") -> Snapshot:
+    """A reload repairs what is served while a refresh, begun before it, finds nothing new; returns what is served."""
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
+    idle.cache.publish(Snapshot.build(revision=2), confirmed_at=0.0)
+    idle.source.revision = 2
+
+    def overtaken(base: Snapshot) -> Snapshot:
+        if not has_drifted(idle.cache.current()):
+            idle.cache.publish(idle.source.load(), confirmed_at=0.0)
+        return base
+
+    if drop:
+        publish = idle.cache.publish
+        monkeypatch.setattr(idle.cache, "publish", lambda snapshot, **rest: publish(snapshot, **(rest | {drop: None})))
+    monkeypatch.setattr(idle.source, "load_since", overtaken)
+    idle.refresher._refresh()
+    return idle.cache.current()
+
+
+def test_what_a_reload_repaired_is_not_undone_by_a_refresh_that_began_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert has_drifted(refreshed_while_reloaded(monkeypatch))
+
+
+def test_twin_without_knowing_what_it_began_with_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_drifted(refreshed_while_reloaded(monkeypatch, drop="instead_of"))
 
 
 def test_a_refresh_that_a_reload_overtook_begins_no_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

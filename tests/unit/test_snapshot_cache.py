@@ -58,9 +58,9 @@ class CountedCache(SnapshotCache):
 class UnguardedCache(SnapshotCache):
     """A cache that takes whatever comes last."""
 
-    def publish(self, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+    def publish(self, snapshot: Snapshot, *, confirmed_at: float, instead_of: Snapshot | None = None) -> bool:
         self._snapshot = None
-        return super().publish(snapshot, confirmed_at=confirmed_at)
+        return super().publish(snapshot, confirmed_at=confirmed_at, instead_of=instead_of)
 
 
 def at(revision: int) -> Snapshot:
