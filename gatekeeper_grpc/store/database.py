@@ -26,7 +26,7 @@ class Database:
     Args:
         dsn: libpq URI or keywords. Of several servers, the primary is found and followed.
         pool_size: The most connections held at once.
-        statement_timeout_s: The longest a statement may take.
+        statement_timeout_s: The longest a statement may take; when the database is watched, COMMIT too.
         hung_after_s: A server that answers nothing for so long counts as hung: whoever waits for it fails with
             `Unavailable`, and whoever asks fails at once, until it answers again. None: nobody watches.
         for_writing: Whether, of several servers, only the primary will do.
@@ -43,6 +43,7 @@ class Database:
     ) -> None:
         self.dsn = dsn
         self._hung_after_s = hung_after_s
+        self._statement_timeout_s = statement_timeout_s
         self._closing = False
         self._servers = Servers(
             dsn,
@@ -117,6 +118,8 @@ class Database:
             try:
                 with conn.transaction():
                     yield conn
+                    # COMMIT comes next, for which PostgreSQL has no timeout.
+                    self._watch.expect_answer(conn, within_s=self._statement_timeout_s)
             except pg.ReadOnlySqlTransaction:
                 if not read_only:
                     self._renew()  # The server takes writes no more: some other one may.

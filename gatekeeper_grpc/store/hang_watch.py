@@ -5,14 +5,19 @@ timeout is the server's to keep. So one connection asks `SELECT 1` all the time.
 counts as hung: the sockets of all connections in use are shut down, which wakes the threads that wait on them, and
 nobody gets a connection until the question is answered again. A statement that takes long is never cut by this: the
 server goes on answering on the other connection.
+
+One thing has no timeout of the server's at all: a COMMIT that waits for a synchronous standby which is gone. Whoever
+commits says until when to wait.
 """
 
+import math
 import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager, suppress
 from enum import Enum, auto
 
 import psycopg
@@ -39,6 +44,24 @@ class Answer(Enum):
     SILENCE = auto()
 
 
+class _Line:
+    """The socket of a connection in use."""
+
+    def __init__(self, conn: psycopg.Connection) -> None:
+        # A descriptor of our own: the connection's may be closed, and its number be somebody else's, when we cut it.
+        self._socket = socket.socket(fileno=os.dup(conn.fileno()))
+        self.answer_by = math.inf
+
+    def cut(self) -> None:
+        """Wake whoever waits for an answer; a word to the kernel, which waits for nobody."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give up the descriptor."""
+        self._socket.close()
+
+
 class HangWatch:
     """Watches one database from `start` to `close`; before `start` it never counts as hung.
 
@@ -54,7 +77,7 @@ class HangWatch:
         self._conn: ServerConnection | None = None
         self._has_connected = False
         self._hung = False
-        self._in_use: set[socket.socket] = set()
+        self._in_use: dict[psycopg.Connection, _Line] = {}
         self._lock = threading.Lock()  # guards the two above
         self._asking = Periodic("hang_watch", self._look, interval_s=_ASK_EVERY_S)
 
@@ -78,22 +101,26 @@ class HangWatch:
 
         `OperationalError` when it hangs already.
         """
-        # A descriptor of our own: the connection's may be closed, and its number be somebody else's, when we cut it.
-        with socket.socket(fileno=os.dup(conn.fileno())) as line:
-            self._register(line)
+        with closing(_Line(conn)) as line:
+            self._register(conn, line)
             try:
                 yield
             finally:
                 with self._lock:
-                    self._in_use.remove(line)
+                    del self._in_use[conn]
 
-    def _register(self, line: socket.socket) -> None:
+    def expect_answer(self, conn: psycopg.Connection, *, within_s: float) -> None:
+        """Have a connection cut if it is in use for so long from now, whether the database hangs or not."""
+        self._in_use[conn].answer_by = time.monotonic() + within_s
+
+    def _register(self, conn: psycopg.Connection, line: _Line) -> None:
         with self._lock:
             if self._hung:
                 raise psycopg.OperationalError("the database does not answer")
-            self._in_use.add(line)
+            self._in_use[conn] = line
 
     def _look(self) -> None:
+        self._cut_overdue()
         answer = self._ask()
         if answer is Answer.SILENCE and not self._hung:
             self._cut()
@@ -131,16 +158,24 @@ class HangWatch:
             self._conn = None
 
     def _cut(self) -> None:
-        # Under the lock, lest a line be closed by whoever used it, and its number be somebody else's: to shut down a
-        # socket is a word to the kernel and waits for nobody.
         with self._lock:
             self._hung = True
-            for line in self._in_use:
-                with suppress(OSError):
-                    line.shutdown(socket.SHUT_RDWR)
-            cut = len(self._in_use)
+            cut = self._cut_those(self._in_use.values())
         _log.error("database_hung", unanswered_s=self._hung_after_s, connections_cut=cut)
         self._on_hang()
+
+    def _cut_overdue(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            cut = self._cut_those([line for line in self._in_use.values() if now > line.answer_by])
+        if cut:
+            _log.error("commit_unanswered", connections_cut=cut, remedy="look for a synchronous standby that is gone")
+
+    def _cut_those(self, lines: Collection[_Line]) -> int:
+        # Under the lock, lest a line be closed by whoever used it, and its number be somebody else's.
+        for line in lines:
+            line.cut()
+        return len(lines)
 
 
 def answers(conn: ServerConnection, *, within_s: float) -> bool:

@@ -32,6 +32,7 @@ from gatekeeper_grpc.store.migration_ledger import (
     ledger_fields,
     read_ledger,
 )
+from gatekeeper_grpc.store.servers import to_primary
 
 APPLICATION_NAME = "gatekeeper migrate"
 
@@ -184,7 +185,7 @@ class Migrator:
         """Connect in autocommit mode, for the length of a block; here psycopg's errors become the domain's."""
         try:
             with psycopg.connect(
-                self._dsn,
+                to_primary(self._dsn),
                 autocommit=True,
                 application_name=APPLICATION_NAME,
                 connect_timeout=self._connect_timeout_s,

@@ -60,16 +60,12 @@ class Servers:
 
     Args:
         dsn: libpq URI or keywords.
-        for_writing: Whether, of several servers, only one that takes writes suits, unless the DSN says by
-            `target_session_attrs` what does.
+        for_writing: Whether, of several servers, only one that takes writes suits, see `to_primary`.
         settings: libpq keywords that win over the DSN's.
     """
 
     def __init__(self, dsn: str, *, for_writing: bool = True, **settings: str) -> None:
-        self._params = conninfo_to_dict(dsn, **settings)
-        several = "," in f"{self._params.get('host', '')}{self._params.get('hostaddr', '')}"
-        if several and for_writing:
-            self._params.setdefault("target_session_attrs", "read-write")
+        self._params = conninfo_to_dict(to_primary(dsn) if for_writing else dsn, **settings)
         self._found: Server | None = None
         self._noting = threading.Lock()  # guards _found against other writers
 
@@ -99,6 +95,14 @@ class Servers:
             before, self._found = self._found, server
         if before not in {None, server}:
             _log.warning("database_server_changed", server=str(server), before=str(before))
+
+
+def to_primary(dsn: str) -> str:
+    """Return a DSN that, of several servers, leads to the one that takes writes, unless it says itself what suits."""
+    params = conninfo_to_dict(dsn)
+    if "," in f"{params.get('host', '')}{params.get('hostaddr', '')}":
+        params.setdefault("target_session_attrs", "read-write")
+    return make_conninfo("", **params)
 
 
 class _Attempt:

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -15,7 +15,7 @@ from gatekeeper_grpc.store.database import Database, current_revision
 from gatekeeper_grpc.store.hang_watch import HangWatch
 from gatekeeper_grpc.store.servers import Servers
 from tests.acceptance.processes import PATIENCE_S, eventually
-from tests.replication import Node, running_node
+from tests.replication import Node, Pair, running_node, running_pair
 
 HUNG_AFTER_S = 0.75
 # Beyond the second that is promised: threads have to be scheduled on a busy machine.
@@ -191,3 +191,35 @@ def test_a_connection_is_not_used_once_the_database_hangs(node: Node) -> None:
         watch._cut()
         with pytest.raises(Exception, match="does not answer"), watch.guard(conn):
             pytest.fail("it hangs")
+
+
+_WAITS_FOR_STANDBY = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def commits_without_the_standby(pair: Pair, database: Database) -> Future[tuple[str, float]]:
+    """Somebody who waits for a commit that a synchronous standby never confirms."""
+
+    def commit() -> None:
+        with database.write() as conn:
+            conn.execute("UPDATE revision_head SET revision = revision + 1")
+
+    pair.standby.kill()
+    committing = Future[tuple[str, float]]()
+    threading.Thread(target=lambda: committing.set_result(outcome_of(commit))).start()
+    assert eventually(lambda: pair.primary.run(_WAITS_FOR_STANDBY) == [(1,)])
+    return committing
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "twin without the watch"])
+def test_a_commit_that_waits_for_a_standby_that_is_gone_is_given_up_in_time(*, watched: bool) -> None:
+    with running_pair(synchronous=True) as pair:
+        hung_after_s = HUNG_AFTER_S if watched else None
+        with closing(Database(pair.primary.dsn, statement_timeout_s=1.0, hung_after_s=hung_after_s)) as database:
+            database.open()
+            committing = commits_without_the_standby(pair, database)
+            time.sleep(1.0 + MARGIN_S)
+            freed = committing.done()
+            pair.standby.start()
+            outcome, _ = committing.result(PATIENCE_S)
+
+    assert (freed, outcome) == ((True, "unavailable") if watched else (False, "answered"))
