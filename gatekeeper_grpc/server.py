@@ -152,7 +152,9 @@ class GatekeeperServer:
         places: list[Place] = [SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)]
         if self._redis:
             places.append(self._redis.snapshot)
-        self._keepers = [SnapshotKeeper(self.cache, place, keys.data) for place in places]
+        self._keepers = [
+            SnapshotKeeper(self.cache, place, keys.data, heed_newer=self._refresher.expect) for place in places
+        ]
         self._opening = DatabaseOpening(prepare, self._open_database)
         self.first_snapshot = FirstSnapshot(
             self.cache,

@@ -82,6 +82,9 @@ class SnapshotKeeper:
     so for a snapshot that was loaded whole: a person may have been erased, and what is kept must not know them any
     longer. Of several instances that share a place, whoever is first writes; the newest revision wins. A place that
     fails is reported once, tried again every second, and harms nothing.
+
+    `heed_newer` is called with the revision of a snapshot that is kept and newer than ours: another instance is ahead,
+    or the database has lost what it once confirmed.
     """
 
     def __init__(
@@ -90,12 +93,14 @@ class SnapshotKeeper:
         place: Place,
         sealer: Sealer,
         *,
+        heed_newer: Callable[[int], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._cache = cache
         self._place = place
         self._sealer = sealer
+        self._heed_newer = heed_newer
         self._clock = clock
         self._pause = pause
         self._kept: Stamp | None = None
@@ -130,12 +135,16 @@ class SnapshotKeeper:
         if not self._is_time(stamp):
             return
         try:
-            self._keep(snapshot, stamp)
+            there = self._keep(snapshot, stamp)
         except GatekeeperError as exc:
             self._retry_at = self._clock() + _RETRY_S
             self._report(exc)
-        else:
-            self._report(None)
+            return
+        self._report(None)
+        if there is not None:
+            if there.revision > stamp.revision:
+                self._heed_newer(there.revision)
+            self._kept = stamp
 
     def _is_time(self, stamp: Stamp) -> bool:
         now, kept = self._clock(), self._kept
@@ -145,14 +154,16 @@ class SnapshotKeeper:
             return True
         return (stamp.revision != kept.revision and now >= self._rested_at) or _is_to_be_renewed(kept, stamp)
 
-    def _keep(self, snapshot: Snapshot, stamp: Stamp) -> None:
+    def _keep(self, snapshot: Snapshot, stamp: Stamp) -> Stamp | None:
+        """Write unless something as good is there; return what is there then, None when somebody else is writing."""
         with self._place.claimed() as is_ours:
             if not is_ours:
-                return
+                return None
             there = self._there()
-            if there is None or _supersedes(stamp, there):
-                self._write(snapshot, stamp)
-        self._kept = stamp
+            if there is not None and not _supersedes(stamp, there):
+                return there
+            self._write(snapshot, stamp)
+            return stamp
 
     def _there(self) -> Stamp | None:
         """Return what is kept, by whomever; None when it is nothing, or of no use."""

@@ -135,6 +135,15 @@ class Refresher:
         read_at = time.monotonic()
         self._cache.note_head(self._source.head(), read_at=read_at)
 
+    def expect(self, revision: int) -> None:
+        """Look for a revision that some instance has served; report it as lost when the database has it not.
+
+        Errors: `Unavailable` when that cannot be found out.
+        """
+        if not self._cache.wait_for_revision(revision, timeout_s=_WRITE_VISIBLE_TIMEOUT_S):
+            self._report_loss(revision)
+            self._cache.request_refresh()
+
     def _refresh(self) -> None:
         base = self._cache.peek()
         try:

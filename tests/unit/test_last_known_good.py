@@ -199,6 +199,25 @@ def test_a_newer_revision_is_not_replaced_by_an_older_one(house: House) -> None:
     assert house.place.stamp().revision == 6
 
 
+def test_a_newer_revision_that_is_kept_is_told_of_until_that_has_worked(house: House) -> None:
+    house.place.kept = kept(whole(6))
+    told: list[int] = []
+
+    def heed(revision: int) -> None:
+        told.append(revision)
+        if len(told) == 1:
+            raise Unavailable("the database is away")
+
+    house.keeper._heed_newer = heed
+    house.serve(whole(5))
+    with pytest.raises(Unavailable):
+        house.look_after(0.0)
+    for _ in range(3):
+        house.look_after(1.0)
+
+    assert told == [6, 6]
+
+
 def test_what_is_of_another_installation_is_replaced_whatever_its_revision(house: House) -> None:
     house.place.kept = kept(whole(9, ELSEWHERE))
     house.serve(whole(5))

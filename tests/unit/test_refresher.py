@@ -404,6 +404,25 @@ def test_a_revision_beyond_the_head_is_refused_while_a_long_load_is_on_its_way()
         running.source.after_load.open()
 
 
+def expecting(revision: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Have a revision looked for in a database at revision 5; returns where the database ends."""
+    monkeypatch.setattr(refresher_module, "_WRITE_VISIBLE_TIMEOUT_S", 0.3)
+    with house() as running:
+        running.source.revision = 5
+        running.refresher.expect(revision)
+        return running.source.revision
+
+
+def test_a_revision_that_was_served_and_that_the_database_has_is_looked_for_and_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert expecting(5, monkeypatch) == 5
+
+
+def test_a_revision_that_was_served_and_that_the_database_has_not_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expecting(6, monkeypatch) == REVISIONS_PER_EPOCH
+
+
 def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:
     with house(poll_s=0.01) as running:
         running.source.revision = 7

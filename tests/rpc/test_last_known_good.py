@@ -1,0 +1,51 @@
+"""The kept snapshot and the database: what one knows and the other has lost, is noticed by whoever starts next."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
+from tests.acceptance.processes import eventually
+from tests.conftest import StartServer, connect, token_for
+from tests.rpc.asking import send
+from tests.traces import query
+
+
+def set_back_while_nobody_runs(start_server: StartServer, dsn: str, file: Path) -> int:
+    """Keep revision 2, let the database lose it, and start again; returns where the head ends."""
+    first = start_server(snapshot_file=file)
+    with connect(first, token=token_for(dsn, Role.EDITOR)) as channel:
+        for key in ("one", "two"):
+            send(AdminServiceStub(channel), "CreateFlag", pb.CreateFlagRequest(flag=Flag(key=key)))
+    first.stop()
+    with psycopg.connect(dsn) as conn:
+        conn.execute("UPDATE revision_head SET revision = 1")
+    second = start_server(snapshot_file=file, refresh_interval_s=0.05)
+    eventually(lambda: second.cache.current().revision >= REVISIONS_PER_EPOCH, timeout_s=6.0)
+    ((head,),) = query(dsn, "SELECT revision FROM revision_head")
+    return int(head)
+
+
+def test_commits_that_were_lost_while_nobody_ran_are_noticed_by_what_was_kept(
+    start_server: StartServer, dsn: str, tmp_path: Path
+) -> None:
+    with capture_logs() as logs:
+        head = set_back_while_nobody_runs(start_server, dsn, tmp_path / "snapshot")
+
+    assert head == REVISIONS_PER_EPOCH
+    assert [log["revision"] for log in logs if log["event"] == "epoch_begun"] == [REVISIONS_PER_EPOCH]
+
+
+def test_twin_whoever_does_not_look_there_issues_revisions_twice(
+    start_server: StartServer, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refresher, "expect", lambda *_: None)
+
+    assert set_back_while_nobody_runs(start_server, dsn, tmp_path / "snapshot") == 1
