@@ -25,6 +25,10 @@ class FlagChanges:
     since: int
     changes: Sequence[FlagChange] = ()
 
+    def followed_by(self, later: "FlagChanges") -> "FlagChanges":
+        """Return these and the `later` ones, which begin where these end."""
+        return FlagChanges(since=self.since, changes=(*self.changes, *later.changes))
+
 
 def coalesced(changes: Iterable[FlagChange]) -> dict[str, ChangeType]:
     """Return what changes, in order, come to for each flag.

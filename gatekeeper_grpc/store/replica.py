@@ -1,5 +1,7 @@
 """Loads whole snapshots from a read replica, to spare the primary; what it lacks comes from the primary."""
 
+from dataclasses import replace
+
 import structlog
 
 from gatekeeper_grpc.domain.errors import Unavailable
@@ -45,7 +47,7 @@ class ReplicaFirst:
             return self._primary.load(sharing=sharing)
         self._note(is_away=False)
         changed = self._primary.load_delta(loaded)
-        return self._primary.load(sharing=sharing) if changed is None else changed
+        return self._primary.load(sharing=sharing) if changed is None else _with_earlier_changes(loaded, changed)
 
     def _note(self, *, is_away: bool, reason: str = "") -> None:
         if is_away and not self._replica_is_away:
@@ -53,3 +55,10 @@ class ReplicaFirst:
         elif self._replica_is_away and not is_away:
             _log.info("replica_back")
         self._replica_is_away = is_away
+
+
+def _with_earlier_changes(loaded: Snapshot, changed: Snapshot) -> Snapshot:
+    """Return what `loaded` was brought up to, with the flag changes before it as well as those since."""
+    if changed is loaded or loaded.changes is None or changed.changes is None:
+        return changed
+    return replace(changed, changes=loaded.changes.followed_by(changed.changes))

@@ -23,6 +23,7 @@ from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.members import MemberStore
+from gatekeeper_grpc.store.replica import ReplicaFirst
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
@@ -187,3 +188,18 @@ def test_no_more_of_the_log_is_read_than_a_history_needs(database: Database, mon
 
     assert changes is not None
     assert (changes.since, [change.flag_key for change in changes.changes]) == (1, ["b", "c", "d"])
+
+
+def test_what_a_lagging_replica_knew_of_is_told_together_with_what_it_lacks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = FlagStore(database, Ledger(database, KEYS.data))
+    primary, replica = SnapshotStore(database), SnapshotStore(database)
+    flags.create(FlagConfig(key="a"), INTENT)
+    lagging = primary.load()
+    monkeypatch.setattr(replica, "load", lambda **_sharing: lagging)
+    flags.create(FlagConfig(key="b"), INTENT)
+    changes = ReplicaFirst(primary, replica).load().changes
+
+    assert changes is not None
+    assert (changes.since, [change.flag_key for change in changes.changes]) == (0, ["a", "b"])

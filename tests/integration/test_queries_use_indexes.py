@@ -13,7 +13,7 @@ from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.store import ledger, logins
 from gatekeeper_grpc.store.audit import list_query
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
-from gatekeeper_grpc.store.snapshots import LOGGED_SINCE, MEMBERS_OF_PAIRS, TARGETS_OF_PAIRS
+from gatekeeper_grpc.store.snapshots import LATEST_LOGGED, LOGGED_SINCE, MEMBERS_OF_PAIRS, TARGETS_OF_PAIRS
 from gatekeeper_grpc.store.targets import LIST_TARGETS
 from tests.conftest import TEMPLATE, database_dsn
 
@@ -129,6 +129,7 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),
         pytest.param(MEMBERS_OF_PAIRS, PAIRS, id="members that changed"),
         pytest.param(LOGGED_SINCE, {"revision": 9_990, "limit": 10_000}, id="changes since"),
+        pytest.param(LATEST_LOGGED, {"limit": 1_000}, id="the latest changes"),
         pytest.param(
             ledger._EARLIER_ANSWER,
             {"actor": "admin:7", "action": "UpdateFlag", "request_id": uuid4()},
