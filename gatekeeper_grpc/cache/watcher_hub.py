@@ -4,6 +4,7 @@ A watcher is a position in the change history, and nothing else is kept for it: 
 missed when it can take a message again, as if it had been away and come back.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -110,7 +111,9 @@ class WatcherHub:
         self._due: OrderedDict[Watcher, None] = OrderedDict()
         self._announced = history.position
         self._missed: dict[Position, tuple[Missed, bytes | None]] = {}
-        self._sending = Periodic("watch", self._run, interval_s=min(1.0, heartbeat_s / 4), wait=self._wait)
+        self._remind_every_s = min(1.0, heartbeat_s / 4)
+        self._next_reminder = -math.inf
+        self._sending = Periodic("watch", self._run, interval_s=self._remind_every_s, wait=self._wait)
 
     def __len__(self) -> int:
         """Count the streams that are open."""
@@ -181,7 +184,6 @@ class WatcherHub:
 
     def _run(self) -> None:
         self._look()
-        self._remind()
         while self._due and not self._sending.is_stopping:
             began = time.monotonic()
             for watcher in [*islice(self._due, _SLICE)]:
@@ -197,6 +199,10 @@ class WatcherHub:
             self._announced = self._history.position
             self._missed.clear()
             self._due.update(self._watchers)
+        # Here, and not after a round: while flags change all the time, a round need not end.
+        if time.monotonic() >= self._next_reminder:
+            self._next_reminder = time.monotonic() + self._remind_every_s
+            self._remind()
 
     def _take_notes(self) -> None:
         while self._notes:

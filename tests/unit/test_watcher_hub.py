@@ -209,6 +209,25 @@ def test_heartbeats_come_to_those_who_heard_nothing_else(house: House, clock: Cl
     assert client.take() == [(1, {})]
 
 
+def test_heartbeats_come_while_flags_change_all_the_time(
+    house: House, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, idle = [house.open() for _ in range(20)], house.open("nobody's")
+    rests = count(1)
+
+    def rest(_seconds: float) -> None:
+        clock.now += 1
+        if next(rests) <= 3 * HEARTBEAT_S:
+            house.change(("a", U))
+
+    monkeypatch.setattr(clock, "sleep", rest)
+    house.change(("a", C))
+    house.hub._run()
+
+    assert len(idle.take()) >= 3
+    assert busy[0].told[-1] == busy[-1].told[-1] == (house.revision, {"a": U})
+
+
 def test_a_gap_resets_whoever_stands_before_it(house: House) -> None:
     client, some, unread = house.open(), house.open("a"), house.open(reading=False)
     for each in (client, some, unread):
