@@ -115,7 +115,10 @@ class Settings(BaseSettings):
     admin_threads: int = Field(default=8, ge=1, le=64, description="Admin calls served at once.")
     stream_threads: int = Field(default=16, ge=1, le=256, description="Bulk and import streams served at once.")
     max_watchers: int = Field(
-        default=10_000, ge=1, le=100_000, description="WatchFlags streams open at once; each takes some 22 KiB."
+        default=10_000,
+        ge=1,
+        le=100_000,
+        description="WatchFlags streams open at once; each takes some 22 KiB, and 0.1 KiB for each flag key it names.",
     )
     db_pool_size: int = Field(default=10, ge=2, le=100, description="Connections to PostgreSQL held at most.")
     db_statement_timeout_s: float = Field(default=30.0, gt=0, description="The longest a statement may take.")
