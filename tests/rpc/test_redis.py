@@ -22,7 +22,7 @@ from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store import ledger as ledger_module
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.rpc.asking import TIMEOUT_S, send
-from tests.traces import live, query
+from tests.traces import live, user_with
 from tests.valkey import Valkey, valkey
 
 ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
@@ -240,16 +240,15 @@ def _opened(kept: bytes) -> Iterator[bytes]:
 
 
 def test_of_an_erased_person_nothing_stays_in_what_is_kept(
-    start_server: StartServer, token: str, redis: Valkey, tmp_path: Path, dsn: str
+    start_server: StartServer, token: str, redis: Valkey, tmp_path: Path
 ) -> None:
     file = tmp_path / "snapshot"
     server = start_server(REDIS_URL=redis.url, snapshot_file=file)
     with admin_of(server, token) as admin:
         live(admin, "c4nary")
-        condition = 'UPDATE users SET attributes = attributes || \'{"plan": "plan-of-c4nary"}\''
-        assert query(dsn, condition + " RETURNING 1")
-        server._refresher._reload()
-        send(admin, "CreateFlag", pb.CreateFlagRequest(flag=Flag(key="last")))
+        update = pb.UpdateUserRequest(user=user_with("c4nary", plan="plan-of-c4nary"))
+        update.update_mask.paths.append("attributes.plan")
+        send(admin, "UpdateUser", update)
         assert eventually(lambda: kept_traces(file, redis, "plan-of-c4nary") == ["file", "redis"])
         send(admin, "EraseUser", pb.EraseUserRequest(user_id="c4nary"))
 
