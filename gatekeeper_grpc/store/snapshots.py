@@ -28,6 +28,7 @@ from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 _MAX_DELTA_REVISIONS = 10_000
 _STREAM_ROWS = 10_000
 _STREAM_FLAGS = 100
+_STREAM_LOGGED = 500
 _SLICE_S = 0.001
 _LONGEST_REST_S = 0.002
 # Told by no delta: the subject of a person who was erased has no user id any more, and an installation is everything.
@@ -140,18 +141,22 @@ LATEST_LOGGED = """
 
 def _latest_flag_changes(conn: Connection, snapshot: Snapshot) -> FlagChanges:
     """Read from the change log which flags changed of late: as far back as it leads, and tells enough."""
-    with conn.cursor(row_factory=class_row(LoggedChange)) as cursor:
-        rows = cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}).fetchall()
-    log: list[LoggedChange] = []
-    for expected, change in zip(count(snapshot.revision, -1), rows, strict=False):
-        # Another revision: a row is pruned, or the epoch began there.
-        if change.revision != expected or change.resource_type in _UNTOLD:
-            break
-        log.append(change)
+    with conn.cursor(name="latest_changes", row_factory=class_row(LoggedChange)) as cursor:
+        cursor.itersize = _STREAM_LOGGED
+        rows = _unhurried(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}))
+        log = [*_unbroken(rows, snapshot.revision)]
     log.reverse()
     # What users had before is not known any more: any attribute may have changed.
     changes = flag_changes(log, snapshot, lambda _change: snapshot.attributes.names)
     return FlagChanges(since=snapshot.revision - len(log), changes=changes)
+
+
+def _unbroken(latest_first: Iterable[LoggedChange], revision: int) -> Iterator[LoggedChange]:
+    """Yield changes back to where one is missing (pruned, or the epoch began there) or does not tell enough."""
+    for expected, change in zip(count(revision, -1), latest_first, strict=False):
+        if change.revision != expected or change.resource_type in _UNTOLD:
+            return
+        yield change
 
 
 def _brought_up(conn: Connection, base: Snapshot, head: int, log: Sequence[LoggedChange]) -> Snapshot:
