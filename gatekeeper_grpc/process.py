@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import NoReturn
 
 import structlog
 
@@ -26,6 +27,7 @@ _log = structlog.get_logger(__name__)
 
 # Beyond the drain and grace periods; then whatever still hangs is left behind.
 _STOP_MARGIN_S = 1.0
+_KERNELS_TURN_S = 0.2
 _LOOK_EVERY_S = 0.02
 _ANY_PRIVATE_PORT = "127.0.0.1:0"
 # What the embedded database allows at least; and what a worker opens beside its pool: to listen, to watch, to prepare.
@@ -49,6 +51,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
         _serve_by_workers(settings, demo=demo)
     else:
         _serve_alone(settings, demo=demo)
+    _end()
 
 
 def work(settings: Settings, role: Role) -> None:
@@ -66,6 +69,7 @@ def work(settings: Settings, role: Role) -> None:
     signals = _signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     role.report(Report(ops_port=server.ops_port))
     _stop_at_signal(signals, server, settings)
+    _end()
 
 
 def _serve_alone(settings: Settings, *, demo: bool) -> None:
@@ -172,17 +176,32 @@ def _next(signals: SimpleQueue[int]) -> int:
             continue
 
 
+def _end() -> NoReturn:
+    """End at once: all is stopped. The interpreter's own end takes up to a second more, and may hang.
+
+    It freezes threads, gRPC's among them, and then waits for what they would have done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def _exit_by_force(deadline_s: float) -> None:
-    """End the process at the deadline: a handler that hangs would keep it for ever."""
+    """End the process at the deadline: a handler that hangs would keep it for ever.
 
-    def end() -> None:
-        _log.error("stopped_by_force", deadline_s=deadline_s)
-        sys.stderr.flush()
-        os._exit(70)
-
-    timer = threading.Timer(deadline_s, end)
+    A thread does it, and says so. Where no thread of Python's gets to run any more, the kernel does it a moment later.
+    """
+    timer = threading.Timer(deadline_s - _KERNELS_TURN_S, _leave, [deadline_s])
     timer.daemon = True
     timer.start()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, deadline_s)
+
+
+def _leave(deadline_s: float) -> None:
+    _log.error("stopped_by_force", deadline_s=deadline_s)
+    sys.stderr.flush()
+    os._exit(70)
 
 
 def try_it(settings: Settings, *, port: int) -> str:

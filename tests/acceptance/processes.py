@@ -121,6 +121,13 @@ class Gatekeeper:
             )
             yield AdminServiceStub(grpc.intercept_channel(channel, Bearer(issued.access_token)))
 
+    def ends_within(self, limit_s: float) -> int:
+        """Wait for its end, at most so long; returns the exit code."""
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it still runs after {limit_s:g} s, and said:\n{self.log.text()}") from None
+
     def kill(self) -> None:
         """End it without any notice."""
         self.process.kill()

@@ -235,7 +235,7 @@ def test_sigterm_during_a_roll_ends_everything_in_time(data_dir: Path) -> None:
         pids = worker_pids(gatekeeper)
         gatekeeper.process.terminate()
 
-        gatekeeper.process.wait(DRAIN_S + GRACE_S + MARGIN_S)
+        gatekeeper.ends_within(DRAIN_S + GRACE_S + MARGIN_S)
         assert eventually(lambda: not any(map(is_running, [*pids, *postgres_pids(data_dir)])))
 
 
@@ -249,7 +249,7 @@ def test_sigterm_drains_all_workers_and_leaves_nothing_behind(data_dir: Path) ->
             gatekeeper.process.terminate()
             after = next(watch).status
             watch.cancel()
-        code = gatekeeper.process.wait(DRAIN_S + GRACE_S + MARGIN_S)
+        code = gatekeeper.ends_within(DRAIN_S + GRACE_S + MARGIN_S)
 
         assert (before, after) == (HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING)
         assert code == 0
@@ -263,7 +263,7 @@ def test_a_worker_that_does_not_end_is_killed_in_time(data_dir: Path) -> None:
         gatekeeper.process.terminate()
         os.kill(pids[0], signal.SIGSTOP)
 
-        gatekeeper.process.wait(DRAIN_S + GRACE_S + MARGIN_S)
+        gatekeeper.ends_within(DRAIN_S + GRACE_S + MARGIN_S)
         assert eventually(lambda: not any(map(is_running, pids)))
 
 
