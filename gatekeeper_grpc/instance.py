@@ -2,12 +2,13 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.interceptors.pools import CallPools
@@ -30,12 +31,14 @@ class Instance(Collector):
         watchers: Sized,
         audit: AuditWatch,
         start_reasons: Callable[[], Iterable[str]],
+        keepers: Sequence[SnapshotKeeper],
     ) -> None:
         self._cache = cache
         self._pools = pools
         self._watchers = watchers
         self._audit = audit
         self._start_reasons = start_reasons
+        self._keepers = keepers
         self._bounds = Bounds(stale_after_s=settings.stale_after_s, max_staleness_s=settings.ready_max_staleness_s)
         self._database_silent_after_s = settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
         self._draining = False
@@ -61,6 +64,7 @@ class Instance(Collector):
     def collect(self) -> Iterator[Metric]:
         """Measure."""
         yield from self._snapshot_metrics()
+        yield from self._kept_metrics()
         yield from self._readiness_metrics()
         yield from self._pool_metrics()
         yield _gauge("watchers", "WatchFlags streams that are open.", len(self._watchers))
@@ -78,6 +82,16 @@ class Instance(Collector):
             "For how long the database has not confirmed the snapshot as the newest.",
             self._cache.unconfirmed_s(),
         )
+
+    def _kept_metrics(self) -> Iterable[Metric]:
+        kept = GaugeMetricFamily(
+            "gatekeeper_snapshot_kept",
+            "1 while the place takes the last-known-good snapshot, else 0.",
+            labels=["place"],
+        )
+        for keeper in self._keepers:
+            kept.add_metric([keeper.place], not keeper.has_failed)
+        yield kept
 
     def _readiness_metrics(self) -> Iterable[Metric]:
         readiness = self.readiness()

@@ -185,6 +185,7 @@ class GatekeeperServer:
             watchers=self.watchers,
             audit=self.audit_watch,
             start_reasons=self.first_snapshot.reasons,
+            keepers=self._keepers,
         )
         self._health = HealthReporter(self._instance)
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))

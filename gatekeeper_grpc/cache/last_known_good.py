@@ -110,6 +110,11 @@ class SnapshotKeeper:
         self._keeping = Periodic(f"keep_{place.name}", self.look, interval_s=_LOOK_EVERY_S)
 
     @property
+    def place(self) -> str:
+        """The name of the place."""
+        return self._place.name
+
+    @property
     def has_failed(self) -> bool:
         """Whether the place could not be written when last tried."""
         return self._has_failed

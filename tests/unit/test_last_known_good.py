@@ -1,6 +1,8 @@
 """Keeping the last-known-good snapshot: soon, not too often, never at anybody's cost; and finding it again."""
 
 import math
+import multiprocessing
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper, newest_kept
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
-from gatekeeper_grpc.cache.snapshot_format import HEAD_BYTES, Stamp, encode, read_stamp
+from gatekeeper_grpc.cache.snapshot_format import HEAD_BYTES, Stamp, decode, encode, read_stamp
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from tests.conftest import KEYS
@@ -363,3 +365,35 @@ def test_a_file_is_a_place(tmp_path: Path) -> None:
 
     assert found
     assert (found.place, found.stamp.revision, found.snapshot.installation_id) == ("file", 5, HERE)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def keep_revisions(path: Path, first: int, last: int) -> None:
+    """Keep one revision after the other, as a worker does."""
+    cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
+    keeper = SnapshotKeeper(cache, SnapshotFile(path), KEYS.data, pause=lambda _: None)
+    for revision in range(first, last + 1):
+        cache.publish(whole(revision), confirmed_at=time.monotonic())
+        while keeper._kept is None or keeper._kept.revision != revision:
+            keeper.look()
+
+
+def test_workers_who_share_a_file_never_tear_it_and_the_newest_revision_wins(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=keep_revisions, args=(path, first, 40 + first)) for first in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    seen = []
+    while any(worker.is_alive() for worker in workers):
+        if content := SnapshotFile(path).read():
+            stamp, _ = decode(content, KEYS.data)
+            seen.append(stamp.revision)
+    for worker in workers:
+        worker.join()
+
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert seen == sorted(seen)
+    assert decode(path.read_bytes(), KEYS.data)[0].revision == 43
