@@ -2,12 +2,12 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from gatekeeper_grpc.cache.last_known_good import KeptSnapshot, Place, newest_kept
+from gatekeeper_grpc.cache.last_known_good import KeptSnapshot, Place, newest_kept, newest_revision
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_format import Sealer
 from gatekeeper_grpc.domain.errors import GatekeeperError
@@ -40,7 +40,11 @@ FOR_EMBEDDED = Patience(
 
 
 class FirstSnapshot:
-    """Waits for the first snapshot of a start, and tells where answers come from until the database has spoken."""
+    """Waits for the first snapshot of a start, and tells where answers come from until the database has spoken.
+
+    `expect` is told of a revision that is kept and newer than the database's: before anything is served, and written,
+    it has to find out whether the database has lost that.
+    """
 
     def __init__(
         self,
@@ -50,12 +54,14 @@ class FirstSnapshot:
         *,
         sealer: Sealer,
         patience: Patience,
+        expect: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._cache = cache
         self._opening = opening
         self._places = places
         self._sealer = sealer
         self._patience = patience
+        self._expect = expect
         self._recalled: KeptSnapshot | None = None
 
     def wait(self) -> None:
@@ -70,11 +76,13 @@ class FirstSnapshot:
         if kept is None:
             self._opening.wait_until_open()
             self._cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
-            return
-        self._opening.wait_until(lambda: self._is_there() or time.monotonic() - began > self._patience_s())
-        if self._opening.is_refused:
-            self._opening.wait_until_open()
-        self._recall(kept)
+        else:
+            self._opening.wait_until(lambda: self._is_there() or time.monotonic() - began > self._patience_s())
+            if self._opening.is_refused:
+                self._opening.wait_until_open()
+            self._recall(kept)
+        if self._recalled is None:
+            self._check_nothing_lost()
 
     @property
     def last_known_good(self) -> KeptSnapshot | None:
@@ -103,6 +111,17 @@ class FirstSnapshot:
     def _is_settled(self) -> bool:
         """Whether the first attempt to open the database has led to something."""
         return self._is_there() or self._opening.failure is not None
+
+    def _check_nothing_lost(self) -> None:
+        snapshot = self._cache.peek()
+        if snapshot is None:
+            return
+        kept = newest_revision(self._places, self._sealer, installation_id=snapshot.installation_id)
+        try:
+            if kept > snapshot.revision:
+                self._expect(kept)
+        except GatekeeperError as exc:  # Whoever keeps snapshots meets it again.
+            _log.warning("kept_revision_not_looked_for", revision=kept, error=str(exc))
 
     def _recall(self, kept: KeptSnapshot) -> None:
         if not self._cache.recall(kept.snapshot):

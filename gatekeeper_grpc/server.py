@@ -161,6 +161,7 @@ class GatekeeperServer:
             self._opening,
             places,
             sealer=keys.data,
+            expect=self._refresher.expect,
             patience=FOR_EMBEDDED if settings.is_embedded else FOR_OTHERS,
         )
         self._maintenance = Periodic(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cmp_to_key
 from typing import Protocol
+from uuid import UUID
 
 import structlog
 
@@ -237,6 +238,19 @@ def newest_kept(places: Iterable[Place], sealer: Sealer) -> KeptSnapshot | None:
     stamped = [(stamp, place) for place in places if (stamp := _stamp_in(place, sealer))]
     newest_first = sorted(stamped, key=cmp_to_key(_newest_first))
     return next((kept for _, place in newest_first if (kept := _read(place, sealer))), None)
+
+
+def newest_revision(places: Iterable[Place], sealer: Sealer, *, installation_id: UUID) -> int:
+    """Return the newest revision of an installation that is kept anywhere; 0 when none is, or none can be read."""
+    stamps = [_readable_stamp(place, sealer) for place in places]
+    return max((stamp.revision for stamp in stamps if stamp and stamp.installation_id == installation_id), default=0)
+
+
+def _readable_stamp(place: Place, sealer: Sealer) -> Stamp | None:
+    try:
+        return read_stamp(place.head(HEAD_BYTES), sealer)
+    except (SnapshotRefused, GatekeeperError):  # Told by whoever needs more of it.
+        return None
 
 
 def _newest_first(left: tuple[Stamp, Place], right: tuple[Stamp, Place]) -> int:

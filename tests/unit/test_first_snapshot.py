@@ -12,10 +12,11 @@ from gatekeeper_grpc import first_snapshot as first_snapshot_module
 from gatekeeper_grpc import opening as opening_module
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, Unavailable
+from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.first_snapshot import FirstSnapshot, Patience
 from gatekeeper_grpc.opening import DatabaseOpening
 from tests.conftest import KEYS
-from tests.unit.test_last_known_good import Memory, kept, led, whole
+from tests.unit.test_last_known_good import ELSEWHERE, Memory, kept, led, whole
 from tests.unit.test_snapshot_cache import Clock
 
 TIMEOUT_S = 10.0
@@ -88,6 +89,28 @@ def test_a_database_that_is_there_is_answered_from_and_nothing_is_recalled() -> 
 
         assert starting.cache.current() is FROM_DATABASE
         assert (starting.first.last_known_good, [*starting.first.reasons()]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        pytest.param(whole(9), [9], id="newer: the database may have lost it"),
+        pytest.param(whole(6), [], id="the same"),
+        pytest.param(whole(5), [], id="older"),
+        pytest.param(whole(9, ELSEWHERE), [], id="of another installation"),
+    ],
+)
+def test_what_is_kept_and_newer_than_the_database_is_looked_for_before_anything_is_served(
+    there: Snapshot, expected: list[int]
+) -> None:
+    with house(NEVER) as starting:
+        told: list[int] = []
+        starting.first._expect = told.append
+        starting.place.kept = kept(there)
+        starting.is_loaded.set()
+        starting.start()
+
+    assert told == expected
 
 
 AWAY, UNFIT = Unavailable("it is away"), FailedPrecondition("the schema is older: run `gatekeeper migrate up`")
