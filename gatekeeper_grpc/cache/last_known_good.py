@@ -126,8 +126,8 @@ class SnapshotKeeper:
 
     def close(self) -> None:
         """Stop, and write what is not written yet: a later start may find no database."""
-        self._keeping.close()
         self._pause = lambda _: None  # Nobody evaluates any more.
+        self._keeping.close()
         self._rested_at = -math.inf
         self.look()
 

@@ -28,6 +28,7 @@ from gatekeeper_grpc.store.ledger import Effect, Head, Ledger
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
 from tests import conftest
+from tests.unit.test_snapshot_format import read, written
 
 TIMEOUT_S = 20.0
 INTENT = Intent(caller=None, action="Test")
@@ -125,6 +126,7 @@ def test_loading_what_changed_leads_to_what_a_whole_load_gives(house: House, bat
         snapshot = house.snapshots.load_since(snapshot)
 
         assert contents(snapshot) == contents(house.snapshots.load())
+        assert contents(read(written(snapshot))) == contents(snapshot)
 
 
 def test_without_a_change_the_snapshot_itself_comes_back(house: House) -> None:
