@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 import structlog
 from redis.client import PubSub
@@ -28,9 +29,8 @@ class RedisAnnouncer:
     def __init__(self, link: RedisLink, channel: str) -> None:
         self._link = link
         self._channel = channel
-        self._wanted = threading.Event()
-        self._is_stopping = False
-        self._newest = 0
+        # What was committed and is not published yet; None: nothing more will be.
+        self._waiting: SimpleQueue[int | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gatekeeper-announce_redis", daemon=True)
 
     def start(self) -> None:
@@ -39,26 +39,25 @@ class RedisAnnouncer:
 
     def close(self) -> None:
         """Stop, and wait shortly for what is being published."""
-        self._is_stopping = True
-        self._wanted.set()
+        self._waiting.put(None)
         if self._thread.ident is not None:
             self._thread.join(_JOIN_TIMEOUT_S)
 
     def announce(self, revision: int) -> None:
         """Have a committed revision published soon; waits for nothing. Of several at once the newest is enough."""
-        self._newest = revision
-        self._wanted.set()
+        self._waiting.put(revision)
 
     def _run(self) -> None:
-        while not self._is_stopping:
-            self._wanted.wait()
-            self._wanted.clear()
-            self._publish(self._newest)
+        while (revision := self._waiting.get()) is not None:
+            while not self._waiting.empty():
+                if (another := self._waiting.get()) is None:
+                    return
+                revision = max(revision, another)
+            self._publish(revision)
 
     def _publish(self, revision: int) -> None:
         try:
-            if revision:
-                self._link.ask(lambda client: client.publish(self._channel, str(revision)))
+            self._link.ask(lambda client: client.publish(self._channel, str(revision)))
         except Unavailable:
             return  # Told by the link, once.
         except Exception:  # noqa: BLE001 - the next one may be published; a dead thread would be silent

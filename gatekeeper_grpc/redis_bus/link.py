@@ -79,10 +79,13 @@ class RedisLink:
     def _connected(self) -> Client:
         """Return the client; a cluster's needs to be asked where everything is, which can fail."""
         client = self._client
-        if client is None:
-            client = self._address.connect(timeout_s=self._timeout_s)
-            with self._lock:
-                self._client = client
+        if client is not None:
+            return client
+        made = self._address.connect(timeout_s=self._timeout_s)
+        with self._lock:
+            client = self._client = made if self._client is None else self._client
+        if client is not made:
+            made.close()
         return client
 
     @contextmanager

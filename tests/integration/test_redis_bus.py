@@ -28,6 +28,7 @@ from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.redis_bus.link import RedisLink
 from gatekeeper_grpc.redis_bus.snapshot_place import RedisSnapshot
 from tests.conftest import KEYS
+from tests.tls import self_signed, terminated
 from tests.unit.test_flag import flag
 from tests.valkey import Valkey, cluster, cluster_url, valkey, watched_pair
 
@@ -442,3 +443,24 @@ def _eventually(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def test_over_tls_everything_works_with_a_certificate_that_is_trusted_and_nothing_without(
+    server: Valkey, tmp_path: Path
+) -> None:
+    certificate = self_signed(tmp_path)
+    with terminated(certificate, server.port) as port:
+        everything_works(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
+        with bus(f"rediss://127.0.0.1:{port}") as untrusting, pytest.raises(Unavailable, match="certificate"):
+            untrusting.snapshot.read()
+
+
+def test_the_newest_of_revisions_that_are_committed_at_once_is_announced(server: Valkey) -> None:
+    with bus(server.url) as ours, Listener(ours.announcements) as listener:
+        for revision in (3, 9, 5):
+            ours.announce(revision)
+        heard = [listener.heard.get(timeout=TIMEOUT_S)]
+        while 9 not in heard:
+            heard.append(listener.heard.get(timeout=TIMEOUT_S))
+
+    assert 9 in heard
