@@ -23,6 +23,7 @@ from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.interceptors.grpcio_call import Outlet
 from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store import database, flags
@@ -36,6 +37,7 @@ from gatekeeper_grpc.store.snapshots import SnapshotStore
 # Any below: what is put in a method's place takes what the method takes.
 _SLOW_LOADS_S = 0.05
 _SLOW_COMMITS_S = 0.2
+_WATCHER_PATIENCE_S = 60.0
 
 
 def slow_loads() -> None:
@@ -125,6 +127,24 @@ def no_goodbye() -> None:
     _put(Departure, send_away=lambda _departure, _port, **_limits: 0)
 
 
+def waits_for_watchers() -> None:
+    """Whoever is told something is waited for until it has made room."""
+    send = Outlet.send
+
+    def wait(outlet: Outlet, message: bytes, sent: Callable[[], None]) -> bool:
+        made_room = threading.Event()
+
+        def note() -> None:
+            sent()
+            made_room.set()
+
+        is_open = send(outlet, message, note)
+        made_room.wait(_WATCHER_PATIENCE_S)
+        return is_open
+
+    _put(Outlet, send=wait)
+
+
 def redis_in_the_way() -> None:
     """A write is published before it is answered, and waits for that as long as it takes."""
     client = redis.Redis.from_url(os.environ["REDIS_URL"], socket_timeout=None)
@@ -186,6 +206,7 @@ WEAKNESSES = {
         early_answers,
         asks_database,
         no_goodbye,
+        waits_for_watchers,
         redis_in_the_way,
         nothing_kept,
         untranslated_errors,
