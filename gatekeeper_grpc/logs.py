@@ -1,12 +1,18 @@
 """Structured logs: one event name and fields, as JSON or, on a terminal, for people."""
 
 import logging
+import math
 import sys
+import time
 
 import structlog
 from structlog.typing import EventDict
 
 _log = structlog.get_logger(__name__)
+
+# How long a library's line is not repeated, and how many are remembered for that.
+_SAID_ONCE_S = 60.0
+_MAX_SAID = 256
 
 
 def configure_logs(*, level: str, log_format: str, worker: int | None = None) -> None:
@@ -47,10 +53,30 @@ class _Adding:
 class _LibraryLogs(logging.Handler):
     """Takes what libraries log by way of the standard library, such as a lost connection, into our log.
 
-    Left to itself it would be lines of another form, some in the middle of ours.
+    Left to itself it would be lines of another form, some in the middle of ours. A warning that comes again and again,
+    as a pool gives it each time it tries to connect, is passed on once a minute: the first tells why, and that it is
+    over is told in lines of our own. Errors are all passed on.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[tuple[str, str], float] = {}
+
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR or self._is_news(record.name, str(record.msg)):
+            self._pass_on(record)
+
+    def _is_news(self, logger: str, template: str) -> bool:
+        """Tell whether this has not been said for a while. Called with the handler's lock held."""
+        now, said_at = time.monotonic(), self._said_at.get((logger, template), -math.inf)
+        if now - said_at < _SAID_ONCE_S:
+            return False
+        if len(self._said_at) >= _MAX_SAID:
+            self._said_at.clear()
+        self._said_at[logger, template] = now
+        return True
+
+    def _pass_on(self, record: logging.LogRecord) -> None:
         _log.log(record.levelno, "library", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
 
 

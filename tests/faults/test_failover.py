@@ -1,6 +1,8 @@
 """A primary is lost and its standby promoted: nobody who evaluates notices, and what was lost is known (B1, A1)."""
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from tests.acceptance.processes import eventually
 from tests.acceptance.records import chained_entries, flag_revisions
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import Fleet, Instance
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.replicated import replicated
 from tests.faults.report import Report, Row
@@ -22,6 +24,7 @@ UNNOTICED_S = FAULT_S / 3
 WRITTEN_BEFORE = 20
 LOST = 5
 WAITS_FOR_STANDBY_S = 3.0
+SAID_AT_MOST = 2
 
 
 @contextmanager
@@ -50,11 +53,21 @@ def test_no_evaluation_fails_and_nothing_acknowledged_is_lost_when_the_standby_t
         row.also = f"{len(writer.acknowledged)} writes acknowledged, {writer.refused.total()} refused"
         kept = flag_revisions(pair.primary.dsn)
         entries = chained_entries(pair.primary.dsn)
+        repeated = [said_again_and_again(instance) for instance in instances.instances]
 
     assert load.failed == {}, load.complaints
     assert writer.acknowledged.items() <= kept.items()
     assert kept == {entry.resource_key: entry.revision for entry in entries}
     assert row.recovery_s < RECOVERS_WITHIN_S + BUSY_S
+    assert repeated == [[]] * len(repeated)
+
+
+def said_again_and_again(instance: Instance) -> list[str]:
+    """Log lines, besides those of calls, that came more than twice: a state changes there and back, and that is all."""
+    entries = [json.loads(line) for line in instance.gatekeeper.log.text().splitlines() if line.startswith("{")]
+    states = [entry for entry in entries if entry["event"] != "rpc"]
+    said = Counter(json.dumps({name: entry[name] for name in entry if name != "timestamp"}) for entry in states)
+    return [line for line, times in said.items() if times > SAID_AT_MOST]
 
 
 def lose_commits(pair: Pair, instances: Fleet) -> int:

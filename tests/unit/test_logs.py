@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -29,6 +30,26 @@ def configured_as_before() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+def test_what_a_library_says_again_and_again_is_one_line(
+    configured_as_before: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Written()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logs(level="INFO", log_format="json")
+    pool = logging.getLogger("some.pool")
+
+    for attempt in range(3):
+        pool.warning("error connecting: %s", attempt)
+    pool.warning("connected")
+
+    entries = [json.loads(line) for line in written.writes]
+    assert [(entry["logger"], entry["message"]) for entry in entries] == [
+        ("some.pool", "error connecting: 0"),
+        ("some.pool", "connected"),
+    ]
 
 
 def test_a_line_is_one_write_and_carries_the_workers_number(
