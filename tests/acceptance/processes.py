@@ -25,6 +25,8 @@ Found = TypeVar("Found")
 
 # For whatever must happen, on a machine that is busy with something else.
 PATIENCE_S = 30.0
+# For processes that start, several at a time.
+START_PATIENCE_S = 90.0
 # What an operator has to give every instance on a database of its own.
 KEYS = {
     "GATEKEEPER_JWT_KEYS": "test:0123456789abcdef0123456789abcdef",
@@ -66,7 +68,7 @@ class Output:
     def first(self, find: Callable[[str], Found | None]) -> Found:
         """The first line that `find` makes something of; waits for it."""
         with self._grown:
-            self._grown.wait_for(lambda: self._ended or any(map(find, self._lines)), PATIENCE_S)
+            self._grown.wait_for(lambda: self._ended or any(map(find, self._lines)), START_PATIENCE_S)
             found = next(filter(None, map(find, self._lines)), None)
         assert found is not None, f"waited in vain for a line among:\n{self.text()}"
         return found
