@@ -87,7 +87,9 @@ class FirstSnapshot:
     @property
     def last_known_good(self) -> KeptSnapshot | None:
         """The kept snapshot that answers are from, as long as no database has confirmed it, or brought another."""
-        return self._recalled if math.isinf(self._cache.unconfirmed_s()) else None
+        recalled = self._recalled
+        is_served = recalled is not None and self._cache.peek() is recalled.snapshot
+        return recalled if is_served and math.isinf(self._cache.unconfirmed_s()) else None
 
     def reasons(self) -> Iterator[str]:
         """Say, in sentences for operators, what is amiss since the start."""

@@ -1,4 +1,4 @@
-"""TLS in front of a server that speaks none: a certificate for 127.0.0.1, and threads that forward what is decrypted."""
+"""TLS in front of a server that speaks none: a certificate for 127.0.0.1, and threads that forward what they read."""
 
 import datetime as dt
 import ipaddress

@@ -1,5 +1,6 @@
 """The first snapshot of a start: the database's, or the last-known-good one, and never that of an unfit database."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -174,6 +175,15 @@ def test_a_database_that_turns_out_to_be_unfit_is_not_opened_and_told_of_once_un
         "database_opened",
     ]
     assert starting.opened == 1
+
+
+def test_what_a_replica_brings_unconfirmed_is_not_taken_for_what_was_kept() -> None:
+    with house() as starting:
+        starting.trouble = AWAY
+        starting.start()
+        starting.cache.publish(FROM_DATABASE, confirmed_at=-math.inf)
+
+        assert starting.first.last_known_good is None
 
 
 def test_a_kept_snapshot_never_takes_the_place_of_what_the_database_brought() -> None:
