@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from typing import Any
 
 import grpc
 import structlog
@@ -23,12 +22,9 @@ from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureGate, SignatureVerifier
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
-from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper
-from gatekeeper_grpc.cache.refresher import Refresher, SnapshotSource
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
-from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
 from gatekeeper_grpc.first_start import Keys, erasure_ledger
@@ -48,44 +44,25 @@ from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.servicers.health import ADMIN, AUTH, EVALUATION, HealthReporter
-from gatekeeper_grpc.store.admin_users import AdminUserStore
-from gatekeeper_grpc.store.audit import AuditStore
+from gatekeeper_grpc.snapshot_feed import SnapshotFeed, redis_bus
 from gatekeeper_grpc.store.audit_watch import AuditWatch
-from gatekeeper_grpc.store.client_keys import ClientKeyStore
 from gatekeeper_grpc.store.database import Database
-from gatekeeper_grpc.store.erasure import ErasureStore
-from gatekeeper_grpc.store.exports import ExportStore
-from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintenance
-from gatekeeper_grpc.store.members import MemberStore
-from gatekeeper_grpc.store.notifications import RevisionListener
 from gatekeeper_grpc.store.privileges import Privileges
-from gatekeeper_grpc.store.replica import ReplicaFirst
-from gatekeeper_grpc.store.restore import Restore
-from gatekeeper_grpc.store.segments import SegmentStore
-from gatekeeper_grpc.store.snapshots import SnapshotStore
-from gatekeeper_grpc.store.targets import TargetStore
-from gatekeeper_grpc.store.users import UserStore
+from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
-
-if TYPE_CHECKING:
-    from gatekeeper_grpc.redis_bus.bus import RedisBus
 
 _log = structlog.get_logger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 300.0
-# The refreshing and the reloading thread may load at the same time, and nobody else does.
-_REPLICA_CONNECTIONS = 2
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
 _CLIENT_KEY_USES_INTERVAL_S = 60.0
 # 8,000 signed calls a second for a minute, at 100 bytes each.
 _MAX_NONCES = 500_000
 _AUDIT_WATCH_INTERVAL_S = 60.0
-_SNAPSHOT_FILE = "snapshot"
 # How long clients may take to go when they are asked to, within the grace period.
 _DEPARTURE_S = 1.0
 
@@ -113,71 +90,36 @@ class GatekeeperServer:
     ) -> None:
         check_policies(POLICIES, _FILES)
         self._settings = settings
-        self.database = Database(
-            dsn,
-            pool_size=settings.db_pool_size,
-            statement_timeout_s=settings.db_statement_timeout_s,
-            hung_after_s=settings.db_hung_after_s,
-        )
-        self._replica = _replica(settings)
+        self.database = _database(settings, dsn)
         self.watchers = WatcherHub(ChangeHistory(), watch_message, capacity=settings.max_watchers)
         self.cache = SnapshotCache(
             stale_after_s=settings.stale_after_s,
             max_waiters=max(1, settings.evaluation_threads // 4),
             published=self.watchers.published,
         )
-        self._redis = _redis_bus(settings, keys)
+        bus = redis_bus(settings, keys)
         self.ledger = Ledger(
             self.database,
             keys.data,
-            served_revision=self._served_revision,
-            announce=self._redis.announce if self._redis else lambda _: None,
+            served_revision=self.cache.served_revision,
+            announce=bus.announce if bus else lambda _: None,
         )
-        self.logins = LoginStore(self.database)
-        self.flags = FlagStore(self.database, self.ledger)
-        self.users = UserStore(self.database, self.ledger)
-        self.admin_users = AdminUserStore(self.database, self.ledger)
-        self.client_keys = ClientKeyStore(self.database, self.ledger, keys.data)
-        self.audit = AuditStore(self.database)
-        self.erasures = ErasureStore(self.database, self.ledger, erasure_ledger(settings, keys))
-        self._refresher = Refresher(
-            self.cache,
-            self._snapshot_source(),
-            [RevisionListener(self.database), *([self._redis.announcements] if self._redis else [])],
-            report_loss=Restore(self.ledger).report_loss,
-            spare=SnapshotStore(self._replica) if self._replica else None,
-            poll_interval_s=settings.refresh_interval_s,
-            reload_interval_s=settings.reload_interval_s,
-        )
-        places: list[Place] = [SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)]
-        if self._redis:
-            places.append(self._redis.snapshot)
-        self._keepers = [
-            SnapshotKeeper(self.cache, place, keys.data, heed_newer=self._refresher.expect) for place in places
-        ]
+        self.stores = Stores(self.database, self.ledger, sealer=keys.data, recorder=erasure_ledger(settings, keys))
+        self.feed = SnapshotFeed(settings, self.cache, self.database, self.ledger, bus=bus, keys=keys)
         self._opening = DatabaseOpening(prepare, self._open_database)
         self.first_snapshot = FirstSnapshot(
             self.cache,
             self._opening,
-            places,
+            self.feed.places,
             sealer=keys.data,
-            expect=self._refresher.expect,
+            expect=self.feed.refresher.expect,
             patience=FOR_EMBEDDED if settings.is_embedded else FOR_OTHERS,
-        )
-        self._maintenance = Periodic(
-            "maintenance", Maintenance(self.database, self.logins).run, interval_s=_MAINTENANCE_INTERVAL_S
         )
         self._passwords = Passwords(cost=settings.bcrypt_cost)
         self._login_guard = LoginGuard()
-        self._live_client_keys = ClientKeyCache(self.client_keys, keys.data.open)
-        self._client_key_refresh = Periodic(
-            "client_keys", self._live_client_keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S
-        )
-        self._client_key_uses = Periodic(
-            "client_key_uses", self._live_client_keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S
-        )
-        self.audit_watch = AuditWatch(self.audit, Privileges(self.database))
-        self._audit_watching = Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S)
+        self._live_client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
+        self.audit_watch = AuditWatch(self.stores.audit, Privileges(self.database))
+        self._chores = self._make_chores()
         self._pools = CallPools(_pool_sizes(settings))
         self._instance = Instance(
             settings,
@@ -186,7 +128,7 @@ class GatekeeperServer:
             watchers=self.watchers,
             audit=self.audit_watch,
             start_reasons=self.first_snapshot.reasons,
-            keepers=self._keepers,
+            keepers=self.feed.keepers,
         )
         self._health = HealthReporter(self._instance)
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
@@ -217,8 +159,7 @@ class GatekeeperServer:
         except BaseException:
             self._close()
             raise
-        for keeper in self._keepers:
-            keeper.start()
+        self.feed.keep()
         self._health.start()
         self.watchers.start()
         self._server.start()
@@ -229,15 +170,9 @@ class GatekeeperServer:
     def _open_database(self) -> None:
         """Begin to read the database and to write to it."""
         self.database.open()
-        if self._replica:
-            self._replica.open()
-        if self._redis:
-            self._redis.start()
-        self._refresher.start()
-        self._maintenance.start()
-        self._audit_watching.start()
-        self._client_key_refresh.start()
-        self._client_key_uses.start()
+        self.feed.start()
+        for chore in self._chores:
+            chore.start()
 
     def stop(self, *, announced: bool = True) -> None:
         """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period.
@@ -256,10 +191,6 @@ class GatekeeperServer:
         self._opening.close()
         self.audit_watch.close()
         self._close()
-        for keeper in self._keepers:
-            keeper.close()
-        if self._redis:
-            self._redis.close()
         _log.info("stopped")
 
     def _close(self) -> None:
@@ -268,14 +199,10 @@ class GatekeeperServer:
         if self._health_server:
             self._health_server.stop()
         self._opening.close()
-        self._maintenance.close()
-        self._audit_watching.close()
-        self._client_key_refresh.close()
-        self._client_key_uses.close()
-        self._refresher.close()
+        for chore in self._chores:
+            chore.close()
+        self.feed.close()
         self.database.close()
-        if self._replica:
-            self._replica.close()
         self._ops.close()
 
     def _end_calls(self, *, by: float) -> None:
@@ -283,13 +210,16 @@ class GatekeeperServer:
         self._departure.send_away(self.port, within_s=min(_DEPARTURE_S, by - time.monotonic()))
         self._server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
 
-    def _served_revision(self, installation_id: UUID) -> int:
-        snapshot = self.cache.peek()
-        return snapshot.revision if snapshot and snapshot.installation_id == installation_id else 0
-
-    def _snapshot_source(self) -> SnapshotSource:
-        primary = SnapshotStore(self.database)
-        return ReplicaFirst(primary, SnapshotStore(self._replica)) if self._replica else primary
+    def _make_chores(self) -> tuple[Periodic, ...]:
+        """Make what is to be done now and then while the database is open."""
+        maintenance = Maintenance(self.database, self.stores.logins)
+        keys = self._live_client_keys
+        return (
+            Periodic("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S),
+            Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S),
+            Periodic("client_keys", keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S),
+            Periodic("client_key_uses", keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S),
+        )
 
     def _build_server(self, *, shares_port: bool) -> grpc.Server:
         settings = self._settings
@@ -311,23 +241,24 @@ class GatekeeperServer:
         return server
 
     def _admin_ports(self) -> AdminPorts:
+        stores = self.stores
         return AdminPorts(
-            flags=self.flags,
-            targets=TargetStore(self.database, self.ledger),
-            segments=SegmentStore(self.database, self.ledger),
-            members=MemberStore(self.database, self.ledger),
-            users=self.users,
-            erasures=self.erasures,
-            exports=ExportStore(self.database),
-            admin_users=self.admin_users,
+            flags=stores.flags,
+            targets=stores.targets,
+            segments=stores.segments,
+            members=stores.members,
+            users=stores.users,
+            erasures=stores.erasures,
+            exports=stores.exports,
+            admin_users=stores.admin_users,
             passwords=self._passwords,
-            own_password=OwnPassword(self.admin_users, self._passwords, self._login_guard, self.logins),
-            auth_events=self.logins,
-            client_keys=self.client_keys,
+            own_password=OwnPassword(stores.admin_users, self._passwords, self._login_guard, stores.logins),
+            auth_events=stores.logins,
+            client_keys=stores.client_keys,
             live_client_keys=self._live_client_keys,
-            audit=self.audit,
+            audit=stores.audit,
             audit_signer=self._audit_signer,
-            cache=self._refresher,
+            cache=self.feed.refresher,
             page_tokens=self._page_tokens,
         )
 
@@ -342,7 +273,7 @@ class GatekeeperServer:
 
     def _sessions(self) -> Sessions:
         return Sessions(
-            self.logins,
+            self.stores.logins,
             self._passwords,
             self._access_tokens,
             self._login_guard,
@@ -360,16 +291,12 @@ _FILES: tuple[Any, ...] = (
 )
 
 
-def _replica(settings: Settings) -> Database | None:
-    """Return the read replica, when there is one."""
-    if settings.read_database_url is None:
-        return None
+def _database(settings: Settings, dsn: str) -> Database:
     return Database(
-        settings.read_database_url.get_secret_value(),
-        pool_size=_REPLICA_CONNECTIONS,
+        dsn,
+        pool_size=settings.db_pool_size,
         statement_timeout_s=settings.db_statement_timeout_s,
         hung_after_s=settings.db_hung_after_s,
-        for_writing=False,
     )
 
 
@@ -380,19 +307,6 @@ def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
         PoolName.ADMIN: PoolSize(workers=settings.admin_threads, queue=64),
         PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
     }
-
-
-def _redis_bus(settings: Settings, keys: Keys) -> "RedisBus | None":
-    """Return what there is of Redis, unconnected; None when there is no REDIS_URL. `SettingsError` for a bad one."""
-    if settings.redis_url is None:
-        return None
-    # Here, because redis takes a fifth of a second to import, and a start without it none.
-    from gatekeeper_grpc.redis_bus.bus import RedisBus  # noqa: PLC0415
-
-    try:
-        return RedisBus(settings.redis_url.get_secret_value(), keys.data.fingerprints)
-    except ValueError as exc:
-        raise SettingsError(f"{variable_of('redis_url')} {exc}") from None
 
 
 def _patience(limit_s: float, *, under_pressure_s: float) -> Patience:

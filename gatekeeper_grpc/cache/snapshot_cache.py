@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from uuid import UUID
 
 import structlog
 
@@ -63,6 +64,11 @@ class SnapshotCache:
     def peek(self) -> Snapshot | None:
         """Return the current snapshot, or None before the first one."""
         return self._snapshot
+
+    def served_revision(self, installation_id: UUID) -> int:
+        """Return the revision of this installation that is served; 0 when none is."""
+        snapshot = self._snapshot
+        return snapshot.revision if snapshot and snapshot.installation_id == installation_id else 0
 
     def is_stale(self) -> bool:
         """Tell whether the current snapshot could not be confirmed as the newest for longer than the bound."""

@@ -263,9 +263,9 @@ def test_an_instance_writes_no_revision_a_second_time_before_it_has_noticed(dsn:
     try:
         if guarded:
             with pytest.raises(Unavailable, match="lost revisions"):
-                server.flags.create(FlagConfig(key="alpha"), intent)
+                server.stores.flags.create(FlagConfig(key="alpha"), intent)
         else:
-            assert server.flags.create(FlagConfig(key="alpha"), intent).revision == 1
+            assert server.stores.flags.create(FlagConfig(key="alpha"), intent).revision == 1
     finally:
         server.database.close()
 
@@ -277,7 +277,7 @@ def test_what_was_served_of_another_installation_keeps_nobody_from_writing(dsn: 
     server.database.open()
     server.cache.publish(Snapshot.build(installation_id=uuid4(), revision=3), confirmed_at=0.0)
     try:
-        written = server.flags.create(FlagConfig(key="alpha"), Intent(caller=None, action="CreateFlag"))
+        written = server.stores.flags.create(FlagConfig(key="alpha"), Intent(caller=None, action="CreateFlag"))
     finally:
         server.database.close()
 

@@ -321,7 +321,7 @@ def test_an_anchor_that_cannot_be_one_is_refused(written: Installation, anchor: 
 
 
 def test_a_few_verifications_run_at_once_and_the_next_one_is_told_to_come_later(written: Installation) -> None:
-    running = [written.server.audit.verify() for _ in range(2)]
+    running = [written.server.stores.audit.verify() for _ in range(2)]
     for reports in running:
         next(reports)  # a report is there, the verification not over
 

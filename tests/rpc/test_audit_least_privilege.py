@@ -143,7 +143,7 @@ def test_the_log_is_verified_and_maintained_with_the_least_privileges(serving_ds
     database.open()
     try:
         server = GatekeeperServer(settings_for_tests(), dsn=serving_dsn, keys=KEYS)
-        maintained = Maintenance(database, server.logins)
+        maintained = Maintenance(database, server.stores.logins)
         server.start()
         maintained.run()
         server.stop()

@@ -191,7 +191,7 @@ def test_more_stored_values_than_the_cap_are_refused_whatever_adds_them(
     key = new_key()
     installation.admin.CreateSegment(pb.CreateSegmentRequest(segment=segment(key, attribute)))
     named = installation.server.cache.current().attributes
-    monkeypatch.setattr(installation.server.users, "_attribute_cap", len(named))
+    monkeypatch.setattr(installation.server.stores.users, "_attribute_cap", len(named))
     before = installation.revision()
 
     refusals = [

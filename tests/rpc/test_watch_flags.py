@@ -247,7 +247,7 @@ def delete_the_user(house: Installation, _segment: str, _flag: str) -> object:
 @contextmanager
 def held_up(server: GatekeeperServer) -> Iterator[threading.Event]:
     """Keep the snapshot from being refreshed, so that all that happens meanwhile comes in one delta."""
-    refresher, resumed = server._refresher, threading.Event()
+    refresher, resumed = server.feed.refresher, threading.Event()
     load_since = refresher._source.load_since
 
     def later(base: Snapshot) -> Snapshot:
@@ -341,7 +341,7 @@ def test_twin_told_before_the_snapshot_is_served_it_gets_the_old_one(
 
     monkeypatch.setattr(SnapshotCache, "publish", told_first)
     # An acknowledged write is served: the client must not wait for that.
-    monkeypatch.setattr(house.server._refresher, "refresh_after_write", lambda _revision: None)
+    monkeypatch.setattr(house.server.feed.refresher, "refresh_after_write", lambda _revision: None)
 
     assert False in answers_when_told(house, 2)
 
