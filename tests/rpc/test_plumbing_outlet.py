@@ -5,6 +5,7 @@ These tests notice when grpcio's private names, on which the outlet stands, come
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
@@ -95,6 +96,25 @@ def test_sending_to_a_client_that_does_not_read_returns_at_once_and_reports_late
 
         assert [next(call).value for _ in range(count)] == [LONG] * count
         assert sent.wait(TIMEOUT_S)
+
+
+def test_twin_grpcio_s_own_way_keeps_whoever_sends_until_the_client_reads() -> None:
+    senders: SimpleQueue[Callable[[StringValue], None]] = SimpleQueue()
+
+    def watch(_request: StringValue, _context: Any, send_response: Callable[[StringValue], None]) -> None:
+        senders.put(send_response)
+
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined] # What grpcio looks for.
+    handler = grpc.unary_stream_rpc_method_handler(watch, StringValue.FromString, StringValue.SerializeToString)
+    with serve({"Watch": (handler, WATCH)}) as server, ThreadPoolExecutor(1) as sender:
+        call = open_call(server)
+        send_response = senders.get(timeout=TIMEOUT_S)
+        sending = [sender.submit(send_response, text(LONG)) for _ in range(10)]
+        with pytest.raises(TimeoutError):
+            sending[-1].result(timeout=0.5)
+        call.cancel()
+        for each in sending:
+            each.result(TIMEOUT_S)
 
 
 def test_open_streams_keep_no_worker() -> None:

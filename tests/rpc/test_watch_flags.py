@@ -334,10 +334,10 @@ def test_twin_told_before_the_snapshot_is_served_it_gets_the_old_one(
 ) -> None:
     publish = SnapshotCache.publish
 
-    def told_first(cache: SnapshotCache, snapshot: Snapshot, *, confirmed_at: float) -> bool:
+    def told_first(cache: SnapshotCache, snapshot: Snapshot, **options: Any) -> bool:
         cache._published(snapshot)
         time.sleep(0.1)
-        return publish(cache, snapshot, confirmed_at=confirmed_at)
+        return publish(cache, snapshot, **options)
 
     monkeypatch.setattr(SnapshotCache, "publish", told_first)
     # An acknowledged write is served: the client must not wait for that.
