@@ -336,7 +336,7 @@ def test_twin_told_before_the_snapshot_is_served_it_gets_the_old_one(
 
     def told_first(cache: SnapshotCache, snapshot: Snapshot, **options: Any) -> bool:
         cache._published(snapshot)
-        time.sleep(0.1)
+        time.sleep(0.5)
         return publish(cache, snapshot, **options)
 
     monkeypatch.setattr(SnapshotCache, "publish", told_first)
