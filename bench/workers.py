@@ -1,15 +1,19 @@
-"""What several workers on one port give: `python -m bench.workers [seconds] [changes]`.
+"""What several workers on one port give: `python -m bench.workers [seconds] [changes] [rolls]`.
 
 First the rate of evaluations with one and with two workers, in turns within one run, asked by client processes on the
 same machine: with two cores, clients and servers share them, and the ratio says more than the rates. Then how soon a
 change is seen on all of four workers: over one connection to each, the clock runs from the acknowledgement until the
-last of them answers with the new revision.
+last of them answers with the new revision. At last two workers are rolled again and again while clients without a retry
+policy ask, and what failed is counted.
 """
 
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +32,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 CLIENT_PROCESSES = 2
+CLIENT_CONNECTIONS = 8
 ROUNDS = 3
 FLAG = "propagated"
 QUESTION = evaluation.EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
@@ -72,6 +77,41 @@ def measure_propagation(changes: int, workers: int = 4) -> list[float]:
             return [_seen_by_all_ms(flags, answers, metadata, turn=turn) for turn in range(changes)]
 
 
+def measure_rolls(rolls: int) -> tuple[int, list[str]]:
+    """Roll two workers under load; returns how many calls were answered, and what became of the others."""
+    answered, failures = [0], list[str]()
+    over = threading.Event()
+
+    def ask(stub: EvaluationServiceStub) -> None:
+        while not over.is_set():
+            try:
+                stub.EvaluateFlags(QUESTION, timeout=10)
+                answered[0] += 1  # Not exact: threads may count one call together.
+            except grpc.RpcError as failed:
+                failures.append(f"{failed.code()}: {failed.details()}")
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        fleet = stack.enter_context(serving(Path(folder), GATEKEEPER_WORKERS="2"))
+        stubs = [EvaluationServiceStub(stack.enter_context(fleet.channel())) for _ in range(CLIENT_CONNECTIONS)]
+        threads = [threading.Thread(target=ask, args=(stub,)) for stub in stubs]
+        for thread in threads:
+            thread.start()
+        for _ in range(rolls):
+            _roll(fleet)
+        over.set()
+        for thread in threads:
+            thread.join()
+    return answered[0], failures
+
+
+def _roll(fleet: Instance) -> None:
+    before = _children(fleet)
+    os.kill(fleet.pid, signal.SIGHUP)
+    while before & _children(fleet) or len(_children(fleet)) < len(before):
+        time.sleep(0.05)
+
+
 def _seen_by_all_ms(
     flags: AdminServiceStub, answers: list[EvaluationServiceStub], metadata: Metadata, *, turn: int
 ) -> float:
@@ -104,8 +144,12 @@ def _connected_workers(fleet: Instance) -> dict[int, int]:
     """Count the connections to the shared port that each worker holds, by process id."""
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     established = {f"socket:[{row[9]}]" for row in rows if row[3] == "01" and row[1].endswith(f":{fleet.port:04X}")}
-    children = Path(f"/proc/{fleet.pid}/task/{fleet.pid}/children").read_text().split()
-    return {int(pid): len(established & set(map(_target, Path(f"/proc/{pid}/fd").iterdir()))) for pid in children}
+    return {pid: len(established & set(map(_target, Path(f"/proc/{pid}/fd").iterdir()))) for pid in _children(fleet)}
+
+
+def _children(fleet: Instance) -> set[int]:
+    """The workers' process ids."""
+    return set(map(int, Path(f"/proc/{fleet.pid}/task/{fleet.pid}/children").read_text().split()))
 
 
 def _target(descriptor: Path) -> str:
@@ -115,7 +159,7 @@ def _target(descriptor: Path) -> str:
         return ""
 
 
-def main(seconds: float = 4.0, changes: float = 200) -> None:
+def main(seconds: float = 4.0, changes: float = 200, rolls: float = 5) -> None:
     """Measure and print."""
     one, two = measure_rates(seconds).values()
     print(f"  1 worker  {one:8.0f} calls/s")
@@ -126,6 +170,8 @@ def main(seconds: float = 4.0, changes: float = 200) -> None:
     print(
         f"  p50 {statistics.median(delays):.1f} ms   p99 {p99:.1f} ms   max {delays[-1]:.1f} ms   (promised: p99 < 100)"
     )
+    answered, failures = measure_rolls(int(rolls))
+    print(f"  {int(rolls)} rolls of 2 workers: {answered} calls answered, {len(failures)} failed {failures[:3]}")
 
 
 if __name__ == "__main__":
