@@ -1,0 +1,96 @@
+"""When a worker counts as hung: soon when it does nothing, later when it computes."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import count
+
+import pytest
+
+from gatekeeper_grpc.fleet import probe as probe_module
+from gatekeeper_grpc.fleet.probe import Probe, _cpu_ticks
+from gatekeeper_grpc.readiness import Readiness
+
+READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=("because",))
+
+
+class Asked:
+    """A worker that is asked without a network, and the probe that asks it when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers = True
+        self.health = 200
+        self.ticks: Iterator[int] = iter(lambda: 0, 1)
+        monkeypatch.setattr(probe_module, "fetch", self._fetch)
+        monkeypatch.setattr(probe_module, "_cpu_ticks", lambda _pid: next(self.ticks))
+        self.probe = Probe(1, 4_711, 9_464)
+
+    def times(self, number: int) -> "Asked":
+        for _ in range(number):
+            self.probe._ask()
+        return self
+
+    def _fetch(self, _port: int, path: str) -> tuple[int, str]:
+        if not self.answers:
+            raise TimeoutError
+        return (self.health, "") if path == "/health" else (200, json.dumps(asdict(READY)))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(monkeypatch).times(1)
+
+
+def test_a_worker_that_answers_is_known_by_what_it_says(asked: Asked) -> None:
+    assert (asked.probe.readiness, asked.probe.is_hung()) == (READY, False)
+
+
+@pytest.mark.parametrize(("silences", "hung"), [(1, False), (2, True)])
+def test_an_idle_worker_is_hung_after_two_silences_in_a_row(asked: Asked, silences: int, *, hung: bool) -> None:
+    asked.answers = False
+
+    assert asked.times(silences).probe.is_hung() is hung
+
+
+@pytest.mark.parametrize(("silences", "hung"), [(9, False), (10, True)])
+def test_a_worker_that_computes_is_hung_after_ten(asked: Asked, silences: int, *, hung: bool) -> None:
+    asked.answers = False
+    asked.ticks = count()
+
+    assert asked.times(silences).probe.is_hung() is hung
+
+
+def test_a_worker_that_says_it_is_hung_counts_as_silent(asked: Asked) -> None:
+    asked.health = 503
+
+    assert asked.times(2).probe.is_hung()
+
+
+def test_one_silence_does_not_make_a_worker_unready_two_do(asked: Asked) -> None:
+    asked.answers = False
+    known = [asked.times(1).probe.readiness for _ in range(2)]
+
+    assert known == [READY, None]
+
+
+def test_an_answer_forgives_the_silences_before_it(asked: Asked) -> None:
+    asked.answers = False
+    asked.times(1)
+    asked.answers = True
+    asked.times(1)
+    asked.answers = False
+
+    assert not asked.times(1).probe.is_hung()
+
+
+def test_processor_time_is_the_kernels_count() -> None:
+    used = _cpu_ticks(os.getpid())
+    while _cpu_ticks(os.getpid()) == used:
+        pass
+
+    assert _cpu_ticks(os.getpid()) > used
+
+
+def test_a_process_that_is_gone_has_used_nothing() -> None:
+    assert _cpu_ticks(2**22 + 1) == 0
