@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
-from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.errors import HistoryLost, Unavailable
 from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.periodic import Periodic
@@ -80,9 +80,10 @@ class Refresher:
     One reads the newest revision for whoever insists on one, so that what does not exist is refused even while a long
     load is on its way.
 
-    `report_loss` is called with a revision that was served when the database seems to be older: after a restore, or a
-    failover that lost commits, it must move the database to a later revision. While `source` is away `spare` is asked;
-    what that has is served if it is newer, and confirms and proves nothing.
+    `report_loss` is called with a revision that was served, and the hash of its audit entry where that is known, when
+    the database seems to be without it: after a restore, or a failover that lost commits, it must move the database to
+    a later revision. While `source` is away `spare` is asked; what that has is served if it is newer, and confirms and
+    proves nothing.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Refresher:
         source: SnapshotSource,
         announcements: Sequence[Announcements],
         *,
-        report_loss: Callable[[int], object],
+        report_loss: Callable[[int, bytes], object],
         spare: Spare | None = None,
         poll_interval_s: float,
         reload_interval_s: float,
@@ -141,7 +142,7 @@ class Refresher:
         Errors: `Unavailable` when that cannot be found out.
         """
         if not self._cache.wait_for_revision(revision, timeout_s=_WRITE_VISIBLE_TIMEOUT_S):
-            self._report_loss(revision)
+            self._report_loss(revision, b"")
             self._cache.request_refresh()
 
     def _refresh(self) -> None:
@@ -157,10 +158,18 @@ class Refresher:
         if base is None:
             self._publish(self._source.load)
             _log.info("snapshot_loaded", **_summary(self._cache.current()))
-        elif not self._publish(lambda: self._source.load_since(base), instead_of=base):
-            # Older than what is served: overtaken by a reload, or the database has lost commits.
-            self._report_loss(base.revision)
+        elif not self._publish_since(base):
+            # Overtaken by a reload, or the database has lost commits.
+            self._report_loss(base.revision, base.audit_hash)
             self._publish(lambda: self._source.load_since(self._cache.current()))
+
+    def _publish_since(self, base: Snapshot) -> bool:
+        """Publish what changed since; False when the database does not have, or seems not to have, what is served."""
+        try:
+            return self._publish(lambda: self._source.load_since(base), instead_of=base)
+        except HistoryLost:
+            _log.error("history_lost", last_served_revision=base.revision)
+            return False
 
     def _refresh_from_spare(self, spare: Spare, base: Snapshot | None) -> None:
         snapshot = spare.load() if base is None else spare.load_since(base)

@@ -167,3 +167,7 @@ class Unavailable(GatekeeperError):
     """Something this call needs is away for now; the same call may succeed later."""
 
     reason = "UNAVAILABLE"
+
+
+class HistoryLost(Unavailable):
+    """The database lost revisions that were served, and has made others of the same numbers."""

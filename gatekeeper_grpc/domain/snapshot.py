@@ -29,6 +29,7 @@ class SnapshotDelta:
     """
 
     revision: int
+    audit_hash: bytes = b""
     flags: Mapping[str, Flag | None] = field(default_factory=dict)
     segments: Mapping[str, Segment | None] = field(default_factory=dict)
     targets: Sequence[UserEntry] = ()
@@ -49,8 +50,9 @@ class Selection:
 class Snapshot:
     """All flags and segments at `revision` of an installation, by key and in key order, with the users they name.
 
-    Revisions of different installations say nothing about each other. `whole_at` is the revision at which everything
-    was last loaded anew; from there, deltas led to `revision`.
+    Revisions of different installations say nothing about each other. `audit_hash` is that of the audit entry that made
+    the revision, and chained to all before: histories that agree on it are one. Empty: it is not known. `whole_at` is
+    the revision at which everything was last loaded anew; from there, deltas led to `revision`.
 
     `targets` holds, for each flag id, an index in `VARIANTS` per user; `members` the users of each segment id;
     `attributes` what is stored of users, as far as segments name it. `plans` follows from the rest; make snapshots with
@@ -69,6 +71,7 @@ class Snapshot:
     members: UserIndex
     attributes: AttributeIndex
     plans: Mapping[str, FlagPlan]
+    audit_hash: bytes = b""
     changes: FlagChanges | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -77,6 +80,7 @@ class Snapshot:
         *,
         revision: int,
         installation_id: UUID = NO_INSTALLATION,
+        audit_hash: bytes = b"",
         whole_at: int | None = None,
         flags: Iterable[Flag] = (),
         segments: Iterable[Segment] = (),
@@ -95,6 +99,7 @@ class Snapshot:
         return cls(
             installation_id=installation_id,
             revision=revision,
+            audit_hash=audit_hash,
             whole_at=revision if whole_at is None else whole_at,
             flags=by_key,
             segments={segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)},
@@ -122,6 +127,7 @@ class Snapshot:
         return Snapshot(
             installation_id=self.installation_id,
             revision=delta.revision,
+            audit_hash=delta.audit_hash,
             whole_at=self.whole_at,
             flags=flags,
             segments=segments,

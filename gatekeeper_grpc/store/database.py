@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel
@@ -15,6 +15,7 @@ from gatekeeper_grpc.store.hang_watch import HangWatch
 from gatekeeper_grpc.store.servers import ServerConnection, Servers
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+Row = TypeVar("Row")
 
 _ACQUIRE_TIMEOUT_S = 1.0
 _MAX_WAITING = 100
@@ -170,7 +171,7 @@ class Database:
         return True
 
 
-def one(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
+def one(cursor: psycopg.Cursor[Row]) -> Row:
     """Return the row of a statement that always yields one."""
     row = cursor.fetchone()
     if row is None:

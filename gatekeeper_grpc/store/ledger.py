@@ -144,14 +144,17 @@ class Ledger:
         return Written(result=result, revision=answer.revision, anchor=answer.anchor)
 
     @retry_conflicts
-    def begin_epoch(self, intent: Intent, *, known_revision: int, only_if_lost: bool) -> Written[bool]:
+    def begin_epoch(
+        self, intent: Intent, *, known_revision: int, known_hash: bytes = b"", only_if_lost: bool
+    ) -> Written[bool]:
         """Move the head to the first revision of a new epoch.
 
         Args:
             intent: Who says that commits were lost.
             known_revision: A revision that there was; the epoch is a later one than its. 0: nobody knows of any.
-            only_if_lost: Move nothing unless the head is older than `known_revision`; so of several callers that
-                report one loss, one moves the head.
+            known_hash: Of the audit entry that made it; empty: nobody knows.
+            only_if_lost: Move nothing unless the head is older than `known_revision`, or came there in another way; so
+                of several callers that report one loss, one moves the head.
 
         Returns:
             Whether this call moved the head, and the head's revision.
@@ -159,7 +162,10 @@ class Ledger:
         with self._database.write() as conn:
             head = _lock_head(conn)
             current = head.revision - 1
-            if only_if_lost and current >= known_revision:
+            is_kept = current >= known_revision and not (
+                epoch_of(current) == epoch_of(known_revision) and is_other_history(conn, known_revision, known_hash)
+            )
+            if only_if_lost and is_kept:
                 return Written(result=False, revision=current, anchor=None)
             first = (epoch_of(max(current, known_revision)) + 1) * REVISIONS_PER_EPOCH
             change = Change(
@@ -171,6 +177,21 @@ class Ledger:
             anchor = _record(conn, replace(head, revision=first), intent, change)
         self._announce(first)
         return Written(result=True, revision=first, anchor=anchor)
+
+
+HASH_OF_REVISION = """
+    SELECT hash FROM audit_log WHERE revision = %(revision)s
+"""
+
+
+def is_other_history(conn: Connection, revision: int, audit_hash: bytes) -> bool:
+    """Tell whether a revision was made by another audit entry than one with this hash.
+
+    A standby was promoted that lacked it, and went on to as many revisions before anybody noticed. No, when the hash is
+    empty or the entry is archived.
+    """
+    row = conn.execute(HASH_OF_REVISION, {"revision": revision}).fetchone() if audit_hash else None
+    return row is not None and row[0] != audit_hash
 
 
 _LOCK_HEAD = """

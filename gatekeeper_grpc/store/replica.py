@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import structlog
 
-from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.errors import HistoryLost, Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.store.snapshots import SnapshotStore
 
@@ -46,8 +46,14 @@ class ReplicaFirst:
             self._note(is_away=True, reason=str(exc))
             return self._primary.load(sharing=sharing)
         self._note(is_away=False)
-        changed = self._primary.load_delta(loaded)
+        changed = self._brought_up(loaded)
         return self._primary.load(sharing=sharing) if changed is None else _with_earlier_changes(loaded, changed)
+
+    def _brought_up(self, loaded: Snapshot) -> Snapshot | None:
+        try:
+            return self._primary.load_delta(loaded)
+        except HistoryLost:  # It follows what is primary no more.
+            return None
 
     def _note(self, *, is_away: bool, reason: str = "") -> None:
         if is_away and not self._replica_is_away:

@@ -23,12 +23,18 @@ class Restore:
         intent = Intent(caller=None, action="RestoreFinish")
         return _logged(self._ledger.begin_epoch(intent, known_revision=known_revision, only_if_lost=False))
 
-    def report_loss(self, known_revision: int) -> Written[bool]:
-        """Begin a new epoch if the database lost `known_revision`, which an instance has served."""
+    def report_loss(self, known_revision: int, known_hash: bytes = b"") -> Written[bool]:
+        """Begin a new epoch if the database lost `known_revision`, which an instance has served.
+
+        `known_hash` is of the audit entry that made it, so that another revision of the same number is not taken for
+        it; empty when it is not known.
+        """
         intent = Intent(
             caller=None, action="ReportLoss", change_reason="an instance has served a revision that is lost"
         )
-        return _logged(self._ledger.begin_epoch(intent, known_revision=known_revision, only_if_lost=True))
+        return _logged(
+            self._ledger.begin_epoch(intent, known_revision=known_revision, known_hash=known_hash, only_if_lost=True)
+        )
 
 
 def _logged(written: Written[bool]) -> Written[bool]:

@@ -12,6 +12,7 @@ from psycopg.rows import class_row, kwargs_row
 
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
 from gatekeeper_grpc.domain.change_log import LoggedChange, flag_changes
+from gatekeeper_grpc.domain.errors import HistoryLost
 from gatekeeper_grpc.domain.flag import VARIANTS, Flag
 from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.mutation import ResourceType
@@ -21,6 +22,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from gatekeeper_grpc.store.database import Connection, Database, one
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
+from gatekeeper_grpc.store.ledger import is_other_history
 from gatekeeper_grpc.store.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 
@@ -67,6 +69,7 @@ class SnapshotStore:
             snapshot = Snapshot.build(
                 installation_id=head.installation_id,
                 revision=head.revision,
+                audit_hash=head.audit_hash,
                 flags=_all_flags(conn, sharing.flags if sharing else {}),
                 segments=segments,
                 targets=UserIndex.build(_stream(conn, _ALL_TARGETS)),
@@ -85,17 +88,18 @@ class SnapshotStore:
     def load_delta(self, base: Snapshot) -> Snapshot | None:
         """Load what changed since `base`, in time proportional to the change; `base` itself when nothing did.
 
-        None when the change log does not say, or `base` is of another installation. An attribute that a segment is the
-        first to name is read of all users.
+        None when the change log does not say, or `base` is of another installation; `HistoryLost` when it is of a
+        history that the database has lost. An attribute that a segment is the first to name is read of all users.
         """
         with self._database.read() as conn:
             head = _head(conn)
             if head.installation_id != base.installation_id:
                 return None
+            _check_history(conn, base, head)
             if head.revision == base.revision:
                 return base
             log = _logged_since(conn, base.revision, head.revision)
-            return None if log is None else _brought_up(conn, base, head.revision, log)
+            return None if log is None else _brought_up(conn, base, head, log)
 
 
 NEWEST_OF_EPOCH = """
@@ -107,11 +111,24 @@ NEWEST_OF_EPOCH = """
 class _Head:
     installation_id: UUID
     revision: int
+    audit_hash: bytes
 
 
 def _head(conn: Connection) -> _Head:
-    installation_id, revision = one(conn.execute("SELECT installation_id, revision FROM revision_head"))
-    return _Head(installation_id=installation_id, revision=revision)
+    with conn.cursor(row_factory=class_row(_Head)) as cursor:
+        return one(cursor.execute("SELECT installation_id, revision, audit_hash FROM revision_head"))
+
+
+def _check_history(conn: Connection, base: Snapshot, head: _Head) -> None:
+    """Raise `HistoryLost` when the database came to the revision of `base` in another way, within one epoch."""
+    if epoch_of(head.revision) != epoch_of(base.revision):
+        return
+    if head.revision == base.revision:
+        is_other = base.audit_hash not in {b"", head.audit_hash}
+    else:
+        is_other = head.revision > base.revision and is_other_history(conn, base.revision, base.audit_hash)
+    if is_other:
+        raise HistoryLost(f"revision {base.revision} of the database is not the one that was served")
 
 
 LOGGED_SINCE = """
@@ -160,7 +177,7 @@ def _unbroken(latest_first: Iterable[LoggedChange], revision: int) -> Iterator[L
         yield change
 
 
-def _brought_up(conn: Connection, base: Snapshot, head: int, log: Sequence[LoggedChange]) -> Snapshot:
+def _brought_up(conn: Connection, base: Snapshot, head: _Head, log: Sequence[LoggedChange]) -> Snapshot:
     """Return the snapshot that the log leads to, with the flag changes on the way."""
     stored = _attributes_of(conn, base.attributes.names, log)
     snapshot = base.after(_delta(conn, base, head, log, chain.from_iterable(stored.values())))
@@ -191,7 +208,7 @@ def _is_of_user(change: LoggedChange) -> bool:
 
 
 def _delta(
-    conn: Connection, base: Snapshot, head: int, log: Iterable[LoggedChange], attributes: Iterable[AttributeEntry]
+    conn: Connection, base: Snapshot, head: _Head, log: Iterable[LoggedChange], attributes: Iterable[AttributeEntry]
 ) -> SnapshotDelta:
     keys: defaultdict[str, set[str]] = defaultdict(set)
     pairs: defaultdict[str, set[tuple[str, UUID]]] = defaultdict(set)
@@ -202,7 +219,8 @@ def _delta(
     segments = _segments(conn, _SEGMENTS_OF_KEYS, keys[ResourceType.SEGMENT])
     named = named_by(segments) - base.attributes.names
     return SnapshotDelta(
-        revision=head,
+        revision=head.revision,
+        audit_hash=head.audit_hash,
         flags=dict.fromkeys(keys[ResourceType.FLAG]) | {flag.key: flag for flag in flags},
         segments=dict.fromkeys(keys[ResourceType.SEGMENT]) | {segment.key: segment for segment in segments},
         targets=_entries(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS]),

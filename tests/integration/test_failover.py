@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Self
 
 import grpc
@@ -16,13 +17,23 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.flag import FlagConfig
+from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
+from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store import servers as servers_module
+from gatekeeper_grpc.store import snapshots as snapshots_module
 from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.flags import FlagStore
+from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.restore import Restore
 from gatekeeper_grpc.store.servers import Servers
+from gatekeeper_grpc.store.snapshots import SnapshotStore
 from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.replication import Node, Pair, running_pair
@@ -166,6 +177,58 @@ def test_every_instance_reloads_in_one_new_epoch_and_says_what_a_standby_lacked_
     lost = [(log["lost_from_revision"], log["lost_to_revision"]) for log in logs if log["event"] == "commits_lost"]
     assert lost == [(3, 5)] * 3
     assert [log["event"] for log in logs].count("epoch_begun") == 1
+
+
+def served_after_others_wrote_first(pair: Pair) -> Snapshot:
+    """A standby that lacks a commit is promoted, and goes beyond it before the instance that served it looks again."""
+    with closing(Database(pair.dsn)) as database:
+        database.open()
+        ledger, store = Ledger(database, KEYS.data), SnapshotStore(database)
+        create(ledger, database, "kept")
+        pair.catch_up()
+        pair.standby.cut_off()
+        create(ledger, database, "lost")
+        cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
+        cache.publish(store.load(), confirmed_at=0.0)
+        pair.primary.kill()
+        pair.fail_over()
+        for key in ("instead", "beyond"):
+            assert eventually(partial(create, ledger, database, key))
+        refresher = Refresher(
+            cache,
+            store,
+            [],
+            report_loss=Restore(ledger).report_loss,
+            poll_interval_s=PATIENCE_S,
+            reload_interval_s=PATIENCE_S,
+        )
+        refresher._refresh()
+        return cache.current()
+
+
+def create(ledger: Ledger, database: Database, key: str) -> bool:
+    with suppress(Unavailable):
+        FlagStore(database, ledger).create(FlagConfig(key=key), Intent(caller=None, action="CreateFlag"))
+        return True
+    return False
+
+
+def test_a_revision_that_was_made_anew_is_not_taken_for_the_one_that_was_lost() -> None:
+    with running_pair() as pair, capture_logs() as logs:
+        served = served_after_others_wrote_first(pair)
+
+    assert (set(served.flags), served.revision) == ({"kept", "instead", "beyond"}, REVISIONS_PER_EPOCH)
+    assert [log["event"] for log in logs].count("history_lost") == 1
+
+
+def test_twin_without_comparing_histories_what_is_lost_stays_and_what_took_its_place_is_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshots_module, "_check_history", lambda *_: None)
+    with running_pair() as pair:
+        served = served_after_others_wrote_first(pair)
+
+    assert (set(served.flags), served.revision) == ({"kept", "lost", "beyond"}, 3)
 
 
 def moves_on_from_a_fenced_primary(database: Database, pair: Pair, *, within_s: float) -> bool:

@@ -85,7 +85,7 @@ class Source:
             self.after_reloaded_delta.pass_through()
         return snapshot
 
-    def report_loss(self, known_revision: int) -> None:
+    def report_loss(self, known_revision: int, _known_hash: bytes = b"") -> None:
         if self.is_guarded and self.revision >= known_revision:
             return
         self.kept = self.revision
@@ -429,10 +429,10 @@ def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytes
         assert running.cache.serves(lambda snapshot: snapshot.revision == 7)
         report_loss, failures = running.refresher._report_loss, [Unavailable("away")]
 
-        def report_later(known_revision: int) -> object:
+        def report_later(known_revision: int, known_hash: bytes) -> object:
             if failures:
                 raise failures.pop()
-            return report_loss(known_revision)
+            return report_loss(known_revision, known_hash)
 
         monkeypatch.setattr(running.refresher, "_report_loss", report_later)
         running.source.revision = 5
