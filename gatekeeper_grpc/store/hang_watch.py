@@ -23,7 +23,6 @@ from enum import Enum, auto
 import psycopg
 import structlog
 from psycopg import pq
-from psycopg.errors import ConnectionTimeout
 
 from gatekeeper_grpc.periodic import Periodic
 from gatekeeper_grpc.store.servers import ServerConnection, Servers
@@ -40,7 +39,7 @@ class Answer(Enum):
 
     CAME = auto()
     REFUSED = auto()
-    """The server, or its machine, said no: it is down. Whoever asks it finds out as quickly."""
+    """It was not put: the server, or its machine, said no. It is down, and whoever asks it finds out as quickly."""
     SILENCE = auto()
 
 
@@ -75,7 +74,6 @@ class HangWatch:
         self._on_hang = on_hang
         self._hung_after_s = 0.0
         self._conn: ServerConnection | None = None
-        self._has_connected = False
         self._hung = False
         self._in_use: dict[psycopg.Connection, _Line] = {}
         self._lock = threading.Lock()  # guards the two above
@@ -131,10 +129,9 @@ class HangWatch:
     def _ask(self) -> Answer:
         try:
             return Answer.CAME if answers(self._connection(), within_s=self._hung_after_s) else self._silence()
-        except ConnectionTimeout:
-            # Where connecting has never been quick enough, its being slow says nothing.
-            return Answer.SILENCE if self._has_connected else Answer.REFUSED
         except psycopg.OperationalError:
+            # A connection that is slow in coming, too: that may have reasons of its own, such as a lock on the
+            # database, and is none to cut those in use. Who asks for one waits for as long as the pool lets him.
             self._drop()
             return Answer.REFUSED
 
@@ -149,7 +146,6 @@ class HangWatch:
             self._drop()
         if self._conn is None:
             self._conn = self._servers.connect(abandon=lambda: self._asking.is_stopping)
-            self._has_connected = True
         return self._conn
 
     def _drop(self) -> None:
