@@ -260,9 +260,9 @@ def reload_overtaken_twice(cache: WatchedCache) -> WatchedCache:
         source = running.source
         source.revision = 2
         assert cache.wait_for_revision(2, timeout_s=TIMEOUT_S)
-        source.after_reloaded_delta.shut()
         source.after_load.shut()
         assert source.after_load.reached.wait(TIMEOUT_S)
+        source.after_reloaded_delta.shut()
         source.revision = 3
         source.after_load.open()
         assert source.after_reloaded_delta.reached.wait(TIMEOUT_S)
