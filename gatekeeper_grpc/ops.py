@@ -144,7 +144,7 @@ def _hang_up(connection: socket.socket) -> None:
 class _Handler(BaseHTTPRequestHandler):
     """Answers one request; then the connection ends. The standard library finds the methods by their names."""
 
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] # The only one that makes us.
     timeout = _PATIENCE_S
     server_version = "gatekeeper"
     sys_version = ""

@@ -5,6 +5,7 @@ from dataclasses import fields
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 
 from gatekeeper_grpc.periodic import Periodic
 from gatekeeper_grpc.readiness import Readiness
@@ -85,8 +86,9 @@ def fetch(ops_port: int, path: str) -> tuple[int, str]:
 def readiness_from_json(text: str) -> Readiness:
     """Read what `/ready` answered; a worker of another release may say more."""
     known = {field.name for field in fields(Readiness)}
-    said = {name: value for name, value in json.loads(text).items() if name in known}
-    return Readiness(**said | {"reasons": tuple(said.get("reasons", ()))})
+    said: dict[str, Any] = {name: value for name, value in json.loads(text).items() if name in known}
+    said["reasons"] = tuple(said.get("reasons", ()))
+    return Readiness(**said)
 
 
 def _cpu_ticks(pid: int) -> int:
