@@ -11,10 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.server import GatekeeperServer
 from gatekeeper_grpc.store.database import Database, current_revision
 from gatekeeper_grpc.store.hang_watch import HangWatch
 from gatekeeper_grpc.store.servers import Servers
 from tests.acceptance.processes import PATIENCE_S, eventually
+from tests.conftest import KEYS, settings_for_tests
 from tests.replication import Node, Pair, running_node, running_pair
 
 HUNG_AFTER_S = 0.75
@@ -191,6 +193,20 @@ def test_a_connection_is_not_used_once_the_database_hangs(node: Node) -> None:
         watch._cut()
         with pytest.raises(Exception, match="does not answer"), watch.guard(conn):
             pytest.fail("it hangs")
+
+
+def test_who_insists_on_a_revision_is_refused_in_time_while_the_database_hangs(node: Node) -> None:
+    server = GatekeeperServer(settings_for_tests(), dsn=node.dsn, keys=KEYS)
+    server.start()
+    try:
+        with node.hanging():
+            outcome, took_s = outcome_of(lambda: server.cache.at_least(server.cache.current().revision + 1))
+            server.cache.current()  # Who does not insist is answered.
+    finally:
+        server.stop()
+
+    assert outcome == "unavailable"
+    assert took_s < 0.5 + MARGIN_S
 
 
 _WAITS_FOR_STANDBY = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

@@ -16,7 +16,6 @@ from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.notifications import RevisionListener
-from gatekeeper_grpc.store.servers import Server
 from tests.conftest import KEYS, database_dsn
 
 TIMEOUT_S = 10.0
@@ -175,10 +174,10 @@ def test_a_pooler_that_swallows_announcements_is_reported_once_with_the_remedy(d
 
 
 def test_who_listens_moves_when_the_database_is_another_server(
-    database: Database, wait: Callable[[float], list[int]]
+    database: Database, wait: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait(0.01)
-    database._servers._note(Server(host="another", hostaddr="", port="5432"))
+    monkeypatch.setattr(database, "is_current", lambda _conn: False)
 
     with pytest.raises(Unavailable, match="another server"):
         wait(0.01)

@@ -423,6 +423,16 @@ def test_a_revision_that_was_served_and_that_the_database_has_not_is_lost(monkey
     assert expecting(6, monkeypatch) == REVISIONS_PER_EPOCH
 
 
+def test_a_revision_that_exists_is_not_kept_waiting_by_a_reload_of_everything() -> None:
+    with house(reload_s=0.001) as running:
+        running.source.after_load.shut()
+        assert running.source.after_load.reached.wait(TIMEOUT_S)
+        running.source.revision = 2
+
+        assert running.cache.at_least(2).revision == 2
+        running.source.after_load.open()
+
+
 def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:
     with house(poll_s=0.01) as running:
         running.source.revision = 7
