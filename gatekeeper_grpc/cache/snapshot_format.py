@@ -85,6 +85,7 @@ class Stamp:
     installation_id: UUID
     revision: int
     whole_at: int
+    audit_hash: bytes
     confirmed_time: datetime
 
     @classmethod
@@ -94,6 +95,7 @@ class Stamp:
             installation_id=snapshot.installation_id,
             revision=snapshot.revision,
             whole_at=snapshot.whole_at,
+            audit_hash=snapshot.audit_hash,
             confirmed_time=confirmed_time,
         )
 
@@ -301,6 +303,7 @@ class _Parts:
             installation_id=stamp.installation_id,
             revision=stamp.revision,
             whole_at=stamp.whole_at,
+            audit_hash=stamp.audit_hash,
             flags=map(flag_from_document, self.documents[_Kind.FLAGS]),
             segments=map(segment_from_document, self.documents[_Kind.SEGMENTS]),
             targets=UserIndex.restored(self.shards[_Kind.TARGETS], self.counts[_Kind.TARGET_COUNTS]),
@@ -328,6 +331,7 @@ def _stamp_document(stamp: Stamp) -> dict[str, object]:
         "installation_id": str(stamp.installation_id),
         "revision": stamp.revision,
         "whole_at": stamp.whole_at,
+        "audit_hash": stamp.audit_hash.hex(),
         "confirmed_time": stamp.confirmed_time.isoformat(),
     }
 
@@ -338,5 +342,6 @@ def _stamp(body: bytes) -> Stamp:
         installation_id=UUID(document["installation_id"]),
         revision=document["revision"],
         whole_at=document["whole_at"],
+        audit_hash=bytes.fromhex(document["audit_hash"]),
         confirmed_time=datetime.fromisoformat(document["confirmed_time"]),
     )

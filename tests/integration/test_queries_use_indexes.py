@@ -13,7 +13,13 @@ from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.store import ledger, logins
 from gatekeeper_grpc.store.audit import list_query
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
-from gatekeeper_grpc.store.snapshots import LATEST_LOGGED, LOGGED_SINCE, MEMBERS_OF_PAIRS, TARGETS_OF_PAIRS
+from gatekeeper_grpc.store.snapshots import (
+    LATEST_LOGGED,
+    LOGGED_SINCE,
+    MEMBERS_OF_PAIRS,
+    NEWEST_OF_EPOCH,
+    TARGETS_OF_PAIRS,
+)
 from gatekeeper_grpc.store.targets import LIST_TARGETS
 from tests.conftest import TEMPLATE, database_dsn
 
@@ -129,6 +135,8 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),
         pytest.param(MEMBERS_OF_PAIRS, PAIRS, id="members that changed"),
         pytest.param(LOGGED_SINCE, {"revision": 9_990, "limit": 10_000}, id="changes since"),
+        pytest.param(ledger.HASH_OF_REVISION, {"revision": 9_990}, id="the audit entry of a revision"),
+        pytest.param(NEWEST_OF_EPOCH, {"first": 0, "end": 1_000_000_000}, id="the newest revision of an epoch"),
         pytest.param(LATEST_LOGGED, {"limit": 1_000}, id="the latest changes"),
         pytest.param(
             ledger._EARLIER_ANSWER,

@@ -42,6 +42,7 @@ from tests.unit.test_snapshot import USERS, answers, build, states
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 HERE = UUID(int=1)
+HASH = bytes(range(32))
 GOLDEN = Path(__file__).parents[1] / "golden"
 BUCKETS: list[dict[str, Any]] = json.loads((GOLDEN / "bucketing.json").read_text(encoding="utf-8"))["vectors"]
 
@@ -59,7 +60,7 @@ def contents(snapshot: Snapshot) -> list[object]:
     """All that a snapshot holds."""
     indexes = (snapshot.targets, snapshot.members)
     return [
-        (snapshot.installation_id, snapshot.revision, snapshot.whole_at),
+        (snapshot.installation_id, snapshot.revision, snapshot.whole_at, snapshot.audit_hash),
         [*snapshot.flags.items()],
         [*snapshot.segments.items()],
         [*snapshot.plans.items()],
@@ -89,7 +90,7 @@ def life() -> Snapshot:
         members=UserIndex.build([UserEntry("ünï", 3, 0)]),
         attributes=AttributeIndex.build(["plan", "org"], entries),
     )
-    return whole.after(SnapshotDelta(revision=7, targets=[UserEntry("carol", 1, None)]))
+    return whole.after(SnapshotDelta(revision=7, audit_hash=HASH, targets=[UserEntry("carol", 1, None)]))
 
 
 def test_everything_comes_back() -> None:
@@ -139,7 +140,7 @@ def test_a_snapshot_that_the_first_release_of_the_format_wrote_is_still_read() -
 
     stamp, snapshot = decode(kept, KEYS.data)
 
-    assert stamp == Stamp(installation_id=HERE, revision=7, whole_at=6, confirmed_time=NOON)
+    assert stamp == Stamp(installation_id=HERE, revision=7, whole_at=6, audit_hash=HASH, confirmed_time=NOON)
     assert contents(snapshot) == contents(life())
 
 
@@ -258,7 +259,13 @@ def test_only_a_file_of_somebody_else_is_not_to_be_replaced() -> None:
 )
 def test_the_newer_of_two_snapshots(left: tuple[UUID, int, int], right: tuple[UUID, int, int], newer: bool) -> None:
     stamps = [
-        Stamp(installation_id=where, revision=revision, whole_at=1, confirmed_time=NOON.replace(minute=minute))
+        Stamp(
+            installation_id=where,
+            revision=revision,
+            whole_at=1,
+            audit_hash=HASH,
+            confirmed_time=NOON.replace(minute=minute),
+        )
         for where, revision, minute in (left, right)
     ]
 
