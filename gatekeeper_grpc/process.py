@@ -199,9 +199,10 @@ def _exit_by_force(deadline_s: float) -> None:
 
 
 def _leave(deadline_s: float) -> None:
-    _log.error("stopped_by_force", deadline_s=deadline_s)
-    sys.stderr.flush()
-    os._exit(70)
+    try:
+        _log.error("stopped_by_force", deadline_s=deadline_s)
+    finally:  # Whoever read the log may have gone as well.
+        os._exit(70)
 
 
 def try_it(settings: Settings, *, port: int) -> str:

@@ -36,11 +36,12 @@ INTERRUPTED = 130
 # Frozen at the interpreter's end, or with a call into C that never returns: Python's threads do not run any more.
 HANGS_IN_ITS_END = """
 import ctypes, sys, threading
-from gatekeeper_grpc import process
+from gatekeeper_grpc import logs, process
 
+logs.configure_logs(level="INFO", log_format="json")
 process._exit_by_force(1.0)
 print(flush=True)
-if sys.argv[1]:
+if sys.argv[1] == "the_interpreter":
     ctypes.PyDLL(None).pause()
 threading.Event().wait()
 """
@@ -138,10 +139,31 @@ def test_signal_ends_a_start_that_waits_for_its_database(tmp_path: Path) -> None
             assert process.wait(MARGIN_S) == INTERRUPTED
 
 
-@pytest.mark.parametrize("last_words", ["", "holds_the_lock"], ids=["a thread hangs", "the interpreter hangs"])
-def test_process_that_hangs_in_its_end_is_ended_in_time(last_words: str) -> None:
-    command = [sys.executable, "-c", HANGS_IN_ITS_END, last_words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+@pytest.mark.parametrize(
+    ("hangs_in", "codes"),
+    [
+        pytest.param("a_thread", FORCED, id="a thread hangs"),
+        pytest.param("the_interpreter", {-signal.SIGALRM}, id="the interpreter hangs"),
+    ],
+)
+def test_process_that_hangs_in_its_end_is_ended_in_time(hangs_in: str, codes: set[int]) -> None:
+    with hanging_in_its_end(hangs_in) as process:
+        assert process.wait(1 + MARGIN_S) in codes
+
+
+def test_process_whose_log_nobody_reads_any_more_is_ended_in_time() -> None:
+    with hanging_in_its_end("a_thread") as process:
+        assert process.stderr
+        process.stderr.close()
+
+        assert process.wait(1 + MARGIN_S) in FORCED
+
+
+@contextmanager
+def hanging_in_its_end(where: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has a second left."""
+    command = [sys.executable, "-c", HANGS_IN_ITS_END, where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        assert process.wait(1 + MARGIN_S) in ({-signal.SIGALRM} if last_words else FORCED)
+        yield process
