@@ -90,6 +90,7 @@ class GatekeeperServer:
     ) -> None:
         check_policies(POLICIES, _FILES)
         self._settings = settings
+        self._keys = keys
         self.database = _database(settings, dsn)
         self.watchers = WatcherHub(ChangeHistory(), watch_message, capacity=settings.max_watchers)
         self.cache = SnapshotCache(
@@ -132,16 +133,12 @@ class GatekeeperServer:
         )
         self._health = HealthReporter(self._instance)
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
-        self._audit_signer = keys.audit
-        self._page_tokens = PageTokens([key.secret.encode() for key in keys.tokens.keys])
         self._server = self._build_server(shares_port=shares_port)
         self._health_server = None if shares_port else HealthServer(self._health)
         self._serving_thread = ServingThread(self._server)
         self._departure = Departure(self._server, self._pools.gate)
         self._ops = OpsServer(self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness)
-        self.port = 0
-        self.health_port = 0
-        self.ops_port = 0
+        self.port = self.health_port = self.ops_port = 0
 
     def start(self) -> None:
         """Open the database, load the first snapshot, serve.
@@ -257,9 +254,9 @@ class GatekeeperServer:
             client_keys=stores.client_keys,
             live_client_keys=self._live_client_keys,
             audit=stores.audit,
-            audit_signer=self._audit_signer,
+            audit_signer=self._keys.audit,
             cache=self.feed.refresher,
-            page_tokens=self._page_tokens,
+            page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )
 
     def _signatures(self) -> SignatureGate:
