@@ -1,7 +1,7 @@
 """A durable PostgreSQL to stop, kill and hang, and the ways to it that can be broken."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -54,8 +54,9 @@ class Postgres:
         self._embedded.stop()
 
     def kill(self) -> None:
-        """End it without any notice; it is started again at once."""
-        kill_postmaster(self._home.data_dir)
+        """End it without any notice; it is started again at once. Does nothing while it is not up again."""
+        with suppress(ProcessLookupError, FileNotFoundError):
+            kill_postmaster(self._home.data_dir)
 
     def answers(self) -> bool:
         """Whether it takes connections."""

@@ -42,14 +42,16 @@ _WATCHER_PATIENCE_S = 60.0
 
 def slow_loads() -> None:
     """Every load takes a while, so that loads overtake each other; harmless, unless the revision guard is off."""
-    load, load_since = SnapshotStore.load, SnapshotStore.load_since
 
-    def slow(snapshot: Snapshot) -> Snapshot:
-        time.sleep(random.uniform(0, _SLOW_LOADS_S))
-        return snapshot
+    def slowly(load: Callable[..., Snapshot]) -> Callable[..., Snapshot]:
+        def slow(*args: Any, **kwargs: Any) -> Snapshot:
+            snapshot = load(*args, **kwargs)
+            time.sleep(random.uniform(0, _SLOW_LOADS_S))
+            return snapshot
 
-    _put(SnapshotStore, load=lambda store: slow(load(store)))
-    _put(SnapshotStore, load_since=lambda store, base: slow(load_since(store, base)))
+        return slow
+
+    _put(SnapshotStore, load=slowly(SnapshotStore.load), load_since=slowly(SnapshotStore.load_since))
 
 
 def no_revision_guard() -> None:
