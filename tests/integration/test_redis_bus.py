@@ -354,14 +354,16 @@ def test_a_writer_who_took_too_long_replaces_nothing(server: Valkey) -> None:
 
 
 def test_who_reads_while_it_is_replaced_gets_one_of_both_whole(server: Valkey) -> None:
-    contents = {kept(revision, flags=1_000) for revision in (1, 2)}
-    put(place(server), next(iter(contents)))
+    contents = {kept(1, flags=1_000)}
+    put(place(server), *contents)
     stopping = threading.Event()
 
     def replace() -> None:
+        # Sealed anew each time, as everything that is kept: no two are ever the same.
         while not stopping.is_set():
-            for content in contents:
-                put(place(server), content)
+            content = kept(2, flags=1_000)
+            contents.add(content)
+            put(place(server), content)
 
     writer = threading.Thread(target=replace)
     writer.start()
