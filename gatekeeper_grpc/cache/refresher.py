@@ -217,6 +217,7 @@ class Refresher:
 
     def _listen(self, source: Announcements) -> None:
         with source.listening() as wait:
+            _log.info("listening", bus=source.name)
             # What was announced before we listened, we have to look for.
             self._cache.request_refresh()
             while not self._refreshing.is_stopping:

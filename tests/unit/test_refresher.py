@@ -19,6 +19,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
+from tests.acceptance.processes import eventually
 from tests.unit.test_flag import flag
 
 TIMEOUT_S = 10.0
@@ -235,6 +236,16 @@ def test_what_was_announced_while_nobody_listened_is_looked_for_when_listening_a
         running.announcer.announced.put(Unavailable("the connection is lost"))
 
         assert running.cache.serves(lambda snapshot: snapshot.revision == 2)
+
+
+def test_the_log_tells_when_a_bus_is_lost_and_when_it_is_heard_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresher_module, "_RECONNECT_S", 0.01)
+    with capture_logs() as logs, house() as running:
+        running.announcer.announced.put(Unavailable("lost"))
+        assert eventually(lambda: [log["event"] for log in logs].count("listening") == 2)
+
+    said = [log["event"] for log in logs if "memory" in {log.get("bus"), log.get("task", "").removeprefix("listen_")}]
+    assert said == ["listening", "task_failed", "listening"]
 
 
 @pytest.mark.parametrize(
