@@ -20,7 +20,7 @@ from tests.faults.report import Report, Row
 from tests.replication import Node, Pair
 
 # Of the fault, how long the primary is gone before somebody promotes the standby.
-UNNOTICED_S = FAULT_S / 3
+UNNOTICED_S = FAULT_S / 2
 WRITTEN_BEFORE = 20
 LOST = 5
 WAITS_FOR_STANDBY_S = 3.0
