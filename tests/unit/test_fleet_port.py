@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -65,7 +66,8 @@ def test_connections_that_linger_after_a_server_do_not_keep_the_port(reserved: R
             earlier.accept()[0].close()  # First to hang up: its side lingers.
             client.recv(1)
 
-    ReservedPort(f"127.0.0.1:{port}").close()
+    with closing(ReservedPort(f"127.0.0.1:{port}")) as again:
+        assert again.port == port
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:x", "nonsense", "203.0.113.1:0", "127.0.0.1:99999"])
