@@ -66,6 +66,7 @@ types: $(VENV)/.dev
 
 layers: $(VENV)/.dev
 	@$(BIN)/lint-imports
+	@$(BIN)/ruff check --select TID251 gatekeeper_grpc
 
 fmt: $(VENV)/.dev ## Format the code and sort its imports
 	@$(BIN)/ruff format

@@ -20,9 +20,9 @@ from gatekeeper_grpc.domain.audit import GENESIS_HASH, RecordedEntry, hash_docum
 from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.embedded import EmbeddedPostgres
-from gatekeeper_grpc.store.audit import AuditStore
-from gatekeeper_grpc.store.database import Database
-from gatekeeper_grpc.store.migrate import Migrator
+from gatekeeper_grpc.store.audit.log import AuditStore
+from gatekeeper_grpc.store.migrations.runner import Migrator
+from gatekeeper_grpc.store.postgres.database import Database
 
 _COPY_ENTRIES = """
     COPY audit_log (seq, format, revision, create_time, actor, action, environment, resource_type, resource_key,

@@ -23,9 +23,9 @@ from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.commands import FlagUpdate
 from gatekeeper_grpc.domain.mutation import Intent
-from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
 
 ASKED = 20
 CHANGES_PER_S = 50

@@ -21,10 +21,10 @@ from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.config import Settings, load_settings
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.embedded import EmbeddedPostgres
-from gatekeeper_grpc.first_start import Keys
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.database import Database
-from gatekeeper_grpc.store.migrate import Migrator
+from gatekeeper_grpc.lifecycle.keys import Keys
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.migrations.runner import Migrator
+from gatekeeper_grpc.store.postgres.database import Database
 
 TEMPLATE = "gatekeeper_template"
 KEYS = Keys(

@@ -21,7 +21,7 @@ import psycopg
 from gatekeeper_grpc.embedded.account import account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
 from gatekeeper_grpc.embedded.programs import Programs
-from gatekeeper_grpc.store.migrate import Migrator
+from gatekeeper_grpc.store.migrations.runner import Migrator
 from tests.acceptance.processes import eventually, hanging
 
 ROLE = "gatekeeper"

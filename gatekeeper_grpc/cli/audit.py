@@ -13,8 +13,8 @@ from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.audit import AuditAnchor
 from gatekeeper_grpc.domain.audit_verifier import Verification
-from gatekeeper_grpc.store.audit import AuditStore
-from gatekeeper_grpc.store.audit_archive import AuditArchive, read_archives, verify_archives, verify_with_archives
+from gatekeeper_grpc.store.audit.archive import AuditArchive, read_archives, verify_archives, verify_with_archives
+from gatekeeper_grpc.store.audit.log import AuditStore
 
 _ANCHOR = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
 
@@ -78,7 +78,7 @@ def checkpoint(settings: Settings) -> None:
 
     # Here, because protobuf takes a while to import, which no other command needs.
     from gatekeeper.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
-    from gatekeeper_grpc.first_start import load_audit_signer  # noqa: PLC0415
+    from gatekeeper_grpc.lifecycle.keys import load_audit_signer  # noqa: PLC0415
     from gatekeeper_grpc.wire.audit import checkpoint_to_proto  # noqa: PLC0415
 
     signer = load_audit_signer(settings)

@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.embedded import running_dsn
-from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.postgres.database import Database
 
 
 def serving_dsn(settings: Settings) -> str:

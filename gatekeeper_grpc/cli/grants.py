@@ -2,7 +2,7 @@
 
 import click
 
-from gatekeeper_grpc.store.privileges import grants as grants_for
+from gatekeeper_grpc.store.postgres.privileges import grants as grants_for
 
 
 @click.command()

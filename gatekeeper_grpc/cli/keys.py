@@ -8,9 +8,9 @@ from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
 from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.embedded import running_dsn
-from gatekeeper_grpc.first_start import load_data_keys
-from gatekeeper_grpc.store.database import Database
-from gatekeeper_grpc.store.sealed import SEALED_COLUMNS, SealedStore
+from gatekeeper_grpc.lifecycle.keys import load_data_keys
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.rewrap import SEALED_COLUMNS, SealedStore
 
 
 @click.group("data-keys", context_settings=HELP)

@@ -35,8 +35,8 @@ def serve(settings: Settings, *, demo: bool) -> None:
     """Serve until SIGTERM. Without DATABASE_URL, on an embedded PostgreSQL."""
     # Here, because grpcio takes a quarter of a second to import, which no other command needs.
     from gatekeeper_grpc.fleet.supervisor import FleetError  # noqa: PLC0415
-    from gatekeeper_grpc.listening import ListenError  # noqa: PLC0415
-    from gatekeeper_grpc.process import serve as serve_until_stopped  # noqa: PLC0415
+    from gatekeeper_grpc.lifecycle.process import serve as serve_until_stopped  # noqa: PLC0415
+    from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
 
     try:
         serve_until_stopped(settings, demo=demo)
@@ -53,8 +53,8 @@ def serve(settings: Settings, *, demo: bool) -> None:
 def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, prepared: bool) -> None:
     """Serve as one of GATEKEEPER_WORKERS; for `serve`, which starts them."""
     from gatekeeper_grpc.fleet.report import Report, Role  # noqa: PLC0415
-    from gatekeeper_grpc.listening import ListenError  # noqa: PLC0415
-    from gatekeeper_grpc.process import work  # noqa: PLC0415
+    from gatekeeper_grpc.lifecycle.process import work  # noqa: PLC0415
+    from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
 
     configure_logs(level=settings.log_level, log_format=settings.log_format, worker=number)
     role = Role(number=number, report_to=report_to, supervisor=supervisor, is_prepared=prepared)

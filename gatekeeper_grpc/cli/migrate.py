@@ -4,7 +4,7 @@ import click
 
 from gatekeeper_grpc.cli.databases import owner_dsn
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.store.migrate import Migrator
+from gatekeeper_grpc.store.migrations.runner import Migrator
 
 
 @click.group()

@@ -4,12 +4,12 @@ import click
 
 from gatekeeper_grpc.cli.databases import opened, serving_dsn
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.first_start import Keys, erasure_ledger, load_keys
-from gatekeeper_grpc.recovery import AlreadyRecorded, reapply_erasures
-from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_keys
+from gatekeeper_grpc.privacy.reapply import AlreadyRecorded, reapply_erasures
 from gatekeeper_grpc.store.erasure import ErasureStore
-from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.restore import Restore
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.snapshots.epochs import Restore
 
 
 @click.command("restore-finish")

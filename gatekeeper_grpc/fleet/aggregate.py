@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from gatekeeper_grpc.readiness import SHUTTING_DOWN, Readiness
+from gatekeeper_grpc.operations.readiness import SHUTTING_DOWN, Readiness
 
 NO_WORKER = "no worker is up"
 

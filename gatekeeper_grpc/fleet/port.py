@@ -3,7 +3,7 @@
 import socket
 from typing import Any
 
-from gatekeeper_grpc.listening import ListenError
+from gatekeeper_grpc.transport.listener import ListenError
 
 _PORTS = range(65_536)
 

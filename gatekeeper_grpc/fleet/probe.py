@@ -7,8 +7,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.periodic import Periodic
-from gatekeeper_grpc.readiness import Readiness
 
 _EVERY_S = 0.25
 _TIMEOUT_S = 1.0

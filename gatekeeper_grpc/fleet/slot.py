@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 
 from gatekeeper_grpc.fleet.worker import Worker
-from gatekeeper_grpc.readiness import Readiness
+from gatekeeper_grpc.operations.readiness import Readiness
 
 _log = structlog.get_logger(__name__)
 

@@ -18,9 +18,9 @@ from gatekeeper_grpc.fleet.aggregate import FleetReadiness, fleet_readiness, mer
 from gatekeeper_grpc.fleet.probe import fetch
 from gatekeeper_grpc.fleet.slot import Slot
 from gatekeeper_grpc.fleet.worker import Command, Worker
-from gatekeeper_grpc.health_server import HealthServer
-from gatekeeper_grpc.ops import OpsServer
-from gatekeeper_grpc.servicers.health import HealthReporter
+from gatekeeper_grpc.operations.health import HealthReporter
+from gatekeeper_grpc.operations.health_server import HealthServer
+from gatekeeper_grpc.operations.http_server import OpsServer
 
 _log = structlog.get_logger(__name__)
 

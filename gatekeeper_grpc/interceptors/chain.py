@@ -12,10 +12,10 @@ from gatekeeper_grpc.domain.caller import set_current_caller
 from gatekeeper_grpc.interceptors.authentication import SignatureGate, SignedCall, TokenVerifier, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
-from gatekeeper_grpc.interceptors.grpcio_call import Outlet, Patience, RequestReader
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Door, Policy, authorize
-from gatekeeper_grpc.interceptors.pools import CallPool, CallPools
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
+from gatekeeper_grpc.transport.admission import CallPool, CallPools
+from gatekeeper_grpc.transport.grpcio_internals import Outlet, Patience, RequestReader
 
 # On a busy machine, grpcio itself may take 100 ms to hand over a message that is here: pressed callers get a second.
 MESSAGE_PATIENCE = Patience(limit_s=5.0, pressed_s=1.0)

@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from gatekeeper_grpc.domain.errors import GatekeeperError
-from gatekeeper_grpc.interceptors.grpcio_call import is_aborted, is_cancelled
+from gatekeeper_grpc.transport.grpcio_internals import is_aborted, is_cancelled
 from gatekeeper_grpc.wire.status import status_from_error
 
 _log = structlog.get_logger(__name__)

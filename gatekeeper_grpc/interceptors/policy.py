@@ -10,8 +10,8 @@ from google.protobuf.descriptor import FileDescriptor
 
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import PermissionDenied
-from gatekeeper_grpc.interceptors.grpcio_call import Patience
-from gatekeeper_grpc.interceptors.pools import PoolName
+from gatekeeper_grpc.transport.admission import PoolName
+from gatekeeper_grpc.transport.grpcio_internals import Patience
 
 
 class Door(Enum):

@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from gatekeeper_grpc.domain.caller import Caller
-from gatekeeper_grpc.interceptors.grpcio_call import is_cancelled
+from gatekeeper_grpc.transport.grpcio_internals import is_cancelled
 
 CALL_ID_KEY = "x-gatekeeper-call-id"
 

@@ -17,11 +17,11 @@ from gatekeeper_grpc.domain.commands import AdminUserUpdate, NewAdminUser, Passw
 from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, Unauthenticated
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
 from gatekeeper_grpc.store.logins import revoke_logins
-from gatekeeper_grpc.store.retries import retry_lost_read
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 ADMIN_USER_CODEC = Codec(to_document=admin_user_document, from_document=admin_user_from_document)
 

@@ -20,9 +20,9 @@ from gatekeeper_grpc.domain.client_key import (
 )
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.database import Connection, Database, current_revision
-from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger, Sealer
-from gatekeeper_grpc.store.retries import retry_conflicts, retry_lost_read
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger, Sealer
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
 CLIENT_KEY_CODEC = Codec(to_document=client_key_document, from_document=client_key_from_document)
 

@@ -16,9 +16,9 @@ from psycopg.rows import class_row
 from gatekeeper_grpc.domain.erasure import Erased, Mention, StillNamed, Subject
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
-from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
-from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
-from gatekeeper_grpc.store.retries import retry_lost_read
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 _RESULT = Codec(to_document=asdict, from_document=lambda document: Erased(**document))
 _NAMED_AT_MOST = 20

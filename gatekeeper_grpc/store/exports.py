@@ -11,9 +11,9 @@ from gatekeeper_grpc.domain.erasure import ExportedMembership, ExportedTarget, E
 from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.mutation import Read
 from gatekeeper_grpc.domain.user import User
-from gatekeeper_grpc.store.audit import documented_entries
-from gatekeeper_grpc.store.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.audit.log import documented_entries
 from gatekeeper_grpc.store.erasure import documents_telling_of, find_subject, still_named
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.users import find_user
 
 _PART = 1_000

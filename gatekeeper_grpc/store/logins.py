@@ -21,8 +21,8 @@ from gatekeeper_grpc.domain.admin_user import AuthEventEntry, check_username
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.commands import AuthEventFilter
 from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.store.database import Connection, Database
-from gatekeeper_grpc.store.retries import retry_conflicts, retry_lost_read
+from gatekeeper_grpc.store.postgres.database import Connection, Database
+from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
 MAX_EVENT_TEXT_CHARS = 128
 EVENT_AGE = timedelta(days=90)

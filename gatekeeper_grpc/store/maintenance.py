@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from gatekeeper_grpc.store.database import Database, one
 from gatekeeper_grpc.store.logins import LoginStore
-from gatekeeper_grpc.store.retries import retry_conflicts
+from gatekeeper_grpc.store.postgres.database import Database, one
+from gatekeeper_grpc.store.postgres.retries import retry_conflicts
 
 _PRUNE_CHANGE_LOG = """
     DELETE FROM change_log WHERE create_time < clock_timestamp() - interval '1 hour'

@@ -9,9 +9,9 @@ from psycopg.rows import scalar_row
 from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.segment import Segment
-from gatekeeper_grpc.store.database import Connection, Database, current_revision
-from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
-from gatekeeper_grpc.store.retries import retry_lost_read
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import checked_segment, find_segment
 from gatekeeper_grpc.store.subjects import meet
 

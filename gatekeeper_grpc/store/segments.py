@@ -21,10 +21,10 @@ from gatekeeper_grpc.domain.segment import (
     segment_document,
     segment_from_document,
 )
-from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
-from gatekeeper_grpc.store.retries import retry_lost_read
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.users import check_attribute_cap
 
 # How many of the flags that use a segment a refusal names.

@@ -1,15 +1,15 @@
 """All stores of an instance, over one database and one ledger."""
 
 from gatekeeper_grpc.store.admin_users import AdminUserStore
-from gatekeeper_grpc.store.audit import AuditStore
+from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
-from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.erasure import ErasureStore, Recorder
 from gatekeeper_grpc.store.exports import ExportStore
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger, Sealer
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.members import MemberStore
+from gatekeeper_grpc.store.mutations import Ledger, Sealer
+from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.targets import TargetStore
 from gatekeeper_grpc.store.users import UserStore

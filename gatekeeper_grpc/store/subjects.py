@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from gatekeeper_grpc.store.database import Connection
+from gatekeeper_grpc.store.postgres.database import Connection
 
 _MEET = """
     INSERT INTO subjects (user_id) SELECT unnest(%(user_ids)s::text[])

@@ -8,10 +8,10 @@ from psycopg.rows import class_row
 from gatekeeper_grpc.domain.commands import TargetEdit, TargetEditResult
 from gatekeeper_grpc.domain.flag import Flag, Target
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.flags import checked_flag, find_flag
-from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
-from gatekeeper_grpc.store.retries import retry_lost_read
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import meet
 
 _RESULT = Codec(to_document=asdict, from_document=lambda document: TargetEditResult(**document))

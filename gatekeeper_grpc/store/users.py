@@ -16,10 +16,10 @@ from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_document, user_from_answer
-from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.ledger import Codec, Effect, Head, Ledger
-from gatekeeper_grpc.store.retries import retry_lost_read
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import meet
 
 _USER = Codec(to_document=user_answer, from_document=user_from_answer)

@@ -22,7 +22,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from gatekeeper_grpc.servicers.health import ADMIN, EVALUATION
+from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
 from tests.acceptance.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, run, serving
 from tests.conftest import Bearer
 from tests.replication import Node, running_node

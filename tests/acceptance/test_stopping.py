@@ -36,10 +36,11 @@ INTERRUPTED = 130
 # Frozen at the interpreter's end, or with a call into C that never returns: Python's threads do not run any more.
 HANGS_IN_ITS_END = """
 import ctypes, sys, threading
-from gatekeeper_grpc import logs, process
+from gatekeeper_grpc import logs
+from gatekeeper_grpc.lifecycle import signals
 
 logs.configure_logs(level="INFO", log_format="json")
-process._exit_by_force(1.0)
+signals.exit_by_force_after(1.0)
 print(flush=True)
 if sys.argv[1] == "the_interpreter":
     ctypes.PyDLL(None).pause()

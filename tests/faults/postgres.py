@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.embedded.sockets import PORT
-from gatekeeper_grpc.store.migrate import Migrator
+from gatekeeper_grpc.store.migrations.runner import Migrator
 from tests.acceptance.processes import hanging, kill_postmaster, postgres_pids
 from tests.conftest import access_token, token_for
 from tests.faults.fleet import Route

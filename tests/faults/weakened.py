@@ -19,20 +19,21 @@ from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cli.main import main
-from gatekeeper_grpc.departure import Departure
 from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.interceptors.grpcio_call import Outlet
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.bus import RedisBus
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store import database, flags
-from gatekeeper_grpc.store.database import Connection, Database
-from gatekeeper_grpc.store.errors import translated_errors
-from gatekeeper_grpc.store.hang_watch import HangWatch
-from gatekeeper_grpc.store.notifications import RevisionListener
-from gatekeeper_grpc.store.restore import Restore
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store import flags
+from gatekeeper_grpc.store.postgres import database
+from gatekeeper_grpc.store.postgres.database import Connection, Database
+from gatekeeper_grpc.store.postgres.errors import translated_errors
+from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
+from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
+from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
+from gatekeeper_grpc.transport.drain import Departure
+from gatekeeper_grpc.transport.grpcio_internals import Outlet
 
 # Any below: what is put in a method's place takes what the method takes.
 _SLOW_LOADS_S = 0.05

@@ -17,20 +17,20 @@ from gatekeeper_grpc.domain.audit_verifier import AuditFault, Verification
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
-from gatekeeper_grpc.first_start import load_audit_signer
-from gatekeeper_grpc.store.audit import AuditStore
-from gatekeeper_grpc.store.audit_archive import (
+from gatekeeper_grpc.lifecycle.keys import load_audit_signer
+from gatekeeper_grpc.store.audit.archive import (
     ArchiveFile,
     AuditArchive,
     read_archives,
     verify_archives,
     verify_with_archives,
 )
-from gatekeeper_grpc.store.database import Database, one
+from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintenance
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database, one
 from tests.conftest import KEYS, settings_for_tests
 
 SIZE = 5

@@ -18,10 +18,10 @@ from gatekeeper_grpc.domain.audit_verifier import AuditFault, Verification
 from gatekeeper_grpc.domain.commands import FlagUpdate
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
-from gatekeeper_grpc.store.audit import read_head, recorded_entries, verify_log
-from gatekeeper_grpc.store.database import Connection, Database
+from gatekeeper_grpc.store.audit.log import read_head, recorded_entries, verify_log
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database
 from tests.conftest import KEYS, TEMPLATE, database_dsn
 
 ENTRIES = 300

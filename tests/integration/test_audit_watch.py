@@ -4,12 +4,12 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
-from gatekeeper_grpc.store.audit import AuditStore
-from gatekeeper_grpc.store.audit_watch import AuditWatch
-from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.store.audit.head_reporter import AuditWatch
+from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.privileges import Privileges
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.privileges import Privileges
 from tests.conftest import KEYS
 
 

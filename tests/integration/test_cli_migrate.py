@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.domain.errors import GatekeeperError
-from gatekeeper_grpc.store.migration_files import default_folder, load_migrations
+from gatekeeper_grpc.store.migrations.files import default_folder, load_migrations
 from tests.conftest import database_dsn
 
 NAME = "to_be_migrated"

@@ -13,8 +13,8 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, RateTier
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
-from gatekeeper_grpc.store.database import Database
-from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
 
 DATA_KEYS = DataKeys(KeyRing.parse("data:" + "d" * 32))
 

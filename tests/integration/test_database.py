@@ -18,9 +18,9 @@ from gatekeeper_grpc.domain.errors import (
     InvalidArgument,
     Unavailable,
 )
-from gatekeeper_grpc.store import database as database_module
-from gatekeeper_grpc.store import servers as servers_module
-from gatekeeper_grpc.store.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.postgres import database as database_module
+from gatekeeper_grpc.store.postgres import servers as servers_module
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 
 NEXT = "UPDATE revision_head SET revision = revision + 1"
 

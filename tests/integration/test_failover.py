@@ -25,15 +25,15 @@ from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store import servers as servers_module
-from gatekeeper_grpc.store import snapshots as snapshots_module
-from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.restore import Restore
-from gatekeeper_grpc.store.servers import Servers
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres import servers as servers_module
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.servers import Servers
+from gatekeeper_grpc.store.snapshots import loader as snapshots_module
+from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.replication import Node, Pair, running_pair

@@ -18,14 +18,14 @@ from gatekeeper_grpc.domain.mutation import ChangeType, Intent
 from gatekeeper_grpc.domain.segment import Match, SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user import UserProfile
-from gatekeeper_grpc.store import snapshots as snapshots_module
-from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.members import MemberStore
-from gatekeeper_grpc.store.replica import ReplicaFirst
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.snapshots import loader as snapshots_module
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
+from gatekeeper_grpc.store.snapshots.replica import ReplicaFirst
 from gatekeeper_grpc.store.targets import TargetStore
 from gatekeeper_grpc.store.users import UserStore
 from tests.conftest import KEYS

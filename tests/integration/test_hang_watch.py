@@ -11,10 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import Unavailable
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.database import Database, current_revision
-from gatekeeper_grpc.store.hang_watch import HangWatch
-from gatekeeper_grpc.store.servers import Servers
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.postgres.database import Database, current_revision
+from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
+from gatekeeper_grpc.store.postgres.servers import Servers
 from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS, settings_for_tests
 from tests.replication import Node, Pair, running_node, running_pair

@@ -12,11 +12,11 @@ from psycopg import sql
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
-from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.migrate import Migrator
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.migrations.runner import Migrator
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS, database_dsn
 from tests.traces import dump, query
 

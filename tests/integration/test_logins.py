@@ -12,8 +12,8 @@ import pytest
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.store import logins as module
-from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.logins import LoginStore, Pruned, revoke_logins
+from gatekeeper_grpc.store.postgres.database import Database
 
 PATIENCE_S = 20.0
 HASH = "hash of ada's password"

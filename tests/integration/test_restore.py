@@ -30,13 +30,13 @@ from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.audit import AuditStore
-from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.restore import Restore
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.acceptance.processes import eventually
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.rpc.asking import TIMEOUT_S, race, send

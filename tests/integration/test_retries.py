@@ -10,12 +10,12 @@ import pytest
 import gatekeeper_grpc.store
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
-from gatekeeper_grpc.store import retries
-from gatekeeper_grpc.store.database import Connection, Database, current_revision
-from gatekeeper_grpc.store.errors import ConnectionLost, WriteConflict
 from gatekeeper_grpc.store.flags import NOTHING, FlagStore
-from gatekeeper_grpc.store.ledger import Effect, Head, Ledger
-from gatekeeper_grpc.store.retries import retry_conflicts, retry_lost_read
+from gatekeeper_grpc.store.mutations import Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres import retries
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict
+from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS
 

@@ -14,9 +14,9 @@ from gatekeeper_grpc.config import load_settings
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, CreatedClientKey, RateTier
 from gatekeeper_grpc.domain.mutation import Intent, Written
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
-from gatekeeper_grpc.store.database import Database
-from gatekeeper_grpc.store.ledger import Ledger
-from gatekeeper_grpc.store.sealed import SEALED_COLUMNS, SealedStore
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.rewrap import SEALED_COLUMNS, SealedStore
 
 OLD = "old:" + "o" * 32
 NEW = "new:" + "n" * 32

@@ -15,12 +15,12 @@ from gatekeeper_grpc.domain.flag import OFF, ON, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.domain.segment import Match, SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.store.database import Connection, Database
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.ledger import Ledger
 from gatekeeper_grpc.store.members import LIST_MEMBERS, MemberStore
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.segments import COUNT_MEMBERS, FIND_SEGMENT, LIST_SEGMENTS, USED_BY, SegmentStore
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS
 
 SEGMENTS = ["s1", "s2", "s3"]

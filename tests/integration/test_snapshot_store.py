@@ -20,12 +20,12 @@ from gatekeeper_grpc.domain.flag import OFF, ON, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.store import ledger as ledger_module
-from gatekeeper_grpc.store import snapshots as snapshots_module
-from gatekeeper_grpc.store.database import Connection, Database
+from gatekeeper_grpc.store import mutations as ledger_module
 from gatekeeper_grpc.store.flags import NOTHING, FlagStore
-from gatekeeper_grpc.store.ledger import Effect, Head, Ledger
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.mutations import Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database
+from gatekeeper_grpc.store.snapshots import loader as snapshots_module
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
 from tests import conftest
 from tests.unit.test_snapshot_format import read, written

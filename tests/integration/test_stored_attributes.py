@@ -19,10 +19,10 @@ from gatekeeper_grpc.domain.segment import SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user import UserProfile
 from gatekeeper_grpc.domain.user_index import user_digest
-from gatekeeper_grpc.store.database import Database
-from gatekeeper_grpc.store.ledger import Ledger
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.users import LIST_USERS, UserStore, _list_parameters
 from tests.conftest import KEYS
 

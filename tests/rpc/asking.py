@@ -25,7 +25,7 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from tests.conftest import KEYS, TEMPLATE, connect, database_dsn, settings_for_tests, token_for
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]

@@ -13,8 +13,8 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.policy import POLICIES, Door, PolicyTableError
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.ledger import CHANNEL
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.mutations import CHANNEL
 from tests.conftest import KEYS, settings_for_tests
 from tests.rpc.asking import (
     LEAST_ROLE,
@@ -99,7 +99,9 @@ def test_changing_one_policy_row_turns_the_matrix_red_in_its_place(
 ) -> None:
     """The twin of the matrix."""
     changed = {**POLICIES, path_of(rpc): replace(POLICIES[path_of(rpc)], access=access)}
-    monkeypatch.setattr("gatekeeper_grpc.server.build_interceptors", partial(build_interceptors, policies=changed))
+    monkeypatch.setattr(
+        "gatekeeper_grpc.lifecycle.server.build_interceptors", partial(build_interceptors, policies=changed)
+    )
 
     with installed(postgres) as installation:
         cells = [(caller, rpc) for caller in CALLERS for rpc in RPCS]
@@ -113,7 +115,7 @@ def test_the_server_refuses_to_start_without_a_policy_row_for_each_rpc(
     monkeypatch: pytest.MonkeyPatch, rpc: str
 ) -> None:
     rest = {path: policy for path, policy in POLICIES.items() if path != path_of(rpc)}
-    monkeypatch.setattr("gatekeeper_grpc.server.POLICIES", rest)
+    monkeypatch.setattr("gatekeeper_grpc.lifecycle.server.POLICIES", rest)
 
     with pytest.raises(PolicyTableError, match=f"{path_of(rpc)} has no policy row"):
         GatekeeperServer(settings_for_tests(), dsn="", keys=KEYS)
@@ -176,7 +178,7 @@ def test_without_the_check_of_the_caller_a_disabled_admin_user_goes_on(
     fresh: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin of the test before."""
-    monkeypatch.setattr("gatekeeper_grpc.store.ledger._check_caller", lambda *_: None)
+    monkeypatch.setattr("gatekeeper_grpc.store.mutations._check_caller", lambda *_: None)
     mutation = MUTATIONS["DeleteFlag"]
     key = mutation.make(fresh)
     fresh.execute(STOPS["disabled"])

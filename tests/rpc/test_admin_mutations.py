@@ -105,7 +105,7 @@ def test_a_mutation_that_fails_writes_nothing(
     def fault(*_: object) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("gatekeeper_grpc.store.ledger._record", fault)
+    monkeypatch.setattr("gatekeeper_grpc.store.mutations._record", fault)
     before = installation.contents()
 
     refusal = refusal_of(lambda: mutation.ask(installation, key))

@@ -35,7 +35,7 @@ def request_id() -> str:
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch off what the promises here rest on: that earlier answers are looked up."""
-    monkeypatch.setattr("gatekeeper_grpc.store.ledger._earlier_answer", lambda *_: None)
+    monkeypatch.setattr("gatekeeper_grpc.store.mutations._earlier_answer", lambda *_: None)
 
 
 @EACH_MUTATION
@@ -137,7 +137,7 @@ def test_a_failure_is_not_remembered(
 
     before = installation.revision()
     with monkeypatch.context() as patch:
-        patch.setattr("gatekeeper_grpc.store.ledger._record", fault)
+        patch.setattr("gatekeeper_grpc.store.mutations._record", fault)
         refusal_of(lambda: mutation.ask(installation, key, request_id=request_id))
 
     assert mutation.ask(installation, key, request_id=request_id).revision == before + 1

@@ -92,7 +92,7 @@ def test_not_even_the_traceback_of_a_fault_shows_a_secret(
 
     key = flag_to_mutate(installation.admin).key
     tokens = log_in(installation, PASSWORD)
-    monkeypatch.setattr("gatekeeper_grpc.store.ledger._record", fault)
+    monkeypatch.setattr("gatekeeper_grpc.store.mutations._record", fault)
     monkeypatch.setattr("gatekeeper_grpc.auth.sessions.Sessions.log_in", fault)
 
     answers = [

@@ -20,10 +20,10 @@ from gatekeeper.v1.segment_pb2 import Segment
 from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Intent, Written
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.ledger import CHANNEL
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.members import MemberStore
-from gatekeeper_grpc.store.snapshots import SnapshotStore
+from gatekeeper_grpc.store.mutations import CHANNEL
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS, connect, settings_for_tests
 from tests.rpc.asking import (
     TIMEOUT_S,

@@ -26,7 +26,7 @@ from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, verify_checkpoint
 from gatekeeper_grpc.domain import audit as domain
 from gatekeeper_grpc.domain.audit import GENESIS_HASH, hash_document, hash_entry
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.wire.audit import checkpoint_from_proto
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.rpc.asking import TIMEOUT_S, Installation, Refusal, installed, invalid

@@ -22,12 +22,12 @@ from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import FailedPrecondition
-from gatekeeper_grpc.first_start import prepare_database
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.audit import AuditStore
-from gatekeeper_grpc.store.database import Database
+from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.maintenance import Maintenance
-from gatekeeper_grpc.store.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.rpc.asking import SERVICE, TIMEOUT_S, send
 

@@ -27,10 +27,10 @@ from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.interceptors.chain import build_interceptors
-from gatekeeper_grpc.interceptors.pools import CallPools, PoolName
 from gatekeeper_grpc.servicers.auth import AuthServicer
-from gatekeeper_grpc.store.database import Database
 from gatekeeper_grpc.store.logins import LoginStore
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.transport.admission import CallPools, PoolName
 
 PASSWORD = "canary-password"
 SECRET = "canary-secret-" + "s" * 32

@@ -10,9 +10,9 @@ import pytest
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper_grpc.connections import connections
-from gatekeeper_grpc.departure import Departure
-from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.transport.drain import Departure
+from gatekeeper_grpc.transport.goaway import connections
 from tests.conftest import connect
 from tests.rpc.asking import TIMEOUT_S
 from tests.rpc.test_plumbing_overload import eventually

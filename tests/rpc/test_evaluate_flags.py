@@ -18,8 +18,8 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.bucketing import bucket
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.notifications import RevisionListener
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from tests.conftest import StartServer, connect, token_for
 from tests.integration.test_database import outage
 from tests.rpc.asking import (

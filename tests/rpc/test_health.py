@@ -16,12 +16,12 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from gatekeeper_grpc import first_snapshot
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.interceptors.pools import PoolName
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.servicers.health import ADMIN, AUTH, EVALUATION
+from gatekeeper_grpc.lifecycle import first_snapshot
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION
+from gatekeeper_grpc.transport.admission import PoolName
 from tests.conftest import StartServer, connect, token_for
 from tests.integration.test_database import outage
 from tests.rpc.asking import TIMEOUT_S

@@ -11,8 +11,8 @@ import pytest
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.interceptors.chain import _Interceptor
-from gatekeeper_grpc.listening import ListenError
-from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.transport.listener import ListenError
 from tests.conftest import StartServer
 from tests.integration.test_database import outage
 from tests.rpc.asking import TIMEOUT_S, created

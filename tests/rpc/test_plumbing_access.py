@@ -15,7 +15,7 @@ import gatekeeper.v1
 from gatekeeper.v1 import admin_service_pb2
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.policy import POLICIES, Door, Policy, PolicyTableError, check_policies
-from gatekeeper_grpc.interceptors.pools import PoolName
+from gatekeeper_grpc.transport.admission import PoolName
 from tests.rpc.test_plumbing_server import EDITOR_TOKEN, echo, error_info, fails, serve, text, unary
 
 

@@ -11,8 +11,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.interceptors.policy import Door, Policy
-from gatekeeper_grpc.interceptors.pools import PoolName
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
+from gatekeeper_grpc.transport.admission import PoolName
 from tests.rpc.test_plumbing_server import (
     EDIT,
     EDITOR_TOKEN,

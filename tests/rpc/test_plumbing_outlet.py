@@ -15,10 +15,10 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from gatekeeper_grpc.domain.errors import NotFound, Unavailable
-from gatekeeper_grpc.interceptors.grpcio_call import Outlet
 from gatekeeper_grpc.interceptors.policy import Door, Policy
-from gatekeeper_grpc.interceptors.pools import PoolName, PoolSize
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
+from gatekeeper_grpc.transport.admission import PoolName, PoolSize
+from gatekeeper_grpc.transport.grpcio_internals import Outlet
 from tests.rpc.test_plumbing_overload import eventually
 from tests.rpc.test_plumbing_server import TIMEOUT_S, Server, error_info, serve, text
 

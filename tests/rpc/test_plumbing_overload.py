@@ -16,10 +16,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from gatekeeper_grpc.interceptors import chain
-from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import POLICIES
-from gatekeeper_grpc.interceptors.pools import CallPools, PoolName, PoolSize
-from gatekeeper_grpc.interceptors.reception import Reception
+from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.grpcio_internals import Patience
+from gatekeeper_grpc.transport.pending_calls import Reception
 from tests.rpc.test_plumbing_server import (
     EDIT,
     EDITOR_TOKEN,

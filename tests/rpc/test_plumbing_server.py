@@ -16,9 +16,9 @@ from grpc_status import rpc_status
 from gatekeeper_grpc.domain.caller import Caller, Role, current_caller
 from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.chain import MESSAGE_PATIENCE, STREAM_PATIENCE, build_interceptors
-from gatekeeper_grpc.interceptors.grpcio_call import Patience
 from gatekeeper_grpc.interceptors.policy import Door, Policy
-from gatekeeper_grpc.interceptors.pools import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.grpcio_internals import Patience
 
 SERVICE = "test.v1.Plumbing"
 EDITOR_TOKEN = (("authorization", "Bearer EDITOR"),)

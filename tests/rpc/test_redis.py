@@ -18,8 +18,8 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import Unavailable
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store import ledger as ledger_module
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store import mutations as ledger_module
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.rpc.asking import TIMEOUT_S, send
 from tests.traces import live, user_with

@@ -11,9 +11,9 @@ from google.protobuf.struct_pb2 import Struct, Value
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper_grpc import listening
-from gatekeeper_grpc.listening import ListenError
-from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.transport import listener as listening
+from gatekeeper_grpc.transport.listener import ListenError
 from tests.conftest import StartServer
 from tests.rpc.asking import TIMEOUT_S
 

@@ -16,7 +16,7 @@ from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, Evalu
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from tests.conftest import StartServer, connect, token_for
 from tests.rpc.asking import TIMEOUT_S, UNAUTHENTICATED, refusal_of
 

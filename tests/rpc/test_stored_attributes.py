@@ -17,7 +17,7 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper.v1.user_pb2 import User
-from gatekeeper_grpc.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.users import check_attribute_cap
 from tests.conftest import KEYS, connect, settings_for_tests
 from tests.rpc.asking import TIMEOUT_S, Installation, installed, new_key, refusal_of
@@ -48,7 +48,7 @@ def ask_other(installation: Installation) -> Iterator[Ask]:
     server = GatekeeperServer(settings_for_tests(refresh_interval_s=0.1), dsn=installation.dsn, keys=KEYS)
     server.start()
     with pytest.MonkeyPatch.context() as patch, connect(server) as channel:
-        patch.setattr("gatekeeper_grpc.store.snapshots.SnapshotStore.load", no_load)
+        patch.setattr("gatekeeper_grpc.store.snapshots.loader.SnapshotStore.load", no_load)
 
         def ask_at(flag_key: str, user_id: str, revision: int) -> bool:
             assert server.cache.wait_for_revision(revision, timeout_s=TIMEOUT_S)

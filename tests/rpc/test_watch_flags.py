@@ -23,14 +23,14 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, WatchFlag
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
-from gatekeeper_grpc import server as server_module
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
-from gatekeeper_grpc.server import GatekeeperServer
-from gatekeeper_grpc.store.restore import Restore
+from gatekeeper_grpc.lifecycle import server as server_module
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.snapshots.epochs import Restore
 from gatekeeper_grpc.wire.watch import watch_message
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.rpc.asking import (

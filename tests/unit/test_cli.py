@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.config import Settings, load_settings, settings_markdown, variable_of
-from gatekeeper_grpc.process import try_it
-from gatekeeper_grpc.secrets_file import ADMIN_PASSWORD, keep_secret
+from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, keep_secret
+from gatekeeper_grpc.lifecycle.try_it import try_it
 
 SECRET = "canary-7f3a-canary-7f3a-canary-7f3a"
 

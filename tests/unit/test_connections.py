@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from gatekeeper_grpc.connections import Peer, connections, peer_of, stop_listening
+from gatekeeper_grpc.transport.goaway import Peer, connections, peer_of, stop_listening
 
 TIMEOUT_S = 10.0
 

@@ -17,8 +17,8 @@ from psycopg import sql
 
 from gatekeeper_grpc.cli.main import gatekeeper
 from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
-from gatekeeper_grpc.server import GatekeeperServer
 from tests.conftest import database_dsn
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.domain.errors import Unavailable
-from gatekeeper_grpc.erasure_ledger import ErasureLedger
+from gatekeeper_grpc.privacy.erasure_ledger import ErasureLedger
 
 KEY = b"k" * 32
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

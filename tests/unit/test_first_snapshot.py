@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from gatekeeper_grpc import first_snapshot as first_snapshot_module
-from gatekeeper_grpc import opening as opening_module
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.first_snapshot import FirstSnapshot, Patience
-from gatekeeper_grpc.opening import DatabaseOpening
+from gatekeeper_grpc.lifecycle import first_snapshot as first_snapshot_module
+from gatekeeper_grpc.lifecycle import open_database as opening_module
+from gatekeeper_grpc.lifecycle.first_snapshot import FirstSnapshot, Patience
+from gatekeeper_grpc.lifecycle.open_database import DatabaseOpening
 from tests.conftest import KEYS
 from tests.unit.test_last_known_good import ELSEWHERE, Memory, kept, led, whole
 from tests.unit.test_snapshot_cache import Clock

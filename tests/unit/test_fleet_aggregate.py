@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from gatekeeper_grpc.fleet.aggregate import NO_WORKER, FleetReadiness, fleet_readiness, merged
 from gatekeeper_grpc.fleet.probe import readiness_from_json
-from gatekeeper_grpc.readiness import SHUTTING_DOWN, Readiness
+from gatekeeper_grpc.operations.readiness import SHUTTING_DOWN, Readiness
 
 READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=())
 STALE = replace(READY, stale=True, database=False, unconfirmed_s=12.0, reasons=("answers are stale",))

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from gatekeeper_grpc.fleet.port import ReservedPort
-from gatekeeper_grpc.listening import ListenError
+from gatekeeper_grpc.transport.listener import ListenError
 
 TIMEOUT_S = 10.0
 

@@ -10,7 +10,7 @@ import pytest
 
 from gatekeeper_grpc.fleet import probe as probe_module
 from gatekeeper_grpc.fleet.probe import Probe, _cpu_ticks
-from gatekeeper_grpc.readiness import Readiness
+from gatekeeper_grpc.operations.readiness import Readiness
 
 READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=("because",))
 

@@ -10,7 +10,7 @@ from gatekeeper_grpc.fleet import slot as slot_module
 from gatekeeper_grpc.fleet.report import Report
 from gatekeeper_grpc.fleet.slot import DIED, HUNG, Slot, restart_delay_s
 from gatekeeper_grpc.fleet.worker import Worker
-from gatekeeper_grpc.readiness import Readiness
+from gatekeeper_grpc.operations.readiness import Readiness
 
 READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=())
 LEAVE_WITHIN_S = 5.0

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition
-from gatekeeper_grpc.store import migration_files
-from gatekeeper_grpc.store.migration_files import ConcurrentIndex, default_folder, load_migrations
+from gatekeeper_grpc.store.migrations import files as migration_files
+from gatekeeper_grpc.store.migrations.files import ConcurrentIndex, default_folder, load_migrations
 
 BUILD_INDEX = "-- gatekeeper: no-transaction\nCREATE INDEX CONCURRENTLY IF NOT EXISTS Idx_One ON one (a);"
 

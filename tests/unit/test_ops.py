@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gatekeeper_grpc import ops as ops_module
-from gatekeeper_grpc.listening import ListenError
-from gatekeeper_grpc.ops import OpsServer
-from gatekeeper_grpc.readiness import Readiness
+from gatekeeper_grpc.operations import http_server as ops_module
+from gatekeeper_grpc.operations.http_server import OpsServer
+from gatekeeper_grpc.operations.readiness import Readiness
+from gatekeeper_grpc.transport.listener import ListenError
 
 TIMEOUT_S = 10.0
 READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=())

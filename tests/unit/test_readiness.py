@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from gatekeeper_grpc.readiness import NO_DATABASE, NO_SNAPSHOT, SHUTTING_DOWN, Bounds, Readiness, readiness_of
+from gatekeeper_grpc.operations.readiness import (
+    NO_DATABASE,
+    NO_SNAPSHOT,
+    SHUTTING_DOWN,
+    Bounds,
+    Readiness,
+    readiness_of,
+)
 
 FOR_EVER = Bounds(stale_after_s=10.0, max_staleness_s=None)
 FOR_A_MINUTE = Bounds(stale_after_s=10.0, max_staleness_s=60.0)

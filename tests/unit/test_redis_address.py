@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from gatekeeper_grpc.config import SettingsError
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress, _Kind
-from gatekeeper_grpc.server import GatekeeperServer
 from tests.conftest import KEYS, settings_for_tests
 
 SERVER, SENTINEL, CLUSTER, SOCKET = _Kind.SERVER, _Kind.SENTINEL, _Kind.CLUSTER, _Kind.SOCKET

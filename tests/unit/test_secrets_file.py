@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.auth.keys import KeyRing
-from gatekeeper_grpc.secrets_file import keep_secret, kept_secret, new_key_ring, read_secret
+from gatekeeper_grpc.lifecycle.secrets_file import keep_secret, kept_secret, new_key_ring, read_secret
 
 
 @pytest.fixture(autouse=True)

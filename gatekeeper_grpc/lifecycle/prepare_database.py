@@ -1,0 +1,85 @@
+"""Prepares the database before anything is served: schema, privileges, first admin user, demo flag."""
+
+from contextlib import closing
+
+import structlog
+
+from gatekeeper_grpc.auth.passwords import Passwords, generate_password
+from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.domain.errors import FailedPrecondition
+from gatekeeper_grpc.domain.flag import FlagConfig
+from gatekeeper_grpc.domain.mutation import Intent
+from gatekeeper_grpc.lifecycle.keys import Keys
+from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, keep_secret
+from gatekeeper_grpc.store.flags import FlagStore
+from gatekeeper_grpc.store.logins import LoginStore
+from gatekeeper_grpc.store.migrations.runner import Migrator
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.privileges import Privileges
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
+
+_log = structlog.get_logger(__name__)
+
+FIRST_ADMIN = "admin"
+# A start does not wait longer for an answer; it asks again.
+_CONNECT_TIMEOUT_S = 2
+DEMO_FLAG = FlagConfig(
+    key="new_checkout", description="A flag to try Gatekeeper with.", enabled=True, rollout_percentage=30
+)
+
+
+def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) -> None:
+    """Make a database fit to be served from, or raise what says why it is not.
+
+    The embedded one is migrated; of any other it is demanded. The first admin user is made when there is none; with
+    `demo`, an embedded database that nobody has written to gets a flag.
+    """
+    migrator = Migrator(dsn, connect_timeout_s=_CONNECT_TIMEOUT_S)
+    if settings.is_embedded:
+        migrator.up()
+    else:
+        migrator.verify()
+    with closing(Database(dsn, pool_size=2, hung_after_s=settings.db_hung_after_s)) as database:
+        database.open()
+        _check_privileges(Privileges(database), settings)
+        _ensure_first_admin(LoginStore(database), settings)
+        if demo and settings.is_embedded:
+            _load_demo(database, keys)
+
+
+def _check_privileges(privileges: Privileges, settings: Settings) -> None:
+    """Say, or refuse to go on, when the serving role could rewrite the audit log. Of the embedded database it can."""
+    powers = privileges.rewriting_powers()
+    if powers and settings.require_least_privilege:
+        raise FailedPrecondition(
+            f"the database role could rewrite the audit log: {'; '.join(powers)}. Serve with a role that owns nothing"
+            f" (`gatekeeper grants --help`), or unset {variable_of('require_least_privilege')}"
+        )
+    if powers and not settings.is_embedded:
+        _log.warning("role_can_rewrite_audit_log", powers=powers, remedy="see `gatekeeper grants --help`")
+
+
+def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:
+    if logins.has_admin():
+        return
+    if settings.admin_password is not None:
+        _create_first_admin(logins, settings, settings.admin_password.get_secret_value())
+    elif settings.is_embedded:
+        password = generate_password()
+        keep_secret(settings.data_dir, ADMIN_PASSWORD, password)
+        if _create_first_admin(logins, settings, password):
+            print(f"First admin user: {FIRST_ADMIN}, password {password}")
+            print(f"(shown once, kept in {settings.data_dir / ADMIN_PASSWORD})\n", flush=True)
+    else:
+        _log.warning("no_admin_user", remedy=f"set {variable_of('admin_password')} and restart")
+
+
+def _create_first_admin(logins: LoginStore, settings: Settings, password: str) -> bool:
+    password_hash = Passwords(cost=settings.bcrypt_cost).hash(password, field=variable_of("admin_password"))
+    return logins.ensure_first_admin(FIRST_ADMIN, password_hash)
+
+
+def _load_demo(database: Database, keys: Keys) -> None:
+    if SnapshotStore(database).load().revision == 0:
+        FlagStore(database, Ledger(database, keys.data)).create(DEMO_FLAG, Intent(caller=None, action="CreateFlag"))

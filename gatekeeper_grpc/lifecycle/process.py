@@ -1,0 +1,152 @@
+"""The serving process, alone or as supervisor or worker of a fleet: serves until told to stop, and stops in time."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from queue import Empty, SimpleQueue
+
+import structlog
+
+from gatekeeper_grpc.config import Settings, SettingsError
+from gatekeeper_grpc.embedded import EmbeddedPostgres
+from gatekeeper_grpc.fleet.port import ReservedPort
+from gatekeeper_grpc.fleet.report import Report, Role
+from gatekeeper_grpc.fleet.supervisor import Supervisor
+from gatekeeper_grpc.fleet.worker import Command
+from gatekeeper_grpc.lifecycle.keys import load_keys
+from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, exit_now, next_signal, signal_queue
+from gatekeeper_grpc.lifecycle.try_it import try_it
+
+_log = structlog.get_logger(__name__)
+
+# Beyond the drain and grace periods; then whatever still hangs is left behind.
+_STOP_MARGIN_S = 1.0
+_LOOK_EVERY_S = 0.02
+_ANY_PRIVATE_PORT = "127.0.0.1:0"
+# What the embedded database allows at least; and what a worker opens beside its pool: to listen, to watch, to prepare.
+_DATABASE_CONNECTIONS = 100
+_CONNECTIONS_BESIDE_POOL = 5
+
+
+def serve(settings: Settings, *, demo: bool) -> None:
+    """Serve until SIGTERM or SIGINT: in this process, or, with several workers, by way of them.
+
+    Args:
+        settings: What the operator decided.
+        demo: Load a demo flag into an empty embedded database, and print lines to try it with.
+
+    Errors: `SettingsError`, `GatekeeperError`, `EmbeddedDatabaseError`, `ListenError` and `FleetError` say what keeps
+    the process from starting.
+    """
+    # Until there is something to drain, SIGTERM interrupts whatever the start waits for, as SIGINT does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if settings.workers > 1:
+        _serve_by_workers(settings, demo=demo)
+    else:
+        _serve_alone(settings, demo=demo)
+    exit_now()
+
+
+def work(settings: Settings, role: Role) -> None:
+    """Serve as one worker of a fleet, until SIGTERM or SIGINT, or until SIGHUP says that another takes the place.
+
+    Errors: as for `serve`; the supervisor is to be told of them.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    role.end_with_supervisor()
+    keys = load_keys(settings)
+    dsn = _dsn_of_worker(settings)
+    prepare = (lambda: None) if role.is_prepared else partial(prepare_database, settings, dsn, keys, demo=False)
+    server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare, shares_port=True)
+    server.start()
+    signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    role.report(Report(ops_port=server.ops_port))
+    _stop_at_signal(signals, server, settings)
+    exit_now()
+
+
+def _serve_alone(settings: Settings, *, demo: bool) -> None:
+    keys = load_keys(settings)
+    with _database(settings) as dsn:
+        prepare = partial(prepare_database, settings, dsn, keys, demo=demo)
+        server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
+        server.start()
+        signals = signal_queue(signal.SIGTERM, signal.SIGINT)
+        ports = {"port": server.port, "health_port": server.health_port, "ops_port": server.ops_port}
+        _say_serving(settings, demo=demo, **ports)
+        _stop_at_signal(signals, server, settings)
+
+
+def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
+    keys = load_keys(settings)
+    with closing(ReservedPort(settings.listen)) as port, _database(settings) as dsn:
+        if settings.is_embedded:
+            prepare_database(settings, dsn, keys, demo=demo)
+        command = Command.like_ours(
+            is_prepared=settings.is_embedded,
+            DATABASE_URL=dsn,
+            GATEKEEPER_LISTEN=port.address,
+            GATEKEEPER_OPS_LISTEN=_ANY_PRIVATE_PORT,
+        )
+        supervisor = Supervisor(settings, command)
+        signals = signal_queue(signal.SIGHUP)
+        try:
+            ports = supervisor.start()
+            signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
+            _say_serving(settings, demo=demo, port=port.port, health_port=ports.health_port, ops_port=ports.ops_port)
+            _look_after(supervisor, signals)
+        finally:
+            exit_by_force_after(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
+            supervisor.stop()
+
+
+def _look_after(supervisor: Supervisor, signals: SimpleQueue[int]) -> None:
+    """Look after the workers until SIGTERM or SIGINT; roll them at SIGHUP."""
+    while True:
+        supervisor.look_after()
+        try:
+            number = signals.get(timeout=_LOOK_EVERY_S)
+        except Empty:
+            continue
+        if number != signal.SIGHUP:
+            _log.info("stopping", signal=signal.Signals(number).name)
+            return
+        supervisor.roll()
+
+
+def _dsn_of_worker(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise SettingsError("a worker is started by its supervisor, which tells it DATABASE_URL")
+    return settings.database_url.get_secret_value()
+
+
+def _say_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
+    _log.info("serving", **ports, listen=settings.listen, workers=settings.workers)
+    if demo:
+        print(try_it(settings, port=ports["port"]), flush=True)
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[str]:
+    """Provide the database: the one that the settings name, or the embedded one for as long as the block runs."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    most = max(_DATABASE_CONNECTIONS, settings.workers * (settings.db_pool_size + _CONNECTIONS_BESIDE_POOL) + 20)
+    postgres_settings = {"max_connections": str(most)}
+    with EmbeddedPostgres(settings.data_dir, bin_dir=settings.pg_bin, settings=postgres_settings) as embedded:
+        yield embedded.dsn
+
+
+def _stop_at_signal(signals: SimpleQueue[int], server: GatekeeperServer, settings: Settings) -> None:
+    announced = True
+    try:
+        number = next_signal(signals)
+        announced = number != signal.SIGHUP
+        _log.info("stopping", signal=signal.Signals(number).name)
+    finally:
+        exit_by_force_after(settings.drain_s * announced + settings.grace_s + _STOP_MARGIN_S)
+        server.stop(announced=announced)

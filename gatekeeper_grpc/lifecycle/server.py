@@ -1,0 +1,310 @@
+"""The composition root: builds one serving instance from its parts, starts it, drains it."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from gatekeeper.v1 import admin_service_pb2, auth_service_pb2, evaluation_service_pb2
+from gatekeeper.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from gatekeeper.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
+from gatekeeper.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_grpc.auth.client_keys import ClientKeyCache
+from gatekeeper_grpc.auth.lockout import LoginGuard
+from gatekeeper_grpc.auth.own_password import OwnPassword
+from gatekeeper_grpc.auth.passwords import Passwords
+from gatekeeper_grpc.auth.sessions import Sessions
+from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureGate, SignatureVerifier
+from gatekeeper_grpc.auth.tokens import AccessTokens
+from gatekeeper_grpc.cache.change_history import ChangeHistory
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.watcher_hub import WatcherHub
+from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
+from gatekeeper_grpc.lifecycle.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
+from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
+from gatekeeper_grpc.lifecycle.open_database import DatabaseOpening
+from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotFeed, redis_bus
+from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HealthReporter
+from gatekeeper_grpc.operations.health_server import HealthServer
+from gatekeeper_grpc.operations.http_server import OpsServer
+from gatekeeper_grpc.operations.liveness import ServingThread
+from gatekeeper_grpc.operations.metrics import Instance
+from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.service import AdminServicer
+from gatekeeper_grpc.servicers.auth import AuthServicer
+from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
+from gatekeeper_grpc.store.audit.head_reporter import AuditWatch
+from gatekeeper_grpc.store.maintenance import Maintenance
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.privileges import Privileges
+from gatekeeper_grpc.store.stores import Stores
+from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.drain import Departure
+from gatekeeper_grpc.transport.grpcio_internals import Patience
+from gatekeeper_grpc.transport.listener import bind, new_server
+from gatekeeper_grpc.wire.paging import PageTokens
+from gatekeeper_grpc.wire.watch import watch_message
+
+_log = structlog.get_logger(__name__)
+
+_MAINTENANCE_INTERVAL_S = 300.0
+# How long another instance's revocation of a client key may take to act here.
+_CLIENT_KEYS_INTERVAL_S = 5.0
+_CLIENT_KEY_USES_INTERVAL_S = 60.0
+# 8,000 signed calls a second for a minute, at 100 bytes each.
+_MAX_NONCES = 500_000
+_AUDIT_WATCH_INTERVAL_S = 60.0
+# How long clients may take to go when they are asked to, within the grace period.
+_DEPARTURE_S = 1.0
+
+
+class GatekeeperServer:
+    """One serving instance: its database pool, cache, gRPC server and health server, from `start` to `stop`.
+
+    Args:
+        settings: What the operator decided.
+        dsn: The database.
+        keys: Sign and verify access tokens, encrypt what the database keeps.
+        prepare: Makes the database fit to be served from, or raises why it is not, before anything is loaded or
+            written; `Unavailable` when it is away.
+        shares_port: Others serve on the same port, and somebody else answers for all on the health port.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        dsn: str,
+        keys: Keys,
+        prepare: Callable[[], object] = lambda: None,
+        shares_port: bool = False,
+    ) -> None:
+        check_policies(POLICIES, _FILES)
+        self._settings = settings
+        self._keys = keys
+        self.database = _database(settings, dsn)
+        self.watchers = WatcherHub(ChangeHistory(), watch_message, capacity=settings.max_watchers)
+        self.cache = SnapshotCache(
+            stale_after_s=settings.stale_after_s,
+            max_waiters=max(1, settings.evaluation_threads // 4),
+            published=self.watchers.published,
+        )
+        bus = redis_bus(settings, keys)
+        self.ledger = Ledger(
+            self.database,
+            keys.data,
+            served_revision=self.cache.served_revision,
+            announce=bus.announce if bus else lambda _: None,
+        )
+        self.stores = Stores(self.database, self.ledger, sealer=keys.data, recorder=erasure_ledger(settings, keys))
+        self.feed = SnapshotFeed(settings, self.cache, self.database, self.ledger, bus=bus, keys=keys)
+        self._opening = DatabaseOpening(prepare, self._open_database)
+        self.first_snapshot = FirstSnapshot(
+            self.cache,
+            self._opening,
+            self.feed.places,
+            sealer=keys.data,
+            expect=self.feed.refresher.expect,
+            patience=FOR_EMBEDDED if settings.is_embedded else FOR_OTHERS,
+        )
+        self._passwords = Passwords(cost=settings.bcrypt_cost)
+        self._login_guard = LoginGuard()
+        self._live_client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
+        self.audit_watch = AuditWatch(self.stores.audit, Privileges(self.database))
+        self._chores = self._make_chores()
+        self._pools = CallPools(_pool_sizes(settings))
+        self._instance = Instance(
+            settings,
+            self.cache,
+            pools=self._pools,
+            watchers=self.watchers,
+            audit=self.audit_watch,
+            start_reasons=self.first_snapshot.reasons,
+            keepers=self.feed.keepers,
+        )
+        self._health = HealthReporter(self._instance)
+        self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
+        self._server = self._build_server(shares_port=shares_port)
+        self._health_server = None if shares_port else HealthServer(self._health)
+        self._serving_thread = ServingThread(self._server)
+        self._departure = Departure(self._server, self._pools.gate)
+        self._ops = OpsServer(self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness)
+        self.port = self.health_port = self.ops_port = 0
+
+    def start(self) -> None:
+        """Open the database, load the first snapshot, serve.
+
+        When the database is away, or slow to load, and a snapshot was kept, serve from that until it is there. Errors:
+        what `prepare` raises, when the database is unfit, or away with nothing kept.
+        """
+        try:
+            self._opening.start()
+            self.first_snapshot.wait()
+            # Only now: a port that is bound takes calls, and workers share one.
+            self.port = bind(self._server, self._settings.listen)
+            self.health_port = self._health_server.bind(self._settings.health_listen) if self._health_server else 0
+            self.ops_port = self._ops.start(self._settings.ops_listen)
+        except BaseException:
+            self._close()
+            raise
+        self.feed.keep()
+        self._health.start()
+        self.watchers.start()
+        self._server.start()
+        self._serving_thread.start()
+        if self._health_server:
+            self._health_server.start()
+
+    def _open_database(self) -> None:
+        """Begin to read the database and to write to it."""
+        self.database.open()
+        self.feed.start()
+        for chore in self._chores:
+            chore.start()
+
+    def stop(self, *, announced: bool = True) -> None:
+        """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period.
+
+        Unannounced, it leaves at once: another serves in its place on the port, and whoever asks there for health must
+        not hear that nobody does.
+        """
+        if announced:
+            self._instance.drain()
+            self._health.drain()
+            time.sleep(self._settings.drain_s)
+        self._health.close()
+        self.watchers.close()
+        self._serving_thread.close()
+        self._end_calls(by=time.monotonic() + self._settings.grace_s)
+        self._opening.close()
+        self.audit_watch.close()
+        self._close()
+        _log.info("stopped")
+
+    def _close(self) -> None:
+        """End everything that runs, in the order in which it depends on each other."""
+        self._pools.close()
+        if self._health_server:
+            self._health_server.stop()
+        self._opening.close()
+        for chore in self._chores:
+            chore.close()
+        self.feed.close()
+        self.database.close()
+        self._ops.close()
+
+    def _end_calls(self, *, by: float) -> None:
+        """Send clients away while they are served; then end the calls that are left, at the time `by` at the latest."""
+        self._departure.send_away(self.port, within_s=min(_DEPARTURE_S, by - time.monotonic()))
+        self._server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
+
+    def _make_chores(self) -> tuple[Periodic, ...]:
+        """Make what is to be done now and then while the database is open."""
+        maintenance = Maintenance(self.database, self.stores.logins)
+        keys = self._live_client_keys
+        return (
+            Periodic("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S),
+            Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S),
+            Periodic("client_keys", keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S),
+            Periodic("client_key_uses", keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S),
+        )
+
+    def _build_server(self, *, shares_port: bool) -> grpc.Server:
+        settings = self._settings
+        interceptors = build_interceptors(
+            verifier=self._access_tokens,
+            pools=self._pools,
+            signatures=self._signatures(),
+            message_patience=_patience(settings.body_timeout_s, under_pressure_s=1.0),
+            stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
+        )
+        server = new_server(self._pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
+        add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
+        add_AdminServiceServicer_to_server(AdminServicer(self._admin_ports()), server)
+        add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        if settings.reflection:
+            services = (ADMIN, AUTH, EVALUATION, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(services, server)
+        return server
+
+    def _admin_ports(self) -> AdminPorts:
+        stores = self.stores
+        return AdminPorts(
+            flags=stores.flags,
+            targets=stores.targets,
+            segments=stores.segments,
+            members=stores.members,
+            users=stores.users,
+            erasures=stores.erasures,
+            exports=stores.exports,
+            admin_users=stores.admin_users,
+            passwords=self._passwords,
+            own_password=OwnPassword(stores.admin_users, self._passwords, self._login_guard, stores.logins),
+            auth_events=stores.logins,
+            client_keys=stores.client_keys,
+            live_client_keys=self._live_client_keys,
+            audit=stores.audit,
+            audit_signer=self._keys.audit,
+            cache=self.feed.refresher,
+            page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
+        )
+
+    def _signatures(self) -> SignatureGate:
+        # A signature is good from CLOCK_WINDOW_S before its time to as long after it; clocks may be set meanwhile.
+        nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
+        return SignatureGate(
+            SignatureVerifier(self._live_client_keys, nonces),
+            required=self._settings.require_signed_calls,
+            allow_unsigned_bodies=self._settings.allow_unsigned_bodies,
+        )
+
+    def _sessions(self) -> Sessions:
+        return Sessions(
+            self.stores.logins,
+            self._passwords,
+            self._access_tokens,
+            self._login_guard,
+            refresh_ttl=timedelta(seconds=self._settings.refresh_token_ttl_s),
+        )
+
+
+# Any: published without types, health and reflection have descriptors of another class than the typed ones.
+_FILES: tuple[Any, ...] = (
+    admin_service_pb2.DESCRIPTOR,
+    auth_service_pb2.DESCRIPTOR,
+    evaluation_service_pb2.DESCRIPTOR,
+    health_pb2.DESCRIPTOR,
+    reflection_pb2.DESCRIPTOR,
+)
+
+
+def _database(settings: Settings, dsn: str) -> Database:
+    return Database(
+        dsn,
+        pool_size=settings.db_pool_size,
+        statement_timeout_s=settings.db_statement_timeout_s,
+        hung_after_s=settings.db_hung_after_s,
+    )
+
+
+def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
+    return {
+        **DEFAULT_SIZES,
+        PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
+        PoolName.ADMIN: PoolSize(workers=settings.admin_threads, queue=64),
+        PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
+    }
+
+
+def _patience(limit_s: float, *, under_pressure_s: float) -> Patience:
+    return Patience(limit_s=limit_s, pressed_s=min(limit_s, under_pressure_s))

@@ -1,0 +1,117 @@
+"""Where an instance's snapshots come from, who announces them, and where the last-known-good one is kept."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper
+from gatekeeper_grpc.cache.refresher import Announcements, Refresher
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
+from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.lifecycle.keys import Keys
+from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
+from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
+from gatekeeper_grpc.store.snapshots.replica import ReplicaFirst
+
+if TYPE_CHECKING:
+    from gatekeeper_grpc.redis_bus.bus import RedisBus
+
+_SNAPSHOT_FILE = "snapshot"
+# The refreshing and the reloading thread may load at the same time, and nobody else does.
+_REPLICA_CONNECTIONS = 2
+
+
+class SnapshotFeed:
+    """Feeds a cache from the database, with all that the settings add: a read replica, Redis, files.
+
+    Args:
+        settings: What the operator decided.
+        cache: What is fed.
+        database: The primary.
+        ledger: Begins a new epoch when the database has lost what was served.
+        bus: Redis, when there is one.
+        keys: Seal what is kept.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        cache: SnapshotCache,
+        database: Database,
+        ledger: Ledger,
+        *,
+        bus: "RedisBus | None",
+        keys: Keys,
+    ) -> None:
+        self._bus = bus
+        self._replica = _replica(settings)
+        primary, replica = SnapshotStore(database), SnapshotStore(self._replica) if self._replica else None
+        announcements: list[Announcements] = [RevisionListener(database)]
+        self.places: list[Place] = [SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)]
+        if bus:
+            announcements.append(bus.announcements)
+            self.places.append(bus.snapshot)
+        self.refresher = Refresher(
+            cache,
+            ReplicaFirst(primary, replica) if replica else primary,
+            announcements,
+            report_loss=Restore(ledger).report_loss,
+            spare=replica,
+            poll_interval_s=settings.refresh_interval_s,
+            reload_interval_s=settings.reload_interval_s,
+        )
+        self.keepers: Sequence[SnapshotKeeper] = [
+            SnapshotKeeper(cache, place, keys.data, heed_newer=self.refresher.expect) for place in self.places
+        ]
+
+    def start(self) -> None:
+        """Begin to load snapshots, from a database that is open."""
+        if self._replica:
+            self._replica.open()
+        if self._bus:
+            self._bus.start()
+        self.refresher.start()
+
+    def keep(self) -> None:
+        """Begin to keep what is served for a start without the database."""
+        for keeper in self.keepers:
+            keeper.start()
+
+    def close(self) -> None:
+        """Load no more, keep what was served last, and close all connections but the primary's."""
+        self.refresher.close()
+        if self._replica:
+            self._replica.close()
+        for keeper in self.keepers:
+            keeper.close()
+        if self._bus:
+            self._bus.close()
+
+
+def redis_bus(settings: Settings, keys: Keys) -> "RedisBus | None":
+    """Return what there is of Redis, unconnected; None when there is no REDIS_URL. `SettingsError` for a bad one."""
+    if settings.redis_url is None:
+        return None
+    # Here, because redis takes a fifth of a second to import, and a start without it none.
+    from gatekeeper_grpc.redis_bus.bus import RedisBus  # noqa: PLC0415
+
+    try:
+        return RedisBus(settings.redis_url.get_secret_value(), keys.data.fingerprints)
+    except ValueError as exc:
+        raise SettingsError(f"{variable_of('redis_url')} {exc}") from None
+
+
+def _replica(settings: Settings) -> Database | None:
+    """Return the read replica, when there is one."""
+    if settings.read_database_url is None:
+        return None
+    return Database(
+        settings.read_database_url.get_secret_value(),
+        pool_size=_REPLICA_CONNECTIONS,
+        statement_timeout_s=settings.db_statement_timeout_s,
+        hung_after_s=settings.db_hung_after_s,
+        for_writing=False,
+    )

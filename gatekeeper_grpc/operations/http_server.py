@@ -1,0 +1,204 @@
+"""The operations HTTP server: `/metrics` for Prometheus, `/health` and `/ready` for orchestrators.
+
+For people and machines of the operator: it belongs on a loopback or otherwise private address.
+"""
+
+import json
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from gatekeeper_grpc.operations.readiness import Readiness
+from gatekeeper_grpc.transport.listener import ListenError
+
+_log = structlog.get_logger(__name__)
+
+_TEXT = "text/plain; charset=utf-8"
+# A client may be this slow between two bytes, and so many may be; one more ends the oldest, never the newcomer.
+_PATIENCE_S = 5.0
+_MAX_CONNECTIONS = 32
+_JOIN_TIMEOUT_S = 5.0
+# How long `close` may have to wait for the listening thread.
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """An answer over HTTP."""
+
+    status: HTTPStatus
+    content_type: str
+    body: bytes
+
+
+_Asked = Callable[[str], Page]  # From the request's Accept header.
+
+
+class OpsServer:
+    """Serves `/metrics`, `/health` and `/ready` over HTTP, from `start` to `close`.
+
+    A client that is slow or silent costs a thread for a while, and holds up nobody. Pages are made when they are asked
+    for, on such threads.
+
+    Args:
+        metrics: What `/metrics` shows.
+        is_alive: `/health` is 200 while this is true, else 503.
+        readiness: `/ready` shows it, with 200 while it is ready, else 503.
+    """
+
+    def __init__(self, metrics: Collector, *, is_alive: Callable[[], bool], readiness: Callable[[], Readiness]) -> None:
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        self._pages: Mapping[str, _Asked] = {
+            "/metrics": lambda accept: _metrics(registry, accept),
+            "/health": lambda _accept: _health(alive=is_alive()),
+            "/ready": lambda _accept: _ready(readiness()),
+        }
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, address: str) -> int:
+        """Listen on host:port, and return the port. Errors: `ListenError`."""
+        host, _, port = address.rpartition(":")
+        try:
+            self._server = _server(host.strip("[]"), int(port), self._pages)
+        except (OSError, ValueError) as exc:
+            raise ListenError.at(address) from exc
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="gatekeeper-ops", daemon=True
+        )
+        self._thread.start()
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Stop listening, and hang up on whoever is still there."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(_JOIN_TIMEOUT_S)
+        self._server = None
+
+
+class _Server(ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], pages: Mapping[str, _Asked]) -> None:
+        self.pages = pages
+        self._lock = threading.Lock()  # guards _open
+        self._open: dict[socket.socket, None] = {}  # In the order in which they came.
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > _MAX_CONNECTIONS:
+                _hang_up(next(iter(self._open)))
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        with self._lock:
+            for connection in self._open:
+                _hang_up(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
+        """Say nothing of a connection that fails: that is the client's to notice."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("ops_request_failed")
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
+def _server(host: str, port: int, pages: Mapping[str, _Asked]) -> _Server:
+    return (_ServerV6 if ":" in host else _Server)((host, port), pages)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:  # It has gone already.
+        return
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request; then the connection ends. The standard library finds the methods by their names."""
+
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] # The only one that makes us.
+    timeout = _PATIENCE_S
+    server_version = "gatekeeper"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        self._answer(self._page())
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self) -> None:
+        self._answer(_text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD"))
+
+    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
+        """Say nothing: probes come every second."""
+
+    def _page(self) -> Page:
+        path = self.path.partition("?")[0]
+        page = self.server.pages.get(path)
+        if page is None:
+            return _text(HTTPStatus.NOT_FOUND, f"there are {', '.join(self.server.pages)}")
+        try:
+            return page(self.headers.get("Accept", ""))
+        except Exception:  # noqa: BLE001 - the client learns that it failed, the log why
+            _log.exception("ops_page_failed", path=path)
+            return _text(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
+
+    def _answer(self, page: Page) -> None:
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.send_header("Cache-Control", "no-store")
+        if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
+
+
+def _metrics(registry: CollectorRegistry, accept: str) -> Page:
+    encode, content_type = choose_encoder(accept)
+    return Page(status=HTTPStatus.OK, content_type=content_type, body=encode(registry))
+
+
+def _health(*, alive: bool) -> Page:
+    return _text(*(HTTPStatus.OK, "alive") if alive else (HTTPStatus.SERVICE_UNAVAILABLE, "hung"))
+
+
+def _ready(readiness: Readiness) -> Page:
+    status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
+    body = json.dumps(asdict(readiness)).encode() + b"\n"
+    return Page(status=status, content_type="application/json", body=body)
+
+
+def _text(status: HTTPStatus, text: str) -> Page:
+    return Page(status=status, content_type=_TEXT, body=f"{text}\n".encode())

@@ -1,0 +1,121 @@
+"""What a serving instance tells about itself: to orchestrators whether to ask it, to Prometheus how it is doing."""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
+from gatekeeper_grpc.store.audit.head_reporter import AuditWatch
+from gatekeeper_grpc.transport.admission import CallPools
+
+# A database that confirmed the snapshot within so many polls counts as there.
+_POLLS_WITHOUT_DATABASE = 3
+
+
+class Instance(Collector):
+    """One serving instance, seen from outside. Everything is read when it is asked for, never on the hot path."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cache: SnapshotCache,
+        *,
+        pools: CallPools,
+        watchers: Sized,
+        audit: AuditWatch,
+        start_reasons: Callable[[], Iterable[str]],
+        keepers: Sequence[SnapshotKeeper],
+    ) -> None:
+        self._cache = cache
+        self._pools = pools
+        self._watchers = watchers
+        self._audit = audit
+        self._start_reasons = start_reasons
+        self._keepers = keepers
+        self._bounds = Bounds(stale_after_s=settings.stale_after_s, max_staleness_s=settings.ready_max_staleness_s)
+        self._database_silent_after_s = settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
+        self._draining = False
+        self._process = ProcessCollector(registry=CollectorRegistry())
+
+    def drain(self) -> None:
+        """Be unready for good."""
+        self._draining = True
+
+    def readiness(self) -> Readiness:
+        """Judge the instance as it is now; nothing is latched."""
+        snapshot = self._cache.peek()
+        unconfirmed_s = self._cache.unconfirmed_s()
+        return readiness_of(
+            revision=snapshot.revision if snapshot else None,
+            unconfirmed_s=unconfirmed_s,
+            database=unconfirmed_s < self._database_silent_after_s,
+            draining=self._draining,
+            since_start=tuple(self._start_reasons()),
+            bounds=self._bounds,
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        """Measure."""
+        yield from self._snapshot_metrics()
+        yield from self._kept_metrics()
+        yield from self._readiness_metrics()
+        yield from self._pool_metrics()
+        yield _gauge("watchers", "WatchFlags streams that are open.", len(self._watchers))
+        yield _gauge("threads", "Threads of the process.", threading.active_count())
+        yield from self._process.collect()
+
+    def _snapshot_metrics(self) -> Iterable[Metric]:
+        snapshot = self._cache.peek()
+        yield _gauge("revision", "The revision that answers are true at.", snapshot.revision if snapshot else None)
+        yield _gauge("flags", "Flags in the snapshot.", len(snapshot.flags) if snapshot else None)
+        yield _gauge("targets", "Individual targets in the snapshot.", len(snapshot.targets) if snapshot else None)
+        yield _gauge("members", "Segment members in the snapshot.", len(snapshot.members) if snapshot else None)
+        yield _gauge(
+            "snapshot_unconfirmed_seconds",
+            "For how long the database has not confirmed the snapshot as the newest.",
+            self._cache.unconfirmed_s(),
+        )
+
+    def _kept_metrics(self) -> Iterable[Metric]:
+        kept = GaugeMetricFamily(
+            "gatekeeper_snapshot_kept",
+            "1 while the place takes the last-known-good snapshot, else 0.",
+            labels=["place"],
+        )
+        for keeper in self._keepers:
+            kept.add_metric([keeper.place], not keeper.has_failed)
+        yield kept
+
+    def _readiness_metrics(self) -> Iterable[Metric]:
+        readiness = self.readiness()
+        yield _gauge("ready", "1 while evaluation can answer, else 0.", readiness.ready)
+        yield _gauge("stale", "1 while answers are marked stale, else 0.", readiness.stale)
+        yield _gauge("database_reachable", "1 when the database answered lately, else 0.", readiness.database)
+        yield _gauge(
+            "audit_log_rewritable",
+            "1 when the database role could rewrite the audit log, 0 when not, NaN when not known yet.",
+            self._audit.can_rewrite,
+        )
+
+    def _pool_metrics(self) -> Iterable[Metric]:
+        refused = CounterMetricFamily(
+            "gatekeeper_refused_calls", "Calls turned away because their pool was full.", labels=["pool"]
+        )
+        in_flight = GaugeMetricFamily("gatekeeper_calls_in_flight", "Calls that run or queue.", labels=["pool"])
+        for name, pool in self._pools.items():
+            refused.add_metric([name], pool.refused)
+            in_flight.add_metric([name], pool.in_flight)
+        yield refused
+        yield in_flight
+
+
+def _gauge(name: str, meaning: str, value: float | None) -> Metric:
+    """Make a gauge; None, what is not known, is NaN."""
+    return GaugeMetricFamily(f"gatekeeper_{name}", meaning, value=math.nan if value is None else value)

@@ -1,0 +1,340 @@
+"""Retention: moves the oldest partitions of the audit log to files, which stay verifiable and chain to what is left.
+
+An archive is a file of JSON lines, one entry with its document each, beside a file with its SHA-256 that `sha256sum -c`
+reads. That a partition was archived is an entry of the log itself, made in the transaction that drops the partition.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.rows import class_row
+
+from gatekeeper_grpc.domain.audit import AuditAnchor, RecordedEntry
+from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
+from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
+from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
+from gatekeeper_grpc.store.audit.log import ARCHIVE_ACTION, read_head, read_start, recorded_entries
+from gatekeeper_grpc.store.flags import NOTHING
+from gatekeeper_grpc.store.mutations import Effect, Head, Ledger
+from gatekeeper_grpc.store.postgres.database import Connection, Database, one
+from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
+
+_LOCK_TIMEOUT = "2s"
+_DELETED_AT_ONCE = 10_000
+_HEX_FIELDS = ("document_hash", "prev_hash", "hash", "salt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveFile:
+    """A file with the entries from `first_seq` to `last_seq`; `sha256` is of the file as it is."""
+
+    path: Path
+    first_seq: int
+    last_seq: int
+    sha256: bytes
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def read_archives(folder: Path) -> list[ArchiveFile]:
+    """Find the archives in a folder, oldest first; `FailedPrecondition` when one is not what its checksum says."""
+    return [_checked_file(path) for path in sorted(folder.glob("audit-*.jsonl"))]
+
+
+def verify_archives(files: Iterable[ArchiveFile], anchor: AuditAnchor | None = None) -> Iterator[Verification]:
+    """Verify archived entries from the first of the log on, without any database; see `verify_chain`."""
+    return verify_chain(_entries_of(files), anchor=anchor)
+
+
+def verify_with_archives(
+    database: Database, files: Sequence[ArchiveFile], anchor: AuditAnchor | None = None
+) -> Iterator[Verification]:
+    """Verify archived entries and all that is left in the database as one chain.
+
+    `FailedPrecondition` when an archive is missing, or is not the one that the database tells of.
+    """
+    with database.read() as conn:
+        _require_archives(conn, files)
+        head = read_head(conn).anchor
+        yield from verify_chain(_all_entries(conn, files), head=head, anchor=anchor)
+
+
+def _all_entries(conn: Connection, files: Iterable[ArchiveFile]) -> Iterator[RecordedEntry]:
+    yield from _entries_of(files)
+    yield from recorded_entries(conn)
+
+
+def _entries_of(files: Iterable[ArchiveFile]) -> Iterator[RecordedEntry]:
+    for file in files:
+        yield from _read_entries(file.path)
+
+
+def _read_entries(path: Path) -> Iterator[RecordedEntry]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield _entry_from_line(line)
+            except (ValueError, TypeError, AttributeError, KeyError):
+                raise FailedPrecondition(f"line {number} of {path} is not an audit entry") from None
+
+
+def _line_from_entry(entry: RecordedEntry) -> bytes:
+    fields: dict[str, Any] = entry._asdict()
+    for name in _HEX_FIELDS:
+        fields[name] = fields[name] and fields[name].hex()
+    # As text, for people; what is not UTF-8 survives all the same, to be found by whoever verifies.
+    fields["document"] = entry.document and entry.document.decode(errors="surrogateescape")
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def _entry_from_line(line: bytes) -> RecordedEntry:
+    fields = json.loads(line)
+    for name in _HEX_FIELDS:
+        fields[name] = None if fields[name] is None else bytes.fromhex(fields[name])
+    document = fields["document"]
+    fields["document"] = None if document is None else document.encode(errors="surrogateescape")
+    return RecordedEntry(**fields)
+
+
+def _checked_file(path: Path) -> ArchiveFile:
+    digest = _sha256_of(path)
+    try:
+        expected = _checksum_path(path).read_text(encoding="utf-8")
+        _, first, last = path.stem.split("-")
+        file = ArchiveFile(path=path, first_seq=int(first), last_seq=int(last), sha256=digest)
+    except (OSError, ValueError) as exc:
+        raise FailedPrecondition(f"{path} is not an archive with its checksum beside it") from exc
+    if expected != _checksum_line(path, digest):
+        raise FailedPrecondition(f"{path} is not the file that was archived: its SHA-256 is another one")
+    return file
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _checksum_line(path: Path, digest: bytes) -> str:
+    return f"{digest.hex()}  {path.name}\n"
+
+
+def _sha256_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _written(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file whole or not at all, and have it on disk."""
+    new = path.with_name(f".{path.name}.new")
+    with new.open("wb") as file:
+        file.writelines(chunks)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_ARCHIVES = """
+    SELECT first_seq, last_seq, sha256 FROM audit_archives ORDER BY last_seq
+"""
+
+
+def _require_archives(conn: Connection, files: Iterable[ArchiveFile]) -> None:
+    known = {(file.first_seq, file.last_seq): file.sha256 for file in files}
+    for first_seq, last_seq, sha256 in conn.execute(_ARCHIVES):
+        if known.get((first_seq, last_seq)) != sha256:
+            raise FailedPrecondition(f"the archive of entries {first_seq} to {last_seq} is missing, or is another file")
+
+
+# --- Moving -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Partition:
+    name: str
+    lower: int
+    upper: int
+
+    @property
+    def first_seq(self) -> int:
+        """The first entry that can be in it; entries are numbered from 1."""
+        return max(self.lower, 1)
+
+    @property
+    def last_seq(self) -> int:
+        return self.upper - 1
+
+
+class AuditArchive:
+    """Moves partitions to files in a folder, oldest first.
+
+    Args:
+        database: Of the role that owns the schema.
+        folder: Made when it is not there. Not to be lost: without these files, what is left proves itself only from
+            where they end.
+    """
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+        self._ledger = Ledger(database, _NoSealer())
+
+    def move(self, *, before: int | None = None, keep_partitions: int | None = None) -> Iterator[ArchiveFile]:
+        """Archive whole partitions that are full, and yield each when it is done; interrupt it at will.
+
+        Args:
+            before: Only partitions all of whose entries come before this one.
+            keep_partitions: All but so many of the newest that hold entries.
+
+        Errors: `FailedPrecondition` when a partition does not verify, `Unavailable` when somebody reads the log for
+        long. The partition stays then.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._delete_archived_documents()
+        for partition in self._chosen(before, keep_partitions):
+            yield self._move(partition)
+
+    @retry_lost_read
+    def _chosen(self, before: int | None, keep_partitions: int | None) -> list[_Partition]:
+        with self._database.read() as conn:
+            head_seq = read_head(conn).anchor.seq
+            in_use = [partition for partition in _partitions(conn) if partition.first_seq <= head_seq]
+        chosen = in_use if keep_partitions is None else in_use[:-keep_partitions]
+        last_seq = head_seq - 1 if before is None else min(before, head_seq) - 1
+        return [partition for partition in chosen if partition.last_seq <= last_seq]
+
+    def _move(self, partition: _Partition) -> ArchiveFile:
+        path = self._folder / f"audit-{partition.first_seq:019}-{partition.last_seq:019}.jsonl"
+        documents = self._export(partition, path)
+        file = _checked_file(path)
+        self._drop(partition, file, last=self._verified_end(file), documents=documents)
+        self._delete_archived_documents()
+        return file
+
+    def _export(self, partition: _Partition, path: Path) -> int:
+        """Write the entries of a partition to a file, and return how many of them had a document."""
+        documents = 0
+
+        def lines(entries: Iterable[RecordedEntry]) -> Iterator[bytes]:
+            nonlocal documents
+            for entry in entries:
+                documents += entry.document is not None
+                yield _line_from_entry(entry)
+
+        with self._database.read() as conn:
+            _written(path, lines(recorded_entries(conn, after=partition.lower - 1, up_to=partition.last_seq)))
+        _written(_checksum_path(path), [_checksum_line(path, _sha256_of(path)).encode()])
+        return documents
+
+    @retry_lost_read
+    def _verified_end(self, file: ArchiveFile) -> AuditAnchor:
+        """Verify a file as it stands on the disk, from where the log begins, and return its last entry."""
+        with self._database.read() as conn:
+            start = read_start(conn)
+        *_, last = verify_chain(_read_entries(file.path), start=start)
+        if last.faulty is not None:
+            raise FailedPrecondition(f"nothing was dropped: {last.faulty.message}")
+        if (start.seq + 1, last.verified.seq) != (file.first_seq, file.last_seq):
+            raise FailedPrecondition(f"nothing was dropped: {file.path} does not hold all entries of its partition")
+        return last.verified
+
+    def _drop(self, partition: _Partition, file: ArchiveFile, *, last: AuditAnchor, documents: int) -> None:
+        """Record the archive, in the log as well, and drop the partition, all or nothing."""
+
+        def act(conn: Connection, head: Head) -> Effect[None]:
+            _lock_log(conn)
+            _require_documents(conn, file, documents)
+            row = {
+                "first_seq": file.first_seq,
+                "last_seq": file.last_seq,
+                "last_hash": last.hash,
+                "sha256": file.sha256,
+            }
+            conn.execute(_INSERT_ARCHIVE, {**row, "create_time": head.create_time})
+            conn.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(partition.name)))
+            document = {**row, "last_hash": last.hash.hex(), "sha256": file.sha256.hex()}
+            return Effect(result=None, preview=None, change=_change(document))
+
+        self._ledger.mutate(Intent(caller=None, action=ARCHIVE_ACTION), act, codec=NOTHING)
+
+    @retry_conflicts
+    def _delete_archived_documents(self) -> None:
+        """Delete what belongs to dropped partitions, in small steps: nobody has to wait for a million rows."""
+        deleted = _DELETED_AT_ONCE
+        while deleted == _DELETED_AT_ONCE:
+            with self._database.write() as conn:
+                last_seq = read_start(conn).seq
+                deleted = conn.execute(_DELETE_DOCUMENTS, {"last_seq": last_seq, "limit": _DELETED_AT_ONCE}).rowcount
+
+
+_PARTITIONS: LiteralString = r"""
+    SELECT name, bounds[1]::bigint AS lower, bounds[2]::bigint AS upper FROM (
+        SELECT c.relname AS name,
+               regexp_match(pg_get_expr(c.relpartbound, c.oid), '\(''?(\d+)''?\) TO \(''?(\d+)') AS bounds
+        FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'audit_log'::regclass
+    ) partition
+    ORDER BY lower
+"""
+
+
+def _partitions(conn: Connection) -> list[_Partition]:
+    with conn.cursor(row_factory=class_row(_Partition)) as cursor:
+        return cursor.execute(_PARTITIONS).fetchall()
+
+
+def _lock_log(conn: Connection) -> None:
+    """Wait for readers of the log, but not for long: whoever writes waits for us."""
+    conn.execute("SELECT set_config('lock_timeout', %(timeout)s, true)", {"timeout": _LOCK_TIMEOUT})
+    try:
+        conn.execute("LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE")
+    except pg.LockNotAvailable as exc:
+        raise Unavailable("somebody is reading the audit log, to verify it perhaps; try again later") from exc
+
+
+_COUNT_DOCUMENTS = """
+    SELECT count(*) FROM audit_documents WHERE seq BETWEEN %(first_seq)s AND %(last_seq)s
+"""
+
+
+def _require_documents(conn: Connection, file: ArchiveFile, documents: int) -> None:
+    """Refuse to go on when a document was redacted since it was written to the file."""
+    (count,) = one(conn.execute(_COUNT_DOCUMENTS, {"first_seq": file.first_seq, "last_seq": file.last_seq}))
+    if count != documents:
+        file.path.unlink()
+        raise Unavailable("a document was redacted while it was being archived; try again")
+
+
+_INSERT_ARCHIVE = """
+    INSERT INTO audit_archives (first_seq, last_seq, last_hash, sha256, create_time)
+    VALUES (%(first_seq)s, %(last_seq)s, %(last_hash)s, %(sha256)s, %(create_time)s)
+"""
+
+_DELETE_DOCUMENTS = """
+    DELETE FROM audit_documents WHERE seq IN (
+        SELECT seq FROM audit_documents WHERE seq <= %(last_seq)s ORDER BY seq LIMIT %(limit)s)
+"""
+
+
+def _change(document: dict[str, Any]) -> Change:
+    return Change(resource=ResourceType.INSTALLATION, key="audit_log", change=ChangeType.UPDATED, document=document)
+
+
+class _NoSealer:
+    """For a ledger whose mutations carry no request id, and so leave nothing to seal."""
+
+    def seal(self, plain: bytes) -> bytes:  # noqa: ARG002
+        raise AssertionError("archiving keeps no answers")
+
+    def open(self, sealed: bytes) -> bytes:  # noqa: ARG002
+        raise AssertionError("archiving keeps no answers")

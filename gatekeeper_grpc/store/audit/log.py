@@ -1,0 +1,298 @@
+"""The audit log in PostgreSQL: listed, verified, and its head. Entries are written by the ledger alone."""
+
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
+
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
+from psycopg.rows import kwargs_row
+
+from gatekeeper_grpc.domain.audit import (
+    GENESIS,
+    AuditAnchor,
+    AuditEntry,
+    AuditHead,
+    AuditPage,
+    DocumentedEntry,
+    RecordedEntry,
+    hashed_time,
+)
+from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
+from gatekeeper_grpc.domain.commands import AuditFilter
+from gatekeeper_grpc.domain.errors import FailedPrecondition, ResourceExhausted
+from gatekeeper_grpc.domain.mutation import ResourceType
+from gatekeeper_grpc.store.postgres.database import Connection, Database, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
+
+ARCHIVE_ACTION = "ArchiveAuditLog"
+# An answer must fit into the 4 MiB that clients take, with documents, user ids and all.
+_PAGE_DOCUMENT_BYTES = 1 << 20
+# A verification keeps a connection and a core busy: more at once would be a way to take both away from others.
+_MAX_VERIFICATIONS = 2
+# A document may have 400 KB: so many rows are at most 40 MB. And between two fetches others get the interpreter's lock.
+_FETCH_ROWS = 100
+# Subject ids stand in documents as strings of their own, and nothing else does that looks the same.
+_SUBJECT_IDS = re.compile(rb'"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
+_NAMED_BY_SUBJECT = frozenset({ResourceType.USER, ResourceType.SUBJECT})
+
+
+class AuditStore:
+    """The audit log, read."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._verifying = threading.BoundedSemaphore(_MAX_VERIFICATIONS)
+
+    @retry_lost_read
+    def head(self) -> AuditHead:
+        """Read where the log stands."""
+        with self._database.read() as conn:
+            return read_head(conn)
+
+    @retry_lost_read
+    def list(self, wanted: AuditFilter) -> AuditPage:
+        """Read a page of entries, newest first; of fewer entries than wanted when their documents are large."""
+        with self._database.read() as conn:
+            found = _find(conn, wanted)
+            fitting = found[: _fitting([entry.document_bytes for entry in found[: wanted.limit]])]
+            return AuditPage(entries=_documented(conn, fitting), has_more=len(found) > len(fitting))
+
+    def verify(self, anchor: AuditAnchor | None = None) -> Iterator[Verification]:
+        """Verify all of the log as it is now, against its head and against an anchor kept outside.
+
+        Reports now and then, and at the end, see `verify_chain`; memory is bounded. Errors: `ResourceExhausted` while
+        others verify, `FailedPrecondition` when the anchor is of an entry that was archived.
+        """
+        with self._one_of_few(), self._database.read() as conn:
+            yield from verify_log(conn, anchor)
+
+    @contextmanager
+    def _one_of_few(self) -> Iterator[None]:
+        if not self._verifying.acquire(blocking=False):
+            raise ResourceExhausted("the audit log is being verified for others; try again later", retry_after_s=5.0)
+        try:
+            yield
+        finally:
+            self._verifying.release()
+
+
+# --- Where the log begins and ends ------------------------------------------------------------------------------------
+
+_HEAD = """
+    SELECT audit_seq, audit_hash, revision FROM revision_head
+"""
+
+
+def read_head(conn: Connection) -> AuditHead:
+    """Read where the log stands, within a transaction."""
+    seq, audit_hash, revision = one(conn.execute(_HEAD))
+    return AuditHead(anchor=AuditAnchor(seq=seq, hash=audit_hash), revision=revision)
+
+
+_NEWEST_ARCHIVE = """
+    SELECT last_seq, last_hash FROM audit_archives ORDER BY last_seq DESC LIMIT 1
+"""
+
+_NEWEST_ARCHIVE_DOCUMENT = """
+    SELECT d.document FROM audit_log a JOIN audit_documents d USING (seq)
+    WHERE a.action = %(action)s ORDER BY a.seq DESC LIMIT 1
+"""
+
+
+def read_start(conn: Connection) -> AuditAnchor:
+    """Read what the first entry is chained to: the last archived entry, or the genesis.
+
+    That entries were archived is believed only when the log itself says so, in an entry that is verified like any
+    other: else, whoever deletes the first entries would just add a row that claims it.
+    """
+    row = conn.execute(_NEWEST_ARCHIVE).fetchone()
+    if row is None:
+        return GENESIS
+    archived = AuditAnchor(seq=row[0], hash=row[1])
+    return archived if _recorded_archive(conn) == archived else GENESIS
+
+
+def _recorded_archive(conn: Connection) -> AuditAnchor | None:
+    row = conn.execute(_NEWEST_ARCHIVE_DOCUMENT, {"action": ARCHIVE_ACTION}).fetchone()
+    if row is None:
+        return None
+    try:
+        document = json.loads(row[0])
+        return AuditAnchor(seq=document["last_seq"], hash=bytes.fromhex(document["last_hash"]))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+# --- Verifying --------------------------------------------------------------------------------------------------------
+
+RECORDED_ENTRIES = """
+    SELECT a.seq, a.format, a.revision, a.create_time, a.actor, a.action, a.environment, a.resource_type,
+           a.resource_key, a.document_hash, a.prev_hash, a.hash, d.salt, d.document
+    FROM audit_log a LEFT JOIN audit_documents d ON d.seq = a.seq
+    WHERE a.seq > %(after)s AND a.seq <= %(up_to)s
+    ORDER BY a.seq
+"""
+_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+# Nobody writes an entry 0, so that one that stands there was put in.
+_BEFORE_ALL = -1
+_AFTER_ALL = 2**63 - 1
+
+
+def recorded_entries(conn: Connection, *, after: int = _BEFORE_ALL, up_to: int = _AFTER_ALL) -> Iterator[RecordedEntry]:
+    """Stream entries in order, within a transaction; few of them are in memory at a time."""
+    with conn.cursor(name="audit_log", row_factory=lambda _: RecordedEntry._make) as cursor:
+        cursor.adapters.register_loader("timestamptz", _HashedTimeLoader)
+        cursor.itersize = _FETCH_ROWS
+        yield from cursor.execute(RECORDED_ENTRIES, {"after": after, "up_to": up_to}, binary=True)
+
+
+class _HashedTimeLoader(Loader):
+    """Reads a time as the text that is hashed: several times faster than to_char writes it.
+
+    A time that Python does not know, such as "infinity", can only have been put in: it becomes text that no time has.
+    """
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> str:
+        microseconds = int.from_bytes(bytes(data), signed=True)
+        try:
+            return hashed_time(_POSTGRES_EPOCH + timedelta(microseconds=microseconds))
+        except OverflowError:
+            return f"{microseconds} microseconds after {_POSTGRES_EPOCH}"
+
+
+def verify_log(conn: Connection, anchor: AuditAnchor | None = None) -> Iterator[Verification]:
+    """Verify the log that a transaction sees, see `AuditStore.verify`."""
+    start = read_start(conn)
+    check_not_archived(anchor, start)
+    # From the first row on, wherever the log should begin: what stands before that was put in.
+    return verify_chain(recorded_entries(conn), start=start, head=read_head(conn).anchor, anchor=anchor)
+
+
+def check_not_archived(anchor: AuditAnchor | None, start: AuditAnchor) -> None:
+    """Refuse an anchor that only the archives can be compared with."""
+    if anchor is not None and anchor.seq < start.seq:
+        raise FailedPrecondition(
+            f"the anchor is of entry {anchor.seq}; entries up to {start.seq} are archived: verify with the archives,"
+            " by `gatekeeper audit verify --archives`",
+            reason="AUDIT_ENTRY_ARCHIVED",
+            metadata={"seq": str(anchor.seq), "last_archived_seq": str(start.seq)},
+        )
+
+
+# --- Listing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """An entry that was looked for; `document_bytes` is None when its document was redacted."""
+
+    entry: AuditEntry
+    hash: bytes
+    document_bytes: int | None
+
+
+def _found_from_row(*, hash: bytes, document_bytes: int | None, **fields: Any) -> _Found:  # noqa: A002 - the column
+    return _Found(entry=AuditEntry(**fields), hash=hash, document_bytes=document_bytes)
+
+
+_SELECT_ENTRIES = """
+    SELECT a.seq, a.format, a.revision, a.create_time, a.actor, a.action, a.environment, a.resource_type,
+           a.resource_key, a.document_hash, a.prev_hash, a.hash,
+           (SELECT octet_length(d.document) FROM audit_documents d WHERE d.seq = a.seq) AS document_bytes
+    FROM audit_log a
+"""
+
+# Each on an index of its own. Revisions rise with seq, so that their ends are looked up once and the log is then read
+# backwards between them; times may not, for clocks are set back.
+_CONDITIONS: Mapping[str, LiteralString] = {
+    "before": "a.seq < %(before)s",
+    "actor": "a.actor = %(actor)s",
+    "action": "a.action = %(action)s",
+    "resource_type": "a.resource_type = %(resource_type)s",
+    "resource_key": "a.resource_key = %(resource_key)s",
+    "start_time": "a.create_time >= %(start_time)s",
+    "end_time": "a.create_time < %(end_time)s",
+    "start_revision": """a.seq >= (
+        SELECT seq FROM audit_log WHERE revision >= %(start_revision)s ORDER BY revision LIMIT 1)""",
+    "end_revision": """a.seq <= (
+        SELECT seq FROM audit_log WHERE revision <= %(end_revision)s ORDER BY revision DESC LIMIT 1)""",
+}
+
+
+def list_query(wanted: AuditFilter) -> tuple[LiteralString, dict[str, object]]:
+    """Build the query for a filter and its parameters: with what is asked for, and nothing to be planned around."""
+    given = {name: value for name in _CONDITIONS if (value := getattr(wanted, name)) not in ("", None)}
+    conditions: LiteralString = " AND ".join([_CONDITIONS[name] for name in given])
+    where: LiteralString = "WHERE " + conditions if given else ""
+    return _SELECT_ENTRIES + where + " ORDER BY a.seq DESC LIMIT %(limit)s", {**given, "limit": wanted.limit + 1}
+
+
+def _find(conn: Connection, wanted: AuditFilter) -> list[_Found]:
+    with conn.cursor(row_factory=kwargs_row(_found_from_row)) as cursor:
+        return cursor.execute(*list_query(wanted)).fetchall()
+
+
+def _fitting(sizes: Sequence[int | None]) -> int:
+    """Tell how many of the first documents fit into a page: all up to a sum, and one in any case."""
+    room = _PAGE_DOCUMENT_BYTES
+    for count, size in enumerate(sizes):
+        room -= size or 0
+        if room < 0:
+            return max(1, count)
+    return len(sizes)
+
+
+_DOCUMENTS = """
+    SELECT seq, salt, document FROM audit_documents WHERE seq = ANY(%(seqs)s)
+"""
+
+
+def _documented(conn: Connection, found: Sequence[_Found]) -> list[DocumentedEntry]:
+    rows = conn.execute(_DOCUMENTS, {"seqs": [each.entry.seq for each in found]})
+    documents = {seq: (salt, document) for seq, salt, document in rows}
+    entries = [_with_document(each, *documents.get(each.entry.seq, (b"", None))) for each in found]
+    return with_users(conn, entries)
+
+
+def _with_document(found: _Found, salt: bytes, document: bytes | None) -> DocumentedEntry:
+    return DocumentedEntry(entry=found.entry, hash=found.hash, salt=salt, document=document, users={})
+
+
+def documented_entries(conn: Connection, seqs: Sequence[int]) -> list[DocumentedEntry]:
+    """Read entries by their places, within a transaction, oldest first."""
+    with conn.cursor(row_factory=kwargs_row(_found_from_row)) as cursor:
+        found = cursor.execute(_SELECT_ENTRIES + "WHERE a.seq = ANY(%(seqs)s) ORDER BY a.seq", {"seqs": list(seqs)})
+        return _documented(conn, found.fetchall())
+
+
+_USERS = """
+    SELECT subject_id::text, user_id FROM subjects WHERE subject_id = ANY(%(subjects)s::uuid[])
+"""
+
+
+def with_users(conn: Connection, entries: Iterable[DocumentedEntry]) -> list[DocumentedEntry]:
+    """Say whom each entry names, with one query for all of them."""
+    named = [(entry, _subjects_of(entry)) for entry in entries]
+    wanted = {subject for _, subjects in named for subject in subjects}
+    users: dict[str, str] = dict(conn.execute(_USERS, {"subjects": list(wanted)}).fetchall()) if wanted else {}
+    return [
+        replace(entry, users={subject: users[subject] for subject in subjects & users.keys()})
+        for entry, subjects in named
+    ]
+
+
+def _subjects_of(documented: DocumentedEntry) -> set[str]:
+    """Find the subject ids that an entry names: every string of its document that is a UUID, and a user's key."""
+    text = documented.document or b""
+    if documented.entry.resource_type in _NAMED_BY_SUBJECT:
+        text += f'"{documented.entry.resource_key}"'.encode()
+    return {match.decode() for match in _SUBJECT_IDS.findall(text)}

@@ -1,0 +1,125 @@
+"""What the serving role may do in PostgreSQL: the least that serving needs, and whether it is more than that.
+
+Triggers refuse changes of the audit log to everybody, but whoever owns a table can take its triggers away. So a role of
+its own serves, which owns nothing. Whoever still is above both, a superuser, is found out by the hashes.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import LiteralString
+
+from psycopg import sql
+
+from gatekeeper_grpc.store.postgres.database import Connection, Database
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
+
+_ALL = "SELECT, INSERT, UPDATE, DELETE"
+
+# Every table has a row, which a test demands of new ones. Documents of the audit log may be deleted: that is redaction.
+TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
+    {
+        "revision_head": "SELECT, UPDATE",
+        "subjects": _ALL,
+        "users": _ALL,
+        "user_attribute_counts": _ALL,
+        "segments": _ALL,
+        "segment_members": _ALL,
+        "feature_flags": _ALL,
+        "flag_segments": _ALL,
+        "targeted_users": _ALL,
+        "change_log": _ALL,
+        "audit_log": "SELECT, INSERT",
+        "audit_documents": "SELECT, INSERT, DELETE",
+        "audit_archives": "SELECT",
+        "auth_events": _ALL,
+        "admin_user": _ALL,
+        "refresh_tokens": _ALL,
+        "client_keys": _ALL,
+        "idempotency_keys": _ALL,
+        "schema_migrations": "SELECT",
+    }
+)
+
+
+def grants(role: str) -> str:
+    """Return the SQL that gives a role what serving needs, and takes away what it has beyond that.
+
+    For the owner of the schema, after every `gatekeeper migrate up`. The role exists already and owns nothing.
+    """
+    name = sql.Identifier(role).as_string(None)
+    lines = [
+        "BEGIN;",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC;",
+        f"REVOKE ALL ON SCHEMA public FROM {name};",
+        f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {name};",
+        f"GRANT USAGE ON SCHEMA public TO {name};",
+        *(f"GRANT {privileges} ON {table} TO {name};" for table, privileges in TABLE_PRIVILEGES.items()),
+        f"GRANT EXECUTE ON FUNCTION ensure_audit_partitions() TO {name};",
+        "COMMIT;",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# Of the role that logged in and of the one it acts as: the first can always come back. A superuser has all powers, and
+# naming the others would only hide that.
+_REWRITING_POWERS: LiteralString = """
+    WITH me AS (
+        SELECT DISTINCT r.rolname, r.rolsuper, r.rolcreaterole FROM pg_roles r
+        WHERE r.rolname IN (session_user, current_user)
+    ), guarded AS (
+        SELECT oid, relname, relowner FROM pg_class
+        WHERE oid IN ('audit_log'::regclass, 'audit_documents'::regclass, 'audit_archives'::regclass)
+           OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass)
+    ), power AS (
+        SELECT 1 AS place, 'it is a superuser' AS words FROM me WHERE rolsuper
+        UNION
+        SELECT 2, 'it is the owner of ' || relname || ', or can act as the owner' FROM me, guarded
+        WHERE NOT rolsuper AND pg_has_role(rolname, relowner, 'MEMBER')
+        UNION
+        SELECT 3, 'it may ' || privilege || ' ' || relname
+        FROM me, guarded, unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
+        WHERE NOT rolsuper AND NOT (relname = 'audit_documents' AND privilege = 'DELETE')
+          AND (has_table_privilege(rolname, oid, privilege)
+               OR privilege = 'UPDATE' AND has_any_column_privilege(rolname, oid, 'UPDATE'))
+        UNION
+        SELECT 4, 'it can replace the function ' || proname FROM me, pg_proc
+        WHERE NOT rolsuper AND pg_has_role(rolname, proowner, 'MEMBER')
+          AND proname IN ('refuse_audit_change', 'guard_audit_table', 'make_audit_partitions',
+                          'ensure_audit_partitions')
+        UNION
+        SELECT 5, 'it owns, or may create in, the schema ' || nspname FROM me, pg_namespace
+        WHERE NOT rolsuper AND oid = (SELECT relnamespace FROM pg_class WHERE oid = 'audit_log'::regclass)
+          AND (pg_has_role(rolname, nspowner, 'MEMBER') OR has_schema_privilege(rolname, oid, 'CREATE'))
+        UNION
+        SELECT 6, 'it owns the database' FROM me, pg_database
+        WHERE NOT rolsuper AND datname = current_database() AND pg_has_role(rolname, datdba, 'MEMBER')
+        UNION
+        SELECT 7, 'it may create roles' FROM me WHERE NOT rolsuper AND rolcreaterole
+        UNION
+        SELECT 8, 'it is a member of ' || r.rolname FROM me, pg_roles r
+        WHERE NOT me.rolsuper AND pg_has_role(me.rolname, r.oid, 'MEMBER')
+          AND r.rolname IN ('pg_execute_server_program', 'pg_write_server_files')
+        UNION
+        SELECT 9, 'it may set session_replication_role' FROM me
+        WHERE NOT rolsuper AND has_parameter_privilege(rolname, 'session_replication_role', 'SET')
+    )
+    SELECT words FROM power ORDER BY place, words
+"""
+
+
+class Privileges:
+    """What the role of a database's connections may do."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @retry_lost_read
+    def rewriting_powers(self) -> tuple[str, ...]:
+        """Say by which powers the role could rewrite the audit log, such as "it is a superuser"; none: it could not."""
+        with self._database.read() as conn:
+            return rewriting_powers(conn)
+
+
+def rewriting_powers(conn: Connection) -> tuple[str, ...]:
+    """Do the same within a transaction."""
+    return tuple(words for (words,) in conn.execute(_REWRITING_POWERS))

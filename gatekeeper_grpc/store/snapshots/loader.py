@@ -1,0 +1,352 @@
+"""Loads snapshots from PostgreSQL: whole, or what changed since one, each from a single state of the database."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from typing import LiteralString, TypeVar
+from uuid import UUID
+
+from psycopg.rows import class_row, kwargs_row
+
+from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
+from gatekeeper_grpc.domain.change_log import LoggedChange, flag_changes
+from gatekeeper_grpc.domain.errors import HistoryLost
+from gatekeeper_grpc.domain.flag import VARIANTS, Flag
+from gatekeeper_grpc.domain.flag_change import FlagChanges
+from gatekeeper_grpc.domain.mutation import ResourceType
+from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
+from gatekeeper_grpc.domain.segment import Segment
+from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta, named_by
+from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
+from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
+from gatekeeper_grpc.store.mutations import is_other_history
+from gatekeeper_grpc.store.postgres.database import Connection, Database, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
+from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
+
+# Beyond this many revisions a whole load is the shorter way.
+_MAX_DELTA_REVISIONS = 10_000
+# As many as the driver turns into Python objects in about a millisecond, in which no other thread runs.
+_STREAM_ROWS = 1_000
+_STREAM_FLAGS = 100
+_STREAM_LOGGED = 500
+_SLICE_S = 0.001
+_REST_S = 0.0005
+# Told by no delta: the subject of a person who was erased has no user id any more, and an installation is everything.
+_UNTOLD = frozenset({ResourceType.SUBJECT, ResourceType.INSTALLATION})
+Row = TypeVar("Row")
+_TAG_OF_VARIANT = {variant: tag for tag, variant in enumerate(VARIANTS)}
+
+
+class SnapshotStore:
+    """Where the cache gets its snapshots from, each with the flag changes that the change log still knows of."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @retry_lost_read
+    def head(self) -> int:
+        """Read the newest revision, and nothing else."""
+        with self._database.read() as conn:
+            return _head(conn).revision
+
+    @retry_lost_read
+    def newest_of(self, epoch: int) -> int | None:
+        """Read the newest revision of an epoch that is not lost; None when its audit log is archived, or lost whole."""
+        within = {"first": epoch * REVISIONS_PER_EPOCH, "end": (epoch + 1) * REVISIONS_PER_EPOCH}
+        with self._database.read() as conn:
+            (revision,) = one(conn.execute(NEWEST_OF_EPOCH, within))
+        return None if revision is None else int(revision)
+
+    @retry_lost_read
+    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
+        """Load everything; what is as it is in `sharing` is taken from there."""
+        with self._database.read() as conn:
+            head = _head(conn)
+            segments = _segments(conn, SELECT_SEGMENTS)
+            snapshot = Snapshot.build(
+                installation_id=head.installation_id,
+                revision=head.revision,
+                audit_hash=head.audit_hash,
+                flags=_all_flags(conn, sharing.flags if sharing else {}),
+                segments=segments,
+                targets=UserIndex.build(_stream(conn, _ALL_TARGETS)),
+                members=UserIndex.build(_stream(conn, _ALL_MEMBERS)),
+                attributes=_attributes(conn, named_by(segments)),
+                sharing=sharing,
+            )
+            return replace(snapshot, changes=_latest_flag_changes(conn, snapshot))
+
+    def load_since(self, base: Snapshot) -> Snapshot:
+        """Load what changed since `base`, see `load_delta`; everything when the change log does not say."""
+        changed = self.load_delta(base)
+        return self.load(sharing=base) if changed is None else changed
+
+    @retry_lost_read
+    def load_delta(self, base: Snapshot) -> Snapshot | None:
+        """Load what changed since `base`, in time proportional to the change; `base` itself when nothing did.
+
+        None when the change log does not say, or `base` is of another installation; `HistoryLost` when it is of a
+        history that the database has lost. An attribute that a segment is the first to name is read of all users.
+        """
+        with self._database.read() as conn:
+            head = _head(conn)
+            if head.installation_id != base.installation_id:
+                return None
+            _check_history(conn, base, head)
+            if head.revision == base.revision:
+                return base
+            log = _logged_since(conn, base.revision, head.revision)
+            return None if log is None else _brought_up(conn, base, head, log)
+
+
+NEWEST_OF_EPOCH = """
+    SELECT max(revision) FROM audit_log WHERE revision >= %(first)s AND revision < %(end)s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    installation_id: UUID
+    revision: int
+    audit_hash: bytes
+
+
+def _head(conn: Connection) -> _Head:
+    with conn.cursor(row_factory=class_row(_Head)) as cursor:
+        return one(cursor.execute("SELECT installation_id, revision, audit_hash FROM revision_head"))
+
+
+def _check_history(conn: Connection, base: Snapshot, head: _Head) -> None:
+    """Raise `HistoryLost` when the database came to the revision of `base` in another way, within one epoch."""
+    if epoch_of(head.revision) != epoch_of(base.revision):
+        return
+    if head.revision == base.revision:
+        is_other = base.audit_hash not in {b"", head.audit_hash}
+    else:
+        is_other = head.revision > base.revision and is_other_history(conn, base.revision, base.audit_hash)
+    if is_other:
+        raise HistoryLost(f"revision {base.revision} of the database is not the one that was served")
+
+
+LOGGED_SINCE = """
+    SELECT revision, resource_type, change_type, key, subjects FROM change_log
+    WHERE revision > %(revision)s ORDER BY revision LIMIT %(limit)s
+"""
+
+
+def _logged_since(conn: Connection, revision: int, head: int) -> list[LoggedChange] | None:
+    """Read the change log.
+
+    None when it cannot lead from `revision` to `head`: pruned, of another epoch, too long, or not telling enough.
+    """
+    expected = head - revision
+    if epoch_of(revision) != epoch_of(head) or not 0 <= expected <= _MAX_DELTA_REVISIONS:
+        return None
+    with conn.cursor(row_factory=class_row(LoggedChange)) as cursor:
+        log = cursor.execute(LOGGED_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()
+    # Every revision leaves exactly one row: fewer rows than revisions means that some are pruned.
+    is_complete = len(log) == expected and _UNTOLD.isdisjoint(change.resource_type for change in log)
+    return log if is_complete else None
+
+
+LATEST_LOGGED = """
+    SELECT revision, resource_type, change_type, key FROM change_log ORDER BY revision DESC LIMIT %(limit)s
+"""
+
+
+def _latest_flag_changes(conn: Connection, snapshot: Snapshot) -> FlagChanges:
+    """Read from the change log which flags changed of late: as far back as it leads, and tells enough."""
+    with conn.cursor(name="latest_changes", row_factory=class_row(LoggedChange)) as cursor:
+        cursor.itersize = _STREAM_LOGGED
+        rows = _unhurried(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}))
+        log = [*_unbroken(rows, snapshot.revision)]
+    log.reverse()
+    # What users had before is not known any more: any attribute may have changed.
+    changes = flag_changes(log, snapshot, lambda _change: snapshot.attributes.names)
+    return FlagChanges(since=snapshot.revision - len(log), changes=changes)
+
+
+def _unbroken(latest_first: Iterable[LoggedChange], revision: int) -> Iterator[LoggedChange]:
+    """Yield changes back to where one is missing (pruned, or the epoch began there) or does not tell enough."""
+    for expected, change in zip(count(revision, -1), latest_first, strict=False):
+        if change.revision != expected or change.resource_type in _UNTOLD:
+            return
+        yield change
+
+
+def _brought_up(conn: Connection, base: Snapshot, head: _Head, log: Sequence[LoggedChange]) -> Snapshot:
+    """Return the snapshot that the log leads to, with the flag changes on the way."""
+    stored = _attributes_of(conn, base.attributes.names, log)
+    snapshot = base.after(_delta(conn, base, head, log, chain.from_iterable(stored.values())))
+    changes = flag_changes(log, snapshot, _changed_attributes(base, snapshot, log, stored))
+    return replace(snapshot, changes=FlagChanges(since=base.revision, changes=changes))
+
+
+def _changed_attributes(
+    base: Snapshot, snapshot: Snapshot, log: Iterable[LoggedChange], stored: Mapping[UUID, Sequence[AttributeEntry]]
+) -> Callable[[LoggedChange], Iterable[str]]:
+    """Return a function that says which attributes a change of a user may have touched."""
+    times_changed = Counter(subject for change in log for subject in change.subjects if _is_of_user(change))
+    names = snapshot.attributes.names
+    newly_named = names - base.attributes.names
+
+    def changed(change: LoggedChange) -> Iterable[str]:
+        # Changed twice, a user may be as before, and yet not as somebody saw in between.
+        if any(times_changed[subject] > 1 for subject in change.subjects):
+            return names
+        entries = chain.from_iterable(stored.get(subject, ()) for subject in change.subjects)
+        return base.attributes.changed_by(entries) | newly_named
+
+    return changed
+
+
+def _is_of_user(change: LoggedChange) -> bool:
+    return change.resource_type == ResourceType.USER
+
+
+def _delta(
+    conn: Connection, base: Snapshot, head: _Head, log: Iterable[LoggedChange], attributes: Iterable[AttributeEntry]
+) -> SnapshotDelta:
+    keys: defaultdict[str, set[str]] = defaultdict(set)
+    pairs: defaultdict[str, set[tuple[str, UUID]]] = defaultdict(set)
+    for change in log:
+        keys[change.resource_type].add(change.key)
+        pairs[change.resource_type].update((change.key, subject) for subject in change.subjects)
+    flags = _flags(conn, _FLAGS_OF_KEYS, keys[ResourceType.FLAG])
+    segments = _segments(conn, _SEGMENTS_OF_KEYS, keys[ResourceType.SEGMENT])
+    named = named_by(segments) - base.attributes.names
+    return SnapshotDelta(
+        revision=head.revision,
+        audit_hash=head.audit_hash,
+        flags=dict.fromkeys(keys[ResourceType.FLAG]) | {flag.key: flag for flag in flags},
+        segments=dict.fromkeys(keys[ResourceType.SEGMENT]) | {segment.key: segment for segment in segments},
+        targets=_entries(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS]),
+        members=_entries(conn, MEMBERS_OF_PAIRS, pairs[ResourceType.MEMBERS]),
+        named_attributes=_attributes(conn, named),
+        attributes=tuple(attributes),
+    )
+
+
+_FLAGS_OF_KEYS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = ANY(%(keys)s)"
+
+
+def _flags(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> list[Flag]:
+    with conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
+        return cursor.execute(query, {"keys": list(keys)}).fetchall()
+
+
+_ALL_FLAGS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' ORDER BY f.key"
+
+
+def _all_flags(conn: Connection, known: Mapping[str, Flag]) -> Iterator[Flag]:
+    """Read all flags as they come; of those that are as known, yield the known object."""
+    with conn.cursor(name="flags", row_factory=kwargs_row(flag_from_row)) as cursor:
+        cursor.itersize = _STREAM_FLAGS
+        for flag in _unhurried(cursor.execute(_ALL_FLAGS)):
+            before = known.get(flag.key, flag)
+            yield before if before == flag else flag
+
+
+_SEGMENTS_OF_KEYS: LiteralString = SELECT_SEGMENTS + "WHERE environment = '' AND key = ANY(%(keys)s)"
+
+
+def _segments(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> list[Segment]:
+    with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
+        return cursor.execute(query, {"keys": list(keys)}).fetchall()
+
+
+_ALL_TARGETS = """
+    SELECT s.user_id, t.flag_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)
+"""
+
+_ALL_MEMBERS = """
+    SELECT s.user_id, m.segment_id, 'off' FROM segment_members m JOIN subjects s USING (subject_id)
+"""
+
+
+def _stream(conn: Connection, query: LiteralString) -> Iterator[UserEntry]:
+    """Read user entries as they come: a million of them are never in memory as rows."""
+    with conn.cursor(name="entries") as cursor:
+        cursor.itersize = _STREAM_ROWS
+        for user_id, owner_id, variant in _unhurried(cursor.execute(query)):
+            yield UserEntry(user_id, owner_id, _TAG_OF_VARIANT[variant])
+
+
+def _unhurried(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows, and rest for half a millisecond after each millisecond.
+
+    The interpreter gives a thread that computes 5 ms at a time: several times as long as an evaluation, which would
+    wait for it more than once.
+    """
+    began = time.perf_counter()
+    for row in rows:
+        yield row
+        if time.perf_counter() - began > _SLICE_S:
+            time.sleep(_REST_S)
+            began = time.perf_counter()
+
+
+TARGETS_OF_PAIRS = """
+    SELECT s.user_id, f.flag_id, t.variant
+    FROM unnest(%(keys)s::text[], %(subjects)s::uuid[]) AS pair (key, subject_id)
+    JOIN feature_flags f ON f.environment = '' AND f.key = pair.key
+    JOIN subjects s ON s.subject_id = pair.subject_id
+    LEFT JOIN targeted_users t ON t.flag_id = f.flag_id AND t.subject_id = pair.subject_id
+"""
+
+MEMBERS_OF_PAIRS = """
+    SELECT s.user_id, g.segment_id, CASE WHEN m.subject_id IS NOT NULL THEN 'off' END
+    FROM unnest(%(keys)s::text[], %(subjects)s::uuid[]) AS pair (key, subject_id)
+    JOIN segments g ON g.environment = '' AND g.key = pair.key
+    JOIN subjects s ON s.subject_id = pair.subject_id
+    LEFT JOIN segment_members m ON m.segment_id = g.segment_id AND m.subject_id = pair.subject_id
+"""
+
+
+def _entries(conn: Connection, query: LiteralString, pairs: set[tuple[str, UUID]]) -> list[UserEntry]:
+    """Read how users stand with flags (or segments) now; a NULL variant: they have no entry any more."""
+    if not pairs:
+        return []
+    keys, subjects = zip(*pairs, strict=True)
+    rows = conn.execute(query, {"keys": list(keys), "subjects": list(subjects)})
+    return [UserEntry(user_id, owner_id, _TAG_OF_VARIANT.get(variant)) for user_id, owner_id, variant in rows]
+
+
+# A stored null counts as missing, and is left out.
+_ALL_ATTRIBUTES = """
+    SELECT s.user_id, a.key, a.value::text
+    FROM users u JOIN subjects s USING (subject_id) CROSS JOIN LATERAL jsonb_each(u.attributes) AS a
+    WHERE a.key = ANY(%(names)s) AND a.value <> 'null'
+"""
+
+
+def _attributes(conn: Connection, names: frozenset[str]) -> AttributeIndex:
+    """Read what all users have of these attributes, as it comes."""
+    if not names:
+        return AttributeIndex()
+    with conn.cursor(name="attributes") as cursor:
+        cursor.itersize = _STREAM_ROWS
+        rows = _unhurried(cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)}))
+        return AttributeIndex.build(names, (AttributeEntry(*row) for row in rows))
+
+
+ATTRIBUTES_OF_SUBJECTS = """
+    SELECT subject_id, s.user_id, name, nullif(u.attributes -> name, 'null')::text
+    FROM subjects s LEFT JOIN users u USING (subject_id) CROSS JOIN unnest(%(names)s::text[]) AS name
+    WHERE subject_id = ANY(%(subjects)s)
+"""
+
+
+def _attributes_of(
+    conn: Connection, names: frozenset[str], log: Iterable[LoggedChange]
+) -> Mapping[UUID, Sequence[AttributeEntry]]:
+    """Read what the users in the log have of these attributes now, or have no more; by subject."""
+    subjects = {subject for change in log if _is_of_user(change) for subject in change.subjects}
+    stored: defaultdict[UUID, list[AttributeEntry]] = defaultdict(list)
+    if names and subjects:
+        for subject, *entry in conn.execute(ATTRIBUTES_OF_SUBJECTS, {"names": list(names), "subjects": list(subjects)}):
+            stored[subject].append(AttributeEntry(*entry))
+    return stored
