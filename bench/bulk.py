@@ -15,7 +15,7 @@ from pathlib import Path
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.evaluate import FLAGS, create_flags
-from bench.processes import Instance, log_in, serving
+from bench.processes import InstanceMetrics, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -29,7 +29,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 MESSAGE = 1_000
 
 
-def stream(instance: Instance, users: int) -> tuple[float, int]:
+def stream(instance: InstanceMetrics, users: int) -> tuple[float, int]:
     """Evaluate all flags for so many users; returns users per second and how many headers came, which must be one."""
     began, headers, results = time.perf_counter(), 0, 0
     with instance.channel() as channel:
@@ -46,7 +46,7 @@ def _messages(users: int) -> Iterator[evaluation.BulkEvaluateFlagsRequest]:
         yield evaluation.BulkEvaluateFlagsRequest(contexts=contexts)
 
 
-def flip_until(done: threading.Event, instance: Instance) -> None:
+def flip_until(done: threading.Event, instance: InstanceMetrics) -> None:
     """Change a flag over and over."""
     metadata, turn = log_in(instance), 0
     with instance.channel() as channel:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.processes import Instance, log_in, serving
+from bench.processes import InstanceMetrics, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -24,7 +24,7 @@ FLAGS = 20
 CLIENT_THREADS = 8
 
 
-def create_flags(instance: Instance, count: int = FLAGS) -> None:
+def create_flags(instance: InstanceMetrics, count: int = FLAGS) -> None:
     """Create enabled flags at half rollout."""
     metadata = log_in(instance)
     with instance.channel() as channel:
@@ -34,7 +34,7 @@ def create_flags(instance: Instance, count: int = FLAGS) -> None:
 
 
 def calls_per_s(
-    instance: Instance, question: Callable[[int], evaluation.EvaluateFlagsRequest], seconds: float
+    instance: InstanceMetrics, question: Callable[[int], evaluation.EvaluateFlagsRequest], seconds: float
 ) -> tuple[float, float]:
     """Ask from `CLIENT_THREADS` threads for a while; returns calls per second and the p99 latency in ms."""
     latencies: list[list[float]] = [[] for _ in range(CLIENT_THREADS)]

@@ -21,10 +21,10 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
-from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper, newest_kept
+from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper, SnapshotStorage, newest_kept
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
-from gatekeeper_grpc.cache.snapshot_format import Stamp, encode
+from gatekeeper_grpc.cache.snapshot_format import SnapshotHeader, encode
 from gatekeeper_grpc.domain.evaluation import EvaluationContext
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
@@ -98,7 +98,7 @@ def percentile(latencies: list[float], share: float) -> float:
     return sorted(latencies)[int(len(latencies) * share)]
 
 
-def keep(snapshot: Snapshot, place: Place, *, pause: Callable[[float], object] = time.sleep) -> float:
+def keep(snapshot: Snapshot, place: SnapshotStorage, *, pause: Callable[[float], object] = time.sleep) -> float:
     """Let a keeper write the snapshot to a place; returns the seconds that took."""
     cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
     cache.publish(snapshot, confirmed_at=time.monotonic())
@@ -126,7 +126,7 @@ def measure_evaluation(snapshot: Snapshot, folder: Path) -> None:
         print(f"  while it is written {name}: p50 {p50:.2f} ms  p99 {p99:.2f} ms   ({ratios})")
 
 
-def measure_place(name: str, snapshot: Snapshot, place: Place) -> None:
+def measure_place(name: str, snapshot: Snapshot, place: SnapshotStorage) -> None:
     """Print how long it takes to keep a snapshot in a place, and to find it again."""
     took_s = keep(snapshot, place)
     began = time.perf_counter()
@@ -163,7 +163,7 @@ def _start_s(data_dir: Path) -> float:
 def main(flags: int = 10_000, targets: int = 1_000_000) -> None:
     """Measure and print."""
     snapshot = snapshot_of(flags, targets)
-    pieces = [*encode(snapshot, Stamp.of(snapshot, confirmed_time=datetime.now(UTC)), SEALER)]
+    pieces = [*encode(snapshot, SnapshotHeader.of(snapshot, confirmed_time=datetime.now(UTC)), SEALER)]
     print(f"  {flags} flags, {targets} targets: {sum(map(len, pieces)) / 1e6:.1f} MB in {len(pieces)} pieces")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.processes import Instance, Metadata, log_in, serving
+from bench.processes import InstanceMetrics, Metadata, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import flag_pb2
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -21,7 +21,9 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 KEY = "contended"
 
 
-def edit(instance: Instance, metadata: Metadata, attempts: int, counts: dict[str, int], lock: threading.Lock) -> None:
+def edit(
+    instance: InstanceMetrics, metadata: Metadata, attempts: int, counts: dict[str, int], lock: threading.Lock
+) -> None:
     """Read and update, again and again; counts outcomes by status."""
     with instance.channel() as channel:
         flags = AdminServiceStub(channel)

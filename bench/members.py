@@ -13,7 +13,7 @@ from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.processes import Instance, Metadata, database_url, log_in, serving
+from bench.processes import InstanceMetrics, Metadata, database_url, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import flag_pb2, segment_pb2
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -47,7 +47,7 @@ def _messages(members: int) -> Iterator[admin.AddSegmentMembersRequest]:
         yield admin.AddSegmentMembersRequest(segment_key=SEGMENT, user_ids=user_ids)
 
 
-def is_on(instance: Instance, user_id: str) -> bool:
+def is_on(instance: InstanceMetrics, user_id: str) -> bool:
     """Evaluate the flag for one user."""
     request = EvaluateFlagsRequest(context=EvaluationContext(user_id=user_id), flag_keys=[FLAG])
     with instance.channel() as channel:

@@ -22,7 +22,7 @@ PASSWORD = "bench-password"  # noqa: S105 - of a throw-away database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class InstanceMetrics:
     """A running server: its port and process id."""
 
     port: int
@@ -41,7 +41,7 @@ class Instance:
 
 
 @contextmanager
-def serving(data_dir: Path, **settings: str) -> Iterator[Instance]:
+def serving(data_dir: Path, **settings: str) -> Iterator[InstanceMetrics]:
     """Run one instance on `data_dir` for the length of a block; settings are environment variables."""
     defaults = {
         "GATEKEEPER_DATA_DIR": str(data_dir),
@@ -59,7 +59,7 @@ def serving(data_dir: Path, **settings: str) -> Iterator[Instance]:
             [sys.executable, "-m", "gatekeeper_grpc", "serve"], env={**os.environ, **defaults, **settings}, stderr=log
         )
         try:
-            yield Instance(port=_port(process, log), pid=process.pid)
+            yield InstanceMetrics(port=_port(process, log), pid=process.pid)
         finally:
             process.terminate()
             process.wait(timeout=30)
@@ -72,7 +72,7 @@ def database_url(data_dir: Path) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def log_in(instance: Instance) -> Metadata:
+def log_in(instance: InstanceMetrics) -> Metadata:
     """Log in as the first admin; returns the metadata that admin calls need."""
     with instance.channel() as channel:
         request = auth_service_pb2.LoginRequest(username="admin", password=PASSWORD)

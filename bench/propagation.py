@@ -13,7 +13,7 @@ from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.processes import Instance, Metadata, database_url, log_in, serving
+from bench.processes import InstanceMetrics, Metadata, database_url, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -24,7 +24,7 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 FLAG = "propagated"
 
 
-def measure(writer: Instance, reader: Instance, changes: int) -> list[float]:
+def measure(writer: InstanceMetrics, reader: InstanceMetrics, changes: int) -> list[float]:
     """Return, for each change, how many milliseconds after its acknowledgement the reader showed it."""
     metadata = log_in(writer)
     with writer.channel() as to_writer, reader.channel() as to_reader:

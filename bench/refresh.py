@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 
-from bench.processes import Instance, database_url, serving
+from bench.processes import InstanceMetrics, database_url, serving
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -24,7 +24,7 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.commands import FlagUpdate
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 
 ASKED = 20
@@ -38,7 +38,7 @@ CREATE = """
 """
 
 
-def latencies_ms(instance: Instance, seconds: float) -> list[float]:
+def latencies_ms(instance: InstanceMetrics, seconds: float) -> list[float]:
     """Ask for a while from one thread; returns the latencies."""
     found: list[float] = []
     until = time.perf_counter() + seconds
@@ -59,7 +59,7 @@ def changes(url: str) -> Iterator[None]:
     over = threading.Event()
     with closing(Database(url, pool_size=2)) as database:
         database.open()
-        flags = FlagStore(database, Ledger(database, KEYS))
+        flags = FlagStore(database, MutationRunner(database, KEYS))
 
         def change() -> None:
             number = 0

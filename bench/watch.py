@@ -19,7 +19,7 @@ from pathlib import Path
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.evaluate import create_flags
-from bench.processes import Instance, Metadata, database_url, log_in, serving
+from bench.processes import InstanceMetrics, Metadata, database_url, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -34,7 +34,7 @@ QUESTION = evaluation.EvaluateFlagsRequest(context=EvaluationContext(user_id="al
 
 
 @contextmanager
-def watched(instance: Instance, watchers: int) -> Iterator[list[subprocess.Popen[str]]]:
+def watched(instance: InstanceMetrics, watchers: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Have an instance watched for the length of a block; all streams are open when it begins."""
     command = [sys.executable, "-m", "bench.watchers", str(instance.port), str(watchers // PROCESSES)]
     audiences = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
@@ -49,7 +49,7 @@ def watched(instance: Instance, watchers: int) -> Iterator[list[subprocess.Popen
             audience.wait()
 
 
-def latencies_ms(instance: Instance, seconds: float) -> list[float]:
+def latencies_ms(instance: InstanceMetrics, seconds: float) -> list[float]:
     """Time unary calls at a pace that leaves the machine half idle."""
     latencies: list[float] = []
     until = time.perf_counter() + seconds
@@ -74,7 +74,7 @@ def latencies_ms(instance: Instance, seconds: float) -> list[float]:
 class Editor:
     """Flips a flag through one instance."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: InstanceMetrics) -> None:
         self._metadata: Metadata = log_in(instance)
         self._stub = AdminServiceStub(instance.channel())
         self._turn = 0
@@ -99,7 +99,7 @@ def _told(audience: subprocess.Popen[str]) -> float:
     return float(json.loads(audience.stdout.readline())["last"])
 
 
-def threads_of(instance: Instance) -> int:
+def threads_of(instance: InstanceMetrics) -> int:
     """Count the threads of an instance."""
     return len([*Path(f"/proc/{instance.pid}/task").iterdir()])
 

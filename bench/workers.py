@@ -23,7 +23,7 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.evaluate import calls_per_s, create_flags
-from bench.processes import Instance, Metadata, log_in, serving
+from bench.processes import InstanceMetrics, Metadata, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -41,10 +41,10 @@ _ASK = "import sys; from bench.workers import ask; print(ask(int(sys.argv[1]), f
 
 def ask(port: int, seconds: float) -> float:
     """Ask from this process for a while; returns calls per second."""
-    return calls_per_s(Instance(port=port, pid=0), lambda _turn: QUESTION, seconds)[0]
+    return calls_per_s(InstanceMetrics(port=port, pid=0), lambda _turn: QUESTION, seconds)[0]
 
 
-def rate(instance: Instance, seconds: float) -> float:
+def rate(instance: InstanceMetrics, seconds: float) -> float:
     """Ask from `CLIENT_PROCESSES` processes at once; returns calls per second of all."""
     command = [sys.executable, "-c", _ASK, str(instance.port), str(seconds)]
     clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(CLIENT_PROCESSES)]
@@ -105,7 +105,7 @@ def measure_rolls(rolls: int) -> tuple[int, list[str]]:
     return answered[0], failures
 
 
-def _roll(fleet: Instance) -> None:
+def _roll(fleet: InstanceMetrics) -> None:
     before = _children(fleet)
     os.kill(fleet.pid, signal.SIGHUP)
     while before & _children(fleet) or len(_children(fleet)) < len(before):
@@ -126,7 +126,7 @@ def _seen_by_all_ms(
 
 
 @contextmanager
-def _connection_to_each(fleet: Instance, workers: int) -> Iterator[list[grpc.Channel]]:
+def _connection_to_each(fleet: InstanceMetrics, workers: int) -> Iterator[list[grpc.Channel]]:
     """Open connections until there is one to each worker: the kernel deals them out."""
     with ExitStack() as stack:
         found: dict[int, grpc.Channel] = {}
@@ -140,14 +140,14 @@ def _connection_to_each(fleet: Instance, workers: int) -> Iterator[list[grpc.Cha
         yield list(found.values())
 
 
-def _connected_workers(fleet: Instance) -> dict[int, int]:
+def _connected_workers(fleet: InstanceMetrics) -> dict[int, int]:
     """Count the connections to the shared port that each worker holds, by process id."""
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     established = {f"socket:[{row[9]}]" for row in rows if row[3] == "01" and row[1].endswith(f":{fleet.port:04X}")}
     return {pid: len(established & set(map(_target, Path(f"/proc/{pid}/fd").iterdir()))) for pid in _children(fleet)}
 
 
-def _children(fleet: Instance) -> set[int]:
+def _children(fleet: InstanceMetrics) -> set[int]:
     """The workers' process ids."""
     return set(map(int, Path(f"/proc/{fleet.pid}/task/{fleet.pid}/children").read_text().split()))
 

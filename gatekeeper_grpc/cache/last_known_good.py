@@ -16,8 +16,8 @@ from gatekeeper_grpc.cache.snapshot_format import (
     HEAD_BYTES,
     NotASnapshot,
     Sealer,
+    SnapshotHeader,
     SnapshotRefused,
-    Stamp,
     check_whole,
     decode,
     encode,
@@ -39,7 +39,7 @@ _RENEW_AFTER = timedelta(hours=1)
 _PAUSE_AT_LEAST_S = 0.001
 
 
-class Place(Protocol):
+class SnapshotStorage(Protocol):
     """Where one snapshot can be kept. What fails is a `GatekeeperError` that names the place, and no secret."""
 
     @property
@@ -91,7 +91,7 @@ class SnapshotKeeper:
     def __init__(
         self,
         cache: Current,
-        place: Place,
+        place: SnapshotStorage,
         sealer: Sealer,
         *,
         heed_newer: Callable[[int], object] = lambda _: None,
@@ -104,7 +104,7 @@ class SnapshotKeeper:
         self._heed_newer = heed_newer
         self._clock = clock
         self._pause = pause
-        self._kept: Stamp | None = None
+        self._kept: SnapshotHeader | None = None
         self._rested_at = -math.inf
         self._retry_at = -math.inf
         self._has_failed = False
@@ -137,7 +137,7 @@ class SnapshotKeeper:
         # Good is what the database has said. What was read from such a place is there already.
         if snapshot is None or math.isinf(unconfirmed_s):
             return
-        stamp = Stamp.of(snapshot, confirmed_time=datetime.now(UTC) - timedelta(seconds=unconfirmed_s))
+        stamp = SnapshotHeader.of(snapshot, confirmed_time=datetime.now(UTC) - timedelta(seconds=unconfirmed_s))
         if not self._is_time(stamp):
             return
         try:
@@ -152,7 +152,7 @@ class SnapshotKeeper:
                 self._heed_newer(there.revision)
             self._kept = stamp
 
-    def _is_time(self, stamp: Stamp) -> bool:
+    def _is_time(self, stamp: SnapshotHeader) -> bool:
         now, kept = self._clock(), self._kept
         if now < self._retry_at:
             return False
@@ -160,7 +160,7 @@ class SnapshotKeeper:
             return True
         return (stamp.revision != kept.revision and now >= self._rested_at) or _is_to_be_renewed(kept, stamp)
 
-    def _keep(self, snapshot: Snapshot, stamp: Stamp) -> Stamp | None:
+    def _keep(self, snapshot: Snapshot, stamp: SnapshotHeader) -> SnapshotHeader | None:
         """Write unless something as good is there; return what is there then, None when somebody else is writing."""
         with self._place.claimed() as is_ours:
             if not is_ours:
@@ -171,7 +171,7 @@ class SnapshotKeeper:
             self._write(snapshot, stamp)
             return stamp
 
-    def _there(self) -> Stamp | None:
+    def _there(self) -> SnapshotHeader | None:
         """Return what is kept, by whomever; None when it is nothing, or of no use."""
         try:
             return self._checked_stamp()
@@ -181,7 +181,7 @@ class SnapshotKeeper:
             _log.warning("last_known_good_replaced", place=self._place.name, error=str(exc))
             return None
 
-    def _checked_stamp(self) -> Stamp | None:
+    def _checked_stamp(self) -> SnapshotHeader | None:
         """Read the stamp; the first time all the rest as well, which may have been damaged since it was written."""
         kept = self._place.head(HEAD_BYTES) if self._kept else self._place.read()
         if not kept:
@@ -190,7 +190,7 @@ class SnapshotKeeper:
             check_whole(kept)
         return read_stamp(kept[:HEAD_BYTES], self._sealer)
 
-    def _write(self, snapshot: Snapshot, stamp: Stamp) -> None:
+    def _write(self, snapshot: Snapshot, stamp: SnapshotHeader) -> None:
         began = self._clock()
         self._place.write(self._paced(encode(snapshot, stamp, self._sealer)))
         took_s = self._clock() - began
@@ -213,14 +213,14 @@ class SnapshotKeeper:
         self._has_failed = error is not None
 
 
-def _supersedes(stamp: Stamp, there: Stamp) -> bool:
+def _supersedes(stamp: SnapshotHeader, there: SnapshotHeader) -> bool:
     """Tell whether a snapshot is to take the place of another one."""
     if stamp.installation_id != there.installation_id or stamp.revision != there.revision:
         return stamp.installation_id != there.installation_id or stamp.revision > there.revision
     return _is_to_be_renewed(there, stamp)
 
 
-def _is_to_be_renewed(kept: Stamp, stamp: Stamp) -> bool:
+def _is_to_be_renewed(kept: SnapshotHeader, stamp: SnapshotHeader) -> bool:
     return stamp.confirmed_time - kept.confirmed_time > _RENEW_AFTER
 
 
@@ -230,34 +230,34 @@ class KeptSnapshot:
 
     snapshot: Snapshot
     place: str
-    stamp: Stamp
+    stamp: SnapshotHeader
 
 
-def newest_kept(places: Iterable[Place], sealer: Sealer) -> KeptSnapshot | None:
+def newest_kept(places: Iterable[SnapshotStorage], sealer: Sealer) -> KeptSnapshot | None:
     """Find the newest usable snapshot; None when there is none. What cannot be used is logged, each with the reason."""
     stamped = [(stamp, place) for place in places if (stamp := _stamp_in(place, sealer))]
     newest_first = sorted(stamped, key=cmp_to_key(_newest_first))
     return next((kept for _, place in newest_first if (kept := _read(place, sealer))), None)
 
 
-def newest_revision(places: Iterable[Place], sealer: Sealer, *, installation_id: UUID) -> int:
+def newest_revision(places: Iterable[SnapshotStorage], sealer: Sealer, *, installation_id: UUID) -> int:
     """Return the newest revision of an installation that is kept anywhere; 0 when none is, or none can be read."""
     stamps = [_readable_stamp(place, sealer) for place in places]
     return max((stamp.revision for stamp in stamps if stamp and stamp.installation_id == installation_id), default=0)
 
 
-def _readable_stamp(place: Place, sealer: Sealer) -> Stamp | None:
+def _readable_stamp(place: SnapshotStorage, sealer: Sealer) -> SnapshotHeader | None:
     try:
         return read_stamp(place.head(HEAD_BYTES), sealer)
     except (SnapshotRefused, GatekeeperError):  # Told by whoever needs more of it.
         return None
 
 
-def _newest_first(left: tuple[Stamp, Place], right: tuple[Stamp, Place]) -> int:
+def _newest_first(left: tuple[SnapshotHeader, SnapshotStorage], right: tuple[SnapshotHeader, SnapshotStorage]) -> int:
     return right[0].is_newer_than(left[0]) - left[0].is_newer_than(right[0])
 
 
-def _stamp_in(place: Place, sealer: Sealer) -> Stamp | None:
+def _stamp_in(place: SnapshotStorage, sealer: Sealer) -> SnapshotHeader | None:
     try:
         head = place.head(HEAD_BYTES)
         return read_stamp(head, sealer) if head else None
@@ -266,7 +266,7 @@ def _stamp_in(place: Place, sealer: Sealer) -> Stamp | None:
         return None
 
 
-def _read(place: Place, sealer: Sealer) -> KeptSnapshot | None:
+def _read(place: SnapshotStorage, sealer: Sealer) -> KeptSnapshot | None:
     try:
         stamp, snapshot = decode(place.read(), sealer)
     except (SnapshotRefused, GatekeeperError) as exc:

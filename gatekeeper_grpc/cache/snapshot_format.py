@@ -79,7 +79,7 @@ class NotASnapshot(SnapshotRefused):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
+class SnapshotHeader:
     """What a kept snapshot is, and when the database last confirmed it."""
 
     installation_id: UUID
@@ -89,7 +89,7 @@ class Stamp:
     confirmed_time: datetime
 
     @classmethod
-    def of(cls, snapshot: Snapshot, *, confirmed_time: datetime) -> "Stamp":
+    def of(cls, snapshot: Snapshot, *, confirmed_time: datetime) -> "SnapshotHeader":
         """Return the stamp of a snapshot that is about to be kept."""
         return cls(
             installation_id=snapshot.installation_id,
@@ -99,14 +99,14 @@ class Stamp:
             confirmed_time=confirmed_time,
         )
 
-    def is_newer_than(self, other: "Stamp") -> bool:
+    def is_newer_than(self, other: "SnapshotHeader") -> bool:
         """Compare by revision; of different installations, by when they were confirmed."""
         if self.installation_id == other.installation_id:
             return self.revision > other.revision
         return self.confirmed_time > other.confirmed_time
 
 
-def encode(snapshot: Snapshot, stamp: Stamp, sealer: Sealer) -> Iterator[bytes]:
+def encode(snapshot: Snapshot, stamp: SnapshotHeader, sealer: Sealer) -> Iterator[bytes]:
     """Yield the pieces of a kept snapshot, none of which takes longer than about a millisecond to make."""
     name, digest = secrets.token_bytes(16), hashlib.sha256()
     for piece in _pieces(snapshot, stamp, sealer, name):
@@ -115,7 +115,7 @@ def encode(snapshot: Snapshot, stamp: Stamp, sealer: Sealer) -> Iterator[bytes]:
     yield digest.digest()
 
 
-def read_stamp(head: bytes, sealer: Sealer) -> Stamp:
+def read_stamp(head: bytes, sealer: Sealer) -> SnapshotHeader:
     """Return what a kept snapshot is, from its first `HEAD_BYTES`; `SnapshotRefused` when that cannot be told."""
     _check_preamble(head)
     try:
@@ -132,7 +132,7 @@ def check_whole(kept: bytes) -> None:
         raise SnapshotRefused(_DAMAGED)
 
 
-def decode(kept: bytes, sealer: Sealer) -> tuple[Stamp, Snapshot]:
+def decode(kept: bytes, sealer: Sealer) -> tuple[SnapshotHeader, Snapshot]:
     """Undo `encode`; `SnapshotRefused` when any byte is missing, altered, of another format or not ours."""
     check_whole(kept)
     parts = _Parts()
@@ -166,14 +166,14 @@ def _check_preamble(kept: bytes) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _pieces(snapshot: Snapshot, stamp: Stamp, sealer: Sealer, name: bytes) -> Iterator[bytes]:
+def _pieces(snapshot: Snapshot, stamp: SnapshotHeader, sealer: Sealer, name: bytes) -> Iterator[bytes]:
     yield _PREAMBLE.pack(MAGIC, FORMAT)
     for number, (kind, body) in enumerate(_bodies(snapshot, stamp)):
         sealed = sealer.seal(_FRAME.pack(name, number, kind) + body)
         yield _LENGTH.pack(len(sealed)) + sealed
 
 
-def _bodies(snapshot: Snapshot, stamp: Stamp) -> Iterator[tuple[_Kind, bytes]]:
+def _bodies(snapshot: Snapshot, stamp: SnapshotHeader) -> Iterator[tuple[_Kind, bytes]]:
     yield _Kind.STAMP, _json(_stamp_document(stamp))
     for flags in _batches(snapshot.flags.values(), _RESOURCES):
         yield _Kind.FLAGS, _json([flag_document(flag) for flag in flags])
@@ -271,7 +271,7 @@ def _cut_frame(body: memoryview, at: int) -> tuple[bytes, int]:
 class _Parts:
     """What frames have told so far."""
 
-    stamps: list[Stamp] = field(default_factory=list)
+    stamps: list[SnapshotHeader] = field(default_factory=list)
     documents: defaultdict[_Kind, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     shards: defaultdict[_Kind, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
     counts: defaultdict[_Kind, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
@@ -293,7 +293,7 @@ class _Parts:
             case _Kind.END:
                 pass
 
-    def stamp(self) -> Stamp:
+    def stamp(self) -> SnapshotHeader:
         (stamp,) = self.stamps
         return stamp
 
@@ -326,7 +326,7 @@ def _unpacked(packed: bytes) -> Iterator[tuple[int, bytes]]:
 # --- the stamp --------------------------------------------------------------------------------------------------------
 
 
-def _stamp_document(stamp: Stamp) -> dict[str, object]:
+def _stamp_document(stamp: SnapshotHeader) -> dict[str, object]:
     return {
         "installation_id": str(stamp.installation_id),
         "revision": stamp.revision,
@@ -336,9 +336,9 @@ def _stamp_document(stamp: Stamp) -> dict[str, object]:
     }
 
 
-def _stamp(body: bytes) -> Stamp:
+def _stamp(body: bytes) -> SnapshotHeader:
     document: Mapping[str, Any] = json.loads(body)
-    return Stamp(
+    return SnapshotHeader(
         installation_id=UUID(document["installation_id"]),
         revision=document["revision"],
         whole_at=document["whole_at"],

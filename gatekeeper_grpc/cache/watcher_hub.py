@@ -39,7 +39,7 @@ _RETRY_AFTER_S = 5.0
 Encode = Callable[[int, Mapping[str, ChangeType] | None], bytes]
 
 
-class Outlet(Protocol):
+class ResponseStream(Protocol):
     """Where one watcher's messages go. Nothing here waits for the watcher."""
 
     def send(self, message: bytes, sent: Callable[[], None]) -> bool:
@@ -63,7 +63,7 @@ class Watcher:
 
     __slots__ = ("flag_keys", "is_busy", "is_owed", "outlet", "position", "told_at")
 
-    def __init__(self, outlet: Outlet, position: Position, flag_keys: frozenset[str], *, now: float) -> None:
+    def __init__(self, outlet: ResponseStream, position: Position, flag_keys: frozenset[str], *, now: float) -> None:
         self.outlet = outlet
         self.flag_keys = flag_keys
         self.position = position
@@ -144,7 +144,7 @@ class WatcherHub:
         self._history.extend(snapshot)
         self._wanted.set()
 
-    def open(self, outlet: Outlet, *, from_revision: int, flag_keys: frozenset[str]) -> Watcher:
+    def open(self, outlet: ResponseStream, *, from_revision: int, flag_keys: frozenset[str]) -> Watcher:
         """Tell whoever reads from `outlet` what happens after `from_revision`, beginning at once.
 
         Args:

@@ -52,12 +52,12 @@ def serve(settings: Settings, *, demo: bool) -> None:
 @click.pass_obj
 def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, prepared: bool) -> None:
     """Serve as one of GATEKEEPER_WORKERS; for `serve`, which starts them."""
-    from gatekeeper_grpc.fleet.report import Report, Role  # noqa: PLC0415
+    from gatekeeper_grpc.fleet.report import Report, WorkerArgs  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.process import work  # noqa: PLC0415
     from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
 
     configure_logs(level=settings.log_level, log_format=settings.log_format, worker=number)
-    role = Role(number=number, report_to=report_to, supervisor=supervisor, is_prepared=prepared)
+    role = WorkerArgs(number=number, report_to=report_to, supervisor=supervisor, is_prepared=prepared)
     try:
         work(settings, role)
     except (ListenError, SettingsError, GatekeeperError) as exc:

@@ -7,9 +7,9 @@ from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_keys
 from gatekeeper_grpc.privacy.reapply import AlreadyRecorded, reapply_erasures
 from gatekeeper_grpc.store.erasure import ErasureStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
-from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.epochs import Epochs
 
 
 @click.command("restore-finish")
@@ -25,7 +25,7 @@ def restore_finish(settings: Settings, *, known_revision: int) -> None:
     """Finish a restore: begin a new epoch of revisions, then erase again who was erased since the backup."""
     keys = load_keys(settings)
     with opened(serving_dsn(settings)) as database:
-        written = Restore(Ledger(database, keys.data)).finish(known_revision=known_revision)
+        written = Epochs(MutationRunner(database, keys.data)).finish(known_revision=known_revision)
         click.echo(f"new epoch: revision {written.revision}")
         _reapply(settings, keys, database)
 
@@ -46,7 +46,7 @@ def reapply(settings: Settings) -> None:
 
 def _reapply(settings: Settings, keys: Keys, database: Database) -> None:
     ledger = erasure_ledger(settings, keys)
-    erasures = ErasureStore(database, Ledger(database, keys.data), AlreadyRecorded())
+    erasures = ErasureStore(database, MutationRunner(database, keys.data), AlreadyRecorded())
     done = reapply_erasures(erasures, ledger)
     click.echo(f"erased again: {done.erased}")
     if done.refusals:

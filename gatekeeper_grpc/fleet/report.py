@@ -32,7 +32,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
+class WorkerArgs:
     """What a worker is told of its place, on its command line."""
 
     number: int

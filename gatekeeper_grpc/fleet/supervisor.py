@@ -20,7 +20,7 @@ from gatekeeper_grpc.fleet.slot import Slot
 from gatekeeper_grpc.fleet.worker import Command, Worker
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
-from gatekeeper_grpc.operations.http_server import OpsServer
+from gatekeeper_grpc.operations.http_server import HttpServer
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class Ports:
     ops_port: int
 
 
-class Supervisor(Collector):
+class WorkerSupervisor(Collector):
     """Keeps `settings.workers` workers alive, from `start` to `stop`.
 
     All its methods are for one thread, which starts the workers and outlives them, but `collect` and `readiness`.
@@ -64,7 +64,7 @@ class Supervisor(Collector):
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._health = HealthReporter(self)
         self._health_server = HealthServer(self._health)
-        self._ops = OpsServer(self, is_alive=self.is_alive, readiness=self.readiness)
+        self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness)
 
     def start(self) -> Ports:
         """Start the first worker, then the others, and wait until each serves or has failed.

@@ -12,14 +12,14 @@ from gatekeeper_grpc.domain.caller import set_current_caller
 from gatekeeper_grpc.interceptors.authentication import SignatureGate, SignedCall, TokenVerifier, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
-from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Door, Policy, authorize
+from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
 from gatekeeper_grpc.transport.admission import CallPool, CallPools
-from gatekeeper_grpc.transport.grpcio_internals import Outlet, Patience, RequestReader
+from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout, RequestReader, ResponseStream
 
 # On a busy machine, grpcio itself may take 100 ms to hand over a message that is here: pressed callers get a second.
-MESSAGE_PATIENCE = Patience(limit_s=5.0, pressed_s=1.0)
-STREAM_PATIENCE = Patience(limit_s=60.0, pressed_s=5.0)
+MESSAGE_TIMEOUT = MessageTimeout(limit_s=5.0, limit_when_saturated_s=1.0)
+STREAM_TIMEOUT = MessageTimeout(limit_s=60.0, limit_when_saturated_s=5.0)
 
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]  # Messages of any method.
@@ -33,8 +33,8 @@ def build_interceptors(
     pools: CallPools,
     policies: Mapping[str, Policy] = POLICIES,
     signatures: SignatureGate | None = None,
-    message_patience: Patience = MESSAGE_PATIENCE,
-    stream_patience: Patience = STREAM_PATIENCE,
+    message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
+    stream_timeout: MessageTimeout = STREAM_TIMEOUT,
 ) -> tuple[grpc.ServerInterceptor, ...]:
     """Build what stands between grpcio and every servicer, outermost stage first.
 
@@ -53,16 +53,16 @@ def build_interceptors(
         pools: The workers; close them after the server.
         policies: One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied.
         signatures: Verifies calls of signable methods; None: nobody needs to sign, and signatures are not looked at.
-        message_patience: How long the message of a unary request may take.
-        stream_patience: How long a request stream may be silent, and a client leave a response unread.
+        message_timeout: How long the message of a unary request may take.
+        stream_timeout: How long a request stream may be silent, and a client leave a response unread.
     """
     plumbing = _Plumbing(
         verifier=verifier,
         pools=pools,
         policies=policies,
         signatures=signatures,
-        message_patience=message_patience,
-        stream_patience=stream_patience,
+        message_timeout=message_timeout,
+        stream_timeout=stream_timeout,
     )
     return (_Interceptor(plumbing),)
 
@@ -75,8 +75,8 @@ class _Plumbing:
     pools: CallPools
     policies: Mapping[str, Policy]
     signatures: SignatureGate | None
-    message_patience: Patience
-    stream_patience: Patience
+    message_timeout: MessageTimeout
+    stream_timeout: MessageTimeout
 
 
 class _Interceptor(grpc.ServerInterceptor):
@@ -117,7 +117,7 @@ def _with_stages(name: str, handler: _Handler, plumbing: _Plumbing) -> _Handler:
 
 
 def _response_stream(behaviour: Any) -> "type[_StreamResponse | _NonBlockingResponse]":
-    if getattr(behaviour, "sends_by_outlet", False):
+    if getattr(behaviour, "sends_by_response_stream", False):
         return _OutletResponse
     return _NonBlockingResponse if getattr(behaviour, "experimental_non_blocking", False) else _StreamResponse
 
@@ -137,7 +137,7 @@ class _Method:
 
     def __init__(self, name: str, handler: _Handler, plumbing: _Plumbing) -> None:
         policy = plumbing.policies.get(name, DENIED)
-        shared = plumbing.stream_patience if handler.request_streaming else plumbing.message_patience
+        shared = plumbing.stream_timeout if handler.request_streaming else plumbing.message_timeout
         self._name = name
         self._policy = policy
         self._behaviour = _behaviour(handler)
@@ -150,17 +150,17 @@ class _Method:
         # The row alone places a method: a pool that a servicer asked for would be unbounded.
         self._pool = plumbing.pools[policy.pool]
         self._slow_readers = plumbing.pools.slow_readers
-        self._response_within_s = (policy.patience or plumbing.stream_patience).limit_s
+        self._response_within_s = (policy.patience or plumbing.stream_timeout).limit_s
         self.experimental_thread_pool = self._pool
         # Without a token to check first, a call without a message has no business on a worker.
-        self.first_message_within_s = self._patience.limit_s if policy.access is Door.OPEN else None
+        self.first_message_within_s = self._patience.limit_s if policy.access is Access.PUBLIC else None
 
     def _open_rpc(self) -> Rpc:
         return Rpc(method=self._name, quiet=self._policy.quiet)
 
     def _admit(self, rpc: Rpc, context: Any) -> SignedCall | None:
         """Authentication, then policy; return what the message of a signed call is yet to be compared with."""
-        if self._policy.access is Door.OPEN:
+        if self._policy.access is Access.PUBLIC:
             return self._signed(rpc, context)
         rpc.caller = authenticate(context.invocation_metadata(), self._verifier)
         set_current_caller(rpc.caller)
@@ -225,13 +225,13 @@ class _NonBlockingResponse(_Method):
 
 
 class _OutletResponse(_NonBlockingResponse):
-    """A response stream that keeps no worker and holds up nobody: the servicer sends bytes through an `Outlet`.
+    """A response stream that keeps no worker and holds up nobody: the servicer sends bytes through an `ResponseStream`.
 
-    A method asks for it by an attribute, `sends_by_outlet`. How long a message may go unread is for it to watch.
+    A method asks for it by an attribute, `sends_by_response_stream`. How long a message may go unread is for it to watch.
     """
 
-    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> Outlet:  # noqa: ARG002 - it waits
-        return Outlet(context)
+    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> ResponseStream:  # noqa: ARG002 - it waits
+        return ResponseStream(context)
 
 
 class _CallbacksOnWorkers:

@@ -11,15 +11,15 @@ from google.protobuf.descriptor import FileDescriptor
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import PermissionDenied
 from gatekeeper_grpc.transport.admission import PoolName
-from gatekeeper_grpc.transport.grpcio_internals import Patience
+from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
 
 
-class Door(Enum):
+class Access(Enum):
     """Access that does not depend on a role."""
 
-    OPEN = "open"
+    PUBLIC = "open"
     """Anybody may call; no token is read."""
-    CLOSED = "closed"
+    DENIED = "closed"
     """Nobody may call."""
 
 
@@ -27,25 +27,25 @@ class Door(Enum):
 class Policy:
     """What holds for every call of one method."""
 
-    access: Role | Door
+    access: Role | Access
     """The least role that may call, or a door."""
     pool: PoolName
     quiet: bool = False
     """Log successes at DEBUG: thousands a second say nothing."""
     max_request_bytes: int = 4 << 20
     """Largest request message."""
-    patience: Patience | None = None
+    patience: MessageTimeout | None = None
     """How long its messages and responses may take; None: the server's for its kind of method."""
     signable: bool = False
     """Whether calls may, or by the settings must, be signed with a client key."""
 
 
-DENIED: Final = Policy(access=Door.CLOSED, pool=PoolName.OPERATIONS)
+DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)
 """What holds for a method without a row."""
 
-_LOGIN: Final = Policy(access=Door.OPEN, pool=PoolName.LOGIN)
+_LOGIN: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGIN)
 # They hash no password: a flood of logins must not stop them.
-_SESSION: Final = Policy(access=Door.OPEN, pool=PoolName.ADMIN)
+_SESSION: Final = Policy(access=Access.PUBLIC, pool=PoolName.ADMIN)
 _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN)
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 _IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.STREAMS)
@@ -58,16 +58,19 @@ _VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.STREAMS)
 # It checks the current password, with bcrypt.
 _OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.LOGIN)
 _EVALUATE: Final = Policy(
-    access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
+    access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
-_WATCH: Final = Policy(access=Door.OPEN, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
-_EVALUATE_STREAM: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, signable=True)
+_WATCH: Final = Policy(access=Access.PUBLIC, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
+_EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS, signable=True)
 # grpcio's health service holds its one lock while it sends: a watcher that does not read must go soon.
 _HEALTH: Final = Policy(
-    access=Door.OPEN, pool=PoolName.OPERATIONS, quiet=True, patience=Patience(limit_s=2.0, pressed_s=0.1)
+    access=Access.PUBLIC,
+    pool=PoolName.OPERATIONS,
+    quiet=True,
+    patience=MessageTimeout(limit_s=2.0, limit_when_saturated_s=0.1),
 )
 # Not with health: an open reflection stream keeps its worker.
-_REFLECTION: Final = Policy(access=Door.OPEN, pool=PoolName.STREAMS, quiet=True)
+_REFLECTION: Final = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS, quiet=True)
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
@@ -138,15 +141,15 @@ def check_policies(policies: Mapping[str, Policy], files: Iterable[FileDescripto
         raise PolicyTableError("; ".join(faults))
 
 
-def authorize(caller: Caller, access: Role | Door) -> None:
+def authorize(caller: Caller, access: Role | Access) -> None:
     """Require that `caller` has at least the role that `access` asks for; nobody passes a closed door.
 
     Raises:
         PermissionDenied: Names the caller's role and the one required.
     """
-    if access is Door.OPEN:
+    if access is Access.PUBLIC:
         return
-    if access is Door.CLOSED:
+    if access is Access.DENIED:
         raise PermissionDenied("nobody may call this method")
     if caller.role < access:
         raise PermissionDenied(

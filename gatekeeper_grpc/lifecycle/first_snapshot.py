@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from gatekeeper_grpc.cache.last_known_good import KeptSnapshot, Place, newest_kept, newest_revision
+from gatekeeper_grpc.cache.last_known_good import KeptSnapshot, SnapshotStorage, newest_kept, newest_revision
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_format import Sealer
 from gatekeeper_grpc.domain.errors import GatekeeperError
-from gatekeeper_grpc.lifecycle.open_database import DatabaseOpening
+from gatekeeper_grpc.lifecycle.open_database import DatabaseConnector
 
 _log = structlog.get_logger(__name__)
 
@@ -20,7 +20,7 @@ _FIRST_SNAPSHOT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class StartupTimeouts:
     """How many seconds a start waits for the database before it answers from what was kept."""
 
     refused_s: float
@@ -32,9 +32,9 @@ class Patience:
 
 
 # Whoever starts without a database is to answer within two seconds, half of which the start itself takes.
-FOR_OTHERS = Patience(refused_s=0.4, silent_s=0.8, loading_s=2.0)
+FOR_OTHERS = StartupTimeouts(refused_s=0.4, silent_s=0.8, loading_s=2.0)
 # The embedded database comes and goes with the process: it is there, and only slow.
-FOR_EMBEDDED = Patience(
+FOR_EMBEDDED = StartupTimeouts(
     refused_s=_FIRST_SNAPSHOT_TIMEOUT_S, silent_s=_FIRST_SNAPSHOT_TIMEOUT_S, loading_s=_FIRST_SNAPSHOT_TIMEOUT_S
 )
 
@@ -49,11 +49,11 @@ class FirstSnapshot:
     def __init__(
         self,
         cache: SnapshotCache,
-        opening: DatabaseOpening,
-        places: Sequence[Place],
+        opening: DatabaseConnector,
+        places: Sequence[SnapshotStorage],
         *,
         sealer: Sealer,
-        patience: Patience,
+        patience: StartupTimeouts,
         expect: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._cache = cache

@@ -19,7 +19,7 @@ _CLOSE_TIMEOUT_S = 0.5
 _WAIT_STEP_S = 0.05
 
 
-class DatabaseOpening:
+class DatabaseConnector:
     """Prepares the database in a thread of its own, again and again until that succeeds, and then opens it, once.
 
     Args:

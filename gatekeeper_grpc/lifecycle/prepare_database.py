@@ -14,7 +14,7 @@ from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, keep_secret
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import Privileges
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
@@ -82,4 +82,6 @@ def _create_first_admin(logins: LoginStore, settings: Settings, password: str) -
 
 def _load_demo(database: Database, keys: Keys) -> None:
     if SnapshotStore(database).load().revision == 0:
-        FlagStore(database, Ledger(database, keys.data)).create(DEMO_FLAG, Intent(caller=None, action="CreateFlag"))
+        FlagStore(database, MutationRunner(database, keys.data)).create(
+            DEMO_FLAG, Intent(caller=None, action="CreateFlag")
+        )

@@ -11,8 +11,8 @@ import structlog
 from gatekeeper_grpc.config import Settings, SettingsError
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.fleet.port import ReservedPort
-from gatekeeper_grpc.fleet.report import Report, Role
-from gatekeeper_grpc.fleet.supervisor import Supervisor
+from gatekeeper_grpc.fleet.report import Report, WorkerArgs
+from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.keys import load_keys
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
@@ -50,7 +50,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
     exit_now()
 
 
-def work(settings: Settings, role: Role) -> None:
+def work(settings: Settings, role: WorkerArgs) -> None:
     """Serve as one worker of a fleet, until SIGTERM or SIGINT, or until SIGHUP says that another takes the place.
 
     Errors: as for `serve`; the supervisor is to be told of them.
@@ -91,7 +91,7 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
             GATEKEEPER_LISTEN=port.address,
             GATEKEEPER_OPS_LISTEN=_ANY_PRIVATE_PORT,
         )
-        supervisor = Supervisor(settings, command)
+        supervisor = WorkerSupervisor(settings, command)
         signals = signal_queue(signal.SIGHUP)
         try:
             ports = supervisor.start()
@@ -103,7 +103,7 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
             supervisor.stop()
 
 
-def _look_after(supervisor: Supervisor, signals: SimpleQueue[int]) -> None:
+def _look_after(supervisor: WorkerSupervisor, signals: SimpleQueue[int]) -> None:
     """Look after the workers until SIGTERM or SIGINT; roll them at SIGHUP."""
     while True:
         supervisor.look_after()

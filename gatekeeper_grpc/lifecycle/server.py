@@ -29,27 +29,27 @@ from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
-from gatekeeper_grpc.lifecycle.open_database import DatabaseOpening
-from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotFeed, redis_bus
+from gatekeeper_grpc.lifecycle.open_database import DatabaseConnector
+from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
-from gatekeeper_grpc.operations.http_server import OpsServer
-from gatekeeper_grpc.operations.liveness import ServingThread
-from gatekeeper_grpc.operations.metrics import Instance
+from gatekeeper_grpc.operations.http_server import HttpServer
+from gatekeeper_grpc.operations.liveness import ServingThreadProbe
+from gatekeeper_grpc.operations.metrics import InstanceMetrics
 from gatekeeper_grpc.periodic import Periodic
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
-from gatekeeper_grpc.store.audit.head_reporter import AuditWatch
+from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.store.maintenance import Maintenance
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import Privileges
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
-from gatekeeper_grpc.transport.drain import Departure
-from gatekeeper_grpc.transport.grpcio_internals import Patience
+from gatekeeper_grpc.transport.drain import Drain
+from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
 from gatekeeper_grpc.transport.listener import bind, new_server
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
@@ -99,15 +99,15 @@ class GatekeeperServer:
             published=self.watchers.published,
         )
         bus = redis_bus(settings, keys)
-        self.ledger = Ledger(
+        self.mutations = MutationRunner(
             self.database,
             keys.data,
             served_revision=self.cache.served_revision,
             announce=bus.announce if bus else lambda _: None,
         )
-        self.stores = Stores(self.database, self.ledger, sealer=keys.data, recorder=erasure_ledger(settings, keys))
-        self.feed = SnapshotFeed(settings, self.cache, self.database, self.ledger, bus=bus, keys=keys)
-        self._opening = DatabaseOpening(prepare, self._open_database)
+        self.stores = Stores(self.database, self.mutations, sealer=keys.data, recorder=erasure_ledger(settings, keys))
+        self.feed = SnapshotSources(settings, self.cache, self.database, self.mutations, bus=bus, keys=keys)
+        self._opening = DatabaseConnector(prepare, self._open_database)
         self.first_snapshot = FirstSnapshot(
             self.cache,
             self._opening,
@@ -119,10 +119,10 @@ class GatekeeperServer:
         self._passwords = Passwords(cost=settings.bcrypt_cost)
         self._login_guard = LoginGuard()
         self._live_client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
-        self.audit_watch = AuditWatch(self.stores.audit, Privileges(self.database))
+        self.audit_watch = AuditHeadReporter(self.stores.audit, Privileges(self.database))
         self._chores = self._make_chores()
         self._pools = CallPools(_pool_sizes(settings))
-        self._instance = Instance(
+        self._instance = InstanceMetrics(
             settings,
             self.cache,
             pools=self._pools,
@@ -135,9 +135,11 @@ class GatekeeperServer:
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._server = self._build_server(shares_port=shares_port)
         self._health_server = None if shares_port else HealthServer(self._health)
-        self._serving_thread = ServingThread(self._server)
-        self._departure = Departure(self._server, self._pools.gate)
-        self._ops = OpsServer(self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness)
+        self._serving_thread = ServingThreadProbe(self._server)
+        self._departure = Drain(self._server, self._pools.gate)
+        self._ops = HttpServer(
+            self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness
+        )
         self.port = self.health_port = self.ops_port = 0
 
     def start(self) -> None:
@@ -224,8 +226,8 @@ class GatekeeperServer:
             verifier=self._access_tokens,
             pools=self._pools,
             signatures=self._signatures(),
-            message_patience=_patience(settings.body_timeout_s, under_pressure_s=1.0),
-            stream_patience=_patience(settings.stream_idle_timeout_s, under_pressure_s=5.0),
+            message_timeout=_patience(settings.body_timeout_s, limit_when_saturated_s=1.0),
+            stream_timeout=_patience(settings.stream_idle_timeout_s, limit_when_saturated_s=5.0),
         )
         server = new_server(self._pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
@@ -237,9 +239,9 @@ class GatekeeperServer:
             reflection.enable_server_reflection(services, server)
         return server
 
-    def _admin_ports(self) -> AdminPorts:
+    def _admin_ports(self) -> AdminDependencies:
         stores = self.stores
-        return AdminPorts(
+        return AdminDependencies(
             flags=stores.flags,
             targets=stores.targets,
             segments=stores.segments,
@@ -306,5 +308,5 @@ def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
     }
 
 
-def _patience(limit_s: float, *, under_pressure_s: float) -> Patience:
-    return Patience(limit_s=limit_s, pressed_s=min(limit_s, under_pressure_s))
+def _patience(limit_s: float, *, limit_when_saturated_s: float) -> MessageTimeout:
+    return MessageTimeout(limit_s=limit_s, limit_when_saturated_s=min(limit_s, limit_when_saturated_s))

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gatekeeper_grpc.cache.last_known_good import Place, SnapshotKeeper
+from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper, SnapshotStorage
 from gatekeeper_grpc.cache.refresher import Announcements, Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.keys import Keys
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
-from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from gatekeeper_grpc.store.snapshots.replica import ReplicaFirst
@@ -24,14 +24,14 @@ _SNAPSHOT_FILE = "snapshot"
 _REPLICA_CONNECTIONS = 2
 
 
-class SnapshotFeed:
+class SnapshotSources:
     """Feeds a cache from the database, with all that the settings add: a read replica, Redis, files.
 
     Args:
         settings: What the operator decided.
         cache: What is fed.
         database: The primary.
-        ledger: Begins a new epoch when the database has lost what was served.
+        mutations: Begins a new epoch when the database has lost what was served.
         bus: Redis, when there is one.
         keys: Seal what is kept.
     """
@@ -41,7 +41,7 @@ class SnapshotFeed:
         settings: Settings,
         cache: SnapshotCache,
         database: Database,
-        ledger: Ledger,
+        mutations: MutationRunner,
         *,
         bus: "RedisBus | None",
         keys: Keys,
@@ -50,7 +50,9 @@ class SnapshotFeed:
         self._replica = _replica(settings)
         primary, replica = SnapshotStore(database), SnapshotStore(self._replica) if self._replica else None
         announcements: list[Announcements] = [RevisionListener(database)]
-        self.places: list[Place] = [SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)]
+        self.places: list[SnapshotStorage] = [
+            SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)
+        ]
         if bus:
             announcements.append(bus.announcements)
             self.places.append(bus.snapshot)
@@ -58,7 +60,7 @@ class SnapshotFeed:
             cache,
             ReplicaFirst(primary, replica) if replica else primary,
             announcements,
-            report_loss=Restore(ledger).report_loss,
+            report_loss=Epochs(mutations).report_loss,
             spare=replica,
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,

@@ -22,7 +22,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _LOOK_EVERY_S = 0.25
 
 
-class Instance(Protocol):
+class ReadinessSource(Protocol):
     """What health depends on."""
 
     def readiness(self) -> Readiness:
@@ -69,9 +69,9 @@ class HealthReporter:
     database.
     """
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, source: ReadinessSource) -> None:
         self.servicer = _HealthServicer()
-        self._instance = instance
+        self._source = source
         self._reported: dict[str, bool] = {}
         self._logged: tuple[bool, tuple[str, ...]] | None = None
         self._looking = Periodic("health", self._look, interval_s=_LOOK_EVERY_S)
@@ -92,7 +92,7 @@ class HealthReporter:
         self.servicer.end_watches()
 
     def _look(self) -> None:
-        readiness = self._instance.readiness()
+        readiness = self._source.readiness()
         evaluation, database = readiness.ready, readiness.database
         self._report({"": evaluation, EVALUATION: evaluation, ADMIN: database, AUTH: database})
         self._log_change(readiness)

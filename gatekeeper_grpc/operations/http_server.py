@@ -45,7 +45,7 @@ class Page:
 _Asked = Callable[[str], Page]  # From the request's Accept header.
 
 
-class OpsServer:
+class HttpServer:
     """Serves `/metrics`, `/health` and `/ready` over HTTP, from `start` to `close`.
 
     A client that is slow or silent costs a thread for a while, and holds up nobody. Pages are made when they are asked

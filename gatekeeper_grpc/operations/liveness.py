@@ -11,7 +11,7 @@ _NOBODYS_METHOD = "/gatekeeper.Liveness/Ask"
 _TIMEOUT_S = 1.0
 
 
-class ServingThread:
+class ServingThreadProbe:
     """Knows whether the one thread of a server that takes calls is alive.
 
     It asks by way of a socket of its own: where workers share the port, another might answer. The socket's name is

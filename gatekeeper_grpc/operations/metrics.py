@@ -12,14 +12,14 @@ from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
-from gatekeeper_grpc.store.audit.head_reporter import AuditWatch
+from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.transport.admission import CallPools
 
 # A database that confirmed the snapshot within so many polls counts as there.
 _POLLS_WITHOUT_DATABASE = 3
 
 
-class Instance(Collector):
+class InstanceMetrics(Collector):
     """One serving instance, seen from outside. Everything is read when it is asked for, never on the hot path."""
 
     def __init__(
@@ -29,7 +29,7 @@ class Instance(Collector):
         *,
         pools: CallPools,
         watchers: Sized,
-        audit: AuditWatch,
+        audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
         keepers: Sequence[SnapshotKeeper],
     ) -> None:

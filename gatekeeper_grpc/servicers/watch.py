@@ -19,7 +19,7 @@ class Revisions(Protocol):
         ...
 
 
-class Outlet(Protocol):
+class ResponseStream(Protocol):
     """The open response stream: sends bytes, without waiting for the client."""
 
     def send(self, message: bytes, sent: Callable[[], None]) -> bool:
@@ -38,7 +38,7 @@ class Outlet(Protocol):
 class Watchers(Protocol):
     """Who tells watchers what happens."""
 
-    def open(self, outlet: Outlet, *, from_revision: int, flag_keys: frozenset[str]) -> Any:
+    def open(self, outlet: ResponseStream, *, from_revision: int, flag_keys: frozenset[str]) -> Any:
         """Begin to tell; return whom to pass to `leave` when the call is over."""
         ...
 
@@ -56,7 +56,7 @@ class WatchRpcs(EvaluationServiceServicer):
 
     # The chain passes the stream as a third argument; the generated base knows only methods that keep a worker.
     def WatchFlags(  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
-        self, request: pb.WatchFlagsRequest, context: grpc.ServicerContext, outlet: Outlet
+        self, request: pb.WatchFlagsRequest, context: grpc.ServicerContext, outlet: ResponseStream
     ) -> None:
         check_watch_request(request)
         self._revisions.at_least(request.from_revision, asked_as="from_revision")
@@ -68,4 +68,4 @@ class WatchRpcs(EvaluationServiceServicer):
             leave()
 
     # What the chain looks for.
-    WatchFlags.sends_by_outlet = True  # type: ignore[attr-defined]
+    WatchFlags.sends_by_response_stream = True  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.flags import NOTHING
 from gatekeeper_grpc.store.logins import revoke_logins
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
@@ -53,11 +53,11 @@ def admin_user_from_row(
 
 
 class AdminUserStore:
-    """Admin users, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+    """Admin users, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
 
-    def __init__(self, database: Database, ledger: Ledger) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
 
     def create(self, new: NewAdminUser, *, password_hash: str, intent: Intent) -> Written[AdminUser]:
         """Create an admin user, who may log in at once; `AlreadyExists` when the name is taken."""
@@ -70,7 +70,7 @@ class AdminUserStore:
                 change=_change(ChangeType.CREATED, before=None, after=user),
             )
 
-        return self._ledger.mutate(intent, act, codec=ADMIN_USER_CODEC)
+        return self._mutations.mutate(intent, act, codec=ADMIN_USER_CODEC)
 
     @retry_lost_read
     def list(self, *, after: str, limit: int) -> Read[list[AdminUser]]:
@@ -100,7 +100,7 @@ class AdminUserStore:
                 ),
             )
 
-        return self._ledger.mutate(intent, act, codec=ADMIN_USER_CODEC)
+        return self._mutations.mutate(intent, act, codec=ADMIN_USER_CODEC)
 
     def delete(self, username: str, etag: str, intent: Intent) -> Written[None]:
         """Delete an admin user; its refresh tokens go with it, and its access tokens are nobody's.
@@ -115,7 +115,7 @@ class AdminUserStore:
             conn.execute("DELETE FROM admin_user WHERE admin_id = %(admin_id)s", {"admin_id": before.admin_id})
             return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
 
-        return self._ledger.mutate(intent, act, codec=NOTHING)
+        return self._mutations.mutate(intent, act, codec=NOTHING)
 
     @retry_lost_read
     def own_password_hash(self, admin_id: int) -> str | None:
@@ -143,7 +143,7 @@ class AdminUserStore:
                 change=_change(ChangeType.UPDATED, before=before, after=after, password_changed=True),
             )
 
-        return self._ledger.mutate(intent, act, codec=NOTHING)
+        return self._mutations.mutate(intent, act, codec=NOTHING)
 
 
 LIST_ADMIN_USERS = SELECT_ADMIN_USERS + "WHERE username > %(after)s ORDER BY username LIMIT %(limit)s"
@@ -169,7 +169,7 @@ _FIND_OWNER = SELECT_ADMIN_USERS + "WHERE admin_id = %(admin_id)s"
 
 
 def _owner(conn: Connection, admin_id: int) -> tuple[AdminUser, str]:
-    """Read the caller and its password hash; it is there and enabled, as the ledger has checked."""
+    """Read the caller and its password hash; it is there and enabled, as `MutationRunner` has checked."""
     with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
         (user,) = cursor.execute(_FIND_OWNER, {"admin_id": admin_id})
     (password_hash,) = one(conn.execute(_OWN_HASH, {"admin_id": admin_id}))

@@ -20,7 +20,7 @@ from gatekeeper_grpc.domain.client_key import (
 )
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger, Sealer
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner, Sealer
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
@@ -76,11 +76,11 @@ class SealedClientKey:
 
 
 class ClientKeyStore:
-    """Client keys, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+    """Client keys, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
 
-    def __init__(self, database: Database, ledger: Ledger, sealer: Sealer) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner, sealer: Sealer) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
         self._sealer = sealer
 
     def create(self, config: ClientKeyConfig, *, key_id: str, secret: str, intent: Intent) -> Written[CreatedClientKey]:
@@ -103,7 +103,7 @@ class ClientKeyStore:
                 change=_change(ChangeType.CREATED, before=None, after=key),
             )
 
-        return self._ledger.mutate(intent, act, codec=_CREATED_CODEC)
+        return self._mutations.mutate(intent, act, codec=_CREATED_CODEC)
 
     @retry_lost_read
     def list(self, *, after: str, limit: int) -> Read[list[ClientKey]]:
@@ -127,7 +127,7 @@ class ClientKeyStore:
                 change=_change(ChangeType.UPDATED, before=before, after=after),
             )
 
-        return self._ledger.mutate(intent, act, codec=CLIENT_KEY_CODEC)
+        return self._mutations.mutate(intent, act, codec=CLIENT_KEY_CODEC)
 
     @retry_lost_read
     def load_live(self) -> Sequence[SealedClientKey]:

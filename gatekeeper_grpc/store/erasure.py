@@ -16,7 +16,7 @@ from psycopg.rows import class_row
 from gatekeeper_grpc.domain.erasure import Erased, Mention, StillNamed, Subject
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
@@ -45,9 +45,9 @@ class _Search:
 class ErasureStore:
     """Erases people, each in one mutation."""
 
-    def __init__(self, database: Database, ledger: Ledger, recorder: Recorder) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner, recorder: Recorder) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
         self._recorder = recorder
 
     def erase(self, user_id: str, intent: Intent) -> Written[Erased]:
@@ -72,7 +72,7 @@ class ErasureStore:
                 self._recorder.record(user_id, head.create_time)
             return Effect(result=erased, preview=erased, change=_change(subject, erased, found.documents))
 
-        return self._ledger.mutate(intent, act, codec=_RESULT)
+        return self._mutations.mutate(intent, act, codec=_RESULT)
 
     @retry_lost_read
     def known_since(self) -> list[tuple[str, datetime]]:

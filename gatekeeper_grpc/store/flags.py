@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document, flag_from_document
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
@@ -66,11 +66,11 @@ def flag_from_row(
 
 
 class FlagStore:
-    """Flags, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+    """Flags, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
 
-    def __init__(self, database: Database, ledger: Ledger) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
 
     def create(self, config: FlagConfig, intent: Intent) -> Written[Flag]:
         """Create a flag; `AlreadyExists` when the key is taken, `NotFound` when a segment target names no segment."""
@@ -83,7 +83,7 @@ class FlagStore:
                 change=_change(ChangeType.CREATED, before=None, after=flag),
             )
 
-        return self._ledger.mutate(intent, act, codec=FLAG_CODEC)
+        return self._mutations.mutate(intent, act, codec=FLAG_CODEC)
 
     @retry_lost_read
     def get(self, key: str) -> Read[Flag]:
@@ -110,7 +110,7 @@ class FlagStore:
                 change=_change(ChangeType.UPDATED, before=before, after=after),
             )
 
-        return self._ledger.mutate(intent, act, codec=FLAG_CODEC)
+        return self._mutations.mutate(intent, act, codec=FLAG_CODEC)
 
     def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a flag and its targets.
@@ -123,7 +123,7 @@ class FlagStore:
             conn.execute("DELETE FROM feature_flags WHERE flag_id = %(flag_id)s", {"flag_id": before.flag_id})
             return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
 
-        return self._ledger.mutate(intent, act, codec=NOTHING)
+        return self._mutations.mutate(intent, act, codec=NOTHING)
 
 
 FIND_FLAG = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = %(key)s"

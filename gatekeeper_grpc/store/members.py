@@ -9,7 +9,7 @@ from psycopg.rows import scalar_row
 from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.segment import Segment
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import checked_segment, find_segment
@@ -24,9 +24,9 @@ _Act: TypeAlias = Callable[[Connection, Segment, MemberEdit], list[UUID]]
 class MemberStore:
     """The users who are in segments by name. Edits answer how many users they concerned."""
 
-    def __init__(self, database: Database, ledger: Ledger) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
 
     def add(self, edit: MemberEdit, intent: Intent) -> Written[int]:
         """Make users members, all or none; `NotFound`, or `Changed` when the segment has another etag."""
@@ -66,7 +66,7 @@ class MemberStore:
             )
             return Effect(result=len(subjects), preview=len(subjects), change=change)
 
-        return self._ledger.mutate(intent, mutation, codec=_COUNT)
+        return self._mutations.mutate(intent, mutation, codec=_COUNT)
 
 
 LIST_MEMBERS = """

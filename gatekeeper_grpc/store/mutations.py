@@ -1,8 +1,8 @@
 """The mutation protocol: one transaction that locks the head, checks, writes, records and announces.
 
-All mutations pass `Ledger.mutate`, one at a time: the lock on the head row is their order. What a mutation does is the
-caller's function; that it is exactly one revision with exactly one audit entry, announced in its commit, is settled
-here.
+Every mutation passes `MutationRunner.mutate`, one at a time: the lock on the head row is their order. The caller's
+function does the change; this module makes it exactly one revision with exactly one audit entry, announced in its
+commit.
 """
 
 import json
@@ -70,7 +70,7 @@ class Sealer(Protocol):
         ...
 
 
-class Ledger:
+class MutationRunner:
     """Carries out mutations, each in a transaction of its own.
 
     `sealer` keeps stored answers from whoever reads a dump. `served_revision` tells which revision of an installation

@@ -22,7 +22,7 @@ from gatekeeper_grpc.domain.segment import (
     segment_from_document,
 )
 from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.users import check_attribute_cap
@@ -80,11 +80,11 @@ def _counted_from_row(*, member_count: int, **columns: Any) -> CountedSegment:
 
 
 class SegmentStore:
-    """Segments, read and changed. Mutations go through the ledger; reads say at which revision they are true."""
+    """Segments, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
 
-    def __init__(self, database: Database, ledger: Ledger) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
 
     def create(self, config: SegmentConfig, intent: Intent) -> Written[CountedSegment]:
         """Create a segment; `AlreadyExists` when the key is taken, `ResourceExhausted` when a cap is."""
@@ -97,7 +97,7 @@ class SegmentStore:
                 change=_change(ChangeType.CREATED, before=None, after=segment),
             )
 
-        return self._ledger.mutate(intent, act, codec=_COUNTED)
+        return self._mutations.mutate(intent, act, codec=_COUNTED)
 
     @retry_lost_read
     def get(self, key: str) -> Read[CountedSegment]:
@@ -133,7 +133,7 @@ class SegmentStore:
                 change=_change(ChangeType.UPDATED, before=before, after=after),
             )
 
-        return self._ledger.mutate(intent, act, codec=_COUNTED)
+        return self._mutations.mutate(intent, act, codec=_COUNTED)
 
     def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a segment and its members.
@@ -148,7 +148,7 @@ class SegmentStore:
             conn.execute("DELETE FROM segments WHERE segment_id = %(segment_id)s", {"segment_id": before.segment_id})
             return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
 
-        return self._ledger.mutate(intent, act, codec=NOTHING)
+        return self._mutations.mutate(intent, act, codec=NOTHING)
 
 
 FIND_SEGMENT = SELECT_SEGMENTS + "WHERE environment = '' AND key = %(key)s"

@@ -1,4 +1,4 @@
-"""All stores of an instance, over one database and one ledger."""
+"""All stores of an instance, over one database and one mutation runner."""
 
 from gatekeeper_grpc.store.admin_users import AdminUserStore
 from gatekeeper_grpc.store.audit.log import AuditStore
@@ -8,7 +8,7 @@ from gatekeeper_grpc.store.exports import ExportStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.members import MemberStore
-from gatekeeper_grpc.store.mutations import Ledger, Sealer
+from gatekeeper_grpc.store.mutations import MutationRunner, Sealer
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.targets import TargetStore
@@ -20,20 +20,20 @@ class Stores:
 
     Args:
         database: Where it is kept.
-        ledger: Carries out the mutations.
+        mutations: Carries out the mutations.
         sealer: Encrypts client secrets.
         recorder: Remembers outside the database who was erased.
     """
 
-    def __init__(self, database: Database, ledger: Ledger, *, sealer: Sealer, recorder: Recorder) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner, *, sealer: Sealer, recorder: Recorder) -> None:
         self.logins = LoginStore(database)
-        self.flags = FlagStore(database, ledger)
-        self.targets = TargetStore(database, ledger)
-        self.segments = SegmentStore(database, ledger)
-        self.members = MemberStore(database, ledger)
-        self.users = UserStore(database, ledger)
-        self.admin_users = AdminUserStore(database, ledger)
-        self.client_keys = ClientKeyStore(database, ledger, sealer)
-        self.erasures = ErasureStore(database, ledger, recorder)
+        self.flags = FlagStore(database, mutations)
+        self.targets = TargetStore(database, mutations)
+        self.segments = SegmentStore(database, mutations)
+        self.members = MemberStore(database, mutations)
+        self.users = UserStore(database, mutations)
+        self.admin_users = AdminUserStore(database, mutations)
+        self.client_keys = ClientKeyStore(database, mutations, sealer)
+        self.erasures = ErasureStore(database, mutations, recorder)
         self.exports = ExportStore(database)
         self.audit = AuditStore(database)

@@ -9,7 +9,7 @@ from gatekeeper_grpc.domain.commands import TargetEdit, TargetEditResult
 from gatekeeper_grpc.domain.flag import Flag, Target
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.flags import checked_flag, find_flag
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import meet
@@ -20,9 +20,9 @@ _RESULT = Codec(to_document=asdict, from_document=lambda document: TargetEditRes
 class TargetStore:
     """The individually targeted users of flags."""
 
-    def __init__(self, database: Database, ledger: Ledger) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
 
     def edit(self, edit: TargetEdit, intent: Intent) -> Written[TargetEditResult]:
         """Target users or stop targeting them, all or none; `NotFound`, or `Changed` when the flag has another etag."""
@@ -32,7 +32,7 @@ class TargetStore:
             done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
             return _effect(edit, done)
 
-        return self._ledger.mutate(intent, act, codec=_RESULT)
+        return self._mutations.mutate(intent, act, codec=_RESULT)
 
     @retry_lost_read
     def list(self, flag_key: str, *, after: str, limit: int) -> Read[list[Target]]:

@@ -17,7 +17,7 @@ from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_document, user_from_answer
 from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import meet
@@ -51,14 +51,16 @@ def user_from_row(
 
 
 class UserStore:
-    """Known users, read and changed. Mutations go through the ledger; reads say at which revision they are true.
+    """Known users, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true.
 
     `attribute_cap` is how many stored attribute values segments may name.
     """
 
-    def __init__(self, database: Database, ledger: Ledger, *, attribute_cap: int = MAX_STORED_VALUES) -> None:
+    def __init__(
+        self, database: Database, mutations: MutationRunner, *, attribute_cap: int = MAX_STORED_VALUES
+    ) -> None:
         self._database = database
-        self._ledger = ledger
+        self._mutations = mutations
         self._attribute_cap = attribute_cap
 
     def create(self, profile: UserProfile, intent: Intent) -> Written[User]:
@@ -73,7 +75,7 @@ class UserStore:
                 change=_change(ChangeType.CREATED, before=None, after=user),
             )
 
-        return self._ledger.mutate(intent, act, codec=_USER)
+        return self._mutations.mutate(intent, act, codec=_USER)
 
     @retry_lost_read
     def get(self, user_id: str) -> Read[User]:
@@ -105,7 +107,7 @@ class UserStore:
                 change=_change(ChangeType.UPDATED, before=before, after=after),
             )
 
-        return self._ledger.mutate(intent, act, codec=_USER)
+        return self._mutations.mutate(intent, act, codec=_USER)
 
     def delete(self, user_id: str, etag: str, intent: Intent) -> Written[None]:
         """Forget a user's attributes; targets and memberships stay, for they are its subject's.
@@ -118,7 +120,7 @@ class UserStore:
             forget_user(conn, before.subject_id)
             return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
 
-        return self._ledger.mutate(intent, act, codec=NOTHING)
+        return self._mutations.mutate(intent, act, codec=NOTHING)
 
     def _check_cap(self, conn: Connection, *, before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> None:
         # Who adds nothing is not refused for what others added.

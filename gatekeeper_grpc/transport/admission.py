@@ -11,8 +11,8 @@ from typing import Any
 
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
-from gatekeeper_grpc.transport.hold import Gate
-from gatekeeper_grpc.transport.pending_calls import Reception
+from gatekeeper_grpc.transport.hold import CallHold
+from gatekeeper_grpc.transport.pending_calls import PendingCalls
 from gatekeeper_grpc.transport.slow_readers import SlowReaders
 from gatekeeper_grpc.wire.status import status_from_error
 
@@ -76,7 +76,7 @@ class CallPool(ThreadPoolExecutor):
     `submit` takes constant time and never raises: an exception would end the serving thread, and with it the server.
     """
 
-    def __init__(self, name: PoolName, size: PoolSize, reception: Reception, gate: Gate) -> None:
+    def __init__(self, name: PoolName, size: PoolSize, reception: PendingCalls, gate: CallHold) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
         self._size = size
         self._lock = threading.Lock()  # guards _in_flight
@@ -162,9 +162,9 @@ class CallPools(Mapping[PoolName, CallPool]):
             sizes: One size for each name.
             held_calls: How many calls without a message are held before the oldest is ended.
         """
-        self.reception = Reception(capacity=held_calls)
+        self.reception = PendingCalls(capacity=held_calls)
         self.slow_readers = SlowReaders()
-        self.gate = Gate()
+        self.gate = CallHold()
         self._pools = {name: CallPool(name, sizes[name], self.reception, self.gate) for name in PoolName}
 
     def __getitem__(self, name: PoolName) -> CallPool:

@@ -4,9 +4,9 @@ import time
 
 import grpc
 
-from gatekeeper_grpc.transport.goaway import Connection, Peer, connections, peer_of, stop_listening
+from gatekeeper_grpc.transport.goaway import Connection, Peer, connections, peer_of, stop_accepting
 from gatekeeper_grpc.transport.grpcio_internals import peers_being_served
-from gatekeeper_grpc.transport.hold import Gate
+from gatekeeper_grpc.transport.hold import CallHold
 
 # For how long calls are held back so that those in progress can end: evaluations take a millisecond.
 _HUSH_S = 0.01
@@ -14,7 +14,7 @@ _LOOK_EVERY_S = 0.001
 _PAUSE_S = 0.01
 
 
-class Departure:
+class Drain:
     """Sends the clients of one server away.
 
     Args:
@@ -22,7 +22,7 @@ class Departure:
         gate: Which all its calls pass.
     """
 
-    def __init__(self, server: grpc.Server, gate: Gate) -> None:
+    def __init__(self, server: grpc.Server, gate: CallHold) -> None:
         self._server = server
         self._gate = gate
         self._told: set[Peer] = set()
@@ -36,7 +36,7 @@ class Departure:
             How many connections are left after `within_s` at most.
         """
         deadline = time.monotonic() + within_s
-        stop_listening(port)
+        stop_accepting(port)
         while (left := self._ask_to_go(port)) and time.monotonic() < deadline:
             time.sleep(_PAUSE_S)
         return left
@@ -44,10 +44,10 @@ class Departure:
     def _ask_to_go(self, port: int) -> int:
         """Say goodbye to whom it can be said now; return how many are still there."""
         with self._gate.shut(), connections(port) as found:
-            greeted = [connection for connection in found if connection.is_greeted()]
+            greeted = [connection for connection in found if connection.has_received_settings()]
             untold = [connection for connection in greeted if connection.peer not in self._told]
             busy = self._busy_after_a_hush(untold)
-            self._told.update(one.peer for one in untold if one.peer not in busy and one.say_goodbye())
+            self._told.update(one.peer for one in untold if one.peer not in busy and one.send_goaway())
         return len(greeted)
 
     def _busy_after_a_hush(self, untold: list[Connection]) -> set[Peer]:

@@ -35,12 +35,12 @@ class Connection:
     peer: Peer
     _socket: socket.socket
 
-    def is_greeted(self) -> bool:
+    def has_received_settings(self) -> bool:
         """Tell whether the client has the server's first frame, before which no other may be sent."""
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
         return int.from_bytes(info[_BYTES_ACKED], "little") > _SETTINGS_BYTES
 
-    def say_goodbye(self) -> bool:
+    def send_goaway(self) -> bool:
         """Send GOAWAY; False when that is not possible now.
 
         Only between two frames of gRPC: for a connection on which no response is under way.
@@ -63,7 +63,7 @@ def peer_of(name: str) -> Peer | None:
     return _peer(host.strip("[]"), int(port))
 
 
-def stop_listening(port: int) -> None:
+def stop_accepting(port: int) -> None:
     """Take no further connections; those there are stay.
 
     The descriptors stay, too, for gRPC to close: it would complain of a socket that stops listening under its hands. So
@@ -72,7 +72,7 @@ def stop_listening(port: int) -> None:
     for descriptor, found in _sockets_of(port):
         with found:
             if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                with _deaf_socket() as deaf:
+                with _unreachable_socket() as deaf:
                     os.dup2(deaf.fileno(), descriptor, inheritable=False)
 
 
@@ -126,7 +126,7 @@ def _is_tcp_of(found: socket.socket, port: int) -> bool:
     return is_tcp and found.getsockname()[1] == port
 
 
-def _deaf_socket() -> socket.socket:
+def _unreachable_socket() -> socket.socket:
     deaf = socket.socket(socket.AF_UNIX)
     deaf.bind("")  # Linux gives it an abstract name, which nobody knows.
     deaf.listen()

@@ -21,12 +21,12 @@ _cygrpc = _server.cygrpc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class MessageTimeout:
     """How long a worker may wait for a client's next message."""
 
     limit_s: float
     """At most this long."""
-    pressed_s: float
+    limit_when_saturated_s: float
     """No longer than this while other calls queue for the worker."""
 
 
@@ -92,7 +92,7 @@ class RequestReader(Iterator[bytes]):
 
     __slots__ = ("_others_wait", "_patience", "_requests", "_state")
 
-    def __init__(self, requests: Any, patience: Patience, others_wait: Callable[[], bool]) -> None:
+    def __init__(self, requests: Any, patience: MessageTimeout, others_wait: Callable[[], bool]) -> None:
         self._requests = requests
         self._state = requests._state
         self._patience = patience
@@ -116,19 +116,19 @@ class RequestReader(Iterator[bytes]):
 
     def _await_message(self) -> bytes:
         started = time.monotonic()
-        pause_s = min(self._patience.limit_s, self._patience.pressed_s)
+        pause_s = min(self._patience.limit_s, self._patience.limit_when_saturated_s)
         while (message := self._requests._look_for_request()) is None:
             self._check_patience(time.monotonic() - started)
             self._state.condition.wait(pause_s)
         return bytes(message)
 
     def _check_patience(self, waited_s: float) -> None:
-        pressed = waited_s >= self._patience.pressed_s and self._others_wait()
+        pressed = waited_s >= self._patience.limit_when_saturated_s and self._others_wait()
         if pressed or waited_s >= self._patience.limit_s:
             raise RequestTimeout(f"no request message arrived within {waited_s:.1f} s")
 
 
-class Outlet:
+class ResponseStream:
     """The response stream of a call: sends, and ends the call, without a thread that waits for the client.
 
     grpcio's own way keeps a thread until the client has made room for a response. Safe to use from any thread; at most

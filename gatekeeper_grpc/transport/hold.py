@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 
 
-class Gate:
+class CallHold:
     """Open, it costs a call one attribute read. Shut, calls wait in memory, in order, and go on when it opens again."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.wire.status import RequestTimeout, status_from_error
 
 
-class Reception:
+class PendingCalls:
     """Holds calls without a message, and ends those whose message does not come.
 
     Args:

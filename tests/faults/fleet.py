@@ -52,7 +52,7 @@ class Database(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class InstanceMetrics:
     """One process, its way to the database, and clients of it."""
 
     gatekeeper: Gatekeeper
@@ -92,14 +92,14 @@ class Fleet:
 
     def __init__(self, database: Database, folder: Path, *, weakness: str, settings: Mapping[str, str]) -> None:
         self._database = database
-        self.instances: list[Instance] = []
+        self.instances: list[InstanceMetrics] = []
         self._folder = folder
         self._program = ("tests.faults.weakened", weakness) if weakness else ("gatekeeper_grpc",)
         self._settings = {**KEYS, **settings}
         self._token = database.token()
         self._stack = ExitStack()
 
-    def __getitem__(self, place: int) -> Instance:
+    def __getitem__(self, place: int) -> InstanceMetrics:
         return self.instances[place]
 
     def start(self, size: int) -> None:
@@ -146,11 +146,11 @@ class Fleet:
         self._stack.callback(stop, process)
         return process
 
-    def _joined(self, place: int, process: Process, route: Route) -> Instance:
+    def _joined(self, place: int, process: Process, route: Route) -> InstanceMetrics:
         gatekeeper = Gatekeeper(process, self.data_dir(place))
         channel = self._stack.enter_context(gatekeeper.channel())
         admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
-        return Instance(gatekeeper, route, admin, EvaluationServiceStub(channel))
+        return InstanceMetrics(gatekeeper, route, admin, EvaluationServiceStub(channel))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.processes import KEYS, eventually, run
 from tests.faults.figures import BUSY_S, COLD_START_ANSWERS_WITHIN_S, FAULT_S, RECOVERS_WITHIN_S
-from tests.faults.fleet import Fleet, Instance, fleet
+from tests.faults.fleet import Fleet, InstanceMetrics, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
@@ -20,7 +20,7 @@ from tests.faults.report import Report
 KEPT = "snapshot"
 
 
-def readiness(instance: Instance) -> dict[str, Any]:
+def readiness(instance: InstanceMetrics) -> dict[str, Any]:
     """What `GET /ready` says, and with which status."""
     connection = HTTPConnection("127.0.0.1", instance.gatekeeper.ops_port, timeout=5.0)
     try:
@@ -31,7 +31,7 @@ def readiness(instance: Instance) -> dict[str, Any]:
         connection.close()
 
 
-def refusal(instance: Instance) -> str:
+def refusal(instance: InstanceMetrics) -> str:
     with pytest.raises(grpc.RpcError) as refused:
         instance.write()
     return str(refused.value.code().name)

@@ -13,7 +13,7 @@ from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from tests.acceptance.processes import eventually
 from tests.acceptance.records import chained_entries, flag_revisions
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
-from tests.faults.fleet import Fleet, Instance
+from tests.faults.fleet import Fleet, InstanceMetrics
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.replicated import replicated
 from tests.faults.report import Report, Row
@@ -62,7 +62,7 @@ def test_no_evaluation_fails_and_nothing_acknowledged_is_lost_when_the_standby_t
     assert repeated == [[]] * len(repeated)
 
 
-def said_again_and_again(instance: Instance) -> list[str]:
+def said_again_and_again(instance: InstanceMetrics) -> list[str]:
     """Log lines, besides those of calls, that came more than twice: a state changes there and back, and that is all."""
     entries = [json.loads(line) for line in instance.gatekeeper.log.text().splitlines() if line.startswith("{")]
     states = [entry for entry in entries if entry["event"] != "rpc"]

@@ -29,11 +29,11 @@ from gatekeeper_grpc.store.postgres import database
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.postgres.errors import translated_errors
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
-from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
-from gatekeeper_grpc.transport.drain import Departure
-from gatekeeper_grpc.transport.grpcio_internals import Outlet
+from gatekeeper_grpc.transport.drain import Drain
+from gatekeeper_grpc.transport.grpcio_internals import ResponseStream
 
 # Any below: what is put in a method's place takes what the method takes.
 _SLOW_LOADS_S = 0.05
@@ -127,14 +127,14 @@ def asks_database() -> None:
 
 def no_goodbye() -> None:
     """A server that stops does not ask its clients to go first."""
-    _put(Departure, send_away=lambda _departure, _port, **_limits: 0)
+    _put(Drain, send_away=lambda _departure, _port, **_limits: 0)
 
 
 def waits_for_watchers() -> None:
     """Whoever is told something is waited for until it has made room."""
-    send = Outlet.send
+    send = ResponseStream.send
 
-    def wait(outlet: Outlet, message: bytes, sent: Callable[[], None]) -> bool:
+    def wait(outlet: ResponseStream, message: bytes, sent: Callable[[], None]) -> bool:
         made_room = threading.Event()
 
         def note() -> None:
@@ -145,7 +145,7 @@ def waits_for_watchers() -> None:
         made_room.wait(_WATCHER_PATIENCE_S)
         return is_open
 
-    _put(Outlet, send=wait)
+    _put(ResponseStream, send=wait)
 
 
 def redis_in_the_way() -> None:
@@ -171,7 +171,7 @@ def no_hang_watch() -> None:
 
 def no_loss_detection() -> None:
     """A database that is older than what was served is not moved on."""
-    _put(Restore, report_loss=lambda _restore, _revision, _hash=b"": None)
+    _put(Epochs, report_loss=lambda _restore, _revision, _hash=b"": None)
 
 
 def never_stale() -> None:

@@ -29,7 +29,7 @@ from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintenance
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database, one
 from tests.conftest import KEYS, settings_for_tests
 
@@ -55,7 +55,7 @@ def log(small_partitions: Database) -> Database:
 
 
 def write_entries(database: Database, count: int, *, prefix: str = "flag") -> None:
-    flags = FlagStore(database, Ledger(database, KEYS.data))
+    flags = FlagStore(database, MutationRunner(database, KEYS.data))
     for number in range(count):
         flags.create(FlagConfig(key=f"{prefix}-{number}"), Intent(caller=None, action="CreateFlag"))
 

@@ -20,7 +20,7 @@ from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.store.audit.log import read_head, recorded_entries, verify_log
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from tests.conftest import KEYS, TEMPLATE, database_dsn
 
@@ -41,7 +41,7 @@ def dsn(postgres: str) -> Iterator[str]:
         dsn = database_dsn(postgres, name)
         database = Database(dsn)
         database.open()
-        _write_log(FlagStore(database, Ledger(database, KEYS.data)))
+        _write_log(FlagStore(database, MutationRunner(database, KEYS.data)))
         database.close()
         yield dsn
         conn.execute(sql.SQL("DROP DATABASE {name} WITH (FORCE)").format(**identifiers))

@@ -4,18 +4,18 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
-from gatekeeper_grpc.store.audit.head_reporter import AuditWatch
+from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import Privileges
 from tests.conftest import KEYS
 
 
 def test_the_head_is_logged_when_it_moved_and_for_the_last_time_at_the_end(database: Database) -> None:
-    watch = AuditWatch(AuditStore(database), Privileges(database))
-    flags = FlagStore(database, Ledger(database, KEYS.data))
+    watch = AuditHeadReporter(AuditStore(database), Privileges(database))
+    flags = FlagStore(database, MutationRunner(database, KEYS.data))
 
     with capture_logs() as logs:
         watch.run()
@@ -31,7 +31,7 @@ def test_the_head_is_logged_when_it_moved_and_for_the_last_time_at_the_end(datab
 
 
 def test_a_database_that_is_away_at_the_end_is_logged_and_no_error(database: Database) -> None:
-    watch = AuditWatch(AuditStore(database), Privileges(database))
+    watch = AuditHeadReporter(AuditStore(database), Privileges(database))
     database.close()
 
     with capture_logs() as logs:

@@ -13,7 +13,7 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, RateTier
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 
 DATA_KEYS = DataKeys(KeyRing.parse("data:" + "d" * 32))
@@ -24,7 +24,7 @@ class Keys:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.store = ClientKeyStore(database, Ledger(database, DATA_KEYS), DATA_KEYS)
+        self.store = ClientKeyStore(database, MutationRunner(database, DATA_KEYS), DATA_KEYS)
         self.now = datetime.now(UTC)
         self.cache = ClientKeyCache(self.store, DATA_KEYS.open, clock=lambda: self.now)
 

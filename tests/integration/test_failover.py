@@ -27,12 +27,12 @@ from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres import servers as servers_module
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.servers import Servers
 from gatekeeper_grpc.store.snapshots import loader as snapshots_module
-from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
@@ -183,7 +183,7 @@ def served_after_others_wrote_first(pair: Pair) -> Snapshot:
     """A standby that lacks a commit is promoted, and goes beyond it before the instance that served it looks again."""
     with closing(Database(pair.dsn)) as database:
         database.open()
-        ledger, store = Ledger(database, KEYS.data), SnapshotStore(database)
+        ledger, store = MutationRunner(database, KEYS.data), SnapshotStore(database)
         create(ledger, database, "kept")
         pair.catch_up()
         pair.standby.cut_off()
@@ -198,7 +198,7 @@ def served_after_others_wrote_first(pair: Pair) -> Snapshot:
             cache,
             store,
             [],
-            report_loss=Restore(ledger).report_loss,
+            report_loss=Epochs(ledger).report_loss,
             poll_interval_s=PATIENCE_S,
             reload_interval_s=PATIENCE_S,
         )
@@ -206,7 +206,7 @@ def served_after_others_wrote_first(pair: Pair) -> Snapshot:
         return cache.current()
 
 
-def create(ledger: Ledger, database: Database, key: str) -> bool:
+def create(ledger: MutationRunner, database: Database, key: str) -> bool:
     with suppress(Unavailable):
         FlagStore(database, ledger).create(FlagConfig(key=key), Intent(caller=None, action="CreateFlag"))
         return True

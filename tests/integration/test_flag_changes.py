@@ -20,7 +20,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user import UserProfile
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.members import MemberStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.snapshots import loader as snapshots_module
@@ -40,7 +40,7 @@ class Editor:
     """Makes random changes of everything that an answer may depend on; those that are refused change nothing."""
 
     def __init__(self, database: Database, random: Random) -> None:
-        ledger = Ledger(database, KEYS.data)
+        ledger = MutationRunner(database, KEYS.data)
         self._flags = FlagStore(database, ledger)
         self._targets = TargetStore(database, ledger)
         self._segments = SegmentStore(database, ledger)
@@ -161,12 +161,12 @@ def test_whoever_comes_back_from_any_revision_is_told_of_every_flag_with_another
 
 
 def test_attributes_that_no_segment_names_change_no_flag(database: Database) -> None:
-    users = UserStore(database, Ledger(database, KEYS.data))
-    segments, store = SegmentStore(database, Ledger(database, KEYS.data)), SnapshotStore(database)
+    users = UserStore(database, MutationRunner(database, KEYS.data))
+    segments, store = SegmentStore(database, MutationRunner(database, KEYS.data)), SnapshotStore(database)
     condition = Condition(attribute="plan", operator=Operator.EQUALS, values=("gold",))
     segments.create(SegmentConfig(key="s1", conditions=(condition,)), INTENT)
     aim = (SegmentTarget(segment_key="s1", variant=ON),)
-    FlagStore(database, Ledger(database, KEYS.data)).create(FlagConfig(key="f1", segment_targets=aim), INTENT)
+    FlagStore(database, MutationRunner(database, KEYS.data)).create(FlagConfig(key="f1", segment_targets=aim), INTENT)
     before = store.load()
     users.create(UserProfile(user_id="alice", attributes={"mood": "good"}), INTENT)
     unconcerned = store.load_since(before)
@@ -181,7 +181,7 @@ def test_attributes_that_no_segment_names_change_no_flag(database: Database) -> 
 
 def test_no_more_of_the_log_is_read_than_a_history_needs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots_module, "_MAX_DELTA_REVISIONS", 3)
-    flags, store = FlagStore(database, Ledger(database, KEYS.data)), SnapshotStore(database)
+    flags, store = FlagStore(database, MutationRunner(database, KEYS.data)), SnapshotStore(database)
     for key in ("a", "b", "c", "d"):
         flags.create(FlagConfig(key=key), INTENT)
     changes = store.load().changes
@@ -193,7 +193,7 @@ def test_no_more_of_the_log_is_read_than_a_history_needs(database: Database, mon
 def test_what_a_lagging_replica_knew_of_is_told_together_with_what_it_lacks(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = FlagStore(database, Ledger(database, KEYS.data))
+    flags = FlagStore(database, MutationRunner(database, KEYS.data))
     primary, replica = SnapshotStore(database), SnapshotStore(database)
     flags.create(FlagConfig(key="a"), INTENT)
     lagging = primary.load()

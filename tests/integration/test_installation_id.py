@@ -14,7 +14,7 @@ from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS, database_dsn
@@ -58,7 +58,7 @@ def test_a_restored_dump_is_the_same_installation(dsn: str, empty: tuple[str, st
 
 
 def test_a_populated_database_goes_back_and_forth_and_loses_nothing_else(dsn: str, database: Database) -> None:
-    FlagStore(database, Ledger(database, KEYS.data)).create(
+    FlagStore(database, MutationRunner(database, KEYS.data)).create(
         FlagConfig(key="kept"), Intent(caller=None, action="CreateFlag")
     )
     migrator = Migrator(dsn)

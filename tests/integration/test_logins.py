@@ -25,7 +25,7 @@ def in_a_month() -> datetime:
     return datetime.now(UTC) + timedelta(days=30)
 
 
-class Door:
+class Access:
     """What a test does with logins, and what it looks up behind them."""
 
     def __init__(self, database: Database) -> None:
@@ -62,9 +62,9 @@ class Door:
 
 
 @pytest.fixture
-def door(database: Database) -> Door:
+def door(database: Database) -> Access:
     """A database with one admin user: ada, an editor."""
-    door = Door(database)
+    door = Access(database)
     door.run(
         "INSERT INTO admin_user (username, password_hash, role, create_time, update_time)"
         " VALUES ('ada', %(hash)s, 'editor', now(), now())",
@@ -91,7 +91,7 @@ def at_once(count: int, act: Callable[[int], object]) -> list[object]:
 # --- who may log in ---------------------------------------------------------------------------------------------------
 
 
-def test_hash_is_found_by_exact_name_of_an_enabled_admin_only(door: Door) -> None:
+def test_hash_is_found_by_exact_name_of_an_enabled_admin_only(door: Access) -> None:
     assert door.store.password_hash("ada") == HASH
     assert [door.store.password_hash(name) for name in ("Ada", "ada ", "", "ada\0", "a" * 100_000)] == [None] * 5
 
@@ -99,7 +99,7 @@ def test_hash_is_found_by_exact_name_of_an_enabled_admin_only(door: Door) -> Non
     assert door.store.password_hash("ada") is None
 
 
-def test_login_returns_who_it_is_and_is_recorded(door: Door) -> None:
+def test_login_returns_who_it_is_and_is_recorded(door: Access) -> None:
     assert door.log_in("token") == ADA
     assert door.events() == [("login_succeeded", "ada", PEER)]
 
@@ -113,7 +113,7 @@ def test_login_returns_who_it_is_and_is_recorded(door: Door) -> None:
     ],
 )
 def test_login_is_refused_when_the_admin_changed_while_the_password_was_checked(
-    door: Door, change: LiteralString
+    door: Access, change: LiteralString
 ) -> None:
     door.run(change)
 
@@ -125,7 +125,7 @@ def test_login_is_refused_when_the_admin_changed_while_the_password_was_checked(
 # --- refreshing -------------------------------------------------------------------------------------------------------
 
 
-def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(door: Door) -> None:
+def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(door: Access) -> None:
     door.log_in("first")
     door.run("UPDATE admin_user SET role = 'viewer', token_epoch = 2")
 
@@ -135,7 +135,7 @@ def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(door: Door) 
     assert door.redeem("second", "third") == caller
 
 
-def test_reuse_of_a_spent_token_kills_its_family_and_no_other_and_is_recorded_once(door: Door) -> None:
+def test_reuse_of_a_spent_token_kills_its_family_and_no_other_and_is_recorded_once(door: Access) -> None:
     door.log_in("first")
     door.log_in("other")
     door.redeem("first", "second")
@@ -148,7 +148,7 @@ def test_reuse_of_a_spent_token_kills_its_family_and_no_other_and_is_recorded_on
     assert door.events()[2:] == [("refresh_reused", "ada", PEER)]
 
 
-def test_of_32_racing_redeemers_one_wins_and_the_family_dies(door: Door) -> None:
+def test_of_32_racing_redeemers_one_wins_and_the_family_dies(door: Access) -> None:
     door.log_in("first")
 
     outcomes = at_once(32, lambda number: (door.redeem("first", f"second {number}"), number))
@@ -160,7 +160,9 @@ def test_of_32_racing_redeemers_one_wins_and_the_family_dies(door: Door) -> None
     assert door.events() == [("login_succeeded", "ada", PEER), ("refresh_reused", "ada", PEER)]
 
 
-def test_without_the_check_for_spent_tokens_every_racer_would_win(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_check_for_spent_tokens_every_racer_would_win(
+    door: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_EXCHANGE", module._EXCHANGE.replace("AND spent_time IS NULL", ""))
     door.log_in("first")
 
@@ -169,7 +171,7 @@ def test_without_the_check_for_spent_tokens_every_racer_would_win(door: Door, mo
     assert outcomes == [ADA] * 32
 
 
-def test_refused_tokens_leave_no_trace(door: Door) -> None:
+def test_refused_tokens_leave_no_trace(door: Access) -> None:
     door.log_in("expired")
     door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
 
@@ -180,7 +182,7 @@ def test_refused_tokens_leave_no_trace(door: Door) -> None:
     assert (door.count_tokens(), len(door.events())) == (1, 1)
 
 
-def test_disabled_admin_cannot_refresh(door: Door) -> None:
+def test_disabled_admin_cannot_refresh(door: Access) -> None:
     door.log_in("first")
     door.run("UPDATE admin_user SET enabled = false")
 
@@ -188,7 +190,7 @@ def test_disabled_admin_cannot_refresh(door: Door) -> None:
     assert door.count_tokens() == 1
 
 
-def test_deleted_admin_leaves_no_tokens(door: Door) -> None:
+def test_deleted_admin_leaves_no_tokens(door: Access) -> None:
     door.log_in("first")
     door.run("DELETE FROM admin_user")
 
@@ -200,7 +202,7 @@ def test_deleted_admin_leaves_no_tokens(door: Door) -> None:
 
 
 @pytest.mark.parametrize("token", ["first", "second"], ids=["spent", "latest"])
-def test_logout_with_any_token_ends_that_login_alone(door: Door, token: str) -> None:
+def test_logout_with_any_token_ends_that_login_alone(door: Access, token: str) -> None:
     door.log_in("first")
     door.redeem("first", "second")
     door.log_in("other")
@@ -212,7 +214,7 @@ def test_logout_with_any_token_ends_that_login_alone(door: Door, token: str) -> 
     assert door.events()[2:] == [("logged_out", "ada", PEER)]
 
 
-def test_logout_of_an_unknown_token_does_nothing(door: Door) -> None:
+def test_logout_of_an_unknown_token_does_nothing(door: Access) -> None:
     door.log_in("first")
 
     door.store.revoke("unknown", peer=PEER)
@@ -221,7 +223,7 @@ def test_logout_of_an_unknown_token_does_nothing(door: Door) -> None:
     assert (door.count_tokens(), len(door.events())) == (1, 1)
 
 
-def wait_until_blocked(door: Door, call: Future[None]) -> None:
+def wait_until_blocked(door: Access, call: Future[None]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     while not door.rows(waiting):
@@ -230,7 +232,7 @@ def wait_until_blocked(door: Door, call: Future[None]) -> None:
         time.sleep(0.01)
 
 
-def revoke_while_redeeming(door: Door, revoke: Callable[[], None]) -> None:
+def revoke_while_redeeming(door: Access, revoke: Callable[[], None]) -> None:
     """Revoke while an exchange has inserted the successor and not yet committed."""
     token = {"token_hash": module._sha256("first")}
     exchange = {**token, "successor_hash": module._sha256("second"), "expire_time": in_a_month()}
@@ -243,7 +245,7 @@ def revoke_while_redeeming(door: Door, revoke: Callable[[], None]) -> None:
         call.result(PATIENCE_S)
 
 
-def test_logout_waits_for_a_racing_refresh_and_revokes_its_successor(door: Door) -> None:
+def test_logout_waits_for_a_racing_refresh_and_revokes_its_successor(door: Access) -> None:
     door.log_in("first")
 
     revoke_while_redeeming(door, lambda: door.store.revoke("first"))
@@ -251,7 +253,7 @@ def test_logout_waits_for_a_racing_refresh_and_revokes_its_successor(door: Door)
     assert door.count_tokens() == 0
 
 
-def test_without_the_owner_lock_the_successor_would_survive(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_owner_lock_the_successor_would_survive(door: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_OWNER_OF_FAMILY", module._OWNER_OF_FAMILY.replace("FOR NO KEY UPDATE", ""))
     door.log_in("first")
 
@@ -260,7 +262,7 @@ def test_without_the_owner_lock_the_successor_would_survive(door: Door, monkeypa
     assert door.count_tokens() == 1
 
 
-def test_change_of_password_revokes_every_login_a_racing_refresh_included(door: Door) -> None:
+def test_change_of_password_revokes_every_login_a_racing_refresh_included(door: Access) -> None:
     door.log_in("first")
     door.log_in("other")
 
@@ -278,7 +280,7 @@ def test_change_of_password_revokes_every_login_a_racing_refresh_included(door: 
 
 
 def test_of_16_starters_with_different_names_one_creates_the_first_admin(database: Database) -> None:
-    door = Door(database)
+    door = Access(database)
     assert not door.store.has_admin()
 
     outcomes = at_once(16, lambda number: door.store.ensure_first_admin(f"admin{number}", HASH))
@@ -290,7 +292,7 @@ def test_of_16_starters_with_different_names_one_creates_the_first_admin(databas
     assert door.store.has_admin()
 
 
-def test_first_admin_is_not_created_beside_a_disabled_one(door: Door) -> None:
+def test_first_admin_is_not_created_beside_a_disabled_one(door: Access) -> None:
     door.run("UPDATE admin_user SET enabled = false")
 
     assert not door.store.ensure_first_admin("admin", HASH)
@@ -306,13 +308,13 @@ def test_first_admin_has_a_name_that_tokens_accept(database: Database, username:
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def test_name_as_typed_is_cut_and_stripped_of_nul(door: Door) -> None:
+def test_name_as_typed_is_cut_and_stripped_of_nul(door: Access) -> None:
     door.store.record_failure("\0" + "é" * 1_000_000, peer="p" * 1_000)
 
     assert door.events() == [("login_failed", "é" * 128, "p" * 128)]
 
 
-def test_prune_bounds_events_by_age_and_count(door: Door) -> None:
+def test_prune_bounds_events_by_age_and_count(door: Access) -> None:
     for number in range(5):
         door.store.record_failure(f"n{number}")
     door.run("UPDATE auth_events SET create_time = create_time - interval '2 days' WHERE username = 'n4'")
@@ -323,7 +325,7 @@ def test_prune_bounds_events_by_age_and_count(door: Door) -> None:
     assert door.store.prune() == Pruned(events=0, refresh_tokens=0)
 
 
-def test_prune_deletes_expired_tokens_spent_or_not_and_keeps_spent_ones_that_could_be_reused(door: Door) -> None:
+def test_prune_deletes_expired_tokens_spent_or_not_and_keeps_spent_ones_that_could_be_reused(door: Access) -> None:
     door.log_in("old")
     door.redeem("old", "old too")
     door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
@@ -335,7 +337,7 @@ def test_prune_deletes_expired_tokens_spent_or_not_and_keeps_spent_ones_that_cou
     assert door.refuses("second")
 
 
-def test_prune_waits_for_nobody(door: Door) -> None:
+def test_prune_waits_for_nobody(door: Access) -> None:
     door.log_in("locked")
     door.log_in("free")
     door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
@@ -346,7 +348,7 @@ def test_prune_waits_for_nobody(door: Door) -> None:
         assert door.store.prune() == Pruned(events=0, refresh_tokens=1)
 
 
-def test_no_table_holds_a_refresh_token(door: Door) -> None:
+def test_no_table_holds_a_refresh_token(door: Access) -> None:
     canaries = [f"canary-{number}" for number in range(3)]
     door.log_in(canaries[0])
     door.redeem(canaries[0], canaries[1])

@@ -12,7 +12,7 @@ from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots import notifications
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
@@ -23,7 +23,7 @@ TIMEOUT_S = 10.0
 
 @pytest.fixture
 def flags(database: Database) -> FlagStore:
-    return FlagStore(database, Ledger(database, KEYS.data))
+    return FlagStore(database, MutationRunner(database, KEYS.data))
 
 
 @pytest.fixture

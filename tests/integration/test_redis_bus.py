@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cache.last_known_good import newest_kept
-from gatekeeper_grpc.cache.snapshot_format import SnapshotRefused, Stamp, decode, encode
+from gatekeeper_grpc.cache.snapshot_format import SnapshotHeader, SnapshotRefused, decode, encode
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.redis_bus import announcements as announcements_module
@@ -118,7 +118,7 @@ def kept(revision: int = 7, *, flags: int = 3, keys: DataKeys = KEYS.data) -> by
         revision=revision,
         flags=[flag(f"flag-{number}", flag_id=number) for number in range(flags)],
     )
-    return b"".join(encode(snapshot, Stamp.of(snapshot, confirmed_time=datetime.now(UTC)), keys))
+    return b"".join(encode(snapshot, SnapshotHeader.of(snapshot, confirmed_time=datetime.now(UTC)), keys))
 
 
 def put(place: RedisSnapshot, content: bytes) -> None:

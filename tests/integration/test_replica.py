@@ -14,9 +14,9 @@ from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
-from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.replica import ReplicaFirst
 from tests.acceptance.processes import PATIENCE_S, eventually
@@ -46,7 +46,7 @@ class House:
         self.primary = CountedStore(primary)
         self.replica = CountedStore(replica)
         self.source = ReplicaFirst(self.primary, self.replica)
-        self.ledger = Ledger(primary, KEYS.data)
+        self.ledger = MutationRunner(primary, KEYS.data)
 
     def create(self, key: str) -> int:
         intent = Intent(caller=None, action="CreateFlag")
@@ -89,7 +89,7 @@ def test_twin_the_replica_alone_is_older(house: House) -> None:
 
 def test_of_a_replica_that_lags_across_an_epoch_nothing_is_used(house: House) -> None:
     with house.pair.standby.paused_replay():
-        Restore(house.ledger).finish()
+        Epochs(house.ledger).finish()
         loaded = house.source.load()
 
     assert loaded.revision == REVISIONS_PER_EPOCH

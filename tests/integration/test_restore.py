@@ -33,9 +33,9 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
-from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.acceptance.processes import eventually
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
@@ -224,7 +224,7 @@ def test_instances_that_served_what_is_lost_begin_one_epoch_and_serve_what_was_r
 
 
 def test_of_many_who_report_one_loss_one_begins_an_epoch(database: Database) -> None:
-    restore = Restore(Ledger(database, KEYS.data))
+    restore = Epochs(MutationRunner(database, KEYS.data))
 
     written = race([partial(restore.report_loss, known) for known in range(1, 9)])
 
@@ -233,8 +233,8 @@ def test_of_many_who_report_one_loss_one_begins_an_epoch(database: Database) -> 
 
 
 def test_of_many_who_report_another_history_one_begins_an_epoch(database: Database) -> None:
-    ledger = Ledger(database, KEYS.data)
-    restore, intent = Restore(ledger), Intent(caller=None, action="CreateFlag")
+    ledger = MutationRunner(database, KEYS.data)
+    restore, intent = Epochs(ledger), Intent(caller=None, action="CreateFlag")
     written = FlagStore(database, ledger).create(FlagConfig(key="alpha"), intent)
     assert written.anchor
 
@@ -261,7 +261,7 @@ def test_an_epoch_begins_only_after_a_loss_and_after_all_that_is_known(
     with database.write() as conn:
         conn.execute("UPDATE revision_head SET revision = %s", (head,))
 
-    written = Restore(Ledger(database, KEYS.data)).report_loss(known)
+    written = Epochs(MutationRunner(database, KEYS.data)).report_loss(known)
 
     assert (written.result, written.revision) == expected
 
@@ -273,7 +273,7 @@ def test_an_instance_writes_no_revision_a_second_time_before_it_has_noticed(dsn:
     ((installation_id,),) = query(dsn, "SELECT installation_id FROM revision_head")
     server.cache.publish(Snapshot.build(installation_id=installation_id, revision=3), confirmed_at=0.0)
     if not guarded:
-        server.ledger._served_revision = lambda _: 0
+        server.mutations._served_revision = lambda _: 0
     intent = Intent(caller=None, action="CreateFlag")
     try:
         if guarded:

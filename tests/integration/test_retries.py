@@ -11,7 +11,7 @@ import gatekeeper_grpc.store
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
 from gatekeeper_grpc.store.flags import NOTHING, FlagStore
-from gatekeeper_grpc.store.mutations import Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres import retries
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict
@@ -99,7 +99,7 @@ _HOLDERS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
 
 def mutation_that_deadlocks_with(other: Connection, database: Database) -> Written[None]:
     """A mutation holds the head and wants a row that another transaction holds, which then wants the head."""
-    ledger = Ledger(database, KEYS.data)
+    ledger = MutationRunner(database, KEYS.data)
     flags = FlagStore(database, ledger)
     flags.create(FlagConfig(key="contended"), Intent(caller=None, action="CreateFlag"))
     other.execute("SET deadlock_timeout = '30s'")  # It is the mutation that PostgreSQL finds first, and undoes.

@@ -14,7 +14,7 @@ from gatekeeper_grpc.config import load_settings
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, CreatedClientKey, RateTier
 from gatekeeper_grpc.domain.mutation import Intent, Written
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.rewrap import SEALED_COLUMNS, SealedStore
 
@@ -29,7 +29,7 @@ def ring(text: str) -> DataKeys:
 
 
 def create(database: Database, keys: DataKeys, request_id: UUID) -> Written[CreatedClientKey]:
-    store = ClientKeyStore(database, Ledger(database, keys), keys)
+    store = ClientKeyStore(database, MutationRunner(database, keys), keys)
     intent = Intent(caller=None, action="CreateClientKey", request_id=request_id, request_hash=b"h")
     config = ClientKeyConfig(name="till", tier=RateTier.HIGH)
     return store.create(config, key_id=f"ck_{request_id}", secret=f"secret of {request_id}", intent=intent)

@@ -17,7 +17,7 @@ from gatekeeper_grpc.domain.segment import Match, SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.members import LIST_MEMBERS, MemberStore
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.segments import COUNT_MEMBERS, FIND_SEGMENT, LIST_SEGMENTS, USED_BY, SegmentStore
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
@@ -42,7 +42,7 @@ class Editor:
     """Makes random changes of segments, their members, and the flags that aim at them; some are refused."""
 
     def __init__(self, database: Database, random: Random) -> None:
-        ledger = Ledger(database, KEYS.data)
+        ledger = MutationRunner(database, KEYS.data)
         self._flags = FlagStore(database, ledger)
         self._segments = SegmentStore(database, ledger)
         self._members = MemberStore(database, ledger)

@@ -20,9 +20,9 @@ from gatekeeper_grpc.domain.flag import OFF, ON, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.store import mutations as ledger_module
+from gatekeeper_grpc.store import mutations as mutations_module
 from gatekeeper_grpc.store.flags import NOTHING, FlagStore
-from gatekeeper_grpc.store.mutations import Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.snapshots import loader as snapshots_module
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
@@ -41,7 +41,7 @@ class House:
     """The stores on one database."""
 
     database: Database
-    ledger: Ledger
+    ledger: MutationRunner
     flags: FlagStore
     targets: TargetStore
     snapshots: SnapshotStore
@@ -75,7 +75,7 @@ class House:
 
 @pytest.fixture
 def house(database: Database) -> House:
-    ledger = Ledger(database, conftest.KEYS.data)
+    ledger = MutationRunner(database, conftest.KEYS.data)
     return House(database, ledger, FlagStore(database, ledger), TargetStore(database, ledger), SnapshotStore(database))
 
 
@@ -305,7 +305,7 @@ def test_twin_with_revisions_from_a_sequence_it_loses_a_commit_for_ever(
     take_from_sequence = (
         "SELECT installation_id, nextval('revisions'), nextval('entries'), audit_hash FROM revision_head"
     )
-    monkeypatch.setattr(ledger_module, "_LOCK_HEAD", take_from_sequence)
+    monkeypatch.setattr(mutations_module, "_LOCK_HEAD", take_from_sequence)
 
     assert revisions_polled(house) == [2]
 

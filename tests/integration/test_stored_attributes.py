@@ -19,7 +19,7 @@ from gatekeeper_grpc.domain.segment import SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user import UserProfile
 from gatekeeper_grpc.domain.user_index import user_digest
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
@@ -33,17 +33,17 @@ SEGMENTS = ["s1", "s2"]
 
 
 @pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database, KEYS.data)
+def ledger(database: Database) -> MutationRunner:
+    return MutationRunner(database, KEYS.data)
 
 
 @pytest.fixture
-def users(database: Database, ledger: Ledger) -> UserStore:
+def users(database: Database, ledger: MutationRunner) -> UserStore:
     return UserStore(database, ledger)
 
 
 @pytest.fixture
-def segments(database: Database, ledger: Ledger) -> SegmentStore:
+def segments(database: Database, ledger: MutationRunner) -> SegmentStore:
     return SegmentStore(database, ledger)
 
 
@@ -220,7 +220,7 @@ def test_counts_follow_users_that_go_with_their_subject(users: UserStore, segmen
 
 
 def test_the_cap_is_on_values_that_segments_name(
-    database: Database, ledger: Ledger, segments: SegmentStore, dsn: str
+    database: Database, ledger: MutationRunner, segments: SegmentStore, dsn: str
 ) -> None:
     users = UserStore(database, ledger, attribute_cap=2)
     segments.create(naming("s1", "plan"), SYSTEM)
@@ -237,7 +237,7 @@ def test_the_cap_is_on_values_that_segments_name(
 
 
 def test_who_adds_nothing_is_not_refused_for_what_others_added(
-    database: Database, ledger: Ledger, users: UserStore, segments: SegmentStore
+    database: Database, ledger: MutationRunner, users: UserStore, segments: SegmentStore
 ) -> None:
     do([create_segment("s1", {"plan"}), create_user("alice", {"plan": 1, "x": 1})], users, segments)
     capped = UserStore(database, ledger, attribute_cap=0)

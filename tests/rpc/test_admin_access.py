@@ -12,7 +12,7 @@ import pytest
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.chain import build_interceptors
-from gatekeeper_grpc.interceptors.policy import POLICIES, Door, PolicyTableError
+from gatekeeper_grpc.interceptors.policy import POLICIES, Access, PolicyTableError
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.mutations import CHANNEL
 from tests.conftest import KEYS, settings_for_tests
@@ -85,7 +85,7 @@ def test_an_rpc_lets_in_whoever_has_its_role_and_nobody_else(
 CHANGED_ROWS = {
     "lowered": ("DeleteFlag", Role.VIEWER, {(Role.VIEWER, "DeleteFlag")}),
     "raised": ("ListFlags", Role.EDITOR, {(Role.VIEWER, "ListFlags")}),
-    "opened": ("GetFlag", Door.OPEN, {(None, "GetFlag")}),
+    "opened": ("GetFlag", Access.PUBLIC, {(None, "GetFlag")}),
 }
 
 
@@ -94,7 +94,7 @@ def test_changing_one_policy_row_turns_the_matrix_red_in_its_place(
     postgres: str,
     monkeypatch: pytest.MonkeyPatch,
     rpc: str,
-    access: Role | Door,
+    access: Role | Access,
     expected: set[tuple[Role | None, str]],
 ) -> None:
     """The twin of the matrix."""

@@ -11,7 +11,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.transport.drain import Departure
+from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.goaway import connections
 from tests.conftest import connect
 from tests.rpc.asking import TIMEOUT_S
@@ -21,7 +21,7 @@ ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 CLIENTS = 4
 
 
-def departure_of(server: GatekeeperServer) -> Departure:
+def departure_of(server: GatekeeperServer) -> Drain:
     return server._departure
 
 

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 import gatekeeper.v1
 from gatekeeper.v1 import admin_service_pb2
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.interceptors.policy import POLICIES, Door, Policy, PolicyTableError, check_policies
+from gatekeeper_grpc.interceptors.policy import POLICIES, Access, Policy, PolicyTableError, check_policies
 from gatekeeper_grpc.transport.admission import PoolName
 from tests.rpc.test_plumbing_server import EDITOR_TOKEN, echo, error_info, fails, serve, text, unary
 
@@ -75,7 +75,7 @@ def test_a_role_may_do_what_it_and_lower_roles_may(role: Role, required: Role) -
 
 
 def test_an_open_method_reads_no_token() -> None:
-    with serve({"Get": (unary(echo), Policy(access=Door.OPEN, pool=PoolName.EVALUATION))}) as server:
+    with serve({"Get": (unary(echo), Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION))}) as server:
         assert server.unary("Get")(text(), metadata=BAD_HEADERS["unknown token"]) == text()
 
 

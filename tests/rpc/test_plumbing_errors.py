@@ -10,7 +10,7 @@ import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
-from gatekeeper_grpc.interceptors.policy import Door, Policy
+from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.transport.admission import PoolName
 from tests.rpc.test_plumbing_server import (
@@ -183,7 +183,7 @@ def test_a_finished_stream_is_one_line() -> None:
 
 @pytest.mark.parametrize(("behaviour", "level"), [(echo, "debug"), (missing_flag, "info")], ids=["success", "failure"])
 def test_a_quiet_method_logs_its_successes_for_debugging_only(behaviour: Any, level: str, logs: list[Any]) -> None:
-    quiet = Policy(access=Door.OPEN, pool=PoolName.EVALUATION, quiet=True)
+    quiet = Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True)
     with serve({"Echo": (unary(behaviour), quiet)}) as server:
         call = server.unary("Echo").future(text())
         call.exception()

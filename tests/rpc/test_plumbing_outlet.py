@@ -15,14 +15,14 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from gatekeeper_grpc.domain.errors import NotFound, Unavailable
-from gatekeeper_grpc.interceptors.policy import Door, Policy
+from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.transport.admission import PoolName, PoolSize
-from gatekeeper_grpc.transport.grpcio_internals import Outlet
+from gatekeeper_grpc.transport.grpcio_internals import ResponseStream
 from tests.rpc.test_plumbing_overload import eventually
 from tests.rpc.test_plumbing_server import TIMEOUT_S, Server, error_info, serve, text
 
-WATCH = Policy(access=Door.OPEN, pool=PoolName.WATCH)
+WATCH = Policy(access=Access.PUBLIC, pool=PoolName.WATCH)
 # More than fits into any buffer on the way to a client that does not read.
 LONG = "x" * 1_000_000
 
@@ -30,13 +30,13 @@ LONG = "x" * 1_000_000
 class Method:
     """Keeps the outlet of each call, and does nothing else, unless it is told to fail."""
 
-    sends_by_outlet = True
+    sends_by_response_stream = True
 
     def __init__(self) -> None:
-        self.outlets: SimpleQueue[Outlet] = SimpleQueue()
+        self.outlets: SimpleQueue[ResponseStream] = SimpleQueue()
         self.over = threading.Semaphore(0)
 
-    def __call__(self, request: StringValue, context: Any, outlet: Outlet) -> None:
+    def __call__(self, request: StringValue, context: Any, outlet: ResponseStream) -> None:
         if request.value == "fail":
             raise NotFound.flag("nowhere")
         context.add_callback(self.over.release)
@@ -44,7 +44,7 @@ class Method:
 
 
 @contextmanager
-def calling(value: str = "") -> Iterator[tuple[Server, Any, Outlet]]:
+def calling(value: str = "") -> Iterator[tuple[Server, Any, ResponseStream]]:
     """Call the method on a server with one worker for it; yields the client's end and the servicer's."""
     method = Method()
     handler = grpc.unary_stream_rpc_method_handler(method, StringValue.FromString, StringValue.SerializeToString)
@@ -64,13 +64,13 @@ def message(value: str) -> bytes:
     return text(value).SerializeToString()
 
 
-def send(outlet: Outlet, value: str) -> threading.Event:
+def send(outlet: ResponseStream, value: str) -> threading.Event:
     sent = threading.Event()
     assert outlet.send(message(value), sent.set)
     return sent
 
 
-def fill(outlet: Outlet) -> tuple[int, threading.Event]:
+def fill(outlet: ResponseStream) -> tuple[int, threading.Event]:
     """Send as much as a client takes that does not read, and one message more, which stays on the way.
 
     Returns how many these are, and what tells when the last is sent.
@@ -125,19 +125,19 @@ def test_open_streams_keep_no_worker() -> None:
             other.cancel()
 
 
-def end_by_client(_outlet: Outlet, call: Any) -> None:
+def end_by_client(_outlet: ResponseStream, call: Any) -> None:
     call.cancel()
 
 
-def end_by_server(outlet: Outlet, _call: Any) -> None:
+def end_by_server(outlet: ResponseStream, _call: Any) -> None:
     outlet.end(Unavailable("going away"))
 
 
-def cancel_by_server(outlet: Outlet, _call: Any) -> None:
+def cancel_by_server(outlet: ResponseStream, _call: Any) -> None:
     outlet.cancel()
 
 
-ENDS: dict[Callable[[Outlet, Any], None], grpc.StatusCode] = {
+ENDS: dict[Callable[[ResponseStream, Any], None], grpc.StatusCode] = {
     end_by_client: grpc.StatusCode.CANCELLED,
     end_by_server: grpc.StatusCode.UNAVAILABLE,
     cancel_by_server: grpc.StatusCode.CANCELLED,
@@ -146,7 +146,7 @@ ENDS: dict[Callable[[Outlet, Any], None], grpc.StatusCode] = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("unread", [False, True], ids=["idle", "with a message on the way"])
-def test_however_a_call_ends_nothing_of_it_is_left(end: Callable[[Outlet, Any], None], unread: bool) -> None:
+def test_however_a_call_ends_nothing_of_it_is_left(end: Callable[[ResponseStream, Any], None], unread: bool) -> None:
     with calling() as (server, call, outlet):
         sent = fill(outlet)[1] if unread else send(outlet, "read")
         assert unread or next(call).value == "read"

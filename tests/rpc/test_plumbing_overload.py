@@ -18,8 +18,8 @@ from grpc_status import rpc_status
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
-from gatekeeper_grpc.transport.grpcio_internals import Patience
-from gatekeeper_grpc.transport.pending_calls import Reception
+from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
+from gatekeeper_grpc.transport.pending_calls import PendingCalls
 from tests.rpc.test_plumbing_server import (
     EDIT,
     EDITOR_TOKEN,
@@ -39,8 +39,8 @@ from tests.rpc.test_plumbing_server import (
 )
 
 TWO_WORKERS = PoolSize(workers=2, queue=16)
-ENDLESS = Patience(limit_s=60.0, pressed_s=60.0)
-BRISK = Patience(limit_s=0.3, pressed_s=0.3)
+ENDLESS = MessageTimeout(limit_s=60.0, limit_when_saturated_s=60.0)
+BRISK = MessageTimeout(limit_s=0.3, limit_when_saturated_s=0.3)
 
 
 class HalfOpen:
@@ -100,7 +100,7 @@ def victim_codes(server: Server, *, calls: int, timeout_s: float, metadata: Any 
 def crowded_evaluation(half_open: int) -> Iterator[Server]:
     """An open method on two workers, and a crowd that has opened calls of it and sends nothing."""
     sizes = {PoolName.EVALUATION: TWO_WORKERS}
-    with serve({"Echo": (unary(echo), OPEN)}, sizes=sizes, message_patience=ENDLESS) as server:
+    with serve({"Echo": (unary(echo), OPEN)}, sizes=sizes, message_timeout=ENDLESS) as server:
         arrived = arrivals_at(server.pools[PoolName.EVALUATION])
         with HalfOpen(server) as crowd:
             crowd.open(half_open)
@@ -133,14 +133,14 @@ def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() ->
 
 
 def test_twin_without_the_reception_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reception, "hold", lambda _self, _call, *, admit, **_within: admit())
+    monkeypatch.setattr(PendingCalls, "hold", lambda _self, _call, *, admit, **_within: admit())
     with crowded_evaluation(half_open=2) as server:
         assert victim_codes(server, calls=3, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
 def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: Any) -> None:
-    with serve({"Echo": (unary(echo), policy)}, message_patience=BRISK) as server, HalfOpen(server) as silent:
+    with serve({"Echo": (unary(echo), policy)}, message_timeout=BRISK) as server, HalfOpen(server) as silent:
         (call,) = silent.open(1, metadata=EDITOR_TOKEN)
         error = call.exception(timeout=TIMEOUT_S)
 
@@ -150,7 +150,7 @@ def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: 
 
 
 def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
-    crowded = serve({"Echo": (unary(echo), OPEN)}, held_calls=3, message_patience=ENDLESS)
+    crowded = serve({"Echo": (unary(echo), OPEN)}, held_calls=3, message_timeout=ENDLESS)
     with crowded as server, HalfOpen(server) as silent:
         (oldest,) = silent.open(1)
         assert eventually(lambda: len(server.pools.reception) == 1)
@@ -161,7 +161,7 @@ def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
 
 
 def test_calls_cancelled_before_their_message_are_forgotten() -> None:
-    with serve({"Echo": (unary(echo), OPEN)}, message_patience=ENDLESS) as server, HalfOpen(server) as silent:
+    with serve({"Echo": (unary(echo), OPEN)}, message_timeout=ENDLESS) as server, HalfOpen(server) as silent:
         calls = silent.open(20)
         assert eventually(lambda: len(server.pools.reception) == 20)
         for call in calls:
@@ -173,7 +173,7 @@ def test_calls_cancelled_before_their_message_are_forgotten() -> None:
 
 def test_a_denied_call_is_told_so_before_it_sends_a_message_and_pins_no_worker() -> None:
     sizes = {PoolName.ADMIN: PoolSize(workers=2, queue=300)}
-    patient = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=ENDLESS)
+    patient = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=ENDLESS)
     with patient as server, HalfOpen(server) as crowd:
         assert codes_of(crowd.open(200)) == {grpc.StatusCode.UNAUTHENTICATED}
         assert victim_codes(server, calls=5, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
@@ -200,10 +200,10 @@ def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> N
 
 
 @contextmanager
-def stalled_admins(patience: Patience) -> Iterator[Server]:
+def stalled_admins(patience: MessageTimeout) -> Iterator[Server]:
     """Callers with a token hold both admin workers and send nothing."""
     sizes = {PoolName.ADMIN: TWO_WORKERS}
-    crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_patience=patience)
+    crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=patience)
     with crowded as server, HalfOpen(server) as crowd:
         arrived = arrivals_at(server.pools[PoolName.ADMIN])
         crowd.open(2, metadata=EDITOR_TOKEN)
@@ -212,7 +212,7 @@ def stalled_admins(patience: Patience) -> Iterator[Server]:
 
 
 def test_workers_that_wait_for_messages_are_freed_when_other_calls_queue() -> None:
-    with stalled_admins(Patience(limit_s=60.0, pressed_s=0.05)) as server:
+    with stalled_admins(MessageTimeout(limit_s=60.0, limit_when_saturated_s=0.05)) as server:
         assert victim_codes(server, calls=3, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
 
 
@@ -224,7 +224,7 @@ def test_twin_with_patience_under_pressure_the_victim_starves() -> None:
 
 def test_a_silent_stream_is_ended_and_its_worker_freed() -> None:
     sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
-    brisk = serve({"Stream": (stream(echo_stream), STREAM)}, sizes=sizes, stream_patience=BRISK)
+    brisk = serve({"Stream": (stream(echo_stream), STREAM)}, sizes=sizes, stream_timeout=BRISK)
     with brisk as server, HalfOpen(server) as silent:
         (call,) = silent.open(1, method="Stream", first=(b"",))
         assert codes_of([call]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -237,12 +237,12 @@ def test_a_stream_whose_client_keeps_sending_is_not_ended() -> None:
             yield text()
             time.sleep(BRISK.limit_s / 3)
 
-    with serve({"Stream": (stream(echo_stream), STREAM)}, stream_patience=BRISK) as server:
+    with serve({"Stream": (stream(echo_stream), STREAM)}, stream_timeout=BRISK) as server:
         assert len(list(server.stream("Stream")(slowly(), timeout=TIMEOUT_S))) == 5
 
 
 @contextmanager
-def client_that_does_not_read(patience: Patience) -> Iterator[Server]:
+def client_that_does_not_read(patience: MessageTimeout) -> Iterator[Server]:
     """One streams worker, and a client that asks for endless responses and reads none."""
     full = threading.Event()
 
@@ -254,7 +254,7 @@ def client_that_does_not_read(patience: Patience) -> Iterator[Server]:
             yield text("x" * 100_000)
 
     sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
-    with serve({"Stream": (stream(endless), STREAM)}, sizes=sizes, stream_patience=patience) as server:
+    with serve({"Stream": (stream(endless), STREAM)}, sizes=sizes, stream_timeout=patience) as server:
         unread = server.stream("Stream")(iter([text("endlessly")]))
         assert full.wait(TIMEOUT_S)
         yield server
@@ -271,7 +271,7 @@ def test_twin_without_a_limit_such_a_client_keeps_its_worker() -> None:
         list(server.stream("Stream")(iter([text()]), timeout=0.5))
 
 
-class Gate:
+class CallHold:
     """A method that keeps its worker until it is let go."""
 
     def __init__(self) -> None:
@@ -294,20 +294,20 @@ def retry_after_s(error: Any) -> float:
 
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
 def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_served(policy: Any) -> None:
-    gate, other = Gate(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
-    methods = {"Gate": (unary(gate), policy), "Echo": (unary(echo), OPEN if policy is EDIT else EDIT)}
+    gate, other = CallHold(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
+    methods = {"CallHold": (unary(gate), policy), "Echo": (unary(echo), OPEN if policy is EDIT else EDIT)}
     with serve(methods, sizes={policy.pool: PoolSize(workers=1, queue=1)}) as server:
-        running = server.unary("Gate").future(text("1"), metadata=EDITOR_TOKEN)
+        running = server.unary("CallHold").future(text("1"), metadata=EDITOR_TOKEN)
         assert gate.entered.acquire(timeout=TIMEOUT_S)
-        queued = server.unary("Gate").future(text("2"), metadata=EDITOR_TOKEN)
+        queued = server.unary("CallHold").future(text("2"), metadata=EDITOR_TOKEN)
         assert eventually(server.pools[policy.pool].others_wait)
 
-        refusal = fails(server.unary("Gate"), text("3"), metadata=EDITOR_TOKEN)
+        refusal = fails(server.unary("CallHold"), text("3"), metadata=EDITOR_TOKEN)
         assert server.unary("Echo")(text(), metadata=EDITOR_TOKEN) == text()
 
         gate.let_go.set()
         assert (running.result(), queued.result()) == (text("1"), text("2"))
-        assert server.unary("Gate")(text("4"), metadata=EDITOR_TOKEN) == text("4")
+        assert server.unary("CallHold")(text("4"), metadata=EDITOR_TOKEN) == text("4")
 
     assert (refusal.code(), error_info(refusal).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
     assert retry_after_s(refusal) == 1.0
@@ -316,11 +316,11 @@ def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_serve
 
 
 def test_refused_and_timed_out_calls_leave_nothing_behind() -> None:
-    gate = Gate()
-    methods = {"Gate": (unary(gate), OPEN), "Echo": (unary(echo), OPEN)}
+    gate = CallHold()
+    methods = {"CallHold": (unary(gate), OPEN), "Echo": (unary(echo), OPEN)}
     sizes = {PoolName.EVALUATION: PoolSize(workers=1, queue=0)}
-    with serve(methods, sizes=sizes, message_patience=BRISK) as server:
-        running = server.unary("Gate").future(text())
+    with serve(methods, sizes=sizes, message_timeout=BRISK) as server:
+        running = server.unary("CallHold").future(text())
         assert gate.entered.acquire(timeout=TIMEOUT_S)
         assert victim_codes(server, calls=20, timeout_s=5.0) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         with HalfOpen(server) as silent:

@@ -15,16 +15,16 @@ from grpc_status import rpc_status
 
 from gatekeeper_grpc.domain.caller import Caller, Role, current_caller
 from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.interceptors.chain import MESSAGE_PATIENCE, STREAM_PATIENCE, build_interceptors
-from gatekeeper_grpc.interceptors.policy import Door, Policy
+from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, build_interceptors
+from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
-from gatekeeper_grpc.transport.grpcio_internals import Patience
+from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
 
 SERVICE = "test.v1.Plumbing"
 EDITOR_TOKEN = (("authorization", "Bearer EDITOR"),)
 VIEWER_TOKEN = (("authorization", "Bearer VIEWER"),)
-OPEN = Policy(access=Door.OPEN, pool=PoolName.EVALUATION)
-STREAM = Policy(access=Door.OPEN, pool=PoolName.STREAMS)
+OPEN = Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION)
+STREAM = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS)
 EDIT = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 TIMEOUT_S = 20.0
 
@@ -70,8 +70,8 @@ def serve(
     *,
     sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES,
     held_calls: int = 2_000,
-    message_patience: Patience = MESSAGE_PATIENCE,
-    stream_patience: Patience = STREAM_PATIENCE,
+    message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
+    stream_timeout: MessageTimeout = STREAM_TIMEOUT,
 ) -> Iterator[Server]:
     """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
     pools = CallPools({**DEFAULT_SIZES, **sizes}, held_calls=held_calls)
@@ -79,8 +79,8 @@ def serve(
         verifier=RoleNames(),
         pools=pools,
         policies={f"/{SERVICE}/{name}": policy for name, (_handler, policy) in methods.items() if policy},
-        message_patience=message_patience,
-        stream_patience=stream_patience,
+        message_timeout=message_timeout,
+        stream_timeout=stream_timeout,
     )
     handlers = {name: handler for name, (handler, _policy) in methods.items()}
     with running(pools, interceptors, handlers) as server:
@@ -183,7 +183,7 @@ def test_a_method_runs_on_the_pool_of_its_row(pool: PoolName) -> None:
     def worker(_request: StringValue, _context: Any) -> StringValue:
         return text(threading.current_thread().name)
 
-    with serve({"Worker": (unary(worker), Policy(access=Door.OPEN, pool=pool))}) as server:
+    with serve({"Worker": (unary(worker), Policy(access=Access.PUBLIC, pool=pool))}) as server:
         assert server.unary("Worker")(text()).value.startswith(f"gatekeeper-{pool}")
 
 
@@ -234,7 +234,7 @@ def test_an_empty_message_is_a_message() -> None:
 
 
 def test_a_message_above_the_limit_of_its_row_is_an_invalid_argument() -> None:
-    policy = Policy(access=Door.OPEN, pool=PoolName.EVALUATION, max_request_bytes=10)
+    policy = Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION, max_request_bytes=10)
     with serve({"Echo": (unary(echo), policy)}) as server:
         assert server.unary("Echo")(text("x" * 8)) == text("x" * 8)
         error = fails(server.unary("Echo"), text("x" * 9))
@@ -248,7 +248,7 @@ def test_the_caller_is_known_to_the_call_and_to_no_later_call_on_the_same_worker
         return text(current_caller().username)
 
     one_worker = {PoolName.ADMIN: PoolSize(workers=1, queue=8)}
-    anyone = Policy(access=Door.OPEN, pool=PoolName.ADMIN)
+    anyone = Policy(access=Access.PUBLIC, pool=PoolName.ADMIN)
     with serve({"Edit": (unary(who), EDIT), "Open": (unary(who), anyone)}, sizes=one_worker) as server:
         assert server.unary("Edit")(text(), metadata=EDITOR_TOKEN).value == "editor-anna"
         assert fails(server.unary("Open"), text()).code() is grpc.StatusCode.UNAUTHENTICATED

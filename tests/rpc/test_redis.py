@@ -19,7 +19,7 @@ from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.store import mutations as ledger_module
+from gatekeeper_grpc.store import mutations as mutations_module
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.rpc.asking import TIMEOUT_S, send
 from tests.traces import live, user_with
@@ -49,11 +49,11 @@ def redis(running: Valkey) -> Iterator[Valkey]:
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut PostgreSQL's announcements off: everything is written, nobody is notified."""
-    silent: LiteralString = ledger_module._RECORD.replace(
+    silent: LiteralString = mutations_module._RECORD.replace(
         "SELECT pg_notify(%(channel)s, %(revision)s::text)", "SELECT 1"
     )
     assert "pg_notify" not in silent
-    monkeypatch.setattr(ledger_module, "_RECORD", silent)
+    monkeypatch.setattr(mutations_module, "_RECORD", silent)
 
 
 @pytest.fixture

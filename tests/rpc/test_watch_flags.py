@@ -30,7 +30,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.lifecycle import server as server_module
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.store.snapshots.epochs import Restore
+from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.wire.watch import watch_message
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.rpc.asking import (
@@ -384,7 +384,7 @@ def prune_one(house: Installation) -> None:
 
 
 def begin_an_epoch(house: Installation) -> None:
-    Restore(house.server.ledger).report_loss(house.revision() + 10)
+    Epochs(house.server.mutations).report_loss(house.revision() + 10)
 
 
 def erase_somebody(house: Installation) -> None:

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from gatekeeper_grpc.transport.goaway import Peer, connections, peer_of, stop_listening
+from gatekeeper_grpc.transport.goaway import Peer, connections, peer_of, stop_accepting
 
 TIMEOUT_S = 10.0
 
@@ -40,7 +40,7 @@ def test_a_goodbye_is_one_http2_frame() -> None:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0]:
             with connections(port) as found:
-                assert [connection.say_goodbye() for connection in found] == [True]
+                assert [connection.send_goaway() for connection in found] == [True]
 
             # RFC 9113, 6.8: length, type, flags, stream 0; last stream 2^31-1, NO_ERROR.
             assert client.recv(100).hex() == "0000080700000000007fffffff00000000"
@@ -51,11 +51,11 @@ def test_a_client_is_greeted_once_it_has_the_first_frame() -> None:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0] as accepted:
             with connections(port) as found:
-                before = [connection.is_greeted() for connection in found]
+                before = [connection.has_received_settings() for connection in found]
             accepted.sendall(bytes(21))
             client.recv(21)
             with connections(port) as found:
-                after = [connection.is_greeted() for connection in found]
+                after = [connection.has_received_settings() for connection in found]
 
     assert (before, after) == ([False], [True])
 
@@ -64,7 +64,7 @@ def test_after_listening_stopped_connections_stay_and_newcomers_are_refused() ->
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = listening.getsockname()
         with socket.create_connection(address, TIMEOUT_S) as client, listening.accept()[0] as accepted:
-            stop_listening(address[1])
+            stop_accepting(address[1])
 
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address, TIMEOUT_S)
@@ -82,4 +82,4 @@ def test_a_goodbye_to_who_has_gone_is_not_said() -> None:
         ):
             accepted.shutdown(socket.SHUT_WR)
 
-            assert [connection.say_goodbye() for connection in found] == [False]
+            assert [connection.send_goaway() for connection in found] == [False]

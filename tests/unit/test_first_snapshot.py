@@ -14,15 +14,15 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, U
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle import first_snapshot as first_snapshot_module
 from gatekeeper_grpc.lifecycle import open_database as opening_module
-from gatekeeper_grpc.lifecycle.first_snapshot import FirstSnapshot, Patience
-from gatekeeper_grpc.lifecycle.open_database import DatabaseOpening
+from gatekeeper_grpc.lifecycle.first_snapshot import FirstSnapshot, StartupTimeouts
+from gatekeeper_grpc.lifecycle.open_database import DatabaseConnector
 from tests.conftest import KEYS
 from tests.unit.test_last_known_good import ELSEWHERE, Memory, kept, led, whole
 from tests.unit.test_snapshot_cache import Clock
 
 TIMEOUT_S = 10.0
-SOON = Patience(refused_s=0.05, silent_s=0.05, loading_s=0.05)
-NEVER = Patience(refused_s=TIMEOUT_S, silent_s=TIMEOUT_S, loading_s=TIMEOUT_S)
+SOON = StartupTimeouts(refused_s=0.05, silent_s=0.05, loading_s=0.05)
+NEVER = StartupTimeouts(refused_s=TIMEOUT_S, silent_s=TIMEOUT_S, loading_s=TIMEOUT_S)
 FROM_DATABASE = led(whole(4), 6)
 
 
@@ -36,7 +36,7 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 class House:
     """A start whose database does what a test says."""
 
-    def __init__(self, patience: Patience, *, is_kept: bool) -> None:
+    def __init__(self, patience: StartupTimeouts, *, is_kept: bool) -> None:
         self.cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
         self.place = Memory(Clock(), "file")
         self.place.kept = kept(whole(5)) if is_kept else b""
@@ -44,7 +44,7 @@ class House:
         self.is_silent = threading.Event()
         self.is_loaded = threading.Event()
         self.opened = 0
-        self.opening = DatabaseOpening(self._prepare, self._open)
+        self.opening = DatabaseConnector(self._prepare, self._open)
         self.first = FirstSnapshot(self.cache, self.opening, [self.place], sealer=KEYS.data, patience=patience)
 
     def start(self) -> None:
@@ -67,7 +67,7 @@ class House:
 
 
 @contextmanager
-def house(patience: Patience = SOON, *, is_kept: bool = True) -> Iterator[House]:
+def house(patience: StartupTimeouts = SOON, *, is_kept: bool = True) -> Iterator[House]:
     house = House(patience, is_kept=is_kept)
     try:
         yield house

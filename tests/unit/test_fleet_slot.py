@@ -64,7 +64,7 @@ class FakeWorker:
         return lambda *_: self.done.append(name)
 
 
-class Place:
+class SnapshotStorage:
     """A slot, its clock, and the workers that were started for it."""
 
     def __init__(self) -> None:
@@ -93,19 +93,19 @@ class Place:
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    place = Place()
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[SnapshotStorage]:
+    place = SnapshotStorage()
     monkeypatch.setattr(slot_module, "time", place.clock)
     with capture_logs():
         place.tick()
         yield place
 
 
-def test_a_worker_is_started_at_once(place: Place) -> None:
+def test_a_worker_is_started_at_once(place: SnapshotStorage) -> None:
     assert (len(place.workers), place.slot.serves) == (1, False)
 
 
-def test_a_worker_that_lived_long_is_started_again_at_once(place: Place) -> None:
+def test_a_worker_that_lived_long_is_started_again_at_once(place: SnapshotStorage) -> None:
     place.dies(place.serving(), after_s=60.0)
     place.tick()
 
@@ -113,7 +113,7 @@ def test_a_worker_that_lived_long_is_started_again_at_once(place: Place) -> None
     assert place.slot.restarts == {DIED: 1, HUNG: 0}
 
 
-def test_a_worker_that_keeps_dying_young_is_started_ever_more_patiently(place: Place) -> None:
+def test_a_worker_that_keeps_dying_young_is_started_ever_more_patiently(place: SnapshotStorage) -> None:
     waits = []
     for deaths in range(1, 5):
         place.dies(place.workers[-1], after_s=1.0)
@@ -130,7 +130,7 @@ def test_restarts_wait_longer_up_to_a_bound(deaths: int, delay_s: float) -> None
     assert restart_delay_s(deaths) == delay_s
 
 
-def test_a_hung_worker_is_killed_once_and_then_started_again(place: Place) -> None:
+def test_a_hung_worker_is_killed_once_and_then_started_again(place: SnapshotStorage) -> None:
     worker = place.serving()
     assert worker.probe
     worker.probe.hung = True
@@ -144,20 +144,20 @@ def test_a_hung_worker_is_killed_once_and_then_started_again(place: Place) -> No
     assert len(place.workers) == 2
 
 
-def test_a_worker_that_never_comes_to_serve_is_killed(place: Place) -> None:
+def test_a_worker_that_never_comes_to_serve_is_killed(place: SnapshotStorage) -> None:
     place.tick(after_s=slot_module._START_TIMEOUT_S + 1)
 
     assert place.workers[0].done == ["kill"]
 
 
-def test_why_a_worker_could_not_serve_is_remembered(place: Place) -> None:
+def test_why_a_worker_could_not_serve_is_remembered(place: SnapshotStorage) -> None:
     place.workers[0].report = Report(error="no such database")
     place.dies(place.workers[0])
 
     assert (place.slot.last_error, place.slot.has_failed) == ("no such database", True)
 
 
-def test_a_replacement_serves_before_the_old_worker_leaves(place: Place) -> None:
+def test_a_replacement_serves_before_the_old_worker_leaves(place: SnapshotStorage) -> None:
     old = place.serving()
     place.slot.replace()
     place.tick()
@@ -171,7 +171,7 @@ def test_a_replacement_serves_before_the_old_worker_leaves(place: Place) -> None
     assert (place.slot.pids, place.slot.is_replacing) == ([new.pid], False)
 
 
-def test_a_replacement_that_fails_leaves_the_old_worker_in_place(place: Place) -> None:
+def test_a_replacement_that_fails_leaves_the_old_worker_in_place(place: SnapshotStorage) -> None:
     old = place.serving()
     place.slot.replace()
     place.dies(place.workers[-1])
@@ -180,7 +180,7 @@ def test_a_replacement_that_fails_leaves_the_old_worker_in_place(place: Place) -
     assert (place.slot.pids, old.done) == ([old.pid], [])
 
 
-def test_a_replaced_worker_that_does_not_go_is_killed(place: Place) -> None:
+def test_a_replaced_worker_that_does_not_go_is_killed(place: SnapshotStorage) -> None:
     old = place.serving()
     place.slot.replace()
     place.tick()
@@ -190,7 +190,7 @@ def test_a_replaced_worker_that_does_not_go_is_killed(place: Place) -> None:
     assert old.done == ["leave", "kill"]
 
 
-def test_a_worker_that_dies_while_its_replacement_starts_is_missed_until_that_serves(place: Place) -> None:
+def test_a_worker_that_dies_while_its_replacement_starts_is_missed_until_that_serves(place: SnapshotStorage) -> None:
     old = place.serving()
     place.slot.replace()
     place.dies(old, after_s=60.0)
@@ -201,7 +201,7 @@ def test_a_worker_that_dies_while_its_replacement_starts_is_missed_until_that_se
     assert len(place.workers) == 2
 
 
-def test_to_replace_what_is_not_there_is_to_start_it_now(place: Place) -> None:
+def test_to_replace_what_is_not_there_is_to_start_it_now(place: SnapshotStorage) -> None:
     for _ in range(3):
         place.dies(place.workers[-1])
         place.tick(after_s=0.5)
@@ -213,7 +213,7 @@ def test_to_replace_what_is_not_there_is_to_start_it_now(place: Place) -> None:
     assert len(place.workers) == before + 1
 
 
-def test_stopping_reaches_every_worker_there_is(place: Place) -> None:
+def test_stopping_reaches_every_worker_there_is(place: SnapshotStorage) -> None:
     old = place.serving()
     place.slot.replace()
     place.slot.terminate()

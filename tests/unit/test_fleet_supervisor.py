@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc.fleet import slot as slot_module
 from gatekeeper_grpc.fleet import supervisor as supervisor_module
-from gatekeeper_grpc.fleet.supervisor import Supervisor
+from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
 from tests.conftest import settings_for_tests
 from tests.unit.test_fleet_slot import Clock, FakeProbe, FakeWorker
@@ -23,7 +23,7 @@ class Fleet:
         self.workers: list[tuple[int, FakeWorker]] = []
         monkeypatch.setattr(slot_module, "time", self.clock)
         monkeypatch.setattr(supervisor_module, "Worker", self._start)
-        self.supervisor = Supervisor(settings_for_tests(workers=WORKERS), Command(arguments=(), environment={}))
+        self.supervisor = WorkerSupervisor(settings_for_tests(workers=WORKERS), Command(arguments=(), environment={}))
 
     def _start(self, number: int, _command: Command) -> FakeWorker:
         self.workers.append((number, FakeWorker(len(self.workers) + 1, self.clock)))

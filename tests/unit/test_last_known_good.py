@@ -17,7 +17,7 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper, newest_kept
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
-from gatekeeper_grpc.cache.snapshot_format import HEAD_BYTES, Stamp, decode, encode, read_stamp
+from gatekeeper_grpc.cache.snapshot_format import HEAD_BYTES, SnapshotHeader, decode, encode, read_stamp
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from tests.conftest import KEYS
@@ -55,7 +55,7 @@ class Memory:
         self.kept = b"".join(pieces)
         self.writes += 1
 
-    def stamp(self) -> Stamp:
+    def stamp(self) -> SnapshotHeader:
         return read_stamp(self.kept[:HEAD_BYTES], KEYS.data)
 
     def _fail_if_told(self) -> None:
@@ -100,7 +100,7 @@ def led(snapshot: Snapshot, revision: int) -> Snapshot:
 
 
 def kept(snapshot: Snapshot, *, minutes_ago: float = 0.0, keys: DataKeys = KEYS.data) -> bytes:
-    stamp = Stamp.of(snapshot, confirmed_time=NOW - timedelta(minutes=minutes_ago))
+    stamp = SnapshotHeader.of(snapshot, confirmed_time=NOW - timedelta(minutes=minutes_ago))
     return b"".join(encode(snapshot, stamp, keys))
 
 
@@ -172,7 +172,7 @@ def test_every_hour_it_is_kept_anew_so_that_it_tells_when_it_was_last_good(house
     house.look_after(0.0)
     old = house.place.stamp()
     house.place.kept = kept(house.cache.current(), minutes_ago=61)
-    house.keeper._kept = Stamp.of(house.cache.current(), confirmed_time=NOW - timedelta(minutes=61))
+    house.keeper._kept = SnapshotHeader.of(house.cache.current(), confirmed_time=NOW - timedelta(minutes=61))
     house.serve(house.cache.current())
 
     assert house.look_after(0.0) == 2

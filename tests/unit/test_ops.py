@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gatekeeper_grpc.operations import http_server as ops_module
-from gatekeeper_grpc.operations.http_server import OpsServer
+from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.transport.listener import ListenError
 
@@ -38,7 +38,7 @@ def operated() -> Operated:
 
 @pytest.fixture
 def port(operated: Operated) -> Iterator[int]:
-    server = OpsServer(operated, is_alive=lambda: operated.alive, readiness=lambda: operated.readiness)
+    server = HttpServer(operated, is_alive=lambda: operated.alive, readiness=lambda: operated.readiness)
     yield server.start("127.0.0.1:0")
     server.close()
 
@@ -138,7 +138,7 @@ def test_silent_clients_hold_up_nobody_and_the_oldest_makes_room(port: int) -> N
 
 def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_module._Handler, "timeout", 0.05)
-    server = OpsServer(operated, is_alive=lambda: True, readiness=lambda: READY)
+    server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY)
     address = ("127.0.0.1", server.start("127.0.0.1:0"))
     with socket.create_connection(address, TIMEOUT_S) as silent:
         assert silent.recv(1) == b""
@@ -146,7 +146,7 @@ def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatc
 
 
 def test_after_close_nobody_listens(operated: Operated) -> None:
-    server = OpsServer(operated, is_alive=lambda: True, readiness=lambda: READY)
+    server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY)
     port = server.start("127.0.0.1:0")
     server.close()
 
@@ -157,4 +157,4 @@ def test_after_close_nobody_listens(operated: Operated) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:x", "nonsense", "203.0.113.1:0"])
 def test_an_address_that_cannot_be_is_an_error(operated: Operated, address: str) -> None:
     with pytest.raises(ListenError, match=address):
-        OpsServer(operated, is_alive=lambda: True, readiness=lambda: READY).start(address)
+        HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY).start(address)

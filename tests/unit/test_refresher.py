@@ -32,7 +32,7 @@ def quick_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refresher_module, "_LISTEN_AT_MOST_S", 0.01)
 
 
-class Gate:
+class CallHold:
     """Holds up whoever passes, once it is shut."""
 
     def __init__(self) -> None:
@@ -60,8 +60,8 @@ class Source:
         self.is_guarded = True
         self.kept: int | None = None
         self.failures: list[Exception] = []
-        self.after_load = Gate()
-        self.after_reloaded_delta = Gate()
+        self.after_load = CallHold()
+        self.after_reloaded_delta = CallHold()
 
     def load(self, *, sharing: Snapshot | None = None) -> Snapshot:  # noqa: ARG002 - it has little to share
         self._fail_if_told()

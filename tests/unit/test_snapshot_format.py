@@ -20,8 +20,8 @@ from gatekeeper_grpc.cache.snapshot_format import (
     HEAD_BYTES,
     MAGIC,
     NotASnapshot,
+    SnapshotHeader,
     SnapshotRefused,
-    Stamp,
     check_whole,
     decode,
     encode,
@@ -48,7 +48,7 @@ BUCKETS: list[dict[str, Any]] = json.loads((GOLDEN / "bucketing.json").read_text
 
 
 def written(snapshot: Snapshot, keys: DataKeys = KEYS.data) -> bytes:
-    return b"".join(encode(snapshot, Stamp.of(snapshot, confirmed_time=NOON), keys))
+    return b"".join(encode(snapshot, SnapshotHeader.of(snapshot, confirmed_time=NOON), keys))
 
 
 def read(kept: bytes, keys: DataKeys = KEYS.data) -> Snapshot:
@@ -140,7 +140,7 @@ def test_a_snapshot_that_the_first_release_of_the_format_wrote_is_still_read() -
 
     stamp, snapshot = decode(kept, KEYS.data)
 
-    assert stamp == Stamp(installation_id=HERE, revision=7, whole_at=6, audit_hash=HASH, confirmed_time=NOON)
+    assert stamp == SnapshotHeader(installation_id=HERE, revision=7, whole_at=6, audit_hash=HASH, confirmed_time=NOON)
     assert contents(snapshot) == contents(life())
 
 
@@ -156,7 +156,7 @@ def test_large_indexes_are_spread_over_frames(monkeypatch: pytest.MonkeyPatch) -
     texts = (AttributeEntry(f"user-{number}", "plan", f'"{number}"') for number in range(2_000))
     large = Snapshot.build(revision=1, targets=users, members=users, attributes=AttributeIndex.build(["plan"], texts))
 
-    pieces = [*encode(large, Stamp.of(large, confirmed_time=NOON), KEYS.data)]
+    pieces = [*encode(large, SnapshotHeader.of(large, confirmed_time=NOON), KEYS.data)]
 
     assert len(pieces) > 100
     assert max(map(len, pieces)) < 4_000
@@ -259,7 +259,7 @@ def test_only_a_file_of_somebody_else_is_not_to_be_replaced() -> None:
 )
 def test_the_newer_of_two_snapshots(left: tuple[UUID, int, int], right: tuple[UUID, int, int], newer: bool) -> None:
     stamps = [
-        Stamp(
+        SnapshotHeader(
             installation_id=where,
             revision=revision,
             whole_at=1,

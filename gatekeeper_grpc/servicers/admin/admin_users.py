@@ -11,7 +11,7 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.admin_user import check_username
 from gatekeeper_grpc.domain.caller import current_caller
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.admin_users import (
     PASSWORD,
     admin_user_to_proto,
@@ -28,7 +28,7 @@ from gatekeeper_grpc.wire.paging import read_limit
 class AdminUserRpcs(AdminServiceServicer):
     """CreateAdminUser, ListAdminUsers, UpdateAdminUser, DeleteAdminUser, ChangePassword, ListAuthEvents."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def CreateAdminUser(
         self, request: pb.CreateAdminUserRequest, context: grpc.ServicerContext

@@ -7,7 +7,7 @@ import grpc
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.errors import FailedPrecondition
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.audit import (
     anchor_from_proto,
     audit_filter_from_proto,
@@ -21,7 +21,7 @@ from gatekeeper_grpc.wire.paging import page_size
 class AuditRpcs(AdminServiceServicer):
     """ListAuditEntries, VerifyAuditLog, GetAuditCheckpoint."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def ListAuditEntries(
         self, request: pb.ListAuditEntriesRequest, context: grpc.ServicerContext

@@ -5,7 +5,7 @@ import grpc
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.auth.client_keys import new_client_secret, new_key_id
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.client_keys import check_key_id, client_key_config_from_proto, client_key_to_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
@@ -15,7 +15,7 @@ from gatekeeper_grpc.wire.paging import read_limit
 class ClientKeyRpcs(AdminServiceServicer):
     """CreateClientKey, ListClientKeys, RevokeClientKey."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def CreateClientKey(
         self, request: pb.CreateClientKeyRequest, context: grpc.ServicerContext

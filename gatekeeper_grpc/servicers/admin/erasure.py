@@ -7,7 +7,7 @@ import grpc
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.limits import check_user_id
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.erasure import export_to_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
@@ -16,7 +16,7 @@ from gatekeeper_grpc.wire.intents import intent_from_proto
 class ErasureRpcs(AdminServiceServicer):
     """ExportUserData, EraseUser."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def ExportUserData(
         self, request: pb.ExportUserDataRequest, context: grpc.ServicerContext

@@ -5,7 +5,7 @@ import grpc
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.limits import check_key
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.flags import (
     flag_config_from_proto,
@@ -20,7 +20,7 @@ from gatekeeper_grpc.wire.paging import read_limit
 class FlagRpcs(AdminServiceServicer):
     """CreateFlag, GetFlag, ListFlags, UpdateFlag, DeleteFlag."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def CreateFlag(self, request: pb.CreateFlagRequest, context: grpc.ServicerContext) -> pb.CreateFlagResponse:
         config = flag_config_from_proto(request)

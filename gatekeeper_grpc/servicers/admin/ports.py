@@ -159,7 +159,7 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdminPorts:
+class AdminDependencies:
     """Everything the AdminService works with."""
 
     flags: Flags

@@ -9,7 +9,7 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.limits import check_key
 from gatekeeper_grpc.domain.mutation import Written
 from gatekeeper_grpc.servicers.admin.message_streams import apply_messages
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
 from gatekeeper_grpc.wire.paging import read_limit
@@ -26,7 +26,7 @@ from gatekeeper_grpc.wire.segments import (
 class SegmentRpcs(AdminServiceServicer):
     """CreateSegment, GetSegment, ListSegments, UpdateSegment, DeleteSegment, and the RPCs of their members."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def CreateSegment(
         self, request: pb.CreateSegmentRequest, context: grpc.ServicerContext

@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.commands import TargetEditResult
 from gatekeeper_grpc.domain.limits import check_key
 from gatekeeper_grpc.domain.mutation import Written
 from gatekeeper_grpc.servicers.admin.message_streams import apply_messages
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.flags import target_to_proto, targets_from_proto, targets_removal_from_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
@@ -20,7 +20,7 @@ from gatekeeper_grpc.wire.paging import read_limit
 class TargetRpcs(AdminServiceServicer):
     """AddTargets, RemoveTargets, ListTargets, ImportTargets."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def AddTargets(self, request: pb.AddTargetsRequest, context: grpc.ServicerContext) -> pb.AddTargetsResponse:
         edit = targets_from_proto(request)

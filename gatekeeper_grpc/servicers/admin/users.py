@@ -5,7 +5,7 @@ import grpc
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.limits import check_user_id
-from gatekeeper_grpc.servicers.admin.ports import AdminPorts
+from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
 from gatekeeper_grpc.wire.paging import read_limit
@@ -20,7 +20,7 @@ from gatekeeper_grpc.wire.users import (
 class UserRpcs(AdminServiceServicer):
     """CreateUser, GetUser, ListUsers, UpdateUser, DeleteUser."""
 
-    ports: AdminPorts
+    ports: AdminDependencies
 
     def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
         profile = user_profile_from_proto(request.user)

@@ -22,7 +22,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
 from gatekeeper_grpc.store.audit.log import ARCHIVE_ACTION, read_head, read_start, recorded_entries
 from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.mutations import Effect, Head, Ledger
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
@@ -188,7 +188,7 @@ class AuditArchive:
     def __init__(self, database: Database, folder: Path) -> None:
         self._database = database
         self._folder = folder
-        self._ledger = Ledger(database, _NoSealer())
+        self._mutations = MutationRunner(database, _NoSealer())
 
     def move(self, *, before: int | None = None, keep_partitions: int | None = None) -> Iterator[ArchiveFile]:
         """Archive whole partitions that are full, and yield each when it is done; interrupt it at will.
@@ -266,7 +266,7 @@ class AuditArchive:
             document = {**row, "last_hash": last.hash.hex(), "sha256": file.sha256.hex()}
             return Effect(result=None, preview=None, change=_change(document))
 
-        self._ledger.mutate(Intent(caller=None, action=ARCHIVE_ACTION), act, codec=NOTHING)
+        self._mutations.mutate(Intent(caller=None, action=ARCHIVE_ACTION), act, codec=NOTHING)
 
     @retry_conflicts
     def _delete_archived_documents(self) -> None:
@@ -331,7 +331,7 @@ def _change(document: dict[str, Any]) -> Change:
 
 
 class _NoSealer:
-    """For a ledger whose mutations carry no request id, and so leave nothing to seal."""
+    """For a mutation runner whose mutations carry no request id, and so leave nothing to seal."""
 
     def seal(self, plain: bytes) -> bytes:  # noqa: ARG002
         raise AssertionError("archiving keeps no answers")

@@ -10,7 +10,7 @@ from gatekeeper_grpc.store.postgres.privileges import Privileges
 _log = structlog.get_logger(__name__)
 
 
-class AuditWatch:
+class AuditHeadReporter:
     """Reports where the audit log stands.
 
     Shipped elsewhere, as logs are, each line is an anchor outside the database, which a rewritten log cannot match.

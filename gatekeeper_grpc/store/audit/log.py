@@ -1,4 +1,4 @@
-"""The audit log in PostgreSQL: listed, verified, and its head. Entries are written by the ledger alone."""
+"""The audit log in PostgreSQL: listed, verified, and its head. Only `MutationRunner` writes entries."""
 
 import json
 import re

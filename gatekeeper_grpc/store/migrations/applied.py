@@ -1,4 +1,4 @@
-"""The ledger of migrations: which ones a database has had, compared with the files."""
+"""Applied migrations: which ones a database has had, compared with the files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class MigrationState(StrEnum):
     """Where one migration stands.
 
     STARTED is a no-transaction migration that was interrupted. EDITED was changed after it was applied. UNKNOWN is in
-    the ledger and not in the folder: a newer Gatekeeper applied it.
+    the table and not in the folder: a newer Gatekeeper applied it.
     """
 
     PENDING = "pending"
@@ -34,14 +34,14 @@ TO_RUN = frozenset({MigrationState.PENDING, MigrationState.STARTED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationStatus(Numbered):
-    """A migration as files and ledger show it together; `applied_time` (UTC) is None until all of it is applied."""
+    """A migration as files and table show it together; `applied_time` (UTC) is None until all of it is applied."""
 
     state: MigrationState
     applied_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _LedgerRow(Numbered):
+class _AppliedRow(Numbered):
     checksum: str
     state: str
     applied_time: datetime | None
@@ -82,23 +82,23 @@ def ledger_fields(migration: Migration) -> dict[str, object]:
     return {"version": migration.version, "name": migration.name, "checksum": migration.checksum}
 
 
-def read_ledger(session: Session) -> Mapping[int, _LedgerRow]:
+def read_ledger(session: Session) -> Mapping[int, _AppliedRow]:
     """Read which migrations a database has had, by version."""
     try:
-        rows = session.cursor(row_factory=class_row(_LedgerRow)).execute(_READ_LEDGER).fetchall()
+        rows = session.cursor(row_factory=class_row(_AppliedRow)).execute(_READ_LEDGER).fetchall()
     except UndefinedTable:
         return {}  # Nobody has migrated this database yet.
     return {row.version: row for row in rows}
 
 
-def compare(migrations: Sequence[Migration], ledger: Mapping[int, _LedgerRow]) -> list[MigrationStatus]:
-    """Say where each migration of files and ledger stands, lowest first."""
+def compare(migrations: Sequence[Migration], applied: Mapping[int, _AppliedRow]) -> list[MigrationStatus]:
+    """Say where each migration of files and table stands, lowest first."""
     files = {migration.version: migration for migration in migrations}
-    identities: dict[int, Numbered] = {**ledger, **files}
-    return [_status(identities[v], files.get(v), ledger.get(v)) for v in sorted(identities)]
+    identities: dict[int, Numbered] = {**applied, **files}
+    return [_status(identities[v], files.get(v), applied.get(v)) for v in sorted(identities)]
 
 
-def _status(identity: Numbered, migration: Migration | None, row: _LedgerRow | None) -> MigrationStatus:
+def _status(identity: Numbered, migration: Migration | None, row: _AppliedRow | None) -> MigrationStatus:
     return MigrationStatus(
         version=identity.version,
         name=identity.name,
@@ -107,7 +107,7 @@ def _status(identity: Numbered, migration: Migration | None, row: _LedgerRow | N
     )
 
 
-def _state(migration: Migration | None, row: _LedgerRow | None) -> MigrationState:
+def _state(migration: Migration | None, row: _AppliedRow | None) -> MigrationState:
     if migration is None:
         return MigrationState.UNKNOWN
     if row is None:

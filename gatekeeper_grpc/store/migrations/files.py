@@ -1,7 +1,7 @@
 """Migration files: finds them, refuses a folder that is not a clean sequence, and reads what each file declares.
 
 A migration is a pair `NNNN_name.up.sql` and `NNNN_name.down.sql`, numbered from 0001 without gaps. It runs in one
-transaction with its ledger row, so a file never says BEGIN or COMMIT. Statements that PostgreSQL refuses in a
+transaction with its row in `schema_migrations`, so a file never says BEGIN or COMMIT. Statements that PostgreSQL refuses in a
 transaction go in a pair whose first lines both say `-- gatekeeper: no-transaction`: one idempotent statement per file,
 which is run again after an interruption.
 """
@@ -142,7 +142,7 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as exc:
         raise FailedPrecondition(f"{path} is not UTF-8") from exc
     if _TRANSACTION_CONTROL.search(sql):
-        # It would end the transaction that the ledger row is in, and a failure after it would be half applied.
+        # It would end the transaction that its row is in, and a failure after it would be half applied.
         raise FailedPrecondition(f"{path} begins or ends a transaction: leave that to the migration runner")
     return sql
 

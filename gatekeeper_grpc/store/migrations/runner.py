@@ -1,6 +1,6 @@
 """Migrations: brings the database's schema to the version this code was written for, and says when it is not there.
 
-Each migration is one transaction together with its row in the ledger `schema_migrations`, so a failure or a killed
+Each migration is one transaction together with its row in the table `schema_migrations`, so a failure or a killed
 process leaves all of it or nothing. One runner works at a time, by a session advisory lock: the DSN must lead to
 PostgreSQL itself, not to PgBouncer in transaction mode. `migration_files` describes the files.
 """
@@ -90,7 +90,7 @@ class Migrator:
         """Prepare to migrate.
 
         Args:
-            dsn: A connection string or URL; its role must own the schema for `up` and `down`, and may read the ledger
+            dsn: A connection string or URL; its role must own the schema for `up` and `down`, and may read that table
                 for the others.
             folder: Where the files are; by default those that came with this code.
             connect_timeout_s: How long to wait for a server, 2 or more, and for a network that swallows what is sent.
@@ -160,7 +160,7 @@ class Migrator:
         return todo
 
     def status(self) -> list[MigrationStatus]:
-        """Say where each migration of folder and ledger stands, lowest first. Changes nothing, waits for nobody."""
+        """Say where each migration of folder and table stands, lowest first. Changes nothing, waits for nobody."""
         migrations = load_migrations(self._folder)
         with self._session() as session:
             return compare(migrations, read_ledger(session))
@@ -200,7 +200,7 @@ class Migrator:
 
     @contextmanager
     def _only_runner(self) -> Iterator[Session]:
-        """Connect as the one runner, with a ledger in place; the end of the session frees the lock, however it ends."""
+        """Connect as the one runner, with the table of applied migrations in place; the end of the session frees the lock, however it ends."""
         with self._session() as session:
             session.execute(_PREPARE_SESSION)
             self._take_lock(session)
@@ -242,7 +242,7 @@ class Migrator:
             )
 
     def _run(self, session: Session, migration: Migration, *, script: str, settle: LiteralString, event: str) -> None:
-        """Run one file and settle its ledger row, both or neither where a transaction can promise that."""
+        """Run one file and settle its row in the table, both or neither where a transaction can promise that."""
         began = time.monotonic()
         run = self._run_in_transaction if migration.transactional else _run_repeatable
         try:
@@ -257,7 +257,7 @@ class Migrator:
         with session.transaction():
             # While ALTER TABLE waits for a lock, every later reader of that table queues up behind it.
             session.execute(_LIMIT_LOCK_WAIT, {"timeout": f"{round(self._lock_timeout_s * 1000)}ms"})
-            # The ledger first: the file may change the search path.
+            # The table first: the file may change the search path.
             session.execute(settle, ledger_fields(migration))
             session.execute(script.encode())
 

@@ -3,16 +3,16 @@
 import structlog
 
 from gatekeeper_grpc.domain.mutation import Intent, Written
-from gatekeeper_grpc.store.mutations import Ledger
+from gatekeeper_grpc.store.mutations import MutationRunner
 
 _log = structlog.get_logger(__name__)
 
 
-class Restore:
+class Epochs:
     """Moves a database that was set back into a new epoch."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, mutations: MutationRunner) -> None:
+        self._mutations = mutations
 
     def finish(self, *, known_revision: int = 0) -> Written[bool]:
         """Begin a new epoch, on an operator's word that the database was restored.
@@ -21,7 +21,7 @@ class Restore:
         last epoch began knows nothing of that one.
         """
         intent = Intent(caller=None, action="RestoreFinish")
-        return _logged(self._ledger.begin_epoch(intent, known_revision=known_revision, only_if_lost=False))
+        return _logged(self._mutations.begin_epoch(intent, known_revision=known_revision, only_if_lost=False))
 
     def report_loss(self, known_revision: int, known_hash: bytes = b"") -> Written[bool]:
         """Begin a new epoch if the database lost `known_revision`, which an instance has served.
@@ -33,7 +33,7 @@ class Restore:
             caller=None, action="ReportLoss", change_reason="an instance has served a revision that is lost"
         )
         return _logged(
-            self._ledger.begin_epoch(intent, known_revision=known_revision, known_hash=known_hash, only_if_lost=True)
+            self._mutations.begin_epoch(intent, known_revision=known_revision, known_hash=known_hash, only_if_lost=True)
         )
 
 
