@@ -30,7 +30,7 @@ from gatekeeper_grpc.domain.flag import Flag, FlagConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from gatekeeper_grpc.redis_bus.bus import RedisBus
-from tests.valkey import valkey
+from tests.support.valkey import valkey
 
 KEYS = {
     "GATEKEEPER_JWT_KEYS": "bench:0123456789abcdef0123456789abcdef",

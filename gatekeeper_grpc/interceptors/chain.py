@@ -225,9 +225,9 @@ class _NonBlockingResponse(_Method):
 
 
 class _OutletResponse(_NonBlockingResponse):
-    """A response stream that keeps no worker and holds up nobody: the servicer sends bytes through an `ResponseStream`.
+    """A response stream that keeps no worker and never waits: the servicer sends bytes through a `ResponseStream`.
 
-    A method asks for it by an attribute, `sends_by_response_stream`. How long a message may go unread is for it to watch.
+    A method asks for it by an attribute, `sends_by_response_stream`. It watches itself how long a message goes unread.
     """
 
     def _sender(self, context: Any, send_response: Callable[[Any], None]) -> ResponseStream:  # noqa: ARG002 - it waits

@@ -53,7 +53,7 @@ def admin_user_from_row(
 
 
 class AdminUserStore:
-    """Admin users, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
+    """Admin users, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true."""
 
     def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database

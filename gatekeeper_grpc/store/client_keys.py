@@ -76,7 +76,7 @@ class SealedClientKey:
 
 
 class ClientKeyStore:
-    """Client keys, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
+    """Client keys, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true."""
 
     def __init__(self, database: Database, mutations: MutationRunner, sealer: Sealer) -> None:
         self._database = database

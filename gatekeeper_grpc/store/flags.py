@@ -66,7 +66,7 @@ def flag_from_row(
 
 
 class FlagStore:
-    """Flags, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
+    """Flags, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true."""
 
     def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database

@@ -80,7 +80,7 @@ def _counted_from_row(*, member_count: int, **columns: Any) -> CountedSegment:
 
 
 class SegmentStore:
-    """Segments, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true."""
+    """Segments, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true."""
 
     def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database

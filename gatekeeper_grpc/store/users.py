@@ -51,7 +51,7 @@ def user_from_row(
 
 
 class UserStore:
-    """Known users, read and changed. Mutations go through `MutationRunner`; reads say at which revision they are true.
+    """Known users, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true.
 
     `attribute_cap` is how many stored attribute values segments may name.
     """

@@ -9,7 +9,7 @@ import grpc
 MAX_RECEIVED_BYTES = 8 << 20
 SHARED_PORT = ("grpc.so_reuseport", 1)
 
-# What each option does is proven in tests/rpc/test_server_options.py: grpcio ignores names that it does not know.
+# What each option does is proven in tests/rpc/transport/test_listener.py: grpcio ignores names that it does not know.
 OPTIONS: tuple[tuple[str, Any], ...] = (
     # By default two servers can share a port without noticing.
     ("grpc.so_reuseport", 0),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import Gatekeeper, copied, serving
+from tests.support.processes import Gatekeeper, copied, serving
 
 
 @pytest.fixture(scope="session")

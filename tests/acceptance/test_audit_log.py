@@ -10,8 +10,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from gatekeeper.v1.admin_service_pb2 import AddTargetsRequest, CreateFlagRequest, DeleteFlagRequest, UpdateFlagRequest
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import Gatekeeper, copied, serving
-from tests.acceptance.records import chained_entries
+from tests.support.processes import Gatekeeper, copied, serving
+from tests.support.records import chained_entries
 
 ROUNDS = 5
 

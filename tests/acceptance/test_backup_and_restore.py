@@ -15,10 +15,10 @@ from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
-from tests.acceptance.processes import PATIENCE_S, Gatekeeper, run
 from tests.conftest import database_dsn
-from tests.rpc.asking import send
-from tests.traces import live, traces
+from tests.support.clients import send
+from tests.support.processes import PATIENCE_S, Gatekeeper, run
+from tests.support.traces import live, traces
 
 
 def postgres_program(name: str, *arguments: str | Path) -> None:

@@ -16,7 +16,7 @@ from gatekeeper.v1.evaluation_service_pb2 import (
 )
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import Gatekeeper
+from tests.support.processes import Gatekeeper
 
 USERS_PER_MESSAGE = 1_000
 MESSAGES = 100

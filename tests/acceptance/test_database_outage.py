@@ -13,7 +13,7 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.embedded.home import Home
-from tests.acceptance.processes import (
+from tests.support.processes import (
     PATIENCE_S,
     Gatekeeper,
     eventually,

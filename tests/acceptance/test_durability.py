@@ -10,8 +10,8 @@ import grpc
 from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import PATIENCE_S, Gatekeeper, eventually, kill_postmaster, serving
-from tests.acceptance.records import chained_entries, flag_revisions
+from tests.support.processes import PATIENCE_S, Gatekeeper, eventually, kill_postmaster, serving
+from tests.support.records import chained_entries, flag_revisions
 
 ROUNDS = 3
 WRITERS = 4

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gatekeeper.v1.admin_service_pb2 import DeleteFlagRequest, GetFlagRequest, ListFlagsRequest
-from tests.acceptance.processes import PATIENCE_S, Gatekeeper, copied, serving
+from tests.support.processes import PATIENCE_S, Gatekeeper, copied, serving
 
 TOOLS = Path(sys.executable).parent  # buf is among them, grpcurl is not.
 

@@ -25,7 +25,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import (
+from tests.support.processes import (
     KEYS,
     PATIENCE_S,
     START_PATIENCE_S,

@@ -11,7 +11,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import PATIENCE_S, Gatekeeper, copied, eventually, run, serving
+from tests.support.processes import PATIENCE_S, Gatekeeper, copied, eventually, run, serving
 
 
 @pytest.fixture(scope="module")

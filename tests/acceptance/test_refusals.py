@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.acceptance.processes import KEYS, copied, postgres_pids, run
 from tests.conftest import database_dsn
+from tests.support.processes import KEYS, copied, postgres_pids, run
 
 SECRET = "hunter2"
 

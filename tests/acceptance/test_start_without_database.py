@@ -23,9 +23,9 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateF
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
-from tests.acceptance.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, run, serving
 from tests.conftest import Bearer
-from tests.replication import Node, running_node
+from tests.support.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, run, serving
+from tests.support.replication import Node, running_node
 
 PASSWORD = "a-long-password"
 # The promise is 2 s on two cores that have nothing else to do; bench/last_known_good.py measures it.

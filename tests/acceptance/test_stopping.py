@@ -20,7 +20,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
+from tests.support.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
 
 DRAIN_S = 2.0
 GRACE_S = 1.0

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from tests.acceptance.processes import hanging
 from tests.faults.fleet import Fleet
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode
+from tests.support.processes import hanging
 
 _JOIN_TIMEOUT_S = 60.0
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.embedded import supervisor
-from tests.acceptance.processes import copied
 from tests.faults import postgres as databases
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
+from tests.support.processes import copied
 
 _REPORT = pytest.StashKey[Report]()
 _REPORT_FILE = Path(__file__).parents[2] / ".faults" / "report.md"

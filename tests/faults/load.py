@@ -16,7 +16,7 @@ from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest, UpdateFlagRequest
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import PATIENCE_S
+from tests.support.processes import PATIENCE_S
 
 # Enough to see a fault, little enough to leave the machine idle most of the time.
 EVALUATIONS_PER_S = 40

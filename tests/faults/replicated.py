@@ -7,7 +7,7 @@ from pathlib import Path
 from gatekeeper_grpc.domain.caller import Role
 from tests.conftest import access_token, token_for
 from tests.faults.fleet import Fleet, Route, fleet
-from tests.replication import Pair, running_pair
+from tests.support.replication import Pair, running_pair
 
 
 class Replicated:

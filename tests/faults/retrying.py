@@ -7,9 +7,9 @@ import grpc
 
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from tests.acceptance.processes import connect
 from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.fleet import ALICE
+from tests.support.processes import connect
 
 _ATTEMPTS = 8
 _ATTEMPT_TIMEOUT_S = 1.0

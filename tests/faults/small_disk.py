@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 from gatekeeper_grpc.embedded import EmbeddedPostgres, supervisor
-from tests.acceptance.processes import PATIENCE_S
 from tests.conftest import access_token
 from tests.faults.fleet import Route
+from tests.support.processes import PATIENCE_S
 
 _SIZE = "160m"
 _BALLAST_BYTES = 1 << 16

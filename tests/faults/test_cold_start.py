@@ -10,12 +10,12 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.acceptance.processes import KEYS, eventually, run
 from tests.faults.figures import BUSY_S, COLD_START_ANSWERS_WITHIN_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import Fleet, InstanceMetrics, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
+from tests.support.processes import KEYS, eventually, run
 
 KEPT = "snapshot"
 

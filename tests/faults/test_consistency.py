@@ -11,7 +11,6 @@ from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.faults.figures import BUS_ALIVE_P99_S, BUS_DEAD_S, BUSY_S, EVALUATION_DEADLINE_S, ROUNDS
 from tests.faults.fleet import Fleet, InstanceMetrics, fleet
 from tests.faults.history import Verdict, check
@@ -19,6 +18,7 @@ from tests.faults.load import Editor, Load, at_work, visible_after_s
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
 from tests.faults.workload import Mix, Workload, recorded_steps
+from tests.support.processes import PATIENCE_S, eventually
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "bucketing.json").read_text(encoding="utf-8"))
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import eventually
 from tests.faults.figures import ADMIN_FAILS_WITHIN_S, BUSY_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.load import Acknowledged, Editor, Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode
 from tests.faults.report import Report
+from tests.support.processes import eventually
 
 Fault = Callable[[Postgres, Fleet], AbstractContextManager[None]]
 

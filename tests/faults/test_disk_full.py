@@ -3,13 +3,13 @@
 import time
 from pathlib import Path
 
-from tests.acceptance.processes import eventually
-from tests.acceptance.records import chained_entries, flag_revisions
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import fleet
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.report import Report
 from tests.faults.small_disk import small_disk
+from tests.support.processes import eventually
+from tests.support.records import chained_entries, flag_revisions
 
 
 def test_writes_are_refused_and_evaluation_goes_on_while_the_disk_is_full(

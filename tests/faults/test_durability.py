@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.acceptance.processes import eventually
-from tests.acceptance.records import chained_entries, flag_revisions
 from tests.faults import postgres as databases
 from tests.faults.figures import KILLS
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.load import Writer, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
+from tests.support.processes import eventually
+from tests.support.records import chained_entries, flag_revisions
 
 WRITERS = 4
 # Acknowledged to each writer between two kills.

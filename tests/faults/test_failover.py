@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
-from tests.acceptance.processes import eventually
-from tests.acceptance.records import chained_entries, flag_revisions
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import Fleet, InstanceMetrics
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.replicated import replicated
 from tests.faults.report import Report, Row
-from tests.replication import Node, Pair
+from tests.support.processes import eventually
+from tests.support.records import chained_entries, flag_revisions
+from tests.support.replication import Node, Pair
 
 # Of the fault, how long the primary is gone before somebody promotes the standby.
 UNNOTICED_S = FAULT_S / 2

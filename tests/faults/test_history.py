@@ -4,7 +4,6 @@ import threading
 import time
 from pathlib import Path
 
-from tests.acceptance.processes import eventually
 from tests.faults.chaos import Chaos
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.history import Verdict, check
@@ -13,7 +12,8 @@ from tests.faults.postgres import Postgres
 from tests.faults.replicated import replicated
 from tests.faults.report import Report
 from tests.faults.workload import Workload, recorded_steps
-from tests.replication import Pair
+from tests.support.processes import eventually
+from tests.support.replication import Pair
 
 OPERATIONS = 10_000
 FEWER = 3_000

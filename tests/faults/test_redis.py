@@ -10,14 +10,14 @@ import pytest
 
 from gatekeeper.v1.auth_service_pb2 import LoginRequest
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
-from tests.acceptance.processes import PATIENCE_S
 from tests.faults.figures import ADMIN_FAILS_WITHIN_S, BUS_ALIVE_P99_S, BUSY_S, FAULT_S, ROUNDS
 from tests.faults.fleet import InstanceMetrics, fleet
 from tests.faults.load import Editor, Load, at_work, visible_after_s
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import ChaosProxy, Mode, proxied
 from tests.faults.report import Report
-from tests.valkey import Valkey, valkey
+from tests.support.processes import PATIENCE_S
+from tests.support.valkey import Valkey, valkey
 
 WRITES = 100
 GUESSES = 20

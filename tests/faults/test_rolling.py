@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.faults.figures import BUSY_S, EXITS_WITHIN_S, FAULT_S
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.load import Load, at_work
@@ -15,6 +14,7 @@ from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
 from tests.faults.retrying import RetryingClient
+from tests.support.processes import PATIENCE_S, eventually
 
 CALLS = 10_000
 CLIENTS = 8

@@ -14,13 +14,13 @@ from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
 from gatekeeper.v1.evaluation_service_pb2 import WatchFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.acceptance.processes import PATIENCE_S
 from tests.faults.figures import BUSY_S, ROUNDS, TOLD_WITHIN_S, WATCHED_P99_FACTOR, WATCHED_P99_NOISE_S
 from tests.faults.fleet import InstanceMetrics, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
+from tests.support.processes import PATIENCE_S
 
 WATCHERS = 5_000
 ROUND_S = 3.0

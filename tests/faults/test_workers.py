@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.faults.figures import BUS_ALIVE_P99_S, EVALUATION_DEADLINE_S, ROUNDS
 from tests.faults.fleet import ALICE, InstanceMetrics, fleet
 from tests.faults.load import Load, at_work
@@ -18,6 +17,7 @@ from tests.faults.postgres import Postgres
 from tests.faults.report import Report
 from tests.faults.retrying import OneTry
 from tests.faults.test_rolling import CALLS, retrying
+from tests.support.processes import PATIENCE_S, eventually
 
 WORKERS = 4
 FOUR = {"GATEKEEPER_WORKERS": str(WORKERS)}

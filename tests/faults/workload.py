@@ -20,9 +20,9 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.flag import ON, flag_from_document
-from tests.acceptance.processes import PATIENCE_S
 from tests.faults.fleet import Fleet, InstanceMetrics
 from tests.faults.history import Action, Evaluation, FlagState, Operation, Outcome, Read, Step, Write
+from tests.support.processes import PATIENCE_S
 
 FLAGS = 6
 _CALL_TIMEOUT_S = 2.0

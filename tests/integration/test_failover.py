@@ -34,9 +34,9 @@ from gatekeeper_grpc.store.postgres.servers import Servers
 from gatekeeper_grpc.store.snapshots import loader as snapshots_module
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
-from tests.replication import Node, Pair, running_pair
+from tests.support.processes import PATIENCE_S, eventually
+from tests.support.replication import Node, Pair, running_pair
 
 BACK_WITHIN_S = 2.0
 # Beyond what is promised: the tests share two cores with each other.

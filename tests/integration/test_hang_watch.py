@@ -15,9 +15,9 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.postgres.database import Database, current_revision
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
 from gatekeeper_grpc.store.postgres.servers import Servers
-from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS, settings_for_tests
-from tests.replication import Node, Pair, running_node, running_pair
+from tests.support.processes import PATIENCE_S, eventually
+from tests.support.replication import Node, Pair, running_node, running_pair
 
 HUNG_AFTER_S = 0.75
 # Beyond the second that is promised: threads have to be scheduled on a busy machine.

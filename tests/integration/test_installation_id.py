@@ -18,7 +18,7 @@ from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS, database_dsn
-from tests.traces import dump, query
+from tests.support.traces import dump, query
 
 
 @contextmanager

@@ -28,9 +28,9 @@ from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.redis_bus.link import RedisLink
 from gatekeeper_grpc.redis_bus.snapshot_place import RedisSnapshot
 from tests.conftest import KEYS
-from tests.tls import self_signed, terminated
-from tests.unit.test_flag import flag
-from tests.valkey import Valkey, cluster, cluster_url, valkey, watched_pair
+from tests.support.tls import self_signed, terminated
+from tests.support.valkey import Valkey, cluster, cluster_url, valkey, watched_pair
+from tests.unit.domain.test_flag import flag
 
 TIMEOUT_S = 20.0
 INSTALLATION = KEYS.data.fingerprints

@@ -19,9 +19,9 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.replica import ReplicaFirst
-from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS, settings_for_tests
-from tests.replication import Pair, running_pair
+from tests.support.processes import PATIENCE_S, eventually
+from tests.support.replication import Pair, running_pair
 
 HUNG_AFTER_S = 0.75
 MARGIN_S = 2.0

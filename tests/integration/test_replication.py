@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.acceptance.processes import PATIENCE_S, eventually
-from tests.replication import Node, Pair, running_pair
+from tests.support.processes import PATIENCE_S, eventually
+from tests.support.replication import Node, Pair, running_pair
 
 NEXT = "UPDATE revision_head SET revision = revision + 1"
 WAITS_FOR_STANDBY = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

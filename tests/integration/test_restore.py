@@ -37,10 +37,10 @@ from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.acceptance.processes import eventually
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
-from tests.rpc.asking import TIMEOUT_S, race, send
-from tests.traces import live, query, traces, user_with
+from tests.support.clients import TIMEOUT_S, race, send
+from tests.support.processes import eventually
+from tests.support.traces import live, query, traces, user_with
 
 EPOCH = REVISIONS_PER_EPOCH
 

@@ -16,8 +16,8 @@ from gatekeeper_grpc.store.postgres import retries
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
-from tests.acceptance.processes import PATIENCE_S, eventually
 from tests.conftest import KEYS
+from tests.support.processes import PATIENCE_S, eventually
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
 DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$"

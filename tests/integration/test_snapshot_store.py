@@ -28,7 +28,7 @@ from gatekeeper_grpc.store.snapshots import loader as snapshots_module
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
 from tests import conftest
-from tests.unit.test_snapshot_format import read, written
+from tests.unit.cache.test_snapshot_format import read, written
 
 TIMEOUT_S = 20.0
 INTENT = Intent(caller=None, action="Test")

@@ -16,7 +16,7 @@ from gatekeeper_grpc.interceptors.policy import POLICIES, Access, PolicyTableErr
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.mutations import CHANNEL
 from tests.conftest import KEYS, settings_for_tests
-from tests.rpc.asking import (
+from tests.support.clients import (
     LEAST_ROLE,
     SERVICE,
     TIMEOUT_S,
@@ -29,7 +29,7 @@ from tests.rpc.asking import (
     refusal_of,
     send,
 )
-from tests.rpc.mutations import EACH_MUTATION, MUTATIONS, Mutation
+from tests.support.mutations import EACH_MUTATION, MUTATIONS, Mutation
 
 RPCS = [rpc.name for rpc in SERVICE.methods]
 CALLERS = (None, *Role)

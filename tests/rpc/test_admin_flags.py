@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.evaluation_pb2 import REASON_SPLIT, REASON_STATIC, REASON_TARGETING_MATCH
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget, Target
-from tests.rpc.asking import (
+from tests.support.clients import (
     SEGMENT_KEYS,
     Installation,
     already_exists,

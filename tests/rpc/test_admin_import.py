@@ -11,7 +11,7 @@ import pytest
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.store.mutations import CHANNEL
-from tests.rpc.asking import (
+from tests.support.clients import (
     TIMEOUT_S,
     Installation,
     Refusal,

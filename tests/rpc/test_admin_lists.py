@@ -11,7 +11,7 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Flag, Target
 from gatekeeper_grpc.wire.paging import PageTokens
 from tests.conftest import KEYS
-from tests.rpc.asking import (
+from tests.support.clients import (
     Installation,
     Refusal,
     created,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gatekeeper_grpc.store import admin_users, flags, segments, users
-from tests.rpc.asking import (
+from tests.support.clients import (
     SERVICE,
     Installation,
     Refusal,
@@ -18,7 +18,7 @@ from tests.rpc.asking import (
     outcome_of,
     refusal_of,
 )
-from tests.rpc.mutations import (
+from tests.support.mutations import (
     EACH_MUTATION,
     EACH_WITH_ETAG,
     EACH_WITH_KEY,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_grpc.domain.caller import Role
-from tests.rpc.asking import (
+from tests.support.clients import (
     NOT_A_MESSAGE,
     SEGMENT_KEYS,
     SERVICE,
@@ -26,7 +26,7 @@ from tests.rpc.asking import (
     refused_by,
     send,
 )
-from tests.rpc.mutations import EACH_MUTATION, Mutation
+from tests.support.mutations import EACH_MUTATION, Mutation
 
 FLAG_KEY = "known"
 

@@ -16,7 +16,7 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.audit import GENESIS_HASH, AuditEntry, hash_document, hash_entry
-from tests.rpc.asking import (
+from tests.support.clients import (
     Installation,
     Refusal,
     changed_since_read,
@@ -25,7 +25,7 @@ from tests.rpc.asking import (
     outcome_of,
     race,
 )
-from tests.rpc.mutations import flag_to_mutate
+from tests.support.mutations import flag_to_mutate
 
 EDITORS = 16
 ATTEMPTS_EACH = 25

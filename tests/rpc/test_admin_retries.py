@@ -6,9 +6,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from gatekeeper_grpc.domain.caller import Role
-from tests.rpc.asking import Installation, installed, invalid, outcome_of, race, refusal_of
-from tests.rpc.mutations import EACH_MUTATION, EACH_WITH_ETAG, MUTATIONS, Mutation, acting_as, each
-from tests.rpc.operators import enlisted
+from tests.support.clients import Installation, installed, invalid, outcome_of, race, refusal_of
+from tests.support.mutations import EACH_MUTATION, EACH_WITH_ETAG, MUTATIONS, Mutation, acting_as, each
+from tests.support.operators import enlisted
 
 RACERS = 8
 # What ends the session of its caller cannot be done again in it: of racing calls, the second has a token of the past.

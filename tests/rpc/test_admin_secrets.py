@@ -15,14 +15,14 @@ from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.logs import configure_logs
 from tests.conftest import connect
-from tests.rpc.asking import (
+from tests.support.clients import (
     UNAUTHENTICATED,
     Installation,
     Refusal,
     installed,
     outcome_of,
 )
-from tests.rpc.mutations import MUTATIONS, flag_to_mutate
+from tests.support.mutations import MUTATIONS, flag_to_mutate
 
 PASSWORD = "canary-password"
 WRONG_PASSWORD = "canary-typo"

@@ -25,7 +25,7 @@ from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.mutations import CHANNEL
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS, connect, settings_for_tests
-from tests.rpc.asking import (
+from tests.support.clients import (
     TIMEOUT_S,
     Installation,
     Refusal,

@@ -17,7 +17,7 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, ConditionOperator, Segment
-from tests.rpc.asking import (
+from tests.support.clients import (
     Installation,
     Refusal,
     already_exists,

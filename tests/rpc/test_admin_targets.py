@@ -8,12 +8,12 @@ import pytest
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_STATIC, REASON_TARGETING_MATCH, EvaluationDetail
-from tests.rpc.asking import (
+from tests.support.clients import (
     Installation,
     created,
     installed,
 )
-from tests.rpc.mutations import MUTATIONS, flag_to_mutate
+from tests.support.mutations import MUTATIONS, flag_to_mutate
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Target
 from gatekeeper.v1.user_pb2 import User
-from tests.rpc.asking import (
+from tests.support.clients import (
     Installation,
     Refusal,
     created,

@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.user_pb2 import User
-from tests.rpc.asking import Installation, installed, invalid, refusal_of
+from tests.support.clients import Installation, installed, invalid, refusal_of
 
 USERS: dict[str, dict[str, Any]] = {
     "Zoe": {"plan": "gold"},

@@ -29,7 +29,7 @@ from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
-from tests.rpc.asking import SERVICE, TIMEOUT_S, send
+from tests.support.clients import SERVICE, TIMEOUT_S, send
 
 PASSWORD = "a password"
 

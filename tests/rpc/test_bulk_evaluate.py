@@ -23,7 +23,7 @@ from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.evaluation import EvaluationDetail
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from tests.conftest import StartServer, connect
-from tests.rpc.asking import TIMEOUT_S, Installation, Refusal, created, installed, invalid, refusal_of, send
+from tests.support.clients import TIMEOUT_S, Installation, Refusal, created, installed, invalid, refusal_of, send
 
 USERS = ["anna", "bob", "ünï"]
 

@@ -15,14 +15,14 @@ from structlog.testing import capture_logs
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, RATE_TIER_STANDARD, RATE_TIER_UNLIMITED, ClientKey
 from tests.conftest import KEYS
-from tests.rpc.asking import (
+from tests.support.clients import (
     TIMEOUT_S,
     Installation,
     installed,
     invalid,
     refusal_of,
 )
-from tests.rpc.operators import manager
+from tests.support.operators import manager
 
 
 @pytest.fixture(scope="module")

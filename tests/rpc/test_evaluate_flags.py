@@ -22,7 +22,8 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from tests.conftest import StartServer, connect, token_for
 from tests.integration.test_database import outage
-from tests.rpc.asking import (
+from tests.rpc.transport.test_overload import eventually
+from tests.support.clients import (
     TIMEOUT_S,
     Installation,
     Refusal,
@@ -33,7 +34,6 @@ from tests.rpc.asking import (
     refusal_of,
     send,
 )
-from tests.rpc.test_plumbing_overload import eventually
 
 ANNA = EvaluationContext(user_id="anna")
 

@@ -17,9 +17,9 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest, WatchFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.caller import Role
-from tests.rpc.asking import TIMEOUT_S, Installation, installed, new_key, refusal_of, send
-from tests.rpc.mutations import FLAG, MUTATIONS, SEGMENT, USER, Kind
-from tests.rpc.operators import enlisted, logged_in
+from tests.support.clients import TIMEOUT_S, Installation, installed, new_key, refusal_of, send
+from tests.support.mutations import FLAG, MUTATIONS, SEGMENT, USER, Kind
+from tests.support.operators import enlisted, logged_in
 
 PROTOS = Path(__file__).parents[2] / "protos" / "gatekeeper" / "v1"
 SERVICES = {

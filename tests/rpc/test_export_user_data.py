@@ -13,8 +13,8 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.store import exports
-from tests.rpc.asking import Installation, denial, installed, invalid, refusal_of, send
-from tests.traces import FLAGS, SEGMENTS, live
+from tests.support.clients import Installation, denial, installed, invalid, refusal_of, send
+from tests.support.traces import FLAGS, SEGMENTS, live
 
 
 @pytest.fixture(scope="module")

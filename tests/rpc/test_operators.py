@@ -22,7 +22,7 @@ from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.lockout import LockoutRule
 from gatekeeper_grpc.domain.caller import Role
 from tests.conftest import KEYS
-from tests.rpc.asking import (
+from tests.support.clients import (
     TIMEOUT_S,
     UNAUTHENTICATED,
     Installation,
@@ -33,7 +33,7 @@ from tests.rpc.asking import (
     race,
     refusal_of,
 )
-from tests.rpc.operators import PASSWORD, WRONG_CREDENTIALS, acting_as, enlisted, logged_in, manager, new_name
+from tests.support.operators import PASSWORD, WRONG_CREDENTIALS, acting_as, enlisted, logged_in, manager, new_name
 
 NEW_PASSWORD = "canary-new-password"
 

@@ -21,9 +21,9 @@ from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store import mutations as mutations_module
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
-from tests.rpc.asking import TIMEOUT_S, send
-from tests.traces import live, user_with
-from tests.valkey import Valkey, valkey
+from tests.support.clients import TIMEOUT_S, send
+from tests.support.traces import live, user_with
+from tests.support.valkey import Valkey, valkey
 
 ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 NEVER_S = 60.0

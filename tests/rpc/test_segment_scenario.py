@@ -27,7 +27,7 @@ from gatekeeper.v1.segment_pb2 import (
     Condition,
     Segment,
 )
-from tests.rpc.asking import Installation, installed
+from tests.support.clients import Installation, installed
 
 FLAG = "new-billing"
 SEGMENT = "enterprise-dach"

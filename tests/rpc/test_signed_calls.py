@@ -18,7 +18,7 @@ from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from tests.conftest import StartServer, connect, token_for
-from tests.rpc.asking import TIMEOUT_S, UNAUTHENTICATED, refusal_of
+from tests.support.clients import TIMEOUT_S, UNAUTHENTICATED, refusal_of
 
 REQUEST = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 BULK = BulkEvaluateFlagsRequest(contexts=[EvaluationContext(user_id="anna")])

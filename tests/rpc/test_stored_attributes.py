@@ -20,7 +20,7 @@ from gatekeeper.v1.user_pb2 import User
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.users import check_attribute_cap
 from tests.conftest import KEYS, connect, settings_for_tests
-from tests.rpc.asking import TIMEOUT_S, Installation, installed, new_key, refusal_of
+from tests.support.clients import TIMEOUT_S, Installation, installed, new_key, refusal_of
 
 _users = count()
 

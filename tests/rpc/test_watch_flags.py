@@ -33,7 +33,8 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.wire.watch import watch_message
 from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
-from tests.rpc.asking import (
+from tests.rpc.transport.test_overload import eventually
+from tests.support.clients import (
     TIMEOUT_S,
     Installation,
     Refusal,
@@ -44,9 +45,8 @@ from tests.rpc.asking import (
     refusal_of,
     send,
 )
-from tests.rpc.test_plumbing_overload import eventually
-from tests.rpc.watching import CREATED, DELETED, UPDATED, Watch, changes_of, first_message, watching
-from tests.traces import user_with
+from tests.support.traces import user_with
+from tests.support.watching import CREATED, DELETED, UPDATED, Watch, changes_of, first_message, watching
 
 # A field that no client knows: makes a message long.
 PADDING = b"\x7a\x80\x80\x01" + bytes(16 * 1024)

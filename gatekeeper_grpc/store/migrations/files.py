@@ -1,9 +1,9 @@
 """Migration files: finds them, refuses a folder that is not a clean sequence, and reads what each file declares.
 
 A migration is a pair `NNNN_name.up.sql` and `NNNN_name.down.sql`, numbered from 0001 without gaps. It runs in one
-transaction with its row in `schema_migrations`, so a file never says BEGIN or COMMIT. Statements that PostgreSQL refuses in a
-transaction go in a pair whose first lines both say `-- gatekeeper: no-transaction`: one idempotent statement per file,
-which is run again after an interruption.
+transaction with its row in `schema_migrations`, so a file never says BEGIN or COMMIT. Statements that PostgreSQL refuses
+in a transaction go in a pair whose first lines both say `-- gatekeeper: no-transaction`: one idempotent statement per
+file, which is run again after an interruption.
 """
 
 import hashlib

@@ -200,7 +200,7 @@ class Migrator:
 
     @contextmanager
     def _only_runner(self) -> Iterator[Session]:
-        """Connect as the one runner, with the table of applied migrations in place; the end of the session frees the lock, however it ends."""
+        """Connect as the one runner, with its table made; the end of the session frees the lock, however it ends."""
         with self._session() as session:
             session.execute(_PREPARE_SESSION)
             self._take_lock(session)

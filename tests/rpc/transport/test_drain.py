@@ -1,0 +1,82 @@
+"""How a server leaves: who can be asked goes, calls in progress end, and it waits for nobody else (C4)."""
+
+import socket
+import time
+from contextlib import ExitStack
+from queue import SimpleQueue
+
+import pytest
+
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.transport.drain import Drain
+from gatekeeper_grpc.transport.goaway import connections
+from tests.conftest import connect
+from tests.rpc.transport.test_overload import eventually
+from tests.support.clients import TIMEOUT_S
+
+ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
+CLIENTS = 4
+
+
+def departure_of(server: GatekeeperServer) -> Drain:
+    return server._departure
+
+
+def test_all_clients_go_when_they_are_asked_to(server: GatekeeperServer) -> None:
+    with ExitStack() as stack:
+        for _ in range(CLIENTS):
+            channel = stack.enter_context(connect(server))
+            EvaluationServiceStub(channel).EvaluateFlags(ANNA, timeout=TIMEOUT_S)
+
+        assert departure_of(server).send_away(server.port, within_s=TIMEOUT_S) == 0
+
+
+def test_a_server_that_leaves_takes_no_more_connections(server: GatekeeperServer) -> None:
+    departure_of(server).send_away(server.port, within_s=0)
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
+
+
+def test_a_client_in_the_middle_of_a_stream_is_not_asked_and_can_end_it(server: GatekeeperServer) -> None:
+    requests: SimpleQueue[BulkEvaluateFlagsRequest | None] = SimpleQueue()
+    with connect(server) as channel:
+        answers = EvaluationServiceStub(channel).BulkEvaluateFlags(iter(requests.get, None), timeout=TIMEOUT_S)
+        requests.put(BulkEvaluateFlagsRequest())
+        next(answers)
+
+        left = departure_of(server).send_away(server.port, within_s=0.1)
+        requests.put(BulkEvaluateFlagsRequest(contexts=[ANNA.context]))
+        requests.put(None)
+
+        assert left == 1
+        assert [result.user_id for answer in answers for result in answer.results] == ["anna"]
+
+
+def test_a_client_that_never_spoke_holds_up_nobody(server: GatekeeperServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S):
+        assert eventually(lambda: has_connections(server.port))
+        before = time.monotonic()
+        server.stop()
+
+        assert time.monotonic() - before < TIMEOUT_S
+
+
+def test_calls_that_arrive_while_the_gate_is_shut_are_served_when_it_opens(
+    server: GatekeeperServer, evaluation: EvaluationServiceStub
+) -> None:
+    gate = server._pools.gate
+    with gate.shut():
+        held = evaluation.EvaluateFlags.future(ANNA, timeout=TIMEOUT_S)
+        assert eventually(lambda: bool(gate.waiting()))
+        assert not held.done()
+
+    assert held.result().revision == 0
+
+
+def has_connections(port: int) -> bool:
+    with connections(port) as found:
+        return bool(found)

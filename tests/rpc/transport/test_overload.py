@@ -1,0 +1,429 @@
+"""What keeps the server answering while clients flood it, stall, or send nothing; twins show the harm without it."""
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Published without py.typed.
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from gatekeeper_grpc.interceptors import chain
+from gatekeeper_grpc.interceptors.policy import POLICIES
+from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
+from gatekeeper_grpc.transport.pending_calls import PendingCalls
+from tests.rpc.transport.test_stages import (
+    EDIT,
+    EDITOR_TOKEN,
+    OPEN,
+    STREAM,
+    TIMEOUT_S,
+    RoleNames,
+    Server,
+    echo,
+    echo_stream,
+    error_info,
+    fails,
+    serve,
+    stream,
+    text,
+    unary,
+)
+
+TWO_WORKERS = PoolSize(workers=2, queue=16)
+ENDLESS = MessageTimeout(limit_s=60.0, limit_when_saturated_s=60.0)
+BRISK = MessageTimeout(limit_s=0.3, limit_when_saturated_s=0.3)
+
+
+class HalfOpen:
+    """Calls whose headers are sent and whose messages are not, until it is left."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._left = threading.Event()
+        self._channels = ExitStack()
+        self._calls: list[Any] = []  # grpcio cancels a call that nobody holds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._left.set()
+        self._channels.close()
+
+    def open(self, count: int, *, method: str = "Echo", metadata: Any = (), first: tuple[bytes, ...] = ()) -> list[Any]:
+        """Open `count` calls, 100 a connection; each sends `first` and falls silent."""
+        calls = []
+        for start in range(0, count, 100):
+            option = ("grpc.use_local_subchannel_pool", 1)
+            channel = self._channels.enter_context(grpc.insecure_channel(self._server.target, options=[option]))
+            call: Any = channel.stream_unary(f"/test.v1.Plumbing/{method}", None, StringValue.FromString)
+            calls += [call.future(self._silence(first), metadata=metadata) for _ in range(min(100, count - start))]
+        self._calls += calls
+        return calls
+
+    def _silence(self, first: tuple[bytes, ...]) -> Iterator[bytes]:
+        yield from first
+        self._left.wait()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait for what another process part will make true; nothing signals it to a test."""
+    give_up_at = time.monotonic() + TIMEOUT_S
+    while not condition() and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    return condition()
+
+
+def codes_of(calls: list[Any]) -> set[grpc.StatusCode]:
+    return {call.exception(timeout=TIMEOUT_S).code() for call in calls}
+
+
+def victim_codes(server: Server, *, calls: int, timeout_s: float, metadata: Any = ()) -> set[grpc.StatusCode]:
+    echoes = server.unary("Echo")
+    outcomes = set()
+    for _ in range(calls):
+        call = echoes.future(text(), timeout=timeout_s, metadata=metadata)
+        outcomes.add(call.code())
+    return outcomes
+
+
+@contextmanager
+def crowded_evaluation(half_open: int) -> Iterator[Server]:
+    """An open method on two workers, and a crowd that has opened calls of it and sends nothing."""
+    sizes = {PoolName.EVALUATION: TWO_WORKERS}
+    with serve({"Echo": (unary(echo), OPEN)}, sizes=sizes, message_timeout=ENDLESS) as server:
+        arrived = arrivals_at(server.pools[PoolName.EVALUATION])
+        with HalfOpen(server) as crowd:
+            crowd.open(half_open)
+            wait_for(arrived, half_open)
+            yield server
+
+
+def arrivals_at(pool: futures.ThreadPoolExecutor) -> threading.Semaphore:
+    """Count calls as grpcio submits them."""
+    arrived, submit = threading.Semaphore(0), pool.submit
+
+    def counted(*args: Any) -> Any:
+        settled = submit(*args)
+        arrived.release()
+        return settled
+
+    pool.submit = counted  # type: ignore[assignment,method-assign] # A spy.
+    return arrived
+
+
+def wait_for(arrived: threading.Semaphore, count: int) -> None:
+    for _ in range(count):
+        assert arrived.acquire(timeout=TIMEOUT_S)
+
+
+def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() -> None:
+    with crowded_evaluation(half_open=1_000) as server:
+        assert len(server.pools.reception) == 1_000
+        assert victim_codes(server, calls=100, timeout_s=5.0) == {grpc.StatusCode.OK}
+
+
+def test_twin_without_the_reception_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PendingCalls, "hold", lambda _self, _call, *, admit, **_within: admit())
+    with crowded_evaluation(half_open=2) as server:
+        assert victim_codes(server, calls=3, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+@pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
+def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: Any) -> None:
+    with serve({"Echo": (unary(echo), policy)}, message_timeout=BRISK) as server, HalfOpen(server) as silent:
+        (call,) = silent.open(1, metadata=EDITOR_TOKEN)
+        error = call.exception(timeout=TIMEOUT_S)
+
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "request message" in error.details()
+    assert error_info(error).reason == "REQUEST_TIMEOUT"
+
+
+def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
+    crowded = serve({"Echo": (unary(echo), OPEN)}, held_calls=3, message_timeout=ENDLESS)
+    with crowded as server, HalfOpen(server) as silent:
+        (oldest,) = silent.open(1)
+        assert eventually(lambda: len(server.pools.reception) == 1)
+        silent.open(3)
+
+        assert codes_of([oldest]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
+
+
+def test_calls_cancelled_before_their_message_are_forgotten() -> None:
+    with serve({"Echo": (unary(echo), OPEN)}, message_timeout=ENDLESS) as server, HalfOpen(server) as silent:
+        calls = silent.open(20)
+        assert eventually(lambda: len(server.pools.reception) == 20)
+        for call in calls:
+            call.cancel()
+
+        assert eventually(lambda: len(server.pools.reception) == 0)
+        assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
+
+
+def test_a_denied_call_is_told_so_before_it_sends_a_message_and_pins_no_worker() -> None:
+    sizes = {PoolName.ADMIN: PoolSize(workers=2, queue=300)}
+    patient = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=ENDLESS)
+    with patient as server, HalfOpen(server) as crowd:
+        assert codes_of(crowd.open(200)) == {grpc.StatusCode.UNAUTHENTICATED}
+        assert victim_codes(server, calls=5, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+
+
+def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> None:
+    def denies(_request: StringValue, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+    pool = futures.ThreadPoolExecutor(2)
+    arrived = arrivals_at(pool)
+    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+    handler = grpc.method_handlers_generic_handler("test.v1.Plumbing", {"Echo": unary(denies)})
+    server.add_generic_rpc_handlers((handler,))
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with grpc.insecure_channel(target) as channel:
+        bare = Server(pools=None, grpc_server=server, target=target, channel=channel)  # type: ignore[arg-type]
+        with HalfOpen(bare) as crowd:
+            crowd.open(2)
+            wait_for(arrived, 2)
+            assert victim_codes(bare, calls=2, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    server.stop(None).wait(TIMEOUT_S)
+
+
+@contextmanager
+def stalled_admins(patience: MessageTimeout) -> Iterator[Server]:
+    """Callers with a token hold both admin workers and send nothing."""
+    sizes = {PoolName.ADMIN: TWO_WORKERS}
+    crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=patience)
+    with crowded as server, HalfOpen(server) as crowd:
+        arrived = arrivals_at(server.pools[PoolName.ADMIN])
+        crowd.open(2, metadata=EDITOR_TOKEN)
+        wait_for(arrived, 2)
+        yield server
+
+
+def test_workers_that_wait_for_messages_are_freed_when_other_calls_queue() -> None:
+    with stalled_admins(MessageTimeout(limit_s=60.0, limit_when_saturated_s=0.05)) as server:
+        assert victim_codes(server, calls=3, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+
+
+def test_twin_with_patience_under_pressure_the_victim_starves() -> None:
+    with stalled_admins(ENDLESS) as server:
+        outcome = victim_codes(server, calls=2, timeout_s=0.3, metadata=EDITOR_TOKEN)
+        assert outcome == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def test_a_silent_stream_is_ended_and_its_worker_freed() -> None:
+    sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
+    brisk = serve({"Stream": (stream(echo_stream), STREAM)}, sizes=sizes, stream_timeout=BRISK)
+    with brisk as server, HalfOpen(server) as silent:
+        (call,) = silent.open(1, method="Stream", first=(b"",))
+        assert codes_of([call]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S)) == [text()]
+
+
+def test_a_stream_whose_client_keeps_sending_is_not_ended() -> None:
+    def slowly() -> Iterator[StringValue]:
+        for _ in range(5):
+            yield text()
+            time.sleep(BRISK.limit_s / 3)
+
+    with serve({"Stream": (stream(echo_stream), STREAM)}, stream_timeout=BRISK) as server:
+        assert len(list(server.stream("Stream")(slowly(), timeout=TIMEOUT_S))) == 5
+
+
+@contextmanager
+def client_that_does_not_read(patience: MessageTimeout) -> Iterator[Server]:
+    """One streams worker, and a client that asks for endless responses and reads none."""
+    full = threading.Event()
+
+    def endless(requests: Iterator[StringValue], _context: Any) -> Iterator[StringValue]:
+        endlessly = next(requests).value == "endlessly"
+        yield text("x" * 100_000)
+        full.set()
+        while endlessly:
+            yield text("x" * 100_000)
+
+    sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
+    with serve({"Stream": (stream(endless), STREAM)}, sizes=sizes, stream_timeout=patience) as server:
+        unread = server.stream("Stream")(iter([text("endlessly")]))
+        assert full.wait(TIMEOUT_S)
+        yield server
+        unread.cancel()
+
+
+def test_a_client_that_does_not_read_its_responses_is_cancelled_and_its_worker_freed() -> None:
+    with client_that_does_not_read(BRISK) as server:
+        assert len(list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S))) == 1
+
+
+def test_twin_without_a_limit_such_a_client_keeps_its_worker() -> None:
+    with client_that_does_not_read(ENDLESS) as server, pytest.raises(grpc.RpcError, match="Deadline Exceeded"):
+        list(server.stream("Stream")(iter([text()]), timeout=0.5))
+
+
+class CallHold:
+    """A method that keeps its worker until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.let_go = threading.Event()
+
+    def __call__(self, request: StringValue, _context: Any) -> StringValue:
+        self.entered.release()
+        assert self.let_go.wait(TIMEOUT_S)
+        return request
+
+
+def retry_after_s(error: Any) -> float:
+    retry = error_details_pb2.RetryInfo()
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert status.details[1].Unpack(retry)
+    return float(retry.retry_delay.ToTimedelta().total_seconds())
+
+
+@pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
+def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_served(policy: Any) -> None:
+    gate, other = CallHold(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
+    methods = {"CallHold": (unary(gate), policy), "Echo": (unary(echo), OPEN if policy is EDIT else EDIT)}
+    with serve(methods, sizes={policy.pool: PoolSize(workers=1, queue=1)}) as server:
+        running = server.unary("CallHold").future(text("1"), metadata=EDITOR_TOKEN)
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        queued = server.unary("CallHold").future(text("2"), metadata=EDITOR_TOKEN)
+        assert eventually(server.pools[policy.pool].others_wait)
+
+        refusal = fails(server.unary("CallHold"), text("3"), metadata=EDITOR_TOKEN)
+        assert server.unary("Echo")(text(), metadata=EDITOR_TOKEN) == text()
+
+        gate.let_go.set()
+        assert (running.result(), queued.result()) == (text("1"), text("2"))
+        assert server.unary("CallHold")(text("4"), metadata=EDITOR_TOKEN) == text("4")
+
+    assert (refusal.code(), error_info(refusal).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
+    assert retry_after_s(refusal) == 1.0
+    assert server.pools[policy.pool].refused == 1
+    assert server.pools[other].refused == 0
+
+
+def test_refused_and_timed_out_calls_leave_nothing_behind() -> None:
+    gate = CallHold()
+    methods = {"CallHold": (unary(gate), OPEN), "Echo": (unary(echo), OPEN)}
+    sizes = {PoolName.EVALUATION: PoolSize(workers=1, queue=0)}
+    with serve(methods, sizes=sizes, message_timeout=BRISK) as server:
+        running = server.unary("CallHold").future(text())
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        assert victim_codes(server, calls=20, timeout_s=5.0) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        with HalfOpen(server) as silent:
+            assert codes_of(silent.open(20)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        gate.let_go.set()
+        assert running.result() == text()
+
+        calls_known_to_grpcio = server.grpc_server._state.rpc_states  # type: ignore[attr-defined]
+        assert eventually(lambda: not calls_known_to_grpcio)
+
+
+def test_a_closed_pool_refuses_and_the_serving_thread_lives() -> None:
+    with serve({"Echo": (unary(echo), OPEN), "Edit": (unary(echo), EDIT)}) as server:
+        server.pools[PoolName.EVALUATION].shutdown()
+
+        assert fails(server.unary("Echo"), text()).code() is grpc.StatusCode.UNAVAILABLE
+        assert server.unary("Edit")(text(), metadata=EDITOR_TOKEN) == text()
+
+
+def test_twin_an_ordinary_closed_pool_ends_the_serving_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    died = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _args: died.set())
+    pool = futures.ThreadPoolExecutor(1)
+    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+    handler = grpc.method_handlers_generic_handler("test.v1.Plumbing", {"Echo": unary(echo)})
+    server.add_generic_rpc_handlers((handler,))
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    pool.shutdown()
+    with grpc.insecure_channel(target) as channel:
+        call: Any = channel.unary_unary("/test.v1.Plumbing/Echo", StringValue.SerializeToString, None)
+        fails_silently = call.future(text(), timeout=0.5)
+        assert died.wait(TIMEOUT_S)
+        assert fails_silently.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@contextmanager
+def health_server() -> Iterator[tuple[health.HealthServicer, health_pb2_grpc.HealthStub]]:
+    pools = CallPools()
+    interceptors = chain.build_interceptors(verifier=RoleNames(), pools=pools, policies=POLICIES)
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[*interceptors], options=[("grpc.so_reuseport", 0)])
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield servicer, health_pb2_grpc.HealthStub(channel)
+    server.stop(None).wait(TIMEOUT_S)
+    pools.close()
+
+
+def test_watchers_of_health_pin_no_worker() -> None:
+    with health_server() as (servicer, stub):
+        watchers = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
+        first = {next(watcher).status for watcher in watchers}
+        checked = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).status
+        servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        second = {next(watcher).status for watcher in watchers}
+        for watcher in watchers:
+            watcher.cancel()
+
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (first, checked, second) == ({serving}, serving, {not_serving})
+
+
+def test_watchers_that_come_and_go_do_not_stop_the_server() -> None:
+    """Without the chain this stops grpcio's server within milliseconds and for good: no twin in this process."""
+    request = health_pb2.HealthCheckRequest()
+
+    def come_and_go(stub: health_pb2_grpc.HealthStub) -> None:
+        for _ in range(20):
+            watchers = [stub.Watch(request, timeout=TIMEOUT_S) for _ in range(5)]
+            for watcher in watchers[:3]:
+                next(watcher)
+            for watcher in watchers:
+                watcher.cancel()
+
+    with health_server() as (_servicer, stub), futures.ThreadPoolExecutor(3) as clients:
+        visits = [clients.submit(come_and_go, stub) for _ in range(3)]
+        for visit in visits:
+            visit.result(TIMEOUT_S)
+        assert stub.Check(request, timeout=TIMEOUT_S).status
+
+
+def test_what_a_non_blocking_method_does_when_its_call_is_over_runs_on_a_worker_in_the_context_of_the_call() -> None:
+    ended_on: list[str] = []
+    ended, of_call = threading.Event(), contextvars.ContextVar("of_call", default="of no call")
+
+    def note() -> None:
+        ended_on.extend([threading.current_thread().name, of_call.get()])
+        ended.set()
+
+    def watch(_requests: Any, context: Any, send_response: Any = None) -> None:
+        of_call.set("of this call")
+        context.add_callback(note)
+        send_response(text("first"))
+
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined] # What grpcio looks for.
+    with serve({"Watch": (stream(watch), STREAM)}) as server:
+        call = server.stream("Watch")(iter([text()]))
+        assert next(call) == text("first")
+        call.cancel()
+        assert ended.wait(TIMEOUT_S)
+
+    assert ended_on[0].startswith("gatekeeper-streams")
+    assert ended_on[1] == "of this call"

@@ -1,0 +1,192 @@
+"""The outlet of a response stream: it sends without a thread that waits, and its call ends like any other.
+
+These tests notice when grpcio's private names, on which the outlet stands, come to mean something else.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from gatekeeper_grpc.domain.errors import NotFound, Unavailable
+from gatekeeper_grpc.interceptors.policy import Access, Policy
+from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
+from gatekeeper_grpc.transport.admission import PoolName, PoolSize
+from gatekeeper_grpc.transport.grpcio_internals import ResponseStream
+from tests.rpc.transport.test_overload import eventually
+from tests.rpc.transport.test_stages import TIMEOUT_S, Server, error_info, serve, text
+
+WATCH = Policy(access=Access.PUBLIC, pool=PoolName.WATCH)
+# More than fits into any buffer on the way to a client that does not read.
+LONG = "x" * 1_000_000
+
+
+class Method:
+    """Keeps the outlet of each call, and does nothing else, unless it is told to fail."""
+
+    sends_by_response_stream = True
+
+    def __init__(self) -> None:
+        self.outlets: SimpleQueue[ResponseStream] = SimpleQueue()
+        self.over = threading.Semaphore(0)
+
+    def __call__(self, request: StringValue, context: Any, outlet: ResponseStream) -> None:
+        if request.value == "fail":
+            raise NotFound.flag("nowhere")
+        context.add_callback(self.over.release)
+        self.outlets.put(outlet)
+
+
+@contextmanager
+def calling(value: str = "") -> Iterator[tuple[Server, Any, ResponseStream]]:
+    """Call the method on a server with one worker for it; yields the client's end and the servicer's."""
+    method = Method()
+    handler = grpc.unary_stream_rpc_method_handler(method, StringValue.FromString, StringValue.SerializeToString)
+    with serve({"Watch": (handler, WATCH)}, sizes={PoolName.WATCH: PoolSize(workers=1, queue=8)}) as server:
+        call = open_call(server, value)
+        yield server, call, method.outlets.get(timeout=TIMEOUT_S)
+        call.cancel()
+
+
+def open_call(server: Server, value: str = "") -> Any:
+    path = "/test.v1.Plumbing/Watch"
+    stub: Any = server.channel.unary_stream(path, StringValue.SerializeToString, StringValue.FromString)
+    return stub(text(value), timeout=TIMEOUT_S)
+
+
+def message(value: str) -> bytes:
+    return text(value).SerializeToString()
+
+
+def send(outlet: ResponseStream, value: str) -> threading.Event:
+    sent = threading.Event()
+    assert outlet.send(message(value), sent.set)
+    return sent
+
+
+def fill(outlet: ResponseStream) -> tuple[int, threading.Event]:
+    """Send as much as a client takes that does not read, and one message more, which stays on the way.
+
+    Returns how many these are, and what tells when the last is sent.
+    """
+    for count in range(1, 100):
+        sent = send(outlet, LONG)
+        if not sent.wait(0.3):
+            return count, sent
+    raise AssertionError("nothing fills up")
+
+
+def test_messages_arrive_in_order_and_each_is_reported_sent() -> None:
+    with calling() as (_, call, outlet):
+        for number in range(100):
+            assert send(outlet, str(number)).wait(TIMEOUT_S)
+
+        assert [next(call).value for _ in range(100)] == [str(number) for number in range(100)]
+
+
+def test_sending_to_a_client_that_does_not_read_returns_at_once_and_reports_later() -> None:
+    with calling() as (_, call, outlet):
+        count, sent = fill(outlet)
+
+        assert [next(call).value for _ in range(count)] == [LONG] * count
+        assert sent.wait(TIMEOUT_S)
+
+
+def test_twin_grpcio_s_own_way_keeps_whoever_sends_until_the_client_reads() -> None:
+    senders: SimpleQueue[Callable[[StringValue], None]] = SimpleQueue()
+
+    def watch(_request: StringValue, _context: Any, send_response: Callable[[StringValue], None]) -> None:
+        senders.put(send_response)
+
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined] # What grpcio looks for.
+    handler = grpc.unary_stream_rpc_method_handler(watch, StringValue.FromString, StringValue.SerializeToString)
+    with serve({"Watch": (handler, WATCH)}) as server, ThreadPoolExecutor(1) as sender:
+        call = open_call(server)
+        send_response = senders.get(timeout=TIMEOUT_S)
+        sending = [sender.submit(send_response, text(LONG)) for _ in range(10)]
+        with pytest.raises(TimeoutError):
+            sending[-1].result(timeout=0.5)
+        call.cancel()
+        for each in sending:
+            each.result(TIMEOUT_S)
+
+
+def test_open_streams_keep_no_worker() -> None:
+    with calling() as (server, _, outlet):
+        others = [open_call(server) for _ in range(5)]
+        assert send(outlet, "still here").wait(TIMEOUT_S)
+        for other in others:
+            other.cancel()
+
+
+def end_by_client(_outlet: ResponseStream, call: Any) -> None:
+    call.cancel()
+
+
+def end_by_server(outlet: ResponseStream, _call: Any) -> None:
+    outlet.end(Unavailable("going away"))
+
+
+def cancel_by_server(outlet: ResponseStream, _call: Any) -> None:
+    outlet.cancel()
+
+
+ENDS: dict[Callable[[ResponseStream, Any], None], grpc.StatusCode] = {
+    end_by_client: grpc.StatusCode.CANCELLED,
+    end_by_server: grpc.StatusCode.UNAVAILABLE,
+    cancel_by_server: grpc.StatusCode.CANCELLED,
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("unread", [False, True], ids=["idle", "with a message on the way"])
+def test_however_a_call_ends_nothing_of_it_is_left(end: Callable[[ResponseStream, Any], None], unread: bool) -> None:
+    with calling() as (server, call, outlet):
+        sent = fill(outlet)[1] if unread else send(outlet, "read")
+        assert unread or next(call).value == "read"
+        end(outlet, call)
+        for _ in iterate(call):
+            pass
+
+        calls_known_to_grpcio = server.grpc_server._state.rpc_states  # type: ignore[attr-defined]
+        assert eventually(lambda: not calls_known_to_grpcio)
+        assert sent.wait(TIMEOUT_S)
+        assert not outlet.send(message("too late"), sent.clear)
+        outlet.end(Unavailable("once more"))
+        outlet.cancel()
+        assert sent.is_set()
+    assert call.code() is ENDS[end]
+
+
+def iterate(call: Any) -> Iterator[Any]:
+    try:
+        yield from call
+    except grpc.RpcError:
+        return
+
+
+def test_the_end_carries_its_error_and_the_id_of_the_call() -> None:
+    with calling() as (_, call, outlet):
+        send(outlet, "last")
+        outlet.end(Unavailable("going away", retry_after_s=1.0))
+        assert next(call).value == "last"
+        with pytest.raises(grpc.RpcError) as ended:
+            next(call)
+
+    assert (ended.value.code(), error_info(ended.value).reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
+    assert CALL_ID_KEY in dict(call.trailing_metadata())
+
+
+def test_a_call_that_is_refused_has_its_status() -> None:
+    with calling() as (server, _, _):
+        refused = open_call(server, "fail")
+        with pytest.raises(grpc.RpcError) as failure:
+            next(refused)
+
+    assert (failure.value.code(), error_info(failure.value).reason) == (grpc.StatusCode.NOT_FOUND, "FLAG_NOT_FOUND")

@@ -1,0 +1,366 @@
+"""Every mutation of AdminService in one table: what it is called with and on what, by whom, and what it records."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.struct_pb2 import Struct, Value
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
+from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EXISTS, Condition, Segment
+from gatekeeper.v1.user_pb2 import User
+from gatekeeper_grpc.domain.caller import Role
+from tests.conftest import Bearer, access_token
+from tests.support.clients import (
+    LEAST_ROLE,
+    TIMEOUT_S,
+    Installation,
+    Refusal,
+    created,
+    new_key,
+    no_admin_user,
+    no_client_key,
+    no_flag,
+    no_segment,
+    no_user,
+    refused_by,
+    send,
+)
+from tests.support.operators import PASSWORD, enlisted
+
+TARGETED = "anna"
+
+
+# --- What there is to change -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of thing that mutations change.
+
+    `field` is what requests and answers call one. `make` makes one under a key, on which every mutation of the kind
+    succeeds, and returns its key. `unknown` is how a key is refused that none has. `update` is the RPC after which one
+    has another etag; None: they have no etags.
+    """
+
+    field: str
+    make: Callable[[Installation, str], str]
+    unknown: Callable[[str], Refusal]
+    update: str | None = None
+
+    def etag(self, installation: Installation, key: str) -> str:
+        """Return the current etag of the one with this key: an update that only validates tells it."""
+        return str(self.updated(installation, key, validate_only=True).etag)
+
+    def updated(self, installation: Installation, key: str, **fields: Any) -> Any:
+        """Update the one with this key, and return it."""
+        assert self.update
+        return getattr(MUTATIONS[self.update].ask(installation, key, **fields), self.field)
+
+
+def flag_to_mutate(admin: AdminServiceStub, key: str = "") -> Flag:
+    """Create a flag on which every mutation's example succeeds."""
+    flag = created(admin, key=key or new_key())
+    send(admin, "AddTargets", pb.AddTargetsRequest(flag_key=flag.key, user_ids=[TARGETED], value=True))
+    return flag
+
+
+def _make_segment(installation: Installation, key: str) -> str:
+    installation.admin.CreateSegment(pb.CreateSegmentRequest(segment=Segment(key=key)), timeout=TIMEOUT_S)
+    send(installation.admin, "AddSegmentMembers", pb.AddSegmentMembersRequest(segment_key=key, user_ids=[TARGETED]))
+    return key
+
+
+def _make_user(installation: Installation, key: str) -> str:
+    return installation.admin.CreateUser(pb.CreateUserRequest(user=User(user_id=key)), timeout=TIMEOUT_S).user.user_id
+
+
+def _make_client_key(installation: Installation, _key: str) -> str:
+    admin = installation.admin_as(Role.ADMIN)
+    request = pb.CreateClientKeyRequest(client_key=ClientKey(name="checkout", tier=RATE_TIER_HIGH))
+    return admin.CreateClientKey(request, timeout=TIMEOUT_S).client_key.key_id
+
+
+FLAG = Kind(
+    field="flag",
+    make=lambda installation, key: flag_to_mutate(installation.admin, key).key,
+    unknown=no_flag,
+    update="UpdateFlag",
+)
+SEGMENT = Kind(field="segment", make=_make_segment, unknown=no_segment, update="UpdateSegment")
+USER = Kind(field="user", make=_make_user, unknown=no_user, update="UpdateUser")
+ADMIN_USER = Kind(
+    field="admin_user",
+    make=lambda installation, key: enlisted(installation, username=key).username,
+    unknown=no_admin_user,
+    update="UpdateAdminUser",
+)
+CLIENT_KEY = Kind(field="client_key", make=_make_client_key, unknown=no_client_key)
+KINDS_WITH_ETAGS = (FLAG, SEGMENT, USER, ADMIN_USER)
+
+
+# --- What changes it -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """An RPC that changes something, with a request that succeeds on what its kind makes.
+
+    `resource` and `change` are what the audit log and the change log call what was changed, and how.
+    """
+
+    rpc: str
+    kind: Kind
+    example: Callable[[str], Any]
+    resource: str
+    change: str
+
+    @property
+    def has_etag(self) -> bool:
+        return self.rpc == self.kind.update or "etag" in self.request("a").DESCRIPTOR.fields_by_name
+
+    @property
+    def creates(self) -> bool:
+        return self.change == "created"
+
+    @property
+    def is_for_oneself(self) -> bool:
+        """Whether what it changes is the caller."""
+        return self.rpc == "ChangePassword"
+
+    @property
+    def names_another(self) -> bool:
+        """Whether it names something that has to be there."""
+        return not self.creates and not self.is_for_oneself
+
+    @property
+    def least_role(self) -> Role:
+        return LEAST_ROLE[self.rpc]
+
+    def make(self, installation: Installation) -> str:
+        """Make one of those that this RPC changes, under a new key, and return that."""
+        return self.kind.make(installation, new_key())
+
+    def caller(self, installation: Installation, key: str) -> AdminServiceStub:
+        """The AdminService for the least who may change what has this key."""
+        if self.is_for_oneself:
+            return acting_as(installation, key)
+        return installation.admin_as(self.least_role)
+
+    def actor(self, key: str) -> str:
+        """Return what the audit log calls that caller."""
+        return f"admin:{key if self.is_for_oneself else self.least_role.name.lower()}"
+
+    def request(self, key: str, *, etag: str = "", **fields: object) -> Any:
+        """Build the example for what has this key, with an etag where this RPC has it and other fields set."""
+        request = self.example(key)
+        if etag:
+            (getattr(request, self.kind.field) if self.rpc == self.kind.update else request).etag = etag
+        for name, value in fields.items():
+            setattr(request, name, value)
+        return request
+
+    def ask(
+        self, installation: Installation, key: str, *, caller: AdminServiceStub | None = None, **fields: Any
+    ) -> Any:
+        """Send the request for what has this key, as the least who may unless a caller is given."""
+        return send(caller or self.caller(installation, key), self.rpc, self.request(key, **fields))
+
+    def changed_key(self, key: str, response: Any) -> str:
+        """Return the key of what an answered request changed."""
+        if self.rpc == "CreateClientKey":
+            return str(response.client_key.key_id)
+        return f"{key}new" if self.creates else key
+
+    def refused(self, refusal: Refusal) -> Refusal:
+        """Return a refusal as this RPC words it."""
+        return refused_by(self.rpc, refusal)
+
+
+def acting_as(installation: Installation, username: str) -> AdminServiceStub:
+    """The AdminService for an admin user as it stands now: what it does next to itself ends this session."""
+    bearer = Bearer(access_token(installation.dsn, username))
+    return AdminServiceStub(grpc.intercept_channel(installation.channels[None], bearer))
+
+
+_EXAMPLES = (
+    Mutation(
+        rpc="CreateFlag",
+        kind=FLAG,
+        example=lambda key: pb.CreateFlagRequest(flag=Flag(key=f"{key}new", tags=["a", "b"])),
+        resource="flag",
+        change="created",
+    ),
+    Mutation(
+        rpc="UpdateFlag",
+        kind=FLAG,
+        example=lambda key: pb.UpdateFlagRequest(
+            flag=Flag(key=key, description="changed"), update_mask=FieldMask(paths=["description"])
+        ),
+        resource="flag",
+        change="updated",
+    ),
+    Mutation(
+        rpc="DeleteFlag",
+        kind=FLAG,
+        example=lambda key: pb.DeleteFlagRequest(key=key),
+        resource="flag",
+        change="deleted",
+    ),
+    Mutation(
+        rpc="AddTargets",
+        kind=FLAG,
+        example=lambda key: pb.AddTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
+        resource="targets",
+        change="updated",
+    ),
+    Mutation(
+        rpc="RemoveTargets",
+        kind=FLAG,
+        example=lambda key: pb.RemoveTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
+        resource="targets",
+        change="updated",
+    ),
+    Mutation(
+        rpc="ImportTargets",
+        kind=FLAG,
+        example=lambda key: pb.ImportTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
+        resource="targets",
+        change="updated",
+    ),
+    Mutation(
+        rpc="CreateSegment",
+        kind=SEGMENT,
+        example=lambda key: pb.CreateSegmentRequest(
+            segment=Segment(key=f"{key}new", conditions=[Condition(attribute="a", operator=CONDITION_OPERATOR_EXISTS)])
+        ),
+        resource="segment",
+        change="created",
+    ),
+    Mutation(
+        rpc="UpdateSegment",
+        kind=SEGMENT,
+        example=lambda key: pb.UpdateSegmentRequest(
+            segment=Segment(key=key, description="changed"), update_mask=FieldMask(paths=["description"])
+        ),
+        resource="segment",
+        change="updated",
+    ),
+    Mutation(
+        rpc="DeleteSegment",
+        kind=SEGMENT,
+        example=lambda key: pb.DeleteSegmentRequest(key=key),
+        resource="segment",
+        change="deleted",
+    ),
+    Mutation(
+        rpc="AddSegmentMembers",
+        kind=SEGMENT,
+        example=lambda key: pb.AddSegmentMembersRequest(segment_key=key, user_ids=["bob", TARGETED]),
+        resource="members",
+        change="updated",
+    ),
+    Mutation(
+        rpc="RemoveSegmentMembers",
+        kind=SEGMENT,
+        example=lambda key: pb.RemoveSegmentMembersRequest(segment_key=key, user_ids=["bob", TARGETED]),
+        resource="members",
+        change="updated",
+    ),
+    Mutation(
+        rpc="CreateUser",
+        kind=USER,
+        example=lambda key: pb.CreateUserRequest(user=User(user_id=f"{key}new")),
+        resource="user",
+        change="created",
+    ),
+    Mutation(
+        rpc="UpdateUser",
+        kind=USER,
+        example=lambda key: pb.UpdateUserRequest(
+            user=User(user_id=key, attributes=Struct(fields={"plan": Value(string_value="gold")})),
+            update_mask=FieldMask(paths=["attributes"]),
+        ),
+        resource="user",
+        change="updated",
+    ),
+    Mutation(
+        rpc="DeleteUser",
+        kind=USER,
+        example=lambda key: pb.DeleteUserRequest(user_id=key),
+        resource="user",
+        change="deleted",
+    ),
+    Mutation(
+        rpc="EraseUser",
+        kind=USER,
+        example=lambda key: pb.EraseUserRequest(user_id=key),
+        resource="subject",
+        change="deleted",
+    ),
+    Mutation(
+        rpc="CreateAdminUser",
+        kind=ADMIN_USER,
+        example=lambda key: pb.CreateAdminUserRequest(
+            admin_user=AdminUser(username=f"{key}new", role=ROLE_VIEWER), password=PASSWORD
+        ),
+        resource="admin_user",
+        change="created",
+    ),
+    Mutation(
+        rpc="UpdateAdminUser",
+        kind=ADMIN_USER,
+        example=lambda key: pb.UpdateAdminUserRequest(
+            admin_user=AdminUser(username=key, role=ROLE_VIEWER), update_mask=FieldMask(paths=["role"])
+        ),
+        resource="admin_user",
+        change="updated",
+    ),
+    Mutation(
+        rpc="DeleteAdminUser",
+        kind=ADMIN_USER,
+        example=lambda key: pb.DeleteAdminUserRequest(username=key),
+        resource="admin_user",
+        change="deleted",
+    ),
+    Mutation(
+        rpc="ChangePassword",
+        kind=ADMIN_USER,
+        example=lambda _key: pb.ChangePasswordRequest(current_password=PASSWORD, new_password="another password"),
+        resource="admin_user",
+        change="updated",
+    ),
+    Mutation(
+        rpc="CreateClientKey",
+        kind=CLIENT_KEY,
+        example=lambda _key: pb.CreateClientKeyRequest(client_key=ClientKey(name="shop", tier=RATE_TIER_HIGH)),
+        resource="client_key",
+        change="created",
+    ),
+    Mutation(
+        rpc="RevokeClientKey",
+        kind=CLIENT_KEY,
+        example=lambda key: pb.RevokeClientKeyRequest(key_id=key),
+        resource="client_key",
+        change="updated",
+    ),
+)
+MUTATIONS: Mapping[str, Mutation] = MappingProxyType({mutation.rpc: mutation for mutation in _EXAMPLES})
+
+
+def each(*mutations: Mutation) -> pytest.MarkDecorator:
+    """Run a test for each of these mutations, as its argument `mutation`."""
+    return pytest.mark.parametrize("mutation", mutations, ids=[mutation.rpc for mutation in mutations])
+
+
+EACH_MUTATION = each(*MUTATIONS.values())
+EACH_WITH_ETAG = each(*(mutation for mutation in MUTATIONS.values() if mutation.has_etag))
+EACH_WITH_KEY = each(*(mutation for mutation in MUTATIONS.values() if mutation.names_another))

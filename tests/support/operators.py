@@ -1,0 +1,50 @@
+"""What the tests about admin users share: making one, logging in as one, and calling with its token."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import grpc
+
+from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper.v1.admin_user_pb2 import ROLE_EDITOR, AdminUser
+from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse
+from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_grpc.domain.caller import Role
+from tests.conftest import connect
+from tests.support.clients import TIMEOUT_S, Installation, Refusal
+
+PASSWORD = "canary-password"
+WRONG_CREDENTIALS = Refusal(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", {})
+
+_numbers = count()
+
+
+def new_name() -> str:
+    return f"operator-{next(_numbers)}"
+
+
+def manager(installation: Installation) -> AdminServiceStub:
+    """The AdminService for the installation's only admin user with role admin."""
+    return AdminServiceStub(installation.channels[Role.ADMIN])
+
+
+def enlisted(installation: Installation, **fields: Any) -> AdminUser:
+    """Make an admin user, an editor with a new name unless `fields` say otherwise."""
+    user = AdminUser(**{"username": new_name(), "role": ROLE_EDITOR, **fields})
+    request = pb.CreateAdminUserRequest(admin_user=user, password=PASSWORD)
+    return manager(installation).CreateAdminUser(request, timeout=TIMEOUT_S).admin_user
+
+
+def logged_in(installation: Installation, username: str, password: str = PASSWORD) -> LoginResponse:
+    auth = AuthServiceStub(installation.channels[None])
+    return auth.Login(LoginRequest(username=username, password=password), timeout=TIMEOUT_S)
+
+
+@contextmanager
+def acting_as(installation: Installation, username: str, password: str = PASSWORD) -> Iterator[AdminServiceStub]:
+    """Log in, and call the AdminService with the access token."""
+    with connect(installation.server, token=logged_in(installation, username, password).access_token) as channel:
+        yield AdminServiceStub(channel)

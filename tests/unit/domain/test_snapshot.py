@@ -1,0 +1,205 @@
+"""The snapshot: a delta leads to what a build from everything gives, and nobody inherits what was another flag's."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatekeeper_grpc.domain.condition import Condition, Operator
+from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
+from gatekeeper_grpc.domain.flag import OFF, ON, Flag, SegmentTarget
+from gatekeeper_grpc.domain.segment import Segment
+from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
+from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
+from tests.unit.domain.test_flag import flag
+from tests.unit.domain.test_segment import segment
+
+USERS = ["alice", "bob", "carol"]
+KEYS = ["a", "b", "c", "d"]
+Entries = dict[tuple[str, int], int]
+_Key = TypeVar("_Key")
+
+
+def index(entries: Entries) -> UserIndex:
+    return UserIndex().with_entries(UserEntry(user, owner, tag) for (user, owner), tag in entries.items())
+
+
+def answers(snapshot: Snapshot) -> dict[str, list[EvaluationDetail]]:
+    """What every user gets."""
+    plans = snapshot.select([]).plans
+    return {user: snapshot.evaluate(plans, EvaluationContext(user_id=user)) for user in USERS}
+
+
+def one_answer(snapshot: Snapshot, key: str, user: str) -> EvaluationDetail:
+    (detail,) = snapshot.evaluate(snapshot.select([key]).plans, EvaluationContext(user_id=user))
+    return detail
+
+
+def mail_segment(key: str, segment_id: int, email_ending: str) -> Segment:
+    condition = Condition(attribute="email", operator=Operator.ENDS_WITH, values=(email_ending,))
+    return segment(key, condition, segment_id=segment_id)
+
+
+# A flag's id names its key and its life: "a" lives as 10, deleted and created again as 11.
+lives = st.integers(0, 1)
+segment_keys = st.sampled_from(["s1", "s2"])
+
+
+@st.composite
+def flags_by_key(draw: st.DrawFn) -> dict[str, Flag]:
+    fields = st.fixed_dictionaries(
+        {
+            "enabled": st.booleans(),
+            "default_variant": st.sampled_from([OFF, ON]),
+            "rollout_percentage": st.sampled_from([0, 50, 100]),
+            "segment_targets": st.sampled_from([(), (SegmentTarget(segment_key="s1", variant=ON),)]),
+        }
+    )
+    drawn = draw(st.dictionaries(st.sampled_from(KEYS), st.tuples(lives, fields)))
+    return {key: _living(key, life, config) for key, (life, config) in drawn.items()}
+
+
+def _living(key: str, life: int, config: dict[str, Any]) -> Flag:
+    return flag(key, flag_id=KEYS.index(key) * 10 + life, **config)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> dict[str, Any]:
+    """All of a database: flags, the two segments, targets of living flags, members."""
+    flags = draw(flags_by_key())
+    owners = st.sampled_from([stored.flag_id for stored in flags.values()] or [0])
+    targets = draw(st.dictionaries(st.tuples(st.sampled_from(USERS), owners), st.integers(0, 1)))
+    return {
+        "flags": flags,
+        "segments": {
+            key: mail_segment(key, number, draw(st.sampled_from("xy"))) for number, key in enumerate(["s1", "s2"])
+        },
+        "targets": targets if flags else {},
+        "members": draw(st.dictionaries(st.tuples(st.sampled_from(USERS), lives), st.just(0))),
+    }
+
+
+def build(state: dict[str, Any], *, revision: int) -> Snapshot:
+    return Snapshot.build(
+        revision=revision,
+        flags=state["flags"].values(),
+        segments=state["segments"].values(),
+        targets=index(state["targets"]),
+        members=index(state["members"]),
+    )
+
+
+def changed(before: Mapping[_Key, Any], after: Mapping[_Key, Any]) -> dict[_Key, Any]:
+    """What changed between two mappings; None: gone."""
+    return {key: after.get(key) for key in {*before, *after} if before.get(key) != after.get(key)}
+
+
+def changed_entries(before: Entries, after: Entries) -> list[UserEntry]:
+    return [UserEntry(user, owner, tag) for (user, owner), tag in changed(before, after).items()]
+
+
+@settings(deadline=None, max_examples=100)
+@given(before=states(), after=states())
+def test_a_delta_leads_to_what_a_build_from_everything_gives(before: dict[str, Any], after: dict[str, Any]) -> None:
+    delta = SnapshotDelta(
+        revision=2,
+        flags=changed(before["flags"], after["flags"]),
+        segments=changed(before["segments"], after["segments"]),
+        targets=changed_entries(before["targets"], after["targets"]),
+        members=changed_entries(before["members"], after["members"]),
+    )
+
+    led, built = build(before, revision=1).after(delta), build(after, revision=2)
+
+    assert led.revision == built.revision
+    assert [*led.flags.items()] == [*built.flags.items()]
+    assert [*led.segments.items()] == [*built.segments.items()]
+    assert [*led.plans.items()] == [*built.plans.items()]
+    assert answers(led) == answers(built)
+
+
+def test_a_delta_leaves_the_snapshot_before_it_as_it_was() -> None:
+    before = Snapshot.build(revision=1, flags=[flag("a", enabled=False)])
+
+    before.after(SnapshotDelta(revision=2, flags={"a": flag("a", enabled=True), "b": flag("b", flag_id=2)}))
+
+    assert (before.revision, [*before.flags]) == (1, ["a"])
+    assert one_answer(before, "a", "alice").reason is Reason.DISABLED
+
+
+def test_a_delta_without_changes_shares_everything() -> None:
+    before = Snapshot.build(revision=1, flags=[flag("a")])
+
+    after = before.after(SnapshotDelta(revision=2))
+
+    assert (after.revision, after.flags is before.flags, after.plans is before.plans) == (2, True, True)
+
+
+def test_the_first_target_ends_static_and_the_last_one_gone_brings_it_back() -> None:
+    untargeted = Snapshot.build(revision=1, flags=[flag("a", enabled=True)])
+    targeted = untargeted.after(SnapshotDelta(revision=2, targets=[UserEntry("bob", 1, 1)]))
+    again = targeted.after(SnapshotDelta(revision=3, targets=[UserEntry("bob", 1, None)]))
+
+    reasons = [one_answer(snapshot, "a", "alice").reason for snapshot in (untargeted, targeted, again)]
+
+    assert reasons == [Reason.STATIC, Reason.DEFAULT, Reason.STATIC]
+
+
+@pytest.mark.parametrize("deleted_first", [True, False], ids=["deleted, then created", "both in one delta"])
+def test_a_flag_created_again_does_not_inherit_the_targets_of_the_deleted_one(*, deleted_first: bool) -> None:
+    on_for_alice = index({("alice", 1): 1})
+    snapshot = Snapshot.build(revision=1, flags=[flag("a", flag_id=1, enabled=True)], targets=on_for_alice)
+    if deleted_first:
+        snapshot = snapshot.after(SnapshotDelta(revision=2, flags={"a": None}))
+
+    again = snapshot.after(SnapshotDelta(revision=3, flags={"a": flag("a", flag_id=2, enabled=True)}))
+
+    assert one_answer(again, "a", "alice") == EvaluationDetail(variant=OFF, reason=Reason.STATIC)
+
+
+def test_a_changed_segment_decides_differently_at_once() -> None:
+    aimed = flag("a", enabled=True, segment_targets=(SegmentTarget(segment_key="staff", variant=ON),))
+    before = Snapshot.build(revision=1, flags=[aimed], segments=[mail_segment("staff", 1, "@old.org")])
+    after = before.after(SnapshotDelta(revision=2, segments={"staff": mail_segment("staff", 1, "@new.org")}))
+    user = EvaluationContext(user_id="alice", attributes={"email": "alice@new.org"})
+
+    values = [snapshot.evaluate(snapshot.select(["a"]).plans, user)[0].value for snapshot in (before, after)]
+
+    assert values == [False, True]
+
+
+FOUR = Snapshot.build(revision=1, flags=[flag(key, flag_id=number) for number, key in enumerate("dbca")])
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "unknown"),
+    [
+        pytest.param([], ["a", "b", "c", "d"], [], id="all, by key"),
+        pytest.param(["c", "a"], ["c", "a"], [], id="in the order asked for"),
+        pytest.param(["y", "b", "x"], ["b"], ["y", "x"], id="unknown ones apart, in their order"),
+        pytest.param(["A"], [], ["A"], id="case makes another key"),
+    ],
+)
+def test_a_request_selects_flags(asked: list[str], found: list[str], unknown: list[str]) -> None:
+    selection = FOUR.select(asked)
+
+    assert ([plan.key for plan in selection.plans], [*selection.unknown_flag_keys]) == (found, unknown)
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        pytest.param({"bb": flag("bb", flag_id=9)}, ["a", "b", "bb", "c", "d"], id="created"),
+        pytest.param({"b": None}, ["a", "c", "d"], id="deleted"),
+        pytest.param({"b": None, "aa": flag("aa", flag_id=9)}, ["a", "aa", "c", "d"], id="one deleted, one created"),
+        pytest.param({"b": replace(flag("b"), revision=2)}, ["a", "b", "c", "d"], id="updated"),
+        pytest.param({"x": None}, ["a", "b", "c", "d"], id="created and deleted in between"),
+    ],
+)
+def test_flags_stay_in_key_order_whatever_changes(changes: dict[str, Flag | None], keys: list[str]) -> None:
+    after = FOUR.after(SnapshotDelta(revision=2, flags=changes))
+
+    assert ([*after.flags], [*after.plans]) == (keys, keys)
