@@ -309,7 +309,7 @@ def test_a_fleet_that_cannot_serve_fails_with_the_error_of_its_first_worker(tmp_
     code, printed, complaints = run("serve", data_dir=tmp_path, **settings)
 
     assert (code, printed) == (1, "")
-    assert complaints.splitlines()[-1].startswith("Error: PostgreSQL at 127.0.0.1 is away")
+    assert complaints.splitlines()[-1].startswith("Error: PostgreSQL at 127.0.0.1 cannot be reached")
 
 
 def test_sigterm_ends_a_start_that_waits_for_its_first_worker(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_database_that_is_away_is_named_by_its_host(tmp_path: Path) -> None:
 
     line = complaint(tmp_path, DATABASE_URL=url, **KEYS)
 
-    assert line.startswith("gatekeeper: PostgreSQL at 127.0.0.1 is away:")
+    assert line.startswith("gatekeeper: PostgreSQL at 127.0.0.1 cannot be reached:")
 
 
 def test_database_that_nobody_migrated_is_refused_with_the_command_that_does(tmp_path: Path, postgres: str) -> None:

@@ -138,7 +138,7 @@ def test_twin_without_a_kept_snapshot_a_start_without_database_is_refused(node: 
     code, _, complaints = run("serve", data_dir=tmp_path, **settings(node))
 
     assert code == 1
-    assert "gatekeeper: PostgreSQL at 127.0.0.1 is away" in complaints
+    assert "gatekeeper: PostgreSQL at 127.0.0.1 cannot be reached" in complaints
 
 
 @pytest.mark.parametrize(

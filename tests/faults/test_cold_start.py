@@ -124,5 +124,5 @@ def test_twin_without_a_kept_snapshot_a_cold_start_is_refused(
         complaints = start_in_vain(instances)
         postgres.start()
 
-    assert "is away" in complaints
+    assert "cannot be reached" in complaints
     report.twin("B4", "the last-known-good snapshot", "no start without the database")

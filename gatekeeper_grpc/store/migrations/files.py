@@ -1,9 +1,7 @@
-"""Migration files: finds them, refuses a folder that is not a clean sequence, and reads what each file declares.
+"""Migration files: finds them and refuses a folder that is not a clean sequence.
 
 A migration is a pair `NNNN_name.up.sql` and `NNNN_name.down.sql`, numbered from 0001 without gaps. It runs in one
-transaction with its row in `schema_migrations`, so a file never says BEGIN or COMMIT. Statements that PostgreSQL refuses
-in a transaction go in a pair whose first lines both say `-- gatekeeper: no-transaction`: one idempotent statement per
-file, which is run again after an interruption.
+transaction with its row in `schema_migrations`, so a file never says BEGIN or COMMIT.
 """
 
 import hashlib
@@ -15,27 +13,19 @@ from pathlib import Path
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 
-NO_TRANSACTION = "-- gatekeeper: no-transaction"
-
 _CHECKOUT = Path(__file__).parents[3]
 _INSTALLED = Path(__file__).parents[2] / "_migrations"
 
 _FILE_NAME = re.compile(r"(?P<label>[0-9]{4}_[a-z0-9_]+)\.(up|down)\.sql")
-_LINE_COMMENT = re.compile(r"--[^\n]*")
 # With the semicolon, so that the BEGIN and END of a PL/pgSQL body pass.
 _TRANSACTION_CONTROL = re.compile(
     r"^\s*(BEGIN|COMMIT|ROLLBACK|START)(\s+(WORK|TRANSACTION))?\s*;", re.IGNORECASE | re.MULTILINE
-)
-_CONCURRENT_BUILD = re.compile(r"\bCREATE\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\b", re.IGNORECASE)
-_REPEATABLE_BUILD = re.compile(
-    _CONCURRENT_BUILD.pattern + r"\s+IF\s+NOT\s+EXISTS\s+(?P<name>[a-z_]\w*)\s+ON\s+(ONLY\s+)?(?P<table>[a-z_][\w.]*)",
-    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbered:
-    """What identifies a migration to people: its number and name."""
+    """The number and name of a migration."""
 
     version: int
     name: str
@@ -47,35 +37,23 @@ class Numbered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConcurrentIndex:
-    """An index that a no-transaction file builds, named as in the catalog; `table` may carry its schema."""
-
-    name: str
-    table: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Migration(Numbered):
-    """One step of the schema and its way back.
+    """One step of the schema, up and down.
 
     `checksum` is what `sha256sum` prints for the up file, and the same for a checkout with CRLF line ends. The down
-    file has
-    none: mending a way back changes no database.
+    file has no checksum, because a corrected down file changes no database.
     """
 
     up_sql: str
     down_sql: str
     checksum: str
-    transactional: bool
-    concurrent_index: ConcurrentIndex | None
 
 
 def default_folder() -> Path:
     """Return the checkout's `migrations/`, or the copy inside an installed wheel.
 
-    The checkout wins because an editable install holds a copy too, made on the day it was installed. Its pyproject.toml
-    must be
-    there: `site-packages/migrations` may belong to anybody.
+    The checkout wins because an editable install also holds a copy, as old as the installation. The checkout must have
+    a pyproject.toml: `site-packages/migrations` may belong to another package.
     """
     folder = _CHECKOUT / "migrations"
     return folder if (_CHECKOUT / "pyproject.toml").is_file() and folder.is_dir() else _INSTALLED
@@ -84,10 +62,10 @@ def default_folder() -> Path:
 def load_migrations(folder: Path) -> tuple[Migration, ...]:
     """Read all migrations of a folder, lowest first; the one at index `i` has version `i + 1`.
 
-    Files that do not end in `.sql` are left alone.
+    Files that do not end in `.sql` are ignored.
 
     Raises:
-        FailedPrecondition: There are none, or a file is misnamed, missing, doubled, or declares what cannot work.
+        FailedPrecondition: There are none, or a file is misnamed, missing, doubled, not UTF-8, or ends its transaction.
     """
     labels = sorted({_label(path) for path in folder.glob("*.sql")})
     if not labels:
@@ -119,18 +97,12 @@ def _require_sequence(labels: Sequence[str]) -> None:
 def _load(folder: Path, label: str) -> Migration:
     up_path, down_path = folder / f"{label}.up.sql", folder / f"{label}.down.sql"
     up_sql, down_sql = _read(up_path), _read(down_path)
-    transactional = _is_transactional(up_sql)
-    # An interrupted way back leaves the state unknown; then both directions must be fit to run again.
-    if transactional != _is_transactional(down_sql):
-        raise FailedPrecondition(f"{label}: both of its files or neither start with `{NO_TRANSACTION}`")
     return Migration(
         version=_version(label),
         name=label[5:],
         up_sql=up_sql,
         down_sql=down_sql,
         checksum=hashlib.sha256(up_sql.encode()).hexdigest(),
-        transactional=transactional,
-        concurrent_index=None if transactional else _concurrent_index(up_path, up_sql),
     )
 
 
@@ -142,22 +114,6 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as exc:
         raise FailedPrecondition(f"{path} is not UTF-8") from exc
     if _TRANSACTION_CONTROL.search(sql):
-        # It would end the transaction that its row is in, and a failure after it would be half applied.
+        # It would commit the migration's row; a later failure would leave the migration half applied.
         raise FailedPrecondition(f"{path} begins or ends a transaction: leave that to the migration runner")
     return sql
-
-
-def _is_transactional(sql: str) -> bool:
-    return sql.partition("\n")[0].rstrip() != NO_TRANSACTION
-
-
-def _concurrent_index(path: Path, sql: str) -> ConcurrentIndex | None:
-    statement = _LINE_COMMENT.sub("", sql)
-    if _CONCURRENT_BUILD.search(statement) is None:
-        return None
-    build = _REPEATABLE_BUILD.search(statement)
-    if build is None:
-        # The runner must know the index by name, to drop the invalid one that an interrupted build leaves.
-        form = "CREATE [UNIQUE] INDEX CONCURRENTLY IF NOT EXISTS name ON table, names unquoted"
-        raise FailedPrecondition(f"{path} cannot be run again after an interruption: write {form}")
-    return ConcurrentIndex(name=build["name"].lower(), table=build["table"].lower())

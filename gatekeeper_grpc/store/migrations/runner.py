@@ -1,8 +1,8 @@
-"""Migrations: brings the database's schema to the version this code was written for, and says when it is not there.
+"""Migration runner: brings the database's schema to the version that this code needs, and checks that it is there.
 
-Each migration is one transaction together with its row in the table `schema_migrations`, so a failure or a killed
-process leaves all of it or nothing. One runner works at a time, by a session advisory lock: the DSN must lead to
-PostgreSQL itself, not to PgBouncer in transaction mode. `migration_files` describes the files.
+Each migration is one transaction together with its row in the table `schema_migrations`: after a failure or a killed
+process either all of it is applied or nothing. A session advisory lock admits one runner at a time, so the DSN must
+lead to PostgreSQL itself, not to PgBouncer in transaction mode. `files.py` describes the files.
 """
 
 import time
@@ -19,19 +19,17 @@ from psycopg.rows import scalar_row
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, InvalidArgument, Unavailable
 from gatekeeper_grpc.store.migrations.applied import (
-    CREATE_LEDGER,
+    CREATE_TABLE,
     FORGET,
-    RECORD_DONE,
-    RECORD_STARTED,
-    TO_RUN,
+    RECORD,
     MigrationState,
     MigrationStatus,
     Session,
     compare,
-    ledger_fields,
-    read_ledger,
+    read_applied,
+    row_of,
 )
-from gatekeeper_grpc.store.migrations.files import ConcurrentIndex, Migration, default_folder, load_migrations
+from gatekeeper_grpc.store.migrations.files import Migration, default_folder, load_migrations
 from gatekeeper_grpc.store.postgres.servers import to_primary
 
 APPLICATION_NAME = "gatekeeper migrate"
@@ -44,12 +42,12 @@ _log = structlog.get_logger()
 
 
 class SchemaMismatch(FailedPrecondition):
-    """The database's schema is not the one this code was written for; the message says what to do."""
+    """The database's schema is not the one this code needs; the message names the remedy."""
 
 
-# Timeouts that a role has for the sake of requests must not cut an index build short. The connection check makes
-# PostgreSQL notice within a second that a runner was killed; else its backend would finish the statement first, and
-# keep the advisory lock until then.
+# A role may have timeouts that suit requests; they must not end an index build. The connection check makes PostgreSQL
+# notice within a second that a runner was killed; without it the backend finishes its statement first, and keeps the
+# advisory lock until then.
 _PREPARE_SESSION: LiteralString = """
     SELECT set_config('statement_timeout', '0', false),
            set_config('lock_timeout', '0', false),
@@ -60,22 +58,13 @@ _TRY_LOCK: LiteralString = "SELECT pg_try_advisory_lock(%(key)s)"
 
 _LIMIT_LOCK_WAIT: LiteralString = "SELECT set_config('lock_timeout', %(timeout)s, true)"
 
-# format() answers with the whole statement, its names quoted by the server.
-_DROP_INVALID_INDEX: LiteralString = """
-    SELECT format('DROP INDEX CONCURRENTLY IF EXISTS %%I.%%I', namespace.nspname, class.relname)
-    FROM pg_index AS index
-    JOIN pg_class AS class ON class.oid = index.indexrelid
-    JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
-    WHERE index.indrelid = to_regclass(%(table)s) AND class.relname = %(name)s AND NOT index.indisvalid
-"""
-
 
 class Migrator:
     """Moves one database's schema up and down, and compares it with the migration files.
 
-    Every method opens a connection of its own and closes it; the constructor does no I/O. All may raise `Unavailable`
-    when the database is away and `FailedPrecondition` when it refuses, or when the folder is not a clean sequence.
-    Messages name the host and never the DSN, which may hold a password.
+    Every method opens a connection of its own and closes it; the constructor does no I/O. Every method raises
+    `Unavailable` if the database cannot be reached, and `FailedPrecondition` if it refuses or if the folder is not a
+    clean sequence. Messages name the host and never the DSN, which may hold a password.
     """
 
     def __init__(
@@ -90,13 +79,12 @@ class Migrator:
         """Prepare to migrate.
 
         Args:
-            dsn: A connection string or URL; its role must own the schema for `up` and `down`, and may read that table
-                for the others.
-            folder: Where the files are; by default those that came with this code.
-            connect_timeout_s: How long to wait for a server, 2 or more, and for a network that swallows what is sent.
+            dsn: A connection string or URL; its role must own the schema for `up` and `down`, and be able to read the
+                table `schema_migrations` for `status` and `verify`.
+            folder: The folder of the files; by default the one that came with this code.
+            connect_timeout_s: How long to wait for a server, 2 or more, and for a network that drops packets.
             lock_deadline_s: How long to wait for another runner to finish.
-            lock_timeout_s: How long a migration may wait for a table that others use, rounded to a millisecond; 0 is
-                for ever.
+            lock_timeout_s: How long a migration may wait for a table lock, rounded to a millisecond; 0 means no limit.
 
         Raises:
             InvalidArgument: The DSN cannot be read.
@@ -109,36 +97,36 @@ class Migrator:
         self._lock_timeout_s = lock_timeout_s
 
     def up(self, to: int | None = None) -> list[Migration]:
-        """Apply what is pending, lowest first, and run an interrupted no-transaction migration again.
+        """Apply the pending migrations, lowest first.
 
         Args:
-            to: The last version to apply; all by default. A database beyond it stays as it is: only `down` goes back.
+            to: The last version to apply; all by default. A database beyond it is not changed: only `down` reverts.
 
         Returns:
-            The migrations applied by this call, in order; empty when nothing was left to do.
+            The migrations applied by this call, in order; empty if none was pending.
 
         Raises:
             InvalidArgument: There is no version `to`.
             SchemaMismatch: An applied file was edited, or a newer Gatekeeper migrated this database.
-            FailedPrecondition: A migration failed. Those before it stay applied; the message says what is left of it.
-            Unavailable: A lock was not to be had in time, or the database is away.
+            FailedPrecondition: A migration failed. Those before it stay applied, nothing of it does.
+            Unavailable: A lock was not free in time, or the database cannot be reached.
         """
         migrations = load_migrations(self._folder)
         last = len(migrations) if to is None else _existing_version(to, migrations)
         with self._only_runner() as session:
             states = self._states(session, migrations)
-            todo = [step for step in migrations[:last] if states[step.version] in TO_RUN]
+            todo = [step for step in migrations[:last] if states[step.version] is MigrationState.PENDING]
             for step in todo:
-                self._run(session, step, script=step.up_sql, settle=RECORD_DONE, event="migration_applied")
+                self._run(session, step, script=step.up_sql, record=RECORD, event="migration_applied")
         return todo
 
     def down(self, *, steps: int | None = None, to: int | None = None) -> list[Migration]:
-        """Revert migrations, newest first. What their tables hold is lost.
+        """Revert migrations, newest first. The data in their tables is lost.
 
         Args:
-            steps: How many to revert, 1 or more; fewer are reverted when fewer are applied.
-            to: The version to go back to; 0 reverts all. Exactly one of `steps` and `to` is given: nobody drops
-                everything by accident.
+            steps: How many to revert, 1 or more; fewer are reverted if fewer are applied.
+            to: The version to go back to; 0 reverts all. Give exactly one of `steps` and `to`, so that nothing is
+                dropped by accident.
 
         Returns:
             The migrations reverted by this call, in order.
@@ -150,39 +138,38 @@ class Migrator:
             Unavailable: As for `up`.
         """
         migrations = load_migrations(self._folder)
-        _check_way_back(steps, to, migrations)
+        _check_target(steps, to, migrations)
         with self._only_runner() as session:
             states = self._states(session, migrations)
             applied = [step for step in reversed(migrations) if states[step.version] is not MigrationState.PENDING]
             todo = applied[:steps] if to is None else [step for step in applied if step.version > to]
             for step in todo:
-                self._run(session, step, script=step.down_sql, settle=FORGET, event="migration_reverted")
+                self._run(session, step, script=step.down_sql, record=FORGET, event="migration_reverted")
         return todo
 
     def status(self) -> list[MigrationStatus]:
-        """Say where each migration of folder and table stands, lowest first. Changes nothing, waits for nobody."""
+        """Return the state of each migration in folder and table, lowest first. Changes nothing, takes no lock."""
         migrations = load_migrations(self._folder)
         with self._session() as session:
-            return compare(migrations, read_ledger(session))
+            return compare(migrations, read_applied(session))
 
     def verify(self) -> None:
-        """Return when the schema is exactly the one this code needs. Changes nothing, waits for nobody.
+        """Check that the schema is exactly the one this code needs. Changes nothing, takes no lock.
 
         Raises:
             SchemaMismatch: It is older or newer, or an applied file was edited; the message names the remedy.
         """
         statuses = self.status()
         self._require_known(statuses)
-        behind = [status for status in statuses if status.state in TO_RUN]
-        if behind:
-            listed = ", ".join(f"{status.label} ({status.state})" for status in behind)
+        pending = ", ".join(status.label for status in statuses if status.state is MigrationState.PENDING)
+        if pending:
             raise SchemaMismatch(
-                f"the database's schema is older than this Gatekeeper; run `{_UP_COMMAND}` to apply {listed}"
+                f"the database's schema is older than this Gatekeeper; run `{_UP_COMMAND}` to apply {pending}"
             )
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        """Connect in autocommit mode, for the length of a block; here psycopg's errors become the domain's."""
+        """Connect in autocommit mode, and translate psycopg's errors into the domain's."""
         try:
             with psycopg.connect(
                 to_primary(self._dsn),
@@ -190,26 +177,25 @@ class Migrator:
                 application_name=APPLICATION_NAME,
                 connect_timeout=self._connect_timeout_s,
                 tcp_user_timeout=self._connect_timeout_s * 1000,
-                client_encoding="utf8",  # What the files are in, whatever the database is in.
+                client_encoding="utf8",  # The encoding of the files.
             ) as session:
                 yield session
         except psycopg.OperationalError as exc:
-            raise Unavailable(f"PostgreSQL at {self._host} is away: {_words_of(exc)}") from exc
+            raise Unavailable(f"PostgreSQL at {self._host} cannot be reached: {_message_of(exc)}") from exc
         except psycopg.Error as exc:
-            raise FailedPrecondition(f"PostgreSQL at {self._host} refuses: {_words_of(exc)}") from exc
+            raise FailedPrecondition(f"PostgreSQL at {self._host} refuses: {_message_of(exc)}") from exc
 
     @contextmanager
     def _only_runner(self) -> Iterator[Session]:
-        """Connect as the one runner, with its table made; the end of the session frees the lock, however it ends."""
+        """Connect, take the lock and create the table; the end of the session releases the lock."""
         with self._session() as session:
             session.execute(_PREPARE_SESSION)
             self._take_lock(session)
-            session.execute(CREATE_LEDGER)
+            session.execute(CREATE_TABLE)
             yield session
 
     def _take_lock(self, session: Session) -> None:
-        # Polled, because a session that waits inside pg_advisory_lock holds a snapshot, for whose end the runner's
-        # CREATE INDEX CONCURRENTLY would wait in turn: a deadlock.
+        # Polled, because pg_advisory_lock has no timeout of its own.
         deadline = time.monotonic() + self._lock_deadline_s
         while not session.cursor(row_factory=scalar_row).execute(_TRY_LOCK, {"key": _LOCK_KEY}).fetchone():
             if time.monotonic() >= deadline:
@@ -220,8 +206,8 @@ class Migrator:
             time.sleep(_LOCK_POLL_S)
 
     def _states(self, session: Session, migrations: Sequence[Migration]) -> Mapping[int, MigrationState]:
-        """Compare under the lock, since another runner may just have finished; refuse a schema edited or newer."""
-        statuses = compare(migrations, read_ledger(session))
+        """Compare under the lock, since another runner may just have finished; refuse an edited or newer schema."""
+        statuses = compare(migrations, read_applied(session))
         self._require_known(statuses)
         return {status.version: status.state for status in statuses}
 
@@ -241,62 +227,32 @@ class Migrator:
                 " restore the file as it was, and put the change into a new migration"
             )
 
-    def _run(self, session: Session, migration: Migration, *, script: str, settle: LiteralString, event: str) -> None:
-        """Run one file and settle its row in the table, both or neither where a transaction can promise that."""
+    def _run(self, session: Session, migration: Migration, *, script: str, record: LiteralString, event: str) -> None:
+        """Run one file and change its row, in one transaction."""
         began = time.monotonic()
-        run = self._run_in_transaction if migration.transactional else _run_repeatable
         try:
-            run(session, migration, script, settle)
+            with session.transaction():
+                # While ALTER TABLE waits for a lock, every later reader of that table queues up behind it.
+                session.execute(_LIMIT_LOCK_WAIT, {"timeout": f"{round(self._lock_timeout_s * 1000)}ms"})
+                # The row first: the file may change the search path.
+                session.execute(record, row_of(migration))
+                session.execute(script.encode())
         except psycopg.Error as exc:
             if session.broken:
                 raise
             raise self._failure(exc, migration, script) from exc
         _log.info(event, version=migration.version, name=migration.name, duration_s=round(time.monotonic() - began, 3))
 
-    def _run_in_transaction(self, session: Session, migration: Migration, script: str, settle: LiteralString) -> None:
-        with session.transaction():
-            # While ALTER TABLE waits for a lock, every later reader of that table queues up behind it.
-            session.execute(_LIMIT_LOCK_WAIT, {"timeout": f"{round(self._lock_timeout_s * 1000)}ms"})
-            # The table first: the file may change the search path.
-            session.execute(settle, ledger_fields(migration))
-            session.execute(script.encode())
-
     def _failure(self, exc: psycopg.Error, migration: Migration, script: str) -> GatekeeperError:
-        cause = _words_of(exc)
+        cause = _message_of(exc)
         if isinstance(exc, LockNotAvailable):
             cause = f"another session kept a table locked for {self._lock_timeout_s:g} s"
-        left = "nothing of it was applied" if migration.transactional else "what it did so far is kept"
         # Locks, deadlocks, a full disk: the same file may succeed later.
         kind = Unavailable if isinstance(exc, psycopg.OperationalError) else FailedPrecondition
         return kind(
-            f"migration {migration.label} failed{_line_of(exc, script)}: {cause}; {left}; mend this and try again"
+            f"migration {migration.label} failed{_line_of(exc, script)}: {cause};"
+            " nothing of it was applied; correct this and try again"
         )
-
-
-def _run_repeatable(session: Session, migration: Migration, script: str, settle: LiteralString) -> None:
-    """Run a no-transaction file. Interrupted anywhere, its row says 'started', and the next run begins from the top.
-
-    No lock_timeout here: concurrent builds wait for old transactions and block nobody meanwhile.
-    """
-    session.execute(RECORD_STARTED, ledger_fields(migration))
-    if migration.concurrent_index is not None:
-        _drop_if_invalid(session, migration.concurrent_index)
-    # The extended protocol, which binary=True asks for, takes exactly one statement; several would be one implicit
-    # transaction.
-    session.execute(script.encode(), binary=True)
-    session.execute(settle, ledger_fields(migration))
-
-
-def _drop_if_invalid(session: Session, index: ConcurrentIndex) -> None:
-    """Drop what an interrupted build left: IF NOT EXISTS would take the invalid index for the finished one."""
-    drop = (
-        session.cursor(row_factory=scalar_row)
-        .execute(_DROP_INVALID_INDEX, {"table": index.table, "name": index.name})
-        .fetchone()
-    )
-    if drop is not None:
-        session.execute(str(drop).encode())
-        _log.warning("invalid_index_dropped", index=index.name, table=index.table)
 
 
 def _existing_version(version: int, migrations: Sequence[Migration]) -> int:
@@ -305,9 +261,9 @@ def _existing_version(version: int, migrations: Sequence[Migration]) -> int:
     return version
 
 
-def _check_way_back(steps: int | None, to: int | None, migrations: Sequence[Migration]) -> None:
+def _check_target(steps: int | None, to: int | None, migrations: Sequence[Migration]) -> None:
     if (steps is None) == (to is None):
-        raise InvalidArgument("going down needs exactly one target: how many steps, or the version to go back to")
+        raise InvalidArgument("going down needs exactly one target: a number of steps, or the version to go back to")
     if steps is not None and steps < 1:
         raise InvalidArgument.of("steps", "must be 1 or more")
     if to is not None:
@@ -320,7 +276,7 @@ def _host_of(dsn: str) -> str:
     except psycopg.ProgrammingError:
         raise _unreadable_dsn() from None  # libpq quotes the DSN.
     host, port = str(fields.get("host", "the local socket")), str(fields.get("port", "5432"))
-    # A password with a bare @ or / in a URL ends up here in part, and would be shown in every message.
+    # A part of a password with a bare @ or / in a URL would become the host, and every message shows the host.
     if "@" in host or not port.replace(",", "").isdigit():
         raise _unreadable_dsn()
     return host
@@ -333,7 +289,7 @@ def _unreadable_dsn() -> InvalidArgument:
     )
 
 
-def _words_of(exc: psycopg.Error) -> str:
+def _message_of(exc: psycopg.Error) -> str:
     return exc.diag.message_primary or next(iter(str(exc).splitlines()), type(exc).__name__)
 
 

@@ -1,4 +1,4 @@
-"""The folder of migrations: what is read from it, and what is refused before any database is touched."""
+"""Migration files: how a folder is read, and which folders are refused before any database is touched."""
 
 import hashlib
 from pathlib import Path
@@ -7,9 +7,7 @@ import pytest
 
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.store.migrations import files as migration_files
-from gatekeeper_grpc.store.migrations.files import ConcurrentIndex, default_folder, load_migrations
-
-BUILD_INDEX = "-- gatekeeper: no-transaction\nCREATE INDEX CONCURRENTLY IF NOT EXISTS Idx_One ON one (a);"
+from gatekeeper_grpc.store.migrations.files import default_folder, load_migrations
 
 
 def write(folder: Path, label: str, up: str = "SELECT 1;", down: str = "SELECT 2;") -> None:
@@ -17,7 +15,7 @@ def write(folder: Path, label: str, up: str = "SELECT 1;", down: str = "SELECT 2
     (folder / f"{label}.down.sql").write_text(down)
 
 
-def test_migrations_are_read_in_order_with_the_checksum_that_sha256sum_prints(tmp_path: Path) -> None:
+def test_migrations_are_read_in_order_with_the_checksum_of_sha256sum(tmp_path: Path) -> None:
     write(tmp_path, "0002_two")
     write(tmp_path, "0001_one", up="CREATE TABLE one ();\n")
     (tmp_path / "README.md").touch()
@@ -27,7 +25,6 @@ def test_migrations_are_read_in_order_with_the_checksum_that_sha256sum_prints(tm
     assert (first.version, first.name, first.label) == (1, "one", "0001_one")
     assert second.version == 2
     assert first.checksum == hashlib.sha256(b"CREATE TABLE one ();\n").hexdigest()
-    assert first.transactional
 
 
 def test_line_ends_of_a_checkout_do_not_change_a_checksum(tmp_path: Path) -> None:
@@ -39,17 +36,6 @@ def test_line_ends_of_a_checkout_do_not_change_a_checksum(tmp_path: Path) -> Non
     [unix], [dos] = load_migrations(tmp_path / "unix"), load_migrations(tmp_path / "dos")
 
     assert unix.checksum == dos.checksum
-
-
-def test_no_transaction_pair_declares_the_index_it_builds(tmp_path: Path) -> None:
-    write(
-        tmp_path, "0001_index", up=BUILD_INDEX, down="-- gatekeeper: no-transaction\nDROP INDEX CONCURRENTLY idx_one;"
-    )
-
-    [migration] = load_migrations(tmp_path)
-
-    assert not migration.transactional
-    assert migration.concurrent_index == ConcurrentIndex(name="idx_one", table="one")
 
 
 def test_body_of_a_function_may_say_begin_and_end(tmp_path: Path) -> None:
@@ -96,22 +82,12 @@ def test_half_of_a_pair_is_refused(tmp_path: Path, direction: str) -> None:
         pytest.param("BEGIN;\nCREATE TABLE a ();\nCOMMIT;", "begins or ends a transaction", id="begin"),
         pytest.param("CREATE TABLE a ();\ncommit ;", "begins or ends a transaction", id="commit"),
         pytest.param("START TRANSACTION;", "begins or ends a transaction", id="start"),
-        pytest.param("-- gatekeeper: no-transaction\nVACUUM;", "both of its files or neither", id="one-sided"),
     ],
 )
 def test_file_that_would_break_the_one_transaction_is_refused(tmp_path: Path, up: str, message: str) -> None:
     write(tmp_path, "0001_one", up=up)
 
     with pytest.raises(FailedPrecondition, match=message):
-        load_migrations(tmp_path)
-
-
-@pytest.mark.parametrize("index", ["one_a ON one (a)", 'IF NOT EXISTS "One" ON one (a)', "IF NOT EXISTS ON one (a)"])
-def test_concurrent_index_that_cannot_be_built_again_is_refused(tmp_path: Path, index: str) -> None:
-    up = f"-- gatekeeper: no-transaction\nCREATE UNIQUE INDEX CONCURRENTLY {index}"
-    write(tmp_path, "0001_index", up=up, down="-- gatekeeper: no-transaction")
-
-    with pytest.raises(FailedPrecondition, match="cannot be run again"):
         load_migrations(tmp_path)
 
 
@@ -123,12 +99,10 @@ def test_file_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> None:
         load_migrations(tmp_path)
 
 
-def test_checkouts_own_folder_is_preferred_to_the_installed_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_of_a_checkout_wins_over_the_installed_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migration_files, "_CHECKOUT", tmp_path)
     (tmp_path / "migrations").mkdir()
-    assert default_folder().name == "_migrations", "somebody else's migrations/ beside an installed package"
+    assert default_folder().name == "_migrations", "another package's migrations/ next to an installed package"
 
     (tmp_path / "pyproject.toml").touch()
 
