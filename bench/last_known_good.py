@@ -21,10 +21,12 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
-from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper, SnapshotStorage, newest_kept
+from gatekeeper_grpc.cache.last_known_good import newest_stored
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
 from gatekeeper_grpc.cache.snapshot_format import SnapshotHeader, encode
+from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
+from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.domain.evaluation import EvaluationContext
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
@@ -98,12 +100,12 @@ def percentile(latencies: list[float], share: float) -> float:
     return sorted(latencies)[int(len(latencies) * share)]
 
 
-def keep(snapshot: Snapshot, place: SnapshotStorage, *, pause: Callable[[float], object] = time.sleep) -> float:
+def keep(snapshot: Snapshot, storage: SnapshotStorage, *, pause: Callable[[float], object] = time.sleep) -> float:
     """Let a keeper write the snapshot to a place; returns the seconds that took."""
     cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
     cache.publish(snapshot, confirmed_at=time.monotonic())
     began = time.perf_counter()
-    SnapshotKeeper(cache, place, SEALER, pause=pause).look()
+    SnapshotWriter(cache, storage, SEALER, pause=pause).write_if_due()
     return time.perf_counter() - began
 
 
@@ -126,11 +128,11 @@ def measure_evaluation(snapshot: Snapshot, folder: Path) -> None:
         print(f"  while it is written {name}: p50 {p50:.2f} ms  p99 {p99:.2f} ms   ({ratios})")
 
 
-def measure_place(name: str, snapshot: Snapshot, place: SnapshotStorage) -> None:
+def measure_place(name: str, snapshot: Snapshot, storage: SnapshotStorage) -> None:
     """Print how long it takes to keep a snapshot in a place, and to find it again."""
-    took_s = keep(snapshot, place)
+    took_s = keep(snapshot, storage)
     began = time.perf_counter()
-    kept = newest_kept([place], SEALER)
+    kept = newest_stored([storage], SEALER)
     read_s = time.perf_counter() - began
     assert kept
     assert kept.snapshot.targets.shards == snapshot.targets.shards

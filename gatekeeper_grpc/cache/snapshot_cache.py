@@ -169,7 +169,7 @@ class SnapshotCache:
             self._published(snapshot)
             self._changed.notify_all()
         if before is not None and is_foreign:
-            _log.error("installation_changed", **_place(before, "_before"), **_place(snapshot))
+            _log.error("installation_changed", **_storage(before, "_before"), **_storage(snapshot))
         return True
 
     def recall(self, snapshot: Snapshot) -> bool:
@@ -218,7 +218,7 @@ class SnapshotCache:
         self._wanted.clear()
 
 
-def _place(snapshot: Snapshot, suffix: str = "") -> dict[str, object]:
+def _storage(snapshot: Snapshot, suffix: str = "") -> dict[str, object]:
     fields = {"installation_id": str(snapshot.installation_id), "revision": snapshot.revision}
     return {f"{name}{suffix}": value for name, value in fields.items()}
 

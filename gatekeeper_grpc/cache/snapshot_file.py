@@ -20,7 +20,7 @@ class SnapshotFile:
         self._new = path.with_name(f".{path.name}.new")
 
     @contextmanager
-    def claimed(self) -> Iterator[bool]:
+    def locked(self) -> Iterator[bool]:
         """Be the only one to write for the length of a block; False in it when somebody else is."""
         with self._failures():
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ class SnapshotFile:
         finally:
             os.close(descriptor)  # which frees the lock, as the end of the process does
 
-    def head(self, size: int) -> bytes:
+    def read_header(self, size: int) -> bytes:
         """Return the first bytes, at most `size`; none when there is no file."""
         with self._failures():
             try:

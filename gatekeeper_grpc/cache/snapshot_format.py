@@ -32,7 +32,7 @@ from gatekeeper_grpc.domain.user_index import UserIndex
 MAGIC: Final = b"gatekeeper-snapshot\n"
 FORMAT: Final = 1
 # The stamp is whole within so many bytes from the beginning.
-HEAD_BYTES: Final = 4096
+HEADER_BYTES: Final = 4096
 
 _PREAMBLE = struct.Struct(">20sH")
 _LENGTH = struct.Struct(">I")
@@ -47,7 +47,7 @@ _Item = TypeVar("_Item")
 
 
 class _Kind(IntEnum):
-    STAMP = 0
+    HEADER = 0
     FLAGS = 1
     SEGMENTS = 2
     TARGETS = 3
@@ -106,21 +106,21 @@ class SnapshotHeader:
         return self.confirmed_time > other.confirmed_time
 
 
-def encode(snapshot: Snapshot, stamp: SnapshotHeader, sealer: Sealer) -> Iterator[bytes]:
+def encode(snapshot: Snapshot, header: SnapshotHeader, sealer: Sealer) -> Iterator[bytes]:
     """Yield the pieces of a kept snapshot, none of which takes longer than about a millisecond to make."""
     name, digest = secrets.token_bytes(16), hashlib.sha256()
-    for piece in _pieces(snapshot, stamp, sealer, name):
+    for piece in _pieces(snapshot, header, sealer, name):
         digest.update(piece)
         yield piece
     yield digest.digest()
 
 
-def read_stamp(head: bytes, sealer: Sealer) -> SnapshotHeader:
+def decode_header(head: bytes, sealer: Sealer) -> SnapshotHeader:
     """Return what a kept snapshot is, from its first `HEAD_BYTES`; `SnapshotRefused` when that cannot be told."""
     _check_preamble(head)
     try:
         sealed, _ = _cut_frame(memoryview(head), _PREAMBLE.size)
-        return _stamp(_FrameReader(sealer).body(sealed, _Kind.STAMP))
+        return _header(_FrameReader(sealer).body(sealed, _Kind.HEADER))
     except (struct.error, ValueError) as exc:
         raise SnapshotRefused(_FOREIGN) from exc
 
@@ -139,7 +139,7 @@ def decode(kept: bytes, sealer: Sealer) -> tuple[SnapshotHeader, Snapshot]:
     try:
         for kind, content in _frames(memoryview(kept)[:-_DIGEST_BYTES], sealer):
             parts.take(kind, content)
-        return parts.stamp(), parts.snapshot()
+        return parts.header(), parts.snapshot()
     except (InvalidArgument, LookupError, TypeError, ValueError, struct.error) as exc:
         raise SnapshotRefused(_FOREIGN) from exc
 
@@ -166,15 +166,15 @@ def _check_preamble(kept: bytes) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _pieces(snapshot: Snapshot, stamp: SnapshotHeader, sealer: Sealer, name: bytes) -> Iterator[bytes]:
+def _pieces(snapshot: Snapshot, header: SnapshotHeader, sealer: Sealer, name: bytes) -> Iterator[bytes]:
     yield _PREAMBLE.pack(MAGIC, FORMAT)
-    for number, (kind, body) in enumerate(_bodies(snapshot, stamp)):
+    for number, (kind, body) in enumerate(_bodies(snapshot, header)):
         sealed = sealer.seal(_FRAME.pack(name, number, kind) + body)
         yield _LENGTH.pack(len(sealed)) + sealed
 
 
-def _bodies(snapshot: Snapshot, stamp: SnapshotHeader) -> Iterator[tuple[_Kind, bytes]]:
-    yield _Kind.STAMP, _json(_stamp_document(stamp))
+def _bodies(snapshot: Snapshot, header: SnapshotHeader) -> Iterator[tuple[_Kind, bytes]]:
+    yield _Kind.HEADER, _json(_header_document(header))
     for flags in _batches(snapshot.flags.values(), _RESOURCES):
         yield _Kind.FLAGS, _json([flag_document(flag) for flag in flags])
     for segments in _batches(snapshot.segments.values(), _RESOURCES):
@@ -271,7 +271,7 @@ def _cut_frame(body: memoryview, at: int) -> tuple[bytes, int]:
 class _Parts:
     """What frames have told so far."""
 
-    stamps: list[SnapshotHeader] = field(default_factory=list)
+    headers: list[SnapshotHeader] = field(default_factory=list)
     documents: defaultdict[_Kind, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     shards: defaultdict[_Kind, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
     counts: defaultdict[_Kind, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
@@ -279,8 +279,8 @@ class _Parts:
 
     def take(self, kind: _Kind, body: bytes) -> None:
         match kind:
-            case _Kind.STAMP:
-                self.stamps.append(_stamp(body))
+            case _Kind.HEADER:
+                self.headers.append(_header(body))
             case _Kind.FLAGS | _Kind.SEGMENTS:
                 self.documents[kind].extend(json.loads(body))
             case _Kind.TARGETS | _Kind.MEMBERS:
@@ -293,17 +293,17 @@ class _Parts:
             case _Kind.END:
                 pass
 
-    def stamp(self) -> SnapshotHeader:
-        (stamp,) = self.stamps
-        return stamp
+    def header(self) -> SnapshotHeader:
+        (header,) = self.headers
+        return header
 
     def snapshot(self) -> Snapshot:
-        stamp = self.stamp()
+        header = self.header()
         return Snapshot.build(
-            installation_id=stamp.installation_id,
-            revision=stamp.revision,
-            whole_at=stamp.whole_at,
-            audit_hash=stamp.audit_hash,
+            installation_id=header.installation_id,
+            revision=header.revision,
+            whole_at=header.whole_at,
+            audit_hash=header.audit_hash,
             flags=map(flag_from_document, self.documents[_Kind.FLAGS]),
             segments=map(segment_from_document, self.documents[_Kind.SEGMENTS]),
             targets=UserIndex.restored(self.shards[_Kind.TARGETS], self.counts[_Kind.TARGET_COUNTS]),
@@ -326,17 +326,17 @@ def _unpacked(packed: bytes) -> Iterator[tuple[int, bytes]]:
 # --- the stamp --------------------------------------------------------------------------------------------------------
 
 
-def _stamp_document(stamp: SnapshotHeader) -> dict[str, object]:
+def _header_document(header: SnapshotHeader) -> dict[str, object]:
     return {
-        "installation_id": str(stamp.installation_id),
-        "revision": stamp.revision,
-        "whole_at": stamp.whole_at,
-        "audit_hash": stamp.audit_hash.hex(),
-        "confirmed_time": stamp.confirmed_time.isoformat(),
+        "installation_id": str(header.installation_id),
+        "revision": header.revision,
+        "whole_at": header.whole_at,
+        "audit_hash": header.audit_hash.hex(),
+        "confirmed_time": header.confirmed_time.isoformat(),
     }
 
 
-def _stamp(body: bytes) -> SnapshotHeader:
+def _header(body: bytes) -> SnapshotHeader:
     document: Mapping[str, Any] = json.loads(body)
     return SnapshotHeader(
         installation_id=UUID(document["installation_id"]),

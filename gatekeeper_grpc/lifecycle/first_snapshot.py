@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from gatekeeper_grpc.cache.last_known_good import KeptSnapshot, SnapshotStorage, newest_kept, newest_revision
+from gatekeeper_grpc.cache.last_known_good import StoredSnapshot, newest_revision, newest_stored
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_format import Sealer
+from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.lifecycle.open_database import DatabaseConnector
 
@@ -50,7 +51,7 @@ class FirstSnapshot:
         self,
         cache: SnapshotCache,
         opening: DatabaseConnector,
-        places: Sequence[SnapshotStorage],
+        storages: Sequence[SnapshotStorage],
         *,
         sealer: Sealer,
         patience: StartupTimeouts,
@@ -58,11 +59,11 @@ class FirstSnapshot:
     ) -> None:
         self._cache = cache
         self._opening = opening
-        self._places = places
+        self._storages = storages
         self._sealer = sealer
         self._patience = patience
         self._expect = expect
-        self._recalled: KeptSnapshot | None = None
+        self._recalled: StoredSnapshot | None = None
 
     def wait(self) -> None:
         """Wait for the database's snapshot; after some patience, recall the newest kept one if there is any.
@@ -72,7 +73,7 @@ class FirstSnapshot:
         began = time.monotonic()
         self._opening.wait_until(self._is_settled, timeout_s=FOR_OTHERS.silent_s)
         is_wanted = not (self._is_there() or self._opening.is_refused)
-        kept = newest_kept(self._places, self._sealer) if is_wanted else None
+        kept = newest_stored(self._storages, self._sealer) if is_wanted else None
         if kept is None:
             self._opening.wait_until_open()
             self._cache.wait_for_revision(0, timeout_s=_FIRST_SNAPSHOT_TIMEOUT_S)
@@ -85,7 +86,7 @@ class FirstSnapshot:
             self._check_nothing_lost()
 
     @property
-    def last_known_good(self) -> KeptSnapshot | None:
+    def last_known_good(self) -> StoredSnapshot | None:
         """The kept snapshot that answers are from, as long as no database has confirmed it, or brought another."""
         recalled = self._recalled
         is_served = recalled is not None and self._cache.peek() is recalled.snapshot
@@ -95,8 +96,8 @@ class FirstSnapshot:
         """Say, in sentences for operators, what is amiss since the start."""
         kept, failure = self.last_known_good, self._opening.failure
         if kept:
-            confirmed = kept.stamp.confirmed_time.isoformat(timespec="seconds")
-            yield f"answers are from the last-known-good snapshot ({kept.place}), confirmed at {confirmed}"
+            confirmed = kept.header.confirmed_time.isoformat(timespec="seconds")
+            yield f"answers are from the last-known-good snapshot ({kept.storage}), confirmed at {confirmed}"
         if failure:
             words = str(failure) if isinstance(failure, GatekeeperError) else "of an internal error, see the log"
             yield f"the database is not open: {words}"
@@ -118,22 +119,22 @@ class FirstSnapshot:
         snapshot = self._cache.peek()
         if snapshot is None:
             return
-        kept = newest_revision(self._places, self._sealer, installation_id=snapshot.installation_id)
+        kept = newest_revision(self._storages, self._sealer, installation_id=snapshot.installation_id)
         try:
             if kept > snapshot.revision:
                 self._expect(kept)
         except GatekeeperError as exc:  # Whoever keeps snapshots meets it again.
             _log.warning("kept_revision_not_looked_for", revision=kept, error=str(exc))
 
-    def _recall(self, kept: KeptSnapshot) -> None:
+    def _recall(self, kept: StoredSnapshot) -> None:
         if not self._cache.recall(kept.snapshot):
             return
         self._recalled = kept
         _log.warning(
             "serving_last_known_good",
-            place=kept.place,
-            revision=kept.stamp.revision,
-            confirmed_time=kept.stamp.confirmed_time.isoformat(timespec="seconds"),
+            storage=kept.storage,
+            revision=kept.header.revision,
+            confirmed_time=kept.header.confirmed_time.isoformat(timespec="seconds"),
             flags=len(kept.snapshot.flags),
         )
         self._opening.report()

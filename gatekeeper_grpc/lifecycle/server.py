@@ -111,7 +111,7 @@ class GatekeeperServer:
         self.first_snapshot = FirstSnapshot(
             self.cache,
             self._opening,
-            self.feed.places,
+            self.feed.storages,
             sealer=keys.data,
             expect=self.feed.refresher.expect,
             patience=FOR_EMBEDDED if settings.is_embedded else FOR_OTHERS,
@@ -129,7 +129,7 @@ class GatekeeperServer:
             watchers=self.watchers,
             audit=self.audit_watch,
             start_reasons=self.first_snapshot.reasons,
-            keepers=self.feed.keepers,
+            writers=self.feed.writers,
         )
         self._health = HealthReporter(self._instance)
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))

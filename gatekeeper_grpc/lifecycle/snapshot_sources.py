@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper, SnapshotStorage
 from gatekeeper_grpc.cache.refresher import Announcements, Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
+from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
+from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.keys import Keys
 from gatekeeper_grpc.store.mutations import MutationRunner
@@ -50,12 +51,12 @@ class SnapshotSources:
         self._replica = _replica(settings)
         primary, replica = SnapshotStore(database), SnapshotStore(self._replica) if self._replica else None
         announcements: list[Announcements] = [RevisionListener(database)]
-        self.places: list[SnapshotStorage] = [
+        self.storages: list[SnapshotStorage] = [
             SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)
         ]
         if bus:
             announcements.append(bus.announcements)
-            self.places.append(bus.snapshot)
+            self.storages.append(bus.snapshot)
         self.refresher = Refresher(
             cache,
             ReplicaFirst(primary, replica) if replica else primary,
@@ -65,8 +66,8 @@ class SnapshotSources:
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,
         )
-        self.keepers: Sequence[SnapshotKeeper] = [
-            SnapshotKeeper(cache, place, keys.data, heed_newer=self.refresher.expect) for place in self.places
+        self.writers: Sequence[SnapshotWriter] = [
+            SnapshotWriter(cache, storage, keys.data, on_newer=self.refresher.expect) for storage in self.storages
         ]
 
     def start(self) -> None:
@@ -79,16 +80,16 @@ class SnapshotSources:
 
     def keep(self) -> None:
         """Begin to keep what is served for a start without the database."""
-        for keeper in self.keepers:
-            keeper.start()
+        for writer in self.writers:
+            writer.start()
 
     def close(self) -> None:
         """Load no more, keep what was served last, and close all connections but the primary's."""
         self.refresher.close()
         if self._replica:
             self._replica.close()
-        for keeper in self.keepers:
-            keeper.close()
+        for writer in self.writers:
+            writer.close()
         if self._bus:
             self._bus.close()
 

@@ -8,8 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
@@ -31,14 +31,14 @@ class InstanceMetrics(Collector):
         watchers: Sized,
         audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
-        keepers: Sequence[SnapshotKeeper],
+        writers: Sequence[SnapshotWriter],
     ) -> None:
         self._cache = cache
         self._pools = pools
         self._watchers = watchers
         self._audit = audit
         self._start_reasons = start_reasons
-        self._keepers = keepers
+        self._writers = writers
         self._bounds = Bounds(stale_after_s=settings.stale_after_s, max_staleness_s=settings.ready_max_staleness_s)
         self._database_silent_after_s = settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
         self._draining = False
@@ -64,7 +64,7 @@ class InstanceMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Measure."""
         yield from self._snapshot_metrics()
-        yield from self._kept_metrics()
+        yield from self._storage_metrics()
         yield from self._readiness_metrics()
         yield from self._pool_metrics()
         yield _gauge("watchers", "WatchFlags streams that are open.", len(self._watchers))
@@ -83,15 +83,15 @@ class InstanceMetrics(Collector):
             self._cache.unconfirmed_s(),
         )
 
-    def _kept_metrics(self) -> Iterable[Metric]:
-        kept = GaugeMetricFamily(
-            "gatekeeper_snapshot_kept",
-            "1 while the place takes the last-known-good snapshot, else 0.",
-            labels=["place"],
+    def _storage_metrics(self) -> Iterable[Metric]:
+        writable = GaugeMetricFamily(
+            "gatekeeper_snapshot_storage_writable",
+            "1 if the storage accepted the last-known-good snapshot at the last attempt, else 0.",
+            labels=["storage"],
         )
-        for keeper in self._keepers:
-            kept.add_metric([keeper.place], not keeper.has_failed)
-        yield kept
+        for writer in self._writers:
+            writable.add_metric([writer.storage], not writer.has_failed)
+        yield writable
 
     def _readiness_metrics(self) -> Iterable[Metric]:
         readiness = self.readiness()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from gatekeeper_grpc.redis_bus.announcements import RedisAnnouncements, RedisAnnouncer
 from gatekeeper_grpc.redis_bus.link import RedisLink
-from gatekeeper_grpc.redis_bus.snapshot_place import RedisSnapshot
+from gatekeeper_grpc.redis_bus.snapshot_storage import RedisSnapshotStorage
 
 _SNAPSHOT_TIMEOUT_S = 0.3
 
@@ -29,7 +29,7 @@ class RedisBus:
         self._snapshot_link = RedisLink(address, timeout_s=_SNAPSHOT_TIMEOUT_S, is_quiet=True)
         self._announcer = RedisAnnouncer(self._link, channels[0])
         self.announcements = RedisAnnouncements(self._link, channels)
-        self.snapshot = RedisSnapshot(self._snapshot_link, prefixes)
+        self.snapshot = RedisSnapshotStorage(self._snapshot_link, prefixes)
 
     def start(self) -> None:
         """Begin to publish."""

@@ -120,7 +120,7 @@ def test_it_answers_what_it_last_knew_says_stale_and_is_fresh_and_ready_once_the
         told_after = readiness(gatekeeper)
 
     assert took_s < START_WITHIN_S
-    assert (said["place"], said["revision"]) == ("file", revision)
+    assert (said["storage"], said["revision"]) == ("file", revision)
     assert (stale.stale, stale.revision, f"kept-{fault}" in stale.flags) == (True, revision, True)
     assert healths == ["SERVING", "SERVING", "NOT_SERVING"]
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

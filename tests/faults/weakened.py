@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import redis
 
-from gatekeeper_grpc.cache.last_known_good import SnapshotKeeper
+from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cli.main import main
@@ -156,7 +156,7 @@ def redis_in_the_way() -> None:
 
 def nothing_kept() -> None:
     """No snapshot is written down."""
-    _put(SnapshotKeeper, look=lambda _keeper: None)
+    _put(SnapshotWriter, write_if_due=lambda _writer: None)
 
 
 def untranslated_errors() -> None:

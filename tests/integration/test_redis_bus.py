@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
-from gatekeeper_grpc.cache.last_known_good import newest_kept
+from gatekeeper_grpc.cache.last_known_good import newest_stored
 from gatekeeper_grpc.cache.snapshot_format import SnapshotHeader, SnapshotRefused, decode, encode
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
@@ -26,7 +26,7 @@ from gatekeeper_grpc.redis_bus.address import RedisAddress
 from gatekeeper_grpc.redis_bus.announcements import RedisAnnouncements
 from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.redis_bus.link import RedisLink
-from gatekeeper_grpc.redis_bus.snapshot_place import RedisSnapshot
+from gatekeeper_grpc.redis_bus.snapshot_storage import RedisSnapshotStorage
 from tests.conftest import KEYS
 from tests.support.tls import self_signed, terminated
 from tests.support.valkey import Valkey, cluster, cluster_url, valkey, watched_pair
@@ -121,10 +121,10 @@ def kept(revision: int = 7, *, flags: int = 3, keys: DataKeys = KEYS.data) -> by
     return b"".join(encode(snapshot, SnapshotHeader.of(snapshot, confirmed_time=datetime.now(UTC)), keys))
 
 
-def put(place: RedisSnapshot, content: bytes) -> None:
-    with place.claimed() as is_ours:
+def put(storage: RedisSnapshotStorage, content: bytes) -> None:
+    with storage.locked() as is_ours:
         assert is_ours
-        place.write([content])
+        storage.write([content])
 
 
 # --- announcements ----------------------------------------------------------------------------------------------------
@@ -285,61 +285,61 @@ def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
 # --- a place for the snapshot -----------------------------------------------------------------------------------------
 
 
-def place(server: Valkey, *installations: str) -> RedisSnapshot:
-    return RedisSnapshot(
+def storage(server: Valkey, *installations: str) -> RedisSnapshotStorage:
+    return RedisSnapshotStorage(
         RedisLink(RedisAddress.parse(server.url), timeout_s=TIMEOUT_S),
         [f"gatekeeper:{{{name}}}" for name in installations or INSTALLATION],
     )
 
 
 def test_before_anything_is_kept_there_is_nothing(server: Valkey) -> None:
-    assert (place(server).head(10), place(server).read()) == (b"", b"")
+    assert (storage(server).read_header(10), storage(server).read()) == (b"", b"")
 
 
 def test_what_one_instance_keeps_another_finds_whatever_its_size(server: Valkey) -> None:
     for flags in (0, 3, 2_000):
         content = kept(flags=flags)
-        put(place(server), content)
+        put(storage(server), content)
 
-        assert place(server).read() == content
-        assert place(server).head(100) == content[:100]
+        assert storage(server).read() == content
+        assert storage(server).read_header(100) == content[:100]
     with server.client() as client:
-        assert [key for key in client.keys("*") if b"snapshot" in key] == [place(server)._keys[0].encode()]
-        assert client.ttl(place(server)._keys[0]) > 29 * 24 * 3600
+        assert [key for key in client.keys("*") if b"snapshot" in key] == [storage(server)._keys[0].encode()]
+        assert client.ttl(storage(server)._keys[0]) > 29 * 24 * 3600
 
 
 def test_two_installations_on_one_redis_do_not_meet_and_the_seal_refuses_what_is_foreign(server: Valkey) -> None:
     elsewhere = DataKeys(KeyRing.parse("data:" + "e" * 32))
-    put(place(server), kept(5))
-    put(place(server, *elsewhere.fingerprints), kept(9, keys=elsewhere))
+    put(storage(server), kept(5))
+    put(storage(server, *elsewhere.fingerprints), kept(9, keys=elsewhere))
 
-    found = newest_kept([place(server)], KEYS.data)
+    found = newest_stored([storage(server)], KEYS.data)
 
     assert found
-    assert found.stamp.revision == 5
+    assert found.header.revision == 5
     with pytest.raises(SnapshotRefused, match="not written with the keys"):
-        decode(place(server, *elsewhere.fingerprints).read(), KEYS.data)
+        decode(storage(server, *elsewhere.fingerprints).read(), KEYS.data)
 
 
 def test_what_an_older_key_sealed_is_found_and_goes_with_the_next_write(server: Valkey) -> None:
-    put(place(server, "old"), b"sealed with the old key")
-    rotated = place(server, "new", "old")
+    put(storage(server, "old"), b"sealed with the old key")
+    rotated = storage(server, "new", "old")
     before = rotated.read()
     put(rotated, b"sealed with the new key")
 
     assert before == b"sealed with the old key"
-    assert (rotated.read(), place(server, "old").read()) == (b"sealed with the new key", b"")
+    assert (rotated.read(), storage(server, "old").read()) == (b"sealed with the new key", b"")
 
 
 def test_while_one_writes_nobody_else_does(server: Valkey) -> None:
-    with place(server).claimed() as first, place(server).claimed() as second:
+    with storage(server).locked() as first, storage(server).locked() as second:
         assert (first, second) == (True, False)
-    with place(server).claimed() as again:
+    with storage(server).locked() as again:
         assert again
 
 
 def test_a_writer_who_took_too_long_replaces_nothing(server: Valkey) -> None:
-    slow, quick = place(server), place(server)
+    slow, quick = storage(server), storage(server)
 
     def overtaken() -> Iterator[bytes]:
         yield b"older"
@@ -347,7 +347,7 @@ def test_a_writer_who_took_too_long_replaces_nothing(server: Valkey) -> None:
             client.delete(slow._claim_key)
         put(quick, b"newer")
 
-    with pytest.raises(Unavailable, match="took too long"), slow.claimed():
+    with pytest.raises(Unavailable, match="took too long"), slow.locked():
         slow.write(overtaken())
 
     assert quick.read() == b"newer"
@@ -355,7 +355,7 @@ def test_a_writer_who_took_too_long_replaces_nothing(server: Valkey) -> None:
 
 def test_who_reads_while_it_is_replaced_gets_one_of_both_whole(server: Valkey) -> None:
     contents = {kept(1, flags=1_000)}
-    put(place(server), *contents)
+    put(storage(server), *contents)
     stopping = threading.Event()
 
     def replace() -> None:
@@ -363,12 +363,12 @@ def test_who_reads_while_it_is_replaced_gets_one_of_both_whole(server: Valkey) -
         while not stopping.is_set():
             content = kept(2, flags=1_000)
             contents.add(content)
-            put(place(server), content)
+            put(storage(server), content)
 
     writer = threading.Thread(target=replace)
     writer.start()
     try:
-        seen = {place(server).read() for _ in range(30)}
+        seen = {storage(server).read() for _ in range(30)}
     finally:
         stopping.set()
         writer.join(TIMEOUT_S)
@@ -378,7 +378,7 @@ def test_who_reads_while_it_is_replaced_gets_one_of_both_whole(server: Valkey) -
 
 
 def test_what_a_killed_writer_left_goes_by_itself(server: Valkey) -> None:
-    left = place(server)
+    left = storage(server)
     left._append(f"{left._keys[0]}:dead", b"half")
 
     with server.client() as client:
@@ -386,13 +386,13 @@ def test_what_a_killed_writer_left_goes_by_itself(server: Valkey) -> None:
 
 
 def test_after_redis_forgot_everything_there_is_nothing_and_it_can_be_kept_again(server: Valkey) -> None:
-    put(place(server), b"content")
+    put(storage(server), b"content")
     with server.client() as client:
         client.flushall()
-    forgotten = place(server).read()
-    put(place(server), b"again")
+    forgotten = storage(server).read()
+    put(storage(server), b"again")
 
-    assert (forgotten, place(server).read()) == (b"", b"again")
+    assert (forgotten, storage(server).read()) == (b"", b"again")
 
 
 # --- Sentinel and Cluster ---------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_without_database_and_file_a_start_finds_the_snapshot_in_redis(
         alone.stop()
 
     assert kept
-    assert (kept.place, kept.stamp.revision) == ("redis", revision)
+    assert (kept.storage, kept.header.revision) == ("redis", revision)
     assert (answer.stale, answer.revision, [*answer.flags]) == (True, revision, ["kept"])
 
 
@@ -203,7 +203,7 @@ def test_a_start_takes_the_newer_one_of_file_and_redis(
         alone.stop()
 
     assert kept
-    assert (kept.place, kept.stamp.revision) == ("redis", revision)
+    assert (kept.storage, kept.header.revision) == ("redis", revision)
 
 
 def test_a_start_with_redis_hanging_and_no_database_answers_from_the_file(
@@ -228,7 +228,7 @@ def test_a_start_with_redis_hanging_and_no_database_answers_from_the_file(
 def kept_traces(file: Path, redis: Valkey, text: str) -> list[str]:
     """Where a kept snapshot, opened with the keys, tells of a person."""
     found = {"file": file.read_bytes(), "redis": kept_in(redis)}
-    return [place for place, kept in found.items() if text.encode() in b"".join(_opened(kept))]
+    return [storage for storage, kept in found.items() if text.encode() in b"".join(_opened(kept))]
 
 
 def _opened(kept: bytes) -> Iterator[bytes]:

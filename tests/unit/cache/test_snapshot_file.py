@@ -28,13 +28,13 @@ def pieces(content: bytes) -> Iterator[bytes]:
 
 def write(path: Path, content: bytes) -> None:
     file = SnapshotFile(path)
-    with file.claimed() as is_ours:
+    with file.locked() as is_ours:
         assert is_ours
         file.write(pieces(content))
 
 
 def test_before_anything_is_written_there_is_nothing(path: Path) -> None:
-    assert (SnapshotFile(path).head(10), SnapshotFile(path).read()) == (b"", b"")
+    assert (SnapshotFile(path).read_header(10), SnapshotFile(path).read()) == (b"", b"")
 
 
 def test_what_is_written_is_read_again_and_replaces_what_was_there(path: Path) -> None:
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_again_and_replaces_what_was_there(path: Path) -
     write(path, NEW)
 
     assert SnapshotFile(path).read() == NEW
-    assert SnapshotFile(path).head(10) == NEW[:10]
+    assert SnapshotFile(path).read_header(10) == NEW[:10]
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".snapshot.lock", "snapshot"]
 
 
@@ -61,9 +61,9 @@ def test_only_the_owner_can_read_any_of_it(path: Path) -> None:
 
 
 def test_while_one_writes_nobody_else_does(path: Path) -> None:
-    with SnapshotFile(path).claimed() as first, SnapshotFile(path).claimed() as second:
+    with SnapshotFile(path).locked() as first, SnapshotFile(path).locked() as second:
         assert (first, second) == (True, False)
-    with SnapshotFile(path).claimed() as again:
+    with SnapshotFile(path).locked() as again:
         assert again
 
 
@@ -74,7 +74,7 @@ def test_a_write_that_fails_half_way_leaves_what_was_there(path: Path) -> None:
         yield NEW
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(Unavailable, match=rf"{path}: No space left on device"), SnapshotFile(path).claimed():
+    with pytest.raises(Unavailable, match=rf"{path}: No space left on device"), SnapshotFile(path).locked():
         SnapshotFile(path).write(failing())
 
     assert SnapshotFile(path).read() == OLD
@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_is_unavailable_and_named(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("not a folder")
     file = SnapshotFile(tmp_path / "file" / "snapshot")
 
-    with pytest.raises(Unavailable, match="file/snapshot"), file.claimed():
+    with pytest.raises(Unavailable, match="file/snapshot"), file.locked():
         pass
     with pytest.raises(Unavailable, match="file/snapshot"):
         file.read()
@@ -121,7 +121,7 @@ def pieces():
     time.sleep(60)
 
 file = SnapshotFile(Path(sys.argv[1]))
-with file.claimed():
+with file.locked():
     file.write(pieces())
 """
 
@@ -139,14 +139,14 @@ def test_a_writer_killed_half_way_leaves_what_was_there_and_nothing_of_its_own_f
 
     assert SnapshotFile(path).read() == OLD
     assert path.with_name(".snapshot.new").exists()
-    with SnapshotFile(path).claimed() as is_ours:
+    with SnapshotFile(path).locked() as is_ours:
         assert is_ours
     assert not path.with_name(".snapshot.new").exists()
 
 
 def test_twin_written_in_place_a_killed_writer_tears_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, OLD)
-    in_place = WRITE_AND_HANG.replace("with file.claimed():", "file._new = file._path; file._path.unlink()\nif True:")
+    in_place = WRITE_AND_HANG.replace("with file.locked():", "file._new = file._path; file._path.unlink()\nif True:")
     monkeypatch.setattr(sys.modules[__name__], "WRITE_AND_HANG", in_place)
     killed_half_way(path)
 

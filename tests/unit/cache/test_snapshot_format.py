@@ -17,15 +17,15 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cache import snapshot_format
 from gatekeeper_grpc.cache.snapshot_format import (
     FORMAT,
-    HEAD_BYTES,
+    HEADER_BYTES,
     MAGIC,
     NotASnapshot,
     SnapshotHeader,
     SnapshotRefused,
     check_whole,
     decode,
+    decode_header,
     encode,
-    read_stamp,
 )
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
@@ -138,16 +138,16 @@ def test_golden_buckets_come_out_of_a_kept_snapshot() -> None:
 def test_a_snapshot_that_the_first_release_of_the_format_wrote_is_still_read() -> None:
     kept = base64.b64decode((GOLDEN / f"snapshot-{FORMAT}.base64").read_bytes())
 
-    stamp, snapshot = decode(kept, KEYS.data)
+    header, snapshot = decode(kept, KEYS.data)
 
-    assert stamp == SnapshotHeader(installation_id=HERE, revision=7, whole_at=6, audit_hash=HASH, confirmed_time=NOON)
+    assert header == SnapshotHeader(installation_id=HERE, revision=7, whole_at=6, audit_hash=HASH, confirmed_time=NOON)
     assert contents(snapshot) == contents(life())
 
 
 def test_the_stamp_is_told_by_the_beginning_alone() -> None:
     kept = written(life())
 
-    assert read_stamp(kept[:HEAD_BYTES], KEYS.data) == decode(kept, KEYS.data)[0]
+    assert decode_header(kept[:HEADER_BYTES], KEYS.data) == decode(kept, KEYS.data)[0]
 
 
 def test_large_indexes_are_spread_over_frames(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_only_a_file_of_somebody_else_is_not_to_be_replaced() -> None:
     ],
 )
 def test_the_newer_of_two_snapshots(left: tuple[UUID, int, int], right: tuple[UUID, int, int], newer: bool) -> None:
-    stamps = [
+    headers = [
         SnapshotHeader(
             installation_id=where,
             revision=revision,
@@ -269,7 +269,7 @@ def test_the_newer_of_two_snapshots(left: tuple[UUID, int, int], right: tuple[UU
         for where, revision, minute in (left, right)
     ]
 
-    assert stamps[0].is_newer_than(stamps[1]) is newer
+    assert headers[0].is_newer_than(headers[1]) is newer
 
 
 def test_json_values_of_conditions_come_back_as_they_were() -> None:

@@ -17,13 +17,13 @@ from gatekeeper_grpc.lifecycle import open_database as opening_module
 from gatekeeper_grpc.lifecycle.first_snapshot import FirstSnapshot, StartupTimeouts
 from gatekeeper_grpc.lifecycle.open_database import DatabaseConnector
 from tests.conftest import KEYS
-from tests.unit.cache.test_last_known_good import ELSEWHERE, Memory, kept, led, whole
+from tests.support.snapshots import ELSEWHERE, MemoryStorage, changed, stored, whole
 from tests.unit.cache.test_snapshot_cache import Clock
 
 TIMEOUT_S = 10.0
 SOON = StartupTimeouts(refused_s=0.05, silent_s=0.05, loading_s=0.05)
 NEVER = StartupTimeouts(refused_s=TIMEOUT_S, silent_s=TIMEOUT_S, loading_s=TIMEOUT_S)
-FROM_DATABASE = led(whole(4), 6)
+FROM_DATABASE = changed(whole(4), 6)
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +38,14 @@ class House:
 
     def __init__(self, patience: StartupTimeouts, *, is_kept: bool) -> None:
         self.cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
-        self.place = Memory(Clock(), "file")
-        self.place.kept = kept(whole(5)) if is_kept else b""
+        self.storage = MemoryStorage(Clock(), "file")
+        self.storage.content = stored(whole(5)) if is_kept else b""
         self.trouble: GatekeeperError | None = None
         self.is_silent = threading.Event()
         self.is_loaded = threading.Event()
         self.opened = 0
         self.opening = DatabaseConnector(self._prepare, self._open)
-        self.first = FirstSnapshot(self.cache, self.opening, [self.place], sealer=KEYS.data, patience=patience)
+        self.first = FirstSnapshot(self.cache, self.opening, [self.storage], sealer=KEYS.data, patience=patience)
 
     def start(self) -> None:
         self.opening.start()
@@ -107,7 +107,7 @@ def test_what_is_kept_and_newer_than_the_database_is_looked_for_before_anything_
     with house(NEVER) as starting:
         told: list[int] = []
         starting.first._expect = told.append
-        starting.place.kept = kept(there)
+        starting.storage.content = stored(there)
         starting.is_loaded.set()
         starting.start()
 
@@ -127,7 +127,7 @@ def test_while_the_database_does_not_come_the_kept_snapshot_answers_stale_and_sa
         recalled = starting.first.last_known_good
 
         assert recalled
-        assert (recalled.place, starting.cache.current().revision, starting.cache.is_stale()) == ("file", 5, True)
+        assert (recalled.storage, starting.cache.current().revision, starting.cache.is_stale()) == ("file", 5, True)
         assert next(starting.first.reasons()).startswith("answers are from the last-known-good snapshot (file)")
         starting.trouble = None
         starting.is_silent.clear()

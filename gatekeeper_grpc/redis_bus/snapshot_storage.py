@@ -32,7 +32,7 @@ _REPLACE = """
 """
 
 
-class RedisSnapshot:
+class RedisSnapshotStorage:
     """Pieces in a list under the first of `prefixes`; what stands under another is read, and goes with the next write.
 
     The prefixes are those of the keys that seal it, newest first: so two installations on one Redis do not meet, and a
@@ -48,7 +48,7 @@ class RedisSnapshot:
         self._token = secrets.token_hex(16)
 
     @contextmanager
-    def claimed(self) -> Iterator[bool]:
+    def locked(self) -> Iterator[bool]:
         """Be the only one to write for the length of a block; False in it when somebody else is."""
         claim = self._link.ask(lambda client: client.set(self._claim_key, self._token, nx=True, px=_CLAIM_MS))
         try:
@@ -58,7 +58,7 @@ class RedisSnapshot:
                 with suppress(Unavailable):  # It goes by itself.
                     self._run(_FREE_CLAIM, [self._claim_key], self._token)
 
-    def head(self, size: int) -> bytes:
+    def read_header(self, size: int) -> bytes:
         """Return the first bytes, at most `size`; none when nothing is kept."""
         for key in self._keys:
             if first := self._piece(key, 0):

@@ -1,0 +1,30 @@
+"""Where the last-known-good snapshot can be kept. Implemented by `SnapshotFile` and `RedisSnapshotStorage`."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class SnapshotStorage(Protocol):
+    """Keeps one snapshot. Every failure is a `GatekeeperError` that names the storage and shows no secret."""
+
+    @property
+    def name(self) -> str:
+        """Distinguishes this storage from others, such as "file"."""
+        ...
+
+    def locked(self) -> AbstractContextManager[bool]:
+        """Hold the write lock inside the block; the block gets False when another writer holds it."""
+        ...
+
+    def read_header(self, size: int) -> bytes:
+        """Return the first `size` bytes or fewer; none when the storage is empty."""
+        ...
+
+    def read(self) -> bytes:
+        """Return the whole snapshot; nothing when the storage is empty."""
+        ...
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """Replace the content by `pieces` atomically. After a failure the old content is still there."""
+        ...
