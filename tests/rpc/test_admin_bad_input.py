@@ -1,4 +1,8 @@
-"""Bad input (promise D6): refused by name, nothing written, never UNKNOWN or INTERNAL."""
+"""Bad input: refused by the name of its field, nothing written, never UNKNOWN or INTERNAL.
+
+Each RPC is shown to refuse one bad value in each place. Which values are bad is shown where they are checked: in
+tests/unit/domain/test_limits.py, test_flag.py and test_segment.py, and in tests/unit/wire.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -49,27 +53,6 @@ def check_refused(installation: Installation, rpc: str, request: Any, refusal: R
 
 # --- Keys and user ids, wherever they stand --------------------------------------------------------------------------
 
-BAD_KEYS = {
-    "empty": "",
-    "129 characters": "x" * 129,
-    "begins with a dot": ".a",
-    "begins with a dash": "-a",
-    "begins with an underscore": "_a",
-    "space": "a b",
-    "trailing line break": "a\n",
-    "NUL": "a\0",
-    "slash": "a/b",
-    "per cent": "a%",
-    "not ASCII": "é",
-    "digits of another script": "a٣",
-}
-BAD_USER_IDS = {
-    "empty": "",
-    "257 bytes": "x" * 257,
-    "257 bytes in 129 characters": "é" * 128 + "x",
-    "NUL": "a\0b",
-    "only NUL": "\0",
-}
 # Where a key stands in each request, and the request with a key there.
 KEY_PLACES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "CreateFlag": ("flag.key", lambda key: pb.CreateFlagRequest(flag=Flag(key=key))),
@@ -99,9 +82,10 @@ KEY_PLACES: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS.keys())
+# PostgreSQL would refuse NUL with an error of its own; an empty key could pass for "not given".
+@pytest.mark.parametrize("key", ["", "a\0"], ids=["empty", "NUL"])
 @pytest.mark.parametrize("rpc", KEY_PLACES)
-def test_a_bad_key_is_refused_wherever_it_stands(installation: Installation, rpc: str, key: str) -> None:
+def test_a_bad_key_is_refused_by_every_rpc_that_takes_one(installation: Installation, rpc: str, key: str) -> None:
     field, request = KEY_PLACES[rpc]
 
     check_refused(installation, rpc, request(key), refused_by(rpc, invalid(field)))
@@ -120,14 +104,11 @@ TARGET_REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("user_id", BAD_USER_IDS.values(), ids=BAD_USER_IDS.keys())
 @pytest.mark.parametrize("rpc", TARGET_REQUESTS)
-def test_a_bad_user_id_is_refused_and_so_are_the_good_ones_beside_it(
-    installation: Installation, rpc: str, user_id: str
-) -> None:
+def test_one_bad_user_id_refuses_the_good_ones_of_its_list_too(installation: Installation, rpc: str) -> None:
     request, _ = TARGET_REQUESTS[rpc]
 
-    bad = request(flag_key=FLAG_KEY, user_ids=["anna", "bob", user_id, "carl"])
+    bad = request(flag_key=FLAG_KEY, user_ids=["anna", "bob", "a\0b", "carl"])
 
     check_refused(installation, rpc, bad, refused_by(rpc, invalid("user_ids[2]")))
 
@@ -151,28 +132,23 @@ def test_a_list_of_users_is_refused_when_empty_too_long_or_with_someone_twice(
 # --- What a flag is made of ------------------------------------------------------------------------------------------
 
 
-def aimed_at(*keys: str) -> list[SegmentTarget]:
+def segment_targets(*keys: str) -> list[SegmentTarget]:
     return [SegmentTarget(segment_key=key) for key in keys]
 
 
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
-    "long description": ({"description": "é" * 1_025}, "flag.description"),
-    "NUL in the description": ({"description": "a\0"}, "flag.description"),
-    "rollout below 0": ({"rollout_percentage": -1}, "flag.rollout_percentage"),
-    "rollout above 100": ({"rollout_percentage": 101}, "flag.rollout_percentage"),
-    "lowest rollout": ({"rollout_percentage": -(2**31)}, "flag.rollout_percentage"),
-    "highest rollout": ({"rollout_percentage": 2**31 - 1}, "flag.rollout_percentage"),
-    "33 tags": ({"tags": [f"t{number}" for number in range(33)]}, "flag.tags"),
-    "empty tag": ({"tags": ["a", ""]}, "flag.tags[1]"),
-    "long tag": ({"tags": ["é" * 65]}, "flag.tags[0]"),
-    "NUL in a tag": ({"tags": ["a", "b\0"]}, "flag.tags[1]"),
-    "tag twice": ({"tags": ["a", "b", "a"]}, "flag.tags[2]"),
-    "long owner": ({"owner": "é" * 257}, "flag.owner"),
-    "NUL in the owner": ({"owner": "\0"}, "flag.owner"),
-    "65 segments": ({"segment_targets": aimed_at(*SEGMENT_KEYS, "another")}, "flag.segment_targets"),
-    "segment twice": ({"segment_targets": aimed_at(*SEGMENT_KEYS[:2], SEGMENT_KEYS[0])}, "flag.segment_targets[2]"),
-    "empty segment": ({"segment_targets": aimed_at("")}, "flag.segment_targets[0].segment_key"),
-    "bad segment key": ({"segment_targets": aimed_at("a", "é")}, "flag.segment_targets[1].segment_key"),
+    "description": ({"description": "é" * 1_025}, "flag.description"),
+    "rollout": ({"rollout_percentage": 2**31 - 1}, "flag.rollout_percentage"),
+    "tags": ({"tags": ["a", "b\0"]}, "flag.tags[1]"),
+    "owner": ({"owner": "\0"}, "flag.owner"),
+    "segment targets": (
+        {"segment_targets": segment_targets("a", "é")},
+        "flag.segment_targets[1].segment_key",
+    ),
+    "a segment twice": (
+        {"segment_targets": segment_targets(*SEGMENT_KEYS[:2], SEGMENT_KEYS[0])},
+        "flag.segment_targets[2]",
+    ),
 }
 
 
@@ -192,34 +168,18 @@ def test_a_bad_field_does_not_get_into_a_flag(installation: Installation, fields
 
 # --- What every mutation carries -------------------------------------------------------------------------------------
 
-BAD_REQUEST_IDS = {
-    "a word": "again",
-    "too short": "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b5",
-    "too long": "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b521",
-    "without dashes": "6f1c1e9c2f0a4b7a9d7e0c6a1f6f0b52",
-    "in braces": "{6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52}",
-    "as a URN": "urn:uuid:6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52",
-    "with a space for a digit": "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b5 ",
-    "with an underscore for a digit": "6f1c1e9c-2f0a-4b7a-9d7e-0c6a_f6f0b52",
-    "with a digit of another script": "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b٣2",
-    "with NUL": "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b5\0",
-}
 
-
-@pytest.mark.parametrize("request_id", BAD_REQUEST_IDS.values(), ids=BAD_REQUEST_IDS.keys())
 @EACH_MUTATION
-def test_a_request_id_that_is_no_uuid_is_refused(
-    installation: Installation, mutation: Mutation, request_id: str
-) -> None:
-    request = mutation.request(FLAG_KEY, request_id=request_id)
+def test_a_request_id_that_is_no_uuid_is_refused(installation: Installation, mutation: Mutation) -> None:
+    # Python's own UUID type would accept it.
+    request = mutation.request(FLAG_KEY, request_id="6f1c1e9c2f0a4b7a9d7e0c6a1f6f0b52")
 
     check_refused(installation, mutation.rpc, request, mutation.refused(invalid("request_id")))
 
 
-@pytest.mark.parametrize("reason", ["é" * 1_025, "a\0b"], ids=["1,025 characters", "NUL"])
 @EACH_MUTATION
-def test_a_bad_change_reason_is_refused(installation: Installation, mutation: Mutation, reason: str) -> None:
-    request = mutation.request(FLAG_KEY, change_reason=reason)
+def test_a_bad_change_reason_is_refused(installation: Installation, mutation: Mutation) -> None:
+    request = mutation.request(FLAG_KEY, change_reason="a\0b")
 
     check_refused(installation, mutation.rpc, request, mutation.refused(invalid("change_reason")))
 

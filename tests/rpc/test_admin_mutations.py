@@ -50,10 +50,11 @@ def test_every_rpc_that_can_be_retried_is_in_the_table_of_mutations() -> None:
     assert mutating == MUTATIONS.keys()
 
 
-@pytest.mark.parametrize("field", ["change_reason", "validate_only", "request_id"])
 @EACH_MUTATION
-def test_every_mutation_has_the_fields_that_all_share(mutation: Mutation, field: str) -> None:
-    assert field in mutation.request("a").DESCRIPTOR.fields_by_name
+def test_every_mutation_has_the_fields_that_all_share(mutation: Mutation) -> None:
+    shared = {"change_reason", "validate_only", "request_id"}
+
+    assert shared <= set(mutation.request("a").DESCRIPTOR.fields_by_name)
 
 
 # --- One revision, one record ----------------------------------------------------------------------------------------
@@ -258,10 +259,9 @@ def test_without_the_check_a_stale_etag_overwrites_what_its_sender_never_saw(
     assert not isinstance(outcome, Refusal)
 
 
-@pytest.mark.parametrize("etag", ["x", "\0", "é" * 100, 'W/"1"'])
 @EACH_WITH_ETAG
-def test_an_etag_that_never_was_is_stale(installation: Installation, key: str, mutation: Mutation, etag: str) -> None:
-    refusal = refusal_of(lambda: mutation.ask(installation, key, etag=etag))
+def test_an_etag_that_never_was_is_stale(installation: Installation, key: str, mutation: Mutation) -> None:
+    refusal = refusal_of(lambda: mutation.ask(installation, key, etag="\0"))
 
     assert refusal == stale(mutation, current_etag=mutation.kind.etag(installation, key))
 

@@ -16,7 +16,7 @@ from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_TARGETING_MATCH,
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, ConditionOperator, Segment
+from gatekeeper.v1.segment_pb2 import Condition, ConditionOperator, Segment
 from tests.support.clients import (
     Installation,
     Refusal,
@@ -232,73 +232,18 @@ def test_a_json_pointer_looks_inside(installation: Installation) -> None:
     assert not is_in(installation, flag, {"org": {"names": ["Other", "Acme"]}})
 
 
-LONG = "x" * 257
+# All that is bad about a segment: tests/unit/wire/test_segments.py.
 BAD: dict[str, tuple[Segment, str]] = {
-    "key": (Segment(key="a key"), "segment.key"),
-    "no key": (Segment(), "segment.key"),
-    "long description": (Segment(description="x" * 1_025), "segment.description"),
-    "NUL in the description": (Segment(description="\0"), "segment.description"),
-    "unknown match": (Segment(match=9), "segment.match"),  # type: ignore[arg-type]
-    "no operator": (Segment(conditions=[Condition(attribute="a")]), "segment.conditions[0].operator"),
-    "unknown operator": (
-        Segment(conditions=[Condition(attribute="a", operator=99)]),  # type: ignore[arg-type]
-        "segment.conditions[0].operator",
-    ),
-    "no attribute": (Segment(conditions=[condition("EXISTS", attribute="")]), "segment.conditions[0].attribute"),
-    "long attribute": (Segment(conditions=[condition("EXISTS", attribute=LONG)]), "segment.conditions[0].attribute"),
-    "bad pointer": (Segment(conditions=[condition("EXISTS", attribute="/a~2")]), "segment.conditions[0].attribute"),
-    "NUL in the attribute": (
-        Segment(conditions=[condition("EXISTS", attribute="a\0")]),
-        "segment.conditions[0].attribute",
-    ),
-    "value for EXISTS": (Segment(conditions=[condition("EXISTS", 1)]), "segment.conditions[0].values"),
-    "two values for EQUALS": (Segment(conditions=[condition("EQUALS", 1, 2)]), "segment.conditions[0].values"),
-    "no value for IN": (
-        Segment(conditions=[condition("EXISTS"), condition("IN")]),
-        "segment.conditions[1].values",
-    ),
-    "1,001 values": (Segment(conditions=[condition("IN", *range(1_001))]), "segment.conditions[0].values"),
-    "1,001 values in all": (
-        Segment(conditions=[condition("IN", *range(1_000)), condition("EQUALS", 1)]),
-        "segment.conditions",
-    ),
-    "65 conditions": (Segment(conditions=[condition("EXISTS")] * 65), "segment.conditions"),
-    "null": (Segment(conditions=[condition("IN", 1, None)]), "segment.conditions[0].values[1]"),
-    "a value that is not set": (
-        Segment(conditions=[Condition(attribute="a", operator=CONDITION_OPERATOR_EQUALS, values=[Value()])]),
-        "segment.conditions[0].values[0]",
-    ),
-    "long value": (Segment(conditions=[condition("IN", 1, 2, LONG)]), "segment.conditions[0].values[2]"),
-    "NUL in a value": (Segment(conditions=[condition("IN", ["\0"])]), "segment.conditions[0].values[0]"),
-    "NaN": (
-        Segment(
-            conditions=[
-                Condition(attribute="a", operator=CONDITION_OPERATOR_EQUALS, values=[Value(number_value=float("nan"))])
-            ]
-        ),
-        "segment.conditions[0].values[0]",
-    ),
-    "infinity inside": (
-        Segment(conditions=[Condition(attribute="a", operator=CONDITION_OPERATOR_EQUALS, values=[value({"b": 1})])]),
-        "segment.conditions[0].values[0]",
-    ),
-    "six levels": (Segment(conditions=[condition("IN", [[[[[[1]]]]]])]), "segment.conditions[0].values[0]"),
-    "text for GREATER_THAN": (
-        Segment(conditions=[condition("EXISTS")] * 3 + [condition("GREATER_THAN", "5")]),
-        "segment.conditions[3].values[0]",
-    ),
-    "number for STARTS_WITH": (
-        Segment(conditions=[condition("STARTS_WITH", "a", 5)]),
-        "segment.conditions[0].values[1]",
-    ),
-    "no time": (Segment(conditions=[condition("BEFORE", "2026-01-01")]), "segment.conditions[0].values[0]"),
-    "no version": (Segment(conditions=[condition("SEMVER_LESS", "1.0")]), "segment.conditions[0].values[0]"),
+    "key": (Segment(key="a\0"), "segment.key"),
+    "description": (Segment(description="\0"), "segment.description"),
+    "match": (Segment(match=9), "segment.match"),  # type: ignore[arg-type]
+    "number of conditions": (Segment(conditions=[condition("EXISTS")] * 65), "segment.conditions"),
+    "value": (Segment(conditions=[condition("EXISTS"), condition("IN", 1, "\0")]), "segment.conditions[1].values[1]"),
 }
-BAD["infinity inside"][0].conditions[0].values[0].struct_value.fields["b"].number_value = float("inf")
 
 
 @pytest.mark.parametrize(("segment", "field"), BAD.values(), ids=BAD.keys())
-def test_a_bad_segment_is_refused_by_the_path_of_its_field_and_not_created(
+def test_a_bad_segment_is_refused_by_field_and_not_created(
     installation: Installation, segment: Segment, field: str
 ) -> None:
     sent, before = Segment(key=new_key()), installation.revision()
