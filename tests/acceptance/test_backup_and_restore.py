@@ -17,7 +17,7 @@ from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
 from tests.conftest import database_dsn
 from tests.support.clients import send
-from tests.support.processes import PATIENCE_S, Gatekeeper, run
+from tests.support.processes import TIMEOUT_S, Gatekeeper, run
 from tests.support.traces import live, traces
 
 
@@ -52,7 +52,7 @@ def test_a_backup_restored_beside_and_finished_takes_the_place_of_the_database(
         assert gatekeeper.logged("commits_lost")["last_served_revision"] == lost
         with gatekeeper.channel() as channel:
             request = EvaluateFlagsRequest(context=EvaluationContext(user_id=person), min_revision=lost)
-            answer = EvaluationServiceStub(channel).EvaluateFlags(request, timeout=PATIENCE_S)
+            answer = EvaluationServiceStub(channel).EvaluateFlags(request, timeout=TIMEOUT_S)
         assert answer.revision > REVISIONS_PER_EPOCH
         assert set(answer.flags) == {"new_checkout", "alpha", "beta"}
         again = send(admin, "CreateFlag", pb.CreateFlagRequest(flag=Flag(key="lost"))).revision

@@ -14,7 +14,7 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.embedded.home import Home
 from tests.support.processes import (
-    PATIENCE_S,
+    TIMEOUT_S,
     Gatekeeper,
     eventually,
     hanging,
@@ -36,9 +36,9 @@ def test_no_evaluation_fails_while_postgres_is_down_and_writes_go_on_once_it_is_
         evaluation = EvaluationServiceStub(channel)
         kill_postmaster(gatekeeper.data_dir)
         gatekeeper.logged("embedded_postgres_restart_failed")
-        answers = [evaluation.EvaluateFlags(user(number), timeout=PATIENCE_S) for number in range(EVALUATIONS)]
+        answers = [evaluation.EvaluateFlags(user(number), timeout=TIMEOUT_S) for number in range(EVALUATIONS)]
         with pytest.raises(grpc.RpcError) as refused:
-            admin.CreateFlag(NEW_FLAG, timeout=PATIENCE_S)
+            admin.CreateFlag(NEW_FLAG, timeout=TIMEOUT_S)
         set_aside.rename(version)
         gatekeeper.logged("embedded_postgres_restarted")
 
@@ -50,11 +50,11 @@ def test_no_evaluation_fails_while_postgres_is_down_and_writes_go_on_once_it_is_
 def test_answers_say_that_they_are_stale_once_the_database_was_down_for_too_long(data_dir: Path) -> None:
     with serving(data_dir, GATEKEEPER_STALE_AFTER_S="0.5") as gatekeeper, gatekeeper.channel() as channel:
         evaluation = EvaluationServiceStub(channel)
-        before = evaluation.EvaluateFlags(user(0), timeout=PATIENCE_S)
+        before = evaluation.EvaluateFlags(user(0), timeout=TIMEOUT_S)
         with hanging(postgres_pids(data_dir)):
             assert not before.stale
-            assert eventually(lambda: evaluation.EvaluateFlags(user(0), timeout=PATIENCE_S).stale)
-        assert eventually(lambda: not evaluation.EvaluateFlags(user(0), timeout=PATIENCE_S).stale)
+            assert eventually(lambda: evaluation.EvaluateFlags(user(0), timeout=TIMEOUT_S).stale)
+        assert eventually(lambda: not evaluation.EvaluateFlags(user(0), timeout=TIMEOUT_S).stale)
 
 
 def test_log_stays_one_json_document_a_line_when_libraries_log_too(gatekeeper: Gatekeeper) -> None:
@@ -75,6 +75,6 @@ def user(number: int) -> EvaluateFlagsRequest:
 
 def creates(admin: AdminServiceStub) -> bool:
     try:
-        return admin.CreateFlag(NEW_FLAG, timeout=PATIENCE_S).revision == 2
+        return admin.CreateFlag(NEW_FLAG, timeout=TIMEOUT_S).revision == 2
     except grpc.RpcError:
         return False

@@ -10,7 +10,7 @@ import grpc
 from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.support.processes import PATIENCE_S, Gatekeeper, eventually, kill_postmaster, serving
+from tests.support.processes import TIMEOUT_S, Gatekeeper, eventually, kill_postmaster, serving
 from tests.support.records import chained_entries, flag_revisions
 
 ROUNDS = 3
@@ -31,7 +31,7 @@ class Writer:
     def write(self, number: int) -> None:
         flag = Flag(key=f"{self._name}-{number}")
         try:
-            response = self._admin.CreateFlag(CreateFlagRequest(flag=flag), timeout=PATIENCE_S)
+            response = self._admin.CreateFlag(CreateFlagRequest(flag=flag), timeout=TIMEOUT_S)
         except grpc.RpcError as refused:
             self.refusals.append(refused.code())
         else:
@@ -52,7 +52,7 @@ def writing(gatekeeper: Gatekeeper, name: str) -> Iterator[list[Writer]]:
         finally:
             stopping.set()
             for thread in threads:
-                thread.join(PATIENCE_S)
+                thread.join(TIMEOUT_S)
 
 
 def write_until(stopping: threading.Event, writer: Writer) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gatekeeper.v1.admin_service_pb2 import DeleteFlagRequest, GetFlagRequest, ListFlagsRequest
-from tests.support.processes import PATIENCE_S, Gatekeeper, copied, serving
+from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, serving
 
 TOOLS = Path(sys.executable).parent  # buf is among them, grpcurl is not.
 
@@ -57,7 +57,7 @@ def pasted(lines: list[str], **variables: str) -> list[Any]:
     """What the JSON documents hold that a shell prints for these lines."""
     environment = {"PATH": f"{TOOLS}:{os.defpath}", "HOME": os.environ["HOME"], **variables}
     script = "\n".join(lines)
-    printed = subprocess.check_output(["sh", "-euc", script], env=environment, text=True, timeout=PATIENCE_S)
+    printed = subprocess.check_output(["sh", "-euc", script], env=environment, text=True, timeout=TIMEOUT_S)
     return [json.loads(document) for document in re.split(r"(?<=\})\n(?=\{)", printed)]
 
 

@@ -27,8 +27,8 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from tests.support.processes import (
     KEYS,
-    PATIENCE_S,
-    START_PATIENCE_S,
+    START_TIMEOUT_S,
+    TIMEOUT_S,
     Gatekeeper,
     copied,
     eventually,
@@ -84,7 +84,7 @@ def is_running(pid: int) -> bool:
 
 def page(gatekeeper: Gatekeeper, path: str) -> tuple[int, str]:
     try:
-        with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}{path}", timeout=PATIENCE_S) as response:
+        with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}{path}", timeout=TIMEOUT_S) as response:
             return response.status, response.read().decode()
     except HTTPError as refused:
         return refused.code, refused.read().decode()
@@ -161,7 +161,7 @@ def test_a_change_is_seen_on_every_connection_whichever_worker_answers(fleet: Ga
         revision = admin.UpdateFlag(change).revision
 
         def is_seen() -> bool:
-            answers = [EvaluationServiceStub(one).EvaluateFlags(ALICE, timeout=PATIENCE_S) for one in connections]
+            answers = [EvaluationServiceStub(one).EvaluateFlags(ALICE, timeout=TIMEOUT_S) for one in connections]
             return all(answer.revision >= revision and answer.flags["new_checkout"] for answer in answers)
 
         assert eventually(is_seen)
@@ -191,7 +191,7 @@ def test_health_answers_on_the_shared_port_and_on_the_supervisors_own(fleet: Gat
     assert eventually(lambda: is_complete(fleet))
     for port in (fleet.port, fleet.health_port):
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=PATIENCE_S)
+            answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=TIMEOUT_S)
         assert answer.status == HealthCheckResponse.SERVING
 
 
@@ -209,7 +209,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_a_retrying_client_sees_no_f
     with asking.all_the_time():
         os.kill(victim, number)
         assert eventually(lambda: not is_running(victim))
-        assert eventually(lambda: is_complete(fleet), timeout_s=START_PATIENCE_S)
+        assert eventually(lambda: is_complete(fleet), timeout_s=START_TIMEOUT_S)
 
     assert asking.failures == []
     assert restarts(fleet, cause) == before + 1
@@ -223,7 +223,7 @@ def test_a_roll_replaces_every_worker_and_no_call_fails(fleet: Gatekeeper, optio
     asking = Asking(fleet.port, options)
     with asking.all_the_time():
         fleet.process.send_signal(signal.SIGHUP)
-        assert eventually(lambda: not before & set(worker_pids(fleet)), timeout_s=2 * START_PATIENCE_S)
+        assert eventually(lambda: not before & set(worker_pids(fleet)), timeout_s=2 * START_TIMEOUT_S)
 
     assert asking.failures == []
     assert eventually(lambda: is_complete(fleet))
@@ -244,9 +244,9 @@ def test_sigterm_during_a_roll_ends_everything_in_time(data_dir: Path) -> None:
 def test_sigterm_drains_all_workers_and_leaves_nothing_behind(data_dir: Path) -> None:
     with serving(data_dir, **TWO, **in_time()) as gatekeeper, gatekeeper.channel() as channel:
         pids = worker_pids(gatekeeper)
-        EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=PATIENCE_S)
+        EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=TIMEOUT_S)
         with grpc.insecure_channel(f"127.0.0.1:{gatekeeper.health_port}") as health:
-            watch = HealthStub(health).Watch(HealthCheckRequest(), timeout=PATIENCE_S)
+            watch = HealthStub(health).Watch(HealthCheckRequest(), timeout=TIMEOUT_S)
             before = next(watch).status
             gatekeeper.process.terminate()
             after = next(watch).status

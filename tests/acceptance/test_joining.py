@@ -11,7 +11,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.support.processes import PATIENCE_S, Gatekeeper, copied, eventually, run, serving
+from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, eventually, run, serving
 
 
 @pytest.fixture(scope="module")
@@ -63,4 +63,4 @@ def test_db_url_without_a_running_database_says_how_to_start_one(tmp_path: Path)
 
 def alice_gets_it(evaluation: EvaluationServiceStub) -> bool:
     request = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
-    return evaluation.EvaluateFlags(request, timeout=PATIENCE_S).flags["new_checkout"]
+    return evaluation.EvaluateFlags(request, timeout=TIMEOUT_S).flags["new_checkout"]

@@ -24,7 +24,7 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
 from tests.conftest import Bearer
-from tests.support.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, run, serving
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, run, serving
 from tests.support.replication import Node, running_node
 
 PASSWORD = "a-long-password"
@@ -57,18 +57,18 @@ def settings(node: Node, **others: str) -> dict[str, str]:
 def admin_of(gatekeeper: Gatekeeper) -> Iterator[AdminServiceStub]:
     with gatekeeper.channel() as channel:
         login = LoginRequest(username="admin", password=PASSWORD)
-        issued = AuthServiceStub(channel).Login(login, timeout=PATIENCE_S)
+        issued = AuthServiceStub(channel).Login(login, timeout=TIMEOUT_S)
         yield AdminServiceStub(grpc.intercept_channel(channel, Bearer(issued.access_token)))
 
 
 def create(gatekeeper: Gatekeeper, key: str) -> int:
     with admin_of(gatekeeper) as admin:
-        return admin.CreateFlag(CreateFlagRequest(flag=Flag(key=key, enabled=True)), timeout=PATIENCE_S).revision
+        return admin.CreateFlag(CreateFlagRequest(flag=Flag(key=key, enabled=True)), timeout=TIMEOUT_S).revision
 
 
 def answer(gatekeeper: Gatekeeper) -> EvaluateFlagsResponse:
     with gatekeeper.channel() as channel:
-        return EvaluationServiceStub(channel).EvaluateFlags(EvaluateFlagsRequest(context=ANNA), timeout=PATIENCE_S)
+        return EvaluationServiceStub(channel).EvaluateFlags(EvaluateFlagsRequest(context=ANNA), timeout=TIMEOUT_S)
 
 
 def health(gatekeeper: Gatekeeper, service: str) -> str:
@@ -78,7 +78,7 @@ def health(gatekeeper: Gatekeeper, service: str) -> str:
 
 
 def readiness(gatekeeper: Gatekeeper) -> dict[str, Any]:
-    with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}/ready", timeout=PATIENCE_S) as response:
+    with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}/ready", timeout=TIMEOUT_S) as response:
         told: dict[str, Any] = json.load(response)
     return told
 

@@ -20,7 +20,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.support.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
 
 DRAIN_S = 2.0
 GRACE_S = 1.0
@@ -65,7 +65,7 @@ def waits_for_a_lock(dsn: str) -> bool:
 
 def is_refused(evaluation: EvaluationServiceStub) -> bool:
     try:
-        evaluation.EvaluateFlags(ALICE, timeout=PATIENCE_S)
+        evaluation.EvaluateFlags(ALICE, timeout=TIMEOUT_S)
     except grpc.RpcError as refused:
         # grpcio cancels the calls that arrive in the very moment of its shutdown.
         return refused.code() is grpc.StatusCode.UNAVAILABLE
@@ -77,29 +77,29 @@ def test_signal_is_announced_by_health_while_calls_are_still_served_and_ends_eve
     data_dir: Path, number: signal.Signals
 ) -> None:
     with serving(data_dir, GATEKEEPER_DRAIN_S=str(DRAIN_S)) as gatekeeper, gatekeeper.channel() as channel:
-        health = HealthStub(channel).Watch(HealthCheckRequest(), timeout=PATIENCE_S)
+        health = HealthStub(channel).Watch(HealthCheckRequest(), timeout=TIMEOUT_S)
         before = next(health).status
         gatekeeper.process.send_signal(number)
         after = next(health).status
-        still_served = EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=PATIENCE_S)
+        still_served = EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=TIMEOUT_S)
         health.cancel()
 
         assert (before, after) == (HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING)
         assert still_served.revision == 1
-        assert gatekeeper.ends_within(PATIENCE_S) == CLEAN
+        assert gatekeeper.ends_within(TIMEOUT_S) == CLEAN
         assert postgres_pids(data_dir) == []
 
 
 def test_call_in_flight_finishes_while_new_calls_are_unavailable(gatekeeper: Gatekeeper) -> None:
     with gatekeeper.admin() as admin, gatekeeper.channel() as other, head_locked(gatekeeper.dsn) as holder:
-        in_flight = admin.CreateFlag.future(CreateFlagRequest(flag=Flag(key="slow")), timeout=PATIENCE_S)
+        in_flight = admin.CreateFlag.future(CreateFlagRequest(flag=Flag(key="slow")), timeout=TIMEOUT_S)
         assert eventually(lambda: waits_for_a_lock(gatekeeper.dsn))
         gatekeeper.process.terminate()
         assert eventually(lambda: is_refused(EvaluationServiceStub(other)))
         holder.rollback()
 
         assert in_flight.result().revision == 2
-        assert gatekeeper.ends_within(PATIENCE_S) == CLEAN
+        assert gatekeeper.ends_within(TIMEOUT_S) == CLEAN
 
 
 def test_stream_that_never_ends_is_cut_off_when_the_grace_period_is_over(data_dir: Path) -> None:
@@ -122,7 +122,7 @@ def test_stream_that_never_ends_is_cut_off_when_the_grace_period_is_over(data_di
 def test_database_that_hangs_is_left_behind_when_the_grace_period_is_over(data_dir: Path) -> None:
     with serving(data_dir, GATEKEEPER_GRACE_S=str(GRACE_S)) as gatekeeper, gatekeeper.admin() as admin:
         with hanging(postgres_pids(data_dir)):
-            stuck = admin.CreateFlag.future(CreateFlagRequest(flag=Flag(key="stuck")), timeout=PATIENCE_S)
+            stuck = admin.CreateFlag.future(CreateFlagRequest(flag=Flag(key="stuck")), timeout=TIMEOUT_S)
             gatekeeper.process.terminate()
 
             assert gatekeeper.ends_within(GRACE_S + MARGIN_S) in FORCED

@@ -22,7 +22,7 @@ from gatekeeper.v1.flag_pb2 import Flag
 from tests.conftest import Bearer
 from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.proxy import ChaosProxy, Mode
-from tests.support.processes import KEYS, PATIENCE_S, Gatekeeper, eventually, start, stop
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, start, stop
 
 Process = subprocess.Popen[str]
 
@@ -69,12 +69,12 @@ class InstanceMetrics:
         """Ask for all flags."""
         return self.evaluation.EvaluateFlags(ALICE, timeout=EVALUATION_DEADLINE_S)
 
-    def write(self, *, within_s: float = PATIENCE_S) -> int:
+    def write(self, *, within_s: float = TIMEOUT_S) -> int:
         """Create a flag that nobody has created before; returns the revision."""
         request = CreateFlagRequest(flag=Flag(key=f"written-{next(_numbers)}"))
         return self.admin.CreateFlag(request, timeout=within_s).revision
 
-    def accepts_writes(self, *, within_s: float = PATIENCE_S) -> bool:
+    def accepts_writes(self, *, within_s: float = TIMEOUT_S) -> bool:
         """Write, and tell whether that was acknowledged."""
         try:
             return self.write(within_s=within_s) > 0

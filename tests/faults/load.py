@@ -16,7 +16,7 @@ from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest, UpdateFlagRequest
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.support.processes import PATIENCE_S
+from tests.support.processes import TIMEOUT_S
 
 # Enough to see a fault, little enough to leave the machine idle most of the time.
 EVALUATIONS_PER_S = 40
@@ -81,7 +81,7 @@ class Load:
         """Stop the clients and wait for their last answers."""
         self._stopping.set()
         for thread in self._threads:
-            thread.join(PATIENCE_S)
+            thread.join(TIMEOUT_S)
 
     def p99_s(self) -> float:
         """The latency that all answers but one in a hundred stayed below."""
@@ -127,13 +127,13 @@ class Editor:
 
     def start(self) -> None:
         """Create the flag and start to edit it."""
-        self._admin.CreateFlag(CreateFlagRequest(flag=Flag(key=self._key)), timeout=PATIENCE_S)
+        self._admin.CreateFlag(CreateFlagRequest(flag=Flag(key=self._key)), timeout=TIMEOUT_S)
         self._thread.start()
 
     def close(self) -> None:
         """Stop, and wait for the last answer."""
         self._stopping.set()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(TIMEOUT_S)
 
     def _edit(self) -> None:
         value = False
@@ -142,7 +142,7 @@ class Editor:
             flag = Flag(key=self._key, default_value=value)
             request = UpdateFlagRequest(flag=flag, update_mask=FieldMask(paths=["default_value"]))
             try:
-                self.acknowledged.add(self._admin.UpdateFlag(request, timeout=PATIENCE_S).revision)
+                self.acknowledged.add(self._admin.UpdateFlag(request, timeout=TIMEOUT_S).revision)
             except grpc.RpcError as error:
                 self.refused[error.code().name] += 1
             self.slowest_s = max(self.slowest_s, time.monotonic() - began)
@@ -169,7 +169,7 @@ class Writer:
     def close(self) -> None:
         """Stop, and wait for the last answer."""
         self._stopping.set()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(TIMEOUT_S)
 
     def _write(self) -> None:
         for number in count():
@@ -177,7 +177,7 @@ class Writer:
                 return
             flag = Flag(key=f"{self._name}-{number}")
             try:
-                revision = self._admin().CreateFlag(CreateFlagRequest(flag=flag), timeout=PATIENCE_S).revision
+                revision = self._admin().CreateFlag(CreateFlagRequest(flag=flag), timeout=TIMEOUT_S).revision
             except grpc.RpcError as error:
                 self.refused[error.code().name] += 1
             else:
@@ -211,7 +211,7 @@ def at_work(*clients: Client) -> Iterator[None]:
 def visible_after_s(write: Callable[[], int], reader: Evaluated) -> float:
     """Write through one instance; how long after the acknowledgement another one shows it."""
     revision, acknowledged_at = write(), time.monotonic()
-    deadline = acknowledged_at + PATIENCE_S
+    deadline = acknowledged_at + TIMEOUT_S
     while reader.evaluate().revision < revision:
         assert time.monotonic() < deadline, f"revision {revision} never came"
         time.sleep(_LOOK_EVERY_S)

@@ -13,7 +13,7 @@ from pathlib import Path
 from gatekeeper_grpc.embedded import EmbeddedPostgres, supervisor
 from tests.conftest import access_token
 from tests.faults.fleet import Route
-from tests.support.processes import PATIENCE_S
+from tests.support.processes import TIMEOUT_S
 
 _SIZE = "160m"
 _BALLAST_BYTES = 1 << 16
@@ -71,7 +71,7 @@ def small_disk(prepared: Path, folder: Path) -> Iterator[SmallDisk]:
         finally:
             assert process.stdin
             process.stdin.close()
-            process.wait(PATIENCE_S)
+            process.wait(TIMEOUT_S)
 
 
 def _serve(folder: Path) -> None:

@@ -18,7 +18,7 @@ from tests.faults.load import Editor, Load, at_work, visible_after_s
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
 from tests.faults.workload import Mix, Workload, recorded_steps
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "bucketing.json").read_text(encoding="utf-8"))
 
@@ -207,7 +207,7 @@ def slots_of_processes(postgres: Postgres, tmp_path: Path, *, weakness: str = ""
         ]
         for key in sorted({vector["flag_key"] for vector in GOLDEN["vectors"]}):
             flag = Flag(key=key, enabled=True, rollout_percentage=50)
-            revision = processes[0].admin.CreateFlag(CreateFlagRequest(flag=flag), timeout=PATIENCE_S).revision
+            revision = processes[0].admin.CreateFlag(CreateFlagRequest(flag=flag), timeout=TIMEOUT_S).revision
         assert eventually(lambda: all(process.shows(revision) for process in processes))
         return [slots(process) for process in processes]
 

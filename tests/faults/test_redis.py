@@ -16,7 +16,7 @@ from tests.faults.load import Editor, Load, at_work, visible_after_s
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import ChaosProxy, Mode, proxied
 from tests.faults.report import Report
-from tests.support.processes import PATIENCE_S
+from tests.support.processes import TIMEOUT_S
 from tests.support.valkey import Valkey, valkey
 
 WRITES = 100
@@ -61,7 +61,7 @@ def guesses_refused_for_being_many(instance: InstanceMetrics) -> int:
 
 def _guess(auth: AuthServiceStub) -> bool:
     with pytest.raises(grpc.RpcError) as refused:
-        auth.Login(LoginRequest(username="admin", password="a wrong guess"), timeout=PATIENCE_S)
+        auth.Login(LoginRequest(username="admin", password="a wrong guess"), timeout=TIMEOUT_S)
     return refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

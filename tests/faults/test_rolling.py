@@ -14,7 +14,7 @@ from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
 from tests.faults.retrying import RetryingClient
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 
 CALLS = 10_000
 CLIENTS = 8
@@ -39,7 +39,7 @@ def roll(instances: Fleet) -> Sequence[float]:
 def _replace(instances: Fleet, place: int) -> float:
     began = time.monotonic()
     instances[place].gatekeeper.process.terminate()
-    instances[place].gatekeeper.process.wait(PATIENCE_S)
+    instances[place].gatekeeper.process.wait(TIMEOUT_S)
     left_s = time.monotonic() - began
     instances.restart(place)
     return left_s

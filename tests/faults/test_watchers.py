@@ -20,7 +20,7 @@ from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
-from tests.support.processes import PATIENCE_S
+from tests.support.processes import TIMEOUT_S
 
 WATCHERS = 5_000
 ROUND_S = 3.0
@@ -116,7 +116,7 @@ def slowest_told_s(instance: InstanceMetrics) -> float:
     with watcher_that_does_not_read(instance), audience(instance, 100) as watching:
         for number in range(UNREAD):
             key = f"unread-{number}".ljust(MAX_KEY_CHARS, "-")
-            instance.admin.CreateFlag(CreateFlagRequest(flag=Flag(key=key)), timeout=PATIENCE_S)
+            instance.admin.CreateFlag(CreateFlagRequest(flag=Flag(key=key)), timeout=TIMEOUT_S)
         return max(told_after_s(instance, watching) for _ in range(CHANGES))
 
 

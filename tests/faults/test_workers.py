@@ -17,7 +17,7 @@ from tests.faults.postgres import Postgres
 from tests.faults.report import Report
 from tests.faults.retrying import OneTry
 from tests.faults.test_rolling import CALLS, retrying
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 
 WORKERS = 4
 FOUR = {"GATEKEEPER_WORKERS": str(WORKERS)}
@@ -105,7 +105,7 @@ def roll(workers: InstanceMetrics) -> None:
     before = set(pids(workers))
     workers.gatekeeper.process.send_signal(signal.SIGHUP)
     replaced = eventually(
-        lambda: not before & set(pids(workers)) and len(pids(workers)) == WORKERS, timeout_s=4 * PATIENCE_S
+        lambda: not before & set(pids(workers)) and len(pids(workers)) == WORKERS, timeout_s=4 * TIMEOUT_S
     )
     assert replaced
 

@@ -15,9 +15,9 @@ from typing import Any
 import psycopg
 import redis
 
-from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.cli.main import main
 from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS

@@ -22,7 +22,7 @@ from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.flag import ON, flag_from_document
 from tests.faults.fleet import Fleet, InstanceMetrics
 from tests.faults.history import Action, Evaluation, FlagState, Operation, Outcome, Read, Step, Write
-from tests.support.processes import PATIENCE_S
+from tests.support.processes import TIMEOUT_S
 
 FLAGS = 6
 _CALL_TIMEOUT_S = 2.0
@@ -244,7 +244,7 @@ _ENTRIES = """
 
 def recorded_steps(dsn: str) -> Sequence[Step]:
     """What the audit log says was done to flags, by whomever."""
-    with psycopg.connect(dsn, connect_timeout=int(PATIENCE_S)) as conn:
+    with psycopg.connect(dsn, connect_timeout=int(TIMEOUT_S)) as conn:
         return [_step(*entry) for entry in conn.execute(_ENTRIES)]
 
 

@@ -35,7 +35,7 @@ from gatekeeper_grpc.store.snapshots import loader as snapshots_module
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Node, Pair, running_pair
 
 BACK_WITHIN_S = 2.0
@@ -78,14 +78,14 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(TIMEOUT_S)
         self._channel.close()
 
     def _evaluate(self) -> None:
         request = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
         while not self._over.wait(0.005):
             try:
-                self._evaluation.EvaluateFlags(request, timeout=PATIENCE_S)
+                self._evaluation.EvaluateFlags(request, timeout=TIMEOUT_S)
                 self.evaluations += 1
             except grpc.RpcError as error:
                 self.failures.append(error)
@@ -94,7 +94,7 @@ class Client:
         """Create a flag; False when the database was not there for it."""
         request = CreateFlagRequest(flag=Flag(key=key))
         try:
-            self.created[key] = self._admin.CreateFlag(request, timeout=PATIENCE_S).revision
+            self.created[key] = self._admin.CreateFlag(request, timeout=TIMEOUT_S).revision
         except grpc.RpcError as error:
             if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ALREADY_EXISTS}:
                 return error.code() is grpc.StatusCode.ALREADY_EXISTS
@@ -120,7 +120,7 @@ def test_writes_are_back_soon_after_a_promotion_with_nothing_lost_and_no_evaluat
                 pair.fail_over()
                 took_s = [one.creates_within("after-one"), two.creates_within("after-two")]
                 revision = max(one.created["after-one"], two.created["after-two"])
-                assert all(server.cache.wait_for_revision(revision, timeout_s=PATIENCE_S) for server in servers)
+                assert all(server.cache.wait_for_revision(revision, timeout_s=TIMEOUT_S) for server in servers)
                 flags = [set(server.cache.current().flags) for server in servers]
 
     assert [client.failures for client in (one, two)] == [[], []]
@@ -164,10 +164,10 @@ def test_every_instance_reloads_in_one_new_epoch_and_says_what_a_standby_lacked_
             pair.catch_up()
             pair.standby.cut_off()
             assert all(client.create(f"lost-{number}") for number in range(3))
-            assert all(server.cache.wait_for_revision(5, timeout_s=PATIENCE_S) for server in servers)
+            assert all(server.cache.wait_for_revision(5, timeout_s=TIMEOUT_S) for server in servers)
             pair.primary.kill()
             pair.fail_over()
-            in_epoch = [server.cache.wait_for_revision(REVISIONS_PER_EPOCH, timeout_s=PATIENCE_S) for server in servers]
+            in_epoch = [server.cache.wait_for_revision(REVISIONS_PER_EPOCH, timeout_s=TIMEOUT_S) for server in servers]
             assert eventually(lambda: [log["event"] for log in logs].count("commits_lost") == len(servers))
             flags = [sorted(server.cache.current().flags) for server in servers]
 
@@ -199,8 +199,8 @@ def served_after_others_wrote_first(pair: Pair) -> Snapshot:
             store,
             [],
             report_loss=Epochs(ledger).report_loss,
-            poll_interval_s=PATIENCE_S,
-            reload_interval_s=PATIENCE_S,
+            poll_interval_s=TIMEOUT_S,
+            reload_interval_s=TIMEOUT_S,
         )
         refresher._refresh()
         return cache.current()
@@ -245,7 +245,7 @@ def test_a_primary_that_takes_writes_no_more_is_left_for_the_one_that_does() -> 
     with running_pair() as pair, closing(Database(pair.dsn)) as database:
         database.open()
 
-        assert moves_on_from_a_fenced_primary(database, pair, within_s=PATIENCE_S)
+        assert moves_on_from_a_fenced_primary(database, pair, within_s=TIMEOUT_S)
         assert pair.primary.run("SELECT revision FROM revision_head") == [(2,)]
 
 
@@ -310,7 +310,7 @@ def test_a_server_that_hangs_holds_up_a_new_connection_to_another_for_a_moment_o
 
 
 def test_twin_without_trying_others_beside_it_nothing_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers_module, "_HEAD_START_S", PATIENCE_S)
+    monkeypatch.setattr(servers_module, "_HEAD_START_S", TIMEOUT_S)
 
     with pytest.raises(Exception, match="did not answer in time"):
         connected_after_s(pair.standby, pair.primary)

@@ -16,7 +16,7 @@ from gatekeeper_grpc.store.postgres.database import Database, current_revision
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
 from gatekeeper_grpc.store.postgres.servers import Servers
 from tests.conftest import KEYS, settings_for_tests
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Node, Pair, running_node, running_pair
 
 HUNG_AFTER_S = 0.75
@@ -65,7 +65,7 @@ def hold(database: Database) -> None:
 def test_calls_on_a_database_that_hangs_fail_in_time_and_free_their_threads(node: Node, watched: Database) -> None:
     with ThreadPoolExecutor(CALLERS) as callers, node.hanging():
         calls = [callers.submit(outcome_of, lambda: revision(watched)) for _ in range(CALLERS)]
-        outcomes = [call.result(PATIENCE_S) for call in calls]
+        outcomes = [call.result(TIMEOUT_S) for call in calls]
 
     assert {outcome for outcome, _ in outcomes} == {"unavailable"}
     assert max(took_s for _, took_s in outcomes) < 1.0 + MARGIN_S
@@ -79,7 +79,7 @@ def test_twin_without_the_watch_they_wait_for_as_long_as_it_hangs(node: Node) ->
             call = callers.submit(outcome_of, lambda: revision(unwatched))
             time.sleep(1.0 + MARGIN_S)
             still_waits = not call.done()
-        assert call.result(PATIENCE_S)[0] == "answered"
+        assert call.result(TIMEOUT_S)[0] == "answered"
 
     assert still_waits
 
@@ -157,15 +157,15 @@ def test_who_keeps_a_connection_of_its_own_is_freed_as_well(node: Node, watched:
     def listen() -> None:
         with watched.dedicated() as conn:
             listening.set()
-            list(conn.notifies(timeout=PATIENCE_S))
+            list(conn.notifies(timeout=TIMEOUT_S))
             conn.execute("SELECT 1")
 
     listening = threading.Event()
     with ThreadPoolExecutor(1) as callers:
         call = callers.submit(outcome_of, listen)
-        assert listening.wait(PATIENCE_S)
+        assert listening.wait(TIMEOUT_S)
         with node.hanging():
-            outcome, _ = call.result(PATIENCE_S)
+            outcome, _ = call.result(TIMEOUT_S)
 
     assert outcome == "unavailable"
 
@@ -236,6 +236,6 @@ def test_a_commit_that_waits_for_a_standby_that_is_gone_is_given_up_in_time(*, w
             time.sleep(1.0 + MARGIN_S)
             freed = committing.done()
             pair.standby.start()
-            outcome, _ = committing.result(PATIENCE_S)
+            outcome, _ = committing.result(TIMEOUT_S)
 
     assert (freed, outcome) == ((True, "unavailable") if watched else (False, "answered"))

@@ -18,7 +18,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, I
 from gatekeeper_grpc.store.migrations import runner as migrate
 from gatekeeper_grpc.store.migrations.applied import MigrationState, compare
 from gatekeeper_grpc.store.migrations.runner import APPLICATION_NAME, Migrator, SchemaMismatch
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Node, running_node
 
 ONE = ("0001_one", "CREATE TABLE one (a int CONSTRAINT one_pkey PRIMARY KEY, b text);", "DROP TABLE one;")
@@ -355,7 +355,7 @@ def outcomes(dsn: str, folder: Path) -> list[list[int] | GatekeeperError]:
     barrier = Barrier(2)
 
     def start() -> list[int] | GatekeeperError:
-        barrier.wait(PATIENCE_S)
+        barrier.wait(TIMEOUT_S)
         try:
             return [migration.version for migration in Migrator(dsn, folder).up()]
         except GatekeeperError as error:
@@ -384,7 +384,7 @@ def test_twin_without_the_lock_two_runners_both_migrate(
     Migrator(dsn, folder).up(to=0)  # The table of migrations alone, so that they race for the migration.
     both_looked = Barrier(2)
     monkeypatch.setattr(Migrator, "_take_lock", lambda *_: None)
-    monkeypatch.setattr(migrate, "compare", lambda *known: (compare(*known), both_looked.wait(PATIENCE_S))[0])
+    monkeypatch.setattr(migrate, "compare", lambda *known: (compare(*known), both_looked.wait(TIMEOUT_S))[0])
 
     results = outcomes(dsn, folder)
 
@@ -431,4 +431,4 @@ def test_twin_without_lock_timeout_readers_queue_behind_a_migration(dsn: str, fo
             assert eventually(lambda: busy(dsn, "ALTER TABLE"))
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 query(make_conninfo(dsn, options="-c lock_timeout=300"), "SELECT * FROM one")
-        assert [migration.version for migration in waiting.result(PATIENCE_S)] == [2]
+        assert [migration.version for migration in waiting.result(TIMEOUT_S)] == [2]

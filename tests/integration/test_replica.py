@@ -20,7 +20,7 @@ from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.replica import ReplicaFirst
 from tests.conftest import KEYS, settings_for_tests
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Pair, running_pair
 
 HUNG_AFTER_S = 0.75
@@ -180,4 +180,4 @@ def test_an_instance_serves_what_the_replica_has_while_the_primary_is_away_and_c
 
         assert server.cache.unconfirmed_s() > unconfirmed_s
         house.pair.primary.start()
-        assert eventually(lambda: server.cache.unconfirmed_s() < unconfirmed_s, timeout_s=PATIENCE_S)
+        assert eventually(lambda: server.cache.unconfirmed_s() < unconfirmed_s, timeout_s=TIMEOUT_S)

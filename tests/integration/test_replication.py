@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Node, Pair, running_pair
 
 NEXT = "UPDATE revision_head SET revision = revision + 1"
@@ -66,4 +66,4 @@ def test_with_synchronous_replication_a_commit_waits_for_the_standby() -> None:
         assert eventually(lambda: pair.primary.run(WAITS_FOR_STANDBY) == [(1,)])
         pair.standby.start()
 
-        assert writing.result(timeout=PATIENCE_S) == []
+        assert writing.result(timeout=TIMEOUT_S) == []

@@ -17,7 +17,7 @@ from gatekeeper_grpc.store.postgres.database import Connection, Database, curren
 from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 from tests.conftest import KEYS
-from tests.support.processes import PATIENCE_S, eventually
+from tests.support.processes import TIMEOUT_S, eventually
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
 DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$"
@@ -115,7 +115,7 @@ def mutation_that_deadlocks_with(other: Connection, database: Database) -> Writt
         assert eventually(lambda: other.execute(_HOLDERS).fetchone() == (1,))
         other.execute("SELECT FROM revision_head FOR UPDATE")
         other.execute("COMMIT")
-        return mutating.result(PATIENCE_S)
+        return mutating.result(TIMEOUT_S)
 
 
 def flags_effect() -> Effect[None]:

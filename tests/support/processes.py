@@ -24,9 +24,9 @@ from tests.conftest import Bearer
 Found = TypeVar("Found")
 
 # For whatever must happen, on a machine that is busy with something else.
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 # For processes that start, several at a time.
-START_PATIENCE_S = 90.0
+START_TIMEOUT_S = 90.0
 # What an operator has to give every instance on a database of its own.
 KEYS = {
     "GATEKEEPER_JWT_KEYS": "test:0123456789abcdef0123456789abcdef",
@@ -62,13 +62,13 @@ class Output:
 
     def whole(self) -> str:
         """All of it, once the process has ended."""
-        self._thread.join(PATIENCE_S)
+        self._thread.join(TIMEOUT_S)
         return self.text()
 
     def first(self, find: Callable[[str], Found | None]) -> Found:
         """The first line that `find` makes something of; waits for it."""
         with self._grown:
-            self._grown.wait_for(lambda: self._ended or any(map(find, self._lines)), START_PATIENCE_S)
+            self._grown.wait_for(lambda: self._ended or any(map(find, self._lines)), START_TIMEOUT_S)
             found = next(filter(None, map(find, self._lines)), None)
         assert found is not None, f"waited in vain for a line among:\n{self.text()}"
         return found
@@ -119,7 +119,7 @@ class Gatekeeper:
         password = (self.data_dir / "admin_password").read_text().strip()
         with self.channel() as channel:
             issued = AuthServiceStub(channel).Login(
-                LoginRequest(username="admin", password=password), timeout=PATIENCE_S
+                LoginRequest(username="admin", password=password), timeout=TIMEOUT_S
             )
             yield AdminServiceStub(grpc.intercept_channel(channel, Bearer(issued.access_token)))
 
@@ -133,7 +133,7 @@ class Gatekeeper:
     def kill(self) -> None:
         """End it without any notice."""
         self.process.kill()
-        self.process.wait(PATIENCE_S)
+        self.process.wait(TIMEOUT_S)
 
     def resident_bytes(self) -> int:
         """Memory of the process that is in RAM."""
@@ -166,7 +166,7 @@ def stop(process: subprocess.Popen[str]) -> None:
     """End a process the polite way, and the other way when it does not listen."""
     process.terminate()
     try:
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
     finally:
         process.kill()
 
@@ -175,7 +175,7 @@ def run(*arguments: str, data_dir: Path, **settings: str) -> tuple[int, str, str
     """Run a `gatekeeper` command to its end; returns exit code, standard output and standard error."""
     with start(*arguments, data_dir=data_dir, **settings) as process:
         try:
-            printed, complaints = process.communicate(timeout=PATIENCE_S)
+            printed, complaints = process.communicate(timeout=TIMEOUT_S)
         finally:
             process.kill()
     return process.returncode, printed, complaints
@@ -187,7 +187,7 @@ def connect(port: int) -> grpc.Channel:
     return grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
 
 
-def eventually(condition: Callable[[], object], *, timeout_s: float = PATIENCE_S) -> bool:
+def eventually(condition: Callable[[], object], *, timeout_s: float = TIMEOUT_S) -> bool:
     """Wait until a condition holds; False when it did not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
