@@ -1,11 +1,90 @@
-"""What README says about settings is what the code says."""
+"""What the documents say about the repository is true: settings, links, paths and names."""
 
+import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from gatekeeper_grpc.config import settings_markdown
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"[\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|proto|sql|toml|yml)")
+# Made by a run or named as a pattern: in no checkout.
+NOT_TRACKED = re.compile(r"^\.(?:faults|venv|gatekeeper)/|NNNN")
+
+
+def tracked_files() -> list[str]:
+    return subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+
+
+def pages() -> list[str]:
+    return [name for name in tracked_files() if name.endswith(".md")]
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def paths_in(text: str) -> list[str]:
+    """Repository paths in backticks; a path may leave out its first folders."""
+    codes = CODE.findall(FENCE.sub("", text))
+    return [code for code in codes if PATH.fullmatch(code) and not NOT_TRACKED.search(code)]
+
+
+def is_in_repository(path: str) -> bool:
+    if path.endswith("/"):
+        return any(f"/{path}" in f"/{name}" for name in tracked_files())
+    return any(f"/{name}".endswith(f"/{path}") for name in tracked_files())
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def journey(name: str) -> list[str]:
+    section = (
+        ARCHITECTURE.read_text(encoding="utf-8").partition(f"## The journey of an {name}\n")[2].partition("\n## ")[0]
+    )
+    return re.findall(r"^\d+\. .+$", section, re.MULTILINE)
 
 
 def test_readme_lists_every_setting_as_the_code_defines_it() -> None:
     assert settings_markdown() in README.read_text(encoding="utf-8"), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_relative_link_leads_somewhere(page: str) -> None:
+    broken = []
+    for target, anchor in LINK.findall(FENCE.sub("", text_of(page))):
+        found = (ROOT / page).parent / target if target else ROOT / page
+        if not found.exists() or (anchor and anchor not in anchors_of(found)):
+            broken.append(f"{target}#{anchor}")
+
+    assert not broken
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_path_in_backticks_exists(page: str) -> None:
+    assert [path for path in paths_in(text_of(page)) if not is_in_repository(path)] == []
+
+
+@pytest.mark.parametrize("name", ["EvaluateFlags", "UpdateFlag"])
+def test_a_journey_is_ten_steps_that_begin_with_a_file(name: str) -> None:
+    steps = journey(name)
+
+    assert len(steps) == 10
+    assert [step for step in steps if not re.match(r"\d+\. `[\w/]+\.py`:", step)] == []
+
+
+def test_a_path_that_is_not_there_is_found() -> None:
+    assert [path for path in paths_in("see `store/no_such.py` and `wire/status.py`") if not is_in_repository(path)] == [
+        "store/no_such.py"
+    ]
