@@ -1,6 +1,6 @@
 """What evaluation takes and gives: the context, the reason, the detail."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -19,11 +19,19 @@ class Reason(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationContext:
-    """Whom flags are evaluated for. `user_id` None is an anonymous user: never targeted, never drawn.
+class Question:
+    """Which flags to evaluate (none: all), and at which revision or later (0: any)."""
 
-    `attributes` are those sent with the request; a snapshot knows the stored ones. `user` is the id in UTF-8, encoded
-    once for all flags.
+    flag_keys: Sequence[str]
+    min_revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationContext:
+    """The user and attributes to evaluate against. `user_id` None is an anonymous user: never targeted, never drawn.
+
+    `attributes` are those of the request; the snapshot has the stored ones. `user` is the id in UTF-8, encoded once for
+    all flags.
     """
 
     user_id: str | None

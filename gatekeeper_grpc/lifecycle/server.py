@@ -37,7 +37,6 @@ from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.liveness import ServingThreadProbe
 from gatekeeper_grpc.operations.metrics import InstanceMetrics
 from gatekeeper_grpc.periodic import Periodic
-from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
@@ -231,7 +230,7 @@ class GatekeeperServer:
         )
         server = new_server(self._pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
-        add_AdminServiceServicer_to_server(AdminServicer(self._admin_ports()), server)
+        add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         if settings.reflection:
@@ -239,25 +238,15 @@ class GatekeeperServer:
             reflection.enable_server_reflection(services, server)
         return server
 
-    def _admin_ports(self) -> AdminDependencies:
+    def _admin_servicer(self) -> AdminServicer:
         stores = self.stores
-        return AdminDependencies(
-            flags=stores.flags,
-            targets=stores.targets,
-            segments=stores.segments,
-            members=stores.members,
-            users=stores.users,
-            erasures=stores.erasures,
-            exports=stores.exports,
-            admin_users=stores.admin_users,
+        return AdminServicer(
+            stores,
+            refresher=self.feed.refresher,
             passwords=self._passwords,
             own_password=OwnPassword(stores.admin_users, self._passwords, self._login_guard, stores.logins),
-            auth_events=stores.logins,
-            client_keys=stores.client_keys,
-            live_client_keys=self._live_client_keys,
-            audit=stores.audit,
+            client_keys=self._live_client_keys,
             audit_signer=self._keys.audit,
-            cache=self.feed.refresher,
             page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )
 

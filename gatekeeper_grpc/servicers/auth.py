@@ -1,6 +1,6 @@
-"""AuthService: logging in, refreshing, logging out."""
+"""AuthService: login, refresh, logout."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
@@ -13,29 +13,13 @@ from gatekeeper.v1.auth_service_pb2 import (
     RefreshTokenResponse,
 )
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceServicer
-from gatekeeper_grpc.auth.sessions import IssuedTokens
+from gatekeeper_grpc.auth.sessions import IssuedTokens, Sessions
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.wire.flags import timestamp
 
 
-class Sessions(Protocol):
-    """What AuthService needs of the logic of logging in; every refusal is `Unauthenticated`, with one text."""
-
-    def log_in(self, username: str, password: str, *, peer: str) -> IssuedTokens:
-        """Exchange credentials for tokens."""
-        ...
-
-    def refresh(self, refresh_token: str, *, peer: str) -> IssuedTokens:
-        """Exchange a refresh token for new tokens, or revoke its family."""
-        ...
-
-    def log_out(self, refresh_token: str, *, peer: str) -> None:
-        """Revoke the family of a refresh token."""
-        ...
-
-
 class AuthServicer(AuthServiceServicer):
-    """Serves AuthService. Needs no caller; knows where a call came from, for the record."""
+    """Serves AuthService. Its RPCs need no caller; the address of the peer is recorded."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -58,13 +42,13 @@ class AuthServicer(AuthServiceServicer):
 
 
 def _check_given(field: str, text: str) -> None:
-    # What is too long or ill-formed is merely wrong, and must look like it.
+    # Only the empty text is INVALID_ARGUMENT: a text that is too long is a wrong credential like any other.
     if not text:
         raise InvalidArgument.of(field, "must not be empty")
 
 
 def _fields(issued: IssuedTokens) -> dict[str, Any]:
-    """Convert to the fields that both responses have."""
+    """Convert tokens to the fields of LoginResponse and RefreshTokenResponse."""
     return {
         "access_token": issued.access.text,
         "access_token_expire_time": timestamp(issued.access.expire_time),

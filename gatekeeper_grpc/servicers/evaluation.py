@@ -1,7 +1,6 @@
-"""EvaluationService: answers from the snapshot, never from the database; WatchFlags is in a module of its own."""
+"""EvaluationService: evaluates the snapshot in memory, never the database. WatchFlags is in `watch.py`."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import grpc
 
@@ -10,36 +9,19 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
-from gatekeeper_grpc.servicers.watch import Watchers, WatchRpcs
+from gatekeeper_grpc.servicers.watch import WatchRpcs
 from gatekeeper_grpc.wire.evaluation import (
     bulk_error_to_proto,
-    check_flag_keys,
-    check_min_revision,
     context_from_proto,
     detail_to_proto,
+    question_from_proto,
     split_header,
     split_results,
 )
 
 
-class Snapshots(Protocol):
-    """Where snapshots are read."""
-
-    def at_least(self, revision: int, *, asked_as: str = ...) -> Snapshot:
-        """Return a snapshot at `revision` or later, or raise; 0: the current one."""
-        ...
-
-    def is_stale(self) -> bool:
-        """Tell whether the current snapshot could not be confirmed in time."""
-        ...
-
-
 class EvaluationServicer(WatchRpcs):
-    """Evaluates flags for the users of other services, and tells these when to ask again."""
-
-    def __init__(self, snapshots: Snapshots, watchers: Watchers) -> None:
-        super().__init__(snapshots, watchers)
-        self._snapshots = snapshots
+    """Evaluates flags for the users of other services, and streams the keys of flags that changed."""
 
     def EvaluateFlags(
         self, request: pb.EvaluateFlagsRequest, context: grpc.ServicerContext
@@ -51,7 +33,7 @@ class EvaluationServicer(WatchRpcs):
             flags={plan.key: detail.value for plan, detail in zip(selection.plans, details, strict=True)},
             unknown_flag_keys=selection.unknown_flag_keys,
             revision=snapshot.revision,
-            stale=self._snapshots.is_stale(),
+            stale=self._cache.is_stale(),
         )
         if request.include_details:
             for plan, detail in zip(selection.plans, details, strict=True):
@@ -65,17 +47,16 @@ class EvaluationServicer(WatchRpcs):
         if first is None:
             return
         snapshot, selection = self._selected(first)
-        yield from split_header(selection, revision=snapshot.revision, stale=self._snapshots.is_stale())
+        yield from split_header(selection, revision=snapshot.revision, stale=self._cache.is_stale())
         yield from split_results(_results(snapshot, selection, first))
         for request in request_iterator:
             _check_same_question(first, request)
             yield from split_results(_results(snapshot, selection, request))
 
     def _selected(self, request: pb.EvaluateFlagsRequest | pb.BulkEvaluateFlagsRequest) -> tuple[Snapshot, Selection]:
-        check_flag_keys(request.flag_keys)
-        check_min_revision(request.min_revision)
-        snapshot = self._snapshots.at_least(request.min_revision)
-        return snapshot, snapshot.select(request.flag_keys)
+        question = question_from_proto(request)
+        snapshot = self._cache.at_least(question.min_revision)
+        return snapshot, snapshot.select(question.flag_keys)
 
 
 def _results(

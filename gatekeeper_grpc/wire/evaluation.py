@@ -9,7 +9,7 @@ from gatekeeper.v1 import evaluation_pb2
 from gatekeeper.v1 import evaluation_service_pb2 as service
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
+from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Question
 from gatekeeper_grpc.domain.limits import (
     MAX_ATTRIBUTES_BYTES,
     MAX_FLAG_KEYS,
@@ -23,12 +23,16 @@ from gatekeeper_grpc.wire.json import struct_from_proto
 
 _Item = TypeVar("_Item")
 
-# Messages of a bulk stream stay below 1 MiB, less a little for what frames them.
+# Messages of a bulk stream stay below 1 MiB, with 16 KiB left for framing.
 MAX_ANSWER_BYTES = (1 << 20) - (16 << 10)
 
 
 def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) -> EvaluationContext:
-    """Convert whom to evaluate for; `InvalidArgument` names the field below `field`."""
+    """Convert the user and the attributes to evaluate against.
+
+    Raises:
+        InvalidArgument: Names the field below `field`.
+    """
     check_user_id(f"{field}.user_id", message.user_id)
     if not message.HasField("attributes"):
         return EvaluationContext(user_id=message.user_id)
@@ -38,7 +42,11 @@ def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) ->
 
 
 def attributes_from_proto(field: str, message: Struct) -> dict[str, JsonValue]:
-    """Convert attributes to JSON values: at most 16 KiB as a message, 5 levels of objects and lists, finite numbers."""
+    """Convert attributes to JSON values.
+
+    Raises:
+        InvalidArgument: Over 16 KiB as a message, over 5 levels of objects and lists, or a number that is not finite.
+    """
     if message.ByteSize() > MAX_ATTRIBUTES_BYTES:
         raise InvalidArgument.of(
             field, f"must be at most {MAX_ATTRIBUTES_BYTES // 1024} KiB, not {message.ByteSize()} bytes"
@@ -47,21 +55,31 @@ def attributes_from_proto(field: str, message: Struct) -> dict[str, JsonValue]:
 
 
 def check_flag_keys(flag_keys: Sequence[str]) -> None:
-    """Check the flags that an evaluation request names: at most 1,000 keys, well-formed, none twice."""
+    """Check the flags that an evaluation request names.
+
+    Raises:
+        InvalidArgument: Over 1,000 keys, or one is malformed or repeated.
+    """
     check_count("flag_keys", flag_keys, at_most=MAX_FLAG_KEYS)
     for position, key in enumerate(flag_keys):
         check_key(f"flag_keys[{position}]", key)
     check_distinct("flag_keys", flag_keys)
 
 
-def check_min_revision(min_revision: int) -> None:
-    """Check a revision that an evaluation request insists on."""
-    if min_revision < 0:
-        raise InvalidArgument.of("min_revision", "must be a revision, or 0 for any")
+def question_from_proto(request: service.EvaluateFlagsRequest | service.BulkEvaluateFlagsRequest) -> Question:
+    """Convert which flags to evaluate, and at which revision.
+
+    Raises:
+        InvalidArgument: As `check_flag_keys`, or `min_revision` is negative.
+    """
+    check_flag_keys(request.flag_keys)
+    if request.min_revision < 0:
+        raise InvalidArgument.of("min_revision", "must be 1 or more, or 0 for any revision")
+    return Question(flag_keys=request.flag_keys, min_revision=request.min_revision)
 
 
 def detail_to_proto(detail: EvaluationDetail) -> evaluation_pb2.EvaluationDetail:
-    """Convert an answer with its reason."""
+    """Convert the result of one flag with its reason."""
     return evaluation_pb2.EvaluationDetail(
         value=detail.value,
         variant=detail.variant,
@@ -72,7 +90,7 @@ def detail_to_proto(detail: EvaluationDetail) -> evaluation_pb2.EvaluationDetail
 
 
 def split_header(selection: Selection, *, revision: int, stale: bool) -> Iterator[service.BulkEvaluateFlagsResponse]:
-    """Convert what holds for a whole bulk stream; flag keys that do not fit below 1 MiB go on in further headers."""
+    """Convert what holds for a whole bulk stream; flag keys that do not fit below 1 MiB continue in further headers."""
     unknown: Sequence[str] = selection.unknown_flag_keys
     for flag_keys in _portions((plan.key for plan in selection.plans), _framed_length):
         header = service.BulkEvaluationHeader(

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from gatekeeper_grpc.domain.caller import current_caller
@@ -13,8 +13,9 @@ _UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 class MutationRequest(Protocol):
-    """What every mutation's request message has."""
+    """What the request message of every mutation has."""
 
+    DESCRIPTOR: Any
     change_reason: str
     validate_only: bool
     request_id: str
@@ -23,11 +24,17 @@ class MutationRequest(Protocol):
         ...
 
 
-def intent_from_proto(request: MutationRequest, *, action: str) -> Intent:
-    """Convert what a mutation's request says beside its content, on behalf of the current caller."""
+def intent_from_proto(request: MutationRequest) -> Intent:
+    """Convert the fields that all mutations share, for the current caller.
+
+    The audit log names the action by the message: `UpdateFlagRequest` is "UpdateFlag".
+
+    Raises:
+        InvalidArgument: `request_id` is not a UUID.
+    """
     return Intent(
         caller=current_caller(),
-        action=action,
+        action=request.DESCRIPTOR.name.removesuffix("Request"),
         change_reason=request.change_reason,
         validate_only=request.validate_only,
         request_id=_request_id(request.request_id),
@@ -40,7 +47,7 @@ def intent_from_proto(request: MutationRequest, *, action: str) -> Intent:
 def _request_id(text: str) -> UUID | None:
     if not text:
         return None
-    # Not left to `UUID`, which takes blanks, underscores and any script's digits: a mistyped id would become another.
+    # `UUID` alone accepts blanks, underscores and the digits of any script: a mistyped id would become another one.
     if not _UUID.fullmatch(text):
         raise InvalidArgument.of("request_id", "must be a UUID, such as 6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52")
     return UUID(text)

@@ -18,18 +18,22 @@ _TYPES: Mapping[ChangeType, pb.FlagChangeType.ValueType] = MappingProxyType(
 
 
 def check_watch_request(request: pb.WatchFlagsRequest) -> None:
-    """Check what a watcher asks for."""
+    """Check a watch request.
+
+    Raises:
+        InvalidArgument: As `check_flag_keys`, or `from_revision` is negative.
+    """
     if request.from_revision < 0:
-        raise InvalidArgument.of("from_revision", "must be a revision, or 0 for now")
+        raise InvalidArgument.of("from_revision", "must be 1 or more, or 0 for the current revision")
     check_flag_keys(request.flag_keys)
 
 
 def watch_message(revision: int, changes: Mapping[str, ChangeType] | None) -> bytes:
-    """Make the message, serialised, that tells of changes up to a revision; None: that nobody knows them any more.
+    """Serialise the message with the changes up to a revision; None: they are no longer known, so it says `reset`.
 
-    Bytes, because thousands of watchers get the same.
+    Bytes, because thousands of watchers receive the same message.
     """
     if changes is None:
         return pb.WatchFlagsResponse(revision=revision, reset=True).SerializeToString()
-    told = [pb.FlagChange(flag_key=key, type=_TYPES[change]) for key, change in changes.items()]
-    return pb.WatchFlagsResponse(revision=revision, changes=told).SerializeToString()
+    sent = [pb.FlagChange(flag_key=key, type=_TYPES[change]) for key, change in changes.items()]
+    return pb.WatchFlagsResponse(revision=revision, changes=sent).SerializeToString()

@@ -1,11 +1,15 @@
 """What holds for every mutation alike: one revision and one record each, rehearsals, reasons, etags."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.store import admin_users, flags, segments, users
 from tests.support.clients import (
     SERVICE,
@@ -95,6 +99,47 @@ def test_a_mutation_answers_where_the_audit_log_stands_after_it(
     response = mutation.ask(installation, key)
 
     assert response.audit_anchor == installation.audit_anchor()
+
+
+@EACH_MUTATION
+def test_every_mutation_answers_with_revision_and_anchor(mutation: Mutation) -> None:
+    answered = SERVICE.methods_by_name[mutation.rpc].output_type.fields_by_name
+
+    assert {"revision", "audit_anchor"} <= set(answered)
+
+
+@pytest.fixture
+def late_publishing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that does not wait for the snapshot is sent before it is there."""
+    publish = SnapshotCache.publish
+
+    def late(cache: SnapshotCache, snapshot: Snapshot, **how: Any) -> bool:
+        time.sleep(0.1)
+        return publish(cache, snapshot, **how)
+
+    monkeypatch.setattr(SnapshotCache, "publish", late)
+
+
+@EACH_MUTATION
+@pytest.mark.usefixtures("late_publishing")
+def test_a_mutation_is_visible_when_it_is_answered(installation: Installation, key: str, mutation: Mutation) -> None:
+    response = mutation.ask(installation, key)
+
+    assert installation.server.cache.current().revision >= response.revision
+
+
+@pytest.mark.usefixtures("late_publishing")
+def test_without_the_refresh_a_mutation_is_answered_too_early(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+    mutation = MUTATIONS["UpdateFlag"]
+    key = mutation.make(installation)
+    monkeypatch.setattr(Refresher, "refresh_after_write", lambda _refresher, _revision: None)
+
+    response = mutation.ask(installation, key)
+
+    assert installation.server.cache.current().revision < response.revision
 
 
 @EACH_MUTATION

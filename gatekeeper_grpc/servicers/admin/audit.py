@@ -1,13 +1,12 @@
-"""The audit RPCs of AdminService: convert, act, convert."""
+"""AdminService: the audit log."""
 
 from collections.abc import Iterator
 
 import grpc
 
 from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.errors import FailedPrecondition
-from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
+from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.audit import (
     anchor_from_proto,
     audit_filter_from_proto,
@@ -18,34 +17,32 @@ from gatekeeper_grpc.wire.audit import (
 from gatekeeper_grpc.wire.paging import page_size
 
 
-class AuditRpcs(AdminServiceServicer):
+class AuditRpcs(AdminRpcs):
     """ListAuditEntries, VerifyAuditLog, GetAuditCheckpoint."""
-
-    ports: AdminDependencies
 
     def ListAuditEntries(
         self, request: pb.ListAuditEntriesRequest, context: grpc.ServicerContext
     ) -> pb.ListAuditEntriesResponse:
-        cursor = self.ports.page_tokens.cursor(request)
-        page = self.ports.audit.list(audit_filter_from_proto(request, cursor=cursor, limit=page_size(request)))
+        cursor = self.page_tokens.cursor(request)
+        page = self.stores.audit.list(audit_filter_from_proto(request, cursor=cursor, limit=page_size(request)))
         response = pb.ListAuditEntriesResponse(audit_entries=map(entry_to_proto, page.entries))
         if page.has_more:
-            response.next_page_token = self.ports.page_tokens.token(request, str(page.entries[-1].entry.seq))
+            response.next_page_token = self.page_tokens.token(request, str(page.entries[-1].entry.seq))
         return response
 
     def VerifyAuditLog(
         self, request: pb.VerifyAuditLogRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.VerifyAuditLogResponse]:
-        for report in self.ports.audit.verify(anchor_from_proto(request)):
+        for report in self.stores.audit.verify(anchor_from_proto(request)):
             yield verification_to_proto(report)
 
     def GetAuditCheckpoint(
         self, request: pb.GetAuditCheckpointRequest, context: grpc.ServicerContext
     ) -> pb.GetAuditCheckpointResponse:
-        if self.ports.audit_signer is None:
+        if self.audit_signer is None:
             raise FailedPrecondition(
                 "this server has no key to sign checkpoints with: set GATEKEEPER_AUDIT_SIGNING_KEY",
                 reason="AUDIT_SIGNING_KEY_MISSING",
             )
-        checkpoint = self.ports.audit_signer.sign(self.ports.audit.head())
+        checkpoint = self.audit_signer.sign(self.stores.audit.head())
         return pb.GetAuditCheckpointResponse(checkpoint=checkpoint_to_proto(checkpoint))

@@ -1,12 +1,12 @@
-"""What the RPCs that take a stream share: each message is a mutation of its own, and one answer adds them up."""
+"""The RPCs that take a stream: each message is a mutation, and one response adds up what they did."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.mutation import Written
-from gatekeeper_grpc.servicers.admin.ports import Cache
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 
 Request = TypeVar("Request")
@@ -18,19 +18,20 @@ def apply_messages(
     apply: Callable[[Request, Response], Written[Any]],
     response: Response,
     *,
-    cache: Cache,
+    refresher: Refresher,
     current_revision: Callable[[], int],
 ) -> Response:
     """Apply messages in order until one fails, and refresh once, at the end; those before a failure stay applied.
 
     Args:
-        messages: Each one mutation.
-        apply: Applies a message and adds what it did to the response.
-        response: Empty; the answer, when all is done.
-        cache: Made to serve what was applied, however the stream ends.
-        current_revision: Reads the revision that a stream without messages answers.
+        messages: Each is one mutation.
+        apply: Applies a message, and adds what it did to the response.
+        response: Empty at first; returned when every message is applied.
+        refresher: Refreshes this instance once, however the stream ends.
+        current_revision: Reads the revision to return for a stream without messages.
 
-    Errors: what `apply` raises, with `applied_messages` and `applied_revision` in the metadata.
+    Raises:
+        GatekeeperError: What `apply` raised, with `applied_messages` and `applied_revision` in its metadata.
     """
     try:
         for message in messages:
@@ -39,7 +40,7 @@ def apply_messages(
         exc.add_metadata(applied_messages=response.applied_messages, applied_revision=response.revision)
         raise
     finally:
-        cache.refresh_after_write(response.revision)
+        refresher.refresh_after_write(response.revision)
     if not response.applied_messages:
         response.revision = current_revision()
     return response
@@ -47,7 +48,7 @@ def apply_messages(
 
 def _add(written: Written[Any], response: pb.ImportTargetsResponse | pb.AddSegmentMembersResponse) -> None:
     response.applied_messages += 1
-    # A retried message answers with the revision that it made then, which may be older than what came before it here.
+    # A retried message has the revision of its first try, which may be older than the message before it.
     if written.revision > response.revision:
         response.revision = written.revision
         anchor = anchor_to_proto(written.anchor)

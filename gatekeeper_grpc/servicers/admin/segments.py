@@ -1,16 +1,14 @@
-"""The segment RPCs of AdminService: convert, act, refresh, convert."""
+"""AdminService: segments."""
 
 from collections.abc import Iterator
 
 import grpc
 
 from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_grpc.domain.limits import check_key
 from gatekeeper_grpc.domain.mutation import Written
 from gatekeeper_grpc.servicers.admin.message_streams import apply_messages
-from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
-from gatekeeper_grpc.wire.audit import anchor_to_proto
+from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.intents import intent_from_proto
 from gatekeeper_grpc.wire.paging import read_limit
 from gatekeeper_grpc.wire.segments import (
@@ -23,34 +21,28 @@ from gatekeeper_grpc.wire.segments import (
 )
 
 
-class SegmentRpcs(AdminServiceServicer):
+class SegmentRpcs(AdminRpcs):
     """CreateSegment, GetSegment, ListSegments, UpdateSegment, DeleteSegment, and the RPCs of their members."""
-
-    ports: AdminDependencies
 
     def CreateSegment(
         self, request: pb.CreateSegmentRequest, context: grpc.ServicerContext
     ) -> pb.CreateSegmentResponse:
         config = segment_config_from_proto(request)
-        written = self.ports.segments.create(config, intent_from_proto(request, action="CreateSegment"))
-        self.ports.cache.refresh_after_write(written.revision)
+        written = self.stores.segments.create(config, intent_from_proto(request))
         return pb.CreateSegmentResponse(
             segment=segment_to_proto(written.result),
-            revision=written.revision,
-            audit_anchor=anchor_to_proto(written.anchor),
+            **self._refresh_after(written),
         )
 
     def GetSegment(self, request: pb.GetSegmentRequest, context: grpc.ServicerContext) -> pb.GetSegmentResponse:
         check_key("key", request.key)
-        read = self.ports.segments.get(request.key)
+        read = self.stores.segments.get(request.key)
         return pb.GetSegmentResponse(segment=segment_to_proto(read.result), revision=read.revision)
 
     def ListSegments(self, request: pb.ListSegmentsRequest, context: grpc.ServicerContext) -> pb.ListSegmentsResponse:
-        after = self.ports.page_tokens.cursor(request)
-        read = self.ports.segments.list(segment_filter_from_proto(request, after=after, limit=read_limit(request)))
-        segments, next_page_token = self.ports.page_tokens.page(
-            request, read.result, lambda counted: counted.segment.key
-        )
+        after = self.page_tokens.cursor(request)
+        read = self.stores.segments.list(segment_filter_from_proto(request, after=after, limit=read_limit(request)))
+        segments, next_page_token = self.page_tokens.page(request, read.result, lambda counted: counted.segment.key)
         return pb.ListSegmentsResponse(
             segments=map(segment_to_proto, segments), next_page_token=next_page_token, revision=read.revision
         )
@@ -59,22 +51,21 @@ class SegmentRpcs(AdminServiceServicer):
         self, request: pb.UpdateSegmentRequest, context: grpc.ServicerContext
     ) -> pb.UpdateSegmentResponse:
         update = segment_update_from_proto(request)
-        written = self.ports.segments.update(update, intent_from_proto(request, action="UpdateSegment"))
-        self.ports.cache.refresh_after_write(written.revision)
+        written = self.stores.segments.update(update, intent_from_proto(request))
         return pb.UpdateSegmentResponse(
             segment=segment_to_proto(written.result),
-            revision=written.revision,
-            audit_anchor=anchor_to_proto(written.anchor),
+            **self._refresh_after(written),
         )
 
     def DeleteSegment(
         self, request: pb.DeleteSegmentRequest, context: grpc.ServicerContext
     ) -> pb.DeleteSegmentResponse:
         check_key("key", request.key)
-        intent = intent_from_proto(request, action="DeleteSegment")
-        written = self.ports.segments.delete(request.key, request.etag, intent)
-        self.ports.cache.refresh_after_write(written.revision)
-        return pb.DeleteSegmentResponse(revision=written.revision, audit_anchor=anchor_to_proto(written.anchor))
+        intent = intent_from_proto(request)
+        written = self.stores.segments.delete(request.key, request.etag, intent)
+        return pb.DeleteSegmentResponse(
+            **self._refresh_after(written),
+        )
 
     def AddSegmentMembers(
         self, request_iterator: Iterator[pb.AddSegmentMembersRequest], context: grpc.ServicerContext
@@ -83,8 +74,8 @@ class SegmentRpcs(AdminServiceServicer):
             request_iterator,
             self._add_members,
             pb.AddSegmentMembersResponse(),
-            cache=self.ports.cache,
-            current_revision=self.ports.members.revision,
+            refresher=self.refresher,
+            current_revision=self.stores.members.revision,
         )
 
     def _add_members(
@@ -92,7 +83,7 @@ class SegmentRpcs(AdminServiceServicer):
     ) -> Written[int]:
         """Apply one message and add what it did to `response`."""
         edit = members_from_proto(request)
-        written = self.ports.members.add(edit, intent_from_proto(request, action="AddSegmentMembers"))
+        written = self.stores.members.add(edit, intent_from_proto(request))
         response.added_count += written.result
         return written
 
@@ -100,17 +91,14 @@ class SegmentRpcs(AdminServiceServicer):
         self, request: pb.RemoveSegmentMembersRequest, context: grpc.ServicerContext
     ) -> pb.RemoveSegmentMembersResponse:
         edit = members_removal_from_proto(request)
-        written = self.ports.members.remove(edit, intent_from_proto(request, action="RemoveSegmentMembers"))
-        self.ports.cache.refresh_after_write(written.revision)
-        return pb.RemoveSegmentMembersResponse(
-            revision=written.revision, removed_count=written.result, audit_anchor=anchor_to_proto(written.anchor)
-        )
+        written = self.stores.members.remove(edit, intent_from_proto(request))
+        return pb.RemoveSegmentMembersResponse(removed_count=written.result, **self._refresh_after(written))
 
     def ListSegmentMembers(
         self, request: pb.ListSegmentMembersRequest, context: grpc.ServicerContext
     ) -> pb.ListSegmentMembersResponse:
         check_key("segment_key", request.segment_key)
-        after = self.ports.page_tokens.cursor(request)
-        read = self.ports.members.list(request.segment_key, after=after, limit=read_limit(request))
-        user_ids, next_page_token = self.ports.page_tokens.page(request, read.result, str)
+        after = self.page_tokens.cursor(request)
+        read = self.stores.members.list(request.segment_key, after=after, limit=read_limit(request))
+        user_ids, next_page_token = self.page_tokens.page(request, read.result, str)
         return pb.ListSegmentMembersResponse(user_ids=user_ids, next_page_token=next_page_token, revision=read.revision)

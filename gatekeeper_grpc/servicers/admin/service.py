@@ -5,7 +5,6 @@ from gatekeeper_grpc.servicers.admin.audit import AuditRpcs
 from gatekeeper_grpc.servicers.admin.client_keys import ClientKeyRpcs
 from gatekeeper_grpc.servicers.admin.erasure import ErasureRpcs
 from gatekeeper_grpc.servicers.admin.flags import FlagRpcs
-from gatekeeper_grpc.servicers.admin.ports import AdminDependencies
 from gatekeeper_grpc.servicers.admin.segments import SegmentRpcs
 from gatekeeper_grpc.servicers.admin.targets import TargetRpcs
 from gatekeeper_grpc.servicers.admin.users import UserRpcs
@@ -13,6 +12,3 @@ from gatekeeper_grpc.servicers.admin.users import UserRpcs
 
 class AdminServicer(FlagRpcs, TargetRpcs, SegmentRpcs, AuditRpcs, UserRpcs, AdminUserRpcs, ClientKeyRpcs, ErasureRpcs):
     """All RPCs of AdminService."""
-
-    def __init__(self, ports: AdminDependencies) -> None:
-        self.ports = ports

@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext as ContextMessage
 from gatekeeper.v1.evaluation_pb2 import Reason as ReasonMessage
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluationResult
+from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluationResult, EvaluateFlagsRequest
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.evaluator import compile_flag
@@ -20,9 +20,9 @@ from gatekeeper_grpc.wire.evaluation import (
     attributes_from_proto,
     bulk_error_to_proto,
     check_flag_keys,
-    check_min_revision,
     context_from_proto,
     detail_to_proto,
+    question_from_proto,
     split_header,
     split_results,
 )
@@ -143,8 +143,8 @@ def test_1000_flag_keys_are_accepted() -> None:
 
 
 def test_a_negative_revision_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="min_revision must be a revision, or 0 for any"):
-        check_min_revision(-1)
+    with pytest.raises(InvalidArgument, match="min_revision must be 1 or more, or 0 for any revision"):
+        question_from_proto(EvaluateFlagsRequest(min_revision=-1))
 
 
 @pytest.mark.parametrize("reason", Reason)
