@@ -20,7 +20,7 @@ def intent(request: DeleteFlagRequest) -> Intent:
 
     def convert() -> Intent:
         set_current_caller(CALLER)
-        return intent_from_proto(request, action="DeleteFlag")
+        return intent_from_proto(request)
 
     return copy_context().run(convert)
 
@@ -45,7 +45,7 @@ def test_an_intent_says_who_what_and_why() -> None:
 
 def test_without_a_caller_there_is_no_intent() -> None:
     with pytest.raises(Unauthenticated):
-        copy_context().run(intent_from_proto, DeleteFlagRequest(), action="DeleteFlag")
+        copy_context().run(intent_from_proto, DeleteFlagRequest())
 
 
 def test_without_a_request_id_a_request_has_no_fingerprint() -> None:
