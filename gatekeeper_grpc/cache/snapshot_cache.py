@@ -141,6 +141,11 @@ class SnapshotCache:
         self.request_refresh()
         return self._wait(condition, time.monotonic() + timeout_s)
 
+    def wake_waiters(self) -> None:
+        """Let waiting calls check their conditions again: those of a start-up depend on more than this cache."""
+        with self._changed:
+            self._changed.notify_all()
+
     def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
         with self._changed:
             return self._changed.wait_for(condition, max(0.0, deadline - time.monotonic()))

@@ -27,10 +27,9 @@ from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
-from gatekeeper_grpc.lifecycle.first_snapshot import FOR_EMBEDDED, FOR_OTHERS, FirstSnapshot
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
-from gatekeeper_grpc.lifecycle.open_database import DatabaseConnector
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
+from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
@@ -106,14 +105,14 @@ class GatekeeperServer:
         )
         self.stores = Stores(self.database, self.mutations, sealer=keys.data, recorder=erasure_ledger(settings, keys))
         self.feed = SnapshotSources(settings, self.cache, self.database, self.mutations, bus=bus, keys=keys)
-        self._opening = DatabaseConnector(prepare, self._open_database)
-        self.first_snapshot = FirstSnapshot(
+        self.startup = Startup(
             self.cache,
-            self._opening,
             self.feed.storages,
             sealer=keys.data,
+            prepare=prepare,
+            open_database=self._open_database,
+            timeouts=EMBEDDED_TIMEOUTS if settings.is_embedded else DEFAULT_TIMEOUTS,
             expect=self.feed.refresher.expect,
-            patience=FOR_EMBEDDED if settings.is_embedded else FOR_OTHERS,
         )
         self._passwords = Passwords(cost=settings.bcrypt_cost)
         self._login_guard = LoginGuard()
@@ -127,7 +126,7 @@ class GatekeeperServer:
             pools=self._pools,
             watchers=self.watchers,
             audit=self.audit_watch,
-            start_reasons=self.first_snapshot.reasons,
+            start_reasons=self.startup.reasons,
             writers=self.feed.writers,
         )
         self._health = HealthReporter(self._instance)
@@ -148,8 +147,8 @@ class GatekeeperServer:
         what `prepare` raises, when the database is unfit, or away with nothing kept.
         """
         try:
-            self._opening.start()
-            self.first_snapshot.wait()
+            self.startup.start()
+            self.startup.wait()
             # Only now: a port that is bound takes calls, and workers share one.
             self.port = bind(self._server, self._settings.listen)
             self.health_port = self._health_server.bind(self._settings.health_listen) if self._health_server else 0
@@ -186,17 +185,18 @@ class GatekeeperServer:
         self.watchers.close()
         self._serving_thread.close()
         self._end_calls(by=time.monotonic() + self._settings.grace_s)
-        self._opening.close()
-        self.audit_watch.close()
         self._close()
         _log.info("stopped")
 
     def _close(self) -> None:
         """End everything that runs, in the order in which it depends on each other."""
+        is_open = self.startup.state is State.OPEN
+        self.startup.close()
+        if is_open:
+            self.audit_watch.close()
         self._pools.close()
         if self._health_server:
             self._health_server.stop()
-        self._opening.close()
         for chore in self._chores:
             chore.close()
         self.feed.close()

@@ -173,7 +173,7 @@ def test_without_database_and_file_a_start_finds_the_snapshot_in_redis(
     alone = starting_alone({"REDIS_URL": redis.url}, dsn)
     alone.start()
     try:
-        kept = alone.first_snapshot.last_known_good
+        kept = alone.startup.last_known_good
         with connect(alone) as channel:
             answer = EvaluationServiceStub(channel).EvaluateFlags(ANNA, timeout=TIMEOUT_S)
     finally:
@@ -198,7 +198,7 @@ def test_a_start_takes_the_newer_one_of_file_and_redis(
     alone = starting_alone({"REDIS_URL": redis.url, "snapshot_file": file}, dsn)
     alone.start()
     try:
-        kept = alone.first_snapshot.last_known_good
+        kept = alone.startup.last_known_good
     finally:
         alone.stop()
 

@@ -18,7 +18,7 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.lifecycle import first_snapshot
+from gatekeeper_grpc.lifecycle import startup
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION
 from gatekeeper_grpc.transport.admission import PoolName
@@ -81,7 +81,7 @@ def test_losing_the_database_stops_admin_and_auth_alone_until_it_is_back(
 def test_an_instance_started_without_a_database_serves_nothing_and_recovers_by_itself(
     start_server: StartServer, dsn: str, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(first_snapshot, "_FIRST_SNAPSHOT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(startup, "_FIRST_SNAPSHOT_TIMEOUT_S", 0.05)
     with outage(postgres, dsn):
         server = start_server(refresh_interval_s=0.05)
         assert health(server) == NOT_SERVING
