@@ -196,8 +196,8 @@ class SignatureVerifier:
         return SignedCall(key=key, content_sha256=sent.content_sha256)
 
 
-class SignatureGate:
-    """Decides which calls must be signed, and lets those pass whose signature is good.
+class SignatureAuthenticator:
+    """Authenticates calls by their signature, and refuses unsigned ones where a signature is required.
 
     Args:
         verifier: Verifies signatures.
@@ -211,8 +211,10 @@ class SignatureGate:
         self._required = required
         self._allow_unsigned_bodies = allow_unsigned_bodies
 
-    def admit(self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool) -> SignedCall | None:
-        """Return who signed a call; None when nobody did and nobody had to.
+    def authenticate(
+        self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool
+    ) -> SignedCall | None:
+        """Return the signed call; None if it is not signed and need not be.
 
         Raises:
             Unauthenticated: Not signed well, or not at all where that is required.

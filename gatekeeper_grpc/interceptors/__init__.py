@@ -1,1 +1,1 @@
-"""What stands between grpcio and every servicer: `chain.build_interceptors` and the stages it puts together."""
+"""The stages between grpcio and every servicer; `chain.build_interceptors` builds them."""

@@ -1,4 +1,4 @@
-"""From the metadata of a call to its caller: `authorization: Bearer <access token>`, or a signature."""
+"""Authenticates a call by its metadata: `authorization: Bearer <access token>`."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -11,31 +11,14 @@ _SCHEME = "bearer"
 
 
 class TokenVerifier(Protocol):
-    """What authentication needs of the keeper of keys."""
+    """Verifies access tokens."""
 
     def verify(self, token: str) -> Caller:
-        """Return whom `token` was issued to; raise `Unauthenticated` unless it is valid in every respect."""
-        ...
+        """Return the caller to whom `token` was issued.
 
-
-class SignedCall(Protocol):
-    """A call whose signature is good."""
-
-    @property
-    def key_id(self) -> str:
-        """The public name of the client key that signed it."""
-        ...
-
-    def check_body(self, body: bytes) -> None:
-        """Raise `Unauthenticated` unless this body was signed, or none was."""
-        ...
-
-
-class SignatureGate(Protocol):
-    """What authentication needs of the keeper of client keys."""
-
-    def admit(self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool) -> SignedCall | None:
-        """Return who signed a call, None when nobody did; raise `Unauthenticated` unless it may pass."""
+        Raises:
+            Unauthenticated: The token is not valid.
+        """
         ...
 
 

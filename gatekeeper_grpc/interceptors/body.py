@@ -1,6 +1,6 @@
-"""The innermost stage: from the bytes of a call to the messages its behaviour wants, on the worker.
+"""The innermost stage: parses the messages of a call, on its worker.
 
-grpcio would parse on its one serving thread, where a large message stalls every other call.
+grpcio would parse on its one serving thread, where a large message delays every other call.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,18 @@ from gatekeeper_grpc.domain.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageParser:
-    """Makes messages of one method from bytes."""
+    """Parses messages of one method."""
 
     parse: Callable[[bytes], Any] | None
-    """The method's deserializer; None leaves the bytes as they are."""
+    """The method's deserializer; None: the messages are bytes."""
     max_bytes: int
 
     def __call__(self, body: bytes) -> Any:
-        """Return the message in `body`; `InvalidArgument` if it is too long or not one."""
+        """Return the message in `body`.
+
+        Raises:
+            InvalidArgument: `body` is too long, or not a message of the method's type.
+        """
         if len(body) > self.max_bytes:
             raise InvalidArgument.of("request", f"must be at most {self.max_bytes} bytes long, not {len(body)}")
         try:
@@ -34,7 +38,7 @@ Parser = Callable[[bytes], Any]
 
 
 def checked(parser: Parser, check: Callable[[bytes], None]) -> Parser:
-    """Return a parser that has each body pass `check` first: what nobody signed is not parsed."""
+    """Return a parser that calls `check` first: an unsigned body must not be parsed."""
 
     def parse(body: bytes) -> Any:
         check(body)
@@ -44,10 +48,10 @@ def checked(parser: Parser, check: Callable[[bytes], None]) -> Parser:
 
 
 def only_message(bodies: Iterator[bytes], parser: Parser) -> Any:
-    """Return the one message of a unary request; like grpcio, leave any further ones unread.
+    """Return the one message of a unary request; like grpcio, ignore any further ones.
 
     Raises:
-        InvalidArgument: The client ended its requests without one, or sent no valid one.
+        InvalidArgument: The client sent no message, or an invalid one.
     """
     for body in bodies:
         return parser(body)
@@ -55,5 +59,5 @@ def only_message(bodies: Iterator[bytes], parser: Parser) -> Any:
 
 
 def messages(bodies: Iterator[bytes], parser: Parser) -> Iterator[Any]:
-    """Return the messages of a streaming request, each parsed when it is asked for."""
+    """Return the messages of a streaming request, each parsed when it is read."""
     return map(parser, bodies)

@@ -1,4 +1,4 @@
-"""Puts the stages of every call together, and gives the reason for their order."""
+"""Builds the interceptor: the stages that every call passes, and the reason for their order."""
 
 import contextvars
 from collections.abc import Callable, Iterator, Mapping
@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gatekeeper_grpc.auth.signatures import SignatureAuthenticator, SignedCall
 from gatekeeper_grpc.domain.caller import set_current_caller
-from gatekeeper_grpc.interceptors.authentication import SignatureGate, SignedCall, TokenVerifier, authenticate
+from gatekeeper_grpc.interceptors.authentication import TokenVerifier, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
 from gatekeeper_grpc.transport.admission import CallPool, CallPools
-from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout, RequestReader, ResponseStream
+from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream, RequestReader
+from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 
-# On a busy machine, grpcio itself may take 100 ms to hand over a message that is here: pressed callers get a second.
+# On a busy machine, grpcio may take 100 ms to deliver a message that has arrived: a second is enough when saturated.
 MESSAGE_TIMEOUT = MessageTimeout(limit_s=5.0, limit_when_saturated_s=1.0)
 STREAM_TIMEOUT = MessageTimeout(limit_s=60.0, limit_when_saturated_s=5.0)
 
@@ -32,31 +34,32 @@ def build_interceptors(
     verifier: TokenVerifier,
     pools: CallPools,
     policies: Mapping[str, Policy] = POLICIES,
-    signatures: SignatureGate | None = None,
+    signatures: SignatureAuthenticator | None = None,
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
     stream_timeout: MessageTimeout = STREAM_TIMEOUT,
 ) -> tuple[grpc.ServerInterceptor, ...]:
-    """Build what stands between grpcio and every servicer, outermost stage first.
+    """Build the stages between grpcio and every servicer, outermost stage first.
 
-    1. **Request scope**: all that follows is logged under the call's id, and it sees the status that the client gets.
-    2. **Errors**: outside all that may fail, or a refusal would reach the client as UNKNOWN with the exception's text.
-    3. **Authentication**: from metadata alone, so that a denial waits for no message and nobody unknown makes us buffer
-       or parse one. The body of a signed call is compared with its signature when it is there, before it is parsed.
+    1. **Request scope**: all log lines of the call carry its id; the last one has the status that the client receives.
+    2. **Errors**: outside every stage that may fail. Otherwise a refusal reaches the client as UNKNOWN, with the text
+       of the exception.
+    3. **Authentication**: from metadata alone, so a refusal does not wait for the message, and an unknown client cannot
+       make the server buffer or parse one. The body of a signed call is compared with its signature before parsing.
     4. **Policy**: needs the caller; still before the message.
-    5. **Body**: received and parsed last, on the worker, within the method's patience.
+    5. **Body**: received and parsed last, on the worker, within the method's timeout.
 
-    The stages are one interceptor: grpcio would call each of several on its serving thread, to wrap the handler anew
-    for every call. Here a method's stages are put together once, and a call costs that thread a dict lookup.
+    The stages are one interceptor. With several, grpcio would call each on its serving thread and wrap the handler
+    again for every call. Here the stages of a method are built once, and a call costs that thread a dict lookup.
 
     Args:
-        verifier: Tells whom an access token was issued to.
+        verifier: Verifies access tokens.
         pools: The workers; close them after the server.
         policies: One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied.
-        signatures: Verifies calls of signable methods; None: nobody needs to sign, and signatures are not looked at.
+        signatures: Verifies signatures of signable methods; None: signatures are neither required nor read.
         message_timeout: How long the message of a unary request may take.
-        stream_timeout: How long a request stream may be silent, and a client leave a response unread.
+        stream_timeout: How long a request stream may be silent, and a response unread.
     """
-    plumbing = _Plumbing(
+    dependencies = _Dependencies(
         verifier=verifier,
         pools=pools,
         policies=policies,
@@ -64,32 +67,32 @@ def build_interceptors(
         message_timeout=message_timeout,
         stream_timeout=stream_timeout,
     )
-    return (_Interceptor(plumbing),)
+    return (_Interceptor(dependencies),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plumbing:
-    """What the methods of a server share."""
+class _Dependencies:
+    """What all methods of a server use."""
 
     verifier: TokenVerifier
     pools: CallPools
     policies: Mapping[str, Policy]
-    signatures: SignatureGate | None
+    signatures: SignatureAuthenticator | None
     message_timeout: MessageTimeout
     stream_timeout: MessageTimeout
 
 
 class _Interceptor(grpc.ServerInterceptor):
-    """Tells grpcio who serves a call. Runs on the one serving thread: takes constant time and does no work."""
+    """Gives grpcio the handler of a call. Runs on the one serving thread, so takes constant time."""
 
-    def __init__(self, plumbing: _Plumbing) -> None:
-        self._plumbing = plumbing
+    def __init__(self, dependencies: _Dependencies) -> None:
+        self._dependencies = dependencies
         self._served: dict[str, tuple[_Handler, _Handler]] = {}  # method -> (servicer's handler, ours around it)
 
     def intercept_service(
         self, continuation: Callable[[Any], _Handler | None], handler_call_details: grpc.HandlerCallDetails
     ) -> _Handler | None:
-        """Return the handler with its stages; None for a method nobody serves, which thus stays UNIMPLEMENTED."""
+        """Return the handler with its stages; None for an unknown method, which stays UNIMPLEMENTED."""
         handler = continuation(handler_call_details)
         if handler is None:
             return None
@@ -99,26 +102,26 @@ class _Interceptor(grpc.ServerInterceptor):
         return self._serve(handler_call_details.method, handler)
 
     def _serve(self, name: str, handler: _Handler) -> _Handler:
-        served = _with_stages(name, handler, self._plumbing)
+        served = _with_stages(name, handler, self._dependencies)
         self._served[name] = (handler, served)
         return served
 
 
-def _with_stages(name: str, handler: _Handler, plumbing: _Plumbing) -> _Handler:
-    """Wrap a handler of any of the four shapes as one that streams requests, which looks the same on the wire.
+def _with_stages(name: str, handler: _Handler, dependencies: _Dependencies) -> _Handler:
+    """Wrap a handler of any of the four kinds as one that streams requests, which is the same on the wire.
 
-    Only then does a call have a context before its message has come. Messages stay bytes until the worker parses them.
+    Only such a handler has a context before the message is here. Messages stay bytes until the worker parses them.
     """
     if not handler.response_streaming:
-        unary = _UnaryResponse(name, handler, plumbing)
+        unary = _UnaryResponse(name, handler, dependencies)
         return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
-    stream = _response_stream(_behaviour(handler))(name, handler, plumbing)
+    stream = _response_stream(_behaviour(handler))(name, handler, dependencies)
     return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
 
 def _response_stream(behaviour: Any) -> "type[_StreamResponse | _NonBlockingResponse]":
     if getattr(behaviour, "sends_by_response_stream", False):
-        return _OutletResponse
+        return _NonWaitingResponse
     return _NonBlockingResponse if getattr(behaviour, "experimental_non_blocking", False) else _StreamResponse
 
 
@@ -128,38 +131,38 @@ def _behaviour(handler: _Handler) -> Any:
 
 
 class _Method:
-    """One method with all its stages: made once, called on a worker for every call.
+    """One method with its stages: built once, called on a worker for every call.
 
-    Its public attributes are what grpcio and the pool look for on a behaviour.
+    grpcio and the pool read its public attributes.
     """
 
     experimental_non_blocking = False
 
-    def __init__(self, name: str, handler: _Handler, plumbing: _Plumbing) -> None:
-        policy = plumbing.policies.get(name, DENIED)
-        shared = plumbing.stream_timeout if handler.request_streaming else plumbing.message_timeout
+    def __init__(self, name: str, handler: _Handler, dependencies: _Dependencies) -> None:
+        policy = dependencies.policies.get(name, DENIED)
+        default = dependencies.stream_timeout if handler.request_streaming else dependencies.message_timeout
         self._name = name
         self._policy = policy
         self._behaviour = _behaviour(handler)
-        self._verifier = plumbing.verifier
-        self._signatures = plumbing.signatures if policy.signable else None
+        self._verifier = dependencies.verifier
+        self._signatures = dependencies.signatures if policy.signable else None
         self._is_stream = handler.request_streaming or handler.response_streaming
-        self._patience = policy.patience or shared
+        self._timeout = policy.timeout or default
         self._parser = MessageParser(parse=handler.request_deserializer, max_bytes=policy.max_request_bytes)
         self._argument_from = messages if handler.request_streaming else only_message
-        # The row alone places a method: a pool that a servicer asked for would be unbounded.
-        self._pool = plumbing.pools[policy.pool]
-        self._slow_readers = plumbing.pools.slow_readers
-        self._response_within_s = (policy.patience or plumbing.stream_timeout).limit_s
+        # Only the policy row selects the pool: one that a servicer brought along would be unbounded.
+        self._pool = dependencies.pools[policy.pool]
+        self._slow_readers = dependencies.pools.slow_readers
+        self._response_within_s = (policy.timeout or dependencies.stream_timeout).limit_s
         self.experimental_thread_pool = self._pool
-        # Without a token to check first, a call without a message has no business on a worker.
-        self.first_message_within_s = self._patience.limit_s if policy.access is Access.PUBLIC else None
+        # A public method has no token to check first, so its calls wait for their message without a worker.
+        self.first_message_within_s = self._timeout.limit_s if policy.access is Access.PUBLIC else None
 
     def _open_rpc(self) -> Rpc:
         return Rpc(method=self._name, quiet=self._policy.quiet)
 
     def _admit(self, rpc: Rpc, context: Any) -> SignedCall | None:
-        """Authentication, then policy; return what the message of a signed call is yet to be compared with."""
+        """Authenticate, then authorize; return the signature that the message of a signed call must match."""
         if self._policy.access is Access.PUBLIC:
             return self._signed(rpc, context)
         rpc.caller = authenticate(context.invocation_metadata(), self._verifier)
@@ -171,14 +174,14 @@ class _Method:
         if self._signatures is None:
             return None
         metadata = context.invocation_metadata()
-        signed = self._signatures.admit(metadata, method=self._name, is_stream=self._is_stream)
+        signed = self._signatures.authenticate(metadata, method=self._name, is_stream=self._is_stream)
         rpc.client_key = signed.key_id if signed else None
         return signed
 
     def _argument(self, requests: Any, signed: SignedCall | None) -> Any:
-        """What the servicer's method takes: its message, or an iterator of messages."""
+        """Return the argument of the servicer's method: its message, or an iterator of messages."""
         parser = self._parser if signed is None else checked(self._parser, signed.check_body)
-        return self._argument_from(RequestReader(requests, self._patience, self._pool.others_wait), parser)
+        return self._argument_from(RequestReader(requests, self._timeout, self._pool.is_saturated), parser)
 
 
 class _UnaryResponse(_Method):
@@ -192,7 +195,7 @@ class _UnaryResponse(_Method):
 class _StreamResponse(_Method):
     def __call__(self, requests: Any, context: Any) -> Iterator[Any]:
         rpc = self._open_rpc()
-        # Open until the last response: what fails while responses are made must pass the same stages.
+        # The scope is open until the last response: an error between responses must pass the same stages.
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
             responses = self._behaviour(self._argument(requests, signed), context)
@@ -200,23 +203,23 @@ class _StreamResponse(_Method):
 
 
 class _NonBlockingResponse(_Method):
-    """A response stream that keeps no worker: the servicer sends through a callback, long after it has returned."""
+    """A response stream that keeps no worker: the servicer sends through a callback after it has returned."""
 
     experimental_non_blocking = True
 
     def __call__(self, requests: Any, context: Any, send_response: Callable[[Any], None]) -> None:
         rpc = self._open_rpc()
         open_rpc(rpc, context)
-        shielded = _CallbacksOnWorkers(context, self._pool)
-        if not shielded.add_callback(partial(log_finished, rpc, context)):
+        worker_context = _CallbacksOnWorkers(context, self._pool)
+        if not worker_context.add_callback(partial(log_finished, rpc, context)):
             log_finished(rpc, context)
         with errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
             argument = self._argument(requests, signed)
-            self._behaviour(argument, shielded, self._sender(context, send_response))
+            self._behaviour(argument, worker_context, self._sender(context, send_response))
 
     def _sender(self, context: Any, send_response: Callable[[Any], None]) -> Any:
-        """Return what the servicer sends with."""
+        """Return the third argument of the servicer's method, with which it sends."""
         return partial(self._send, send_response, context)
 
     def _send(self, send_response: Callable[[Any], None], context: Any, response: Any) -> None:
@@ -224,21 +227,21 @@ class _NonBlockingResponse(_Method):
             send_response(response)
 
 
-class _OutletResponse(_NonBlockingResponse):
-    """A response stream that keeps no worker and never waits: the servicer sends bytes through a `ResponseStream`.
+class _NonWaitingResponse(_NonBlockingResponse):
+    """A response stream that keeps no worker and never waits: the servicer sends bytes by a `GrpcResponseStream`.
 
-    A method asks for it by an attribute, `sends_by_response_stream`. It watches itself how long a message goes unread.
+    A method asks for it with the attribute `sends_by_response_stream`, and cancels clients that do not read itself.
     """
 
-    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> ResponseStream:  # noqa: ARG002 - it waits
-        return ResponseStream(context)
+    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> GrpcResponseStream:  # noqa: ARG002 - it waits
+        return GrpcResponseStream(context)
 
 
 class _CallbacksOnWorkers:
-    """A call's context that keeps callbacks off grpcio's serving thread.
+    """A call's context whose callbacks run on workers, not on grpcio's serving thread.
 
-    There, one that waits for a lock stops the server: for good, if whoever holds the lock waits for a response to be
-    sent. grpcio's own health service does that when one watcher leaves while another arrives.
+    On the serving thread, a callback that waits for a lock stops the server, and deadlocks it if the holder of the lock
+    waits until a response is sent. grpcio's own health service does that when a watcher leaves as another arrives.
     """
 
     def __init__(self, context: Any, pool: CallPool) -> None:
@@ -249,7 +252,7 @@ class _CallbacksOnWorkers:
         return getattr(self._context, name)
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Have `callback` run on a worker, in this context, when the call is over; False if it is over already."""
+        """Run `callback` on a worker, in this context, when the call is over; False if it is over already."""
         in_context = partial(contextvars.copy_context().run, callback)
-        added: bool = self._context.add_callback(lambda: self._pool.hand_over(in_context))
+        added: bool = self._context.add_callback(lambda: self._pool.run_on_worker(in_context))
         return added

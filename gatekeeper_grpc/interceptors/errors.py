@@ -1,4 +1,4 @@
-"""The one place where an exception becomes a status; `wire.status` says which."""
+"""Turns exceptions into statuses, the only place that does; `wire.status` has the table."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ _log = structlog.get_logger(__name__)
 
 @contextmanager
 def errors_as_status(context: Any, *, method: str, call_id: str) -> Iterator[None]:
-    """End the call with the status of whatever is raised in the block; log what nobody expected.
+    """End the call with the status of the exception that the block raises; log unexpected ones.
 
-    Two exceptions travel on as they are: the one of `context.abort`, which has set a status already, and grpcio's own
-    when the client has gone, which is nobody's fault.
+    Two exceptions propagate unchanged: the one of `context.abort`, which has set a status already, and grpcio's own
+    when the client has disconnected, which is no error.
     """
     try:
         yield

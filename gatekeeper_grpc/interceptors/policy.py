@@ -1,4 +1,4 @@
-"""Who may call what, and on which workers: one row per RPC, checked against the protos before the server starts."""
+"""Who may call which RPC, on which pool: one row per RPC, checked against the protos before the server starts."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,65 +11,65 @@ from google.protobuf.descriptor import FileDescriptor
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import PermissionDenied
 from gatekeeper_grpc.transport.admission import PoolName
-from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
+from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 
 
 class Access(Enum):
     """Access that does not depend on a role."""
 
-    PUBLIC = "open"
+    PUBLIC = "public"
     """Anybody may call; no token is read."""
-    DENIED = "closed"
+    DENIED = "denied"
     """Nobody may call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What holds for every call of one method."""
+    """The rules of one method."""
 
     access: Role | Access
-    """The least role that may call, or a door."""
+    """The least role that may call, or an access level without a role."""
     pool: PoolName
     quiet: bool = False
-    """Log successes at DEBUG: thousands a second say nothing."""
+    """Log successes at DEBUG: there may be thousands a second."""
     max_request_bytes: int = 4 << 20
     """Largest request message."""
-    patience: MessageTimeout | None = None
-    """How long its messages and responses may take; None: the server's for its kind of method."""
+    timeout: MessageTimeout | None = None
+    """How long its messages and responses may take; None: the server's default for this kind of method."""
     signable: bool = False
-    """Whether calls may, or by the settings must, be signed with a client key."""
+    """Whether calls may be signed with a client key. The settings may require it."""
 
 
 DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)
-"""What holds for a method without a row."""
+"""The rules of a method without a row."""
 
 _LOGIN: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGIN)
-# They hash no password: a flood of logins must not stop them.
+# They hash no password, so they are not in the login pool: a flood of logins must not stop them.
 _SESSION: Final = Policy(access=Access.PUBLIC, pool=PoolName.ADMIN)
 _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN)
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 _IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.STREAMS)
 _MANAGE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN)
-# They hash passwords, with bcrypt. Not on the pool of logins: in a flood of those, an admin must still be able to
-# disable another.
+# They hash passwords with bcrypt. Not in the login pool: during a flood of logins, an admin must be able to disable
+# another.
 _MANAGE_PASSWORDS: Final = Policy(access=Role.ADMIN, pool=PoolName.CREDENTIALS)
 _EXPORT: Final = Policy(access=Role.ADMIN, pool=PoolName.STREAMS)
 _VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.STREAMS)
-# It checks the current password, with bcrypt.
+# It checks the current password with bcrypt.
 _OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.LOGIN)
 _EVALUATE: Final = Policy(
     access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
 _WATCH: Final = Policy(access=Access.PUBLIC, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
 _EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS, signable=True)
-# grpcio's health service holds its one lock while it sends: a watcher that does not read must go soon.
+# grpcio's health service holds its only lock while it sends: a watcher that does not read must be cancelled soon.
 _HEALTH: Final = Policy(
     access=Access.PUBLIC,
     pool=PoolName.OPERATIONS,
     quiet=True,
-    patience=MessageTimeout(limit_s=2.0, limit_when_saturated_s=0.1),
+    timeout=MessageTimeout(limit_s=2.0, limit_when_saturated_s=0.1),
 )
-# Not with health: an open reflection stream keeps its worker.
+# Not in the health pool: an open reflection stream keeps its worker.
 _REFLECTION: Final = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS, quiet=True)
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
@@ -125,11 +125,11 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 
 
 class PolicyTableError(Exception):
-    """The table and the protos disagree: a fault of this build, found before the server starts."""
+    """The table and the protos differ: an error of this build, found before the server starts."""
 
 
 def check_policies(policies: Mapping[str, Policy], files: Iterable[FileDescriptor]) -> None:
-    """Require one row for each method of the services in `files`, and no row beside these.
+    """Require one row for each method of the services in `files`, and no other row.
 
     Raises:
         PolicyTableError: Names every method without a row and every row without a method.
@@ -142,7 +142,7 @@ def check_policies(policies: Mapping[str, Policy], files: Iterable[FileDescripto
 
 
 def authorize(caller: Caller, access: Role | Access) -> None:
-    """Require that `caller` has at least the role that `access` asks for; nobody passes a closed door.
+    """Require that `caller` has at least the role that `access` requires.
 
     Raises:
         PermissionDenied: Names the caller's role and the one required.

@@ -19,7 +19,7 @@ from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
-from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureGate, SignatureVerifier
+from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureAuthenticator, SignatureVerifier
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -47,8 +47,8 @@ from gatekeeper_grpc.store.postgres.privileges import Privileges
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
 from gatekeeper_grpc.transport.drain import Drain
-from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
 from gatekeeper_grpc.transport.listener import bind, new_server
+from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
@@ -62,7 +62,7 @@ _CLIENT_KEY_USES_INTERVAL_S = 60.0
 _MAX_NONCES = 500_000
 _AUDIT_WATCH_INTERVAL_S = 60.0
 # How long clients may take to go when they are asked to, within the grace period.
-_DEPARTURE_S = 1.0
+_DRAIN_S = 1.0
 
 
 class GatekeeperServer:
@@ -134,7 +134,7 @@ class GatekeeperServer:
         self._server = self._build_server(shares_port=shares_port)
         self._health_server = None if shares_port else HealthServer(self._health)
         self._serving_thread = ServingThreadProbe(self._server)
-        self._departure = Drain(self._server, self._pools.gate)
+        self._drain = Drain(self._server, self._pools.hold)
         self._ops = HttpServer(
             self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness
         )
@@ -205,7 +205,7 @@ class GatekeeperServer:
 
     def _end_calls(self, *, by: float) -> None:
         """Send clients away while they are served; then end the calls that are left, at the time `by` at the latest."""
-        self._departure.send_away(self.port, within_s=min(_DEPARTURE_S, by - time.monotonic()))
+        self._drain.run(self.port, within_s=min(_DRAIN_S, by - time.monotonic()))
         self._server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
 
     def _make_chores(self) -> tuple[Periodic, ...]:
@@ -250,10 +250,10 @@ class GatekeeperServer:
             page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )
 
-    def _signatures(self) -> SignatureGate:
+    def _signatures(self) -> SignatureAuthenticator:
         # A signature is good from CLOCK_WINDOW_S before its time to as long after it; clocks may be set meanwhile.
         nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
-        return SignatureGate(
+        return SignatureAuthenticator(
             SignatureVerifier(self._live_client_keys, nonces),
             required=self._settings.require_signed_calls,
             allow_unsigned_bodies=self._settings.allow_unsigned_bodies,

@@ -1,4 +1,4 @@
-"""gRPC health on a port and workers of its own: it answers when the server that it speaks for is full."""
+"""gRPC health on a port and workers of its own: health checks work while the main server is saturated."""
 
 from grpc_health.v1 import health_pb2_grpc
 
@@ -6,37 +6,45 @@ from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.operations.health import HealthReporter
-from gatekeeper_grpc.transport.admission import CallPools, PoolName
+from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
 from gatekeeper_grpc.transport.listener import bind, new_server
 
 
 class HealthServer:
-    """Serves what a reporter says, from `start` to `stop`."""
+    """Serves the status of a reporter, from `start` to `stop`."""
 
     def __init__(self, reporter: HealthReporter) -> None:
-        self._pools = CallPools()
-        interceptors = build_interceptors(verifier=_Nobody(), pools=self._pools)
+        self._pools = CallPools({PoolName.OPERATIONS: DEFAULT_SIZES[PoolName.OPERATIONS]})
+        interceptors = build_interceptors(verifier=_NoTokens(), pools=self._pools)
         self._server = new_server(self._pools[PoolName.OPERATIONS], interceptors)
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)
 
     def bind(self, address: str) -> int:
-        """Take the port of host:port, and return it. Errors: `ListenError`."""
+        """Listen on `address`, which is host:port, and return the port.
+
+        Raises:
+            ListenError: The address is taken or not ours.
+        """
         return bind(self._server, address)
 
     def start(self) -> None:
-        """Serve."""
+        """Start to serve."""
         self._server.start()
 
     def stop(self) -> None:
-        """End all calls at once, and let go of the port; also when it was never started."""
+        """End all calls at once and close the port, even if the server was never started."""
         self._server.stop(0).wait(1)
         self._pools.close()
 
 
-class _Nobody:
-    """Health needs no token, and nothing else is served here."""
+class _NoTokens:
+    """Accepts no token: health needs none, and this server has no other service."""
 
     def verify(self, token: str) -> Caller:
-        """Know nobody."""
+        """Refuse `token`.
+
+        Raises:
+            Unauthenticated: Always.
+        """
         del token
         raise Unauthenticated("no tokens are known here")

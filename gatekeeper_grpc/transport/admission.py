@@ -1,15 +1,20 @@
-"""Named, bounded pools of workers: a kind of call that is slow or flooded leaves the workers of the others alone."""
+"""Admits calls to bounded pools of workers, or refuses them.
+
+Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
+call, all on grpcio's serving thread until a worker takes it: `CallPool.submit`; held while the server drains (`hold`);
+held until its message is here (`pending_calls`); admitted to the queue of its pool, or refused with RESOURCE_EXHAUSTED.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
+from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
 from gatekeeper_grpc.transport.pending_calls import PendingCalls
@@ -20,27 +25,27 @@ _RETRY_AFTER_S = 1.0
 
 
 class PoolName(StrEnum):
-    """Who shares workers with whom."""
+    """Which calls share workers."""
 
     EVALUATION = "evaluation"
-    """Answers from memory, in far less than a millisecond."""
+    """Evaluates flags in memory, in less than a millisecond."""
     ADMIN = "admin"
-    """Waits for the database."""
+    """Reads and writes the database."""
     STREAMS = "streams"
-    """Keeps a worker for as long as the stream is open."""
+    """Keeps a worker while the stream is open."""
     WATCH = "watch"
-    """Opens and ends streams that keep no worker: thousands at once, when watchers come back from another instance."""
+    """Opens and ends streams that keep no worker: thousands at once, when watchers reconnect from another instance."""
     LOGIN = "login"
-    """Burns a core for 220 ms a call (bcrypt)."""
+    """Uses a core for 220 ms a call (bcrypt)."""
     CREDENTIALS = "credentials"
-    """Hashes passwords that admins set: apart from logins, which anybody can flood."""
+    """Hashes passwords that admins set. Not in LOGIN, which anybody can flood."""
     OPERATIONS = "operations"
-    """Health: answers when everything else is full. The server's default pool."""
+    """Health checks, which work while every other pool is full. The default pool of the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSize:
-    """How many calls run at once, and how many more may wait for a worker; the next one is refused."""
+    """How many calls run at once, and how many more may queue for a worker; the next one is refused."""
 
     workers: int
     queue: int
@@ -65,107 +70,109 @@ def _settled() -> Future[None]:
     return future
 
 
-# grpcio wants a future to count calls for `maximum_concurrent_rpcs`. That limit counts streams and turns health checks
-# away, so the pools bound the work instead, and one finished future does for every call.
+# grpcio needs a future to count calls for `maximum_concurrent_rpcs`. That limit counts streams and refuses health
+# checks, so the pools bound the work instead, and all calls share one finished future.
 _SETTLED = _settled()
 
 
 class CallPool(ThreadPoolExecutor):
     """The workers of one pool and their bounded queue. Only grpcio submits to it, on its one serving thread.
 
-    `submit` takes constant time and never raises: an exception would end the serving thread, and with it the server.
+    `submit` takes constant time and never raises: an exception would end the serving thread, and so the server.
     """
 
-    def __init__(self, name: PoolName, size: PoolSize, reception: PendingCalls, gate: CallHold) -> None:
+    def __init__(self, name: PoolName, size: PoolSize, *, pending_calls: PendingCalls, hold: CallHold) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
         self._size = size
         self._lock = threading.Lock()  # guards _in_flight
-        self._in_flight = 0  # calls that run or queue
-        self._reception = reception
-        self._gate = gate
-        # Built once: refusing must stay cheaper than serving, or a flood wins.
+        self._in_flight = 0
+        self._pending_calls = pending_calls
+        self._hold = hold
+        # Made once: a flood wins if refusing a call costs more than serving it.
         full = ResourceExhausted(f"all {name} workers are busy; retry later", retry_after_s=_RETRY_AFTER_S)
         self._full = status_from_error(full, "")
         self._closed = status_from_error(Unavailable("the server is shutting down"), "")
         self.refused = 0
-        """Calls turned away because the queue was full; written by the serving thread only."""
+        """Calls refused because the queue was full; only the serving thread writes it."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
-        """Queue a call for a worker: at once, or when its first message is here if its behaviour asks for that.
-
-        A call that finds the queue full is refused with RESOURCE_EXHAUSTED, without a worker.
-        """
-        call = ArrivedCall.from_submission(args)
-        admit = partial(self._admit, call, fn, args)
-        if not (self._gate.is_shut and self._gate.keep(call, partial(self._receive, call, admit))):
-            self._receive(call, admit)
+        """Take a call that has arrived."""
+        call = ArrivedCall(fn, args)
+        if not (self._hold.is_holding and self._hold.hold(call, self._receive)):
+            self._receive(call)
         return _SETTLED
+
+    def _receive(self, call: ArrivedCall) -> None:
+        """Admit `call` at once, or when its first message is here if its behaviour asks for that."""
+        within_s = getattr(call.behaviour, "first_message_within_s", None)
+        if within_s is None:
+            self._admit(call)
+        else:
+            self._pending_calls.hold(call, within_s=within_s, admit=self._admit)
+
+    def _admit(self, call: ArrivedCall) -> None:
+        """Queue `call` for a worker; refuse it if the queue is full."""
+        if not self._take_slot():
+            self.refused += 1
+            call.refuse(self._full)
+            return
+        try:
+            super().submit(self._serve, call)
+        except RuntimeError:  # The pool is closed.
+            self._release_slot()
+            call.refuse(self._closed)
+
+    def _serve(self, call: ArrivedCall) -> None:
+        try:
+            call.serve()
+        finally:
+            self._release_slot()
+
+    def _take_slot(self) -> bool:
+        with self._lock:
+            has_slot = self._in_flight < self._size.workers + self._size.queue
+            self._in_flight += has_slot
+            return has_slot
+
+    def _release_slot(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
 
     @property
     def in_flight(self) -> int:
         """Calls that run or queue."""
         return self._in_flight
 
-    def others_wait(self) -> bool:
-        """Tell whether calls queue for a worker."""
+    def is_saturated(self) -> bool:
+        """Return whether calls queue for a worker."""
         return self._in_flight > self._size.workers
 
-    def hand_over(self, work: Callable[[], None]) -> None:
-        """Run `work` on a worker, whatever the queue's length; drop it when the pool is closed."""
+    def run_on_worker(self, work: Callable[[], None]) -> None:
+        """Run `work` on a worker, however long the queue is; drop it if the pool is closed."""
         try:
             super().submit(work)
         except RuntimeError:
             return
 
-    def _receive(self, call: ArrivedCall, admit: Callable[[], None]) -> None:
-        within_s = getattr(call.behaviour, "first_message_within_s", None)
-        if within_s is None:
-            admit()
-        else:
-            self._reception.hold(call, within_s=within_s, admit=admit)
-
-    def _admit(self, call: ArrivedCall, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        if not self._take_place():
-            self.refused += 1
-            call.refuse(self._full)
-            return
-        try:
-            super().submit(self._serve, fn, args)
-        except RuntimeError:  # The pool is closed.
-            self._leave_place()
-            call.refuse(self._closed)
-
-    def _serve(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        try:
-            fn(*args)
-        finally:
-            self._leave_place()
-
-    def _take_place(self) -> bool:
-        with self._lock:
-            has_place = self._in_flight < self._size.workers + self._size.queue
-            self._in_flight += has_place
-            return has_place
-
-    def _leave_place(self) -> None:
-        with self._lock:
-            self._in_flight -= 1
-
 
 class CallPools(Mapping[PoolName, CallPool]):
-    """All pools of a server, and what keeps clients from holding their workers."""
+    """The pools of a server, and what stops clients from occupying their workers.
 
-    def __init__(self, sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES, *, held_calls: int = 2_000) -> None:
-        """Make the pools; workers start when they are needed.
+    Threads start when they are needed.
 
-        Args:
-            sizes: One size for each name.
-            held_calls: How many calls without a message are held before the oldest is ended.
-        """
-        self.reception = PendingCalls(capacity=held_calls)
-        self.slow_readers = SlowReaders()
-        self.gate = CallHold()
-        self._pools = {name: CallPool(name, sizes[name], self.reception, self.gate) for name in PoolName}
+    Args:
+        sizes: One size for each pool.
+        max_pending_calls: How many calls may be without a message; one more ends the oldest.
+    """
+
+    def __init__(self, sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES, *, max_pending_calls: int = 2_000) -> None:
+        self._deadlines = Deadlines()
+        self.pending_calls = PendingCalls(self._deadlines, capacity=max_pending_calls)
+        self.slow_readers = SlowReaders(self._deadlines)
+        self.hold = CallHold()
+        self._pools = {
+            name: CallPool(name, size, pending_calls=self.pending_calls, hold=self.hold) for name, size in sizes.items()
+        }
 
     def __getitem__(self, name: PoolName) -> CallPool:
         return self._pools[name]
@@ -177,8 +184,7 @@ class CallPools(Mapping[PoolName, CallPool]):
         return len(self._pools)
 
     def close(self) -> None:
-        """Refuse further calls, drop queued ones and let running ones end, without waiting; for after `server.stop`."""
-        self.reception.close()
-        self.slow_readers.close()
+        """Refuse new calls, drop queued ones, let running ones end; does not wait. Call it after `server.stop`."""
+        self._deadlines.close()
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)

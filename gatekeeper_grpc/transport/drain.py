@@ -1,4 +1,4 @@
-"""How a gRPC server leaves: it asks its clients to go elsewhere while it still serves them, and only then it stops."""
+"""Drains a gRPC server: asks its clients to reconnect elsewhere while it still serves them."""
 
 import time
 
@@ -8,56 +8,56 @@ from gatekeeper_grpc.transport.goaway import Connection, Peer, connections, peer
 from gatekeeper_grpc.transport.grpcio_internals import peers_being_served
 from gatekeeper_grpc.transport.hold import CallHold
 
-# For how long calls are held back so that those in progress can end: evaluations take a millisecond.
-_HUSH_S = 0.01
-_LOOK_EVERY_S = 0.001
-_PAUSE_S = 0.01
+# How long calls are held so that those in progress can end: an evaluation takes a millisecond.
+_HOLD_S = 0.01
+_BUSY_POLL_INTERVAL_S = 0.001
+_ROUND_INTERVAL_S = 0.01
 
 
 class Drain:
-    """Sends the clients of one server away.
+    """Sends GOAWAY to the clients of one server.
 
     Args:
-        server: Goes on serving meanwhile; to be stopped afterwards.
-        gate: Which all its calls pass.
+        server: Keeps serving during the drain; the caller stops it afterwards.
+        hold: Holds the new calls of this server.
     """
 
-    def __init__(self, server: grpc.Server, gate: CallHold) -> None:
+    def __init__(self, server: grpc.Server, hold: CallHold) -> None:
         self._server = server
-        self._gate = gate
-        self._told: set[Peer] = set()
+        self._hold = hold
+        self._notified: set[Peer] = set()
 
-    def send_away(self, port: int, *, within_s: float) -> int:
-        """Take no more connections, and have all clients hang up that are not in the middle of a long call.
+    def run(self, port: int, *, within_s: float) -> int:
+        """Accept no more connections, and have every client disconnect that is not in a long call.
 
-        No call fails of this: what has arrived is served, and what comes after the goodbye is not sent here.
+        No call fails because of it: the server serves every call that arrives, and after GOAWAY a client sends no more.
 
         Returns:
-            How many connections are left after `within_s` at most.
+            How many connections are left, after `within_s` at most.
         """
         deadline = time.monotonic() + within_s
         stop_accepting(port)
-        while (left := self._ask_to_go(port)) and time.monotonic() < deadline:
-            time.sleep(_PAUSE_S)
+        while (left := self._notify(port)) and time.monotonic() < deadline:
+            time.sleep(_ROUND_INTERVAL_S)
         return left
 
-    def _ask_to_go(self, port: int) -> int:
-        """Say goodbye to whom it can be said now; return how many are still there."""
-        with self._gate.shut(), connections(port) as found:
-            greeted = [connection for connection in found if connection.has_received_settings()]
-            untold = [connection for connection in greeted if connection.peer not in self._told]
-            busy = self._busy_after_a_hush(untold)
-            self._told.update(one.peer for one in untold if one.peer not in busy and one.send_goaway())
-        return len(greeted)
+    def _notify(self, port: int) -> int:
+        """Send GOAWAY on every connection that can take it now; return how many connections are left."""
+        with self._hold.held(), connections(port) as found:
+            established = [connection for connection in found if connection.has_received_settings()]
+            due = [connection for connection in established if connection.peer not in self._notified]
+            busy = self._busy_after_hold(due)
+            self._notified.update(one.peer for one in due if one.peer not in busy and one.send_goaway())
+        return len(established)
 
-    def _busy_after_a_hush(self, untold: list[Connection]) -> set[Peer]:
-        """Give calls in progress a moment to end; return whose have not."""
-        until = time.monotonic() + _HUSH_S
-        peers = {connection.peer for connection in untold}
+    def _busy_after_hold(self, due: list[Connection]) -> set[Peer]:
+        """Give calls in progress a moment to end; return the peers whose calls have not."""
+        until = time.monotonic() + _HOLD_S
+        peers = {connection.peer for connection in due}
         while (busy := self._busy() & peers) and time.monotonic() < until:
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_BUSY_POLL_INTERVAL_S)
         return busy
 
     def _busy(self) -> set[Peer]:
-        names = peers_being_served(self._server, besides=self._gate.waiting())
+        names = peers_being_served(self._server, excluding=self._hold.pending())
         return {peer for peer in map(peer_of, names) if peer is not None}

@@ -1,8 +1,9 @@
-"""The TCP connections of a port that a gRPC server listens on, underneath gRPC: stop taking them, ask clients to go.
+"""The TCP connections of a listening port, below gRPC: stop accepting them, send GOAWAY on them.
 
-HTTP/2 has a frame for a friendly goodbye, GOAWAY: the client opens no further call on the connection, lets those that
-run end, and hangs up. grpcio sends it in `server.stop` alone, after it has begun to cancel calls that arrive: whoever
-asks before the goodbye has reached it is told CANCELLED. So we say it first, while everything is still served.
+GOAWAY is the HTTP/2 frame of a graceful shutdown: the client opens no further call on the connection, lets its calls in
+progress end, and disconnects. grpcio sends it only in `server.stop`, after it has begun to cancel new calls. A client
+that calls before GOAWAY has reached it receives CANCELLED. So this module sends GOAWAY first, while the server still
+serves every call.
 """
 
 import os
@@ -21,9 +22,9 @@ Peer = tuple[str, int]
 
 _DESCRIPTORS = Path("/proc/self/fd")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
-# Length 8, type 7, no flags, stream 0; then the last stream that is served (all that there can be), and NO_ERROR.
+# Length 8, type 7, no flags, stream 0; then the last stream that is served (the highest there can be), and NO_ERROR.
 _GOAWAY = struct.pack(">I", 8)[1:] + struct.pack(">BBIII", 7, 0, 0, 0x7FFF_FFFF, 0)
-# Where `struct tcp_info` has `tcpi_bytes_acked`, and what the server's first frame, its SETTINGS, takes at least.
+# The offset of `tcpi_bytes_acked` in `struct tcp_info`, and the least size of the server's first frame, SETTINGS.
 _BYTES_ACKED = slice(120, 128)
 _SETTINGS_BYTES = 9
 
@@ -36,26 +37,26 @@ class Connection:
     _socket: socket.socket
 
     def has_received_settings(self) -> bool:
-        """Tell whether the client has the server's first frame, before which no other may be sent."""
+        """Tell whether the client has received SETTINGS: no frame may be sent before it."""
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
         return int.from_bytes(info[_BYTES_ACKED], "little") > _SETTINGS_BYTES
 
     def send_goaway(self) -> bool:
         """Send GOAWAY; False when that is not possible now.
 
-        Only between two frames of gRPC: for a connection on which no response is under way.
+        Call it only between two frames of gRPC, so while no response is in transit on the connection.
         """
         try:
             sent = self._socket.send(_GOAWAY, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:  # Full, or gone.
+        except OSError:  # The buffer is full, or the client has disconnected.
             return False
-        if sent < len(_GOAWAY):  # Half a frame: the connection is of no use any more.
+        if sent < len(_GOAWAY):  # A part of a frame makes the connection unusable.
             self._socket.shutdown(socket.SHUT_RDWR)
         return True
 
 
 def peer_of(name: str) -> Peer | None:
-    """Read what gRPC calls a client, such as ``ipv4:127.0.0.1:4711``; None when that is no TCP address."""
+    """Parse gRPC's name of a client, such as ``ipv4:127.0.0.1:4711``; None if it is not a TCP address."""
     family, _, rest = name.partition(":")
     if family not in {"ipv4", "ipv6"}:
         return None
@@ -64,21 +65,21 @@ def peer_of(name: str) -> Peer | None:
 
 
 def stop_accepting(port: int) -> None:
-    """Take no further connections; those there are stay.
+    """Refuse new connections to `port`; open ones stay.
 
-    The descriptors stay, too, for gRPC to close: it would complain of a socket that stops listening under its hands. So
-    each gets another socket, on which nobody ever calls.
+    The descriptors stay open, too, because gRPC closes them and logs an error for a socket that no longer listens. Each
+    descriptor gets another socket, which no client can reach.
     """
     for descriptor, found in _sockets_of(port):
         with found:
             if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                with _unreachable_socket() as deaf:
-                    os.dup2(deaf.fileno(), descriptor, inheritable=False)
+                with _unreachable_socket() as unreachable:
+                    os.dup2(unreachable.fileno(), descriptor, inheritable=False)
 
 
 @contextmanager
 def connections(port: int) -> Iterator[list[Connection]]:
-    """Give the open connections to `port`, for the length of the block."""
+    """Yield the open connections to `port`, valid for the length of the block."""
     with ExitStack() as stack:
         found = [stack.enter_context(duplicate) for _, duplicate in _sockets_of(port)]
         yield [Connection(peer, one) for one in found if (peer := _peer_at(one)) is not None]
@@ -87,20 +88,20 @@ def connections(port: int) -> Iterator[list[Connection]]:
 def _peer_at(found: socket.socket) -> Peer | None:
     try:
         return _peer(*found.getpeername()[:2])
-    except OSError:  # One that listens has no peer, and others may have lost theirs.
+    except OSError:  # A listening socket has no peer; others may have lost theirs.
         return None
 
 
 def _sockets_of(port: int) -> Iterator[tuple[int, socket.socket]]:
-    """Find our TCP sockets of `port`: their descriptors, each with a duplicate for the caller to close.
+    """Find our TCP sockets of `port`: their descriptors, each with a duplicate that the caller closes.
 
-    A duplicate, because gRPC may close its own at any time, and the number may then be anybody's.
+    The duplicate stays valid when gRPC closes its own descriptor and the kernel gives the number to another file.
     """
     for descriptor in _sockets():
         try:
-            # Not `socket.dup`, which would make gRPC's own block: both have the same flags.
+            # Not `socket.dup`: it makes the duplicate blocking, and gRPC's socket shares the flags.
             found = socket.socket(fileno=os.dup(descriptor))
-        except OSError:  # Closed meanwhile.
+        except OSError:  # Closed in the meantime.
             continue
         if _is_tcp_of(found, port):
             yield descriptor, found
@@ -109,7 +110,7 @@ def _sockets_of(port: int) -> Iterator[tuple[int, socket.socket]]:
 
 
 def _sockets() -> list[int]:
-    """List the descriptors of our sockets; where the system does not tell, none: then gRPC alone says goodbye."""
+    """List the descriptors of our sockets; none on a system without /proc, where only gRPC sends GOAWAY."""
     descriptors = [int(entry.name) for entry in _DESCRIPTORS.iterdir()] if _DESCRIPTORS.exists() else []
     return [descriptor for descriptor in descriptors if _is_socket(descriptor)]
 
@@ -117,7 +118,7 @@ def _sockets() -> list[int]:
 def _is_socket(descriptor: int) -> bool:
     try:
         return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
-    except OSError:  # Closed meanwhile, as the one that listed them is.
+    except OSError:  # Closed in the meantime, as the descriptor of the listing itself is.
         return False
 
 
@@ -127,10 +128,10 @@ def _is_tcp_of(found: socket.socket, port: int) -> bool:
 
 
 def _unreachable_socket() -> socket.socket:
-    deaf = socket.socket(socket.AF_UNIX)
-    deaf.bind("")  # Linux gives it an abstract name, which nobody knows.
-    deaf.listen()
-    return deaf
+    unreachable = socket.socket(socket.AF_UNIX)
+    unreachable.bind("")  # Linux gives it a random abstract name.
+    unreachable.listen()
+    return unreachable
 
 
 def _peer(host: str, port: int) -> Peer:

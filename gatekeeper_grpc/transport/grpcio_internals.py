@@ -1,51 +1,48 @@
-"""All that we use of grpcio 1.85 and it does not publish: receiving, sending and refusing without a worker that waits.
+"""The only module that uses private names of grpcio: it receives, sends and refuses without a worker that waits.
 
-grpcio's own server waits for a message on a worker, for ever, and its public API ends a call only from a worker. No
-other module touches its private names; pyproject.toml pins the minor version, and tests/rpc/test_plumbing_*.py notice
-a change.
+grpcio's own server waits for a message on a worker, without a limit, and its public API ends a call only from a worker.
+pyproject.toml pins the minor version of grpcio. tests/rpc/transport/test_grpcio_internals.py lists every private name
+that this module uses and looks it up in the installed grpcio and in a live call; if grpcio moves one, the test fails
+with its name. The other tests of tests/rpc/transport notice if a name comes to mean something else.
 """
 # ruff: noqa: SLF001 # That is what this module is for.
 
 import importlib
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
+from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.wire.status import RequestTimeout, status_from_error
 
 _server: Any = importlib.import_module("grpc._server")  # Not in grpcio's published types: Any in all of this module.
 _cygrpc = _server.cygrpc
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessageTimeout:
-    """How long a worker may wait for a client's next message."""
-
-    limit_s: float
-    """At most this long."""
-    limit_when_saturated_s: float
-    """No longer than this while other calls queue for the worker."""
-
-
 class ArrivedCall:
-    """A call that has arrived and has no worker yet. Its methods never block: they are for the serving thread."""
+    """A call that has arrived and has no worker yet. Its methods never block: they are for the serving thread.
 
-    __slots__ = ("_call", "_state", "behaviour")
+    Args:
+        serve: What grpcio asks the pool to run: it serves the call on a worker.
+        args: The arguments for that.
+    """
 
-    def __init__(self, event: Any, state: Any, behaviour: Any) -> None:
+    __slots__ = ("_args", "_call", "_serve", "_state", "behaviour")
+
+    def __init__(self, serve: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        _in_pool, event, state, behaviour, *_ = args
+        self._serve = serve
+        self._args = args
         self._call = event.call
         self._state = state
         self.behaviour = behaviour
+        state.gatekeeper_call = event.call  # `peers_being_served` reads it.
 
-    @classmethod
-    def from_submission(cls, args: tuple[Any, ...]) -> Self:
-        """Recognise the call in what grpcio passes to `pool.submit` after the function."""
-        _serve, event, state, behaviour, *_ = args
-        state.gatekeeper_call = event.call  # Looked for by `peers_being_served`.
-        return cls(event, state, behaviour)
+    def serve(self) -> None:
+        """Serve the call, on a worker."""
+        self._serve(*self._args)
 
     def receive_then(self, proceed: Callable[[], None]) -> None:
         """Start to receive the first message.
@@ -64,46 +61,41 @@ class ArrivedCall:
             self._state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
 
     def is_live(self) -> bool:
-        """Tell whether the call can still be answered: nobody has cancelled or ended it."""
+        """Return whether the call can still have a response: it is neither cancelled nor ended."""
         with self._state.condition:
-            live: bool = _server._is_rpc_state_active(self._state)
-            return live
+            return _is_live(self._state)
 
     def refuse(self, status: grpc.Status) -> None:
-        """End the call with `status`, unless it has ended already or its message has come after all."""
+        """End the call with `status`, unless it has ended already."""
         with self._state.condition:
-            if self._state.statused:
-                return
-            self._state.code = status.code
-            self._state.details = status.details.encode()
-            self._state.trailing_metadata = status.trailing_metadata
-            # Sends what the state holds; the arguments are for a state without a code.
-            _server._abort(self._state, self._call, _cygrpc.StatusCode.unknown, b"")
+            if not self._state.statused:
+                self._state.trailing_metadata = status.trailing_metadata
+                _end(self._state, self._call, status)
 
     def refuse_unless_received(self, status: grpc.Status) -> None:
-        """End the call with `status` if its first message is still on the way."""
+        """End the call with `status` if its first message has not arrived."""
         with self._state.condition:
             if _server._RECEIVE_MESSAGE_TOKEN in self._state.due:
                 self.refuse(status)
 
 
 class RequestReader(Iterator[bytes]):
-    """A call's request messages as bytes. Its first may have been received before a worker took the call."""
+    """A call's request messages as bytes. The first may have been received before a worker took the call."""
 
-    __slots__ = ("_others_wait", "_patience", "_requests", "_state")
+    __slots__ = ("_is_saturated", "_requests", "_state", "_timeout")
 
-    def __init__(self, requests: Any, patience: MessageTimeout, others_wait: Callable[[], bool]) -> None:
+    def __init__(self, requests: Any, timeout: MessageTimeout, is_saturated: Callable[[], bool]) -> None:
         self._requests = requests
         self._state = requests._state
-        self._patience = patience
-        self._others_wait = others_wait
+        self._timeout = timeout
+        self._is_saturated = is_saturated
 
     def __next__(self) -> bytes:
-        """Return the next message, waiting as long as patience lasts.
+        """Return the next message; wait for it within the timeout.
 
         Raises:
             StopIteration: The client has sent its last message.
-            RequestTimeout: No message came in time.
+            RequestTimeout: No message arrived in time.
             grpc.RpcError: The client has cancelled the call.
         """
         with self._state.condition:
@@ -116,23 +108,23 @@ class RequestReader(Iterator[bytes]):
 
     def _await_message(self) -> bytes:
         started = time.monotonic()
-        pause_s = min(self._patience.limit_s, self._patience.limit_when_saturated_s)
+        pause_s = min(self._timeout.limit_s, self._timeout.limit_when_saturated_s)
         while (message := self._requests._look_for_request()) is None:
-            self._check_patience(time.monotonic() - started)
+            self._check_timeout(time.monotonic() - started)
             self._state.condition.wait(pause_s)
         return bytes(message)
 
-    def _check_patience(self, waited_s: float) -> None:
-        pressed = waited_s >= self._patience.limit_when_saturated_s and self._others_wait()
-        if pressed or waited_s >= self._patience.limit_s:
+    def _check_timeout(self, waited_s: float) -> None:
+        saturated_too_long = waited_s >= self._timeout.limit_when_saturated_s and self._is_saturated()
+        if saturated_too_long or waited_s >= self._timeout.limit_s:
             raise RequestTimeout(f"no request message arrived within {waited_s:.1f} s")
 
 
-class ResponseStream:
+class GrpcResponseStream:
     """The response stream of a call: sends, and ends the call, without a thread that waits for the client.
 
-    grpcio's own way keeps a thread until the client has made room for a response. Safe to use from any thread; at most
-    one message may be on the way.
+    grpcio's own `send_response` keeps its thread until the client has room for the response. Any thread may use this
+    one; at most one message may be in transit. Implements `cache.watcher_hub.ResponseStream`.
     """
 
     __slots__ = ("_call", "_state")
@@ -144,11 +136,11 @@ class ResponseStream:
     def send(self, message: bytes, sent: Callable[[], None]) -> bool:
         """Start to send a serialised message.
 
-        `sent` runs on the serving thread when the message is on its way and there is room for another one, or when the
-        call is over; it must take constant time. False, and `sent` does not run: the call is over already.
+        `sent` runs on the serving thread when there is room for another message, or when the call is over; it must take
+        constant time. False: the call is over already, and `sent` does not run.
         """
         with self._state.condition:
-            if not _server._is_rpc_state_active(self._state):
+            if not _is_live(self._state):
                 return False
             operations = (*self._initial_metadata(), _cygrpc.SendMessageOperation(message, 0))
             self._call.start_server_batch(operations, self._when_sent(sent))
@@ -172,38 +164,46 @@ class ResponseStream:
         return finished
 
     def end(self, error: Exception) -> None:
-        """End the call with the status of `error`, unless it is over. A message on the way is still delivered."""
+        """End the call with the status of `error`, unless it is over. A message in transit is still delivered."""
         status = status_from_error(error, "")
         with self._state.condition:
-            if not _server._is_rpc_state_active(self._state):
-                return
-            self._state.code = status.code
-            self._state.details = status.details.encode()
-            self._state.trailing_metadata = (*(self._state.trailing_metadata or ()), *status.trailing_metadata)
-            _server._abort(self._state, self._call, _cygrpc.StatusCode.unknown, b"")
+            if _is_live(self._state):
+                self._state.trailing_metadata = (*(self._state.trailing_metadata or ()), *status.trailing_metadata)
+                _end(self._state, self._call, status)
 
     def cancel(self) -> None:
-        """Cancel the call: the only end that a client sees that does not read."""
+        """Cancel the call. Only this reaches a client that does not read."""
         self._call.cancel()
 
 
-def peers_being_served(server: grpc.Server, *, besides: Collection[ArrivedCall]) -> set[str]:
-    """Name the clients that have a call in progress whose responses may be under way, not counting those `besides`.
+def peers_being_served(server: grpc.Server, *, excluding: Collection[ArrivedCall]) -> set[str]:
+    """Return grpcio's names of the clients that have a call in progress, not counting the calls in `excluding`.
 
-    A call is over when the kernel has its last byte.
+    A call is in progress until the kernel has its last byte.
     """
     state: Any = server._state  # type: ignore[attr-defined]
     with state.lock:
-        in_progress = state.rpc_states - {call._state for call in besides}
+        in_progress = state.rpc_states - {call._state for call in excluding}
     calls = [rpc_state.gatekeeper_call for rpc_state in in_progress if hasattr(rpc_state, "gatekeeper_call")]
     return {call.peer().decode() for call in calls}
 
 
 def is_aborted(context: Any) -> bool:
-    """Tell whether `context.abort` has been called; the bare `Exception` it raises must travel on."""
+    """Return whether `context.abort` was called; the bare `Exception` that it raised must propagate."""
     return bool(context._state.aborted)
 
 
 def is_cancelled(context: Any) -> bool:
-    """Tell whether the client has gone: cancelled, out of time, or disconnected."""
+    """Return whether the client has cancelled, reached its deadline, or disconnected."""
     return context._state.client is _server._CANCELLED
+
+
+def _is_live(state: Any) -> bool:
+    return bool(_server._is_rpc_state_active(state))
+
+
+def _end(state: Any, call: Any, status: grpc.Status) -> None:
+    state.code = status.code
+    state.details = status.details.encode()
+    # Sends what the state holds; the arguments are for a state without a code.
+    _server._abort(state, call, _cygrpc.StatusCode.unknown, b"")

@@ -1,4 +1,4 @@
-"""Holds back calls that arrive, for moments in which no response may be under way."""
+"""Holds new calls back for the moments in which no response may be in transit."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,38 +8,41 @@ from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 
 
 class CallHold:
-    """Open, it costs a call one attribute read. Shut, calls wait in memory, in order, and go on when it opens again."""
+    """Keeps calls in memory while it is held, and passes them on in order when it is released.
+
+    While it is not held, it costs a call one attribute read.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards both
-        self._waiting: dict[ArrivedCall, Callable[[], None]] = {}
-        self.is_shut = False
+        self._pending: dict[ArrivedCall, Callable[[ArrivedCall], None]] = {}
+        self.is_holding = False
 
     @contextmanager
-    def shut(self) -> Iterator[None]:
-        """Hold back what arrives, for the length of the block."""
+    def held(self) -> Iterator[None]:
+        """Hold new calls for the length of the block."""
         with self._lock:
-            self.is_shut = True
+            self.is_holding = True
         try:
             yield
         finally:
-            self._open()
+            self._release()
 
-    def keep(self, call: ArrivedCall, go_on: Callable[[], None]) -> bool:
-        """Hold a call back; False when the gate is open again: then the caller goes on by itself."""
+    def hold(self, call: ArrivedCall, resume: Callable[[ArrivedCall], None]) -> bool:
+        """Keep `call` until the release, then `resume` it. False: not held any more; the caller continues the call."""
         with self._lock:
-            if self.is_shut:
-                self._waiting[call] = go_on
-            return self.is_shut
+            if self.is_holding:
+                self._pending[call] = resume
+            return self.is_holding
 
-    def waiting(self) -> list[ArrivedCall]:
-        """Return the calls that are held back now."""
+    def pending(self) -> list[ArrivedCall]:
+        """Return the calls that are held now."""
         with self._lock:
-            return list(self._waiting)
+            return list(self._pending)
 
-    def _open(self) -> None:
+    def _release(self) -> None:
         with self._lock:
-            self.is_shut = False
-            waiting, self._waiting = self._waiting, {}
-        for go_on in waiting.values():
-            go_on()
+            self.is_holding = False
+            pending, self._pending = self._pending, {}
+        for call, resume in pending.items():
+            resume(call)

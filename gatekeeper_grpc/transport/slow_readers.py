@@ -1,6 +1,6 @@
-"""Frees workers from clients that open a response stream and do not read it.
+"""Cancels calls of clients that open a response stream and do not read it, which frees their workers.
 
-grpcio sends a response on the stream's worker and waits, for ever, until the client has made room for it.
+grpcio sends a response on the stream's worker, which waits without a limit until the client has room for it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,17 +9,17 @@ from typing import Any
 
 import grpc
 
-from gatekeeper_grpc.transport.deadlines import Deadlines
+from gatekeeper_grpc.transport.deadlines import DeadlineGroup, Deadlines
 
 
 class SlowReaders:
-    """Cancels calls that cannot get rid of a response in time; only a reset gets through, so clients see CANCELLED."""
+    """Cancels a call if a response is not sent in time. The client receives CANCELLED: only a reset reaches it."""
 
-    def __init__(self) -> None:
-        self._sending: Deadlines[grpc.ServicerContext] = Deadlines("unread_responses", _cancel)
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._sending: DeadlineGroup[grpc.ServicerContext] = deadlines.group("unread_responses", _cancel)
 
     def guard(self, responses: Iterable[Any], context: grpc.ServicerContext, *, within_s: float) -> Iterator[Any]:
-        """Return the same responses; each must be sent `within_s` after it is there."""
+        """Yield the same responses, and require that each is sent within `within_s`."""
         for response in responses:
             with self.sending(context, within_s=within_s):
                 yield response  # grpcio asks for the next one when this one is sent
@@ -32,10 +32,6 @@ class SlowReaders:
             yield
         finally:
             self._sending.remove(context)
-
-    def close(self) -> None:
-        """Cancel nothing any more."""
-        self._sending.close()
 
 
 def _cancel(context: grpc.ServicerContext) -> None:

@@ -33,7 +33,7 @@ from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from gatekeeper_grpc.transport.drain import Drain
-from gatekeeper_grpc.transport.grpcio_internals import ResponseStream
+from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
 
 # Any below: what is put in a method's place takes what the method takes.
 _SLOW_LOADS_S = 0.05
@@ -127,25 +127,25 @@ def asks_database() -> None:
 
 def no_goodbye() -> None:
     """A server that stops does not ask its clients to go first."""
-    _put(Drain, send_away=lambda _departure, _port, **_limits: 0)
+    _put(Drain, run=lambda _drain, _port, **_limits: 0)
 
 
 def waits_for_watchers() -> None:
     """Whoever is told something is waited for until it has made room."""
-    send = ResponseStream.send
+    send = GrpcResponseStream.send
 
-    def wait(outlet: ResponseStream, message: bytes, sent: Callable[[], None]) -> bool:
+    def wait(stream: GrpcResponseStream, message: bytes, sent: Callable[[], None]) -> bool:
         made_room = threading.Event()
 
         def note() -> None:
             sent()
             made_room.set()
 
-        is_open = send(outlet, message, note)
+        is_open = send(stream, message, note)
         made_room.wait(_WATCHER_PATIENCE_S)
         return is_open
 
-    _put(ResponseStream, send=wait)
+    _put(GrpcResponseStream, send=wait)
 
 
 def redis_in_the_way() -> None:

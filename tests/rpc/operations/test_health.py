@@ -149,7 +149,7 @@ class Jam:
         self._calls += [call() for _ in range(WORKERS + 1)]
 
     def _is_full(self, pool: PoolName) -> bool:
-        return self._server._pools[pool].others_wait()
+        return self._server._pools[pool].is_saturated()
 
     def _hang_up(self) -> None:
         self._over.set()

@@ -21,8 +21,8 @@ ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 CLIENTS = 4
 
 
-def departure_of(server: GatekeeperServer) -> Drain:
-    return server._departure
+def drain_of(server: GatekeeperServer) -> Drain:
+    return server._drain
 
 
 def test_all_clients_go_when_they_are_asked_to(server: GatekeeperServer) -> None:
@@ -31,11 +31,11 @@ def test_all_clients_go_when_they_are_asked_to(server: GatekeeperServer) -> None
             channel = stack.enter_context(connect(server))
             EvaluationServiceStub(channel).EvaluateFlags(ANNA, timeout=TIMEOUT_S)
 
-        assert departure_of(server).send_away(server.port, within_s=TIMEOUT_S) == 0
+        assert drain_of(server).run(server.port, within_s=TIMEOUT_S) == 0
 
 
 def test_a_server_that_leaves_takes_no_more_connections(server: GatekeeperServer) -> None:
-    departure_of(server).send_away(server.port, within_s=0)
+    drain_of(server).run(server.port, within_s=0)
 
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
@@ -48,7 +48,7 @@ def test_a_client_in_the_middle_of_a_stream_is_not_asked_and_can_end_it(server: 
         requests.put(BulkEvaluateFlagsRequest())
         next(answers)
 
-        left = departure_of(server).send_away(server.port, within_s=0.1)
+        left = drain_of(server).run(server.port, within_s=0.1)
         requests.put(BulkEvaluateFlagsRequest(contexts=[ANNA.context]))
         requests.put(None)
 
@@ -68,13 +68,13 @@ def test_a_client_that_never_spoke_holds_up_nobody(server: GatekeeperServer) -> 
 def test_calls_that_arrive_while_the_gate_is_shut_are_served_when_it_opens(
     server: GatekeeperServer, evaluation: EvaluationServiceStub
 ) -> None:
-    gate = server._pools.gate
-    with gate.shut():
-        held = evaluation.EvaluateFlags.future(ANNA, timeout=TIMEOUT_S)
-        assert eventually(lambda: bool(gate.waiting()))
-        assert not held.done()
+    hold = server._pools.hold
+    with hold.held():
+        call = evaluation.EvaluateFlags.future(ANNA, timeout=TIMEOUT_S)
+        assert eventually(lambda: bool(hold.pending()))
+        assert not call.done()
 
-    assert held.result().revision == 0
+    assert call.result().revision == 0
 
 
 def has_connections(port: int) -> bool:

@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
-from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
+from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.pending_calls import PendingCalls
 from tests.rpc.transport.test_stages import (
     EDIT,
@@ -128,12 +128,12 @@ def wait_for(arrived: threading.Semaphore, count: int) -> None:
 
 def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() -> None:
     with crowded_evaluation(half_open=1_000) as server:
-        assert len(server.pools.reception) == 1_000
+        assert len(server.pools.pending_calls) == 1_000
         assert victim_codes(server, calls=100, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
 def test_twin_without_the_reception_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PendingCalls, "hold", lambda _self, _call, *, admit, **_within: admit())
+    monkeypatch.setattr(PendingCalls, "hold", lambda _self, call, *, admit, **_within: admit(call))
     with crowded_evaluation(half_open=2) as server:
         assert victim_codes(server, calls=3, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
@@ -150,10 +150,10 @@ def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: 
 
 
 def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
-    crowded = serve({"Echo": (unary(echo), OPEN)}, held_calls=3, message_timeout=ENDLESS)
+    crowded = serve({"Echo": (unary(echo), OPEN)}, max_pending_calls=3, message_timeout=ENDLESS)
     with crowded as server, HalfOpen(server) as silent:
         (oldest,) = silent.open(1)
-        assert eventually(lambda: len(server.pools.reception) == 1)
+        assert eventually(lambda: len(server.pools.pending_calls) == 1)
         silent.open(3)
 
         assert codes_of([oldest]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -163,11 +163,11 @@ def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
 def test_calls_cancelled_before_their_message_are_forgotten() -> None:
     with serve({"Echo": (unary(echo), OPEN)}, message_timeout=ENDLESS) as server, HalfOpen(server) as silent:
         calls = silent.open(20)
-        assert eventually(lambda: len(server.pools.reception) == 20)
+        assert eventually(lambda: len(server.pools.pending_calls) == 20)
         for call in calls:
             call.cancel()
 
-        assert eventually(lambda: len(server.pools.reception) == 0)
+        assert eventually(lambda: len(server.pools.pending_calls) == 0)
         assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
@@ -300,7 +300,7 @@ def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_serve
         running = server.unary("CallHold").future(text("1"), metadata=EDITOR_TOKEN)
         assert gate.entered.acquire(timeout=TIMEOUT_S)
         queued = server.unary("CallHold").future(text("2"), metadata=EDITOR_TOKEN)
-        assert eventually(server.pools[policy.pool].others_wait)
+        assert eventually(server.pools[policy.pool].is_saturated)
 
         refusal = fails(server.unary("CallHold"), text("3"), metadata=EDITOR_TOKEN)
         assert server.unary("Echo")(text(), metadata=EDITOR_TOKEN) == text()

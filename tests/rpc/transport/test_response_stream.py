@@ -1,6 +1,6 @@
-"""The outlet of a response stream: it sends without a thread that waits, and its call ends like any other.
+"""The stream of a response stream: it sends without a thread that waits, and its call ends like any other.
 
-These tests notice when grpcio's private names, on which the outlet stands, come to mean something else.
+These tests notice when grpcio's private names, on which the stream stands, come to mean something else.
 """
 
 import threading
@@ -18,7 +18,7 @@ from gatekeeper_grpc.domain.errors import NotFound, Unavailable
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.transport.admission import PoolName, PoolSize
-from gatekeeper_grpc.transport.grpcio_internals import ResponseStream
+from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
 from tests.rpc.transport.test_overload import eventually
 from tests.rpc.transport.test_stages import TIMEOUT_S, Server, error_info, serve, text
 
@@ -28,29 +28,29 @@ LONG = "x" * 1_000_000
 
 
 class Method:
-    """Keeps the outlet of each call, and does nothing else, unless it is told to fail."""
+    """Keeps the stream of each call, and does nothing else, unless it is told to fail."""
 
     sends_by_response_stream = True
 
     def __init__(self) -> None:
-        self.outlets: SimpleQueue[ResponseStream] = SimpleQueue()
+        self.streams: SimpleQueue[GrpcResponseStream] = SimpleQueue()
         self.over = threading.Semaphore(0)
 
-    def __call__(self, request: StringValue, context: Any, outlet: ResponseStream) -> None:
+    def __call__(self, request: StringValue, context: Any, stream: GrpcResponseStream) -> None:
         if request.value == "fail":
             raise NotFound.flag("nowhere")
         context.add_callback(self.over.release)
-        self.outlets.put(outlet)
+        self.streams.put(stream)
 
 
 @contextmanager
-def calling(value: str = "") -> Iterator[tuple[Server, Any, ResponseStream]]:
+def calling(value: str = "") -> Iterator[tuple[Server, Any, GrpcResponseStream]]:
     """Call the method on a server with one worker for it; yields the client's end and the servicer's."""
     method = Method()
     handler = grpc.unary_stream_rpc_method_handler(method, StringValue.FromString, StringValue.SerializeToString)
     with serve({"Watch": (handler, WATCH)}, sizes={PoolName.WATCH: PoolSize(workers=1, queue=8)}) as server:
         call = open_call(server, value)
-        yield server, call, method.outlets.get(timeout=TIMEOUT_S)
+        yield server, call, method.streams.get(timeout=TIMEOUT_S)
         call.cancel()
 
 
@@ -64,35 +64,35 @@ def message(value: str) -> bytes:
     return text(value).SerializeToString()
 
 
-def send(outlet: ResponseStream, value: str) -> threading.Event:
+def send(stream: GrpcResponseStream, value: str) -> threading.Event:
     sent = threading.Event()
-    assert outlet.send(message(value), sent.set)
+    assert stream.send(message(value), sent.set)
     return sent
 
 
-def fill(outlet: ResponseStream) -> tuple[int, threading.Event]:
+def fill(stream: GrpcResponseStream) -> tuple[int, threading.Event]:
     """Send as much as a client takes that does not read, and one message more, which stays on the way.
 
     Returns how many these are, and what tells when the last is sent.
     """
     for count in range(1, 100):
-        sent = send(outlet, LONG)
+        sent = send(stream, LONG)
         if not sent.wait(0.3):
             return count, sent
     raise AssertionError("nothing fills up")
 
 
 def test_messages_arrive_in_order_and_each_is_reported_sent() -> None:
-    with calling() as (_, call, outlet):
+    with calling() as (_, call, stream):
         for number in range(100):
-            assert send(outlet, str(number)).wait(TIMEOUT_S)
+            assert send(stream, str(number)).wait(TIMEOUT_S)
 
         assert [next(call).value for _ in range(100)] == [str(number) for number in range(100)]
 
 
 def test_sending_to_a_client_that_does_not_read_returns_at_once_and_reports_later() -> None:
-    with calling() as (_, call, outlet):
-        count, sent = fill(outlet)
+    with calling() as (_, call, stream):
+        count, sent = fill(stream)
 
         assert [next(call).value for _ in range(count)] == [LONG] * count
         assert sent.wait(TIMEOUT_S)
@@ -118,26 +118,26 @@ def test_twin_grpcio_s_own_way_keeps_whoever_sends_until_the_client_reads() -> N
 
 
 def test_open_streams_keep_no_worker() -> None:
-    with calling() as (server, _, outlet):
+    with calling() as (server, _, stream):
         others = [open_call(server) for _ in range(5)]
-        assert send(outlet, "still here").wait(TIMEOUT_S)
+        assert send(stream, "still here").wait(TIMEOUT_S)
         for other in others:
             other.cancel()
 
 
-def end_by_client(_outlet: ResponseStream, call: Any) -> None:
+def end_by_client(_outlet: GrpcResponseStream, call: Any) -> None:
     call.cancel()
 
 
-def end_by_server(outlet: ResponseStream, _call: Any) -> None:
-    outlet.end(Unavailable("going away"))
+def end_by_server(stream: GrpcResponseStream, _call: Any) -> None:
+    stream.end(Unavailable("going away"))
 
 
-def cancel_by_server(outlet: ResponseStream, _call: Any) -> None:
-    outlet.cancel()
+def cancel_by_server(stream: GrpcResponseStream, _call: Any) -> None:
+    stream.cancel()
 
 
-ENDS: dict[Callable[[ResponseStream, Any], None], grpc.StatusCode] = {
+ENDS: dict[Callable[[GrpcResponseStream, Any], None], grpc.StatusCode] = {
     end_by_client: grpc.StatusCode.CANCELLED,
     end_by_server: grpc.StatusCode.UNAVAILABLE,
     cancel_by_server: grpc.StatusCode.CANCELLED,
@@ -146,20 +146,22 @@ ENDS: dict[Callable[[ResponseStream, Any], None], grpc.StatusCode] = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("unread", [False, True], ids=["idle", "with a message on the way"])
-def test_however_a_call_ends_nothing_of_it_is_left(end: Callable[[ResponseStream, Any], None], unread: bool) -> None:
-    with calling() as (server, call, outlet):
-        sent = fill(outlet)[1] if unread else send(outlet, "read")
+def test_however_a_call_ends_nothing_of_it_is_left(
+    end: Callable[[GrpcResponseStream, Any], None], unread: bool
+) -> None:
+    with calling() as (server, call, stream):
+        sent = fill(stream)[1] if unread else send(stream, "read")
         assert unread or next(call).value == "read"
-        end(outlet, call)
+        end(stream, call)
         for _ in iterate(call):
             pass
 
         calls_known_to_grpcio = server.grpc_server._state.rpc_states  # type: ignore[attr-defined]
         assert eventually(lambda: not calls_known_to_grpcio)
         assert sent.wait(TIMEOUT_S)
-        assert not outlet.send(message("too late"), sent.clear)
-        outlet.end(Unavailable("once more"))
-        outlet.cancel()
+        assert not stream.send(message("too late"), sent.clear)
+        stream.end(Unavailable("once more"))
+        stream.cancel()
         assert sent.is_set()
     assert call.code() is ENDS[end]
 
@@ -172,9 +174,9 @@ def iterate(call: Any) -> Iterator[Any]:
 
 
 def test_the_end_carries_its_error_and_the_id_of_the_call() -> None:
-    with calling() as (_, call, outlet):
-        send(outlet, "last")
-        outlet.end(Unavailable("going away", retry_after_s=1.0))
+    with calling() as (_, call, stream):
+        send(stream, "last")
+        stream.end(Unavailable("going away", retry_after_s=1.0))
         assert next(call).value == "last"
         with pytest.raises(grpc.RpcError) as ended:
             next(call)

@@ -18,7 +18,7 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, build_interceptors
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
-from gatekeeper_grpc.transport.grpcio_internals import MessageTimeout
+from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 
 SERVICE = "test.v1.Plumbing"
 EDITOR_TOKEN = (("authorization", "Bearer EDITOR"),)
@@ -69,12 +69,12 @@ def serve(
     methods: Mapping[str, tuple[Any, Policy | None]],
     *,
     sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES,
-    held_calls: int = 2_000,
+    max_pending_calls: int = 2_000,
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
     stream_timeout: MessageTimeout = STREAM_TIMEOUT,
 ) -> Iterator[Server]:
     """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
-    pools = CallPools({**DEFAULT_SIZES, **sizes}, held_calls=held_calls)
+    pools = CallPools({**DEFAULT_SIZES, **sizes}, max_pending_calls=max_pending_calls)
     interceptors = build_interceptors(
         verifier=RoleNames(),
         pools=pools,

@@ -10,7 +10,7 @@ import pytest
 from gatekeeper_grpc.auth.signatures import (
     UNSIGNED,
     Nonces,
-    SignatureGate,
+    SignatureAuthenticator,
     SignatureVerifier,
     SignedCall,
     sign,
@@ -45,8 +45,8 @@ class World:
         self.used.append(key_id)
 
     def admit(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> SignedCall | None:
-        gate = SignatureGate(self.verifier, required=required, allow_unsigned_bodies=True)
-        return gate.admit(metadata, method=method, is_stream=False)
+        authenticator = SignatureAuthenticator(self.verifier, required=required, allow_unsigned_bodies=True)
+        return authenticator.authenticate(metadata, method=method, is_stream=False)
 
     def refuses(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> bool:
         try:
@@ -130,10 +130,10 @@ def test_unsigned_body_may_be_any(world: World) -> None:
 def test_stream_leaves_its_body_out_and_a_unary_call_where_that_is_allowed(
     world: World, streams: bool, allowed: bool, content: str, passes: bool
 ) -> None:
-    gate = SignatureGate(world.verifier, required=True, allow_unsigned_bodies=allowed)
+    authenticator = SignatureAuthenticator(world.verifier, required=True, allow_unsigned_bodies=allowed)
 
     with nullcontext() if passes else pytest.raises(Unauthenticated):
-        assert gate.admit(signed(content=content), method=METHOD, is_stream=streams)
+        assert authenticator.authenticate(signed(content=content), method=METHOD, is_stream=streams)
 
 
 def test_call_without_a_signature_is_anonymous_unless_one_is_required(world: World) -> None:
