@@ -97,9 +97,10 @@ proto-check: $(VENV)/.dev ## Prove that protos/ is well-formed, compatible, and 
 	  && diff -r -x __pycache__ $$fresh generated \
 	  || { echo "generated/ is not what protos/ says: run 'make proto' and commit it" >&2; exit 1; }
 
-docs: $(VENV)/.dev ## Write the settings table of README.md
+docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.md
 	@table=$$($(BIN)/gatekeeper config --markdown) \
 	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
+	@$(BIN)/python -m tests.support.promises > docs/promises.md
 
 BENCHES = evaluate workers bulk refresh propagation watch audit members attributes last_known_good lost_updates
 

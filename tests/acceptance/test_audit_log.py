@@ -13,6 +13,8 @@ from gatekeeper.v1.flag_pb2 import Flag
 from tests.support.processes import Gatekeeper, copied, serving
 from tests.support.records import chained_entries
 
+pytestmark = pytest.mark.promise("D8")
+
 ROUNDS = 5
 
 

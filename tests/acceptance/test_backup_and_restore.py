@@ -1,10 +1,11 @@
-"""The restore drill of docs/operations/restore.md, with PostgreSQL's programs and a server that runs on (E2, D9)."""
+"""The restore drill of docs/operations/restore.md, with PostgreSQL's programs and a server that runs on."""
 
 import subprocess
 from pathlib import Path
 from uuid import uuid4
 
 import psycopg
+import pytest
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
@@ -19,6 +20,8 @@ from tests.conftest import database_dsn
 from tests.support.clients import send
 from tests.support.processes import TIMEOUT_S, Gatekeeper, run
 from tests.support.traces import live, traces
+
+pytestmark = pytest.mark.promise("E2", "D9")
 
 
 def postgres_program(name: str, *arguments: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation answers while the database is down; everything else says so, and goes on by itself afterwards (B1)."""
+"""Evaluation answers while the database is down; everything else says so, and goes on by itself afterwards."""
 
 import json
 from pathlib import Path
@@ -23,6 +23,8 @@ from tests.support.processes import (
     serving,
     stop,
 )
+
+pytestmark = pytest.mark.promise("B1")
 
 EVALUATIONS = 500
 NEW_FLAG = CreateFlagRequest(flag=Flag(key="new"))

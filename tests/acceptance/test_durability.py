@@ -1,4 +1,4 @@
-"""An acknowledged write survives kill -9 of the server and of PostgreSQL, together with its audit entry (A1)."""
+"""An acknowledged write survives kill -9 of the server and of PostgreSQL, together with its audit entry."""
 
 import threading
 from collections.abc import Iterator
@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import pytest
 
 from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from tests.support.processes import TIMEOUT_S, Gatekeeper, eventually, kill_postmaster, serving
 from tests.support.records import chained_entries, flag_revisions
+
+pytestmark = pytest.mark.promise("A1")
 
 ROUNDS = 3
 WRITERS = 4

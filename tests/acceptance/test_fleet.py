@@ -1,4 +1,4 @@
-"""Several workers on one port: what one does all show, and what happens to one fails no call (C4)."""
+"""Several workers on one port: what one does all show, and what happens to one fails no call."""
 
 import json
 import os
@@ -39,7 +39,7 @@ from tests.support.processes import (
 )
 
 # A fleet starts five processes, and some of these tests start each anew.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.promise("C4")]
 
 WORKERS = 4
 NUMBERS = {str(number) for number in range(1, WORKERS + 1)}

@@ -1,4 +1,4 @@
-"""A start without its database answers from the last-known-good snapshot, says so, and recovers by itself (B4)."""
+"""A start without its database answers from the last-known-good snapshot, says so, and recovers by itself."""
 
 import json
 import os
@@ -26,6 +26,8 @@ from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
 from tests.conftest import Bearer
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, run, serving
 from tests.support.replication import Node, running_node
+
+pytestmark = pytest.mark.promise("B4")
 
 PASSWORD = "a-long-password"
 # The promise is 2 s on two cores that have nothing else to do; bench/last_known_good.py measures it.

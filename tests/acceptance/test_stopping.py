@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: health first, then the calls in flight, and out in time whatever hangs (C4)."""
+"""SIGTERM and SIGINT: health first, then the calls in flight, and out in time whatever hangs."""
 
 import signal
 import socket
@@ -21,6 +21,8 @@ from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, Evalu
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
+
+pytestmark = pytest.mark.promise("C4")
 
 DRAIN_S = 2.0
 GRACE_S = 1.0

@@ -1,4 +1,4 @@
-"""Started cold while its database is away, a fleet answers what it last knew, says so, and recovers by itself (B4)."""
+"""Started cold while its database is away, a fleet answers what it last knew, says so, and recovers by itself."""
 
 import json
 import time
@@ -16,6 +16,8 @@ from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
 from tests.support.processes import KEYS, eventually, run
+
+pytestmark = pytest.mark.promise("B4")
 
 KEPT = "snapshot"
 

@@ -44,6 +44,7 @@ def broken(verdict: Verdict) -> set[str]:
     return {violation.promise for violation in verdict.violations}
 
 
+@pytest.mark.promise("A2")
 @pytest.mark.parametrize("share", [1.0, 0.5], ids=["all lost", "half of them lost"])
 def test_min_revision_is_honoured_or_refused_when_notifications_are_lost(
     share: float, postgres: Postgres, tmp_path: Path, report: Report
@@ -57,6 +58,7 @@ def test_min_revision_is_honoured_or_refused_when_notifications_are_lost(
     assert verdict.violations == []
 
 
+@pytest.mark.promise("A2")
 def test_twin_when_min_revision_is_ignored_answers_are_older_than_asked(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
@@ -68,6 +70,7 @@ def test_twin_when_min_revision_is_ignored_answers_are_older_than_asked(
     report.twin("A2", "min_revision", str(verdict))
 
 
+@pytest.mark.promise("A3", "A5")
 def test_racing_editors_leave_one_chain_of_versions_and_all_instances_converge(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
@@ -84,6 +87,7 @@ def test_racing_editors_leave_one_chain_of_versions_and_all_instances_converge(
     assert all(answer == shown[0] for answer in shown)
 
 
+@pytest.mark.promise("A3", "A5")
 def test_twin_without_etags_editors_replace_what_they_never_saw(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
@@ -104,6 +108,7 @@ def p99(sorted_s: Sequence[float]) -> float:
     return sorted_s[int(len(sorted_s) * 0.99) - 1]
 
 
+@pytest.mark.promise("A4")
 def test_writes_are_seen_everywhere_at_once_while_the_bus_is_alive(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
@@ -115,6 +120,7 @@ def test_writes_are_seen_everywhere_at_once_while_the_bus_is_alive(
     assert p99(seen) < BUS_ALIVE_P99_S
 
 
+@pytest.mark.promise("A4")
 def test_twin_instances_that_hear_nothing_lag_behind(postgres: Postgres, tmp_path: Path, report: Report) -> None:
     with fleet(postgres, tmp_path, size=2, weakness="deaf", settings=POLLING) as instances:
         slowest = max(visible_after_s(instances[0].write, instances[1]) for _ in range(10))
@@ -123,6 +129,7 @@ def test_twin_instances_that_hear_nothing_lag_behind(postgres: Postgres, tmp_pat
     report.twin("A4", "announcements", f"a write seen {slowest * 1000:.0f} ms late")
 
 
+@pytest.mark.promise("A4")
 def test_answers_are_at_most_a_poll_and_a_second_old_while_the_bus_is_dead(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
@@ -143,6 +150,7 @@ def is_seen_in_time(instances: Fleet) -> bool:
     return eventually(lambda: instances[1].evaluate().revision >= revision, timeout_s=POLL_S + BUS_DEAD_S)
 
 
+@pytest.mark.promise("A4")
 def test_twin_without_polls_answers_stay_old(postgres: Postgres, tmp_path: Path, report: Report) -> None:
     postgres.lose_notifications(1.0)
     with fleet(postgres, tmp_path, size=2, settings={"GATEKEEPER_REFRESH_INTERVAL_S": "60"}) as instances:
@@ -155,6 +163,7 @@ def is_stale(instance: InstanceMetrics) -> bool:
     return instance.evaluate().stale
 
 
+@pytest.mark.promise("A4")
 def test_answers_say_stale_once_the_database_is_dead_for_longer_than_the_bound(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
@@ -173,6 +182,7 @@ def test_answers_say_stale_once_the_database_is_dead_for_longer_than_the_bound(
     assert load.failed == {}
 
 
+@pytest.mark.promise("A4")
 def test_twin_without_the_bound_nothing_says_stale(postgres: Postgres, tmp_path: Path, report: Report) -> None:
     settings = {"GATEKEEPER_STALE_AFTER_S": str(STALE_AFTER_S)}
     with fleet(postgres, tmp_path, size=1, weakness="never_stale", settings=settings) as instances:
@@ -212,6 +222,7 @@ def slots_of_processes(postgres: Postgres, tmp_path: Path, *, weakness: str = ""
         return [slots(process) for process in processes]
 
 
+@pytest.mark.promise("A6")
 def test_every_process_gives_the_golden_answers(postgres: Postgres, tmp_path: Path, report: Report) -> None:
     golden = [vector["bucket"] for vector in GOLDEN["vectors"]]
 
@@ -222,6 +233,7 @@ def test_every_process_gives_the_golden_answers(postgres: Postgres, tmp_path: Pa
     assert found == [golden] * 3
 
 
+@pytest.mark.promise("A6")
 def test_twin_with_pythons_own_hash_processes_disagree(postgres: Postgres, tmp_path: Path, report: Report) -> None:
     first, *others = slots_of_processes(postgres, tmp_path, weakness="random_buckets")
 

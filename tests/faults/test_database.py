@@ -1,4 +1,4 @@
-"""Evaluation never fails, whatever happens to the database; admin calls fail fast and come back (B1, B2)."""
+"""Evaluation never fails, whatever happens to the database; admin calls fail fast and come back."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +14,8 @@ from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode
 from tests.faults.report import Report
 from tests.support.processes import eventually
+
+pytestmark = pytest.mark.promise("B1", "B2")
 
 Fault = Callable[[Postgres, Fleet], AbstractContextManager[None]]
 

@@ -1,7 +1,9 @@
-"""On a full disk writes are refused, evaluation goes on, and nothing has to be repaired afterwards (B5)."""
+"""On a full disk writes are refused, evaluation goes on, and nothing has to be repaired afterwards."""
 
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import fleet
@@ -10,6 +12,8 @@ from tests.faults.report import Report
 from tests.faults.small_disk import small_disk
 from tests.support.processes import eventually
 from tests.support.records import chained_entries, flag_revisions
+
+pytestmark = pytest.mark.promise("B5")
 
 
 def test_writes_are_refused_and_evaluation_goes_on_while_the_disk_is_full(

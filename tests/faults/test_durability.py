@@ -1,8 +1,10 @@
-"""Acknowledged writes survive kill -9 of server and PostgreSQL, each with its audit entry, never one alone (A1)."""
+"""Acknowledged writes survive kill -9 of server and PostgreSQL, each with its audit entry, never one alone."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from tests.faults import postgres as databases
 from tests.faults.figures import KILLS
@@ -12,6 +14,8 @@ from tests.faults.postgres import Postgres
 from tests.faults.report import Report
 from tests.support.processes import eventually
 from tests.support.records import chained_entries, flag_revisions
+
+pytestmark = pytest.mark.promise("A1")
 
 WRITERS = 4
 # Acknowledged to each writer between two kills.

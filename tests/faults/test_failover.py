@@ -1,4 +1,4 @@
-"""A primary is lost and its standby promoted: nobody who evaluates notices, and what was lost is known (B1, A1)."""
+"""A primary is lost and its standby promoted: nobody who evaluates notices, and what was lost is known."""
 
 import json
 import time
@@ -18,6 +18,8 @@ from tests.faults.report import Report, Row
 from tests.support.processes import eventually
 from tests.support.records import chained_entries, flag_revisions
 from tests.support.replication import Node, Pair
+
+pytestmark = pytest.mark.promise("B1", "A1")
 
 # Of the fault, how long the primary is gone before somebody promotes the standby.
 UNNOTICED_S = FAULT_S / 2

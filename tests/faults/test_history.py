@@ -4,6 +4,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.faults.chaos import Chaos
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.history import Verdict, check
@@ -14,6 +16,8 @@ from tests.faults.report import Report
 from tests.faults.workload import Workload, recorded_steps
 from tests.support.processes import eventually
 from tests.support.replication import Pair
+
+pytestmark = pytest.mark.promise("A1", "A2", "A3", "A4", "A5", "A6")
 
 OPERATIONS = 10_000
 FEWER = 3_000

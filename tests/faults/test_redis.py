@@ -1,4 +1,4 @@
-"""Redis down or hung harms nothing: evaluation, writes and the limit on logins stand without it (B3)."""
+"""Redis down or hung harms nothing: evaluation, writes and the limit on logins stand without it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +18,8 @@ from tests.faults.proxy import ChaosProxy, Mode, proxied
 from tests.faults.report import Report
 from tests.support.processes import TIMEOUT_S
 from tests.support.valkey import Valkey, valkey
+
+pytestmark = pytest.mark.promise("B3")
 
 WRITES = 100
 GUESSES = 20

@@ -1,4 +1,4 @@
-"""Instances are replaced, killed and hung under load, and no call of a client that tries again fails (C4)."""
+"""Instances are replaced, killed and hung under load, and no call of a client that tries again fails."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +15,8 @@ from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
 from tests.faults.retrying import RetryingClient
 from tests.support.processes import TIMEOUT_S, eventually
+
+pytestmark = pytest.mark.promise("C4")
 
 CALLS = 10_000
 CLIENTS = 8

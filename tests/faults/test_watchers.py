@@ -1,4 +1,4 @@
-"""Thousands of idle watchers cost a call nothing, and one that does not read harms nobody (C5)."""
+"""Thousands of idle watchers cost a call nothing, and one that does not read harms nobody."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import pytest
 
 from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
 from gatekeeper.v1.evaluation_service_pb2 import WatchFlagsRequest
@@ -21,6 +22,8 @@ from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
 from tests.support.processes import TIMEOUT_S
+
+pytestmark = pytest.mark.promise("C5")
 
 WATCHERS = 5_000
 ROUND_S = 3.0

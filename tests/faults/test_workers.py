@@ -1,4 +1,4 @@
-"""Four workers on one port: a change is on all at once, and what befalls one fails no call that is tried again (C4)."""
+"""Four workers on one port: a change is on all at once, and what befalls one fails no call that is tried again."""
 
 import os
 import signal
@@ -18,6 +18,8 @@ from tests.faults.report import Report
 from tests.faults.retrying import OneTry
 from tests.faults.test_rolling import CALLS, retrying
 from tests.support.processes import TIMEOUT_S, eventually
+
+pytestmark = pytest.mark.promise("C4")
 
 WORKERS = 4
 FOUR = {"GATEKEEPER_WORKERS": str(WORKERS)}

@@ -1,4 +1,4 @@
-"""Whatever a superuser does to the audit log, verification names the first bad entry (promise D8).
+"""Whatever a superuser does to the audit log, verification names the first bad entry.
 
 Each attack is made with all triggers off, in a transaction that is rolled back.
 """
@@ -23,6 +23,8 @@ from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from tests.conftest import KEYS, TEMPLATE, database_dsn
+
+pytestmark = pytest.mark.promise("D8")
 
 ENTRIES = 300
 ATTACKS = 100

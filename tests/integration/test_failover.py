@@ -1,4 +1,4 @@
-"""Two PostgreSQL nodes under real servers: the primary goes, the standby is promoted, everybody follows (B1, B2)."""
+"""Two PostgreSQL nodes under real servers: the primary goes, the standby is promoted, everybody follows."""
 
 import threading
 import time
@@ -37,6 +37,8 @@ from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Node, Pair, running_pair
+
+pytestmark = pytest.mark.promise("B1", "B2")
 
 BACK_WITHIN_S = 2.0
 # Beyond what is promised: the tests share two cores with each other.

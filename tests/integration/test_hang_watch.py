@@ -19,6 +19,8 @@ from tests.conftest import KEYS, settings_for_tests
 from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Node, Pair, running_node, running_pair
 
+pytestmark = pytest.mark.promise("B2")
+
 HUNG_AFTER_S = 0.75
 # Beyond the second that is promised: threads have to be scheduled on a busy machine.
 MARGIN_S = 2.0

@@ -1,4 +1,4 @@
-"""Logins against a real PostgreSQL: one winner per refresh token, dead families, a bounded record (promises D3, D7)."""
+"""Logins against a real PostgreSQL: one winner per refresh token, dead families, a bounded record."""
 
 import time
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.store import logins as module
 from gatekeeper_grpc.store.logins import LoginStore, Pruned, revoke_logins
 from gatekeeper_grpc.store.postgres.database import Database
+
+pytestmark = pytest.mark.promise("D3", "D7")
 
 PATIENCE_S = 20.0
 HASH = "hash of ada's password"

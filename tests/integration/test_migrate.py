@@ -21,6 +21,8 @@ from gatekeeper_grpc.store.migrations.runner import APPLICATION_NAME, Migrator, 
 from tests.support.processes import TIMEOUT_S, eventually
 from tests.support.replication import Node, running_node
 
+pytestmark = pytest.mark.promise("E1")
+
 ONE = ("0001_one", "CREATE TABLE one (a int CONSTRAINT one_pkey PRIMARY KEY, b text);", "DROP TABLE one;")
 TWO = ("0002_two", "CREATE INDEX one_b ON one (b); CREATE TABLE two ();", "DROP TABLE two; DROP INDEX one_b;")
 # Sleeps in the middle for as long as table `pace` says: it can be killed there, and passes on the next attempt.

@@ -32,6 +32,8 @@ from tests.support.tls import self_signed, terminated
 from tests.support.valkey import Valkey, cluster, cluster_url, valkey, watched_pair
 from tests.unit.domain.test_flag import flag
 
+pytestmark = pytest.mark.promise("B3")
+
 TIMEOUT_S = 20.0
 INSTALLATION = KEYS.data.fingerprints
 

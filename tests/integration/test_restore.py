@@ -1,4 +1,4 @@
-"""Restores and lost commits: no revision is issued twice (E2), nobody who was erased comes back (D9)."""
+"""Restores and lost commits: no revision is issued twice, nobody who was erased comes back."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +41,8 @@ from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token
 from tests.support.clients import TIMEOUT_S, race, send
 from tests.support.processes import eventually
 from tests.support.traces import live, query, traces, user_with
+
+pytestmark = pytest.mark.promise("E2", "D9")
 
 EPOCH = REVISIONS_PER_EPOCH
 

@@ -30,6 +30,8 @@ from gatekeeper_grpc.store.targets import TargetStore
 from tests import conftest
 from tests.unit.cache.test_snapshot_format import read, written
 
+pytestmark = pytest.mark.promise("A5")
+
 TIMEOUT_S = 20.0
 INTENT = Intent(caller=None, action="Test")
 USERS = ["alice", "bob", "ünï"]

@@ -1,4 +1,4 @@
-"""Who may call what of AdminService (promise D5), and that whoever may no longer is stopped at once."""
+"""Who may call what of AdminService, and that whoever may no longer is stopped at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +30,8 @@ from tests.support.clients import (
     send,
 )
 from tests.support.mutations import EACH_MUTATION, MUTATIONS, Mutation
+
+pytestmark = pytest.mark.promise("D5")
 
 RPCS = [rpc.name for rpc in SERVICE.methods]
 CALLERS = (None, *Role)

@@ -75,6 +75,7 @@ def recorded_names(installation: Installation) -> dict[str, str]:
     return dict(installation.query("SELECT user_id, subject_id::text FROM subjects"))
 
 
+@pytest.mark.promise("A1")
 @EACH_MUTATION
 def test_a_mutation_is_the_next_revision_with_one_audit_entry_and_one_change(
     installation: Installation, key: str, mutation: Mutation
@@ -101,6 +102,7 @@ def test_a_mutation_answers_where_the_audit_log_stands_after_it(
     assert response.audit_anchor == installation.audit_anchor()
 
 
+@pytest.mark.promise("A1")
 @EACH_MUTATION
 def test_every_mutation_answers_with_revision_and_anchor(mutation: Mutation) -> None:
     answered = SERVICE.methods_by_name[mutation.rpc].output_type.fields_by_name
@@ -268,6 +270,7 @@ def stale(mutation: Mutation, *, current_etag: str) -> Refusal:
     return mutation.refused(changed_since_read(current_etag=current_etag))
 
 
+@pytest.mark.promise("A3")
 @EACH_WITH_ETAG
 def test_a_mutation_with_the_current_etag_succeeds(installation: Installation, key: str, mutation: Mutation) -> None:
     response = mutation.ask(installation, key, etag=mutation.kind.etag(installation, key))
@@ -275,6 +278,7 @@ def test_a_mutation_with_the_current_etag_succeeds(installation: Installation, k
     assert response.revision == installation.revision()
 
 
+@pytest.mark.promise("A3")
 @pytest.mark.parametrize("validate_only", [True, False])
 @EACH_WITH_ETAG
 def test_a_mutation_with_a_stale_etag_is_refused_naming_the_current_one_and_writes_nothing(
@@ -289,6 +293,7 @@ def test_a_mutation_with_a_stale_etag_is_refused_naming_the_current_one_and_writ
     assert (refusal, installation.contents()) == (stale(mutation, current_etag=current_etag), before)
 
 
+@pytest.mark.promise("A3")
 @EACH_WITH_ETAG
 def test_without_the_check_a_stale_etag_overwrites_what_its_sender_never_saw(
     installation: Installation, key: str, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
@@ -304,6 +309,7 @@ def test_without_the_check_a_stale_etag_overwrites_what_its_sender_never_saw(
     assert not isinstance(outcome, Refusal)
 
 
+@pytest.mark.promise("A3")
 @EACH_WITH_ETAG
 def test_an_etag_that_never_was_is_stale(installation: Installation, key: str, mutation: Mutation) -> None:
     refusal = refusal_of(lambda: mutation.ask(installation, key, etag="\0"))
@@ -320,6 +326,7 @@ def test_every_update_makes_another_etag_even_one_that_changes_nothing(installat
     assert len(etags) == 4
 
 
+@pytest.mark.promise("A3")
 @each(*(MUTATIONS[rpc] for rpc in ("DeleteFlag", "DeleteSegment", "DeleteUser", "DeleteAdminUser")))
 def test_an_etag_of_what_was_deleted_is_stale_for_its_successor(
     installation: Installation, key: str, mutation: Mutation

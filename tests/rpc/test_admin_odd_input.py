@@ -28,6 +28,8 @@ from tests.support.clients import (
 )
 from tests.support.mutations import EACH_MUTATION, Mutation
 
+pytestmark = pytest.mark.promise("D6")
+
 FLAG_KEY = "known"
 
 

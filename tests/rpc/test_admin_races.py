@@ -1,4 +1,4 @@
-"""Racing editors (promise A3): no update is lost, versions form one chain, and so does the audit log."""
+"""Racing editors: no update is lost, versions form one chain, and so does the audit log."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -26,6 +26,8 @@ from tests.support.clients import (
     race,
 )
 from tests.support.mutations import flag_to_mutate
+
+pytestmark = pytest.mark.promise("A3")
 
 EDITORS = 16
 ATTEMPTS_EACH = 25

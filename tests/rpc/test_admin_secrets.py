@@ -1,4 +1,4 @@
-"""No secret reaches the log (promise D7): whatever goes wrong, in the format for machines and in the one for people."""
+"""No secret reaches the log: whatever goes wrong, in the format for machines and in the one for people."""
 
 import io
 import json
@@ -23,6 +23,8 @@ from tests.support.clients import (
     outcome_of,
 )
 from tests.support.mutations import MUTATIONS, flag_to_mutate
+
+pytestmark = pytest.mark.promise("D7")
 
 PASSWORD = "canary-password"
 WRONG_PASSWORD = "canary-typo"

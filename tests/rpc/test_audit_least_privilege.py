@@ -1,4 +1,4 @@
-"""A server whose database role owns nothing: everything works, and the role cannot rewrite the audit log (D8)."""
+"""A server whose database role owns nothing: everything works, and the role cannot rewrite the audit log."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, LiteralString
@@ -30,6 +30,8 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
 from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.support.clients import SERVICE, TIMEOUT_S, send
+
+pytestmark = pytest.mark.promise("D8")
 
 PASSWORD = "a password"
 

@@ -1,4 +1,4 @@
-"""AuthService through a real server, the real interceptors and the generated client (promises D3, D4, D7)."""
+"""AuthService through a real server, the real interceptors and the generated client."""
 
 import base64
 import json
@@ -31,6 +31,8 @@ from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
+
+pytestmark = pytest.mark.promise("D3", "D4", "D7")
 
 PASSWORD = "canary-password"
 SECRET = "canary-secret-" + "s" * 32

@@ -1,4 +1,4 @@
-"""The client key RPCs: what they do, every way in which they refuse, and who sees a secret (promises D5, D7)."""
+"""The client key RPCs: what they do, every way in which they refuse, and who sees a secret."""
 
 import logging
 import re
@@ -23,6 +23,8 @@ from tests.support.clients import (
     refusal_of,
 )
 from tests.support.operators import manager
+
+pytestmark = pytest.mark.promise("D5", "D7")
 
 
 @pytest.fixture(scope="module")

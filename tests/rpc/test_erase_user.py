@@ -1,4 +1,4 @@
-"""EraseUser: nothing is left of a person (D9), and nothing else is lost."""
+"""EraseUser: nothing is left of a person, and nothing else is lost."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from tests.conftest import StartServer, connect, token_for
 from tests.support.clients import TIMEOUT_S, Refusal, denial, invalid, no_user, outcome_of, race, refusal_of, send
 from tests.support.traces import BY_PLAN, DOCUMENTS_OF_A_LIFE, FLAGS, SEGMENTS, live, query, traces, user_with
+
+pytestmark = pytest.mark.promise("D9")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

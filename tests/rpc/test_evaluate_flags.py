@@ -169,6 +169,7 @@ def not_reached(wanted: int, newest: int) -> Refusal:
     return Refusal(grpc.StatusCode.FAILED_PRECONDITION, "REVISION_NOT_REACHED", metadata)
 
 
+@pytest.mark.promise("A2")
 def test_a_revision_that_is_reached_is_served_and_one_that_does_not_exist_refused(house: Installation) -> None:
     created(house.admin)
     newest = house.revision()
@@ -221,6 +222,7 @@ def pair(start_server: StartServer, dsn: str, **settings_of_other: Any) -> Itera
 NEVER = {"refresh_interval_s": 60.0}
 
 
+@pytest.mark.promise("A4")
 def test_a_commit_on_one_instance_is_announced_to_the_others(start_server: StartServer, dsn: str) -> None:
     with pair(start_server, dsn, **NEVER) as two:
         key = created(two.first.admin, enabled=True, default_value=True).key
@@ -251,6 +253,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> Deaf:
     return deaf
 
 
+@pytest.mark.promise("A4")
 def test_an_instance_that_hears_nothing_finds_a_commit_by_polling(
     deaf: Deaf, start_server: StartServer, dsn: str
 ) -> None:
@@ -260,6 +263,7 @@ def test_an_instance_that_hears_nothing_finds_a_commit_by_polling(
         assert eventually(lambda: two.value(key))
 
 
+@pytest.mark.promise("A4")
 def test_twin_without_announcements_and_poll_it_does_not_until_a_caller_insists(
     deaf: Deaf, start_server: StartServer, dsn: str
 ) -> None:
@@ -273,6 +277,7 @@ def test_twin_without_announcements_and_poll_it_does_not_until_a_caller_insists(
         assert two.value(key, min_revision=revision)
 
 
+@pytest.mark.promise("A2")
 def test_a_write_can_be_read_on_another_instance_at_once_every_time(start_server: StartServer, dsn: str) -> None:
     wanted = [number % 2 == 0 for number in range(200)]
     with pair(start_server, dsn) as two:
@@ -288,6 +293,7 @@ def test_a_write_can_be_read_on_another_instance_at_once_every_time(start_server
 UNAVAILABLE = Refusal(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", {})
 
 
+@pytest.mark.promise("A4", "B1")
 def test_evaluation_outlives_the_database_and_says_when_it_is_stale(
     start_server: StartServer, dsn: str, postgres: str
 ) -> None:

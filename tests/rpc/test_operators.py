@@ -1,4 +1,4 @@
-"""The RPCs about admin users: what they do, every way in which they refuse, and what they must not say (D3, D5, D7)."""
+"""The RPCs about admin users: what they do, every way in which they refuse, and what they must not say."""
 
 import json
 import logging
@@ -34,6 +34,8 @@ from tests.support.clients import (
     refusal_of,
 )
 from tests.support.operators import PASSWORD, WRONG_CREDENTIALS, acting_as, enlisted, logged_in, manager, new_name
+
+pytestmark = pytest.mark.promise("D3", "D5", "D7")
 
 NEW_PASSWORD = "canary-new-password"
 
@@ -497,6 +499,7 @@ def _head_is_locked(installation: Installation) -> bool:
         return not conn.execute("SELECT revision FROM revision_head FOR UPDATE SKIP LOCKED").fetchall()
 
 
+@pytest.mark.promise("C3")
 def test_flood_of_logins_does_not_keep_an_admin_from_disabling_another(installation: Installation) -> None:
     """On their pool, the call would be refused with most of the flood."""
     user = enlisted(installation)

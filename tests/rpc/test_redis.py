@@ -25,6 +25,8 @@ from tests.support.clients import TIMEOUT_S, send
 from tests.support.traces import live, user_with
 from tests.support.valkey import Valkey, valkey
 
+pytestmark = pytest.mark.promise("B3")
+
 ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 NEVER_S = 60.0
 # What is not seen within this time is not told by anybody: a bus takes milliseconds.

@@ -1,4 +1,4 @@
-"""Signed evaluation calls through a real server: the stage, its settings, and keys that come and go (promise D1)."""
+"""Signed evaluation calls through a real server: the stage, its settings, and keys that come and go."""
 
 import hashlib
 import time
@@ -19,6 +19,8 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from tests.conftest import StartServer, connect, token_for
 from tests.support.clients import TIMEOUT_S, UNAUTHENTICATED, refusal_of
+
+pytestmark = pytest.mark.promise("D1")
 
 REQUEST = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 BULK = BulkEvaluateFlagsRequest(contexts=[EvaluationContext(user_id="anna")])

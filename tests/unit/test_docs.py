@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.config import settings_markdown
+from tests.support.promises import PROMISES, promised_tests, promises_markdown
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -90,3 +91,11 @@ def test_a_path_that_is_not_there_is_found() -> None:
     assert [path for path in paths_in("see `store/no_such.py` and `wire/status.py`") if not is_in_repository(path)] == [
         "store/no_such.py"
     ]
+
+
+def test_the_index_of_promises_lists_what_the_tests_are_marked_with() -> None:
+    assert promises_markdown() == (ROOT / "docs" / "promises.md").read_text(encoding="utf-8"), "run `make docs`"
+
+
+def test_every_promise_has_a_test_and_every_marker_names_a_promise() -> None:
+    assert promised_tests().keys() == PROMISES.keys()

@@ -18,6 +18,8 @@ from gatekeeper_grpc.interceptors.policy import POLICIES, Access, Policy, Policy
 from gatekeeper_grpc.transport.admission import PoolName
 from tests.rpc.transport.test_stages import EDITOR_TOKEN, echo, error_info, fails, serve, text, unary
 
+pytestmark = pytest.mark.promise("D5")
+
 
 def our_files() -> list[FileDescriptor]:
     names = [module.name for module in pkgutil.iter_modules(gatekeeper.v1.__path__) if module.name.endswith("_pb2")]

@@ -1,4 +1,4 @@
-"""How a server leaves: who can be asked goes, calls in progress end, and it waits for nobody else (C4)."""
+"""How a server leaves: who can be asked goes, calls in progress end, and it waits for nobody else."""
 
 import socket
 import time
@@ -16,6 +16,8 @@ from gatekeeper_grpc.transport.goaway import connections
 from tests.conftest import connect
 from tests.rpc.transport.test_overload import eventually
 from tests.support.clients import TIMEOUT_S
+
+pytestmark = pytest.mark.promise("C4")
 
 ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 CLIENTS = 4

@@ -38,6 +38,8 @@ from tests.rpc.transport.test_stages import (
     unary,
 )
 
+pytestmark = pytest.mark.promise("C1")
+
 TWO_WORKERS = PoolSize(workers=2, queue=16)
 ENDLESS = MessageTimeout(limit_s=60.0, limit_when_saturated_s=60.0)
 BRISK = MessageTimeout(limit_s=0.3, limit_when_saturated_s=0.3)
@@ -160,6 +162,7 @@ def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
         assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
+@pytest.mark.promise("C6")
 def test_calls_cancelled_before_their_message_are_forgotten() -> None:
     with serve({"Echo": (unary(echo), OPEN)}, message_timeout=ENDLESS) as server, HalfOpen(server) as silent:
         calls = silent.open(20)
@@ -292,6 +295,7 @@ def retry_after_s(error: Any) -> float:
     return float(retry.retry_delay.ToTimedelta().total_seconds())
 
 
+@pytest.mark.promise("C2")
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
 def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_served(policy: Any) -> None:
     gate, other = CallHold(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
@@ -315,6 +319,7 @@ def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_serve
     assert server.pools[other].refused == 0
 
 
+@pytest.mark.promise("C6")
 def test_refused_and_timed_out_calls_leave_nothing_behind() -> None:
     gate = CallHold()
     methods = {"CallHold": (unary(gate), OPEN), "Echo": (unary(echo), OPEN)}

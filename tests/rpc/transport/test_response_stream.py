@@ -22,6 +22,8 @@ from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
 from tests.rpc.transport.test_overload import eventually
 from tests.rpc.transport.test_stages import TIMEOUT_S, Server, error_info, serve, text
 
+pytestmark = pytest.mark.promise("C5")
+
 WATCH = Policy(access=Access.PUBLIC, pool=PoolName.WATCH)
 # More than fits into any buffer on the way to a client that does not read.
 LONG = "x" * 1_000_000

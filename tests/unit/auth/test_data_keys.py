@@ -1,9 +1,11 @@
-"""Sealing: what is sealed opens under any key of the ring, and nothing else does (promise D7)."""
+"""Sealing: what is sealed opens under any key of the ring, and nothing else does."""
 
 import pytest
 
 from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
 from gatekeeper_grpc.auth.keys import KeyRing
+
+pytestmark = pytest.mark.promise("D7")
 
 OLD = "old:" + "o" * 32
 NEW = "new:" + "n" * 32

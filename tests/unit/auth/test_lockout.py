@@ -1,4 +1,4 @@
-"""The rule of lock-outs: guessing is slow from everywhere, and nobody is kept out by others (promise D4)."""
+"""The rule of lock-outs: guessing is slow from everywhere, and nobody is kept out by others."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,8 @@ import pytest
 
 from gatekeeper_grpc.auth.lockout import LockoutRule, LoginGuard, address_of
 from gatekeeper_grpc.domain.errors import ResourceExhausted
+
+pytestmark = pytest.mark.promise("D4")
 
 ATTACKER = "ipv4:198.51.100.1:4000"
 VICTIM = "ipv4:192.0.2.7:5000"

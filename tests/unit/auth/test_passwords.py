@@ -1,4 +1,4 @@
-"""Passwords: what may be set, what matches, and that every failure costs the work of one check (promise D4)."""
+"""Passwords: what may be set, what matches, and that every failure costs the work of one check."""
 
 import re
 from unittest.mock import Mock
@@ -8,6 +8,8 @@ import pytest
 
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords, generate_password
 from gatekeeper_grpc.domain.errors import InvalidArgument
+
+pytestmark = pytest.mark.promise("D4")
 
 PASSWORD = "correct horse battery staple"
 LONGEST = "é" * 36

@@ -1,4 +1,4 @@
-"""The logic of logging in: one answer and one amount of work for every failure (promises D4, D7)."""
+"""The logic of logging in: one answer and one amount of work for every failure."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +9,8 @@ from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import Token
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated, Unavailable
+
+pytestmark = pytest.mark.promise("D4", "D7")
 
 NOW = datetime(2026, 11, 23, 7, 0, tzinfo=UTC)
 CALLER = Caller(admin_id=7, username="ada", role=Role.EDITOR, token_epoch=3)

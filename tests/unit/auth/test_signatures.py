@@ -1,4 +1,4 @@
-"""Signed calls: what a client signs, and that nothing forged, odd, old or repeated passes (promise D1)."""
+"""Signed calls: what a client signs, and that nothing forged, odd, old or repeated passes."""
 
 import hashlib
 import hmac
@@ -18,6 +18,8 @@ from gatekeeper_grpc.auth.signatures import (
 )
 from gatekeeper_grpc.domain.client_key import RateTier, VerificationKey
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated
+
+pytestmark = pytest.mark.promise("D1")
 
 NOW = datetime(2026, 11, 23, 7, 0, tzinfo=UTC)
 KEY_ID = "ck_0123456789abcdef0123"

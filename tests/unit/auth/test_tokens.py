@@ -1,4 +1,4 @@
-"""Access tokens: what we issue is accepted while it is in force, and nothing else is (promises D1, D2)."""
+"""Access tokens: what we issue is accepted while it is in force, and nothing else is."""
 
 import base64
 import hashlib
@@ -17,6 +17,8 @@ from gatekeeper_grpc.auth.keys import KeyRing, SigningKey
 from gatekeeper_grpc.auth.tokens import MAX_TOKEN_CHARS, AccessTokens
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
+
+pytestmark = pytest.mark.promise("D1", "D2")
 
 NOW = datetime(2026, 11, 23, 7, 0, 0, 250_000, tzinfo=UTC)
 IAT = int(NOW.timestamp())

@@ -14,6 +14,8 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
+pytestmark = pytest.mark.promise("A2", "A5")
+
 TIMEOUT_S = 10.0
 
 

@@ -19,6 +19,8 @@ from gatekeeper_grpc.domain.flag_change import FlagChange, FlagChanges
 from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
+pytestmark = pytest.mark.promise("C5")
+
 C, U, D = ChangeType.CREATED, ChangeType.UPDATED, ChangeType.DELETED
 HEARTBEAT_S = 15.0
 GIVE_UP_AFTER_S = 60.0

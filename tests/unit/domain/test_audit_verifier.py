@@ -8,6 +8,8 @@ import pytest
 from gatekeeper_grpc.domain.audit import GENESIS, AuditAnchor, RecordedEntry, hash_document, hash_fields
 from gatekeeper_grpc.domain.audit_verifier import AuditFault, FaultyEntry, Verification, verify_chain
 
+pytestmark = pytest.mark.promise("D8")
+
 Log = list[RecordedEntry]
 
 

@@ -20,6 +20,8 @@ from gatekeeper_grpc.domain.evaluation import EvaluationContext
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from tests.unit.domain.test_flag import flag
 
+pytestmark = pytest.mark.promise("A6")
+
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "bucketing.json").read_text(encoding="utf-8"))
 VECTORS = [(vector["user_id"], vector["flag_key"]) for vector in GOLDEN["vectors"]]
 SLOTS = [vector["bucket"] for vector in GOLDEN["vectors"]]

@@ -4,6 +4,8 @@ import pytest
 
 from gatekeeper_grpc.domain.erasure import Mention
 
+pytestmark = pytest.mark.promise("D9")
+
 
 @pytest.mark.parametrize(
     ("user_id", "value", "mentioned"),

@@ -15,6 +15,8 @@ from gatekeeper_grpc.domain.limits import (
     check_user_ids,
 )
 
+pytestmark = pytest.mark.promise("D6")
+
 two_texts = partial(check_count, at_least=1, at_most=2)
 short_text = partial(check_text, at_least=1, at_most=3)
 two_users = partial(check_user_ids, at_most=2)

@@ -10,6 +10,8 @@ from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.interceptors.body import MessageParser, only_message
 
+pytestmark = pytest.mark.promise("D6")
+
 REQUEST = pb.CreateFlagRequest(flag=Flag(key="a", tags=["beta"]), change_reason="why")
 BODY = REQUEST.SerializeToString()
 

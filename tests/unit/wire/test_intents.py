@@ -11,6 +11,8 @@ from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.wire.intents import intent_from_proto
 
+pytestmark = pytest.mark.promise("D6")
+
 CALLER = Caller(admin_id=1, username="anna", role=Role.EDITOR, token_epoch=0)
 REQUEST_ID = "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52"
 

@@ -12,6 +12,8 @@ from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Cond
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.wire.segments import segment_config_from_proto, segment_update_from_proto
 
+pytestmark = pytest.mark.promise("D6")
+
 
 def value(of: Any) -> Value:
     return ParseDict(of, Value())
