@@ -9,7 +9,6 @@ import structlog
 
 from gatekeeper_grpc.cache.snapshot_format import (
     HEADER_BYTES,
-    Sealer,
     SnapshotHeader,
     SnapshotRefused,
     decode,
@@ -17,6 +16,7 @@ from gatekeeper_grpc.cache.snapshot_format import (
 )
 from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
 _log = structlog.get_logger(__name__)

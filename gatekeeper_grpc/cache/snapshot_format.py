@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 from itertools import islice
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from gatekeeper_grpc.domain.attribute_index import AttributeIndex
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.flag import flag_document, flag_from_document
+from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.domain.segment import segment_document, segment_from_document
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user_index import UserIndex
@@ -56,18 +57,6 @@ class _Kind(IntEnum):
     MEMBER_COUNTS = 6
     COLUMN = 7
     END = 8
-
-
-class Sealer(Protocol):
-    """Keeps what is written from being read, or made, by whoever lacks the keys."""
-
-    def seal(self, plain: bytes) -> bytes:
-        """Encrypt and authenticate."""
-        ...
-
-    def open(self, sealed: bytes) -> bytes:
-        """Undo `seal`; `ValueError` when no key fits or the bytes were altered."""
-        ...
 
 
 class SnapshotRefused(Exception):

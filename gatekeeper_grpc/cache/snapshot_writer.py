@@ -11,7 +11,6 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_format import (
     HEADER_BYTES,
     NotASnapshot,
-    Sealer,
     SnapshotHeader,
     SnapshotRefused,
     check_whole,
@@ -20,6 +19,7 @@ from gatekeeper_grpc.cache.snapshot_format import (
 )
 from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
+from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.periodic import Periodic
 

@@ -11,9 +11,9 @@ import structlog
 
 from gatekeeper_grpc.cache.last_known_good import StoredSnapshot, newest_revision, newest_stored
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
-from gatekeeper_grpc.cache.snapshot_format import Sealer
 from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
+from gatekeeper_grpc.domain.sealer import Sealer
 
 _log = structlog.get_logger(__name__)
 

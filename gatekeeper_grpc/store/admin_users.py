@@ -17,9 +17,8 @@ from gatekeeper_grpc.domain.commands import AdminUserUpdate, NewAdminUser, Passw
 from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, Unauthenticated
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.flags import NOTHING
 from gatekeeper_grpc.store.logins import revoke_logins
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 

@@ -20,7 +20,8 @@ from gatekeeper_grpc.domain.client_key import (
 )
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner, Sealer
+from gatekeeper_grpc.domain.sealer import Sealer
+from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 

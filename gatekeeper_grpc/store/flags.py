@@ -10,12 +10,11 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document, flag_from_document
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 FLAG_CODEC = Codec(to_document=flag_document, from_document=flag_from_document)
-NOTHING: Codec[None] = Codec(to_document=lambda _: None, from_document=lambda _: None)
 
 # A flag with its segment targets as two aligned arrays; every query for flags begins so.
 SELECT_FLAGS = """
@@ -184,7 +183,7 @@ def _insert(conn: Connection, head: Head, config: FlagConfig) -> Flag:
     row = conn.execute(_INSERT, _columns(config, head)).fetchone()
     if row is None:
         raise AlreadyExists(f"flag {config.key!r} exists already", metadata={"flag_key": config.key})
-    _aim(conn, row[0], config.segment_targets)
+    _insert_segment_targets(conn, row[0], config.segment_targets)
     return Flag(
         flag_id=row[0],
         config=config,
@@ -207,7 +206,7 @@ def _replace(conn: Connection, head: Head, before: Flag, config: FlagConfig) -> 
     conn.execute(_UPDATE, {**_columns(config, head), "flag_id": before.flag_id})
     if config.segment_targets != before.config.segment_targets:
         conn.execute("DELETE FROM flag_segments WHERE flag_id = %(flag_id)s", {"flag_id": before.flag_id})
-        _aim(conn, before.flag_id, config.segment_targets)
+        _insert_segment_targets(conn, before.flag_id, config.segment_targets)
     return replace(before, config=config, update_time=head.create_time, revision=head.revision)
 
 
@@ -225,17 +224,17 @@ def _columns(config: FlagConfig, head: Head) -> dict[str, object]:
     }
 
 
-_AIM = """
+_INSERT_SEGMENT_TARGET = """
     INSERT INTO flag_segments (flag_id, position, segment_id, variant)
     SELECT %(flag_id)s, %(position)s, segment_id, %(variant)s FROM segments
     WHERE environment = '' AND key = %(segment_key)s
 """
 
 
-def _aim(conn: Connection, flag_id: int, targets: tuple[SegmentTarget, ...]) -> None:
+def _insert_segment_targets(conn: Connection, flag_id: int, targets: tuple[SegmentTarget, ...]) -> None:
     for position, target in enumerate(targets):
         row = {"flag_id": flag_id, "position": position, "variant": target.variant, "segment_key": target.segment_key}
-        if conn.execute(_AIM, row).rowcount == 0:
+        if conn.execute(_INSERT_SEGMENT_TARGET, row).rowcount == 0:
             raise NotFound.segment(target.segment_key)
 
 

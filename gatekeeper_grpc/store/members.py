@@ -13,7 +13,7 @@ from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import checked_segment, find_segment
-from gatekeeper_grpc.store.subjects import meet
+from gatekeeper_grpc.store.subjects import ensure_subjects
 
 _COUNT: Codec[int] = Codec(to_document=int, from_document=int)
 
@@ -90,7 +90,7 @@ _REMOVE = """
 
 
 def _add(conn: Connection, segment: Segment, edit: MemberEdit) -> list[UUID]:
-    meet(conn, edit.user_ids)
+    ensure_subjects(conn, edit.user_ids)
     return _changed(conn.execute(_ADD, _parameters(segment, edit)))
 
 

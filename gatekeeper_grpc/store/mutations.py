@@ -1,8 +1,8 @@
 """The mutation protocol: one transaction that locks the head, checks, writes, records and announces.
 
-Every mutation passes `MutationRunner.mutate`, one at a time: the lock on the head row is their order. The caller's
-function does the change; this module makes it exactly one revision with exactly one audit entry, announced in its
-commit.
+Every mutation runs in `MutationRunner.mutate`, one at a time, in the order in which they lock the head row. The
+caller's function makes the change; this module adds exactly one revision and one audit entry, and PostgreSQL announces
+the revision at the commit.
 """
 
 import json
@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 from uuid import UUID
 
 import psycopg
@@ -18,21 +18,23 @@ import rfc8785
 from psycopg.rows import class_row
 
 from gatekeeper_grpc.domain.audit import AuditAnchor, AuditEntry, hash_document, hash_entry
+from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
+from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
 
 CHANNEL = "gatekeeper_revision"
 _SALT_BYTES = 16
-# Until flags have environments, everything lives in this one.
+# Until flags have environments, everything is in this one.
 _ENVIRONMENT = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The locked head, as it will be: the revision being made and its time, and what its audit entry is chained to."""
+    """The locked head as the mutation will leave it: its revision and time, and the hash that its entry continues."""
 
     installation_id: UUID
     revision: int
@@ -43,7 +45,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect(Generic[Result]):
-    """What a mutation did, and the answer to its caller; `preview` is the answer with `validate_only`."""
+    """The change that a mutation made, and its result; `preview` is the result under `validate_only`."""
 
     result: Result
     preview: Result
@@ -52,30 +54,24 @@ class Effect(Generic[Result]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec(Generic[Result]):
-    """How a result is kept as JSON values, to answer a retry of its request."""
+    """Converts a result to JSON values and back, to answer a retry of its request."""
 
     to_document: Callable[[Result], Any]
     from_document: Callable[[Any], Result]
 
 
-class Sealer(Protocol):
-    """Encrypts what the database keeps and must not tell."""
-
-    def seal(self, plain: bytes) -> bytes:
-        """Encrypt and authenticate."""
-        ...
-
-    def open(self, sealed: bytes) -> bytes:
-        """Undo `seal`; raise when no key fits or the bytes were altered."""
-        ...
+NOTHING: Codec[None] = Codec(to_document=lambda _: None, from_document=lambda _: None)
 
 
 class MutationRunner:
     """Carries out mutations, each in a transaction of its own.
 
-    `sealer` keeps stored answers from whoever reads a dump. `served_revision` tells which revision of an installation
-    this instance has served, 0 for none: a head that is older has lost commits, and on it no mutation is carried out.
-    `announce` is told each revision after its commit, in addition to PostgreSQL's notification; it must not wait.
+    Args:
+        database: The database that they change.
+        sealer: Encrypts stored results, so that a dump does not reveal them.
+        served_revision: Returns the revision of an installation that this instance has served, 0 for none. An older
+            head has lost commits; no mutation is carried out on it.
+        announce: Receives each revision after its commit, in addition to PostgreSQL's notification; must not block.
     """
 
     def __init__(
@@ -95,23 +91,28 @@ class MutationRunner:
     def mutate(
         self, intent: Intent, act: Callable[[Connection, Head], Effect[Result]], *, codec: Codec[Result]
     ) -> Written[Result]:
-        """Carry out one mutation; when anything is raised, nothing of it remains.
+        """Carry out one mutation; if anything is raised, nothing of it remains.
 
         Args:
-            intent: Who wants it and under which conditions.
-            act: Checks against the current state and writes, inside the transaction, after the head is locked.
-            codec: Keeps the result, should the request be sent again.
+            intent: The caller and its conditions.
+            act: Checks the current state and writes, inside the transaction, after the head is locked.
+            codec: Converts the result, to store it for a retry of the request.
 
-        Errors: `Unauthenticated` when the caller's token has been overtaken, `InvalidArgument` when `request_id` was
-        used for another body, `Unavailable`, and what `act` raises.
+        Raises:
+            Unauthenticated: The caller was demoted, disabled or given another password since its token was made.
+            InvalidArgument: `request_id` was used for another body.
+            Unavailable: The database cannot be reached, or has lost revisions that were served.
+            GatekeeperError: Whatever `act` raises.
         """
         with self._database.write() as conn:
-            head = _lock_head(conn)
+            head, caller_is_current = _lock_head(conn, intent.caller)
+            # First: a database that has lost commits may have lost the caller's newest password as well.
             self._check_nothing_lost(head)
-            _check_caller(conn, intent)
-            answer = _earlier_answer(conn, intent)
-            if answer:
-                return self._repeat(answer, intent, codec)
+            if not caller_is_current:
+                raise Unauthenticated.access_token()
+            stored = _find_result(conn, intent)
+            if stored:
+                return self._repeat(stored, intent, codec)
             effect = act(conn, head)
             if intent.validate_only:
                 written = Written(result=effect.preview, revision=head.revision - 1, anchor=None)
@@ -120,28 +121,28 @@ class MutationRunner:
             written = Written(result=effect.result, revision=head.revision, anchor=anchor)
             if intent.request_id:
                 sealed = self._sealed(intent, codec.to_document(effect.result))
-                _keep_answer(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
+                _store_result(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
         if written.anchor:
             self._announce(written.revision)
         return written
 
     def _check_nothing_lost(self, head: Head) -> None:
-        # Nobody else commits while the head is locked, so what is served cannot be newer for any other reason.
+        # No other mutation commits while the head is locked, so the served revision cannot be newer for another reason.
         if head.revision - 1 < self._served_revision(head.installation_id):
             raise Unavailable("the database has lost revisions that were served", retry_after_s=1.0)
 
     def _sealed(self, intent: Intent, result: Any) -> bytes:
-        """Seal an answer together with its request's hash: a request may hold a password, and a bare hash a guess."""
+        """Seal a result with its request's hash: from a bare hash, a password in the request could be guessed."""
         return self._sealer.seal(rfc8785.dumps({"request_hash": intent.request_hash.hex(), "result": result}))
 
-    def _repeat(self, answer: "_Answer", intent: Intent, codec: Codec[Result]) -> Written[Result]:
-        kept = json.loads(self._sealer.open(answer.result))
+    def _repeat(self, stored: "_StoredResult", intent: Intent, codec: Codec[Result]) -> Written[Result]:
+        kept = json.loads(self._sealer.open(stored.result))
         if kept["request_hash"] != intent.request_hash.hex():
             raise InvalidArgument.of(
                 "request_id", "was used for another request before; make a new UUID for each request"
             )
         result = codec.from_document(kept["result"])
-        return Written(result=result, revision=answer.revision, anchor=answer.anchor)
+        return Written(result=result, revision=stored.revision, anchor=stored.anchor)
 
     @retry_conflicts
     def begin_epoch(
@@ -150,17 +151,20 @@ class MutationRunner:
         """Move the head to the first revision of a new epoch.
 
         Args:
-            intent: Who says that commits were lost.
-            known_revision: A revision that there was; the epoch is a later one than its. 0: nobody knows of any.
-            known_hash: Of the audit entry that made it; empty: nobody knows.
-            only_if_lost: Move nothing unless the head is older than `known_revision`, or came there in another way; so
-                of several callers that report one loss, one moves the head.
+            intent: Names the reporter of the loss.
+            known_revision: A revision that existed; the new epoch is later than its epoch. 0: none is known.
+            known_hash: The hash of the audit entry that made it; empty: unknown.
+            only_if_lost: Do nothing unless the head is older than `known_revision` or has another history. Of several
+                callers that report one loss, one moves the head.
 
         Returns:
             Whether this call moved the head, and the head's revision.
+
+        Raises:
+            Unavailable: The database cannot be reached.
         """
         with self._database.write() as conn:
-            head = _lock_head(conn)
+            head, _ = _lock_head(conn, None)
             current = head.revision - 1
             is_kept = current >= known_revision and not (
                 epoch_of(current) == epoch_of(known_revision) and is_other_history(conn, known_revision, known_hash)
@@ -185,10 +189,10 @@ HASH_OF_REVISION = """
 
 
 def is_other_history(conn: Connection, revision: int, audit_hash: bytes) -> bool:
-    """Tell whether a revision was made by another audit entry than one with this hash.
+    """Return whether the audit entry of a revision has another hash than this one.
 
-    A standby was promoted that lacked it, and went on to as many revisions before anybody noticed. No, when the hash is
-    empty or the entry is archived.
+    It has when a standby that lacked the revision was promoted and has since made as many revisions. False if the hash
+    is empty or the entry is archived.
     """
     row = conn.execute(HASH_OF_REVISION, {"revision": revision}).fetchone() if audit_hash else None
     return row is not None and row[0] != audit_hash
@@ -199,41 +203,38 @@ _LOCK_HEAD = """
 """
 
 
-def _lock_head(conn: Connection) -> Head:
-    installation_id, revision, audit_seq, prev_hash = one(conn.execute(_LOCK_HEAD))
-    # A statement of its own: taken with the lock, it could be a time from before the wait, and times would not rise
-    # with revisions.
-    (now,) = one(conn.execute("SELECT clock_timestamp()"))
-    return Head(
-        installation_id=installation_id,
-        revision=revision,
-        audit_seq=audit_seq,
-        prev_hash=prev_hash,
-        create_time=now,
-    )
-
-
-_IS_CURRENT = """
-    SELECT EXISTS (
+# A statement after the lock: in the locking statement the clock could be read before the wait for the lock, so that
+# times would not rise with revisions, and the caller could be seen as before the last mutation.
+_READ_CLOCK_AND_CALLER = """
+    SELECT clock_timestamp(), %(admin_id)s::bigint IS NULL OR EXISTS (
         SELECT FROM admin_user
         WHERE admin_id = %(admin_id)s AND enabled AND role = %(role)s AND token_epoch = %(token_epoch)s
     )
 """
 
 
-def _check_caller(conn: Connection, intent: Intent) -> None:
-    """Refuse a caller who was demoted, disabled or given another password since the token was made."""
-    if intent.caller is None:
-        return
-    caller = intent.caller
-    claims = {"admin_id": caller.admin_id, "role": caller.role.name.lower(), "token_epoch": caller.token_epoch}
-    (is_current,) = one(conn.execute(_IS_CURRENT, claims))
-    if not is_current:
-        raise Unauthenticated.access_token()
+def _lock_head(conn: Connection, caller: Caller | None) -> tuple[Head, bool]:
+    """Lock the head; return it, and whether the claims of the caller's token are still true (None: always)."""
+    installation_id, revision, audit_seq, prev_hash = one(conn.execute(_LOCK_HEAD))
+    create_time, caller_is_current = one(conn.execute(_READ_CLOCK_AND_CALLER, _claims(caller)))
+    head = Head(
+        installation_id=installation_id,
+        revision=revision,
+        audit_seq=audit_seq,
+        prev_hash=prev_hash,
+        create_time=create_time,
+    )
+    return head, caller_is_current
+
+
+def _claims(caller: Caller | None) -> dict[str, object]:
+    if caller is None:
+        return {"admin_id": None, "role": None, "token_epoch": None}
+    return {"admin_id": caller.admin_id, "role": caller.role.name.lower(), "token_epoch": caller.token_epoch}
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _StoredResult:
     revision: int
     audit_seq: int
     audit_hash: bytes
@@ -244,23 +245,23 @@ class _Answer:
         return AuditAnchor(seq=self.audit_seq, hash=self.audit_hash)
 
 
-_EARLIER_ANSWER = """
+_FIND_RESULT = """
     SELECT revision, audit_seq, audit_hash, result FROM idempotency_keys
     WHERE actor = %(actor)s AND action = %(action)s AND request_id = %(request_id)s
       AND create_time > clock_timestamp() - interval '24 hours'
 """
 
 
-def _earlier_answer(conn: Connection, intent: Intent) -> _Answer | None:
-    """Return what was answered under this request id before, if anything was."""
+def _find_result(conn: Connection, intent: Intent) -> _StoredResult | None:
+    """Return the result that an earlier request with this id has stored, if there is one."""
     if intent.request_id is None or intent.validate_only:
         return None
     key = {"actor": intent.actor, "action": intent.action, "request_id": intent.request_id}
-    with conn.cursor(row_factory=class_row(_Answer)) as cursor:
-        return cursor.execute(_EARLIER_ANSWER, key).fetchone()
+    with conn.cursor(row_factory=class_row(_StoredResult)) as cursor:
+        return cursor.execute(_FIND_RESULT, key).fetchone()
 
 
-_KEEP_ANSWER = """
+_STORE_RESULT = """
     INSERT INTO idempotency_keys (actor, action, request_id, revision, audit_seq, audit_hash, subjects, result,
                                   create_time)
     VALUES (%(actor)s, %(action)s, %(request_id)s, %(revision)s, %(audit_seq)s, %(audit_hash)s, %(subjects)s,
@@ -271,7 +272,7 @@ _KEEP_ANSWER = """
 """
 
 
-def _keep_answer(
+def _store_result(
     conn: Connection, head: Head, intent: Intent, *, anchor: AuditAnchor, change: Change, sealed: bytes
 ) -> None:
     row = {
@@ -285,11 +286,10 @@ def _keep_answer(
         "result": sealed,
         "create_time": head.create_time,
     }
-    conn.execute(_KEEP_ANSWER, row)
+    conn.execute(_STORE_RESULT, row)
 
 
-# One statement, one round trip under the lock. NOTIFY is sent by PostgreSQL when, and only when, the transaction
-# commits.
+# One statement, one round trip under the lock. PostgreSQL sends the notification only if the transaction commits.
 _RECORD = """
     WITH change AS (
         INSERT INTO change_log (revision, create_time, resource_type, change_type, environment, key, subjects)

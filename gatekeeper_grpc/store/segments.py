@@ -21,8 +21,7 @@ from gatekeeper_grpc.domain.segment import (
     segment_document,
     segment_from_document,
 )
-from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.users import check_attribute_cap

@@ -1,5 +1,6 @@
 """All stores of an instance, over one database and one mutation runner."""
 
+from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.store.admin_users import AdminUserStore
 from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
@@ -8,7 +9,7 @@ from gatekeeper_grpc.store.exports import ExportStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.members import MemberStore
-from gatekeeper_grpc.store.mutations import MutationRunner, Sealer
+from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.targets import TargetStore

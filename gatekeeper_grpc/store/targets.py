@@ -12,7 +12,7 @@ from gatekeeper_grpc.store.flags import checked_flag, find_flag
 from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
-from gatekeeper_grpc.store.subjects import meet
+from gatekeeper_grpc.store.subjects import ensure_subjects
 
 _RESULT = Codec(to_document=asdict, from_document=lambda document: TargetEditResult(**document))
 
@@ -92,7 +92,7 @@ _SET = """
 
 def _add(conn: Connection, flag: Flag, edit: TargetEdit, variant: str) -> _Done:
     user_ids = list(edit.user_ids)
-    meet(conn, user_ids)
+    ensure_subjects(conn, user_ids)
     before = conn.execute(_FIND, {"flag_id": flag.flag_id, "user_ids": user_ids}).fetchall()
     added = [subject for subject, old in before if old is None]
     moved = [subject for subject, old in before if old not in (None, variant)]

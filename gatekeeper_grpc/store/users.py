@@ -16,11 +16,10 @@ from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_document, user_from_answer
-from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
-from gatekeeper_grpc.store.subjects import meet
+from gatekeeper_grpc.store.subjects import ensure_subjects
 
 _USER = Codec(to_document=user_answer, from_document=user_from_answer)
 
@@ -205,7 +204,7 @@ _INSERT = """
 
 
 def _insert(conn: Connection, head: Head, profile: UserProfile) -> User:
-    meet(conn, [profile.user_id])
+    ensure_subjects(conn, [profile.user_id])
     row = conn.execute(_INSERT, {**_columns(profile, head), "user_id": profile.user_id}).fetchone()
     if row is None:
         raise AlreadyExists(f"user {profile.user_id!r} is known already", metadata={"user_id": profile.user_id})

@@ -1,4 +1,4 @@
-"""Hot queries on large tables: PostgreSQL's planner answers each from indexes, whatever grows."""
+"""Hot queries on large tables: PostgreSQL's planner uses indexes for each."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,8 +10,7 @@ import pytest
 from psycopg import sql
 
 from gatekeeper_grpc.domain.commands import AuditFilter
-from gatekeeper_grpc.store import logins
-from gatekeeper_grpc.store import mutations as ledger
+from gatekeeper_grpc.store import logins, mutations
 from gatekeeper_grpc.store.audit.log import list_query
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
 from gatekeeper_grpc.store.snapshots.loader import (
@@ -26,21 +25,22 @@ from tests.conftest import TEMPLATE, database_dsn
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# The sizes that are promised: 100,000 flags, 1,000,000 targets (half of them on one flag), 1,000,000 audit entries.
+# A tenth of the promised sizes of 100,000 flags, 1,000,000 targets (half of them on one flag), 1,000,000 audit entries.
+# An index that the planner prefers on a small table it prefers on a large one, which would take minutes to fill.
 _FILL = """
     SET session_replication_role = replica;  -- no foreign keys to check: half the time
 
     INSERT INTO feature_flags (key, enabled, default_variant, rollout_percentage, tags,
                                create_time, update_time, revision)
     SELECT 'team-' || n % 100 || '.flag-' || n, true, 'off', 0, ARRAY['tag-' || n % 1000], now(), now(), n
-    FROM generate_series(1, 100000) n;
+    FROM generate_series(1, 10000) n;
 
-    INSERT INTO subjects (user_id) SELECT 'user-' || n FROM generate_series(1, 500000) n;
+    INSERT INTO subjects (user_id) SELECT 'user-' || n FROM generate_series(1, 50000) n;
 
     INSERT INTO targeted_users (flag_id, subject_id, variant)
     SELECT 1, subject_id, 'on' FROM subjects
     UNION ALL
-    SELECT 2 + row_number() OVER () % 99999, subject_id, 'on' FROM subjects;
+    SELECT 2 + row_number() OVER () % 9999, subject_id, 'on' FROM subjects;
 
     INSERT INTO segments (key, match, create_time, update_time, revision)
     SELECT 'segment-' || n, 'ANY', now(), now(), n FROM generate_series(1, 10000) n;
@@ -58,7 +58,7 @@ _FILL = """
                            document_hash, prev_hash, hash)
     SELECT n, 1, n, now() - n * interval '1 second', 'admin:' || n % 100, 'Action' || n % 100, '',
            'flag', 'f-' || n % 100, sha256(''), sha256(''), sha256('')
-    FROM generate_series(1, 1000000) n;
+    FROM generate_series(1, 100000) n;
 
     INSERT INTO idempotency_keys (actor, action, request_id, revision, audit_seq, audit_hash, subjects, result,
                                   create_time)
@@ -94,7 +94,7 @@ _LARGE = "SELECT relname FROM pg_class WHERE relkind = 'r' AND reltuples >= 5000
 
 
 def scanned_tables(conn: Connection, query: LiteralString, parameters: dict[str, Any]) -> set[str]:
-    """The large tables that the planner would read from end to end."""
+    """The large tables that the planner would scan sequentially."""
     large = {name for (name,) in conn.execute(_LARGE)}
     (([explained],),) = conn.execute("EXPLAIN (FORMAT JSON) " + query, parameters)
     scanned = {node["Relation Name"] for node in _nodes(explained["Plan"]) if node["Node Type"] == "Seq Scan"}
@@ -136,23 +136,25 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),
         pytest.param(MEMBERS_OF_PAIRS, PAIRS, id="members that changed"),
         pytest.param(LOGGED_SINCE, {"revision": 9_990, "limit": 10_000}, id="changes since"),
-        pytest.param(ledger.HASH_OF_REVISION, {"revision": 9_990}, id="the audit entry of a revision"),
+        pytest.param(mutations.HASH_OF_REVISION, {"revision": 9_990}, id="the audit entry of a revision"),
         pytest.param(NEWEST_OF_EPOCH, {"first": 0, "end": 1_000_000_000}, id="the newest revision of an epoch"),
         pytest.param(LATEST_LOGGED, {"limit": 1_000}, id="the latest changes"),
         pytest.param(
-            ledger._EARLIER_ANSWER,
+            mutations._FIND_RESULT,
             {"actor": "admin:7", "action": "UpdateFlag", "request_id": uuid4()},
             id="the answer to an earlier request",
         ),
         pytest.param(
-            ledger._IS_CURRENT, {"admin_id": 7, "role": "viewer", "token_epoch": 1}, id="whether a token is current"
+            mutations._READ_CLOCK_AND_CALLER,
+            {"admin_id": 7, "role": "viewer", "token_epoch": 1},
+            id="whether a token is current",
         ),
         pytest.param(logins._FIND_HASH, {"username": "admin-7"}, id="a password"),
         pytest.param(logins._OWNER_OF_FAMILY, TOKEN, id="the owner of a refresh token"),
         pytest.param(logins._REVOKE, TOKEN, id="the family of a refresh token"),
         pytest.param(logins._REVOKE_ALL, {"admin_id": 7}, id="all refresh tokens of a user"),
         pytest.param(*audit(), id="audit, newest first"),
-        pytest.param(*audit(before=500_000), id="audit, next page"),
+        pytest.param(*audit(before=50_000), id="audit, next page"),
         pytest.param(*audit(actor="admin:7"), id="audit by actor"),
         pytest.param(*audit(action="Action7"), id="audit by action"),
         pytest.param(*audit(resource_type="flag", resource_key="f-7"), id="audit by resource"),
@@ -160,13 +162,13 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(*audit(start_time=datetime.now(UTC) - timedelta(minutes=1)), id="audit by time"),
     ],
 )
-def test_a_hot_query_reads_no_large_table_from_end_to_end(
+def test_a_hot_query_scans_no_large_table(
     query: LiteralString, parameters: dict[str, Any], crowded: Connection
 ) -> None:
     assert scanned_tables(crowded, query, parameters) == set()
 
 
-def test_twin_a_filter_without_an_index_is_seen_to_scan(crowded: Connection) -> None:
+def test_twin_a_filter_without_an_index_scans(crowded: Connection) -> None:
     by_description = "SELECT * FROM feature_flags WHERE description = %(text)s"
 
     assert scanned_tables(crowded, by_description, {"text": "x"}) == {"feature_flags"}

@@ -10,8 +10,8 @@ import pytest
 import gatekeeper_grpc.store
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
-from gatekeeper_grpc.store.flags import NOTHING, FlagStore
-from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
+from gatekeeper_grpc.store.flags import FlagStore
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres import retries
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict

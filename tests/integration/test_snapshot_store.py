@@ -21,8 +21,8 @@ from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Resource
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.store import mutations as mutations_module
-from gatekeeper_grpc.store.flags import NOTHING, FlagStore
-from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
+from gatekeeper_grpc.store.flags import FlagStore
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.snapshots import loader as snapshots_module
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore

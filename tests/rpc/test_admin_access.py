@@ -14,6 +14,7 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, PolicyTableError
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store import mutations
 from gatekeeper_grpc.store.mutations import CHANNEL
 from tests.conftest import KEYS, settings_for_tests
 from tests.support.clients import (
@@ -180,7 +181,8 @@ def test_without_the_check_of_the_caller_a_disabled_admin_user_goes_on(
     fresh: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin of the test before."""
-    monkeypatch.setattr("gatekeeper_grpc.store.mutations._check_caller", lambda *_: None)
+    claims_of_the_system = mutations._claims(None)
+    monkeypatch.setattr(mutations, "_claims", lambda _: claims_of_the_system)
     mutation = MUTATIONS["DeleteFlag"]
     key = mutation.make(fresh)
     fresh.execute(STOPS["disabled"])

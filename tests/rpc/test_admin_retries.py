@@ -35,7 +35,7 @@ def request_id() -> str:
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch off what the promises here rest on: that earlier answers are looked up."""
-    monkeypatch.setattr("gatekeeper_grpc.store.mutations._earlier_answer", lambda *_: None)
+    monkeypatch.setattr("gatekeeper_grpc.store.mutations._find_result", lambda *_: None)
 
 
 @EACH_MUTATION

@@ -21,8 +21,7 @@ from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
 from gatekeeper_grpc.store.audit.log import ARCHIVE_ACTION, read_head, read_start, recorded_entries
-from gatekeeper_grpc.store.flags import NOTHING
-from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
