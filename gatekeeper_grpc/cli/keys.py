@@ -1,15 +1,12 @@
 """`gatekeeper data-keys`: rotates the keys that encrypt what the database keeps."""
 
-from contextlib import closing
-
 import click
 
 from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
+from gatekeeper_grpc.cli.databases import opened, serving_dsn
 from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.embedded import running_dsn
 from gatekeeper_grpc.lifecycle.keys import load_data_keys
-from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.rewrap import SEALED_COLUMNS, SealedStore
 
 
@@ -19,15 +16,12 @@ def data_keys() -> None:
 
 
 @data_keys.command()
-@click.option("--check", is_flag=True, help="Change nothing; fail while an older key is still needed.")
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 if an older key is needed.")
 @click.pass_obj
 def rewrap(settings: Settings, *, check: bool) -> None:
-    """Seal everything anew under the newest key. May be interrupted and begun again, while servers run."""
+    """Encrypt everything again under the newest key. Servers may run; it may be interrupted and started again."""
     keys = load_data_keys(settings)
-    url = settings.database_url
-    dsn = url.get_secret_value() if url else running_dsn(settings.data_dir)
-    with closing(Database(dsn, pool_size=2)) as database:
-        database.open()
+    with opened(serving_dsn(settings)) as database:
         store = SealedStore(database, newest=keys.newest_header)
         if not check:
             _rewrap_all(store, keys)
@@ -41,13 +35,13 @@ def _rewrap_all(store: SealedStore, keys: DataKeys) -> None:
             for changed in store.rewrap(column, keys.rewrap):
                 done += changed
         except SealError as exc:
-            raise click.ClickException(f"{column.name}: {done} sealed anew, then: {exc}") from None
-        click.echo(f"{column.name}: {done} sealed anew")
+            raise click.ClickException(f"{column.name}: {done} encrypted again, then: {exc}") from None
+        click.echo(f"{column.name}: {done} encrypted again")
 
 
 def _report(store: SealedStore) -> None:
     older = {column.name: store.count_older(column) for column in SEALED_COLUMNS}
     for name, count in older.items():
-        click.echo(f"{name}: {count} still need an older key")
+        click.echo(f"{name}: {count} need an older key")
     if any(older.values()):
-        raise click.ClickException("older keys are still needed; run `gatekeeper data-keys rewrap`")
+        raise click.ClickException("an older key is needed: run `gatekeeper data-keys rewrap`")

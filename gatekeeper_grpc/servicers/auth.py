@@ -15,7 +15,7 @@ from gatekeeper.v1.auth_service_pb2 import (
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceServicer
 from gatekeeper_grpc.auth.sessions import IssuedTokens, Sessions
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.wire.flags import timestamp
+from gatekeeper_grpc.wire.timestamps import time_to_proto
 
 
 class AuthServicer(AuthServiceServicer):
@@ -51,8 +51,8 @@ def _fields(issued: IssuedTokens) -> dict[str, Any]:
     """Convert tokens to the fields of LoginResponse and RefreshTokenResponse."""
     return {
         "access_token": issued.access.text,
-        "access_token_expire_time": timestamp(issued.access.expire_time),
+        "access_token_expire_time": time_to_proto(issued.access.expire_time),
         "refresh_token": issued.refresh.text,
-        "refresh_token_expire_time": timestamp(issued.refresh.expire_time),
+        "refresh_token_expire_time": time_to_proto(issued.refresh.expire_time),
         "role": issued.role.value,
     }

@@ -1,5 +1,7 @@
-"""Admin users and events of logging in, between domain types and messages."""
+"""Admin users and authentication events, between domain types and messages."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gatekeeper.v1 import admin_service_pb2 as admin
@@ -9,10 +11,10 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, NewAdminUser
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
-from gatekeeper_grpc.wire.flags import timestamp
+from gatekeeper_grpc.wire.masks import changes_from_mask
+from gatekeeper_grpc.wire.timestamps import time_to_proto
 
 PASSWORD = "password"  # noqa: S105 - a path of the mask
-_PATHS = ("role", "enabled", PASSWORD)
 _MAX_EVENT_CHARS = 64
 
 
@@ -22,33 +24,32 @@ def admin_user_to_proto(user: AdminUser) -> admin_user_pb2.AdminUser:
         username=user.username,
         role=admin_user_pb2.Role.ValueType(user.role),
         enabled=user.enabled,
-        create_time=timestamp(user.create_time),
-        update_time=timestamp(user.update_time),
+        create_time=time_to_proto(user.create_time),
+        update_time=time_to_proto(user.update_time),
         etag=user.etag,
         revision=user.revision,
     )
 
 
 def new_admin_user_from_proto(request: admin.CreateAdminUserRequest) -> NewAdminUser:
-    """Convert whom to make an admin user; what the server decides is ignored."""
+    """Convert a new admin user; fields that the server decides are ignored.
+
+    Raises:
+        InvalidArgument: The username or the role is invalid.
+    """
     check_username("admin_user.username", request.admin_user.username)
     return NewAdminUser(username=request.admin_user.username, role=_role(request.admin_user))
 
 
 def admin_user_update_from_proto(request: admin.UpdateAdminUserRequest) -> AdminUserUpdate:
-    """Convert an update, less the password; `InvalidArgument` names the mask's path that cannot be updated."""
+    """Convert an update, without the password.
+
+    Raises:
+        InvalidArgument: As `changes_from_mask`, or the username or the role is invalid.
+    """
     check_username("admin_user.username", request.admin_user.username)
-    if not request.update_mask.paths:
-        raise InvalidArgument.of("update_mask", f"must name at least one of {', '.join(_PATHS)}")
-    changes: dict[str, Any] = {}
-    for position, path in enumerate(request.update_mask.paths):
-        if path not in _PATHS:
-            field = f"update_mask.paths[{position}]"
-            raise InvalidArgument.of(field, f"is {path!r}, which cannot be updated; use {', '.join(_PATHS)}")
-        if path == "role":
-            changes[path] = _role(request.admin_user)
-        elif path == "enabled":
-            changes[path] = request.admin_user.enabled
+    changes = changes_from_mask(request.update_mask, request.admin_user, _READERS)
+    changes.pop(PASSWORD, None)
     return AdminUserUpdate(username=request.admin_user.username, changes=changes, etag=request.admin_user.etag)
 
 
@@ -59,15 +60,28 @@ def _role(user: admin_user_pb2.AdminUser) -> Role:
         raise InvalidArgument.of("admin_user.role", "must be ROLE_VIEWER, ROLE_EDITOR or ROLE_ADMIN") from None
 
 
+_READERS: Mapping[str, Callable[[admin_user_pb2.AdminUser], Any]] = MappingProxyType(
+    {
+        "role": _role,
+        "enabled": lambda user: user.enabled,
+        PASSWORD: lambda _user: None,  # a field of the request, not of the message
+    }
+)
+
+
 def auth_event_to_proto(event: AuthEventEntry) -> audit_pb2.AuthEvent:
-    """Convert an event of logging in."""
+    """Convert an authentication event."""
     return audit_pb2.AuthEvent(
-        create_time=timestamp(event.create_time), event=event.event, username=event.username, peer=event.peer
+        create_time=time_to_proto(event.create_time), event=event.event, username=event.username, peer=event.peer
     )
 
 
 def auth_event_filter_from_proto(request: admin.ListAuthEventsRequest, *, before: str, limit: int) -> AuthEventFilter:
-    """Convert the filters of a listing; `before` is the id of the last event that its caller has, if any."""
+    """Convert the filters of a list; `before` is the id of the last event of the previous page, if any.
+
+    Raises:
+        InvalidArgument: A filter is too long.
+    """
     check_text("username", request.username, at_most=MAX_USERNAME_CHARS)
     check_text("event", request.event, at_most=_MAX_EVENT_CHARS)
     return AuthEventFilter(

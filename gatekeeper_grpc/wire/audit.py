@@ -1,9 +1,6 @@
 """The audit log, between domain types and messages."""
 
-from datetime import UTC, datetime
 from typing import Final
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import audit_pb2
@@ -13,7 +10,7 @@ from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import check_text
 from gatekeeper_grpc.domain.mutation import ResourceType
-from gatekeeper_grpc.wire.flags import timestamp
+from gatekeeper_grpc.wire.timestamps import time_from_proto, time_to_proto
 
 _HASH_BYTES: Final = 32
 _MAX_FILTER_CHARS: Final = 256
@@ -51,8 +48,8 @@ def audit_filter_from_proto(request: admin.ListAuditEntriesRequest, *, cursor: s
         action=request.action,
         resource_type=_resource_type(request),
         resource_key=request.resource_key,
-        start_time=_time("start_time", request.start_time) if request.HasField("start_time") else None,
-        end_time=_time("end_time", request.end_time) if request.HasField("end_time") else None,
+        start_time=time_from_proto("start_time", request.start_time) if request.HasField("start_time") else None,
+        end_time=time_from_proto("end_time", request.end_time) if request.HasField("end_time") else None,
         start_revision=_revision("start_revision", request.start_revision),
         end_revision=_revision("end_revision", request.end_revision),
     )
@@ -64,13 +61,6 @@ def _resource_type(request: admin.ListAuditEntriesRequest) -> str:
     if request.resource_key and not request.resource_type:
         raise InvalidArgument.of("resource_type", "must be given with resource_key")
     return request.resource_type
-
-
-def _time(field: str, message: Timestamp) -> datetime:
-    try:
-        return message.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument.of(field, "must be a time of the years 1 to 9999") from None
 
 
 def _revision(field: str, revision: int) -> int | None:
@@ -86,7 +76,7 @@ def entry_to_proto(documented: DocumentedEntry) -> audit_pb2.AuditEntry:
         seq=entry.seq,
         format=entry.format,
         revision=entry.revision,
-        create_time=timestamp(entry.create_time),
+        create_time=time_to_proto(entry.create_time),
         actor=entry.actor,
         action=entry.action,
         environment=entry.environment,
@@ -126,7 +116,7 @@ def checkpoint_to_proto(checkpoint: AuditCheckpoint) -> audit_pb2.AuditCheckpoin
     return audit_pb2.AuditCheckpoint(
         anchor=anchor_to_proto(checkpoint.head.anchor),
         revision=checkpoint.head.revision,
-        create_time=timestamp(checkpoint.create_time),
+        create_time=time_to_proto(checkpoint.create_time),
         signature=checkpoint.signature,
         public_key=checkpoint.public_key,
     )
@@ -136,7 +126,7 @@ def checkpoint_from_proto(message: audit_pb2.AuditCheckpoint) -> AuditCheckpoint
     """Convert a checkpoint that somebody kept, true or not."""
     return AuditCheckpoint(
         head=AuditHead(anchor=AuditAnchor(seq=message.anchor.seq, hash=message.anchor.hash), revision=message.revision),
-        create_time=_time("create_time", message.create_time),
+        create_time=time_from_proto("create_time", message.create_time),
         signature=message.signature,
         public_key=message.public_key,
     )

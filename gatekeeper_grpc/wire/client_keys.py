@@ -1,15 +1,11 @@
 """Client keys, between domain types and messages."""
 
-from datetime import UTC, datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import client_key_pb2
 from gatekeeper_grpc.domain.client_key import ClientKey, ClientKeyConfig, RateTier
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import check_text
-from gatekeeper_grpc.wire.flags import timestamp
+from gatekeeper_grpc.wire.timestamps import time_from_proto, time_to_proto
 
 _MAX_KEY_ID_CHARS = 128
 
@@ -20,22 +16,21 @@ def client_key_to_proto(key: ClientKey) -> client_key_pb2.ClientKey:
         key_id=key.key_id,
         name=key.config.name,
         tier=client_key_pb2.RateTier.ValueType(key.config.tier),
-        create_time=timestamp(key.create_time),
-        expire_time=_timestamp(key.config.expire_time),
-        revoke_time=_timestamp(key.revoke_time),
-        last_used_time=_timestamp(key.last_used_time),
+        create_time=time_to_proto(key.create_time),
+        expire_time=time_to_proto(key.config.expire_time),
+        revoke_time=time_to_proto(key.revoke_time),
+        last_used_time=time_to_proto(key.last_used_time),
         revision=key.revision,
     )
 
 
-def _timestamp(time: datetime | None) -> Timestamp | None:
-    return None if time is None else timestamp(time)
-
-
 def client_key_config_from_proto(request: admin.CreateClientKeyRequest) -> ClientKeyConfig:
     """Convert what an admin decides about a new key; what the server decides is ignored."""
+    key = request.client_key
     return ClientKeyConfig(
-        name=request.client_key.name, tier=_tier(request.client_key), expire_time=_expire_time(request.client_key)
+        name=key.name,
+        tier=_tier(key),
+        expire_time=time_from_proto("client_key.expire_time", key.expire_time) if key.HasField("expire_time") else None,
     )
 
 
@@ -51,12 +46,3 @@ def _tier(key: client_key_pb2.ClientKey) -> RateTier:
         raise InvalidArgument.of(
             "client_key.tier", "must be RATE_TIER_STANDARD, RATE_TIER_HIGH or RATE_TIER_UNLIMITED"
         ) from None
-
-
-def _expire_time(key: client_key_pb2.ClientKey) -> datetime | None:
-    if not key.HasField("expire_time"):
-        return None
-    try:
-        return key.expire_time.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument.of("client_key.expire_time", "must be a time of the years 1 to 9999") from None

@@ -1,16 +1,13 @@
 """Flags and targets, between domain types and messages."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Any
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from typing import Any, Final
 
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import flag_pb2
 from gatekeeper_grpc.domain.commands import FlagFilter, FlagUpdate, TargetEdit
-from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.flag import OFF, ON, Flag, FlagConfig, SegmentTarget, Target
 from gatekeeper_grpc.domain.limits import (
     MAX_IDS_PER_STREAM_MESSAGE,
@@ -20,62 +17,58 @@ from gatekeeper_grpc.domain.limits import (
     check_text,
     check_user_ids,
 )
+from gatekeeper_grpc.wire.masks import changes_from_mask
+from gatekeeper_grpc.wire.timestamps import time_to_proto
 
 
 def variant_of(*, value: bool) -> str:
-    """Return the name of the variant that stands for a boolean value."""
+    """Return the variant of a boolean value."""
     return ON if value else OFF
 
 
-def timestamp(time: datetime) -> Timestamp:
-    """Convert an aware time to a message."""
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
-
-
 def flag_to_proto(flag: Flag) -> flag_pb2.Flag:
-    """Convert a flag. One that was not written (revision 0) has no etag."""
+    """Convert a flag; one that is not stored (revision 0) has no etag."""
     config = flag.config
     return flag_pb2.Flag(
         key=config.key,
-        description=config.description,
-        enabled=config.enabled,
         default_value=config.default_variant == ON,
-        rollout_percentage=config.rollout_percentage,
         segment_targets=[
             flag_pb2.SegmentTarget(segment_key=target.segment_key, value=target.variant == ON)
             for target in config.segment_targets
         ],
+        create_time=time_to_proto(flag.create_time),
+        update_time=time_to_proto(flag.update_time),
         tags=config.tags,
-        owner=config.owner,
-        create_time=timestamp(flag.create_time),
-        update_time=timestamp(flag.update_time),
         etag=flag.etag if flag.revision else "",
         revision=flag.revision,
+        **{field: getattr(config, field) for field in _PLAIN_FIELDS},
     )
 
 
 def flag_config_from_proto(request: admin.CreateFlagRequest) -> FlagConfig:
-    """Convert what an editor decides about a new flag; what the server decides is ignored."""
-    return FlagConfig(key=request.flag.key, **{field: read(request.flag) for field, read in _CONFIG_FIELDS.values()})
+    """Convert a new flag; fields that the server decides are ignored.
+
+    Raises:
+        InvalidArgument: A field is invalid.
+    """
+    return FlagConfig(
+        key=request.flag.key, **_by_domain_name({path: read(request.flag) for path, read in _READERS.items()})
+    )
 
 
 def flag_update_from_proto(request: admin.UpdateFlagRequest) -> FlagUpdate:
-    """Convert an update; `InvalidArgument` names the mask's path that cannot be updated."""
-    if not request.update_mask.paths:
-        raise InvalidArgument.of("update_mask", f"must name at least one of {', '.join(_CONFIG_FIELDS)}")
+    """Convert an update.
+
+    Raises:
+        InvalidArgument: As `changes_from_mask`, or the key is invalid.
+    """
+    changes = changes_from_mask(request.update_mask, request.flag, _READERS)
     check_key("flag.key", request.flag.key)
-    changes: dict[str, Any] = {}
-    for position, path in enumerate(request.update_mask.paths):
-        if path not in _CONFIG_FIELDS:
-            raise InvalidArgument.of(
-                f"update_mask.paths[{position}]",
-                f"is {path!r}, which cannot be updated; use {', '.join(_CONFIG_FIELDS)}",
-            )
-        field, read = _CONFIG_FIELDS[path]
-        changes[field] = read(request.flag)
-    return FlagUpdate(key=request.flag.key, etag=request.flag.etag, changes=changes)
+    return FlagUpdate(key=request.flag.key, etag=request.flag.etag, changes=_by_domain_name(changes))
+
+
+def _by_domain_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_DOMAIN_NAMES.get(path, path): value for path, value in values.items()}
 
 
 def _segment_targets(flag: flag_pb2.Flag) -> tuple[SegmentTarget, ...]:
@@ -85,22 +78,26 @@ def _segment_targets(flag: flag_pb2.Flag) -> tuple[SegmentTarget, ...]:
     )
 
 
-# What an editor decides, by its path in the message: the domain's field, and how to read it.
-_CONFIG_FIELDS: Mapping[str, tuple[str, Callable[[flag_pb2.Flag], Any]]] = MappingProxyType(
-    {
-        "description": ("description", lambda flag: flag.description),
-        "enabled": ("enabled", lambda flag: flag.enabled),
-        "default_value": ("default_variant", lambda flag: variant_of(value=flag.default_value)),
-        "rollout_percentage": ("rollout_percentage", lambda flag: flag.rollout_percentage),
-        "segment_targets": ("segment_targets", _segment_targets),
-        "tags": ("tags", lambda flag: tuple(flag.tags)),
-        "owner": ("owner", lambda flag: flag.owner),
+# Fields that an editor decides and that message and domain share by name and type: a new one of this kind is added here
+# alone. The others have a reader below and a line in `flag_to_proto`.
+_PLAIN_FIELDS: Final = ("description", "enabled", "rollout_percentage", "owner")
+_READERS: Mapping[str, Callable[[flag_pb2.Flag], Any]] = MappingProxyType(
+    {field: attrgetter(field) for field in _PLAIN_FIELDS}
+    | {
+        "default_value": lambda flag: variant_of(value=flag.default_value),
+        "segment_targets": _segment_targets,
+        "tags": lambda flag: tuple(flag.tags),
     }
 )
+_DOMAIN_NAMES: Mapping[str, str] = MappingProxyType({"default_value": "default_variant"})
 
 
 def flag_filter_from_proto(request: admin.ListFlagsRequest, *, after: str, limit: int) -> FlagFilter:
-    """Convert the filters of a listing."""
+    """Convert the filters of a list.
+
+    Raises:
+        InvalidArgument: A filter is too long, or a tag is empty or repeated.
+    """
     check_text("key_prefix", request.key_prefix, at_most=128)
     check_text("owner", request.owner, at_most=256)
     for position, tag in enumerate(request.tags):
@@ -122,7 +119,11 @@ def target_to_proto(target: Target) -> flag_pb2.Target:
 
 
 def targets_from_proto(request: admin.AddTargetsRequest | admin.ImportTargetsRequest) -> TargetEdit:
-    """Convert users to be targeted."""
+    """Convert users to target.
+
+    Raises:
+        InvalidArgument: The key or a user id is invalid, or there are too many.
+    """
     streamed = isinstance(request, admin.ImportTargetsRequest)
     return _target_edit(
         request,
@@ -132,7 +133,11 @@ def targets_from_proto(request: admin.AddTargetsRequest | admin.ImportTargetsReq
 
 
 def targets_removal_from_proto(request: admin.RemoveTargetsRequest) -> TargetEdit:
-    """Convert users to be targeted no more."""
+    """Convert users to remove from the targets.
+
+    Raises:
+        InvalidArgument: The key or a user id is invalid, or there are too many.
+    """
     return _target_edit(request, variant=None, at_most=MAX_TARGETS_PER_CALL)
 
 

@@ -18,8 +18,9 @@ from gatekeeper_grpc.domain.limits import (
     check_user_ids,
 )
 from gatekeeper_grpc.domain.segment import MAX_CONDITIONS, CountedSegment, Match, SegmentConfig, violations_under
-from gatekeeper_grpc.wire.flags import timestamp
 from gatekeeper_grpc.wire.json import value_from_proto, value_to_proto
+from gatekeeper_grpc.wire.masks import changes_from_mask
+from gatekeeper_grpc.wire.timestamps import time_to_proto
 
 _MATCHES: Mapping[int, Match] = MappingProxyType(
     {
@@ -33,7 +34,7 @@ _OPERATORS: Mapping[int, Operator] = MappingProxyType(
 
 
 def segment_to_proto(counted: CountedSegment) -> segment_pb2.Segment:
-    """Convert a segment. One that was not written (revision 0) has no etag."""
+    """Convert a segment; one that is not stored (revision 0) has no etag."""
     segment, config = counted.segment, counted.segment.config
     return segment_pb2.Segment(
         key=config.key,
@@ -41,8 +42,8 @@ def segment_to_proto(counted: CountedSegment) -> segment_pb2.Segment:
         match=segment_pb2.SegmentMatch.Value(f"SEGMENT_MATCH_{config.match.value}"),
         conditions=map(_condition_to_proto, config.conditions),
         member_count=counted.member_count,
-        create_time=timestamp(segment.create_time),
-        update_time=timestamp(segment.update_time),
+        create_time=time_to_proto(segment.create_time),
+        update_time=time_to_proto(segment.update_time),
         etag=segment.etag if segment.revision else "",
         revision=segment.revision,
     )
@@ -58,25 +59,22 @@ def _condition_to_proto(condition: Condition) -> segment_pb2.Condition:
 
 
 def segment_config_from_proto(request: admin.CreateSegmentRequest) -> SegmentConfig:
-    """Convert what an editor decides about a new segment; what the server decides is ignored."""
-    fields = {field: read(request.segment) for field, read in _CONFIG_FIELDS.items()}
-    return SegmentConfig(key=request.segment.key, **fields)
+    """Convert a new segment; fields that the server decides are ignored.
+
+    Raises:
+        InvalidArgument: A field is invalid.
+    """
+    return SegmentConfig(key=request.segment.key, **{field: read(request.segment) for field, read in _READERS.items()})
 
 
 def segment_update_from_proto(request: admin.UpdateSegmentRequest) -> SegmentUpdate:
-    """Convert an update; `InvalidArgument` names the mask's path that cannot be updated."""
-    if not request.update_mask.paths:
-        raise InvalidArgument.of("update_mask", f"must name at least one of {', '.join(_CONFIG_FIELDS)}")
+    """Convert an update.
+
+    Raises:
+        InvalidArgument: As `changes_from_mask`, or the key or a new value is invalid.
+    """
+    changes = changes_from_mask(request.update_mask, request.segment, _READERS)
     check_key("segment.key", request.segment.key)
-    changes: dict[str, Any] = {}
-    for position, path in enumerate(request.update_mask.paths):
-        if path not in _CONFIG_FIELDS:
-            raise InvalidArgument.of(
-                f"update_mask.paths[{position}]",
-                f"is {path!r}, which cannot be updated; use {', '.join(_CONFIG_FIELDS)}",
-            )
-        if path not in changes:
-            changes[path] = _CONFIG_FIELDS[path](request.segment)
     return SegmentUpdate(key=request.segment.key, etag=request.segment.etag, changes=changes)
 
 
@@ -87,7 +85,7 @@ def _match(segment: segment_pb2.Segment) -> Match:
 
 
 def _conditions(segment: segment_pb2.Segment) -> tuple[Condition, ...]:
-    # Counted before they are converted: a message has room for half a million of them.
+    # Counted before they are converted: a message can hold half a million of them.
     check_count("segment.conditions", segment.conditions, at_most=MAX_CONDITIONS)
     return tuple(
         _condition(f"segment.conditions[{position}]", condition)
@@ -109,8 +107,8 @@ def _condition(path: str, condition: segment_pb2.Condition) -> Condition:
         )
 
 
-# What an editor decides, by its name in the message and in the domain, and how to read it.
-_CONFIG_FIELDS: Mapping[str, Callable[[segment_pb2.Segment], Any]] = MappingProxyType(
+# Reads the fields that an editor decides. Message and domain call them the same.
+_READERS: Mapping[str, Callable[[segment_pb2.Segment], Any]] = MappingProxyType(
     {
         "description": lambda segment: segment.description,
         "match": _match,
@@ -120,18 +118,30 @@ _CONFIG_FIELDS: Mapping[str, Callable[[segment_pb2.Segment], Any]] = MappingProx
 
 
 def segment_filter_from_proto(request: admin.ListSegmentsRequest, *, after: str, limit: int) -> SegmentFilter:
-    """Convert the filter of a listing."""
+    """Convert the filter of a list.
+
+    Raises:
+        InvalidArgument: The prefix is too long.
+    """
     check_text("key_prefix", request.key_prefix, at_most=128)
     return SegmentFilter(after=after, limit=limit, key_prefix=request.key_prefix)
 
 
 def members_from_proto(request: admin.AddSegmentMembersRequest) -> MemberEdit:
-    """Convert users to become members."""
+    """Convert users to add as members.
+
+    Raises:
+        InvalidArgument: The key or a user id is invalid, or there are too many.
+    """
     return _member_edit(request, at_most=MAX_IDS_PER_STREAM_MESSAGE)
 
 
 def members_removal_from_proto(request: admin.RemoveSegmentMembersRequest) -> MemberEdit:
-    """Convert users to be members no more."""
+    """Convert users to remove from the members.
+
+    Raises:
+        InvalidArgument: The key or a user id is invalid, or there are too many.
+    """
     return _member_edit(request, at_most=MAX_MEMBERS_PER_CALL)
 
 

@@ -7,8 +7,8 @@ from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import MAX_USER_ID_BYTES, check_text
 from gatekeeper_grpc.domain.user import User, UserProfile, checked_attributes
 from gatekeeper_grpc.wire.evaluation import attributes_from_proto
-from gatekeeper_grpc.wire.flags import timestamp
 from gatekeeper_grpc.wire.json import struct_to_proto
+from gatekeeper_grpc.wire.timestamps import time_to_proto
 
 _ALL = "attributes"
 _ONE = "attributes."
@@ -19,8 +19,8 @@ def user_to_proto(user: User) -> user_pb2.User:
     return user_pb2.User(
         user_id=user.user_id,
         attributes=struct_to_proto(user.attributes),
-        create_time=timestamp(user.create_time),
-        update_time=timestamp(user.update_time),
+        create_time=time_to_proto(user.create_time),
+        update_time=time_to_proto(user.update_time),
         etag=user.etag if user.revision else "",
         revision=user.revision,
     )

@@ -63,10 +63,10 @@ def test_after_a_rewrap_the_old_key_can_go_and_everything_still_opens(
     assert (result.exit_code, result.output.splitlines()) == (
         0,
         [
-            "client secrets: 7 sealed anew",
-            "stored answers: 7 sealed anew",
-            "client secrets: 0 still need an older key",
-            "stored answers: 0 still need an older key",
+            "client secrets: 7 encrypted again",
+            "stored answers: 7 encrypted again",
+            "client secrets: 0 need an older key",
+            "stored answers: 0 need an older key",
         ],
     )
     new = ring(NEW)
@@ -83,13 +83,13 @@ def test_check_tells_what_is_left_changes_nothing_and_fails_until_nothing_is(dat
 
     assert checked.exit_code == 1
     assert checked.output.splitlines()[:2] == [
-        "client secrets: 7 still need an older key",
-        "stored answers: 7 still need an older key",
+        "client secrets: 7 need an older key",
+        "stored answers: 7 need an older key",
     ]
     assert sealed(database, ALL_SEALED) == before
     run(dsn, ROTATED)
     assert run(dsn, ROTATED, "--check").exit_code == 0
-    assert run(dsn, ROTATED).output.splitlines()[0] == "client secrets: 0 sealed anew"
+    assert run(dsn, ROTATED).output.splitlines()[0] == "client secrets: 0 encrypted again"
 
 
 @pytest.mark.usefixtures("created")
