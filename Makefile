@@ -107,7 +107,7 @@ BENCHES = evaluate workers bulk refresh propagation watch audit members attribut
 bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments and the rest of bench/ (minutes)
 	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
 
-lock: $(VENV)/.dev ## Resolve the dependencies anew into the hash-pinned lock files
+lock: $(VENV)/.dev ## Resolve the newest dependencies into the hash-pinned lock files
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 

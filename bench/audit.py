@@ -1,7 +1,7 @@
 """How fast the audit log is verified: `python -m bench.audit [entries]`.
 
-First the pure verifier on entries in memory, as it works on archives, then all of it: a log in a PostgreSQL of its own,
-streamed through a server-side cursor. Each document is a flag's, before and after, of about 600 bytes.
+First it runs the pure verifier on entries in memory, as for archives. Then it verifies a log in a PostgreSQL of its
+own, streamed through a server-side cursor. Each document holds a flag before and after a change, about 600 bytes.
 """
 
 import sys
@@ -33,7 +33,7 @@ _SET_HEAD = "UPDATE revision_head SET revision = %(seq)s, audit_seq = %(seq)s, a
 
 
 def made_entries(count: int) -> Iterator[RecordedEntry]:
-    """Make a true chain."""
+    """Make entries with a valid chain."""
     now, salt = hashed_time(datetime.now(UTC)), bytes(16)
     flag: dict[str, Any] = {
         "key": "new_checkout",
@@ -52,7 +52,7 @@ def made_entries(count: int) -> Iterator[RecordedEntry]:
 
 
 def fill(dsn: str, entries: Iterable[RecordedEntry]) -> None:
-    """Write a log as the ledger would have, and let the database settle it."""
+    """Write the entries and the head as mutations would have, then VACUUM ANALYZE."""
     with psycopg.connect(dsn) as conn:
         entries = list(entries)
         with conn.cursor().copy(_COPY_ENTRIES) as copy:
@@ -78,7 +78,7 @@ def report(what: str, verifying: Iterable[Verification], count: int) -> None:
 
 def main(count: int = 200_000) -> None:
     """Measure and print."""
-    print(f"{count:,} entries verified (aim: 50,000 entries/s):")
+    print(f"{count:,} entries verified (goal: 50,000 entries/s):")
     entries = list(made_entries(count))
     report("in memory", verify_chain(entries), count)
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as postgres:

@@ -1,7 +1,7 @@
 """Bulk evaluation: users per second, one revision, flat memory: `python -m bench.bulk [users]`.
 
-Streams users in messages of 1,000 through `BulkEvaluateFlags` while another client flips a flag. The floor is the pure
-evaluation of the same users and flags in a loop of this process: no gRPC, no messages.
+Streams users in messages of 1,000 through `BulkEvaluateFlags` while another client flips a flag. The baseline is the
+pure evaluation of the same users and flags in a loop of this process: no gRPC, no messages.
 """
 
 import sys
@@ -15,7 +15,7 @@ from pathlib import Path
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.evaluate import FLAGS, create_flags
-from bench.processes import InstanceMetrics, log_in, serving
+from bench.processes import Instance, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -29,8 +29,8 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 MESSAGE = 1_000
 
 
-def stream(instance: InstanceMetrics, users: int) -> tuple[float, int]:
-    """Evaluate all flags for so many users; returns users per second and how many headers came, which must be one."""
+def stream(instance: Instance, users: int) -> tuple[float, int]:
+    """Evaluate all flags for `users` users; returns users per second and the number of headers, which must be 1."""
     began, headers, results = time.perf_counter(), 0, 0
     with instance.channel() as channel:
         for response in EvaluationServiceStub(channel).BulkEvaluateFlags(_messages(users)):
@@ -46,8 +46,8 @@ def _messages(users: int) -> Iterator[evaluation.BulkEvaluateFlagsRequest]:
         yield evaluation.BulkEvaluateFlagsRequest(contexts=contexts)
 
 
-def flip_until(done: threading.Event, instance: InstanceMetrics) -> None:
-    """Change a flag over and over."""
+def flip_until(done: threading.Event, instance: Instance) -> None:
+    """Change a flag every 20 ms until `done` is set."""
     metadata, turn = log_in(instance), 0
     with instance.channel() as channel:
         while not done.wait(0.02):
@@ -59,8 +59,8 @@ def flip_until(done: threading.Event, instance: InstanceMetrics) -> None:
             AdminServiceStub(channel).UpdateFlag(change, metadata=metadata)
 
 
-def floor_users_per_s(users: int) -> float:
-    """Evaluate as many users in a plain loop."""
+def baseline_users_per_s(users: int) -> float:
+    """Evaluate `users` users in a plain loop; returns users per second."""
     now = datetime.now(UTC)
     configs = [FlagConfig(key=f"flag-{number}", enabled=True, rollout_percentage=50) for number in range(FLAGS)]
     flags = [
@@ -87,9 +87,11 @@ def main(users: int = 100_000) -> None:
         done.set()
         flipper.join()
         grown_kib = instance.rss_kib() - before_kib
-    floor = floor_users_per_s(users // 10)
+    baseline = baseline_users_per_s(users // 10)
     print(f"  {users} users x {FLAGS} flags: {rate:,.0f} users/s, {headers} header, memory grew by {grown_kib} KiB")
-    print(f"  pure evaluation in a loop: {floor:,.0f} users/s; the stream reaches {rate / floor:.2f} of it")
+    print(
+        f"  pure evaluation in a loop: {baseline:,.0f} users/s; the stream reaches {rate / baseline:.2f} of that rate"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What an evaluation costs: `python -m bench.evaluate [seconds]`.
 
-One server process with 20 flags, one client process with 8 threads on the same machine. The floor is the same call with
-one unknown flag key: all of gRPC and of our interceptors, and nothing to evaluate. The ratio is what evaluation adds to
-it.
+One server process with 20 flags, one client process with 8 threads on the same machine. The baseline is the same call
+with one unknown flag key: all of gRPC and of our interceptors, and nothing to evaluate. The ratio shows what evaluation
+adds.
 """
 
 import sys
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.processes import InstanceMetrics, log_in, serving
+from bench.processes import Instance, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -24,8 +24,8 @@ FLAGS = 20
 CLIENT_THREADS = 8
 
 
-def create_flags(instance: InstanceMetrics, count: int = FLAGS) -> None:
-    """Create enabled flags at half rollout."""
+def create_flags(instance: Instance, count: int = FLAGS) -> None:
+    """Create `count` enabled flags with a rollout of 50 %."""
     metadata = log_in(instance)
     with instance.channel() as channel:
         for number in range(count):
@@ -34,9 +34,9 @@ def create_flags(instance: InstanceMetrics, count: int = FLAGS) -> None:
 
 
 def calls_per_s(
-    instance: InstanceMetrics, question: Callable[[int], evaluation.EvaluateFlagsRequest], seconds: float
+    instance: Instance, question: Callable[[int], evaluation.EvaluateFlagsRequest], seconds: float
 ) -> tuple[float, float]:
-    """Ask from `CLIENT_THREADS` threads for a while; returns calls per second and the p99 latency in ms."""
+    """Call from `CLIENT_THREADS` threads for `seconds`; returns calls per second and the p99 latency in ms."""
     latencies: list[list[float]] = [[] for _ in range(CLIENT_THREADS)]
     until = time.perf_counter() + seconds
 
@@ -69,8 +69,8 @@ def main(seconds: float = 5.0) -> None:
         for name, question in questions.items():
             rates[name], p99_ms = calls_per_s(instance, question, seconds)
             print(f"  {name:<22} {rates[name]:8.0f} calls/s   p99 {p99_ms:.1f} ms")
-    floor, full = rates.values()
-    print(f"  ratio {full / floor:.2f} of the floor")
+    baseline, full = rates.values()
+    print(f"  ratio {full / baseline:.2f} of the baseline")
 
 
 def _question(turn: int, **fields: object) -> evaluation.EvaluateFlagsRequest:

@@ -1,8 +1,8 @@
-"""The last-known-good snapshot: its size, time to write and read, what it costs evaluation, a start from it.
+"""The last-known-good snapshot: its size, the time to write and read it, its cost to evaluation, a start from it.
 
-`python -m bench.last_known_good [flags] [targets]`. The evaluation in question is that of 20 flags for one user, by a
-thread that asks two hundred times a second; its floor is the same without anybody writing. The start is a real process
-whose database refuses connections: from its launch to the first answer.
+`python -m bench.last_known_good [flags] [targets]`. A thread evaluates 20 flags for one user two hundred times a
+second; its baseline is the same while nothing is written. The start is a real process whose database refuses
+connections, measured from its launch to the first answer.
 """
 
 import sys
@@ -47,7 +47,7 @@ STARTS = 5
 
 
 def snapshot_of(flags: int, targets: int) -> Snapshot:
-    """Build a snapshot of flags as teams write them, and of users who are targeted one by one."""
+    """Build a snapshot of realistic flags and of individually targeted users."""
     now = datetime.now(UTC)
     return Snapshot.build(
         installation_id=uuid4(),
@@ -75,7 +75,7 @@ def snapshot_of(flags: int, targets: int) -> Snapshot:
 
 @contextmanager
 def evaluating(snapshot: Snapshot) -> Iterator[list[float]]:
-    """Evaluate now and then for the length of a block; what is yielded fills with the milliseconds that each took."""
+    """Evaluate every 5 ms inside the block; the yielded list collects the latencies in ms."""
     latencies: list[float] = []
     stopping = threading.Event()
     plans = snapshot.select(EVALUATED).plans
@@ -96,12 +96,12 @@ def evaluating(snapshot: Snapshot) -> Iterator[list[float]]:
 
 
 def percentile(latencies: list[float], share: float) -> float:
-    """Return the latency that a share of all does not exceed."""
+    """Return the latency that `share` of all latencies do not exceed."""
     return sorted(latencies)[int(len(latencies) * share)]
 
 
-def keep(snapshot: Snapshot, storage: SnapshotStorage, *, pause: Callable[[float], object] = time.sleep) -> float:
-    """Let a keeper write the snapshot to a place; returns the seconds that took."""
+def write(snapshot: Snapshot, storage: SnapshotStorage, *, pause: Callable[[float], object] = time.sleep) -> float:
+    """Write the snapshot to a storage with a `SnapshotWriter`; returns the seconds that took."""
     cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
     cache.publish(snapshot, confirmed_at=time.monotonic())
     began = time.perf_counter()
@@ -110,27 +110,27 @@ def keep(snapshot: Snapshot, storage: SnapshotStorage, *, pause: Callable[[float
 
 
 def measure_evaluation(snapshot: Snapshot, folder: Path) -> None:
-    """Print what writing again and again, without the rest that a keeper takes, does to evaluation."""
-    with evaluating(snapshot) as floor:
+    """Print the latency of evaluation while snapshots are written without the pauses between them."""
+    with evaluating(snapshot) as baseline:
         time.sleep(QUIET_S)
     print(
-        f"  evaluation of 20 flags, nobody writing: p50 {percentile(floor, 0.5):.2f} ms"
-        f"  p99 {percentile(floor, 0.99):.2f} ms"
+        f"  evaluation of 20 flags, nothing written: p50 {percentile(baseline, 0.5):.2f} ms"
+        f"  p99 {percentile(baseline, 0.99):.2f} ms"
     )
-    for name, pause in (("in slices", time.sleep), ("at one go (twin)", lambda _: None)):
+    for name, pause in (("in slices", time.sleep), ("in one go (control)", lambda _: None)):
         with evaluating(snapshot) as latencies:
             until = time.monotonic() + QUIET_S
             while time.monotonic() < until:
                 (folder / "loaded").unlink(missing_ok=True)
-                keep(snapshot, SnapshotFile(folder / "loaded"), pause=pause)
+                write(snapshot, SnapshotFile(folder / "loaded"), pause=pause)
         p50, p99 = (percentile(latencies, share) for share in (0.5, 0.99))
-        ratios = f"{p50 / percentile(floor, 0.5):.2f} and {p99 / percentile(floor, 0.99):.2f} times"
+        ratios = f"{p50 / percentile(baseline, 0.5):.2f} and {p99 / percentile(baseline, 0.99):.2f} times"
         print(f"  while it is written {name}: p50 {p50:.2f} ms  p99 {p99:.2f} ms   ({ratios})")
 
 
-def measure_place(name: str, snapshot: Snapshot, storage: SnapshotStorage) -> None:
-    """Print how long it takes to keep a snapshot in a place, and to find it again."""
-    took_s = keep(snapshot, storage)
+def measure_storage(name: str, snapshot: Snapshot, storage: SnapshotStorage) -> None:
+    """Print how long it takes to write a snapshot to a storage and to read it back."""
+    took_s = write(snapshot, storage)
     began = time.perf_counter()
     kept = newest_stored([storage], SEALER)
     read_s = time.perf_counter() - began
@@ -140,7 +140,7 @@ def measure_place(name: str, snapshot: Snapshot, storage: SnapshotStorage) -> No
 
 
 def measure_start(data_dir: Path) -> None:
-    """Print how soon a process answers whose database is away."""
+    """Print how soon a process answers when its database is down."""
     took = sorted(_start_s(data_dir) for _ in range(STARTS))
     print(
         f"  start without database: first answer after {took[len(took) // 2]:.2f} s, at worst {took[-1]:.2f} s"
@@ -150,7 +150,7 @@ def measure_start(data_dir: Path) -> None:
 
 def _start_s(data_dir: Path) -> float:
     began = time.perf_counter()
-    # Nobody listens on port 1.
+    # Nothing listens on port 1.
     with (
         serving(data_dir, DATABASE_URL="postgresql://127.0.0.1:1/none", **KEYS) as instance,
         instance.channel() as channel,
@@ -169,9 +169,9 @@ def main(flags: int = 10_000, targets: int = 1_000_000) -> None:
     print(f"  {flags} flags, {targets} targets: {sum(map(len, pieces)) / 1e6:.1f} MB in {len(pieces)} pieces")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measure_place("file", snapshot, SnapshotFile(folder / "snapshot"))
+        measure_storage("file", snapshot, SnapshotFile(folder / "snapshot"))
         with valkey(folder / "valkey") as server, closing(RedisBus(server.url, SEALER.fingerprints)) as redis:
-            measure_place("Redis", snapshot, redis.snapshot)
+            measure_storage("Redis", snapshot, redis.snapshot)
         measure_evaluation(snapshot, folder)
         measure_start(folder)
 

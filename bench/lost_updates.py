@@ -1,7 +1,7 @@
 """Racing editors lose no update: `python -m bench.lost_updates [updates] [editors]`.
 
-Editors read a flag and update it with its etag, all at once, until so many updates were tried. Every acknowledged one
-must be a step of the flag's version chain, and the audit log must hold one chain of them.
+All editors read a flag and update it with its etag at the same time, until `updates` updates were attempted. Every
+acknowledged update must be a step of the flag's version chain, and the audit log must verify as one chain.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.processes import InstanceMetrics, Metadata, log_in, serving
+from bench.processes import Instance, Metadata, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import flag_pb2
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -21,10 +21,8 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 KEY = "contended"
 
 
-def edit(
-    instance: InstanceMetrics, metadata: Metadata, attempts: int, counts: dict[str, int], lock: threading.Lock
-) -> None:
-    """Read and update, again and again; counts outcomes by status."""
+def edit(instance: Instance, metadata: Metadata, attempts: int, counts: dict[str, int], lock: threading.Lock) -> None:
+    """Read and update `attempts` times; counts outcomes by status."""
     with instance.channel() as channel:
         flags = AdminServiceStub(channel)
         for _ in range(attempts):
@@ -45,7 +43,7 @@ def _read_and_update(flags: AdminServiceStub, metadata: Metadata) -> str:
 
 
 def main(updates: int = 10_000, editors: int = 64) -> None:
-    """Race and print."""
+    """Run the race and print the counts."""
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as instance:
         metadata, lock = log_in(instance), threading.Lock()

@@ -1,8 +1,8 @@
 """What a large segment costs: `python -m bench.members [members]`.
 
-Streams user ids in messages of 10,000 through `AddSegmentMembers`, and tells how fast, how much memory the serving
-process takes per member, and how long the calls take that have to do with all members at once. A second instance, which
-loads them all when it starts, shows what they take without the traces of having been streamed.
+Streams user ids in messages of 10,000 through `AddSegmentMembers`. Prints the rate, the memory per member of the
+serving process, and the duration of calls that touch all members. A second instance loads all members when it starts,
+and shows their memory without the side effects of the upload.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.processes import InstanceMetrics, Metadata, database_url, log_in, serving
+from bench.processes import Instance, Metadata, database_url, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import flag_pb2, segment_pb2
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -22,7 +22,7 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 SEGMENT = "large"
-FLAG = "aimed-at-large"
+FLAG = "targets-large"
 MESSAGE = 10_000
 
 
@@ -36,7 +36,7 @@ def create(service: AdminServiceStub, metadata: Metadata) -> None:
 
 
 def upload(service: AdminServiceStub, metadata: Metadata, members: int) -> None:
-    """Stream so many members."""
+    """Stream `members` members."""
     response = service.AddSegmentMembers(_messages(members), metadata=metadata)
     assert response.added_count == members
 
@@ -47,7 +47,7 @@ def _messages(members: int) -> Iterator[admin.AddSegmentMembersRequest]:
         yield admin.AddSegmentMembersRequest(segment_key=SEGMENT, user_ids=user_ids)
 
 
-def is_on(instance: InstanceMetrics, user_id: str) -> bool:
+def is_on(instance: Instance, user_id: str) -> bool:
     """Evaluate the flag for one user."""
     request = EvaluateFlagsRequest(context=EvaluationContext(user_id=user_id), flag_keys=[FLAG])
     with instance.channel() as channel:
@@ -55,14 +55,14 @@ def is_on(instance: InstanceMetrics, user_id: str) -> bool:
 
 
 def took_s(act: Callable[[], object]) -> float:
-    """Return how long something takes."""
+    """Return how many seconds `act` takes."""
     began = time.perf_counter()
     act()
     return time.perf_counter() - began
 
 
 def calls_on_all_members(service: AdminServiceStub, metadata: Metadata) -> Iterator[tuple[str, float]]:
-    """Time the calls whose work grows with the members."""
+    """Time the calls whose work grows with the number of members."""
     get = admin.GetSegmentRequest(key=SEGMENT)
     yield "GetSegment", took_s(lambda: service.GetSegment(get, metadata=metadata))
     update = admin.UpdateSegmentRequest(
@@ -77,7 +77,7 @@ def calls_on_all_members(service: AdminServiceStub, metadata: Metadata) -> Itera
 
 
 def bytes_each(kib: int, members: int) -> float:
-    """Spread memory over members."""
+    """Return the bytes per member."""
     return kib * 1_024 / members
 
 
@@ -96,7 +96,7 @@ def main(members: int = 1_000_000) -> None:
         timings = list(calls_on_all_members(service, metadata))
     print(f"  {members} members in messages of {MESSAGE}: {seconds:.1f} s, {members / seconds:,.0f} ids/s")
     print(f"  memory per member: {bytes_each(grown_kib, members):.0f} bytes after the upload, ", end="")
-    print(f"{bytes_each(loaded_kib, members):.0f} bytes on an instance that loads them (aim: < 100)")
+    print(f"{bytes_each(loaded_kib, members):.0f} bytes on an instance that loads them (goal: < 100)")
     for call, took in timings:
         print(f"  {call}: {took * 1_000:,.0f} ms")
 

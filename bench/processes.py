@@ -22,18 +22,18 @@ PASSWORD = "bench-password"  # noqa: S105 - of a throw-away database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceMetrics:
+class Instance:
     """A running server: its port and process id."""
 
     port: int
     pid: int
 
     def channel(self) -> grpc.Channel:
-        """Open a connection of its own."""
+        """Open a new connection."""
         return grpc.insecure_channel(f"127.0.0.1:{self.port}", options=[("grpc.use_local_subchannel_pool", 1)])
 
     def rss_kib(self) -> int:
-        """Return the process's resident memory."""
+        """Return the resident memory of the process."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1])
@@ -41,8 +41,8 @@ class InstanceMetrics:
 
 
 @contextmanager
-def serving(data_dir: Path, **settings: str) -> Iterator[InstanceMetrics]:
-    """Run one instance on `data_dir` for the length of a block; settings are environment variables."""
+def serving(data_dir: Path, **settings: str) -> Iterator[Instance]:
+    """Run one instance on `data_dir` inside the block; settings are environment variables."""
     defaults = {
         "GATEKEEPER_DATA_DIR": str(data_dir),
         "GATEKEEPER_LISTEN": "127.0.0.1:0",
@@ -53,13 +53,13 @@ def serving(data_dir: Path, **settings: str) -> Iterator[InstanceMetrics]:
         "GATEKEEPER_ADMIN_PASSWORD": PASSWORD,
         "GATEKEEPER_BCRYPT_COST": "10",
     }
-    # A file, not a pipe: nobody reads on, and a server whose log is full stands still.
+    # A file, not a pipe: nothing reads the pipe later, and a server blocks when its log is full.
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gatekeeper_grpc", "serve"], env={**os.environ, **defaults, **settings}, stderr=log
         )
         try:
-            yield InstanceMetrics(port=_port(process, log), pid=process.pid)
+            yield Instance(port=_port(process, log), pid=process.pid)
         finally:
             process.terminate()
             process.wait(timeout=30)
@@ -72,7 +72,7 @@ def database_url(data_dir: Path) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def log_in(instance: InstanceMetrics) -> Metadata:
+def log_in(instance: Instance) -> Metadata:
     """Log in as the first admin; returns the metadata that admin calls need."""
     with instance.channel() as channel:
         request = auth_service_pb2.LoginRequest(username="admin", password=PASSWORD)

@@ -1,8 +1,7 @@
 """How soon a second instance sees a change made through the first: `python -m bench.propagation [changes]`.
 
-Two real processes on one PostgreSQL. Each change flips a flag through the first instance; the clock runs from the
-moment that its acknowledgement is here until the second instance answers with the new value. The twin, a second
-instance that only polls, shows what the announcement is worth.
+Two real processes on one PostgreSQL. Each change flips a flag through the first instance. The clock runs from the
+acknowledgement until the second instance answers with the new revision.
 """
 
 import statistics
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.processes import InstanceMetrics, Metadata, database_url, log_in, serving
+from bench.processes import Instance, Metadata, database_url, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -24,8 +23,8 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 FLAG = "propagated"
 
 
-def measure(writer: InstanceMetrics, reader: InstanceMetrics, changes: int) -> list[float]:
-    """Return, for each change, how many milliseconds after its acknowledgement the reader showed it."""
+def measure(writer: Instance, reader: Instance, changes: int) -> list[float]:
+    """Return the milliseconds from the acknowledgement of each change until the reader showed it."""
     metadata = log_in(writer)
     with writer.channel() as to_writer, reader.channel() as to_reader:
         flags, answers = AdminServiceStub(to_writer), EvaluationServiceStub(to_reader)

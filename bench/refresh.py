@@ -1,8 +1,8 @@
-"""What refreshing many flags does to evaluation: `python -m bench.refresh [flags] [seconds] [rounds]`.
+"""The cost of refreshing many flags to evaluation: `python -m bench.refresh [flags] [seconds] [rounds]`.
 
-One server process with 10,000 flags, of which each call asks for 20, while nothing changes; while 50 changes a second
-are made behind its back; and, on a server that is set so, while it reloads everything again and again. The ratios are
-to be read, to the first of the three.
+One server process has 10,000 flags, and each call asks for 20 of them: while nothing changes, while another client
+makes 50 changes a second, and while the server reloads everything without a pause. Compare the ratios to the first of
+the three.
 """
 
 import sys
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 
-from bench.processes import InstanceMetrics, database_url, serving
+from bench.processes import Instance, database_url, serving
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -29,7 +29,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 
 ASKED = 20
 CHANGES_PER_S = 50
-# A pause between calls: what is measured is a server with room left, not one that is at its limit.
+# A pause between calls, so that the server is measured below its limit.
 PAUSE_S = 0.001
 KEYS = DataKeys(KeyRing.parse("bench:0123456789abcdef0123456789abcdef"))
 CREATE = """
@@ -38,8 +38,8 @@ CREATE = """
 """
 
 
-def latencies_ms(instance: InstanceMetrics, seconds: float) -> list[float]:
-    """Ask for a while from one thread; returns the latencies."""
+def latencies_ms(instance: Instance, seconds: float) -> list[float]:
+    """Call from one thread for `seconds`; returns the latencies."""
     found: list[float] = []
     until = time.perf_counter() + seconds
     keys = [f"flag-{number}" for number in range(1, ASKED + 1)]
@@ -55,7 +55,7 @@ def latencies_ms(instance: InstanceMetrics, seconds: float) -> list[float]:
 
 @contextmanager
 def changes(url: str) -> Iterator[None]:
-    """Change one flag after the other, 50 times a second, through a store of our own."""
+    """Change one flag after the other, 50 times a second, through a second store."""
     over = threading.Event()
     with closing(Database(url, pool_size=2)) as database:
         database.open()
@@ -78,7 +78,7 @@ def changes(url: str) -> Iterator[None]:
 
 
 def report(found: dict[str, list[float]]) -> None:
-    """Print one line for each of the three."""
+    """Print one line for each of the three cases."""
     quiet = sorted(found["nothing"])
     for name, latencies in found.items():
         latencies.sort()
@@ -90,7 +90,7 @@ def report(found: dict[str, list[float]]) -> None:
 
 
 def main(flags: int = 10_000, seconds: int = 5, rounds: int = 4) -> None:
-    """Measure and print. In rounds, for the machine has other things to do now and then."""
+    """Measure and print, in rounds, so that other load of the machine affects all three cases."""
     print(f"  {flags} flags, {ASKED} asked for:")
     found: dict[str, list[float]] = {"nothing": [], f"{CHANGES_PER_S} changes/s": [], "reloads all the time": []}
     quiet, changing, reloading = found.values()

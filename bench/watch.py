@@ -1,8 +1,8 @@
-"""What idle watchers cost, and how soon all are told: `python -m bench.watch [watchers] [rounds]`.
+"""The cost of idle watchers, and how soon all are told of a change: `python -m bench.watch [watchers] [rounds]`.
 
-Two server processes on one PostgreSQL, one with the watchers and one without; the watchers live in two processes of
-their own. Unary calls are timed on one server and the other by turns, so that both see the same machine. Then flags
-change, first one by one and then while calls are timed.
+Two server processes on one PostgreSQL, one with the watchers and one without. The watchers run in two other processes.
+Unary calls are timed on both servers in turn, so that both see the same machine. Then flags change, first one by one
+and then while calls are timed.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.evaluate import create_flags
-from bench.processes import InstanceMetrics, Metadata, database_url, log_in, serving
+from bench.processes import Instance, Metadata, database_url, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -34,8 +34,8 @@ QUESTION = evaluation.EvaluateFlagsRequest(context=EvaluationContext(user_id="al
 
 
 @contextmanager
-def watched(instance: InstanceMetrics, watchers: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Have an instance watched for the length of a block; all streams are open when it begins."""
+def watched(instance: Instance, watchers: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Watch an instance inside the block; all streams are open when it begins."""
     command = [sys.executable, "-m", "bench.watchers", str(instance.port), str(watchers // PROCESSES)]
     audiences = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
     try:
@@ -49,7 +49,7 @@ def watched(instance: InstanceMetrics, watchers: int) -> Iterator[list[subproces
             audience.wait()
 
 
-def latencies_ms(instance: InstanceMetrics, seconds: float) -> list[float]:
+def latencies_ms(instance: Instance, seconds: float) -> list[float]:
     """Time unary calls at a pace that leaves the machine half idle."""
     latencies: list[float] = []
     until = time.perf_counter() + seconds
@@ -74,13 +74,13 @@ def latencies_ms(instance: InstanceMetrics, seconds: float) -> list[float]:
 class Editor:
     """Flips a flag through one instance."""
 
-    def __init__(self, instance: InstanceMetrics) -> None:
+    def __init__(self, instance: Instance) -> None:
         self._metadata: Metadata = log_in(instance)
         self._stub = AdminServiceStub(instance.channel())
         self._turn = 0
 
     def change(self) -> float:
-        """Change the flag; returns when that was acknowledged."""
+        """Change the flag; returns the time of the acknowledgement."""
         self._turn += 1
         flag = flag_pb2.Flag(key="flag-0", rollout_percentage=self._turn % 100)
         request = admin.UpdateFlagRequest(flag=flag, update_mask=FieldMask(paths=["rollout_percentage"]))
@@ -89,7 +89,7 @@ class Editor:
 
 
 def told_after_ms(editor: Editor, audiences: list[subprocess.Popen[str]]) -> float:
-    """Change a flag; return how long after the acknowledgement the last of all watchers was told."""
+    """Change a flag; returns the ms from the acknowledgement until the last watcher was told."""
     acknowledged = editor.change()
     return (max(_told(audience) for audience in audiences) - acknowledged) * 1_000
 
@@ -99,7 +99,7 @@ def _told(audience: subprocess.Popen[str]) -> float:
     return float(json.loads(audience.stdout.readline())["last"])
 
 
-def threads_of(instance: InstanceMetrics) -> int:
+def threads_of(instance: Instance) -> int:
     """Count the threads of an instance."""
     return len([*Path(f"/proc/{instance.pid}/task").iterdir()])
 
@@ -140,7 +140,7 @@ def main(watchers: int = 5_000, rounds: int = 5) -> None:
         timing.start()
         while timing.is_alive():
             told_after_ms(editor, audiences)
-        show("while changes are told all the time", calls)
+        show("while changes are sent all the time", calls)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The watching side of `bench.watch`, a process of its own: `python -m bench.watchers PORT COUNT`.
 
-Opens COUNT streams over connections of 100 each and prints "open" once each has had its first message. From then on it
-prints, for each revision that changes a flag, when the first and the last watcher had it: one line of JSON, in seconds
-of the system's monotonic clock, which all processes share.
+Opens COUNT streams, 100 on each connection, and prints "open" once each has received its first message. Then it prints,
+for each revision that changes a flag, when the first and the last watcher received it: one line of JSON, in seconds of
+the system's monotonic clock, which all processes share.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Audience:
         self._told: Counter[int] = Counter()
         self._first: dict[int, float] = {}
         self._open = 0
-        self._opening = asyncio.Semaphore(STREAMS_PER_CONNECTION)
+        self._connecting = asyncio.Semaphore(STREAMS_PER_CONNECTION)
 
     async def watch(self, channel: grpc.aio.Channel) -> None:
         """Read one stream to its end."""
@@ -41,8 +41,8 @@ class Audience:
                 self._note(message.revision, time.monotonic())
 
     async def _opened(self, channel: grpc.aio.Channel) -> Any:
-        """Open a stream and read its first message, when not too many do that at once."""
-        async with self._opening:
+        """Open a stream and read its first message; at most 100 streams do that at once."""
+        async with self._connecting:
             call = EvaluationServiceStub(channel).WatchFlags(evaluation.WatchFlagsRequest())
             await call.read()
             return call
@@ -55,7 +55,7 @@ class Audience:
 
 
 async def watch(port: int, count: int) -> None:
-    """Open all streams and read them until the server ends them or somebody ends this process."""
+    """Open all streams and read them until the server or a signal ends them."""
     audience = Audience(count)
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [

@@ -1,10 +1,10 @@
-"""What several workers on one port give: `python -m bench.workers [seconds] [changes] [rolls]`.
+"""Several workers on one port: rate, propagation, rolls: `python -m bench.workers [seconds] [changes] [rolls]`.
 
-First the rate of evaluations with one and with two workers, in turns within one run, asked by client processes on the
-same machine: with two cores, clients and servers share them, and the ratio says more than the rates. Then how soon a
-change is seen on all of four workers: over one connection to each, the clock runs from the acknowledgement until the
-last of them answers with the new revision. At last two workers are rolled again and again while clients without a retry
-policy ask, and what failed is counted.
+First it measures the rate of evaluations with one and with two workers, in turn within one run. Client processes share
+the cores with the servers, so compare the ratio, not the rates. Then it measures how soon a change is visible on all
+of four workers: over one connection to each, the clock runs from the acknowledgement until the last worker answers
+with the new revision. Finally it rolls two workers repeatedly while clients without a retry policy call, and counts
+failures.
 """
 
 import os
@@ -23,7 +23,7 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.evaluate import calls_per_s, create_flags
-from bench.processes import InstanceMetrics, Metadata, log_in, serving
+from bench.processes import Instance, Metadata, log_in, serving
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper.v1 import flag_pb2
@@ -40,19 +40,19 @@ _ASK = "import sys; from bench.workers import ask; print(ask(int(sys.argv[1]), f
 
 
 def ask(port: int, seconds: float) -> float:
-    """Ask from this process for a while; returns calls per second."""
-    return calls_per_s(InstanceMetrics(port=port, pid=0), lambda _turn: QUESTION, seconds)[0]
+    """Call from this process for `seconds`; returns calls per second."""
+    return calls_per_s(Instance(port=port, pid=0), lambda _turn: QUESTION, seconds)[0]
 
 
-def rate(instance: InstanceMetrics, seconds: float) -> float:
-    """Ask from `CLIENT_PROCESSES` processes at once; returns calls per second of all."""
+def rate(instance: Instance, seconds: float) -> float:
+    """Call from `CLIENT_PROCESSES` processes at once; returns their total calls per second."""
     command = [sys.executable, "-c", _ASK, str(instance.port), str(seconds)]
     clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(CLIENT_PROCESSES)]
     return sum(float(client.communicate()[0]) for client in clients)
 
 
 def measure_rates(seconds: float) -> dict[int, float]:
-    """Return the median rate by number of workers; the two take turns, so that a busy moment hits both."""
+    """Return the median rate by number of workers; they take turns, so that a busy moment affects both."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     with ExitStack() as stack:
         folders = {n: Path(stack.enter_context(tempfile.TemporaryDirectory())) for n in rates}
@@ -67,7 +67,7 @@ def measure_rates(seconds: float) -> dict[int, float]:
 
 
 def measure_propagation(changes: int, workers: int = 4) -> list[float]:
-    """Return, for each change, how many milliseconds after its acknowledgement the last worker showed it."""
+    """Return the milliseconds from the acknowledgement of each change until the last worker showed it."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), GATEKEEPER_WORKERS=str(workers)) as fleet:
         metadata = log_in(fleet)
         with fleet.channel() as to_any, _connection_to_each(fleet, workers) as channels:
@@ -78,7 +78,7 @@ def measure_propagation(changes: int, workers: int = 4) -> list[float]:
 
 
 def measure_rolls(rolls: int) -> tuple[int, list[str]]:
-    """Roll two workers under load; returns how many calls were answered, and what became of the others."""
+    """Roll two workers under load; returns the number of answered calls and the failures."""
     answered, failures = [0], list[str]()
     over = threading.Event()
 
@@ -86,7 +86,7 @@ def measure_rolls(rolls: int) -> tuple[int, list[str]]:
         while not over.is_set():
             try:
                 stub.EvaluateFlags(QUESTION, timeout=10)
-                answered[0] += 1  # Not exact: threads may count one call together.
+                answered[0] += 1  # Not exact: two threads may count one call.
             except grpc.RpcError as failed:
                 failures.append(f"{failed.code()}: {failed.details()}")
 
@@ -105,7 +105,7 @@ def measure_rolls(rolls: int) -> tuple[int, list[str]]:
     return answered[0], failures
 
 
-def _roll(fleet: InstanceMetrics) -> None:
+def _roll(fleet: Instance) -> None:
     before = _children(fleet)
     os.kill(fleet.pid, signal.SIGHUP)
     while before & _children(fleet) or len(_children(fleet)) < len(before):
@@ -126,8 +126,8 @@ def _seen_by_all_ms(
 
 
 @contextmanager
-def _connection_to_each(fleet: InstanceMetrics, workers: int) -> Iterator[list[grpc.Channel]]:
-    """Open connections until there is one to each worker: the kernel deals them out."""
+def _connection_to_each(fleet: Instance, workers: int) -> Iterator[list[grpc.Channel]]:
+    """Open connections until there is one to each worker; the kernel chooses the worker."""
     with ExitStack() as stack:
         found: dict[int, grpc.Channel] = {}
         while len(found) < workers:
@@ -140,22 +140,22 @@ def _connection_to_each(fleet: InstanceMetrics, workers: int) -> Iterator[list[g
         yield list(found.values())
 
 
-def _connected_workers(fleet: InstanceMetrics) -> dict[int, int]:
+def _connected_workers(fleet: Instance) -> dict[int, int]:
     """Count the connections to the shared port that each worker holds, by process id."""
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     established = {f"socket:[{row[9]}]" for row in rows if row[3] == "01" and row[1].endswith(f":{fleet.port:04X}")}
     return {pid: len(established & set(map(_target, Path(f"/proc/{pid}/fd").iterdir()))) for pid in _children(fleet)}
 
 
-def _children(fleet: InstanceMetrics) -> set[int]:
-    """The workers' process ids."""
+def _children(fleet: Instance) -> set[int]:
+    """Return the process ids of the workers."""
     return set(map(int, Path(f"/proc/{fleet.pid}/task/{fleet.pid}/children").read_text().split()))
 
 
 def _target(descriptor: Path) -> str:
     try:
         return str(descriptor.readlink())
-    except OSError:  # Closed meanwhile.
+    except OSError:  # Closed since it was listed.
         return ""
 
 
@@ -163,10 +163,10 @@ def main(seconds: float = 4.0, changes: float = 200, rolls: float = 5) -> None:
     """Measure and print."""
     one, two = measure_rates(seconds).values()
     print(f"  1 worker  {one:8.0f} calls/s")
-    print(f"  2 workers {two:8.0f} calls/s   ratio {two / one:.2f}   (two cores, which the clients share)")
+    print(f"  2 workers {two:8.0f} calls/s   ratio {two / one:.2f}   (on cores shared with the clients)")
     delays = sorted(measure_propagation(int(changes)))
     p99 = delays[max(0, int(len(delays) * 0.99) - 1)]
-    print(f"  {int(changes)} changes, seen by all of 4 workers:")
+    print(f"  {int(changes)} changes, until visible on all of 4 workers:")
     print(
         f"  p50 {statistics.median(delays):.1f} ms   p99 {p99:.1f} ms   max {delays[-1]:.1f} ms   (promised: p99 < 100)"
     )
