@@ -1,5 +1,6 @@
-"""The outermost stage: gives a call its id, binds that to all that is logged meanwhile, and logs its end."""
+"""The outermost stage: gives a call its id, binds the id to the log lines of the call, and logs the end of the call."""
 
+import logging
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Rpc:
-    """What is known about one call while it is served."""
+    """What the stages know about one call."""
 
     method: str
     quiet: bool
@@ -33,7 +34,7 @@ class Rpc:
 
 @contextmanager
 def request_scope(rpc: Rpc, context: Any) -> Iterator[None]:
-    """Open `rpc` on its worker and log it when the block ends, whichever way."""
+    """Open `rpc` on its worker, and log it when the block ends."""
     open_rpc(rpc, context)
     try:
         yield
@@ -42,25 +43,24 @@ def request_scope(rpc: Rpc, context: Any) -> Iterator[None]:
 
 
 def open_rpc(rpc: Rpc, context: Any) -> None:
-    """Tell the client the call's id, in the trailing metadata, and bind it to the log.
+    """Send the client the call's id in the trailing metadata, and bind it to the log.
 
-    Nothing needs unbinding: grpcio runs each call in a `contextvars.Context` of its own.
+    It needs no unbinding: grpcio runs each call in its own `contextvars.Context`.
     """
     context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id),))
     structlog.contextvars.bind_contextvars(call_id=rpc.call_id)
 
 
 def log_finished(rpc: Rpc, context: Any) -> None:
-    """Write the call's one line: never a token, a secret or a context value."""
+    """Log the call in one line: never a token, a secret or a context value."""
     code = _code(context)
-    if rpc.quiet and code is grpc.StatusCode.OK:
-        _log.debug("rpc", **_fields(rpc, code))
-    else:
-        _log.info("rpc", **_fields(rpc, code))
+    level = logging.DEBUG if rpc.quiet and code is grpc.StatusCode.OK else logging.INFO
+    if _log.is_enabled_for(level):  # Nearly every line is suppressed; building one costs more than asking.
+        _log.log(level, "rpc", **_fields(rpc, code))
 
 
 def _code(context: Any) -> grpc.StatusCode:
-    """Return the status the client gets, or would have got."""
+    """Return the status that the client receives, or would have received."""
     if is_cancelled(context):
         return grpc.StatusCode.CANCELLED
     return context.code() or grpc.StatusCode.OK
