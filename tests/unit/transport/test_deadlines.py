@@ -27,13 +27,13 @@ def deadlines() -> Iterator[Deadlines]:
 def fake_time() -> Iterator[tuple[Deadlines, Callable[[float], None]]]:
     """Deadlines whose time passes only when the test says so; the test ends what is due, and no thread does."""
     clock = grpc_testing.strict_fake_time(1_000.0)
+    deadlines = Deadlines(clock=clock.time)
+    deadlines.close()  # The thread never starts.
 
     def passes(seconds: float) -> None:
         clock.sleep_for(seconds)
         deadlines.end_overdue()
 
-    deadlines = Deadlines(clock=clock.time)
-    deadlines.close()  # The thread never starts.
     yield deadlines, passes
 
 
