@@ -181,10 +181,10 @@ def peers_being_served(server: grpc.Server, *, excluding: Collection[ArrivedCall
 
     A call is in progress until the kernel has its last byte.
     """
-    state: Any = server._state  # type: ignore[attr-defined]
-    with state.lock:
-        in_progress = state.rpc_states - {call._state for call in excluding}
-    calls = [rpc_state.gatekeeper_call for rpc_state in in_progress if hasattr(rpc_state, "gatekeeper_call")]
+    server_state: Any = server._state  # type: ignore[attr-defined]
+    with server_state.lock:
+        in_progress = server_state.rpc_states - {arrived._state for arrived in excluding}
+    calls = [state.gatekeeper_call for state in in_progress if hasattr(state, "gatekeeper_call")]
     return {call.peer().decode() for call in calls}
 
 

@@ -1,0 +1,187 @@
+"""Every private name of grpcio that we use, looked up in the installed grpcio: one that moves is named here.
+
+If a test of this file fails after an upgrade of grpcio: find in `grpc/_server.py` what has become of the name that it
+prints, change `transport/grpcio_internals.py` and the table, and run all of tests/rpc/transport, which prove the
+behaviour.
+"""
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from gatekeeper_grpc.transport import grpcio_internals
+
+TIMEOUT_S = 20.0
+SOURCE = Path(grpcio_internals.__file__)
+PRODUCT = SOURCE.parents[1]
+
+# What has the names, and the names.
+PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
+    "grpc._server": frozenset(
+        {
+            "_CANCELLED",
+            "_RECEIVE_MESSAGE_TOKEN",
+            "_SEND_MESSAGE_TOKEN",
+            "_abort",
+            "_get_initial_metadata_operation",
+            "_is_rpc_state_active",
+            "_receive_message",
+            "_send_message",
+            "cygrpc",
+        }
+    ),
+    "cygrpc": frozenset({"ReceiveMessageOperation", "SendMessageOperation", "StatusCode"}),
+    "cygrpc.StatusCode": frozenset({"unknown"}),
+    "the server": frozenset({"_state"}),
+    "the server's state": frozenset({"lock", "rpc_states"}),
+    "the event of a call": frozenset({"call"}),
+    "the cygrpc call": frozenset({"cancel", "peer", "start_server_batch"}),
+    "the context of a call": frozenset({"_rpc_event", "_state"}),
+    "the request iterator": frozenset({"_look_for_request", "_raise_or_start_receive_message", "_state"}),
+    "the state of a call": frozenset(
+        {
+            "aborted",
+            "client",
+            "code",
+            "condition",
+            "details",
+            "due",
+            "initial_metadata_allowed",
+            "request",
+            "statused",
+            "trailing_metadata",
+        }
+    ),
+}
+# How grpcio_internals.py spells what has the names.
+SPELLINGS = {
+    "_server": "grpc._server",
+    "_cygrpc": "cygrpc",
+    "_cygrpc.StatusCode": "cygrpc.StatusCode",
+    "server": "the server",
+    "server_state": "the server's state",
+    "event": "the event of a call",
+    "context._rpc_event": "the event of a call",
+    "self._call": "the cygrpc call",
+    "call": "the cygrpc call",
+    "context": "the context of a call",
+    "requests": "the request iterator",
+    "self._requests": "the request iterator",
+    "self._state": "the state of a call",
+    "state": "the state of a call",
+    "context._state": "the state of a call",
+}
+OURS = {"arrived", "self"}
+SET_BY_US = {"gatekeeper_call"}
+
+
+class _Submissions(ThreadPoolExecutor):
+    """A pool that keeps what grpcio submits."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.args: tuple[Any, ...] = ()
+
+    def submit(self, fn: Any, /, *args: Any, **_kwargs: Any) -> Future[Any]:
+        self.args = args
+        return super().submit(fn, *args)
+
+
+class _Behaviour:
+    def __call__(self, requests: Any, context: Any) -> bytes:
+        self.requests, self.context = requests, context
+        return b"".join(requests)
+
+
+@pytest.fixture(scope="module")
+def live() -> dict[str, Any]:
+    """One call on an ordinary server, and all objects of it that we touch."""
+    pool, behaviour = _Submissions(), _Behaviour()
+    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+    handler = grpc.method_handlers_generic_handler(
+        "test.v1.Call", {"A": grpc.stream_unary_rpc_method_handler(behaviour)}
+    )
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert channel.stream_unary("/test.v1.Call/A")(iter([b"a", b"b"]), timeout=TIMEOUT_S) == b"ab"
+    server.stop(None).wait(TIMEOUT_S)
+    module = importlib.import_module("grpc._server")
+    _in_pool, event, state, submitted, *_ = pool.args
+    return {
+        "grpc._server": module,
+        "cygrpc": getattr(module, "cygrpc", None),
+        "cygrpc.StatusCode": getattr(getattr(module, "cygrpc", None), "StatusCode", None),
+        "the server": server,
+        "the server's state": getattr(server, "_state", None),
+        "the event of a call": event,
+        "the cygrpc call": getattr(event, "call", None),
+        "the context of a call": behaviour.context,
+        "the request iterator": behaviour.requests,
+        "the state of a call": state,
+        "the submitted behaviour": submitted,
+        "the served behaviour": behaviour,
+    }
+
+
+def missing(live: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{owner} has no {name}"
+        for owner, names in PRIVATE_NAMES.items()
+        for name in sorted(names)
+        if not hasattr(live[owner], name)
+    ]
+
+
+def test_grpcio_has_every_private_name_that_we_use(live: dict[str, Any]) -> None:
+    assert missing(live) == [], f"moved in grpcio {grpc.__version__}: see the docstring of this file"
+
+
+def test_twin_a_name_that_moves_is_named(live: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("grpc._server._abort")
+    monkeypatch.delattr(live["the request iterator"], "_state")
+
+    assert missing(live) == ["grpc._server has no _abort", "the request iterator has no _state"]
+
+
+def test_a_call_is_submitted_with_its_event_state_and_behaviour(live: dict[str, Any]) -> None:
+    context, requests, state = (
+        live[f"the {name}"] for name in ("context of a call", "request iterator", "state of a call")
+    )
+
+    assert live["the submitted behaviour"] is live["the served behaviour"]
+    assert context._state is requests._state is state
+    assert context._rpc_event is live["the event of a call"]
+
+
+def test_the_table_lists_exactly_what_the_module_uses() -> None:
+    used: dict[str, set[str]] = {owner: set() for owner in PRIVATE_NAMES}
+    for owner, name in attributes_of_grpcio(ast.parse(SOURCE.read_text())):
+        used[owner].add(name)
+
+    assert used == PRIVATE_NAMES
+
+
+def attributes_of_grpcio(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr not in SET_BY_US:
+            of = ast.unparse(node.value)
+            if of in SPELLINGS:
+                yield SPELLINGS[of], node.attr
+            else:
+                assert of in OURS or not node.attr.startswith("_"), f"{of}.{node.attr}: of what? Add it to SPELLINGS"
+
+
+def test_no_other_module_uses_private_names_of_grpcio() -> None:
+    private = re.compile(r"\bgrpc\._|\bcygrpc\b|\b_rpc_event\b|\bcontext\._|\b_?server\._state\b")
+    guilty = [path.name for path in PRODUCT.rglob("*.py") if path != SOURCE and private.search(path.read_text())]
+
+    assert guilty == []
