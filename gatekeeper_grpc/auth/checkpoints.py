@@ -1,4 +1,4 @@
-"""Signs where the audit log stands, and verifies such checkpoints offline (Ed25519, RFC 8032)."""
+"""Audit checkpoints: signs the head of the audit log, and verifies checkpoints offline (Ed25519, RFC 8032)."""
 
 import secrets
 from base64 import b64decode, b64encode
@@ -15,7 +15,7 @@ KEY_BYTES: Final = 32
 
 
 class CheckpointError(Exception):
-    """A checkpoint does not prove anything; the message says why."""
+    """A checkpoint is not valid; the message says why."""
 
 
 class CheckpointSigner:
@@ -23,7 +23,7 @@ class CheckpointSigner:
 
     Args:
         seed: The private key, 32 random bytes.
-        clock: Tells the time, aware.
+        clock: Returns the current aware time.
     """
 
     def __init__(self, seed: bytes, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -32,25 +32,29 @@ class CheckpointSigner:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a key as operators write it, base64 of 32 bytes. `ValueError` never repeats any of it."""
+        """Read a key from base64 of 32 bytes.
+
+        Raises:
+            ValueError: It is not that; the text never repeats the key.
+        """
         return cls(key_from_text(text))
 
     @property
     def public_key(self) -> bytes:
-        """What verifies the signatures, 32 bytes."""
+        """The key that verifies the signatures, 32 bytes."""
         return self._key.public_key().public_bytes_raw()
 
     def sign(self, head: AuditHead) -> AuditCheckpoint:
-        """Vouch for where the log stands now."""
+        """Sign the head of the log at the current time."""
         create_time = self._clock()
         signature = self._key.sign(checkpoint_statement(head, create_time))
         return AuditCheckpoint(head=head, create_time=create_time, signature=signature, public_key=self.public_key)
 
 
 def verify_checkpoint(checkpoint: AuditCheckpoint, public_key: bytes) -> None:
-    """Return when the owner of `public_key`, which the caller trusts, signed exactly this checkpoint.
+    """Verify that the owner of `public_key`, which the caller trusts, signed exactly this checkpoint.
 
-    The key inside the checkpoint proves nothing: whoever forges one puts a key of their own there.
+    The key inside the checkpoint proves nothing: a forger puts their own key there.
 
     Raises:
         CheckpointError: It was signed with another key, or altered.
@@ -61,19 +65,21 @@ def verify_checkpoint(checkpoint: AuditCheckpoint, public_key: bytes) -> None:
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(checkpoint.signature, statement)
     except InvalidSignature:
-        raise CheckpointError("the signature is not good: the checkpoint was altered") from None
+        raise CheckpointError("the signature does not match: the checkpoint was altered") from None
 
 
 def key_from_text(text: str) -> bytes:
-    """Read a key, private or public, from base64; `ValueError` never repeats any of it."""
+    """Read a private or public key from base64.
+
+    Raises:
+        ValueError: It is not 32 bytes in base64; the text never repeats the key.
+    """
     try:
         key = b64decode(text.strip(), validate=True)
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
-        raise ValueError(
-            f"the key must be {KEY_BYTES} bytes in base64, such as `openssl rand -base64 {KEY_BYTES}` makes"
-        )
+        raise ValueError(f"the key must be {KEY_BYTES} bytes in base64; `openssl rand -base64 {KEY_BYTES}` makes one")
     return key
 
 

@@ -1,4 +1,4 @@
-"""The client keys that are good now, in memory: verifying a signature never waits for the database."""
+"""The valid client keys, in memory: verifying a signature never waits for the database."""
 
 import secrets
 import threading
@@ -31,7 +31,7 @@ def new_client_secret() -> str:
 
 
 class SealedClientKey(Protocol):
-    """A key as the store has it."""
+    """A stored key, with its secret encrypted."""
 
     @property
     def key_id(self) -> str: ...  # noqa: D102
@@ -44,24 +44,24 @@ class SealedClientKey(Protocol):
 
 
 class ClientKeyStore(Protocol):
-    """Remembers keys."""
+    """Keeps keys. A Protocol: `auth` does not import the store."""
 
     def load_live(self) -> Iterable[SealedClientKey]:
         """Read every key that is neither revoked nor expired."""
         ...
 
     def record_uses(self, last_used: Mapping[str, datetime]) -> None:
-        """Note when keys were last used."""
+        """Record when keys were last used."""
         ...
 
 
 class ClientKeyCache:
-    """Holds the keys that are good, and collects when each was last used.
+    """Holds the valid keys, and collects when each was last used.
 
     Args:
-        store: Where keys live.
-        unseal: Opens a secret.
-        clock: Tells the time, aware.
+        store: Keeps the keys.
+        unseal: Decrypts a secret.
+        clock: Returns the current aware time.
     """
 
     def __init__(self, store: ClientKeyStore, unseal: Callable[[bytes], bytes], *, clock: Clock = utc_now) -> None:
@@ -74,31 +74,37 @@ class ClientKeyCache:
         self._used: dict[str, datetime] = {}
 
     def find(self, key_id: str) -> VerificationKey | None:
-        """Return a key that is good now; None when there is no such."""
+        """Return a valid key; None when there is none of that id."""
         key = self._keys.get(key_id)
         expired = key is not None and key.expire_time is not None and key.expire_time <= self._clock()
         return None if expired else key
 
     def refresh(self) -> None:
-        """Load the keys; call it every few seconds. A secret that cannot be opened is logged, and its key not good."""
+        """Load the keys; call it every few seconds.
+
+        A secret that cannot be decrypted is logged, and its key is not valid.
+
+        Raises:
+            GatekeeperError: The store cannot be read; the keys stay as they are.
+        """
         with self._refreshing:
             opened = map(self._opened, self._store.load_live())
             self._keys = MappingProxyType({key.key_id: key for key in opened if key is not None})
 
     def refresh_after_write(self) -> None:
-        """Make a durable change of a key act on this instance at once; never raises: the next refresh may succeed."""
+        """Apply a durable change of a key on this instance. Never raises: the next `refresh` tries again."""
         try:
             self.refresh()
         except GatekeeperError as exc:
             _log.warning("client_keys_not_refreshed", reason=exc.reason, error=str(exc))
 
     def note_use(self, key_id: str) -> None:
-        """Remember that a key was used just now. Takes a microsecond."""
+        """Note that a key was used now. Takes a microsecond."""
         with self._used_lock:
             self._used[key_id] = self._clock()
 
     def flush_uses(self) -> None:
-        """Write down what `note_use` collected; call it once a minute. What a crash loses was an approximation."""
+        """Store what `note_use` collected; call it once a minute. A crash loses at most that."""
         with self._used_lock:
             used, self._used = self._used, {}
         if used:

@@ -1,4 +1,4 @@
-"""The keys that sign access tokens, and how operators write and rotate them."""
+"""Keys as operators write and rotate them: a list of named secrets, newest first."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class SigningKey:
     secret: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        # No error here or below repeats what was given: it may be the secret, written in the wrong place.
+        # No error here or below repeats the input: it may be the secret, written in the wrong position.
         if not _KID.fullmatch(self.kid):
             raise ValueError("the kid must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
         size = len(self.secret.encode())
@@ -35,9 +35,9 @@ class SigningKey:
 class KeyRing:
     """The keys in use, newest first: the first signs, all verify.
 
-    To rotate while several instances run: append the new key everywhere, then move it to the front everywhere, then
-    drop the old one once its last token has expired. Put in front at once, it would sign tokens that other instances
-    refuse.
+    To rotate while several instances run: append the new key on every instance, then move it to the front on every
+    instance, then drop the old key after its last token has expired. A key that is put in front at once signs tokens
+    that other instances refuse.
     """
 
     keys: tuple[SigningKey, ...]
@@ -50,10 +50,10 @@ class KeyRing:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``kid:secret[,kid:secret...]``; a secret may hold ":" but no ",". Spaces around an entry do not count.
+        """Read ``kid:secret[,kid:secret...]``; a secret may contain ":" but no ",". Spaces around an entry are ignored.
 
         Raises:
-            ValueError: Says which entry is wrong, by its position, and what would be right; never repeats any of it.
+            ValueError: An entry is wrong; says which, by position, and what would be right. Never repeats any of it.
         """
         return cls(tuple(_parse_entries(text)))
 

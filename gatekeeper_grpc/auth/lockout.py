@@ -1,7 +1,7 @@
-"""Keeps the guessing of passwords slow, in a way that nobody can use to keep somebody else out.
+"""Login lockout: slows down password guessing without letting an attacker lock out somebody else.
 
-The rule and its reasons: docs/decisions/0007-login-lockout.md. What is counted are failures of the last 15 minutes, on
-this instance, under the names that were typed: whether an account exists makes no difference.
+The rule and its reasons: docs/decisions/0007-login-lockout.md. It counts the failures of the last 15 minutes on this
+instance, under the names that were typed: whether an account exists makes no difference.
 """
 
 import threading
@@ -25,8 +25,8 @@ _ALL: Final = ("all",)
 class LockoutRule:
     """How many failures within `window_s` are too many.
 
-    `free_tries` of one address on one account have no consequence; after that a try has to wait 1 s, then twice as long
-    each time, never longer than `max_delay_s`. `failures` bounds what is remembered; the oldest go first.
+    The first `free_tries` of one address on one account have no consequence. After that a try has to wait 1 s, then
+    twice as long each time, at most `max_delay_s`. At most `failures` are remembered; the oldest go first.
     """
 
     window_s: float = 900.0
@@ -45,10 +45,10 @@ class _Failure:
 
 
 class LoginGuard:
-    """Tells who has to wait before a password is looked at. Threads share it; every method takes microseconds.
+    """Decides which tries have to wait before a password is verified. Thread-safe; every method takes microseconds.
 
     Args:
-        rule: What is too much.
+        rule: How many failures are too many.
         clock: Monotonic seconds.
     """
 
@@ -57,16 +57,20 @@ class LoginGuard:
         self._clock = clock
         self._lock = threading.Lock()  # guards the two below
         self._failures: deque[_Failure] = deque()  # oldest first
-        self._times: dict[Hashable, deque[float]] = {}  # of the failures, by what they count for; oldest first
+        self._times: dict[Hashable, deque[float]] = {}  # times of failures, by what they count for; oldest first
 
     def admit(self, username: str, peer: str) -> None:
-        """Let a try pass, or raise `ResourceExhausted` that says how long to wait. A refused try counts for nothing."""
+        """Let a try pass. A refused try is not counted.
+
+        Raises:
+            ResourceExhausted: It has to wait; says how long.
+        """
         wait_s = self._wait_s(username, peer)
         if wait_s > 0:
-            raise ResourceExhausted("too many failed logins; wait before you try again", retry_after_s=ceil(wait_s))
+            raise ResourceExhausted("too many failed logins; wait before the next try", retry_after_s=ceil(wait_s))
 
     def failed(self, username: str, peer: str) -> bool:
-        """Count a failure; tell whether the next try has to wait."""
+        """Count a failure; return whether the next try has to wait."""
         failure = _Failure(self._clock(), (_ALL, *_keys(username, peer)))
         with self._lock:
             self._failures.append(failure)
@@ -77,9 +81,9 @@ class LoginGuard:
         return self._wait_s(username, peer) > 0
 
     def succeeded(self, username: str, peer: str) -> None:
-        """Forgive an address its failures on this account.
+        """Forget the failures of an address on this account.
 
-        What counts for the address and for all stays, or whoever has an account could go on for ever with others.
+        What counts for the address and for all stays: an attacker with an account of their own must not reset those.
         """
         _address, _account, pair = _keys(username, peer)
         with self._lock:
@@ -92,7 +96,7 @@ class LoginGuard:
             self._forget_before(now - rule.window_s)
             own = self._times.get(address)
             if not own:
-                # Nothing that others do keeps an address out that has not failed itself.
+                # An address without failures of its own is never locked out by others.
                 return 0.0
             caps = {address: rule.per_address, account: rule.per_account, _ALL: rule.in_all}
             over_s = max(self._leaves_window(key, cap) for key, cap in caps.items())
@@ -119,7 +123,7 @@ class LoginGuard:
         oldest = self._failures.popleft()
         for key in oldest.keys:
             times = self._times.get(key)
-            # A forgiven pair may have begun anew.
+            # A pair that succeeded may have new failures.
             if times and times[0] == oldest.at:
                 times.popleft()
             if not times:
@@ -128,7 +132,7 @@ class LoginGuard:
 
 def _keys(username: str, peer: str) -> tuple[Hashable, Hashable, Hashable]:
     """Return what a failure counts for: the address, the account, and both."""
-    # Whoever sends a name of a megabyte shall not have it remembered. No account has a longer name than the limit.
+    # A name of a megabyte must not be remembered. No account has a longer name than the limit.
     account, address = username[: MAX_USERNAME_CHARS + 1], address_of(peer)
     return ("address", address), ("account", account), ("pair", address, account)
 
@@ -136,13 +140,13 @@ def _keys(username: str, peer: str) -> tuple[Hashable, Hashable, Hashable]:
 def address_of(peer: str) -> str:
     """Return the address in what gRPC calls a peer, such as "ipv4:192.0.2.7:5001".
 
-    Without the port, which every connection has anew. Of an IPv6 address the /64, which is what one home or machine has
-    to itself. Anything else, such as a Unix socket, is its kind.
+    The port is left out: every connection has another one. An IPv6 address becomes its /64, which one home or machine
+    has to itself. Anything else, such as a Unix socket, becomes its kind.
     """
-    kind, _, place = unquote(peer).partition(":")
+    kind, _, endpoint = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
         return kind
-    host = place.rpartition(":")[0].strip("[]").partition("%")[0]
+    host = endpoint.rpartition(":")[0].strip("[]").partition("%")[0]
     try:
         address = ip_address(host)
     except ValueError:

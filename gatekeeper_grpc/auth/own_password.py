@@ -1,54 +1,47 @@
-"""What happens when an admin user changes the own password: the current one is verified, the new one hashed."""
+"""ChangePassword: verifies the current password of the caller and hashes the new one."""
 
 from typing import Protocol
 
-from gatekeeper_grpc.auth.sessions import PasswordVerifier, TryGuard
+from gatekeeper_grpc.auth.lockout import LoginGuard
+from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.commands import PasswordChange
 from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.domain.mutation import Intent, Written
 
 
-class PasswordKeeper(PasswordVerifier, Protocol):
-    """Checks passwords, and hashes new ones."""
-
-    def check(self, password: str, *, field: str) -> None:
-        """Refuse what cannot be a password."""
-        ...
-
-    def hash(self, password: str, *, field: str) -> str:
-        """Hash a password that is being set."""
-        ...
-
-
 class AdminUserStore(Protocol):
-    """Remembers password hashes."""
+    """Keeps password hashes. A Protocol, like the one below: `auth` does not import the store."""
 
     def own_password_hash(self, admin_id: int) -> str | None:
-        """Return the hash of an enabled admin user; None when there is no such."""
+        """Return the hash of an enabled admin user; None when there is none."""
         ...
 
     def change_password(self, change: PasswordChange, intent: Intent) -> Written[None]:
-        """Change a password; `Unauthenticated` unless the current one was verified against the hash in force."""
+        """Change a password.
+
+        Raises:
+            Unauthenticated: The current password was not verified against the stored hash.
+        """
         ...
 
 
 class FailureRecord(Protocol):
-    """Remembers what went wrong with credentials."""
+    """Records failed credentials."""
 
     def record_failed_change(self, username: str, *, peer: str, locked_out: bool) -> None:
-        """Record that somebody who was logged in could not give the current password."""
+        """Record that a caller gave a wrong current password."""
         ...
 
 
 class OwnPassword:
     """Changes the caller's own password. Holds no state and no lock.
 
-    A wrong current password counts as a failed login: whoever has stolen an access token may not guess faster.
+    A wrong current password counts as a failed login: a stolen access token must not speed up guessing.
     """
 
     def __init__(
-        self, admin_users: AdminUserStore, passwords: PasswordKeeper, guard: TryGuard, failures: FailureRecord
+        self, admin_users: AdminUserStore, passwords: Passwords, guard: LoginGuard, failures: FailureRecord
     ) -> None:
         self._admin_users = admin_users
         self._passwords = passwords
@@ -56,12 +49,12 @@ class OwnPassword:
         self._failures = failures
 
     def change(self, caller: Caller, current: str, new: str, *, intent: Intent, peer: str) -> Written[None]:
-        """Change the password; takes one password check, and a hash when that succeeds, both with nothing locked.
+        """Change the password. Takes one password check, and one hash if it succeeds, without holding a lock.
 
         Raises:
-            InvalidArgument: The new password cannot be one.
-            ResourceExhausted: Too many failures; wait.
-            Unauthenticated: The current password is wrong, or was changed meanwhile.
+            InvalidArgument: The new password is not 1 to 72 bytes of UTF-8 without NUL.
+            ResourceExhausted: There were too many failures; the caller has to wait.
+            Unauthenticated: The current password is wrong, or was changed during the call.
         """
         self._passwords.check(new, field="new_password")
         self._guard.admit(caller.username, peer)

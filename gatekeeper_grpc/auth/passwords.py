@@ -1,6 +1,6 @@
-"""Passwords: how they are hashed (bcrypt), and checked without telling an attacker which accounts exist.
+"""Passwords: hashes them (bcrypt), and verifies them without revealing which accounts exist.
 
-A password is the exact bytes of its UTF-8. Nothing is normalised: clients in every language need no rule, and no hash
+A password is the exact bytes of its UTF-8. Nothing is normalised: clients need no rule in any language, and no hash
 depends on a version of Unicode.
 """
 
@@ -17,20 +17,20 @@ MIN_COST = 10
 MAX_COST = 16
 MAX_PASSWORD_BYTES = 72
 
-# What bcrypt itself would accept of a stored hash, at costs that do not take minutes. Any other is nobody's hash.
+# The hashes that bcrypt accepts, at costs that do not take minutes. Any other text matches no password.
 _HASH = re.compile(r"\$2[aby]\$1[0-6]\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
-# Without what looks alike; read from a terminal and typed elsewhere.
+# Without characters that look alike: people read these from a terminal and type them elsewhere.
 _LEGIBLE = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 class Passwords:
     """Hashes and verifies passwords. Each takes a core for 2**cost rounds: about 220 ms at cost 12.
 
-    To be shared: whoever asks, one password is worked on at a time, so that evaluation keeps the other cores. Callers
-    wait for their turn, so they belong on pools of few workers.
+    Share one instance: it works on one password at a time, so evaluation keeps the other cores. Callers wait for their
+    turn, so they belong on pools of few workers.
 
     Args:
-        cost: bcrypt's, 10 to 16, for hashes made from now on and for checks that have no hash to check against.
+        cost: bcrypt's cost, 10 to 16, for new hashes and for checks without a stored hash.
     """
 
     def __init__(self, *, cost: int = DEFAULT_COST) -> None:
@@ -38,11 +38,15 @@ class Passwords:
             raise ValueError(f"the bcrypt cost must be {MIN_COST} to {MAX_COST}, not {cost}")
         self._cost = cost
         self._turn = threading.Lock()  # guards a core
-        # Takes as long to check as any other, and no password is known to match it.
+        # Takes as long to check as a real hash; no password is known to match it.
         self._decoy = bcrypt.gensalt(cost) + b"." * 31
 
     def check(self, password: str, *, field: str = "password") -> None:
-        """Refuse what cannot be set: `InvalidArgument` unless it is 1 to 72 bytes of UTF-8 without NUL."""
+        """Check that a password can be set.
+
+        Raises:
+            InvalidArgument: It is not 1 to 72 bytes of UTF-8 without NUL.
+        """
         if not _is_hashable(password.encode()):
             raise InvalidArgument.of(field, f"must be 1 to {MAX_PASSWORD_BYTES} bytes of UTF-8 without NUL")
 
@@ -54,17 +58,17 @@ class Passwords:
             field: The request field that an error names.
 
         Raises:
-            InvalidArgument: It has another size or holds NUL.
+            InvalidArgument: As `check`.
         """
         self.check(password, field=field)
         with self._turn:
             return bcrypt.hashpw(password.encode(), bcrypt.gensalt(self._cost)).decode()
 
     def verify(self, password: str, password_hash: str | None) -> bool:
-        """Tell whether a password is the one that was hashed.
+        """Return whether a password is the one that was hashed.
 
-        Does the work of one check whatever is wrong: with no hash (nobody has that name) or a malformed one, and with a
-        password that cannot have been set. Only a hash of another cost than today's takes another time.
+        Does the work of one check in every case: without a hash (the name is unknown), with a malformed hash,
+        and with a password that cannot have been set. Only a hash of another cost takes another time.
         """
         candidate = password.encode()
         if password_hash is None or not _HASH.fullmatch(password_hash) or not _is_hashable(candidate):

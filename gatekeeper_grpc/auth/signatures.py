@@ -1,7 +1,7 @@
-"""Signed calls: HMAC-SHA256 under a client key, good once, within 30 seconds. EvaluationService tells clients how.
+"""Signed calls: HMAC-SHA256 with a client key, valid once and within 30 seconds. EvaluationService documents them.
 
-A signature is verified on the worker from metadata alone; whether the body is the one that was signed is found out when
-it has arrived, by `SignedCall.check_body`.
+The worker verifies a signature from metadata alone. `SignedCall.check_body` compares the body with the signed one when
+it has arrived.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
+from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.client_key import VerificationKey
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated
@@ -25,7 +26,7 @@ NONCE: Final = "x-gatekeeper-nonce"
 CONTENT_SHA256: Final = "x-gatekeeper-content-sha256"
 SIGNATURE: Final = "x-gatekeeper-signature"
 
-# One way to write each: what has two forms could be sent twice.
+# Each value has one spelling: a value with two could be sent twice.
 _FORMS: Final = {
     KEY_ID: re.compile(r"ck_[0-9a-f]{20}"),
     TIMESTAMP: re.compile(r"[1-9][0-9]{0,11}"),
@@ -33,13 +34,13 @@ _FORMS: Final = {
     CONTENT_SHA256: re.compile(rf"{UNSIGNED}|[0-9a-f]{{64}}"),
     SIGNATURE: re.compile(r"[0-9a-f]{64}"),
 }
-# For a key that does not exist: its signature is computed all the same, or the time of the answer would tell.
+# The secret of an unknown key: the response time must not reveal which keys exist.
 _NOBODY: Final = b"\0" * 43
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """What a client sends with a call, well-formed."""
+    """The signature that a client sent with a call, well-formed."""
 
     key_id: str
     timestamp: str
@@ -49,10 +50,10 @@ class Signature:
 
 
 def signature_in(metadata: Iterable[tuple[str, str | bytes]]) -> Signature | None:
-    """Read the signature of a call; None when nothing of one was sent.
+    """Read the signature of a call; None when no part of one was sent.
 
     Raises:
-        Unauthenticated: A part is missing, malformed, or there twice.
+        Unauthenticated: A part is missing, malformed or repeated.
     """
     sent = [(key, value) for key, value in metadata if key in _FORMS]
     if not sent:
@@ -70,14 +71,14 @@ def signature_in(metadata: Iterable[tuple[str, str | bytes]]) -> Signature | Non
 
 
 def sign(secret: bytes, *, key_id: str, timestamp: str, nonce: str, content_sha256: str, method: str) -> str:
-    """Sign a call: lower-case hex of the HMAC-SHA256 of its canonical string, as EvaluationService defines both."""
+    """Sign a call: lower-case hex of the HMAC-SHA256 of its canonical string, as EvaluationService defines it."""
     canonical = f"{key_id}\n{timestamp}\n{nonce}\n{content_sha256}\n{method}"
     return hmac.digest(secret, canonical.encode(), "sha256").hex()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedCall:
-    """A call whose signature is good: by which key, and for which body."""
+    """A call with a valid signature: by which key, and for which body."""
 
     key: VerificationKey
     content_sha256: str
@@ -88,7 +89,11 @@ class SignedCall:
         return self.key.key_id
 
     def check_body(self, body: bytes) -> None:
-        """Refuse a body other than the one that was signed."""
+        """Check that a body is the one that was signed.
+
+        Raises:
+            Unauthenticated: It is another one.
+        """
         if self.content_sha256 == UNSIGNED:
             return
         if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), self.content_sha256):
@@ -96,9 +101,9 @@ class SignedCall:
 
 
 class Nonces:
-    """Remembers which nonces were used, for as long as their signatures are good. Threads share it.
+    """Remembers used nonces for as long as their signatures are valid. Thread-safe.
 
-    Two sets, exchanged when the older has outlived every signature in it: nothing is remembered one by one.
+    Keeps two sets. When no signature in the older one is valid any more, it is replaced as a whole.
 
     Args:
         keep_s: How long a nonce is remembered at least; at most twice as long.
@@ -116,10 +121,10 @@ class Nonces:
         self._exchanged_at = clock()
 
     def use(self, key_id: str, nonce: str) -> bool:
-        """Use a nonce of a key; False when it was used before.
+        """Use a nonce of a key; return False when it was used before.
 
         Raises:
-            ResourceExhausted: There are too many to remember; forgetting one would let its call be sent again.
+            ResourceExhausted: There are too many to remember; forgetting one would allow its call to be sent again.
         """
         mark = hashlib.sha256(f"{key_id}\n{nonce}".encode()).digest()[:16]
         with self._lock:
@@ -135,22 +140,10 @@ class Nonces:
         now = self._clock()
         if now - self._exchanged_at < self._keep_s:
             return
-        # Silent for twice as long: the newer ones are out of date, too.
+        # After twice that time without a call, the newer set has expired as well.
         self._older = self._newer if now - self._exchanged_at < 2 * self._keep_s else set()
         self._newer = set()
         self._exchanged_at = now
-
-
-class ClientKeys(Protocol):
-    """Knows the keys that are good, without waiting."""
-
-    def find(self, key_id: str) -> VerificationKey | None:
-        """Return a key that is good now."""
-        ...
-
-    def note_use(self, key_id: str) -> None:
-        """Remember that a key was used."""
-        ...
 
 
 class SignatureVerifier:
@@ -159,23 +152,23 @@ class SignatureVerifier:
     Args:
         keys: The client keys.
         nonces: Those used on this instance; they must be kept for twice the clock window.
-        clock: Tells the time, aware.
+        clock: Returns the current aware time.
     """
 
-    def __init__(self, keys: ClientKeys, nonces: Nonces, *, clock: Clock = utc_now) -> None:
+    def __init__(self, keys: ClientKeyCache, nonces: Nonces, *, clock: Clock = utc_now) -> None:
         self._keys = keys
         self._nonces = nonces
         self._clock = clock
 
     def verify(self, sent: Signature, *, method: str) -> SignedCall:
-        """Return whose signature it is. Takes tens of microseconds and no I/O.
+        """Verify a signature. Takes tens of microseconds and no I/O.
 
         Args:
-            sent: What came with the call.
+            sent: The signature of the call.
             method: Full name, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags".
 
         Raises:
-            Unauthenticated: Not a good signature of a good key, too old, from the future, or sent before; one text.
+            Unauthenticated: The key or the signature is invalid, the time is off, or it was sent before; one text.
             ResourceExhausted: This instance cannot remember further nonces.
         """
         key = self._keys.find(sent.key_id)
@@ -189,7 +182,7 @@ class SignatureVerifier:
         )
         matches = hmac.compare_digest(expected, sent.signature)
         is_timely = abs(self._clock().timestamp() - int(sent.timestamp)) <= CLOCK_WINDOW_S
-        # The nonce last: only who holds a key can make us remember one.
+        # The nonce last: only the holder of a key can make this instance remember one.
         if key is None or not matches or not is_timely or not self._nonces.use(sent.key_id, sent.nonce):
             raise Unauthenticated.signature()
         self._keys.note_use(key.key_id)
@@ -217,7 +210,7 @@ class SignatureAuthenticator:
         """Return the signed call; None if it is not signed and need not be.
 
         Raises:
-            Unauthenticated: Not signed well, or not at all where that is required.
+            Unauthenticated: The signature is invalid, or missing where one is required.
             ResourceExhausted: As `SignatureVerifier.verify`.
         """
         sent = signature_in(metadata)

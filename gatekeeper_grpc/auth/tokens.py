@@ -1,4 +1,4 @@
-"""Access tokens: signed statements of who calls (JWT, HS256), issued at login and verified on every admin call."""
+"""Access tokens (JWT, HS256): issued at login, verified on every admin call."""
 
 import json
 import re
@@ -19,10 +19,10 @@ ISSUER = "gatekeeper"
 AUDIENCE = "gatekeeper-admin"
 ACCESS_TTL = timedelta(minutes=15)
 MAX_ACCESS_TTL = timedelta(days=1)
-# gRPC metadata above 8 KiB is refused at random.
+# gRPC refuses metadata above 8 KiB, some of it at random.
 MAX_TOKEN_CHARS = 4096
-# Another instance's clock may be ahead: without leeway, its tokens would be refused right after login. Expiry has none:
-# no token lives longer than its holder was told, and a client that is refused early simply refreshes.
+# Another instance's clock may be ahead: without leeway, its tokens would be refused right after login. Expiry has no
+# leeway: no token lives longer than its holder was told, and a client that is refused early refreshes.
 CLOCK_LEEWAY_S = 10.0
 
 _ALGORITHM = "HS256"
@@ -32,13 +32,13 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """Return the time: the clock of production."""
+    """Return the current time: the clock of production."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A secret that its holder presents, and when it ceases to be good. Its text form does not show it."""
+    """A secret that its holder presents, and when it expires. Its text form does not show it."""
 
     text: str = field(repr=False)
     expire_time: datetime
@@ -47,14 +47,13 @@ class Token:
 class AccessTokens:
     """Issues and verifies access tokens. Holds no state: instances with the same keys accept each other's tokens.
 
-    A token is refused unless it is, in every respect, one that we issue: its header is byte for byte one of ours, its
-    claims are exactly ours, of our types and in our ranges. So a release that adds a claim must follow one that accepts
-    it.
+    A token must be exactly one that this release issues: the same header byte for byte, the same claims, types and
+    ranges. A release that adds a claim must therefore follow one that accepts it.
 
     Args:
         keys: Newest first. A token whose key has been dropped is refused.
         ttl: How long tokens live, 1 second to 1 day, in whole seconds.
-        clock: Tells the time, aware.
+        clock: Returns the current aware time.
     """
 
     def __init__(self, keys: KeyRing, *, ttl: timedelta = ACCESS_TTL, clock: Clock = utc_now) -> None:
@@ -66,7 +65,7 @@ class AccessTokens:
         self._clock = clock
 
     def issue(self, caller: Caller) -> Token:
-        """Sign what the database says about an admin user at this moment; below 4 KiB for every valid username."""
+        """Sign the current state of an admin user; the token is below 4 KiB for every valid username."""
         issue_time = self._clock().replace(microsecond=0)
         expire_time = issue_time + self._ttl
         claims = {
@@ -83,15 +82,15 @@ class AccessTokens:
         return Token(text=_sign(self._newest, claims), expire_time=expire_time)
 
     def verify(self, token: str) -> Caller:
-        """Return whom a token was issued to. Takes tens of microseconds and no I/O.
+        """Return the caller that a token was issued to. Takes tens of microseconds and no I/O.
 
         Raises:
-            Unauthenticated: It is not a valid token; one text for every cause.
+            Unauthenticated: The token is not valid; one text for every cause.
         """
         try:
             claims = _parse_claims(self._signed_payload(token))
             self._check_in_force(claims)
-        # RecursionError: JSON nested too deep. No cause is kept, for it would quote the token.
+        # RecursionError: JSON nested too deep. No cause is kept: it would quote the token.
         except (jwt.PyJWTError, KeyError, ValueError, RecursionError):
             raise Unauthenticated.access_token() from None
         return Caller(
@@ -119,8 +118,8 @@ class AccessTokens:
 
 _JWS = jwt.PyJWS(algorithms=[_ALGORITHM], options={"verify_signature": True, "enforce_minimum_key_length": True})
 
-# Three segments of canonical base64url without padding. 32 bytes end in a character whose last two bits are zero; with
-# others, which lax decoders accept, a token could be written in four ways.
+# Three segments of canonical base64url without padding. 32 bytes end in a character whose last two bits are zero; lax
+# decoders accept other characters, which would give every token four spellings.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 
 
@@ -130,7 +129,7 @@ def _sign(key: SigningKey, claims: Mapping[str, Any]) -> str:
 
 
 def _header_of(key: SigningKey) -> str:
-    """Return the first segment of every token a key signs: comparing it settles algorithm, kid and all else there."""
+    """Return the first segment of every token that a key signs: comparing it checks algorithm, kid and the rest."""
     return _sign(key, {}).partition(".")[0]
 
 
@@ -143,13 +142,13 @@ def _text(pattern: str) -> _Check:
 
 
 def _integer(least: int, most: int) -> _Check:
-    # Not isinstance: a bool is an int, too.
+    # Not isinstance: a bool is an int as well.
     return lambda value: type(value) is int and least <= value <= most
 
 
 _ROLES: Mapping[str, Role] = MappingProxyType({role.name.lower(): role for role in Role})
 
-# Every claim there is, all required, and what it must be.
+# Every claim, all of them required, and its check.
 _CLAIMS: Mapping[str, _Check] = MappingProxyType(
     {
         "iss": _text(re.escape(ISSUER)),
@@ -175,7 +174,7 @@ def _parse_claims(payload: bytes) -> dict[str, Any]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, refusing a name that stands in it twice: parsers disagree on which one counts."""
+    """Build an object; a repeated name is refused, because parsers disagree on which one counts."""
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a name is repeated")

@@ -15,7 +15,7 @@ _PURPOSE = b"gatekeeper page token v1"
 
 
 class ListRequest(Protocol):
-    """What every List request message has, beside its filters."""
+    """What every List request has in addition to its filters."""
 
     page_size: int
     page_token: str

@@ -153,7 +153,7 @@ def test_key_that_is_missing_is_named_and_nothing_is_lost(database: Database, ds
     result = run(dsn, NEW)
 
     assert result.exit_code == 1
-    assert "data sealed under key 'old' cannot be opened" in result.output
+    assert "data encrypted with key 'old' cannot be decrypted" in result.output
     assert sealed(database, ALL_SEALED) == before
 
 

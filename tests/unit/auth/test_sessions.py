@@ -18,7 +18,7 @@ PEER = "ipv4:127.0.0.1:1"
 
 
 class World:
-    """Everything that logging in needs: one admin user, and a list of what was done."""
+    """Everything that a login needs: one admin user, and a list of what was done."""
 
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
@@ -68,7 +68,7 @@ def world() -> World:
 
 
 @pytest.fixture
-def sessions(world: World) -> Sessions:
+def sessions(world: Any) -> Sessions:
     return Sessions(world, world, world, world, refresh_ttl=timedelta(days=1), clock=lambda: NOW)
 
 
@@ -138,7 +138,7 @@ def test_what_was_issued_does_not_show_its_tokens(sessions: Sessions) -> None:
 
 
 def test_database_that_is_away_looks_the_same_for_right_and_wrong_passwords(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_args: object, **_kwargs: object) -> None:
         raise Unavailable("the database is not reachable")

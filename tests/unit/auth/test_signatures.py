@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -30,14 +31,15 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class World:
-    """The good keys, and the time."""
+    """The valid keys, and the time."""
 
     def __init__(self) -> None:
         self.now = NOW
         self.seconds = 0.0
         self.used: list[str] = []
         self.nonces = Nonces(keep_s=60, capacity=3, clock=lambda: self.seconds)
-        self.verifier = SignatureVerifier(self, self.nonces, clock=lambda: self.now)
+        keys: Any = self
+        self.verifier = SignatureVerifier(keys, self.nonces, clock=lambda: self.now)
 
     def find(self, key_id: str) -> VerificationKey | None:
         key = VerificationKey(key_id=KEY_ID, secret=SECRET, tier=RateTier.HIGH, expire_time=None)
