@@ -26,17 +26,22 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Manages flags and their targets. Needs `authorization: Bearer <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
+    <access token>` in the metadata.
 
-    Every mutation is one revision, is recorded in the audit log in the same transaction, and is visible on the instance that answered by the
-    time it answers. The following request fields mean the same everywhere:
-    - `etag`: when set, the resource must still have it; otherwise ABORTED (ETAG_MISMATCH), naming the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
+    change is visible on the instance that answered. These request fields mean the same everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
+    and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing; the answer shows the would-be resource with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. For 24 hours, the same caller sending the same RPC, id and body again gets the first
-    answer and changes nothing; another body under that id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
+    be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
+    within 24 hours, it gets the first response and nothing changes. Another body under the same id is
+    INVALID_ARGUMENT.
 
-    Errors of every RPC: INVALID_ARGUMENT (names the field) · UNAUTHENTICATED · PERMISSION_DENIED · UNAVAILABLE (the database is away).
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
+    and UNAVAILABLE (the database is down).
     """
 
     def __init__(self, channel):
@@ -228,23 +233,30 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """Manages flags and their targets. Needs `authorization: Bearer <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
+    <access token>` in the metadata.
 
-    Every mutation is one revision, is recorded in the audit log in the same transaction, and is visible on the instance that answered by the
-    time it answers. The following request fields mean the same everywhere:
-    - `etag`: when set, the resource must still have it; otherwise ABORTED (ETAG_MISMATCH), naming the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
+    change is visible on the instance that answered. These request fields mean the same everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
+    and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing; the answer shows the would-be resource with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. For 24 hours, the same caller sending the same RPC, id and body again gets the first
-    answer and changes nothing; another body under that id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
+    be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
+    within 24 hours, it gets the first response and nothing changes. Another body under the same id is
+    INVALID_ARGUMENT.
 
-    Errors of every RPC: INVALID_ARGUMENT (names the field) · UNAUTHENTICATED · PERMISSION_DENIED · UNAVAILABLE (the database is away).
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
+    and UNAVAILABLE (the database is down).
     """
 
     def CreateFlag(self, request, context):
         """Creates a flag. Role: editor.
 
-        Errors: ALREADY_EXISTS · NOT_FOUND (SEGMENT_NOT_FOUND: a segment target names no segment).
+        Errors:
+        - ALREADY_EXISTS: the key is taken.
+        - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,14 +265,15 @@ class AdminServiceServicer:
     def GetFlag(self, request, context):
         """Reads a flag. Role: viewer.
 
-        Errors: NOT_FOUND (FLAG_NOT_FOUND).
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFlags(self, request, context):
-        """Lists flags by key, a page at a time. Role: viewer.
+        """Lists flags by key, in pages. Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -269,7 +282,10 @@ class AdminServiceServicer:
     def UpdateFlag(self, request, context):
         """Changes the fields of a flag that `update_mask` names. Role: editor.
 
-        Errors: NOT_FOUND · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target, does not
+        exist.
+        - ABORTED (ETAG_MISMATCH): the flag has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,45 +294,56 @@ class AdminServiceServicer:
     def DeleteFlag(self, request, context):
         """Deletes a flag with its targets. Role: editor.
 
-        Errors: NOT_FOUND · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+        - ABORTED (ETAG_MISMATCH): the flag has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddTargets(self, request, context):
-        """Targets users individually; a user who has the other value is moved. All or none. Role: editor.
+        """Targets users individually. A user who is targeted with the other value is moved. Either all users are
+        changed or none. Role: editor.
 
-        Errors: NOT_FOUND (FLAG_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+        - ABORTED (ETAG_MISMATCH): the flag has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveTargets(self, request, context):
-        """Stops targeting users individually; ids that were not targeted are no error. Role: editor.
+        """Stops targeting users individually. Ids that are not targeted are not an error. Role: editor.
 
-        Errors: NOT_FOUND (FLAG_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+        - ABORTED (ETAG_MISMATCH): the flag has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTargets(self, request, context):
-        """Lists the individually targeted users of a flag by user id, a page at a time. Role: viewer.
+        """Lists the individually targeted users of a flag by user id, in pages. Role: viewer.
 
-        Errors: NOT_FOUND (FLAG_NOT_FOUND).
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportTargets(self, request_iterator, context):
-        """Targets users in bulk. Each message is one mutation of its own, applied whole or not at all, in order. When one fails, the call ends
-        with its error, whose metadata says how many messages before it were applied (`applied_messages`) and the last revision made
-        (`applied_revision`). Send a `request_id` in each message to make the whole call safe to retry. Role: editor.
+        """Targets many users. Each message is a mutation of its own, applied in order, completely or not at all. If
+        one fails, the call ends with its error. The metadata of the error has the number of messages applied
+        before it (`applied_messages`) and the last revision made (`applied_revision`). Set a `request_id` in
+        each message to make the whole call safe to retry. Role: editor.
 
-        Errors: NOT_FOUND (FLAG_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+        - ABORTED (ETAG_MISMATCH): the flag has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,7 +352,10 @@ class AdminServiceServicer:
     def CreateSegment(self, request, context):
         """Creates a segment. Role: editor.
 
-        Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (too many values of CONTAINS, STARTS_WITH and ENDS_WITH, or stored attribute values).
+        Errors:
+        - ALREADY_EXISTS: the key is taken.
+        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
+        and ENDS_WITH, or name more than 1,000,000 stored attribute values.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -334,14 +364,15 @@ class AdminServiceServicer:
     def GetSegment(self, request, context):
         """Reads a segment. Role: viewer.
 
-        Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+        Errors:
+        - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSegments(self, request, context):
-        """Lists segments by key, a page at a time. Role: viewer.
+        """Lists segments by key, in pages. Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -350,7 +381,11 @@ class AdminServiceServicer:
     def UpdateSegment(self, request, context):
         """Changes the fields of a segment that `update_mask` names. Role: editor.
 
-        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateSegment.
+        Errors:
+        - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
+        - ABORTED (ETAG_MISMATCH): the segment has another etag.
+        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
+        and ENDS_WITH, or name more than 1,000,000 stored attribute values.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -359,43 +394,56 @@ class AdminServiceServicer:
     def DeleteSegment(self, request, context):
         """Deletes a segment with its members. Role: editor.
 
-        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (SEGMENT_IN_USE: names the flags that use it).
+        Errors:
+        - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
+        - ABORTED (ETAG_MISMATCH): the segment has another etag.
+        - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use the segment; the error names them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddSegmentMembers(self, request_iterator, context):
-        """Makes users members of segments, in bulk; as ImportTargets does with targets. Role: editor.
+        """Adds many members to segments. Each message is a mutation of its own, applied in order, completely or not
+        at all. If one fails, the call ends with its error. The metadata of the error has the number of messages
+        applied before it (`applied_messages`) and the last revision made (`applied_revision`). Set a
+        `request_id` in each message to make the whole call safe to retry. Role: editor.
 
-        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
+        - ABORTED (ETAG_MISMATCH): the segment has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveSegmentMembers(self, request, context):
-        """Makes users members no more; ids that were not members are no error. Role: editor.
+        """Removes members from a segment. Ids that are not members are not an error. Role: editor.
 
-        Errors: NOT_FOUND (SEGMENT_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
+        - ABORTED (ETAG_MISMATCH): the segment has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSegmentMembers(self, request, context):
-        """Lists the members of a segment by user id, a page at a time. Role: viewer.
+        """Lists the members of a segment by user id, in pages. Role: viewer.
 
-        Errors: NOT_FOUND (SEGMENT_NOT_FOUND).
+        Errors:
+        - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateUser(self, request, context):
-        """Makes a user known. Role: editor.
+        """Creates a known user. Role: editor.
 
-        Errors: ALREADY_EXISTS · RESOURCE_EXHAUSTED (more than 1,000,000 stored attribute values that segments name).
+        Errors:
+        - ALREADY_EXISTS: the id is taken.
+        - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -404,14 +452,15 @@ class AdminServiceServicer:
     def GetUser(self, request, context):
         """Reads a known user. Role: viewer.
 
-        Errors: NOT_FOUND (USER_NOT_FOUND).
+        Errors:
+        - NOT_FOUND (USER_NOT_FOUND): no user with that id is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUsers(self, request, context):
-        """Lists known users by id, a page at a time. Role: viewer.
+        """Lists known users by id, in pages. Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -420,34 +469,45 @@ class AdminServiceServicer:
     def UpdateUser(self, request, context):
         """Changes the attributes of a known user. Role: editor.
 
-        Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · RESOURCE_EXHAUSTED, as for CreateUser.
+        Errors:
+        - NOT_FOUND (USER_NOT_FOUND): no user with that id is known.
+        - ABORTED (ETAG_MISMATCH): the user has another etag.
+        - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUser(self, request, context):
-        """Forgets a known user's attributes. Targets, memberships and the audit log stay as they are. Role: editor.
+        """Deletes the stored attributes of a known user. Targets, memberships and the audit log are unchanged.
+        Role: editor.
 
-        Errors: NOT_FOUND (USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH).
+        Errors:
+        - NOT_FOUND (USER_NOT_FOUND): no user with that id is known.
+        - ABORTED (ETAG_MISMATCH): the user has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportUserData(self, request, context):
-        """Tells everything held about a user id, in parts. Role: admin.
+        """Streams everything that is stored about a user id. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EraseUser(self, request, context):
-        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored answers, and audit documents that literally hold it (as a
-        whole word: erasing "ann" does not redact "annette"). The audit chain still verifies. Role: admin.
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and audit
+        documents that literally contain it (as a whole word: erasing "ann" does not redact "annette"). The audit
+        chain still verifies. Role: admin.
 
-        Errors: INVALID_ARGUMENT (`change_reason` holds the id, too) · UNAVAILABLE (the erasure ledger cannot be written) · NOT_FOUND (USER_NOT_FOUND: nothing is held) · FAILED_PRECONDITION (USER_STILL_NAMED: names the flags, segments and other
-        users whose texts, conditions or attributes literally hold the id; edit them first).
+        Errors:
+        - INVALID_ARGUMENT: `change_reason` contains the id.
+        - UNAVAILABLE: the erasure ledger cannot be written.
+        - NOT_FOUND (USER_NOT_FOUND): nothing is stored about the id.
+        - FAILED_PRECONDITION (USER_STILL_NAMED): texts, conditions or attributes of flags, segments or other
+        users literally contain the id. The error names them. Edit them first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -456,55 +516,65 @@ class AdminServiceServicer:
     def CreateAdminUser(self, request, context):
         """Creates an admin user. Role: admin.
 
-        Errors: ALREADY_EXISTS.
+        Errors:
+        - ALREADY_EXISTS: the username is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAdminUsers(self, request, context):
-        """Lists admin users by name, a page at a time. Role: admin.
+        """Lists admin users by name, in pages. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAdminUser(self, request, context):
-        """Changes an admin user's role, whether it may log in, or its password; its tokens stop at once. Role: admin.
+        """Changes the role of an admin user, whether they may log in, or their password. Their tokens become
+        invalid at once. Role: admin.
 
-        Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN: no enabled admin would remain).
+        Errors:
+        - NOT_FOUND (ADMIN_USER_NOT_FOUND): no admin user has that name.
+        - ABORTED (ETAG_MISMATCH): the admin user has another etag.
+        - FAILED_PRECONDITION (LAST_ADMIN): no enabled admin user with role admin would remain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAdminUser(self, request, context):
-        """Deletes an admin user; its audit entries stay. Role: admin.
+        """Deletes an admin user. Their audit entries stay. Role: admin.
 
-        Errors: NOT_FOUND (ADMIN_USER_NOT_FOUND) · ABORTED (ETAG_MISMATCH) · FAILED_PRECONDITION (LAST_ADMIN).
+        Errors:
+        - NOT_FOUND (ADMIN_USER_NOT_FOUND): no admin user has that name.
+        - ABORTED (ETAG_MISMATCH): the admin user has another etag.
+        - FAILED_PRECONDITION (LAST_ADMIN): no enabled admin user with role admin would remain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ChangePassword(self, request, context):
-        """Changes the caller's own password; all of the caller's tokens stop at once. Role: viewer.
+        """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer.
 
-        Errors: UNAUTHENTICATED (the current password is wrong) · RESOURCE_EXHAUSTED (too many password checks at once, or too many failed ones).
+        Errors:
+        - UNAUTHENTICATED: the current password is wrong.
+        - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuthEvents(self, request, context):
-        """Lists logins, failed logins and the like, newest first. Role: admin.
+        """Lists logins, failed logins and other authentication events, newest first. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateClientKey(self, request, context):
-        """Creates a client key and shows its secret, once. Role: admin.
+        """Creates a client key and returns its secret, once. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -518,30 +588,37 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeClientKey(self, request, context):
-        """Revokes a client key, for good. Role: admin.
+        """Revokes a client key permanently. Role: admin.
 
-        Errors: NOT_FOUND (CLIENT_KEY_NOT_FOUND).
+        Errors:
+        - NOT_FOUND (CLIENT_KEY_NOT_FOUND): no client key has that id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEntries(self, request, context):
-        """Lists audit entries, newest first, a page at a time. Role: viewer.
+        """Lists audit entries, newest first, in pages. Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VerifyAuditLog(self, request, context):
-        """Re-computes every hash of the audit log, tells how far it has come, and names the first entry that is wrong. Role: viewer.
+        """Recomputes every hash of the audit log, reports progress, and names the first faulty entry. Role: viewer.
+
+        Errors:
+        - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAuditCheckpoint(self, request, context):
-        """Tells where the audit log stands, under the server's signature. Role: viewer.
+        """Returns the head of the audit log with the server's signature. Role: viewer.
+
+        Errors:
+        - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing checkpoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -739,17 +816,22 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Manages flags and their targets. Needs `authorization: Bearer <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
+    <access token>` in the metadata.
 
-    Every mutation is one revision, is recorded in the audit log in the same transaction, and is visible on the instance that answered by the
-    time it answers. The following request fields mean the same everywhere:
-    - `etag`: when set, the resource must still have it; otherwise ABORTED (ETAG_MISMATCH), naming the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
+    change is visible on the instance that answered. These request fields mean the same everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
+    and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing; the answer shows the would-be resource with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. For 24 hours, the same caller sending the same RPC, id and body again gets the first
-    answer and changes nothing; another body under that id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
+    be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
+    within 24 hours, it gets the first response and nothing changes. Another body under the same id is
+    INVALID_ARGUMENT.
 
-    Errors of every RPC: INVALID_ARGUMENT (names the field) · UNAUTHENTICATED · PERMISSION_DENIED · UNAVAILABLE (the database is away).
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
+    and UNAVAILABLE (the database is down).
     """
 
     @staticmethod

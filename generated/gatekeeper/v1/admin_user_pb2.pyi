@@ -34,7 +34,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Also manages admin users, client keys, retention and erasure."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """What an admin user may do. Each role may do all that the roles above it in this list may."""
+    """What an admin user may do. Each role includes the rights of the roles before it."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Never stored and never sent."""
@@ -60,24 +60,24 @@ class AdminUser(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     username: _builtins.str
-    """1-128 characters without NUL, case-sensitive. Fixed at creation."""
+    """1 to 128 characters without NUL, case-sensitive. Fixed at creation."""
     role: Global___Role.ValueType
     """What the admin user may do. Required."""
     enabled: _builtins.bool
-    """Whether the admin user may log in. In `CreateAdminUser`, ignored: a new one may."""
+    """Whether the admin user may log in. `CreateAdminUser` ignores it: a new admin user may log in."""
     etag: _builtins.str
-    """Opaque name of this state of the admin user. In `UpdateAdminUser`: when set, it must still have this etag, otherwise the call fails with
-    ABORTED (ETAG_MISMATCH). Empty: no check.
+    """Opaque name of this state of the admin user. If it is set in `UpdateAdminUser`, it must be the current
+    one; otherwise the call fails with ABORTED (ETAG_MISMATCH). Empty: no check.
     """
     revision: _builtins.int
-    """The revision that last changed it. Output only."""
+    """The revision that last changed the admin user. Output only."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was created. Output only."""
+        """When the admin user was created. Output only."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it last changed. Output only."""
+        """When the admin user last changed. Output only."""
 
     def __init__(
         self,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AuthServiceStub:
-    """Issues tokens to admin users. Needs no access token itself. Every refusal is the same UNAUTHENTICATED, after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
+    after the same time.
     """
 
     def __init__(self, channel):
@@ -53,33 +54,44 @@ class AuthServiceStub:
 
 
 class AuthServiceServicer:
-    """Issues tokens to admin users. Needs no access token itself. Every refusal is the same UNAUTHENTICATED, after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
+    after the same time.
     """
 
     def Login(self, request, context):
         """Exchanges a username and password for tokens.
 
-        Errors: INVALID_ARGUMENT (nothing given) · UNAUTHENTICATED (wrong, unknown or disabled; never says which) · RESOURCE_EXHAUSTED (too many logins at once, or too many failed ones; wait as
-        `RetryInfo` says) · UNAVAILABLE (the database is away).
+        Errors:
+        - INVALID_ARGUMENT: the username or the password is missing.
+        - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
+        - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
+        says.
+        - UNAVAILABLE: the database is down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """Exchanges a refresh token for new tokens and spends it. Presenting a spent one again revokes every token of that login, because one of
-        its two holders is a thief.
+        """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again revokes every
+        token of that login, because one of its two holders has stolen it.
 
-        Errors: INVALID_ARGUMENT (no token given) · UNAUTHENTICATED (unknown, spent, revoked or expired) · UNAVAILABLE.
+        Errors:
+        - INVALID_ARGUMENT: no token was given.
+        - UNAUTHENTICATED: the token is unknown, used, revoked or expired.
+        - UNAVAILABLE: the database is down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Logout(self, request, context):
-        """Revokes the refresh tokens of one login. Works when the access token has expired; an unknown token is no error.
+        """Revokes the refresh tokens of one login. Works after the access token has expired. An unknown token is
+        not an error.
 
-        Errors: INVALID_ARGUMENT (no token given) · UNAVAILABLE.
+        Errors:
+        - INVALID_ARGUMENT: no token was given.
+        - UNAVAILABLE: the database is down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +124,8 @@ def add_AuthServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuthService:
-    """Issues tokens to admin users. Needs no access token itself. Every refusal is the same UNAUTHENTICATED, after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
+    after the same time.
     """
 
     @staticmethod

@@ -25,8 +25,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each field and what would be right. Nothing
-    was written. Example metadata: field = "flag.rollout_percentage".
+    """INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each field and
+    what it must be. Nothing was written. Example metadata: field = "flag.rollout_percentage".
     """
     ERROR_REASON_FLAG_NOT_FOUND: _ErrorReason.ValueType  # 2
     """NOT_FOUND: no flag has that key. Example metadata: flag_key = "new_checkout"."""
@@ -35,25 +35,35 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 4
     """ALREADY_EXISTS: the key is taken. Example metadata: flag_key = "new_checkout"."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 5
-    """ABORTED: the resource changed since it was read. Read it again and decide again. Example metadata: current_etag = "5pQ9..."."""
+    """ABORTED: the resource has changed since it was read. Read it again and repeat the change on the new
+    state. Example metadata: current_etag = "5pQ9...".
+    """
     ERROR_REASON_REVISION_NOT_REACHED: _ErrorReason.ValueType  # 6
-    """FAILED_PRECONDITION: `min_revision`, or `from_revision`, is a revision that does not exist yet. Example metadata: min_revision = "12",
-    revision = "9".
+    """FAILED_PRECONDITION: `min_revision` or `from_revision` does not exist yet. Example metadata: min_revision
+    = "12", revision = "9".
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 7
-    """UNAUTHENTICATED: no valid token, or wrong credentials. Which part was wrong is never said."""
+    """UNAUTHENTICATED: no valid token, or wrong credentials. The error never says which part was wrong."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 8
-    """PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER", required_role = "EDITOR"."""
+    """PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER", required_role =
+    "EDITOR".
+    """
     ERROR_REASON_RESOURCE_EXHAUSTED: _ErrorReason.ValueType  # 9
-    """RESOURCE_EXHAUSTED: a rate or a capacity is used up. A `google.rpc.RetryInfo` says how long to wait, where waiting helps."""
+    """RESOURCE_EXHAUSTED: a rate or a capacity is used up. If waiting helps, a `google.rpc.RetryInfo` says how
+    long.
+    """
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 10
-    """UNAVAILABLE: the database is away, the first snapshot is not loaded yet, or this instance is shutting down. The same call may succeed
-    later or on another instance.
+    """UNAVAILABLE: the database is down, no snapshot is loaded yet, or this instance is shutting down. The same
+    call may succeed later or on another instance.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 11
-    """INTERNAL: a fault of the server. The message is always "internal error"; metadata holds the `call_id` to look for in the server's log."""
+    """INTERNAL: an error in the server. The message is always "internal error". The metadata has the `call_id`
+    to search for in the server's log.
+    """
     ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 12
-    """DEADLINE_EXCEEDED: the request's message did not arrive in time, or a stream was silent for too long."""
+    """DEADLINE_EXCEEDED: the message of the request did not arrive in time, or a stream was silent for too
+    long.
+    """
     ERROR_REASON_USER_NOT_FOUND: _ErrorReason.ValueType  # 13
     """NOT_FOUND: no user with that id is known. Example metadata: user_id = "alice"."""
     ERROR_REASON_ADMIN_USER_NOT_FOUND: _ErrorReason.ValueType  # 14
@@ -63,26 +73,31 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SEGMENT_IN_USE: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
     ERROR_REASON_USER_STILL_NAMED: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION: flags, segments or other users hold the id; edit them first. Example metadata: segment_keys = "a,b"."""
+    """FAILED_PRECONDITION: flags, segments or other users contain the id. Edit them first. Example metadata:
+    segment_keys = "a,b".
+    """
     ERROR_REASON_LAST_ADMIN: _ErrorReason.ValueType  # 18
-    """FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username = "admin"."""
+    """FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username =
+    "admin".
+    """
     ERROR_REASON_AUDIT_ENTRY_ARCHIVED: _ErrorReason.ValueType  # 19
-    """FAILED_PRECONDITION: the anchor is of an entry that was archived; only `gatekeeper audit verify --archives` can compare it. Example
-    metadata: seq = "12", last_archived_seq = "999999".
+    """FAILED_PRECONDITION: the anchor is of an archived entry. Only `gatekeeper audit verify --archives` can
+    compare it. Example metadata: seq = "12", last_archived_seq = "999999".
     """
     ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: _ErrorReason.ValueType  # 20
-    """FAILED_PRECONDITION: this installation has no key to sign checkpoints with."""
+    """FAILED_PRECONDITION: this installation has no key for signing checkpoints."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed. Every error carries one `google.rpc.ErrorInfo` with `domain` "gatekeeper", `reason` the name of a value below without
-    its prefix (for example "FLAG_NOT_FOUND"), and `metadata` with the variables of the message.
+    """Why a call failed. Every error carries one `google.rpc.ErrorInfo`. Its `domain` is "gatekeeper", its
+    `reason` is the name of a value below without the prefix (for example "FLAG_NOT_FOUND"), and its `metadata`
+    has the variables of the message.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each field and what would be right. Nothing
-was written. Example metadata: field = "flag.rollout_percentage".
+"""INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each field and
+what it must be. Nothing was written. Example metadata: field = "flag.rollout_percentage".
 """
 ERROR_REASON_FLAG_NOT_FOUND: ErrorReason.ValueType  # 2
 """NOT_FOUND: no flag has that key. Example metadata: flag_key = "new_checkout"."""
@@ -91,25 +106,35 @@ ERROR_REASON_SEGMENT_NOT_FOUND: ErrorReason.ValueType  # 3
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 4
 """ALREADY_EXISTS: the key is taken. Example metadata: flag_key = "new_checkout"."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 5
-"""ABORTED: the resource changed since it was read. Read it again and decide again. Example metadata: current_etag = "5pQ9..."."""
+"""ABORTED: the resource has changed since it was read. Read it again and repeat the change on the new
+state. Example metadata: current_etag = "5pQ9...".
+"""
 ERROR_REASON_REVISION_NOT_REACHED: ErrorReason.ValueType  # 6
-"""FAILED_PRECONDITION: `min_revision`, or `from_revision`, is a revision that does not exist yet. Example metadata: min_revision = "12",
-revision = "9".
+"""FAILED_PRECONDITION: `min_revision` or `from_revision` does not exist yet. Example metadata: min_revision
+= "12", revision = "9".
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 7
-"""UNAUTHENTICATED: no valid token, or wrong credentials. Which part was wrong is never said."""
+"""UNAUTHENTICATED: no valid token, or wrong credentials. The error never says which part was wrong."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 8
-"""PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER", required_role = "EDITOR"."""
+"""PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER", required_role =
+"EDITOR".
+"""
 ERROR_REASON_RESOURCE_EXHAUSTED: ErrorReason.ValueType  # 9
-"""RESOURCE_EXHAUSTED: a rate or a capacity is used up. A `google.rpc.RetryInfo` says how long to wait, where waiting helps."""
+"""RESOURCE_EXHAUSTED: a rate or a capacity is used up. If waiting helps, a `google.rpc.RetryInfo` says how
+long.
+"""
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 10
-"""UNAVAILABLE: the database is away, the first snapshot is not loaded yet, or this instance is shutting down. The same call may succeed
-later or on another instance.
+"""UNAVAILABLE: the database is down, no snapshot is loaded yet, or this instance is shutting down. The same
+call may succeed later or on another instance.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 11
-"""INTERNAL: a fault of the server. The message is always "internal error"; metadata holds the `call_id` to look for in the server's log."""
+"""INTERNAL: an error in the server. The message is always "internal error". The metadata has the `call_id`
+to search for in the server's log.
+"""
 ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 12
-"""DEADLINE_EXCEEDED: the request's message did not arrive in time, or a stream was silent for too long."""
+"""DEADLINE_EXCEEDED: the message of the request did not arrive in time, or a stream was silent for too
+long.
+"""
 ERROR_REASON_USER_NOT_FOUND: ErrorReason.ValueType  # 13
 """NOT_FOUND: no user with that id is known. Example metadata: user_id = "alice"."""
 ERROR_REASON_ADMIN_USER_NOT_FOUND: ErrorReason.ValueType  # 14
@@ -119,13 +144,17 @@ ERROR_REASON_CLIENT_KEY_NOT_FOUND: ErrorReason.ValueType  # 15
 ERROR_REASON_SEGMENT_IN_USE: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
 ERROR_REASON_USER_STILL_NAMED: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION: flags, segments or other users hold the id; edit them first. Example metadata: segment_keys = "a,b"."""
+"""FAILED_PRECONDITION: flags, segments or other users contain the id. Edit them first. Example metadata:
+segment_keys = "a,b".
+"""
 ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 18
-"""FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username = "admin"."""
+"""FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username =
+"admin".
+"""
 ERROR_REASON_AUDIT_ENTRY_ARCHIVED: ErrorReason.ValueType  # 19
-"""FAILED_PRECONDITION: the anchor is of an entry that was archived; only `gatekeeper audit verify --archives` can compare it. Example
-metadata: seq = "12", last_archived_seq = "999999".
+"""FAILED_PRECONDITION: the anchor is of an archived entry. Only `gatekeeper audit verify --archives` can
+compare it. Example metadata: seq = "12", last_archived_seq = "999999".
 """
 ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: ErrorReason.ValueType  # 20
-"""FAILED_PRECONDITION: this installation has no key to sign checkpoints with."""
+"""FAILED_PRECONDITION: this installation has no key for signing checkpoints."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

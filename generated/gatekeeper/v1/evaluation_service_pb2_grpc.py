@@ -26,22 +26,27 @@ if _version_not_supported:
 
 
 class EvaluationServiceStub:
-    """Answers which flags a user gets, from memory: every answer, and every whole bulk stream, is true at exactly one revision. Goes on
-    answering while the database is down. Needs no token. Requests are at most 256 KiB (bulk messages 4 MiB).
+    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is evaluated at
+    exactly one revision. The service continues while the database is down. It needs no token. Requests are at
+    most 256 KiB, bulk messages at most 4 MiB.
 
-    Calls may be signed with a client key (see AdminService.CreateClientKey), and must be where the operator has decided so. A signed call has all of
-    these in its metadata, each once:
-    - `x-gatekeeper-key-id`: the key's id.
-    - `x-gatekeeper-timestamp`: now, as whole seconds since 1970-01-01 UTC, in decimal digits. At most 30 s off the server's clock.
-    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within the last two minutes, such as
-    16 random bytes in hex.
-    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly as it is sent; or "UNSIGNED", which
-    streams must use and, unless the operator forbids it, others may.
-    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC's key is the client secret as it was
-    shown: its 43 characters, not the bytes that they encode.
-    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id, timestamp, nonce, content SHA-256 (each as
-    sent), and the full name of the method, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags". Sign anew for each attempt. Whatever is
-    wrong with a signature, the answer is the same UNAUTHENTICATED.
+    Calls may be signed with a client key (see AdminService.CreateClientKey). The operator may require it. A
+    signed call has all of these in its metadata, each once:
+    - `x-gatekeeper-key-id`: the id of the key.
+    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal digits. It
+    may differ from the server's clock by at most 30 s.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within
+    the last two minutes, such as 16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
+    as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
+    forbids it.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
+    client secret as it was returned: its 43 characters, not the bytes that they encode.
+
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id,
+    timestamp, nonce, content SHA-256 (each as sent), and the full name of the method, such as
+    "/gatekeeper.v1.EvaluationService/EvaluateFlags". Make a new signature for each attempt. Every invalid
+    signature gets the same UNAUTHENTICATED.
     """
 
     def __init__(self, channel):
@@ -68,29 +73,36 @@ class EvaluationServiceStub:
 
 
 class EvaluationServiceServicer:
-    """Answers which flags a user gets, from memory: every answer, and every whole bulk stream, is true at exactly one revision. Goes on
-    answering while the database is down. Needs no token. Requests are at most 256 KiB (bulk messages 4 MiB).
+    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is evaluated at
+    exactly one revision. The service continues while the database is down. It needs no token. Requests are at
+    most 256 KiB, bulk messages at most 4 MiB.
 
-    Calls may be signed with a client key (see AdminService.CreateClientKey), and must be where the operator has decided so. A signed call has all of
-    these in its metadata, each once:
-    - `x-gatekeeper-key-id`: the key's id.
-    - `x-gatekeeper-timestamp`: now, as whole seconds since 1970-01-01 UTC, in decimal digits. At most 30 s off the server's clock.
-    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within the last two minutes, such as
-    16 random bytes in hex.
-    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly as it is sent; or "UNSIGNED", which
-    streams must use and, unless the operator forbids it, others may.
-    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC's key is the client secret as it was
-    shown: its 43 characters, not the bytes that they encode.
-    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id, timestamp, nonce, content SHA-256 (each as
-    sent), and the full name of the method, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags". Sign anew for each attempt. Whatever is
-    wrong with a signature, the answer is the same UNAUTHENTICATED.
+    Calls may be signed with a client key (see AdminService.CreateClientKey). The operator may require it. A
+    signed call has all of these in its metadata, each once:
+    - `x-gatekeeper-key-id`: the id of the key.
+    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal digits. It
+    may differ from the server's clock by at most 30 s.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within
+    the last two minutes, such as 16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
+    as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
+    forbids it.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
+    client secret as it was returned: its 43 characters, not the bytes that they encode.
+
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id,
+    timestamp, nonce, content SHA-256 (each as sent), and the full name of the method, such as
+    "/gatekeeper.v1.EvaluationService/EvaluateFlags". Make a new signature for each attempt. Every invalid
+    signature gets the same UNAUTHENTICATED.
     """
 
     def EvaluateFlags(self, request, context):
         """Evaluates flags for one user.
 
-        Errors: INVALID_ARGUMENT (names the field) · FAILED_PRECONDITION (REVISION_NOT_REACHED: `min_revision` does not exist yet) · UNAVAILABLE
-        (no snapshot loaded yet, or `min_revision` cannot be confirmed).
+        Errors:
+        - INVALID_ARGUMENT: names the field.
+        - FAILED_PRECONDITION (REVISION_NOT_REACHED): `min_revision` does not exist yet.
+        - UNAVAILABLE: no snapshot is loaded yet, or `min_revision` cannot be confirmed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,30 +111,45 @@ class EvaluationServiceServicer:
     def BulkEvaluateFlags(self, request_iterator, context):
         """Evaluates the same flags for many users, at one revision from the first answer to the last.
 
-        Send any number of messages; each is answered in order, in one or more messages below 1 MiB. The first answer is a header without
-        results (the first few, should the flag keys not fit below 1 MiB). Memory on the server does not grow with the number of users. A stream may be silent for at most 60 s.
+        Send any number of messages. Each is answered in order, in one or more messages below 1 MiB. The first
+        answer is a header without results. If the flag keys do not fit into 1 MiB, the first few answers are
+        headers. The server's memory does not grow with the number of users. A stream may be silent for at most
+        60 s.
 
-        Errors: as for EvaluateFlags, and they end the stream. A context that cannot be evaluated does not: it gets its own `error`.
+        A context that cannot be evaluated gets its own `error` and does not end the stream. Every other error
+        does.
+
+        Errors:
+        - INVALID_ARGUMENT: names the field.
+        - FAILED_PRECONDITION (REVISION_NOT_REACHED): `min_revision` does not exist yet.
+        - UNAVAILABLE: no snapshot is loaded yet, or `min_revision` cannot be confirmed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchFlags(self, request, context):
-        """Tells which flags change, for as long as the stream is open, so that a client may cache answers.
+        """Streams which flags change, for as long as the stream is open, so that a client can cache answers.
 
-        The first message comes at once: with `from_revision` 0 it says where the stream begins, otherwise all that changed since. From then on a
-        message follows each change, soon after this instance evaluates by it: whoever evaluates on a message gets the new answer. Changes are
-        coalesced while a client is slow to read, and never told out of order. A flag counts as changed when its answers may have: also by its
-        targets, by the conditions and members of segments that it aims at, and by stored attributes of users that these conditions name. After 20 s at
-        most a message comes even when nothing changed; a client that has seen none for longer should open another stream.
+        The first message comes at once. With `from_revision` 0 it says where the stream begins; otherwise it has
+        all changes since that revision. After that, each change is sent soon after this instance serves it: a
+        client that evaluates when it receives a message gets the new answer. While a client reads slowly, its
+        changes are coalesced. They are never sent out of order.
 
-        The stream never ends with OK. Open it again, with the last `revision` received as `from_revision`, on any instance. A client that reads nothing for
-        60 s is cancelled.
+        A flag counts as changed if its answers may have changed: by its own fields and targets, by the
+        conditions and members of segments that it targets, and by stored attributes that these conditions name.
+        A message comes at least every 20 s, even if nothing changed. A client that has received nothing for
+        longer should open another stream.
 
-        Errors: INVALID_ARGUMENT (names the field) · FAILED_PRECONDITION (REVISION_NOT_REACHED: `from_revision` does not exist yet) ·
-        RESOURCE_EXHAUSTED (this instance has as many watchers as it may; try another) · UNAVAILABLE (no snapshot loaded yet, `from_revision`
-        cannot be confirmed, or this instance is shutting down).
+        The stream never ends with status OK. Open it again, on any instance, with the last received `revision`
+        as `from_revision`. A client that reads nothing for 60 s is cancelled.
+
+        Errors:
+        - INVALID_ARGUMENT: names the field.
+        - FAILED_PRECONDITION (REVISION_NOT_REACHED): `from_revision` does not exist yet.
+        - RESOURCE_EXHAUSTED: this instance has its maximum number of watchers. Try another instance.
+        - UNAVAILABLE: no snapshot is loaded yet, `from_revision` cannot be confirmed, or this instance is
+        shutting down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,22 +182,27 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EvaluationService:
-    """Answers which flags a user gets, from memory: every answer, and every whole bulk stream, is true at exactly one revision. Goes on
-    answering while the database is down. Needs no token. Requests are at most 256 KiB (bulk messages 4 MiB).
+    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is evaluated at
+    exactly one revision. The service continues while the database is down. It needs no token. Requests are at
+    most 256 KiB, bulk messages at most 4 MiB.
 
-    Calls may be signed with a client key (see AdminService.CreateClientKey), and must be where the operator has decided so. A signed call has all of
-    these in its metadata, each once:
-    - `x-gatekeeper-key-id`: the key's id.
-    - `x-gatekeeper-timestamp`: now, as whole seconds since 1970-01-01 UTC, in decimal digits. At most 30 s off the server's clock.
-    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within the last two minutes, such as
-    16 random bytes in hex.
-    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly as it is sent; or "UNSIGNED", which
-    streams must use and, unless the operator forbids it, others may.
-    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC's key is the client secret as it was
-    shown: its 43 characters, not the bytes that they encode.
-    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id, timestamp, nonce, content SHA-256 (each as
-    sent), and the full name of the method, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags". Sign anew for each attempt. Whatever is
-    wrong with a signature, the answer is the same UNAUTHENTICATED.
+    Calls may be signed with a client key (see AdminService.CreateClientKey). The operator may require it. A
+    signed call has all of these in its metadata, each once:
+    - `x-gatekeeper-key-id`: the id of the key.
+    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal digits. It
+    may differ from the server's clock by at most 30 s.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within
+    the last two minutes, such as 16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
+    as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
+    forbids it.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
+    client secret as it was returned: its 43 characters, not the bytes that they encode.
+
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id,
+    timestamp, nonce, content SHA-256 (each as sent), and the full name of the method, such as
+    "/gatekeeper.v1.EvaluationService/EvaluateFlags". Make a new signature for each attempt. Every invalid
+    signature gets the same UNAUTHENTICATED.
     """
 
     @staticmethod
