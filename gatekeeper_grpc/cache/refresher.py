@@ -13,7 +13,7 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import HistoryLost, Unavailable
 from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.scheduler import RepeatingThread
 
 _log = structlog.get_logger(__name__)
 
@@ -101,13 +101,15 @@ class Refresher:
         self._source = source
         self._spare = spare
         self._report_loss = report_loss
-        self._refreshing = Periodic("refresh", self._refresh, interval_s=poll_interval_s, wait=cache.wait_for_request)
+        self._refreshing = RepeatingThread(
+            "refresh", self._refresh, interval_s=poll_interval_s, wait=cache.wait_for_request
+        )
         listening = [
-            Periodic(f"listen_{source.name}", partial(self._listen, source), interval_s=_RECONNECT_S)
+            RepeatingThread(f"listen_{source.name}", partial(self._listen, source), interval_s=_RECONNECT_S)
             for source in announcements
         ]
-        self._reloading = Periodic("reload", self._reload, interval_s=reload_interval_s)
-        self._looking = Periodic("head", self._look, interval_s=_IDLE_S, wait=cache.wait_for_head_request)
+        self._reloading = RepeatingThread("reload", self._reload, interval_s=reload_interval_s)
+        self._looking = RepeatingThread("head", self._look, interval_s=_IDLE_S, wait=cache.wait_for_head_request)
         self._threads = (self._refreshing, *listening, self._reloading, self._looking)
 
     def start(self) -> None:

@@ -21,7 +21,7 @@ from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
 from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.scheduler import Scheduler, Task
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class SnapshotWriter:
         self._rested_at = -math.inf
         self._retry_at = -math.inf
         self._has_failed = False
-        self._writing = Periodic(f"write_{storage.name}", self.write_if_due, interval_s=_CHECK_EVERY_S)
+        self._task: Task | None = None
 
     @property
     def storage(self) -> str:
@@ -79,26 +79,27 @@ class SnapshotWriter:
         """Whether the last attempt to write failed."""
         return self._has_failed
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._writing.start()
+    def start(self, scheduler: Scheduler) -> None:
+        """Write from now on."""
+        name = f"write_{self._storage.name}"
+        self._task = scheduler.add(
+            name, self.write_if_due, interval_s=_CHECK_EVERY_S, blocks=True, is_due=lambda: self._due() is not None
+        )
 
     def close(self) -> None:
         """Stop, and write the current snapshot if it is not stored yet: a later start may find no database."""
         self._pause = lambda _: None  # Evaluation has ended.
-        self._writing.close()
+        if self._task:
+            self._task.close()
         self._rested_at = -math.inf
         self.write_if_due()
 
     def write_if_due(self) -> None:
         """Write the current snapshot, if it is time."""
-        snapshot, unconfirmed_s = self._cache.peek(), self._cache.unconfirmed_s()
-        # An unconfirmed snapshot came from such a storage, or from a replica that may be behind.
-        if snapshot is None or math.isinf(unconfirmed_s):
+        due = self._due()
+        if due is None:
             return
-        header = SnapshotHeader.of(snapshot, confirmed_time=datetime.now(UTC) - timedelta(seconds=unconfirmed_s))
-        if not self._is_due(header):
-            return
+        snapshot, header = due
         try:
             stored = self._write_unless_stored(snapshot, header)
         except GatekeeperError as exc:
@@ -110,6 +111,15 @@ class SnapshotWriter:
             if stored.revision > header.revision:
                 self._on_newer(stored.revision)
             self._written = header
+
+    def _due(self) -> tuple[Snapshot, SnapshotHeader] | None:
+        """Return the current snapshot and its header if they should be written now. Does not block."""
+        snapshot, unconfirmed_s = self._cache.peek(), self._cache.unconfirmed_s()
+        # An unconfirmed snapshot came from such a storage, or from a replica that may be behind.
+        if snapshot is None or math.isinf(unconfirmed_s):
+            return None
+        header = SnapshotHeader.of(snapshot, confirmed_time=datetime.now(UTC) - timedelta(seconds=unconfirmed_s))
+        return (snapshot, header) if self._is_due(header) else None
 
     def _is_due(self, header: SnapshotHeader) -> bool:
         now, written = self._clock(), self._written

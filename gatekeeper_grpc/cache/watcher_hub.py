@@ -19,7 +19,7 @@ from gatekeeper_grpc.cache.change_history import ChangeHistory, Missed, Position
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
 from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.scheduler import RepeatingThread
 
 _log = structlog.get_logger(__name__)
 
@@ -113,7 +113,7 @@ class WatcherHub:
         self._missed: dict[Position, tuple[Missed, bytes | None]] = {}
         self._remind_every_s = min(1.0, heartbeat_s / 4)
         self._next_reminder = -math.inf
-        self._sending = Periodic("watch", self._run, interval_s=self._remind_every_s, wait=self._wait)
+        self._sending = RepeatingThread("watch", self._run, interval_s=self._remind_every_s, wait=self._wait)
 
     def __len__(self) -> int:
         """Count the streams that are open."""

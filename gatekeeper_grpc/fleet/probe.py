@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gatekeeper_grpc.operations.readiness import Readiness
-from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.scheduler import RepeatingThread
 
 _EVERY_S = 0.25
 _TIMEOUT_S = 1.0
@@ -30,7 +30,7 @@ class Probe:
         self._silences = 0
         self._computed = 0
         self._is_busy = False
-        self._asking = Periodic(f"probe-{number}", self._ask, interval_s=_EVERY_S)
+        self._asking = RepeatingThread(f"probe-{number}", self._ask, interval_s=_EVERY_S)
 
     def start(self) -> None:
         """Start to ask."""

@@ -21,6 +21,7 @@ from gatekeeper_grpc.fleet.worker import Command, Worker
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
+from gatekeeper_grpc.scheduler import Scheduler
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +65,7 @@ class WorkerSupervisor(Collector):
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._health = HealthReporter(self)
         self._health_server = HealthServer(self._health)
+        self._scheduler = Scheduler()
         self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness)
 
     def start(self) -> Ports:
@@ -73,7 +75,8 @@ class WorkerSupervisor(Collector):
         """
         health_port = self._health_server.bind(self._settings.health_listen)
         ops_port = self._ops.start(self._settings.ops_listen)
-        self._health.start()
+        self._scheduler.start()
+        self._health.start(self._scheduler)
         self._health_server.start()
         # Alone, so that what keeps all of them from serving is found, and said, once.
         first, *others = self._slots
@@ -108,6 +111,7 @@ class WorkerSupervisor(Collector):
         for slot in self._slots:
             slot.close()
         self._health.close()
+        self._scheduler.close()
         self._health_server.stop()
         self._ops.close()
         _log.info("stopped")

@@ -35,7 +35,7 @@ from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.liveness import ServingThreadProbe
 from gatekeeper_grpc.operations.metrics import InstanceMetrics
-from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.scheduler import RepeatingThread, Scheduler
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
@@ -55,26 +55,28 @@ from gatekeeper_grpc.wire.watch import watch_message
 _log = structlog.get_logger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 300.0
+_AUDIT_HEAD_INTERVAL_S = 60.0
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
 _CLIENT_KEY_USES_INTERVAL_S = 60.0
 # 8,000 signed calls a second for a minute, at 100 bytes each.
 _MAX_NONCES = 500_000
-_AUDIT_WATCH_INTERVAL_S = 60.0
-# How long clients may take to go when they are asked to, within the grace period.
+# How long clients may take to leave after GOAWAY, within the grace period.
 _DRAIN_S = 1.0
+# Less than the margin of a process that is told to stop.
+_SCHEDULER_CLOSE_TIMEOUT_S = 1.0
 
 
 class GatekeeperServer:
-    """One serving instance: its database pool, cache, gRPC server and health server, from `start` to `stop`.
+    """One serving instance, from `start` to `stop`.
 
     Args:
         settings: What the operator decided.
         dsn: The database.
-        keys: Sign and verify access tokens, encrypt what the database keeps.
-        prepare: Makes the database fit to be served from, or raises why it is not, before anything is loaded or
-            written; `Unavailable` when it is away.
-        shares_port: Others serve on the same port, and somebody else answers for all on the health port.
+        keys: Sign and verify access tokens, encrypt what the database stores.
+        prepare: Makes the database fit to serve from, before anything is loaded or written; raises why it is not, and
+            `Unavailable` when the database does not answer.
+        shares_port: Other workers serve on the same port, and their supervisor serves health.
     """
 
     def __init__(
@@ -89,150 +91,175 @@ class GatekeeperServer:
         check_policies(POLICIES, _FILES)
         self._settings = settings
         self._keys = keys
-        self.database = _database(settings, dsn)
+        self.scheduler = Scheduler()
+        self._build_cache()
+        self._build_stores(dsn)
+        self._build_startup(prepare)
+        self._build_authentication()
+        self._build_operations()
+        self._build_listeners(shares_port=shares_port)
+
+    def _build_cache(self) -> None:
+        """Build what serves: evaluation reads the cache, watchers hear of its changes."""
+        settings = self._settings
         self.watchers = WatcherHub(ChangeHistory(), watch_message, capacity=settings.max_watchers)
         self.cache = SnapshotCache(
             stale_after_s=settings.stale_after_s,
             max_waiters=max(1, settings.evaluation_threads // 4),
             published=self.watchers.published,
         )
-        bus = redis_bus(settings, keys)
+
+    def _build_stores(self, dsn: str) -> None:
+        """Build what writes: the database, mutations, and what announces them."""
+        settings, keys = self._settings, self._keys
+        self.database = _database(settings, dsn)
+        self._bus = redis_bus(settings, keys)
         self.mutations = MutationRunner(
             self.database,
             keys.data,
             served_revision=self.cache.served_revision,
-            announce=bus.announce if bus else lambda _: None,
+            announce=self._bus.announce if self._bus else lambda _: None,
         )
         self.stores = Stores(self.database, self.mutations, sealer=keys.data, recorder=erasure_ledger(settings, keys))
-        self.feed = SnapshotSources(settings, self.cache, self.database, self.mutations, bus=bus, keys=keys)
+
+    def _build_startup(self, prepare: Callable[[], object]) -> None:
+        """Build what fills the cache: the sources of snapshots, and the start-up that opens them."""
+        settings, keys = self._settings, self._keys
+        self.sources = SnapshotSources(settings, self.cache, self.database, self.mutations, bus=self._bus, keys=keys)
         self.startup = Startup(
             self.cache,
-            self.feed.storages,
+            self.sources.storages,
             sealer=keys.data,
             prepare=prepare,
             open_database=self._open_database,
             timeouts=EMBEDDED_TIMEOUTS if settings.is_embedded else DEFAULT_TIMEOUTS,
-            expect=self.feed.refresher.expect,
+            expect=self.sources.refresher.expect,
         )
+
+    def _build_authentication(self) -> None:
+        """Build what knows callers: admin users by tokens, clients by keys."""
+        settings, keys = self._settings, self._keys
+        self.login_guard = LoginGuard()
         self._passwords = Passwords(cost=settings.bcrypt_cost)
-        self._login_guard = LoginGuard()
-        self._live_client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
-        self.audit_watch = AuditHeadReporter(self.stores.audit, Privileges(self.database))
-        self._chores = self._make_chores()
-        self._pools = CallPools(_pool_sizes(settings))
-        self._instance = InstanceMetrics(
-            settings,
-            self.cache,
-            pools=self._pools,
-            watchers=self.watchers,
-            audit=self.audit_watch,
-            start_reasons=self.startup.reasons,
-            writers=self.feed.writers,
-        )
-        self._health = HealthReporter(self._instance)
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
-        self._server = self._build_server(shares_port=shares_port)
-        self._health_server = None if shares_port else HealthServer(self._health)
-        self._serving_thread = ServingThreadProbe(self._server)
-        self._drain = Drain(self._server, self._pools.hold)
-        self._ops = HttpServer(
-            self._instance, is_alive=self._serving_thread.answers, readiness=self._instance.readiness
+        self.client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
+        # A thread of its own: a revocation must act here in time, whatever the scheduler's workers wait for.
+        self._client_key_refresh = RepeatingThread(
+            "client_keys", self.client_keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S
         )
+
+    def _build_operations(self) -> None:
+        """Build what operators see: metrics, readiness, health, the audit head in the log."""
+        self.pools = CallPools(_pool_sizes(self._settings))
+        self.audit_head = AuditHeadReporter(self.stores.audit, Privileges(self.database))
+        self.metrics = InstanceMetrics(
+            self._settings,
+            self.cache,
+            pools=self.pools,
+            watchers=self.watchers,
+            audit=self.audit_head,
+            start_reasons=self.startup.reasons,
+            writers=self.sources.writers,
+        )
+        self.health = HealthReporter(self.metrics)
+
+    def _build_listeners(self, *, shares_port: bool) -> None:
+        """Build what listens: gRPC, gRPC health, HTTP for operators."""
+        self.grpc_server = self._grpc_server(shares_port=shares_port)
+        self.drain = Drain(self.grpc_server, self.pools.hold)
+        self._health_server = None if shares_port else HealthServer(self.health)
+        self._probe = ServingThreadProbe(self.grpc_server)
+        self._http_server = HttpServer(self.metrics, is_alive=self._probe.answers, readiness=self.metrics.readiness)
         self.port = self.health_port = self.ops_port = 0
 
     def start(self) -> None:
         """Open the database, load the first snapshot, serve.
 
-        When the database is away, or slow to load, and a snapshot was kept, serve from that until it is there. Errors:
-        what `prepare` raises, when the database is unfit, or away with nothing kept.
+        If the database is away, or slow to load, and a snapshot is stored, serve that one until the database is there.
+
+        Raises:
+            ListenError: An address cannot be listened on.
+            Exception: What `prepare` raises, if the database is unfit, or away while no snapshot is stored.
         """
         try:
+            self.scheduler.start()
             self.startup.start()
             self.startup.wait()
-            # Only now: a port that is bound takes calls, and workers share one.
-            self.port = bind(self._server, self._settings.listen)
+            # Not before: a bound port takes calls, and workers share one.
+            self.port = bind(self.grpc_server, self._settings.listen)
             self.health_port = self._health_server.bind(self._settings.health_listen) if self._health_server else 0
-            self.ops_port = self._ops.start(self._settings.ops_listen)
+            self.ops_port = self._http_server.start(self._settings.ops_listen)
         except BaseException:
             self._close()
             raise
-        self.feed.keep()
-        self._health.start()
+        self.sources.start_writing(self.scheduler)
+        self.health.start(self.scheduler)
         self.watchers.start()
-        self._server.start()
-        self._serving_thread.start()
+        self.grpc_server.start()
+        self._probe.start()
         if self._health_server:
             self._health_server.start()
 
     def _open_database(self) -> None:
-        """Begin to read the database and to write to it."""
+        """Start to read from the database and to write to it."""
         self.database.open()
-        self.feed.start()
-        for chore in self._chores:
-            chore.start()
+        self.sources.start()
+        self._client_key_refresh.start()
+        maintenance, add = Maintenance(self.database, self.stores.logins), self.scheduler.add
+        add("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S, blocks=True)
+        add("audit_head", self.audit_head.run, interval_s=_AUDIT_HEAD_INTERVAL_S, blocks=True)
+        add("client_key_uses", self.client_keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S, blocks=True)
 
     def stop(self, *, announced: bool = True) -> None:
-        """Drain: report NOT_SERVING, go on serving for a moment, then end calls within the grace period.
+        """Drain: report NOT_SERVING, continue to serve for `drain_s`, then end calls within the grace period.
 
-        Unannounced, it leaves at once: another serves in its place on the port, and whoever asks there for health must
-        not hear that nobody does.
+        Unannounced, it stops at once: another worker takes over the port, so health must not report NOT_SERVING there.
         """
         if announced:
-            self._instance.drain()
-            self._health.drain()
+            self.metrics.drain()
+            self.health.drain()
             time.sleep(self._settings.drain_s)
-        self._health.close()
+        self.health.close()
         self.watchers.close()
-        self._serving_thread.close()
+        self._probe.close()
         self._end_calls(by=time.monotonic() + self._settings.grace_s)
         self._close()
         _log.info("stopped")
 
     def _close(self) -> None:
-        """End everything that runs, in the order in which it depends on each other."""
+        """Close all parts, each before those that it depends on."""
         is_open = self.startup.state is State.OPEN
         self.startup.close()
         if is_open:
-            self.audit_watch.close()
-        self._pools.close()
+            self.audit_head.close()
+        self.pools.close()
         if self._health_server:
             self._health_server.stop()
-        for chore in self._chores:
-            chore.close()
-        self.feed.close()
+        self._client_key_refresh.close()
+        self.sources.close()
+        self.scheduler.close(timeout_s=_SCHEDULER_CLOSE_TIMEOUT_S)
         self.database.close()
-        self._ops.close()
+        self._http_server.close()
 
     def _end_calls(self, *, by: float) -> None:
-        """Send clients away while they are served; then end the calls that are left, at the time `by` at the latest."""
-        self._drain.run(self.port, within_s=min(_DRAIN_S, by - time.monotonic()))
-        self._server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
+        """Send GOAWAY to clients while they are served; end the calls that are left, at the time `by` at the latest."""
+        self.drain.run(self.port, within_s=min(_DRAIN_S, by - time.monotonic()))
+        self.grpc_server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
 
-    def _make_chores(self) -> tuple[Periodic, ...]:
-        """Make what is to be done now and then while the database is open."""
-        maintenance = Maintenance(self.database, self.stores.logins)
-        keys = self._live_client_keys
-        return (
-            Periodic("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S),
-            Periodic("audit_watch", self.audit_watch.run, interval_s=_AUDIT_WATCH_INTERVAL_S),
-            Periodic("client_keys", keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S),
-            Periodic("client_key_uses", keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S),
-        )
-
-    def _build_server(self, *, shares_port: bool) -> grpc.Server:
+    def _grpc_server(self, *, shares_port: bool) -> grpc.Server:
         settings = self._settings
         interceptors = build_interceptors(
             verifier=self._access_tokens,
-            pools=self._pools,
+            pools=self.pools,
             signatures=self._signatures(),
-            message_timeout=_patience(settings.body_timeout_s, limit_when_saturated_s=1.0),
-            stream_timeout=_patience(settings.stream_idle_timeout_s, limit_when_saturated_s=5.0),
+            message_timeout=_message_timeout(settings.body_timeout_s, limit_when_saturated_s=1.0),
+            stream_timeout=_message_timeout(settings.stream_idle_timeout_s, limit_when_saturated_s=5.0),
         )
-        server = new_server(self._pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
+        server = new_server(self.pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
         add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if settings.reflection:
             services = (ADMIN, AUTH, EVALUATION, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(services, server)
@@ -242,19 +269,19 @@ class GatekeeperServer:
         stores = self.stores
         return AdminServicer(
             stores,
-            refresher=self.feed.refresher,
+            refresher=self.sources.refresher,
             passwords=self._passwords,
-            own_password=OwnPassword(stores.admin_users, self._passwords, self._login_guard, stores.logins),
-            client_keys=self._live_client_keys,
+            own_password=OwnPassword(stores.admin_users, self._passwords, self.login_guard, stores.logins),
+            client_keys=self.client_keys,
             audit_signer=self._keys.audit,
             page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )
 
     def _signatures(self) -> SignatureAuthenticator:
-        # A signature is good from CLOCK_WINDOW_S before its time to as long after it; clocks may be set meanwhile.
+        # A signature is valid from CLOCK_WINDOW_S before its time to CLOCK_WINDOW_S after it, and clocks may be set.
         nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
         return SignatureAuthenticator(
-            SignatureVerifier(self._live_client_keys, nonces),
+            SignatureVerifier(self.client_keys, nonces),
             required=self._settings.require_signed_calls,
             allow_unsigned_bodies=self._settings.allow_unsigned_bodies,
         )
@@ -264,7 +291,7 @@ class GatekeeperServer:
             self.stores.logins,
             self._passwords,
             self._access_tokens,
-            self._login_guard,
+            self.login_guard,
             refresh_ttl=timedelta(seconds=self._settings.refresh_token_ttl_s),
         )
 
@@ -297,5 +324,5 @@ def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
     }
 
 
-def _patience(limit_s: float, *, limit_when_saturated_s: float) -> MessageTimeout:
+def _message_timeout(limit_s: float, *, limit_when_saturated_s: float) -> MessageTimeout:
     return MessageTimeout(limit_s=limit_s, limit_when_saturated_s=min(limit_s, limit_when_saturated_s))

@@ -10,6 +10,7 @@ from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.keys import Keys
+from gatekeeper_grpc.scheduler import Scheduler
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
@@ -78,10 +79,10 @@ class SnapshotSources:
             self._bus.start()
         self.refresher.start()
 
-    def keep(self) -> None:
-        """Begin to keep what is served for a start without the database."""
+    def start_writing(self, scheduler: Scheduler) -> None:
+        """Start to store what is served, for a start without the database."""
         for writer in self.writers:
-            writer.start()
+            writer.start(scheduler)
 
     def close(self) -> None:
         """Load no more, keep what was served last, and close all connections but the primary's."""

@@ -1,4 +1,4 @@
-"""The standard gRPC health service: what this instance can do right now, per service."""
+"""The standard gRPC health service: which services this instance can serve now."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2
 
 from gatekeeper_grpc.operations.readiness import Readiness
-from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.scheduler import Scheduler, Task
 
 ADMIN = "gatekeeper.v1.AdminService"
 AUTH = "gatekeeper.v1.AuthService"
@@ -19,19 +19,19 @@ _log = structlog.get_logger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_LOOK_EVERY_S = 0.25
+_CHECK_EVERY_S = 0.25
 
 
 class ReadinessSource(Protocol):
-    """What health depends on."""
+    """An instance, or a fleet of workers."""
 
     def readiness(self) -> Readiness:
-        """Whether evaluation can answer, and whether the database answered lately."""
+        """Return whether evaluation can be served, and whether the database answered recently."""
         ...
 
 
 class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published without types.
-    """The published servicer, which cannot end its Watch streams: open ones would hold up every shutdown."""
+    """The published servicer cannot end its Watch streams; open ones would delay every shutdown. This one can."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _watches
@@ -62,11 +62,11 @@ class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published
 
 
 class HealthReporter:
-    """Keeps the health service true, from `start` to `close`.
+    """Keeps the health service current, from `start` to `close`.
 
-    The whole ("") and EvaluationService serve while the instance is ready, as `/ready` says: even from an old snapshot,
-    for losing the database must not make an orchestrator drain every instance. AdminService and AuthService need the
-    database.
+    The server ("") and EvaluationService are SERVING while the instance is ready, as in `/ready`. An old snapshot is
+    enough for that: a database outage must not make an orchestrator drain every instance. AdminService and AuthService
+    are SERVING while the database answers.
     """
 
     def __init__(self, source: ReadinessSource) -> None:
@@ -74,24 +74,28 @@ class HealthReporter:
         self._source = source
         self._reported: dict[str, bool] = {}
         self._logged: tuple[bool, tuple[str, ...]] | None = None
-        self._looking = Periodic("health", self._look, interval_s=_LOOK_EVERY_S)
+        self._task: Task | None = None
 
-    def start(self) -> None:
-        """Report once, then keep looking."""
-        self._look()
-        self._looking.start()
+    def start(self, scheduler: Scheduler) -> None:
+        """Report now, and whenever the readiness has changed."""
+        self._check()
+        self._task = scheduler.add("health", self._check, interval_s=_CHECK_EVERY_S, blocks=False)
 
     def drain(self) -> None:
-        """Say NOT_SERVING for good, so that clients and load balancers go elsewhere."""
-        self._looking.close()
+        """Report NOT_SERVING from now on, so that clients and load balancers use other instances."""
+        self._stop_checking()
         self.servicer.enter_graceful_shutdown()
 
     def close(self) -> None:
-        """End what watches health, so that it does not hold up the shutdown."""
-        self._looking.close()
+        """End the Watch streams, so that they do not delay the shutdown."""
+        self._stop_checking()
         self.servicer.end_watches()
 
-    def _look(self) -> None:
+    def _stop_checking(self) -> None:
+        if self._task:
+            self._task.close()
+
+    def _check(self) -> None:
         readiness = self._source.readiness()
         evaluation, database = readiness.ready, readiness.database
         self._report({"": evaluation, EVALUATION: evaluation, ADMIN: database, AUTH: database})

@@ -315,8 +315,8 @@ def test_a_server_knows_whether_its_role_could_rewrite_the_log(serving_dsn: str,
     for url in (serving_dsn, dsn):
         server = GatekeeperServer(settings_for_tests(), dsn=url, keys=KEYS)
         server.database.open()
-        server.audit_watch.run()
-        known.append(server.audit_watch.can_rewrite)
+        server.audit_head.run()
+        known.append(server.audit_head.can_rewrite)
         server.database.close()
 
     assert known == [False, True]

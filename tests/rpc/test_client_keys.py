@@ -54,7 +54,7 @@ def listed(installation: Installation) -> dict[str, ClientKey]:
 
 def live(installation: Installation, key_id: str) -> bool:
     """Tell whether this instance would verify a signature with the key, right now."""
-    return installation.server._live_client_keys.find(key_id) is not None
+    return installation.server.client_keys.find(key_id) is not None
 
 
 def tomorrow() -> datetime:

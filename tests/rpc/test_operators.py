@@ -50,7 +50,7 @@ def installation(postgres: str) -> Iterator[Installation]:
 def forgiven(request: pytest.FixtureRequest) -> None:
     """All tests call from one address: failures of one must not count for the next."""
     if "installation" in request.fixturenames:
-        guard = request.getfixturevalue("installation").server._login_guard
+        guard = request.getfixturevalue("installation").server.login_guard
         guard._failures.clear()
         guard._times.clear()
 

@@ -129,7 +129,7 @@ def test_signed_calls_need_no_database(server: GatekeeperServer, client: Client)
 
 def test_use_of_a_key_is_listed(server: GatekeeperServer, client: Client) -> None:
     client.evaluate(client.signed())
-    server._live_client_keys.flush_uses()
+    server.client_keys.flush_uses()
 
     (key,) = client.admin.ListClientKeys(pb.ListClientKeysRequest(), timeout=TIMEOUT_S).client_keys
     assert abs(key.last_used_time.seconds - time.time()) < 60

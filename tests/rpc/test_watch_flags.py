@@ -247,7 +247,7 @@ def delete_the_user(house: Installation, _segment: str, _flag: str) -> object:
 @contextmanager
 def held_up(server: GatekeeperServer) -> Iterator[threading.Event]:
     """Keep the snapshot from being refreshed, so that all that happens meanwhile comes in one delta."""
-    refresher, resumed = server.feed.refresher, threading.Event()
+    refresher, resumed = server.sources.refresher, threading.Event()
     load_since = refresher._source.load_since
 
     def later(base: Snapshot) -> Snapshot:
@@ -341,7 +341,7 @@ def test_twin_told_before_the_snapshot_is_served_it_gets_the_old_one(
 
     monkeypatch.setattr(SnapshotCache, "publish", told_first)
     # An acknowledged write is served: the client must not wait for that.
-    monkeypatch.setattr(house.server.feed.refresher, "refresh_after_write", lambda _revision: None)
+    monkeypatch.setattr(house.server.sources.refresher, "refresh_after_write", lambda _revision: None)
 
     assert False in answers_when_told(house, 2)
 
@@ -441,7 +441,7 @@ def test_watchers_keep_no_worker_and_evaluation_answers_with_more_of_them_than_t
     start_server: StartServer,
 ) -> None:
     server = start_server(evaluation_threads=1, stream_threads=1, admin_threads=1)
-    workers = sum(pool._max_workers for pool in server._pools.values())
+    workers = sum(pool._max_workers for pool in server.pools.values())
     with connect(server) as channel, connect(server) as other, ExitStack() as stack:
         watches = [stack.enter_context(watching(channel)) for _ in range(3 * workers)]
         first = [watch.read() for watch in watches]
@@ -531,7 +531,7 @@ def test_a_client_that_is_killed_leaves_nothing_behind(server: GatekeeperServer)
         assert len(server.watchers) == 50
         client.kill()
 
-    calls_known_to_grpcio = server._server._state.rpc_states  # type: ignore[attr-defined]
+    calls_known_to_grpcio = server.grpc_server._state.rpc_states  # type: ignore[attr-defined]
     assert eventually(lambda: len(server.watchers) == 0 and not calls_known_to_grpcio)
     assert eventually(lambda: [*server.watchers._watchers] == [])
 

@@ -24,7 +24,7 @@ import psycopg
 import structlog
 from psycopg import pq
 
-from gatekeeper_grpc.periodic import Periodic
+from gatekeeper_grpc.scheduler import RepeatingThread
 from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
 
 _log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class HangWatch:
         self._hung = False
         self._in_use: dict[psycopg.Connection, _Line] = {}
         self._lock = threading.Lock()  # guards the two above
-        self._asking = Periodic("hang_watch", self._look, interval_s=_ASK_EVERY_S)
+        self._asking = RepeatingThread("hang_watch", self._look, interval_s=_ASK_EVERY_S)
 
     def start(self, *, hung_after_s: float) -> None:
         """Begin to ask; a question unanswered for `hung_after_s` means that the database hangs."""

@@ -95,7 +95,7 @@ def test_draining_says_not_serving_to_who_asks_and_who_watches_while_calls_go_on
     with health_stub(server, port) as stub:
         watched = stub.Watch(health_pb2.HealthCheckRequest(service=EVALUATION), timeout=TIMEOUT_S)
         seen = [_name(next(watched))]
-        server._health.drain()
+        server.health.drain()
         seen.append(_name(next(watched)))
         watched.cancel()
 
@@ -149,7 +149,7 @@ class Jam:
         self._calls += [call() for _ in range(WORKERS + 1)]
 
     def _is_full(self, pool: PoolName) -> bool:
-        return self._server._pools[pool].is_saturated()
+        return self._server.pools[pool].is_saturated()
 
     def _hang_up(self) -> None:
         self._over.set()

@@ -53,7 +53,7 @@ def test_metrics_show_the_snapshot_that_is_served(server: GatekeeperServer, admi
 
 
 def test_metrics_tell_that_the_role_could_rewrite_the_audit_log(server: GatekeeperServer) -> None:
-    server.audit_watch.run()  # As it does every minute.
+    server.audit_head.run()  # As it does every minute.
 
     assert scraped(server)["gatekeeper_audit_log_rewritable"] == 1
 
@@ -104,7 +104,7 @@ def test_a_snapshot_older_than_allowed_is_not_ready_until_the_database_is_back(
 
 
 def test_draining_is_not_ready(server: GatekeeperServer) -> None:
-    server._instance.drain()
+    server.metrics.drain()
 
     status, ready = readiness(server)
     assert (status, ready["ready"], ready["reasons"]) == (503, False, ["it is shutting down"])

@@ -24,7 +24,7 @@ CLIENTS = 4
 
 
 def drain_of(server: GatekeeperServer) -> Drain:
-    return server._drain
+    return server.drain
 
 
 def test_all_clients_go_when_they_are_asked_to(server: GatekeeperServer) -> None:
@@ -70,7 +70,7 @@ def test_a_client_that_never_spoke_holds_up_nobody(server: GatekeeperServer) -> 
 def test_calls_that_arrive_while_the_gate_is_shut_are_served_when_it_opens(
     server: GatekeeperServer, evaluation: EvaluationServiceStub
 ) -> None:
-    hold = server._pools.hold
+    hold = server.pools.hold
     with hold.held():
         call = evaluation.EvaluateFlags.future(ANNA, timeout=TIMEOUT_S)
         assert eventually(lambda: bool(hold.pending()))

@@ -17,6 +17,7 @@ from gatekeeper_grpc.cache.snapshot_format import SnapshotHeader, decode
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.scheduler import Scheduler
 from tests.conftest import KEYS
 from tests.support.snapshots import ELSEWHERE, HERE, NOW, MemoryStorage, changed, stored, whole
 from tests.unit.cache.test_snapshot_cache import Clock
@@ -221,8 +222,10 @@ def test_a_place_that_fails_is_one_line_when_it_begins_and_one_when_it_ends(hous
 
 def test_what_is_not_kept_yet_is_kept_when_it_ends(house: House) -> None:
     house.serve(whole(5))
-    house.writer.start()
+    house.writer.start(scheduler := Scheduler())
+    scheduler.start()
     house.writer.close()
+    scheduler.close()
     house.serve(changed(house.cache.current(), 6))
     house.writer.close()
 
