@@ -195,8 +195,8 @@ class Held:
         self.at_once -= 1
 
 
-def thread_names() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("gatekeeper-")}
+def alive(scheduler: Scheduler) -> list[str]:
+    return [thread.name for thread in (scheduler._thread, *scheduler._workers) if thread.is_alive()]
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -214,7 +214,7 @@ def test_no_worker_starts_before_a_task_may_block() -> None:
     with scheduling() as scheduler:
         scheduler.add("quick", ran.set, interval_s=OFTEN_S, blocks=False)
         assert ran.wait(TIMEOUT_S)
-        assert thread_names() == {"gatekeeper-scheduler"}
+        assert alive(scheduler) == ["gatekeeper-scheduler"]
 
 
 def test_one_worker_runs_tasks_that_do_not_overlap() -> None:
@@ -352,8 +352,8 @@ def test_closing_the_scheduler_waits_for_a_held_task_within_its_timeout() -> Non
     assert held.began.acquire(timeout=TIMEOUT_S)
 
     scheduler.close(timeout_s=0.05)
-    left = thread_names()
+    left = alive(scheduler)
     held.released.set()
     scheduler.close()
 
-    assert (left, thread_names()) == ({"gatekeeper-background-0"}, set())
+    assert (left, alive(scheduler)) == (["gatekeeper-background-0"], [])
