@@ -217,19 +217,25 @@ def test_no_worker_starts_before_a_task_may_block() -> None:
         assert alive(scheduler) == ["gatekeeper-scheduler"]
 
 
-def test_one_worker_runs_tasks_that_do_not_overlap() -> None:
-    held = [Held(), Held()]
+def test_a_worker_starts_for_each_task_that_is_held_and_is_used_again() -> None:
+    held, after = [Held(), Held()], threading.Event()
 
     with scheduling() as scheduler:
+        workers = []
         for number, task in enumerate(held):
             scheduler.add(f"held-{number}", task, interval_s=3_600.0, blocks=True)
             assert task.began.acquire(timeout=TIMEOUT_S)
-            assert thread_names() == {
-                "gatekeeper-scheduler",
-                *(f"gatekeeper-background-{n}" for n in range(number + 1)),
-            }
+            workers.append(alive(scheduler)[1:])
         for task in held:
             task.released.set()
+        while any(task.dispatched_at is not None for task in scheduler._tasks):
+            time.sleep(OFTEN_S)
+        scheduler.add("after", after.set, interval_s=3_600.0, blocks=True)
+        assert after.wait(TIMEOUT_S)
+        workers.append(alive(scheduler)[1:])
+
+    names = ["gatekeeper-background-0", "gatekeeper-background-1"]
+    assert workers == [names[:1], names, names]
 
 
 def test_a_held_task_holds_no_other_task() -> None:
