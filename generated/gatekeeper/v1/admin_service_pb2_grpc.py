@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
-    <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs
+    `authorization: Bearer <access token>` in the metadata.
 
     Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
     change is visible on the instance that answered. These request fields mean the same everywhere:
@@ -233,8 +233,8 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
-    <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs
+    `authorization: Bearer <access token>` in the metadata.
 
     Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
     change is visible on the instance that answered. These request fields mean the same everywhere:
@@ -816,8 +816,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
-    <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs
+    `authorization: Bearer <access token>` in the metadata.
 
     Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
     change is visible on the instance that answered. These request fields mean the same everywhere:

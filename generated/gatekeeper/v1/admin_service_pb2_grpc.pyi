@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
-    <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs
+    `authorization: Bearer <access token>` in the metadata.
 
     Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
     change is visible on the instance that answered. These request fields mean the same everywhere:
@@ -272,8 +272,8 @@ class AdminServiceStub:
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
-    <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs
+    `authorization: Bearer <access token>` in the metadata.
 
     Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
     change is visible on the instance that answered. These request fields mean the same everywhere:
@@ -513,8 +513,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Manages flags, segments, users, admin users, client keys and the audit log. Needs `authorization: Bearer
-    <access token>` in the metadata.
+    """Manages flags, segments, users, admin users, client keys and the audit log. Needs
+    `authorization: Bearer <access token>` in the metadata.
 
     Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
     change is visible on the instance that answered. These request fields mean the same everywhere:
