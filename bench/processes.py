@@ -41,7 +41,9 @@ class Instance:
 
 
 @contextmanager
-def serving(data_dir: Path, **settings: str) -> Iterator[Instance]:
+def serving(
+    data_dir: Path, *, module: tuple[str, ...] = ("gatekeeper_grpc", "serve"), **settings: str
+) -> Iterator[Instance]:
     """Run one instance on `data_dir` inside the block; settings are environment variables."""
     defaults = {
         "GATEKEEPER_DATA_DIR": str(data_dir),
@@ -56,7 +58,7 @@ def serving(data_dir: Path, **settings: str) -> Iterator[Instance]:
     # A file, not a pipe: nothing reads the pipe later, and a server blocks when its log is full.
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gatekeeper_grpc", "serve"], env={**os.environ, **defaults, **settings}, stderr=log
+            [sys.executable, "-m", *module], env={**os.environ, **defaults, **settings}, stderr=log
         )
         try:
             yield Instance(port=_port(process, log), pid=process.pid)
