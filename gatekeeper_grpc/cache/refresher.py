@@ -1,4 +1,4 @@
-"""The threads that keep the snapshot current: on request, on announcement, by poll, and whole on a timer."""
+"""Keeps the snapshot current: refreshes on request, on announcement and by poll, and reloads everything on a timer."""
 
 import math
 import time
@@ -13,22 +13,24 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import HistoryLost, Unavailable
 from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.scheduler import RepeatingThread
+from gatekeeper_grpc.scheduler import OnDemandThread, RepeatingThread
 
 _log = structlog.get_logger(__name__)
 
-_WRITE_VISIBLE_TIMEOUT_S = 2.0
+# How long a revision that was served elsewhere may take to be found before it is reported as lost.
+_FOUND_WITHIN_S = 2.0
+# After a write: how often its refresh is requested again, and for how long refreshes may fail before the call fails.
+_RETRY_REFRESH_S = 0.25
+_REFRESH_MAY_FAIL_S = 2.0
 _RECONNECT_S = 0.5
-# How often to look at the head when nobody asks: never, as the poll does.
-_IDLE_S = 3_600.0
 _CATCH_UP_ATTEMPTS = 10
 # A refresh that fails for longer must not keep the reload from being published.
 _DELTAS_FIRST_TIMEOUT_S = 5.0
-# How long `close` may have to wait for a listening thread, which nothing wakes but an announcement.
-_LISTEN_AT_MOST_S = 0.25
+# A listening thread waits until something is announced or `wake` is called.
+_LISTEN_AT_MOST_S = 3_600.0
 
 
-class Spare(Protocol):
+class FallbackSource(Protocol):
     """Where snapshots come from that may be old."""
 
     def load(self) -> Snapshot:
@@ -40,11 +42,11 @@ class Spare(Protocol):
         ...
 
 
-class SnapshotSource(Spare, Protocol):
-    """Where snapshots come from: what it says is the newest, is."""
+class SnapshotSource(FallbackSource, Protocol):
+    """Where the newest snapshots come from."""
 
     def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
-        """Load everything; what is as it is in `sharing` may be taken from there."""
+        """Load everything; reuse parts of `sharing` that are unchanged."""
         ...
 
     def head(self) -> int:
@@ -61,29 +63,33 @@ class Announcements(Protocol):
 
     @property
     def name(self) -> str:
-        """Tells one such place from another in the log, such as "postgresql"."""
+        """Distinguishes this bus from others in the log, such as "postgresql"."""
         ...
 
     def listening(self) -> AbstractContextManager[Callable[[float], list[int]]]:
-        """Listen; inside, the function waits so many seconds for announced revisions."""
+        """Listen inside the block; its function checks the connection and waits so many seconds for revisions."""
+        ...
+
+    def wake(self) -> None:
+        """End the current wait, from any thread. Without one, do nothing."""
         ...
 
 
 class Refresher:
-    """Keeps a `SnapshotCache` current with a few threads, from `start` to `close`.
+    """Keeps a `SnapshotCache` current, from `start` to `close`.
 
-    One loads what changed, whenever it is asked to and at least every `poll_interval_s`. One for each of
-    `announcements` listens, and asks the first to when another instance announces a revision. One loads everything
-    every `reload_interval_s`, in case change log and tables ever disagree; it never holds up the first, and what it
-    loaded is brought up to date before it is published.
+    The refresh thread loads what changed, whenever it is requested and at least every `poll_interval_s`. One thread for
+    each of `announcements` listens, and requests a refresh when another instance announces a revision. Two threads
+    exist only while they have work:
 
-    One reads the newest revision for whoever insists on one, so that what does not exist is refused even while a long
-    load is on its way.
+    - Every `reload_interval_s` one loads everything, in case change log and tables disagree. It never delays the
+      refresh thread, and brings its snapshot up to date before it publishes it.
+    - When a call needs a revision that is not served, one reads the newest revision. So a revision that does not exist
+      is refused even while a long load is under way.
 
-    `report_loss` is called with a revision that was served, and the hash of its audit entry where that is known, when
-    the database seems to be without it: after a restore, or a failover that lost commits, it must move the database to
-    a later revision. While `source` is away `spare` is asked; what that has is served if it is newer, and confirms and
-    proves nothing.
+    `report_loss` is called with a served revision, and the hash of its audit entry if known, when the database seems to
+    lack it: after a restore, or a failover that lost commits. It must move the database to a later revision. While
+    `source` is unavailable, `fallback` is read; its snapshot is served if it is newer, and confirms nothing.
     """
 
     def __init__(
@@ -93,67 +99,114 @@ class Refresher:
         announcements: Sequence[Announcements],
         *,
         report_loss: Callable[[int, bytes], object],
-        spare: Spare | None = None,
+        fallback: FallbackSource | None = None,
         poll_interval_s: float,
         reload_interval_s: float,
     ) -> None:
         self._cache = cache
         self._source = source
-        self._spare = spare
+        self._fallback = fallback
         self._report_loss = report_loss
+        self._announcements = announcements
+        self._reload_interval_s = reload_interval_s
+        self._reload_due_at = time.monotonic() + reload_interval_s
+        self._failing_since: float | None = None
         self._refreshing = RepeatingThread(
             "refresh", self._refresh, interval_s=poll_interval_s, wait=cache.wait_for_request
         )
-        listening = [
+        self._listening = [
             RepeatingThread(f"listen_{source.name}", partial(self._listen, source), interval_s=_RECONNECT_S)
             for source in announcements
         ]
-        self._reloading = RepeatingThread("reload", self._reload, interval_s=reload_interval_s)
-        self._looking = RepeatingThread("head", self._look, interval_s=_IDLE_S, wait=cache.wait_for_head_request)
-        self._threads = (self._refreshing, *listening, self._reloading, self._looking)
+        self._reloading = OnDemandThread("reload", self._reload)
+        self._reading_head = OnDemandThread("head", self._read_head)
+        cache.read_head_with(self._reading_head.request)
 
     def start(self) -> None:
-        """Start the threads; the first snapshot is there soon after, if the database is."""
-        for thread in self._threads:
+        """Start the threads. The first snapshot is there soon after, if the database is."""
+        for thread in (self._refreshing, *self._listening):
             thread.start()
 
     def close(self) -> None:
         """Stop the threads and wait for them, bounded."""
-        for thread in self._threads:
+        for thread in (self._refreshing, *self._listening):
             thread.stop()
         self._cache.request_refresh()
-        self._cache.request_head()
-        for thread in self._threads:
+        self._wake_listeners()
+        for thread in (self._refreshing, *self._listening):
             thread.close()
+        for task in (self._reloading, self._reading_head):
+            task.close()
 
     def refresh_after_write(self, revision: int) -> None:
-        """Wait until the cache shows a durable write.
+        """Wait until the cache shows a committed write, however long the refresh takes.
 
-        Taking over 2 s is logged and never fails the write: the refresh goes on being tried.
+        Raises:
+            Unavailable: the write is committed, and this instance cannot show it: all refreshes failed for 2 s, the
+                database lost the write in a failover, or this instance is shutting down.
         """
-        if not self._cache.wait_for_revision(revision, timeout_s=_WRITE_VISIBLE_TIMEOUT_S):
-            _log.warning("write_not_visible_yet", revision=revision)
+        committed_at = time.monotonic()
+        while not self._cache.wait_for_revision(revision, timeout_s=_RETRY_REFRESH_S):
+            if obstacle := self._obstacle(revision, committed_at):
+                _log.warning("write_not_visible", revision=revision, reason=obstacle)
+                raise Unavailable(
+                    f"the write is committed at revision {revision}, but not visible here: {obstacle};"
+                    " read it again, or repeat the call with the same request_id",
+                    metadata={"revision": str(revision)},
+                    retry_after_s=1.0,
+                )
 
-    def _look(self) -> None:
+    def _obstacle(self, revision: int, committed_at: float) -> str | None:
+        """Return why a committed revision cannot be shown; None while a refresh can still bring it."""
+        now, failing_since = time.monotonic(), self._failing_since
+        if self._refreshing.is_stopping:
+            return "this instance is shutting down"
+        if failing_since is not None and now - max(failing_since, committed_at) > _REFRESH_MAY_FAIL_S:
+            return "the database does not answer"
+        # Read in this order: what the confirmation belongs to is served by now, or something newer.
+        is_confirmed_since = self._cache.unconfirmed_s() < now - committed_at
+        if is_confirmed_since and self._cache.current().revision < revision:
+            return "the database has lost it"
+        return None
+
+    def _read_head(self) -> None:
         read_at = time.monotonic()
         self._cache.note_head(self._source.head(), read_at=read_at)
 
     def expect(self, revision: int) -> None:
-        """Look for a revision that some instance has served; report it as lost when the database has it not.
+        """Wait for a revision that some instance has served; report it as lost when the database lacks it.
 
-        Errors: `Unavailable` when that cannot be found out.
+        Raises:
+            Unavailable: the database cannot be asked.
         """
-        if not self._cache.wait_for_revision(revision, timeout_s=_WRITE_VISIBLE_TIMEOUT_S):
+        if not self._cache.wait_for_revision(revision, timeout_s=_FOUND_WITHIN_S):
             self._report_loss(revision, b"")
             self._cache.request_refresh()
 
     def _refresh(self) -> None:
+        try:
+            self._refresh_from_any()
+        except Exception:
+            if self._failing_since is None:
+                self._failing_since = time.monotonic()
+            self._wake_listeners()  # Their connections may be dead, too.
+            raise
+        self._failing_since = None
+        if time.monotonic() >= self._reload_due_at:
+            self._reloading.request()
+            self._reload_due_at = time.monotonic() + self._reload_interval_s
+
+    def _wake_listeners(self) -> None:
+        for source in self._announcements:
+            source.wake()
+
+    def _refresh_from_any(self) -> None:
         base = self._cache.peek()
         try:
             self._refresh_from_source(base)
         except Unavailable:
-            if self._spare is not None:
-                self._refresh_from_spare(self._spare, base)
+            if self._fallback is not None:
+                self._refresh_from_fallback(self._fallback, base)
             raise
 
     def _refresh_from_source(self, base: Snapshot | None) -> None:
@@ -166,15 +219,15 @@ class Refresher:
             self._publish(lambda: self._source.load_since(self._cache.current()))
 
     def _publish_since(self, base: Snapshot) -> bool:
-        """Publish what changed since; False when the database does not have, or seems not to have, what is served."""
+        """Publish what changed since `base`; False when the database lacks, or seems to lack, the served revision."""
         try:
             return self._publish(lambda: self._source.load_since(base), instead_of=base)
         except HistoryLost:
             _log.error("history_lost", last_served_revision=base.revision)
             return False
 
-    def _refresh_from_spare(self, spare: Spare, base: Snapshot | None) -> None:
-        snapshot = spare.load() if base is None else spare.load_since(base)
+    def _refresh_from_fallback(self, fallback: FallbackSource, base: Snapshot | None) -> None:
+        snapshot = fallback.load() if base is None else fallback.load_since(base)
         if base is None or _continues(base, snapshot):
             self._cache.publish(snapshot, confirmed_at=-math.inf, instead_of=base)
             _log.warning("snapshot_from_replica", **_summary(snapshot))
@@ -182,27 +235,27 @@ class Refresher:
     def _reload(self) -> None:
         if self._cache.peek() is None:
             return
-        # Nearly all of it is as it was: shared, it neither takes memory twice nor sets off the garbage collector, which
-        # holds up every other thread while it looks at everything there is.
+        # Nearly everything is unchanged. Shared, it needs no second copy and starts no garbage collection, which would
+        # stop every other thread while it visits all objects.
         snapshot = self._source.load(sharing=self._cache.peek())
-        # What watchers are told comes with deltas. Published before them, this would leave a gap in what watchers know.
+        # Watchers get their changes from deltas. Published before them, this snapshot would leave a gap in the history.
         self._cache.wait_for_revision(snapshot.revision, timeout_s=_DELTAS_FIRST_TIMEOUT_S)
-        # Writes went on meanwhile, and go on: what is published must not be older than what is served. A database that
-        # was set back stays older, so this ends.
+        # Writes continued during the load: a snapshot older than the served one is not published. A database that was
+        # restored to an older state stays older, so this loop ends.
         if not any(self._publish(lambda: self._source.load_since(snapshot)) for _ in range(_CATCH_UP_ATTEMPTS)):
             _log.warning("reload_not_published", revision=snapshot.revision)
 
     def _publish(self, load: Callable[[], Snapshot], *, instead_of: Snapshot | None = None) -> bool:
-        """Load and publish; False when what is served is newer, or was put `instead_of` what the delta is of."""
+        """Load and publish; False when the served snapshot is newer, or has replaced `instead_of`, the delta's base."""
         asked_at, before = time.monotonic(), self._cache.peek()
         snapshot = load()
         published = self._cache.publish(snapshot, confirmed_at=asked_at, instead_of=instead_of)
         if published and before and _is_past_a_loss(before, snapshot):
-            self._tell_loss(before, snapshot)
+            self._log_loss(before, snapshot)
         return published
 
-    def _tell_loss(self, before: Snapshot, now: Snapshot) -> None:
-        """Say what is lost of what this instance has served."""
+    def _log_loss(self, before: Snapshot, now: Snapshot) -> None:
+        """Log which of the revisions that this instance has served are lost."""
         kept = self._newest_kept(epoch_of(before.revision))
         fields = {"last_served_revision": before.revision, "newest_kept_revision": kept, **_summary(now)}
         if kept is not None and kept >= before.revision:
@@ -214,31 +267,29 @@ class Refresher:
     def _newest_kept(self, epoch: int) -> int | None:
         try:
             return self._source.newest_of(epoch)
-        except Unavailable:  # That something is lost is to be said in any case.
+        except Unavailable:  # The loss is logged in any case.
             return None
 
     def _listen(self, source: Announcements) -> None:
         with source.listening() as wait:
             _log.info("listening", bus=source.name)
-            # What was announced before we listened, we have to look for.
+            # To find what was announced before this thread listened.
             self._cache.request_refresh()
             while not self._refreshing.is_stopping:
-                self._heed(wait(_LISTEN_AT_MOST_S))
+                self._handle(wait(_LISTEN_AT_MOST_S))
 
-    def _heed(self, announced: Sequence[int]) -> None:
-        """Ask for a refresh, unless what was announced is served already, as our own writes are."""
-        serving = self._cache.peek()
-        if announced and (serving is None or max(announced) > serving.revision):
-            self._cache.request_refresh()
+    def _handle(self, announced: Sequence[int]) -> None:
+        if announced:
+            self._cache.request_refresh(max(announced))
 
 
 def _is_past_a_loss(before: Snapshot, now: Snapshot) -> bool:
-    """Tell whether one installation has begun a new epoch; revisions of another one say nothing about this one's."""
+    """Whether one installation has begun a new epoch. Revisions of different installations are not comparable."""
     return before.installation_id == now.installation_id and epoch_of(before.revision) != epoch_of(now.revision)
 
 
 def _continues(base: Snapshot, snapshot: Snapshot) -> bool:
-    """Tell whether a snapshot that nobody confirms is newer than another, of the same history."""
+    """Whether an unconfirmed snapshot is newer than `base` and of the same history."""
     is_same_history = base.installation_id == snapshot.installation_id and epoch_of(base.revision) == epoch_of(
         snapshot.revision
     )

@@ -1,4 +1,4 @@
-"""The snapshot that this instance answers from: read without a lock, replaced by newer ones only."""
+"""The snapshot that this instance serves: read without a lock, replaced by newer ones only."""
 
 import math
 import threading
@@ -11,10 +11,12 @@ import structlog
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
-# A head that did not have a revision is not read again for that revision, or later ones, within this time: a client
-# that asks for revisions that do not exist cannot make us read it each time.
+# After the head lacked a revision, it is not read again for that revision or later ones within this time. So a client
+# that keeps asking for revisions that do not exist causes at most ten reads a second.
 _HEAD_IS_FRESH_S = 0.1
 _CATCH_UP_TIMEOUT_S = 0.5
+# Older than every revision: nothing is requested, or nothing is served.
+_NO_REVISION = -1
 
 _log = structlog.get_logger(__name__)
 
@@ -24,8 +26,8 @@ class SnapshotCache:
 
     Args:
         stale_after_s: Without a confirmation for longer than this, answers are marked stale.
-        max_waiters: How many `at_least` calls may wait at once; further ones are refused, so that they cannot stop
-        evaluation.
+        max_waiters: How many `at_least` calls may wait at once. Further ones are refused: waiting calls must not occupy
+            all evaluation workers.
         clock: Monotonic seconds.
         published: Called with each snapshot after it has become the current one, in that order; must not block.
     """
@@ -44,18 +46,25 @@ class SnapshotCache:
         self._snapshot: Snapshot | None = None
         # When the database last said that `_snapshot` is the newest, or delivered it.
         self._confirmed_at = -math.inf
-        # Guards the two above against writers; readers take either with one attribute read.
+        # Guards the two above against other writers; readers take either with one attribute read.
         self._changed = threading.Condition()
         self._waiters = threading.BoundedSemaphore(max_waiters)
-        self._wanted = threading.Event()
-        self._head_wanted = threading.Event()
-        # The newest revision that there was when the database was last asked for it alone, and when that was.
+        # The newest revision that a refresh is requested for. Guarded by its own condition: a request must not wait for
+        # a publication.
+        self._requested: float = _NO_REVISION
+        self._requests = threading.Condition()
+        self._read_head: Callable[[], object] = lambda: None
+        # The newest revision when the database was last asked for it alone, and the time before it was asked.
         self._head = (0, -math.inf)
-        # The revision last refused because the head did not have it, and when the head was read. Replaced whole.
+        # The revision last refused because the head lacked it, and when the head was read. Replaced whole.
         self._missing = (math.inf, -math.inf)
 
     def current(self) -> Snapshot:
-        """Return the current snapshot; `Unavailable` before the first one."""
+        """Return the current snapshot.
+
+        Raises:
+            Unavailable: no snapshot is loaded yet.
+        """
         snapshot = self._snapshot
         if snapshot is None:
             raise Unavailable("no snapshot of the flags is loaded yet", retry_after_s=1.0)
@@ -66,27 +75,28 @@ class SnapshotCache:
         return self._snapshot
 
     def served_revision(self, installation_id: UUID) -> int:
-        """Return the revision of this installation that is served; 0 when none is."""
+        """Return the served revision of this installation; 0 when nothing, or another installation, is served."""
         snapshot = self._snapshot
         return snapshot.revision if snapshot and snapshot.installation_id == installation_id else 0
 
     def is_stale(self) -> bool:
-        """Tell whether the current snapshot could not be confirmed as the newest for longer than the bound."""
+        """Whether the database has not confirmed the current snapshot as the newest for longer than `stale_after_s`."""
         return self.unconfirmed_s() > self._stale_after_s
 
     def unconfirmed_s(self) -> float:
-        """Return for how many seconds the database has not confirmed the current snapshot.
-
-        Infinity before the first.
-        """
+        """Return the seconds since the database last confirmed the current snapshot; infinity before the first time."""
         return self._clock() - self._confirmed_at
 
     def at_least(self, revision: int, *, asked_as: str = "min_revision") -> Snapshot:
         """Return a snapshot at `revision` or later; 0: the current one.
 
-        Errors: `FailedPrecondition` when the revision does not exist yet, or did not in the last 100 ms, `Unavailable`
-        when that cannot be found out within 500 ms or too many callers wait already. Never an older snapshot. Errors
-        name the request's field by which the revision was asked for.
+        Args:
+            revision: The oldest acceptable revision.
+            asked_as: The request's field that holds it, for errors.
+
+        Raises:
+            FailedPrecondition: the revision does not exist yet, or did not within the last 100 ms.
+            Unavailable: no snapshot is loaded, the snapshot could not catch up within 500 ms, or too many callers wait.
         """
         snapshot = self.current()
         if snapshot.revision >= revision:
@@ -103,15 +113,15 @@ class SnapshotCache:
     def _caught_up(self, revision: int, asked_as: str) -> Snapshot:
         asked_at = self._clock()
         deadline = time.monotonic() + _CATCH_UP_TIMEOUT_S
-        self.request_head()
-        # What does not exist is refused without loading anything, and while a long load is on its way.
+        self._read_head()
+        # A revision that does not exist is refused without loading anything, even while a long load is under way.
         self._wait(lambda: self._newest_since(asked_at) is not None or self._has(revision), deadline)
         newest = self._newest_since(asked_at)
         if newest is not None and newest < revision:
             self._missing = (revision, asked_at)
             raise _not_reached(revision, newest, asked_as)
         if newest is not None and not self._has(revision):
-            self.request_refresh()
+            self.request_refresh(revision)
             self._wait(lambda: self._has(revision), deadline)
         if not self._has(revision):
             raise Unavailable("this instance cannot catch up with the newest revision now", retry_after_s=1.0)
@@ -121,7 +131,7 @@ class SnapshotCache:
         return self._snapshot is not None and self._snapshot.revision >= revision
 
     def _newest_since(self, asked_at: float) -> int | None:
-        """Return the newest revision that anybody found in the database since then; None when nobody has looked."""
+        """Return the newest revision that was read from the database since then; None when none was."""
         head, read_at = self._head
         found = [head] if read_at >= asked_at else []
         if self._confirmed_at >= asked_at:
@@ -133,11 +143,12 @@ class SnapshotCache:
         return revision >= missing and self._clock() - read_at < _HEAD_IS_FRESH_S
 
     def wait_for_revision(self, revision: int, *, timeout_s: float) -> bool:
-        """Have the snapshot refreshed and wait until it is at `revision` or later; False when that took too long."""
-        return self.wait_for(lambda: self._has(revision), timeout_s=timeout_s)
+        """Request a refresh and wait until the snapshot is at `revision` or later; False after `timeout_s`."""
+        self.request_refresh(revision)
+        return self._wait(lambda: self._has(revision), time.monotonic() + timeout_s)
 
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
-        """Have the snapshot refreshed and wait until a condition of this cache holds; False when that took too long."""
+        """Request a refresh and wait until a condition of this cache holds; False after `timeout_s`."""
         self.request_refresh()
         return self._wait(condition, time.monotonic() + timeout_s)
 
@@ -151,15 +162,15 @@ class SnapshotCache:
             return self._changed.wait_for(condition, max(0.0, deadline - time.monotonic()))
 
     def publish(self, snapshot: Snapshot, *, confirmed_at: float, instead_of: Snapshot | None = None) -> bool:
-        """Make `snapshot` the current one, unless a newer one of the same installation is; tell whether it was.
+        """Make `snapshot` the current one, unless a newer one of the same installation is; return whether it was.
 
-        A snapshot of another installation takes the place of whatever is there.
+        A snapshot of another installation replaces any snapshot.
 
         Args:
             snapshot: What the database held.
             confirmed_at: The clock's time before the database was asked; minus infinity when it was not the primary.
-            instead_of: What `snapshot` was made from by a delta: it takes no other one's place, for what was loaded
-                whole meanwhile may know what no delta tells.
+            instead_of: The base of the delta that made `snapshot`. It replaces no other snapshot: one that was loaded
+                whole during the delta may hold corrections that no delta contains.
         """
         with self._changed:
             before = self._snapshot
@@ -170,15 +181,15 @@ class SnapshotCache:
                 return False
             self._snapshot = snapshot
             self._confirmed_at = confirmed_at if is_foreign else max(confirmed_at, self._confirmed_at)
-            # Not before: whoever is told of a change asks at once, and must not get the old answer.
+            # Not before: a client that hears of a change evaluates at once, and must not get the old answer.
             self._published(snapshot)
             self._changed.notify_all()
         if before is not None and is_foreign:
-            _log.error("installation_changed", **_storage(before, "_before"), **_storage(snapshot))
+            _log.error("installation_changed", **_log_fields(before, "_before"), **_log_fields(snapshot))
         return True
 
     def recall(self, snapshot: Snapshot) -> bool:
-        """Serve a snapshot that was kept, unconfirmed, until there is one; False when there is one already."""
+        """Serve a stored snapshot, unconfirmed, until the database delivers one; False when one is served already."""
         with self._changed:
             if self._snapshot is not None:
                 return False
@@ -187,12 +198,35 @@ class SnapshotCache:
             self._changed.notify_all()
             return True
 
-    def request_refresh(self) -> None:
-        """Wake whoever waits in `wait_for_request`."""
-        self._wanted.set()
+    def request_refresh(self, revision: float = math.inf) -> None:
+        """Wake `wait_for_request`, unless `revision` is served by the time it looks.
+
+        A refresh that is under way may bring the revision; then no second one runs. Without a revision, one runs.
+        """
+        with self._requests:
+            self._requested = max(self._requested, revision)
+            self._requests.notify_all()
+
+    def wait_for_request(self, timeout_s: float) -> bool:
+        """Wait until a refresh is requested for a revision that is not served, at most `timeout_s`.
+
+        All requests made before this returns are served by one refresh. Returns whether there was one.
+        """
+        with self._requests:
+            is_requested = self._requests.wait_for(self._is_refresh_needed, timeout_s)
+            self._requested = _NO_REVISION
+        return is_requested
+
+    def _is_refresh_needed(self) -> bool:
+        served = _NO_REVISION if self._snapshot is None else self._snapshot.revision
+        return self._requested > served
+
+    def read_head_with(self, request: Callable[[], object]) -> None:
+        """Set what `at_least` calls to have the newest revision read; the answer comes through `note_head`."""
+        self._read_head = request
 
     def note_head(self, revision: int, *, read_at: float) -> None:
-        """Take note of the newest revision there is, and tell those who wait for that.
+        """Record the newest revision in the database, and wake the calls that wait for it.
 
         Args:
             revision: What the database said.
@@ -202,28 +236,8 @@ class SnapshotCache:
             self._head = (revision, read_at)
             self._changed.notify_all()
 
-    def request_head(self) -> None:
-        """Wake whoever waits in `wait_for_head_request`."""
-        self._head_wanted.set()
 
-    def wait_for_head_request(self, timeout_s: float) -> None:
-        """Wait until somebody wants to know the newest revision, at most `timeout_s`.
-
-        Requests made before this returns are served by one look.
-        """
-        self._head_wanted.wait(timeout_s)
-        self._head_wanted.clear()
-
-    def wait_for_request(self, timeout_s: float) -> None:
-        """Wait until a refresh is requested, at most `timeout_s`.
-
-        Requests made before this returns are served by one refresh.
-        """
-        self._wanted.wait(timeout_s)
-        self._wanted.clear()
-
-
-def _storage(snapshot: Snapshot, suffix: str = "") -> dict[str, object]:
+def _log_fields(snapshot: Snapshot, suffix: str = "") -> dict[str, object]:
     fields = {"installation_id": str(snapshot.installation_id), "revision": snapshot.revision}
     return {f"{name}{suffix}": value for name, value in fields.items()}
 

@@ -63,7 +63,7 @@ class SnapshotSources:
             ReplicaFirst(primary, replica) if replica else primary,
             announcements,
             report_loss=Epochs(mutations).report_loss,
-            spare=replica,
+            fallback=replica,
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,
         )

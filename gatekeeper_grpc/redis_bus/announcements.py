@@ -1,10 +1,10 @@
-"""Revisions over Redis pub/sub: published after the commit by a thread of its own, and heard by the other instances."""
+"""Revisions over Redis pub/sub: published after the commit by a thread of its own, received by the other instances."""
 
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 import structlog
@@ -15,21 +15,23 @@ from gatekeeper_grpc.redis_bus.link import RedisLink
 
 _log = structlog.get_logger(__name__)
 
-# How long a subscription may take to be confirmed, and a beat to come back.
-_HEARD_WITHIN_S = 1.0
-_BEAT_EVERY_S = 5.0
+# How long Redis may take to confirm a subscription, and to deliver a heartbeat.
+_DELIVERED_WITHIN_S = 1.0
+_HEARTBEAT_EVERY_S = 5.0
+# `wake` cannot end a wait while Redis is unavailable, so no wait is longer.
+_WAIT_AT_MOST_S = 1.0
 _JOIN_TIMEOUT_S = 2.0
-# Of a message that is not a number: others may use the same Redis.
+# Stands for a message that is not a number: other applications may use the same Redis.
 _NO_REVISION = 0
 
 
 class RedisAnnouncer:
-    """Publishes revisions from `start` to `close`. What cannot be published is left out: others find it by poll."""
+    """Publishes revisions from `start` to `close`. A failed publication is dropped: other instances poll."""
 
     def __init__(self, link: RedisLink, channel: str) -> None:
         self._link = link
         self._channel = channel
-        # What was committed and is not published yet; None: nothing more will be.
+        # Committed revisions that are not published yet; None ends the thread.
         self._waiting: SimpleQueue[int | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gatekeeper-announce_redis", daemon=True)
 
@@ -38,13 +40,13 @@ class RedisAnnouncer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and wait shortly for what is being published."""
+        """Stop, and wait at most 2 s for the current publication."""
         self._waiting.put(None)
         if self._thread.ident is not None:
             self._thread.join(_JOIN_TIMEOUT_S)
 
     def announce(self, revision: int) -> None:
-        """Have a committed revision published soon; waits for nothing. Of several at once the newest is enough."""
+        """Publish a committed revision soon; does not wait. Of several waiting ones only the newest is published."""
         self._waiting.put(revision)
 
     def _run(self) -> None:
@@ -59,17 +61,17 @@ class RedisAnnouncer:
         try:
             self._link.ask(lambda client: client.publish(self._channel, str(revision)))
         except Unavailable:
-            return  # Told by the link, once.
+            return  # The link logs it once.
         except Exception:  # noqa: BLE001 - the next one may be published; a dead thread would be silent
             _log.exception("announcing_failed", revision=revision)
 
 
 class RedisAnnouncements:
-    """Hears the revisions that instances publish.
+    """Receives the revisions that instances publish.
 
-    A subscription that hears nothing looks like one to which nothing is said: so it sends itself a beat through Redis,
-    and is given up when that does not come back. A connection that was lost is never mended in silence, for what was
-    published meanwhile is lost.
+    A subscription that has stopped delivering looks like one without announcements. So it sends itself a heartbeat
+    through Redis, and is given up when that does not come back. A lost connection is never repaired silently, because
+    announcements made during the loss are gone.
     """
 
     name = "redis"
@@ -77,45 +79,55 @@ class RedisAnnouncements:
     def __init__(self, link: RedisLink, channels: Sequence[str]) -> None:
         self._link = link
         self._channels = tuple(channels)
+        self._heartbeats = f"{channels[0]}:beat:{secrets.token_hex(8)}"
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
-        """Subscribe for the length of a block; the function yielded waits that many seconds for revisions.
+        """Subscribe for the length of a block; its function waits so many seconds, at most 1 s, for revisions.
 
-        What is published while nobody listens is lost: whoever enters must look at the head once. `Unavailable` when
-        Redis is away, the connection is lost, or nothing is heard on it.
+        Announcements made while nobody listens are lost: read the head once after entering.
+
+        Raises:
+            Unavailable: Redis is unavailable, the connection is lost, or no heartbeat is delivered.
         """
         with self._link.pubsub() as pubsub:
-            yield _Ear(self._link, pubsub, self._channels).wait
+            yield _Subscription(self._link, pubsub, self._channels, self._heartbeats).wait
+
+    def wake(self) -> None:
+        """End the current wait, from any thread: by a heartbeat, or after 1 s while Redis is unavailable."""
+        with suppress(Unavailable):
+            self._link.ask(lambda client: client.publish(self._heartbeats, ""))
 
 
-class _Ear:
-    def __init__(self, link: RedisLink, pubsub: PubSub, channels: Sequence[str]) -> None:
+class _Subscription:
+    """One subscription, and the heartbeats that test it."""
+
+    def __init__(self, link: RedisLink, pubsub: PubSub, channels: Sequence[str], heartbeats: str) -> None:
         self._link = link
         self._pubsub = pubsub
-        self._beats = f"{channels[0]}:beat:{secrets.token_hex(8)}"
-        self._beat_due_at = time.monotonic() + _BEAT_EVERY_S
-        self._unheard_since: float | None = None
-        self._subscribe((*channels, self._beats))
+        self._heartbeats = heartbeats
+        self._heartbeat_due_at = time.monotonic() + _HEARTBEAT_EVERY_S
+        self._missing_since: float | None = None
+        self._subscribe((*channels, heartbeats))
 
     def wait(self, timeout_s: float) -> list[int]:
-        """Wait for a message; return the revision it tells, if it tells one."""
-        self._beat()
-        message = self._message(timeout_s)
+        """Wait for a message; return the revision that it announces, if it does."""
+        self._check_heartbeat()
+        message = self._message(min(timeout_s, _WAIT_AT_MOST_S))
         if message is None:
             return []
         kind, channel, data = message
         if kind != "message":
-            raise Unavailable("the subscription was renewed: something may have been missed")
-        if channel == self._beats:
-            self._unheard_since = None
+            raise Unavailable("the subscription was renewed: announcements may be lost")
+        if channel == self._heartbeats:
+            self._missing_since = None
             return []
         return [_revision(data)]
 
     def _subscribe(self, channels: Sequence[str]) -> None:
-        """Subscribe, and wait until Redis says so: only then is nothing missed any more."""
+        """Subscribe, and wait until Redis confirms it: from then on every announcement is delivered."""
         self._pubsub.subscribe(*channels)
-        until = time.monotonic() + _HEARD_WITHIN_S
+        until = time.monotonic() + _DELIVERED_WITHIN_S
         unconfirmed = set(channels)
         while unconfirmed and (remaining_s := until - time.monotonic()) > 0:
             message = self._message(remaining_s)
@@ -125,14 +137,14 @@ class _Ear:
             raise Unavailable("Redis does not confirm the subscription")
         self._link.has_answered()
 
-    def _beat(self) -> None:
+    def _check_heartbeat(self) -> None:
         now = time.monotonic()
-        if self._unheard_since is not None:
-            if now - self._unheard_since > _HEARD_WITHIN_S:
-                raise Unavailable("nothing is heard from Redis")
-        elif now >= self._beat_due_at:
-            self._link.ask(lambda client: client.publish(self._beats, ""))
-            self._unheard_since, self._beat_due_at = now, now + _BEAT_EVERY_S
+        if self._missing_since is not None:
+            if now - self._missing_since > _DELIVERED_WITHIN_S:
+                raise Unavailable("Redis delivers no announcements")
+        elif now >= self._heartbeat_due_at:
+            self._link.ask(lambda client: client.publish(self._heartbeats, ""))
+            self._missing_since, self._heartbeat_due_at = now, now + _HEARTBEAT_EVERY_S
 
     def _message(self, timeout_s: float) -> tuple[str, str, bytes] | None:
         message = self._pubsub.get_message(timeout=timeout_s)

@@ -19,8 +19,6 @@ from types import MappingProxyType
 
 from gatekeeper_grpc.domain.revision import epoch_of
 
-# A refresh that takes longer than this does not hold up the answer to a write (see `Refresher.refresh_after_write`).
-_WRITE_VISIBLE_TIMEOUT_S = 2.0
 # A revision that was missing may be called missing for this long (see the contract on `min_revision`).
 _HEAD_IS_FRESH_S = 0.1
 
@@ -279,13 +277,9 @@ def _instances_go_forward(past: _Past) -> Iterator[Violation]:
     by_instance = sorted(past.evaluations, key=attrgetter("instance"))
     for instance, evaluations in groupby(by_instance, key=attrgetter("instance")):
         answers = [evaluation for evaluation in evaluations if evaluation.outcome is Outcome.OK]
-        own = [write for write in past.acknowledged if write.instance == instance and _had_time_to_show(write)]
+        own = [write for write in past.acknowledged if write.instance == instance]
         yield from _goes_forward(answers, answers, "A5", "went back")
         yield from _goes_forward(own, answers, "A1", "does not show its own write")
-
-
-def _had_time_to_show(write: Write) -> bool:
-    return write.ended - write.began < _WRITE_VISIBLE_TIMEOUT_S
 
 
 def _goes_forward(

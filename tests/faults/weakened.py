@@ -183,7 +183,7 @@ def deaf() -> None:
     """No announcement is heard."""
 
     def wait(timeout_s: float) -> list[int]:
-        time.sleep(timeout_s)
+        time.sleep(min(timeout_s, 0.25))
         return []
 
     @contextmanager

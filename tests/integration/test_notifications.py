@@ -1,7 +1,9 @@
 """Announcements: each commit says its revision to whoever listens, and a listener notices that it has gone deaf."""
 
+import resource
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
 import psycopg
@@ -19,6 +21,7 @@ from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from tests.conftest import KEYS, database_dsn
 
 TIMEOUT_S = 10.0
+NEVER_S = 3_600.0
 
 
 @pytest.fixture
@@ -87,15 +90,41 @@ _LAST_WORD = """
 """
 
 
-def test_each_wait_talks_to_the_server_lest_a_dead_connection_look_like_a_quiet_one(
-    dsn: str, wait: Callable[[float], list[int]]
-) -> None:
+def test_each_wait_begins_with_a_statement(dsn: str, wait: Callable[[float], list[int]]) -> None:
     wait(0.01)
     with psycopg.connect(dsn, autocommit=True) as conn:
         before = conn.execute(_LAST_WORD).fetchall()
         wait(0.01)
 
         assert conn.execute(_LAST_WORD).fetchall() > before
+
+
+def test_a_wait_ends_when_it_is_woken(database: Database) -> None:
+    listener = RevisionListener(database)
+    with listener.listening() as wait, ThreadPoolExecutor(1) as waiting:
+        woken = waiting.submit(wait, NEVER_S)
+        listener.wake()
+
+        assert woken.result(TIMEOUT_S) == []
+
+
+def test_waking_a_listener_that_does_not_wait_does_nothing(database: Database) -> None:
+    RevisionListener(database).wake()
+
+
+def test_an_idle_wait_does_not_wake(wait: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    wait(0.01)  # The heartbeat that every listener begins with.
+    monkeypatch.setattr(notifications, "_HEARTBEAT_EVERY_S", NEVER_S)
+    wait(0.01)
+    before = switches()
+    wait(1.0)
+
+    assert switches() - before < 5  # psycopg's own wait: 10 and more.
+
+
+def switches() -> int:
+    """How often this thread has waited."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def test_a_lost_connection_is_noticed_by_the_next_wait(dsn: str, wait: Callable[[float], list[int]]) -> None:
@@ -118,14 +147,14 @@ def test_a_database_that_is_away_is_unavailable(postgres: str) -> None:
 
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notifications, "_BEAT_EVERY_S", 0.2)
-    monkeypatch.setattr(notifications, "_BEAT_WITHIN_S", 0.5)
+    monkeypatch.setattr(notifications, "_HEARTBEAT_EVERY_S", 0.2)
+    monkeypatch.setattr(notifications, "_HEARTBEAT_WITHIN_S", 0.5)
 
 
 def pretend_pooler(wait: Callable[[float], list[int]]) -> None:
     """Do to the connection what a pooler in transaction mode does: LISTEN is forgotten, all else works."""
-    ear = getattr(wait, "__self__")  # noqa: B009 - the ear is not the listener's to show
-    ear._conn.execute("UNLISTEN *")
+    subscription = getattr(wait, "__self__")  # noqa: B009 - the listener does not show it
+    subscription._conn.execute("UNLISTEN *")
 
 
 def gives_up(wait: Callable[[float], list[int]], *, within_s: float = TIMEOUT_S) -> bool:
@@ -149,7 +178,7 @@ def test_a_connection_that_has_gone_deaf_is_given_up(wait: Callable[[float], lis
 def test_twin_without_a_beat_it_looks_quiet(
     wait: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifications._Ear, "_beat", lambda _ear: None)
+    monkeypatch.setattr(notifications._Subscription, "_send_heartbeat", lambda _subscription: None)
     pretend_pooler(wait)
 
     assert not gives_up(wait, within_s=2.0)

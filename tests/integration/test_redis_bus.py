@@ -58,7 +58,7 @@ def server(running: Valkey) -> Iterator[Valkey]:
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_REST_S", 0.1)
     monkeypatch.setattr(bus_module, "_SNAPSHOT_TIMEOUT_S", TIMEOUT_S)
-    monkeypatch.setattr(announcements_module, "_BEAT_EVERY_S", 0.1)
+    monkeypatch.setattr(announcements_module, "_HEARTBEAT_EVERY_S", 0.1)
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def test_after_redis_was_killed_it_is_subscribed_again_and_who_listens_is_told_t
 def test_a_redis_that_hangs_is_noticed_by_the_beat_and_subscribed_again(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcements_module, "_HEARD_WITHIN_S", 0.2)
+    monkeypatch.setattr(announcements_module, "_DELIVERED_WITHIN_S", 0.2)
     with capture_logs() as logs, bus(server.url) as ours, Listener(ours.announcements) as listener:
         with server.hanging():
             assert _eventually(lambda: any(log["event"] == "redis_away" for log in logs))
@@ -200,13 +200,13 @@ def _forwarding_nothing(bus: RedisBus) -> Iterator[None]:
 
 
 def test_a_subscription_on_which_nothing_is_heard_is_given_up(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announcements_module, "_HEARD_WITHIN_S", 0.2)
+    monkeypatch.setattr(announcements_module, "_DELIVERED_WITHIN_S", 0.2)
 
     assert deaf_subscription_ends(server)
 
 
 def test_twin_without_the_beat_nobody_notices(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announcements_module, "_BEAT_EVERY_S", 3_600.0)
+    monkeypatch.setattr(announcements_module, "_HEARTBEAT_EVERY_S", 3_600.0)
 
     assert not deaf_subscription_ends(server)
 

@@ -242,7 +242,7 @@ class Deaf:
 
     def _wait(self, timeout_s: float) -> list[int]:
         self.listens.set()
-        threading.Event().wait(timeout_s)
+        threading.Event().wait(min(timeout_s, 0.05))
         return []
 
 

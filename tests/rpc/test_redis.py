@@ -143,7 +143,7 @@ def test_whatever_redis_does_evaluation_and_writes_go_on_and_each_change_of_its_
             assert eventually(lambda: any(log["event"] == "redis_away" for log in logs))
 
     assert sum(log["event"] == "redis_away" for log in logs) <= (0 if fault == "flushed" else 2)
-    assert not [log for log in logs if log["event"] == "write_not_visible_yet"]
+    assert not [log for log in logs if log["event"] == "write_not_visible"]
 
 
 def kept_in(redis: Valkey) -> bytes:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc import scheduler as scheduler_module
 from gatekeeper_grpc.domain.errors import Unavailable
-from gatekeeper_grpc.scheduler import RepeatingThread, Scheduler
+from gatekeeper_grpc.scheduler import OnDemandThread, RepeatingThread, Scheduler
 
 TIMEOUT_S = 10.0
 OFTEN_S = 0.001
@@ -363,3 +363,60 @@ def test_closing_the_scheduler_waits_for_a_held_task_within_its_timeout() -> Non
     scheduler.close()
 
     assert (left, alive(scheduler)) == (["gatekeeper-background-0"], [])
+
+
+def test_requests_during_a_run_are_served_by_one_further_run() -> None:
+    runs, may_end = threading.Semaphore(0), threading.Event()
+
+    def work() -> None:
+        runs.release()
+        assert may_end.wait(TIMEOUT_S)
+
+    task = OnDemandThread("work", work)
+    task.request()
+    assert runs.acquire(timeout=TIMEOUT_S)
+    for _ in range(3):
+        task.request()
+    may_end.set()
+
+    assert runs.acquire(timeout=TIMEOUT_S)
+    task.close()
+    assert not runs.acquire(blocking=False)
+
+
+def test_a_task_on_demand_has_a_thread_only_while_it_runs() -> None:
+    done = threading.Event()
+    task = OnDemandThread("brief", done.set)
+    task.request()
+    assert done.wait(TIMEOUT_S)
+    task.close()
+
+    assert "gatekeeper-brief" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_failing_task_on_demand_is_logged_and_runs_again() -> None:
+    outcomes = iter([ZeroDivisionError(), None])
+    ran = threading.Semaphore(0)
+
+    def work() -> None:
+        ran.release()
+        if failure := next(outcomes):
+            raise failure
+
+    task = OnDemandThread("work", work)
+    with capture_logs() as logs:
+        for _ in range(2):
+            task.request()
+            assert ran.acquire(timeout=TIMEOUT_S)
+        task.close()
+
+    assert [log["event"] for log in logs] == ["task_failed"]
+
+
+def test_a_closed_task_on_demand_serves_no_request() -> None:
+    ran = threading.Event()
+    task = OnDemandThread("work", ran.set)
+    task.close()
+    task.request()
+
+    assert not ran.is_set()

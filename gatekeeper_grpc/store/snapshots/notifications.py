@@ -1,9 +1,12 @@
 """Listens for the revisions that commits announce."""
 
+import os
 import secrets
+import select
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import structlog
 from psycopg import sql
@@ -17,17 +20,17 @@ from gatekeeper_grpc.store.postgres.servers import ServerConnection
 
 _log = structlog.get_logger(__name__)
 
-# Each beat wakes every listening connection of the database for a moment, those of other instances too.
-_BEAT_EVERY_S = 5.0
-_BEAT_WITHIN_S = 2.0
+# Each heartbeat wakes every listening backend of the database for a moment, those of other instances too.
+_HEARTBEAT_EVERY_S = 5.0
+_HEARTBEAT_WITHIN_S = 2.0
 
 
 class RevisionListener:
     """A LISTEN on a connection of its own, outside the pool.
 
-    A connection that hears nothing looks like one to which nothing is said. So the listener sends itself a beat through
-    the pool, as another instance would, and gives up a connection that does not hear it: because a pooler between here
-    and PostgreSQL drops LISTEN, or because this is still the old primary after a failover.
+    A connection that has stopped delivering looks like one without announcements. So the listener sends itself a
+    heartbeat through the pool, as another instance would, and gives up a connection that does not deliver it: because a
+    pooler between here and PostgreSQL drops LISTEN, or because this is still the old primary after a failover.
     """
 
     name = "postgresql"
@@ -35,24 +38,40 @@ class RevisionListener:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._has_warned = False
+        self._lock = threading.Lock()  # guards _subscription against `wake`
+        self._subscription: _Subscription | None = None
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
-        """LISTEN for the length of a block; the function yielded waits that many seconds for announced revisions.
+        """LISTEN for the length of a block; its function waits so many seconds for announced revisions.
 
-        What is announced while nobody listens is lost: whoever enters must look at the head once. `Unavailable` when
-        the connection cannot be made, is lost, or has gone deaf; each wait begins by proving that it is alive.
+        Announcements made while nobody listens are lost: read the head once after entering.
+
+        Raises:
+            Unavailable: the connection cannot be made, is lost, or delivers no heartbeat. Each wait begins with a
+                statement that shows whether the connection is alive.
         """
-        with self._database.dedicated() as conn:
-            ear = _Ear(self._database, conn)
+        with self._database.dedicated() as conn, closing(_Subscription(self._database, conn)) as subscription:
+            self._set(subscription)
             try:
-                yield ear.wait
-            except _Deaf:
-                if not ear.has_heard:
+                yield subscription.wait
+            except _NothingDelivered:
+                if not subscription.has_delivered:
                     self._warn()
                 raise
             finally:
-                self._has_warned = self._has_warned and not ear.has_heard
+                self._set(None)
+                self._has_warned = self._has_warned and not subscription.has_delivered
+
+    def wake(self) -> None:
+        """End the current wait, from any thread."""
+        with self._lock:
+            if self._subscription is not None:
+                self._subscription.wake()
+
+    def _set(self, subscription: "_Subscription | None") -> None:
+        with self._lock:
+            self._subscription = subscription
 
     def _warn(self) -> None:
         if not self._has_warned:
@@ -64,51 +83,82 @@ class RevisionListener:
             )
 
 
-class _Deaf(Unavailable):
-    """What is announced is not heard on this connection."""
+class _NothingDelivered(Unavailable):
+    """Announcements are not delivered on this connection."""
 
 
-class _Ear:
+class _Subscription:
+    """One LISTEN, and the heartbeats that test it."""
+
     def __init__(self, database: Database, conn: ServerConnection) -> None:
         self._database = database
         self._conn = conn
-        self._beats = f"gatekeeper_beat_{secrets.token_hex(8)}"
-        self._beat_due_at = time.monotonic()
-        self._unheard_since: float | None = None
-        self.has_heard = False
-        for channel in (CHANNEL, self._beats):
+        self._heartbeats = f"gatekeeper_beat_{secrets.token_hex(8)}"
+        self._heartbeat_due_at = time.monotonic()
+        self._missing_since: float | None = None
+        self.has_delivered = False
+        for channel in (CHANNEL, self._heartbeats):
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def wake(self) -> None:
+        """End the current wait, or the next one."""
+        os.eventfd_write(self._wakeup, 1)
+
+    def close(self) -> None:
+        """Give up the descriptor. `wake` must not be called any more."""
+        os.close(self._wakeup)
 
     def wait(self, timeout_s: float) -> list[int]:
-        """Wait for announced revisions, at most that long."""
+        """Wait for announced revisions, at most that long; return none when woken, or when a heartbeat is due."""
         if not self._database.is_current(self._conn):
             raise Unavailable("the database is another server now", retry_after_s=1.0)
-        if time.monotonic() >= self._beat_due_at and self._unheard_since is None:
-            self._beat()
-        deadline = time.monotonic() + timeout_s
+        if time.monotonic() >= self._heartbeat_due_at and self._missing_since is None:
+            self._send_heartbeat()
+        until = time.monotonic() + timeout_s
         with translated_errors():
             self._conn.execute("SELECT 1")
-            while not (revisions := self._heard(deadline - time.monotonic())) and time.monotonic() < deadline:
+            while not (revisions := self._delivered()) and self._is_readable_by(min(until, self._next_check_at())):
                 pass
         self._check()
         return revisions
 
     @retry_conflicts
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         with self._database.write() as conn:
-            conn.execute("SELECT pg_notify(%s, '')", [self._beats])
-        self._unheard_since = time.monotonic()
-        self._beat_due_at = self._unheard_since + _BEAT_EVERY_S
+            conn.execute("SELECT pg_notify(%s, '')", [self._heartbeats])
+        self._missing_since = time.monotonic()
+        self._heartbeat_due_at = self._missing_since + _HEARTBEAT_EVERY_S
 
-    def _heard(self, timeout_s: float) -> list[int]:
+    def _next_check_at(self) -> float:
+        if self._missing_since is None:
+            return self._heartbeat_due_at
+        return self._missing_since + _HEARTBEAT_WITHIN_S
+
+    def _is_readable_by(self, deadline: float) -> bool:
+        """Wait until the server has sent something; False at the deadline, or when woken.
+
+        psycopg's own wait wakes ten times a second.
+        """
+        poll = select.poll()
+        poll.register(self._conn.fileno(), select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1_000)
+        is_woken = any(descriptor == self._wakeup for descriptor, _ in ready)
+        if is_woken:
+            os.eventfd_read(self._wakeup)
+        return bool(ready) and not is_woken
+
+    def _delivered(self) -> list[int]:
+        """Take what the server has sent."""
         revisions = []
-        for notify in self._conn.notifies(timeout=max(0.0, timeout_s), stop_after=1):
-            if notify.channel == self._beats:
-                self.has_heard, self._unheard_since = True, None
+        for notify in self._conn.notifies(timeout=0):
+            if notify.channel == self._heartbeats:
+                self.has_delivered, self._missing_since = True, None
             else:
                 revisions.append(int(notify.payload))
         return revisions
 
     def _check(self) -> None:
-        if self._unheard_since is not None and time.monotonic() - self._unheard_since > _BEAT_WITHIN_S:
-            raise _Deaf("what is announced is not heard", retry_after_s=1.0)
+        if self._missing_since is not None and time.monotonic() - self._missing_since > _HEARTBEAT_WITHIN_S:
+            raise _NothingDelivered("announcements are not delivered", retry_after_s=1.0)

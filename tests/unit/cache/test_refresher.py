@@ -1,11 +1,14 @@
 """The refresher's threads, with a source of snapshots in memory that a test can hold up, break and change."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from threading import Semaphore
 from uuid import uuid4
 
 import pytest
@@ -13,7 +16,7 @@ from structlog.testing import capture_logs
 
 from gatekeeper_grpc.cache import refresher as refresher_module
 from gatekeeper_grpc.cache.change_history import ChangeHistory
-from gatekeeper_grpc.cache.refresher import Refresher, Spare
+from gatekeeper_grpc.cache.refresher import FallbackSource, Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.flag_change import FlagChanges
@@ -24,12 +27,6 @@ from tests.unit.domain.test_flag import flag
 
 TIMEOUT_S = 10.0
 NEVER_S = 3_600.0
-
-
-@pytest.fixture(autouse=True)
-def quick_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The listening thread ends when its current wait does."""
-    monkeypatch.setattr(refresher_module, "_LISTEN_AT_MOST_S", 0.01)
 
 
 class CallHold:
@@ -61,6 +58,8 @@ class Source:
         self.kept: int | None = None
         self.failures: list[Exception] = []
         self.after_load = CallHold()
+        self.after_delta = CallHold()
+        self.during_delta: Callable[[], object] = lambda: None
         self.after_reloaded_delta = CallHold()
 
     def load(self, *, sharing: Snapshot | None = None) -> Snapshot:  # noqa: ARG002 - it has little to share
@@ -81,6 +80,8 @@ class Source:
         if epoch_of(base.revision) != epoch_of(self.revision):
             return self.load()
         delta = base.after(SnapshotDelta(revision=self.revision))
+        self.during_delta()
+        self.after_delta.pass_through()
         snapshot = replace(delta, changes=FlagChanges(since=base.revision))
         if base.flags:
             self.after_reloaded_delta.pass_through()
@@ -102,7 +103,7 @@ class Announcer:
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name
-        self.announced: SimpleQueue[int | Exception] = SimpleQueue()
+        self.announced: SimpleQueue[int | Exception | None] = SimpleQueue()
         self.waiting = threading.Event()
 
     @contextmanager
@@ -117,7 +118,10 @@ class Announcer:
             return []
         if isinstance(announced, Exception):
             raise announced
-        return [announced]
+        return [] if announced is None else [announced]
+
+    def wake(self) -> None:
+        self.announced.put(None)
 
 
 class WatchedCache(SnapshotCache):
@@ -153,7 +157,9 @@ class UnguardedCache(WatchedCache):
 class House:
     """A refresher and all it works with; refreshes only when asked to, unless told otherwise."""
 
-    def __init__(self, cache: WatchedCache, *, poll_s: float, reload_s: float, spare: Spare | None = None) -> None:
+    def __init__(
+        self, cache: WatchedCache, *, poll_s: float, reload_s: float, fallback: FallbackSource | None = None
+    ) -> None:
         self.cache = cache
         self.source = Source()
         self.announcer = Announcer()
@@ -162,7 +168,7 @@ class House:
             self.source,
             [self.announcer],
             report_loss=self.source.report_loss,
-            spare=spare,
+            fallback=fallback,
             poll_interval_s=poll_s,
             reload_interval_s=reload_s,
         )
@@ -222,9 +228,9 @@ def test_only_announcements_of_what_is_not_served_yet_ask_for_a_refresh(
     if serving:
         idle.cache.publish(Snapshot.build(revision=serving), confirmed_at=0.0)
 
-    idle.refresher._heed(announced)
+    idle.refresher._handle(announced)
 
-    assert idle.cache._wanted.is_set() is asked
+    assert idle.cache.wait_for_request(0.0) is asked
 
 
 def test_what_was_announced_while_nobody_listened_is_looked_for_when_listening_again(
@@ -267,11 +273,12 @@ def test_failing_loads_are_logged_and_the_next_one_succeeds(
 
 def reload_overtaken_twice(cache: WatchedCache) -> WatchedCache:
     """A whole load is overtaken by a write while it loads, and by another between catching up and publishing."""
-    with house(cache=cache, reload_s=0.001) as running:
+    with house(cache=cache) as running:
         source = running.source
         source.revision = 2
         assert cache.wait_for_revision(2, timeout_s=TIMEOUT_S)
         source.after_load.shut()
+        running.refresher._reloading.request()
         assert source.after_load.reached.wait(TIMEOUT_S)
         source.after_reloaded_delta.shut()
         source.revision = 3
@@ -280,11 +287,19 @@ def reload_overtaken_twice(cache: WatchedCache) -> WatchedCache:
         source.revision = 4
         cache.publish(Snapshot.build(revision=4), confirmed_at=0.0)
         source.after_reloaded_delta.open()
+        running.refresher._reloading.request()
         assert cache.serves(lambda snapshot: has_drifted(snapshot) and snapshot.revision == 4)
     return cache
 
 
-def test_a_slow_reload_never_takes_the_revision_back_and_is_still_published_once_it_has_caught_up() -> None:
+def test_everything_is_reloaded_when_the_interval_is_over() -> None:
+    with house(poll_s=0.01, reload_s=0.01) as running:
+        running.source.revision = 2
+
+        assert running.cache.serves(has_drifted)
+
+
+def test_a_slow_reload_never_takes_the_revision_back_and_is_published() -> None:
     history = reload_overtaken_twice(WatchedCache()).history
 
     assert history == sorted(history)
@@ -389,7 +404,7 @@ class Replica:
 def test_while_the_primary_is_away_what_the_replica_has_is_served_if_it_is_newer_and_confirms_nothing(
     serving: int | None, replica: int, served: int
 ) -> None:
-    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S, spare=Replica(Snapshot.build(revision=replica)))
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S, fallback=Replica(Snapshot.build(revision=replica)))
     if serving:
         idle.cache.publish(Snapshot.build(revision=serving), confirmed_at=0.0)
     unconfirmed_before = idle.cache.unconfirmed_s()
@@ -417,7 +432,7 @@ def test_a_revision_beyond_the_head_is_refused_while_a_long_load_is_on_its_way()
 
 def expecting(revision: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Have a revision looked for in a database at revision 5; returns where the database ends."""
-    monkeypatch.setattr(refresher_module, "_WRITE_VISIBLE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(refresher_module, "_FOUND_WITHIN_S", 0.3)
     with house() as running:
         running.source.revision = 5
         running.refresher.expect(revision)
@@ -435,8 +450,9 @@ def test_a_revision_that_was_served_and_that_the_database_has_not_is_lost(monkey
 
 
 def test_a_revision_that_exists_is_not_kept_waiting_by_a_reload_of_everything() -> None:
-    with house(reload_s=0.001) as running:
+    with house() as running:
         running.source.after_load.shut()
+        running.refresher._reloading.request()
         assert running.source.after_load.reached.wait(TIMEOUT_S)
         running.source.revision = 2
 
@@ -523,23 +539,131 @@ def test_a_write_is_visible_when_the_wait_for_it_ends() -> None:
         assert running.cache.current().revision == 2
 
 
-def test_a_write_that_does_not_become_visible_in_time_is_logged_and_does_not_fail(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(refresher_module, "_WRITE_VISIBLE_TIMEOUT_S", 0.01)
-    with capture_logs() as logs, house() as running:
-        running.refresher.refresh_after_write(99)
+@contextmanager
+def slow_refresh(running: House) -> Iterator[None]:
+    """Hold up the refresh for longer than refreshes may fail, as a busy machine does."""
+    running.source.after_delta.shut()
+    running.cache.request_refresh()
+    assert running.source.after_delta.reached.wait(TIMEOUT_S)
+    try:
+        yield
+    finally:
+        running.source.after_delta.open()
 
-    assert {"event": "write_not_visible_yet", "log_level": "warning", "revision": 99} in logs
+
+def shown_when_acknowledged(monkeypatch: pytest.MonkeyPatch, acknowledge: Callable[[House], object]) -> int:
+    """Commit revision 2 during a slow refresh; return the revision that is served when the write is acknowledged."""
+    monkeypatch.setattr(refresher_module, "_RETRY_REFRESH_S", 0.01)
+    monkeypatch.setattr(refresher_module, "_REFRESH_MAY_FAIL_S", 0.02)
+    with house() as running, ThreadPoolExecutor(1) as writers:
+        waits = Semaphore(0)
+        wait_for_revision = running.cache.wait_for_revision
+
+        def counted(revision: int, *, timeout_s: float) -> bool:
+            waits.release()
+            return wait_for_revision(revision, timeout_s=timeout_s)
+
+        monkeypatch.setattr(running.cache, "wait_for_revision", counted)
+        with slow_refresh(running):
+            running.source.revision = 2
+            shown = writers.submit(lambda: (acknowledge(running), running.cache.current().revision)[1])
+            for _ in range(10):  # 0.1 s in all: five times as long as refreshes may fail.
+                if not waits.acquire(timeout=0.5):
+                    break
+        return shown.result(TIMEOUT_S)
+
+
+def test_a_write_is_acknowledged_when_visible_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown_when_acknowledged(monkeypatch, lambda running: running.refresher.refresh_after_write(2)) == 2
+
+
+def test_twin_with_a_bounded_wait_it_is_acknowledged_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown_when_acknowledged(monkeypatch, lambda it: it.cache.wait_for_revision(2, timeout_s=0.05)) == 1
+
+
+def refused_write(monkeypatch: pytest.MonkeyPatch, revision: int, *, prepare: Callable[[House], object]) -> str:
+    monkeypatch.setattr(refresher_module, "_RETRY_REFRESH_S", 0.01)
+    monkeypatch.setattr(refresher_module, "_REFRESH_MAY_FAIL_S", 0.02)
+    with house() as running:
+        prepare(running)
+        with pytest.raises(Unavailable) as refused:
+            running.refresher.refresh_after_write(revision)
+    assert refused.value.metadata == {"revision": str(revision)}
+    return str(refused.value)
+
+
+def test_a_write_is_not_acknowledged_when_every_refresh_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def go_away(running: House) -> None:
+        running.source.failures = [Unavailable("away")] * 10_000
+
+    refusal = refused_write(monkeypatch, 2, prepare=go_away)
+
+    assert "committed at revision 2" in refusal
+    assert "the database does not answer" in refusal
+
+
+def test_a_write_is_acknowledged_after_refreshes_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresher_module, "_RETRY_REFRESH_S", 0.01)
+    with house() as running:
+        running.source.failures = [Unavailable("away")] * 3
+        running.source.revision = 2
+        running.refresher.refresh_after_write(2)
+
+        assert running.cache.current().revision == 2
+
+
+def test_a_write_that_the_database_has_lost_is_not_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "has lost it" in refused_write(monkeypatch, 99, prepare=lambda _: None)
+
+
+def test_a_write_is_not_acknowledged_by_an_instance_that_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = refused_write(monkeypatch, 99, prepare=lambda running: running.refresher.close())
+
+    assert "shutting down" in refusal
+
+
+def is_refreshed_again(cache: WatchedCache) -> bool:
+    """Announce a write while the refresh for it is under way; return whether another refresh is due after it."""
+    idle = House(cache, poll_s=NEVER_S, reload_s=NEVER_S)
+    idle.cache.publish(Snapshot.build(revision=1), confirmed_at=0.0)
+    idle.source.revision = 2
+    idle.cache.request_refresh(2)  # As `refresh_after_write` does.
+    assert idle.cache.wait_for_request(0.0)
+    idle.source.during_delta = lambda: idle.refresher._handle([2])
+    idle.refresher._refresh()
+    assert idle.cache.current().revision == 2
+    return idle.cache.wait_for_request(0.0)
+
+
+class ForgetfulCache(WatchedCache):
+    """Remembers that a refresh was requested, and not for which revision."""
+
+    def request_refresh(self, revision: float = math.inf) -> None:  # noqa: ARG002 - it is forgotten
+        super().request_refresh()
+
+
+def test_an_own_write_announced_during_its_refresh_is_loaded_once() -> None:
+    assert not is_refreshed_again(WatchedCache())
+
+
+def test_twin_without_the_requested_revision_it_is_loaded_twice() -> None:
+    assert is_refreshed_again(ForgetfulCache())
+
+
+def test_a_failed_refresh_makes_listeners_check_their_connections() -> None:
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
+    idle.source.failures = [Unavailable("away")]
+    with pytest.raises(Unavailable):
+        idle.refresher._refresh()
+
+    assert idle.announcer.announced.get_nowait() is None
 
 
 def test_closing_ends_all_threads_however_long_the_intervals() -> None:
     with house() as running:
-        threads = [periodic._thread for periodic in running.refresher._threads]
+        names = {thread.name for thread in threading.enumerate()}
+        threads = [periodic._thread for periodic in (running.refresher._refreshing, *running.refresher._listening)]
 
-    assert {thread.name: thread.is_alive() for thread in threads} == {
-        "gatekeeper-refresh": False,
-        "gatekeeper-listen_memory": False,
-        "gatekeeper-reload": False,
-        "gatekeeper-head": False,
-    }
+    assert {"gatekeeper-refresh", "gatekeeper-listen_memory"} <= names
+    assert not names & {"gatekeeper-reload", "gatekeeper-head"}
+    assert not any(thread.is_alive() for thread in threads)

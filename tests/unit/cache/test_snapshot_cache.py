@@ -44,8 +44,8 @@ class CountedCache(SnapshotCache):
         self.asked.release()
         return super()._wait(condition, deadline)
 
-    def request_refresh(self) -> None:
-        super().request_refresh()
+    def request_refresh(self, revision: float = math.inf) -> None:
+        super().request_refresh(revision)
         self.asked_for_refresh.release()
 
     def was_asked(self) -> bool:
@@ -401,6 +401,20 @@ def test_requests_made_before_the_wait_is_over_are_served_by_one_refresh(cache: 
     cache.request_refresh()
     cache.request_refresh()
 
-    cache.wait_for_request(TIMEOUT_S)
+    assert cache.wait_for_request(TIMEOUT_S)
+    assert not cache.wait_for_request(0.0)
 
-    assert not cache._wanted.is_set()
+
+def test_a_requested_revision_that_is_served_by_then_needs_no_refresh(cache: CountedCache) -> None:
+    cache.request_refresh(6)
+    cache.publish(at(6), confirmed_at=0.0)
+
+    assert not cache.wait_for_request(0.0)
+
+
+def test_a_request_for_a_newer_revision_outlives_one_for_an_older(cache: CountedCache) -> None:
+    cache.request_refresh(7)
+    cache.request_refresh(6)
+    cache.publish(at(6), confirmed_at=0.0)
+
+    assert cache.wait_for_request(0.0)
