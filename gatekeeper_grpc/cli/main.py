@@ -13,6 +13,7 @@ from gatekeeper_grpc.cli.restore import erasure_commands, restore_finish
 from gatekeeper_grpc.config import Settings, SettingsError, load_settings, settings_markdown, settings_table
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.embedded import EmbeddedDatabaseError, running_dsn
+from gatekeeper_grpc.lifecycle.signals import exit_now
 from gatekeeper_grpc.logs import configure_logs
 
 
@@ -62,7 +63,7 @@ def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, 
         work(settings, role)
     except (ListenError, SettingsError, GatekeeperError) as exc:
         role.report(Report(error=str(exc)))
-        sys.exit(1)
+        raise click.exceptions.Exit(1) from None
 
 
 @gatekeeper.command("db-url")
@@ -93,14 +94,22 @@ gatekeeper.add_command(data_keys)
 
 
 def main() -> None:
-    """Run the command; an expected failure is one line on standard error and exit code 1."""
+    """Run the command, and end the process without the interpreter's finalization: gRPC's threads may still run."""
+    exit_now(run())
+
+
+def run() -> int:
+    """Run the command; return its exit code. An expected failure is one line on standard error and exit code 1."""
     try:
-        gatekeeper.main(standalone_mode=False)
+        return gatekeeper.main(standalone_mode=False) or 0
     except click.ClickException as exc:
         exc.show()
-        sys.exit(exc.exit_code)
+        return exc.exit_code
     except (SettingsError, GatekeeperError, EmbeddedDatabaseError) as exc:
         click.echo(f"gatekeeper: {exc}", err=True)
-        sys.exit(1)
-    except click.Abort:
-        sys.exit(130)
+        return 1
+    except (click.Abort, KeyboardInterrupt):  # The latter: a second signal, while the first one was handled.
+        return 130
+    except Exception:  # noqa: BLE001 - a bug: it is reported as the interpreter would, and the process ends like any other
+        sys.excepthook(*sys.exc_info())
+        return 1

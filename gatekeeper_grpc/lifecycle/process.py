@@ -17,7 +17,7 @@ from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.keys import load_keys
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, exit_now, next_signal, signal_queue
+from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, signal_queue
 from gatekeeper_grpc.lifecycle.try_it import try_it
 
 _log = structlog.get_logger(__name__)
@@ -47,7 +47,6 @@ def serve(settings: Settings, *, demo: bool) -> None:
         _serve_by_workers(settings, demo=demo)
     else:
         _serve_alone(settings, demo=demo)
-    exit_now()
 
 
 def work(settings: Settings, role: WorkerArgs) -> None:
@@ -65,7 +64,6 @@ def work(settings: Settings, role: WorkerArgs) -> None:
     signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     role.report(Report(ops_port=server.ops_port))
     _stop_at_signal(signals, server, settings)
-    exit_now()
 
 
 def _serve_alone(settings: Settings, *, demo: bool) -> None:

@@ -58,6 +58,16 @@ DOCS = Path(__file__).parents[2] / "docs" / "operations" / "fleet.md"
 (RECOMMENDED,) = re.findall(r"```json\n(.+?)```", DOCS.read_text(), flags=re.DOTALL)
 RETRYING: list[tuple[str, object]] = [("grpc.service_config", json.dumps(json.loads(RECOMMENDED)))]
 PLAIN: list[tuple[str, object]] = []
+# Runs a `gatekeeper` command, in its workers too, and tells what must not happen while gRPC threads live. `os.fork` and
+# `preexec_fn` call such handlers; vfork with exec, by which processes are started, runs no code of ours in between.
+TELL_TALE = """
+import atexit, os, sys
+atexit.register(os.write, 2, b"finalized\\n")
+os.register_at_fork(before=lambda: os.write(2, b"forked\\n"))
+from gatekeeper_grpc.cli import main as cli
+{patch}
+cli.main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +330,23 @@ def test_sigterm_ends_a_start_that_waits_for_its_first_worker(tmp_path: Path) ->
                 process.terminate()
                 process.wait(DRAIN_S + GRACE_S + MARGIN_S)
             assert process.returncode == 130
+
+
+@pytest.mark.parametrize("patch", ["", "cli.exit_now = sys.exit"], ids=["as it is", "twin: with finalization"])
+def test_nothing_forks_and_no_finalization_runs_while_grpc_threads_live(tmp_path: Path, *, patch: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/gatekeeper"
+        settings = {"DATABASE_URL": url, **KEYS, **TWO, **in_time()}
+        program = ("-c", TELL_TALE.format(patch=patch))
+        with (
+            start("serve", data_dir=tmp_path, program=program, **settings) as process,
+            silent.accept()[0],  # By the first worker: the supervisor has started it.
+        ):
+            process.terminate()
+            _, said = process.communicate(timeout=TIMEOUT_S)
+
+    assert "forked" not in said
+    assert ("finalized" in said) == bool(patch)
 
 
 def in_time() -> dict[str, str]:

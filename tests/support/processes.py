@@ -156,8 +156,8 @@ def serving(data_dir: Path, *options: str, **settings: str) -> Iterator[Gatekeep
 def start(
     *arguments: str, data_dir: Path, program: Sequence[str] = ("gatekeeper_grpc",), **settings: str
 ) -> subprocess.Popen[str]:
-    """Start a `gatekeeper` command; `program` is the module that runs it, and what it wants first."""
-    command = [sys.executable, "-m", *program, *arguments]
+    """Start a `gatekeeper` command; `program` is the module (or ``-c`` and code) that runs it, with its arguments."""
+    command = [sys.executable, *(["-m"] if program[0] != "-c" else []), *program, *arguments]
     environment = {**os.environ, **_QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
