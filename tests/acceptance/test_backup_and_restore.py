@@ -16,9 +16,9 @@ from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
-from tests.conftest import database_dsn
 from tests.support.clients import send
 from tests.support.processes import TIMEOUT_S, Gatekeeper, run
+from tests.support.servers import database_dsn
 from tests.support.traces import live, traces
 
 pytestmark = pytest.mark.promise("E2", "D9")

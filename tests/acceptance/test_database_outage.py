@@ -13,16 +13,8 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.embedded.home import Home
-from tests.support.processes import (
-    TIMEOUT_S,
-    Gatekeeper,
-    eventually,
-    hanging,
-    kill_postmaster,
-    postgres_pids,
-    serving,
-    stop,
-)
+from tests.support.processes import TIMEOUT_S, Gatekeeper, hanging, kill_postmaster, postgres_pids, serving, stop
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B1")
 

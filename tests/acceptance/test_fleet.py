@@ -31,12 +31,12 @@ from tests.support.processes import (
     TIMEOUT_S,
     Gatekeeper,
     copied,
-    eventually,
     postgres_pids,
     run,
     serving,
     start,
 )
+from tests.support.waiting import eventually
 
 # A fleet starts five processes, and some of these tests start each anew.
 pytestmark = [pytest.mark.timeout(300), pytest.mark.promise("C4")]

@@ -11,7 +11,8 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, eventually, run, serving
+from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, run, serving
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.conftest import database_dsn
 from tests.support.processes import KEYS, copied, postgres_pids, run
+from tests.support.servers import database_dsn
 
 SECRET = "hunter2"
 

@@ -23,9 +23,10 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateF
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
-from tests.conftest import Bearer
-from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, run, serving
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, run, serving
 from tests.support.replication import Node, running_node
+from tests.support.servers import Bearer
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B4")
 

@@ -20,7 +20,8 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, hanging, postgres_pids, serving, start
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, hanging, postgres_pids, serving, start
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C4")
 

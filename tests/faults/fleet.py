@@ -19,10 +19,11 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
-from tests.conftest import Bearer
 from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.proxy import ChaosProxy, Mode
-from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, eventually, start, stop
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, start, stop
+from tests.support.servers import Bearer
+from tests.support.waiting import eventually
 
 Process = subprocess.Popen[str]
 

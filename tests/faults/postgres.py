@@ -11,10 +11,10 @@ from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.embedded.sockets import PORT
 from gatekeeper_grpc.store.migrations.runner import Migrator
-from tests.conftest import access_token, token_for
 from tests.faults.fleet import Route
 from tests.faults.proxy import proxied
 from tests.support.processes import hanging, kill_postmaster, postgres_pids
+from tests.support.servers import access_token, token_for
 
 _ADMIN = Role.ADMIN
 # The proxy leads to a Unix socket, where there is nothing to negotiate.

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from gatekeeper_grpc.domain.caller import Role
-from tests.conftest import access_token, token_for
 from tests.faults.fleet import Fleet, Route, fleet
 from tests.support.replication import Pair, running_pair
+from tests.support.servers import access_token, token_for
 
 
 class Replicated:

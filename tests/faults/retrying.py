@@ -1,7 +1,8 @@
 """A client as a careful team writes it: several servers, a deadline for each attempt, and another attempt elsewhere."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 
 import grpc
 
@@ -9,6 +10,7 @@ from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.fleet import ALICE
+from tests.faults.load import Load
 from tests.support.processes import connect
 
 _ATTEMPTS = 8
@@ -31,6 +33,9 @@ _SERVICE_CONFIG = json.dumps(
         ],
     }
 )
+CALLS = 10_000
+CLIENTS = 8
+PER_S = 150
 
 
 class RetryingClient:
@@ -87,3 +92,11 @@ class OneTry:
     def evaluate(self) -> EvaluateFlagsResponse:
         """Ask for all flags, once."""
         return EvaluationServiceStub(self._channel).EvaluateFlags(ALICE, timeout=EVALUATION_DEADLINE_S)
+
+
+@contextmanager
+def retrying(ports: Sequence[int]) -> Iterator[Load]:
+    """Clients that try again, all on the same servers."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(RetryingClient(ports))) for _ in range(CLIENTS)]
+        yield Load(clients, per_s=PER_S)

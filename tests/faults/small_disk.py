@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 from gatekeeper_grpc.embedded import EmbeddedPostgres, supervisor
-from tests.conftest import access_token
 from tests.faults.fleet import Route
 from tests.support.processes import TIMEOUT_S
+from tests.support.servers import access_token
 
 _SIZE = "160m"
 _BALLAST_BYTES = 1 << 16

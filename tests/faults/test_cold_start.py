@@ -15,7 +15,8 @@ from tests.faults.fleet import Fleet, InstanceMetrics, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
-from tests.support.processes import KEYS, eventually, run
+from tests.support.processes import KEYS, run
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B4")
 

@@ -18,7 +18,8 @@ from tests.faults.load import Editor, Load, at_work, visible_after_s
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
 from tests.faults.workload import Mix, Workload, recorded_steps
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.support.processes import TIMEOUT_S
+from tests.support.waiting import eventually
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "bucketing.json").read_text(encoding="utf-8"))
 

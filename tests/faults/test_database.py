@@ -13,7 +13,7 @@ from tests.faults.load import Acknowledged, Editor, Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode
 from tests.faults.report import Report
-from tests.support.processes import eventually
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B1", "B2")
 

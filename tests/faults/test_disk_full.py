@@ -10,8 +10,8 @@ from tests.faults.fleet import fleet
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.report import Report
 from tests.faults.small_disk import small_disk
-from tests.support.processes import eventually
 from tests.support.records import chained_entries, flag_revisions
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B5")
 

@@ -12,8 +12,8 @@ from tests.faults.fleet import Fleet, fleet
 from tests.faults.load import Writer, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
-from tests.support.processes import eventually
 from tests.support.records import chained_entries, flag_revisions
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("A1")
 

@@ -15,9 +15,9 @@ from tests.faults.fleet import Fleet, InstanceMetrics
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.replicated import replicated
 from tests.faults.report import Report, Row
-from tests.support.processes import eventually
 from tests.support.records import chained_entries, flag_revisions
 from tests.support.replication import Node, Pair
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B1", "A1")
 

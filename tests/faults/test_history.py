@@ -14,8 +14,8 @@ from tests.faults.postgres import Postgres
 from tests.faults.replicated import replicated
 from tests.faults.report import Report
 from tests.faults.workload import Workload, recorded_steps
-from tests.support.processes import eventually
 from tests.support.replication import Pair
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("A1", "A2", "A3", "A4", "A5", "A6")
 

@@ -1,36 +1,26 @@
 """Instances are replaced, killed and hung under load, and no call of a client that tries again fails."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.faults.figures import BUSY_S, EXITS_WITHIN_S, FAULT_S
 from tests.faults.fleet import Fleet, fleet
-from tests.faults.load import Load, at_work
+from tests.faults.load import at_work
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode, proxied
 from tests.faults.report import Report
-from tests.faults.retrying import RetryingClient
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.faults.retrying import CALLS, retrying
+from tests.support.processes import TIMEOUT_S
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C4")
 
-CALLS = 10_000
-CLIENTS = 8
-PER_S = 150
 DRAIN_S, GRACE_S = 1.0, 3.0
 LEAVING = {"GATEKEEPER_DRAIN_S": str(DRAIN_S), "GATEKEEPER_GRACE_S": str(GRACE_S)}
-
-
-@contextmanager
-def retrying(ports: Sequence[int]) -> Iterator[Load]:
-    """Clients that try again, all on the same servers."""
-    with ExitStack() as stack:
-        clients = [stack.enter_context(closing(RetryingClient(ports))) for _ in range(CLIENTS)]
-        yield Load(clients, per_s=PER_S)
 
 
 def roll(instances: Fleet) -> Sequence[float]:

@@ -15,9 +15,9 @@ from tests.faults.fleet import ALICE, InstanceMetrics, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
-from tests.faults.retrying import OneTry
-from tests.faults.test_rolling import CALLS, retrying
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.faults.retrying import CALLS, OneTry, retrying
+from tests.support.processes import TIMEOUT_S
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C4")
 

@@ -31,7 +31,7 @@ from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database, one
-from tests.conftest import KEYS, settings_for_tests
+from tests.support.servers import KEYS, settings_for_tests
 
 SIZE = 5
 

@@ -22,7 +22,7 @@ from gatekeeper_grpc.store.audit.log import read_head, recorded_entries, verify_
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
-from tests.conftest import KEYS, TEMPLATE, database_dsn
+from tests.support.servers import KEYS, TEMPLATE, database_dsn
 
 pytestmark = pytest.mark.promise("D8")
 

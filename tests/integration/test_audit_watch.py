@@ -10,7 +10,7 @@ from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import Privileges
-from tests.conftest import KEYS
+from tests.support.servers import KEYS
 
 
 def test_the_head_is_logged_when_it_moved_and_for_the_last_time_at_the_end(database: Database) -> None:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.store.migrations.files import default_folder, load_migrations
-from tests.conftest import database_dsn
+from tests.support.servers import database_dsn
 
 NAME = "to_be_migrated"
 LABELS = [migration.label for migration in load_migrations(default_folder())]

@@ -1,7 +1,7 @@
 """The pool and its two kinds of transaction, and the border where PostgreSQL's failures become ours."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import LiteralString
 
@@ -21,29 +21,9 @@ from gatekeeper_grpc.domain.errors import (
 from gatekeeper_grpc.store.postgres import database as database_module
 from gatekeeper_grpc.store.postgres import servers as servers_module
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from tests.support.outages import cut_connections, outage
 
 NEXT = "UPDATE revision_head SET revision = revision + 1"
-
-
-@contextmanager
-def outage(postgres: str, dsn: str) -> Iterator[None]:
-    """Take a database away for the length of a block: connections are cut, nobody gets one. Also for other tests."""
-    name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]))
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
-        cut_connections(dsn, conn)
-        yield
-        conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
-
-
-def cut_connections(dsn: str, conn: Connection) -> int:
-    """End every connection to a database but `conn`, and return how many there were."""
-    cut = """
-        SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
-        WHERE datname = %s AND pid <> pg_backend_pid()
-    """
-    (count,) = one(conn.execute(cut, [psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]]))
-    return int(count)
 
 
 def revision(database: Database) -> int:

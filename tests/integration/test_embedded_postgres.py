@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gatekeeper_grpc.embedded import (
     running_dsn,
 )
 from gatekeeper_grpc.embedded.home import Home
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
@@ -71,15 +71,6 @@ def gatekeeper(data_dir: Path, *arguments: Path) -> Iterator[Gatekeeper]:
             yield Gatekeeper(process, process.stdout.readline().strip())
         finally:
             process.kill()
-
-
-def eventually(condition: Callable[[], bool], *, timeout_s: float = 20) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def query(dsn: str, statement: str) -> list[tuple[Any, ...]]:

@@ -34,9 +34,10 @@ from gatekeeper_grpc.store.postgres.servers import Servers
 from gatekeeper_grpc.store.snapshots import loader as snapshots_module
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.conftest import KEYS, connect, settings_for_tests, token_for
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.support.processes import TIMEOUT_S
 from tests.support.replication import Node, Pair, running_pair
+from tests.support.servers import KEYS, connect, settings_for_tests, token_for
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B1", "B2")
 

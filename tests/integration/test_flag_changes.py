@@ -28,7 +28,7 @@ from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.replica import ReplicaFirst
 from gatekeeper_grpc.store.targets import TargetStore
 from gatekeeper_grpc.store.users import UserStore
-from tests.conftest import KEYS
+from tests.support.servers import KEYS
 
 INTENT = Intent(caller=None, action="Test")
 FLAGS, SEGMENTS, USERS = ["f1", "f2", "f3"], ["s1", "s2"], ["alice", "bob", "carol"]

@@ -15,9 +15,10 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.postgres.database import Database, current_revision
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
 from gatekeeper_grpc.store.postgres.servers import Servers
-from tests.conftest import KEYS, settings_for_tests
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.support.processes import TIMEOUT_S
 from tests.support.replication import Node, Pair, running_node, running_pair
+from tests.support.servers import KEYS, settings_for_tests
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B2")
 

@@ -17,7 +17,7 @@ from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.conftest import KEYS, database_dsn
+from tests.support.servers import KEYS, database_dsn
 from tests.support.traces import dump, query
 
 

@@ -18,8 +18,9 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, I
 from gatekeeper_grpc.store.migrations import runner as migrate
 from gatekeeper_grpc.store.migrations.applied import MigrationState, compare
 from gatekeeper_grpc.store.migrations.runner import APPLICATION_NAME, Migrator, SchemaMismatch
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.support.processes import TIMEOUT_S
 from tests.support.replication import Node, running_node
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("E1")
 

@@ -20,7 +20,7 @@ from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
-from tests.conftest import KEYS
+from tests.support.servers import KEYS
 
 SYSTEM = Intent(caller=None, action="Test")
 WRITERS = 8

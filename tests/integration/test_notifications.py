@@ -18,7 +18,7 @@ from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots import notifications
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
-from tests.conftest import KEYS, database_dsn
+from tests.support.servers import KEYS, database_dsn
 
 TIMEOUT_S = 10.0
 NEVER_S = 3_600.0

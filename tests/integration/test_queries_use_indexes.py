@@ -21,7 +21,7 @@ from gatekeeper_grpc.store.snapshots.loader import (
     TARGETS_OF_PAIRS,
 )
 from gatekeeper_grpc.store.targets import LIST_TARGETS
-from tests.conftest import TEMPLATE, database_dsn
+from tests.support.servers import TEMPLATE, database_dsn
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -27,10 +27,10 @@ from gatekeeper_grpc.redis_bus.announcements import RedisAnnouncements
 from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.redis_bus.link import RedisLink
 from gatekeeper_grpc.redis_bus.snapshot_storage import RedisSnapshotStorage
-from tests.conftest import KEYS
+from tests.support.flags import flag
+from tests.support.servers import KEYS
 from tests.support.tls import self_signed, terminated
 from tests.support.valkey import Valkey, cluster, cluster_url, valkey, watched_pair
-from tests.unit.domain.test_flag import flag
 
 pytestmark = pytest.mark.promise("B3")
 

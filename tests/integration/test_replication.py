@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.support.processes import TIMEOUT_S
 from tests.support.replication import Node, Pair, running_pair
+from tests.support.waiting import eventually
 
 NEXT = "UPDATE revision_head SET revision = revision + 1"
 WAITS_FOR_STANDBY = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

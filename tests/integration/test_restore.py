@@ -37,10 +37,10 @@ from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.clients import TIMEOUT_S, race, send
-from tests.support.processes import eventually
+from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.traces import live, query, traces, user_with
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("E2", "D9")
 

@@ -16,8 +16,9 @@ from gatekeeper_grpc.store.postgres import retries
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
-from tests.conftest import KEYS
-from tests.support.processes import TIMEOUT_S, eventually
+from tests.support.processes import TIMEOUT_S
+from tests.support.servers import KEYS
+from tests.support.waiting import eventually
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
 DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$"

@@ -21,7 +21,7 @@ from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.segments import COUNT_MEMBERS, FIND_SEGMENT, LIST_SEGMENTS, USED_BY, SegmentStore
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.conftest import KEYS
+from tests.support.servers import KEYS
 
 SEGMENTS = ["s1", "s2", "s3"]
 FLAGS = ["f1", "f2"]

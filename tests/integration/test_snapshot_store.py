@@ -27,8 +27,8 @@ from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.snapshots import loader as snapshots_module
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.targets import TargetStore
-from tests import conftest
-from tests.unit.cache.test_snapshot_format import read, written
+from tests.support import servers
+from tests.support.snapshots import read, written
 
 pytestmark = pytest.mark.promise("A5")
 
@@ -77,7 +77,7 @@ class House:
 
 @pytest.fixture
 def house(database: Database) -> House:
-    ledger = MutationRunner(database, conftest.KEYS.data)
+    ledger = MutationRunner(database, servers.KEYS.data)
     return House(database, ledger, FlagStore(database, ledger), TargetStore(database, ledger), SnapshotStore(database))
 
 

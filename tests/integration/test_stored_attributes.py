@@ -24,7 +24,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.users import LIST_USERS, UserStore, _list_parameters
-from tests.conftest import KEYS
+from tests.support.servers import KEYS
 
 SYSTEM = Intent(caller=None, action="Test")
 USERS = ["alice", "bob", "carol"]

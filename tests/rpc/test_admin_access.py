@@ -16,7 +16,6 @@ from gatekeeper_grpc.interceptors.policy import POLICIES, Access, PolicyTableErr
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store import mutations
 from gatekeeper_grpc.store.mutations import CHANNEL
-from tests.conftest import KEYS, settings_for_tests
 from tests.support.clients import (
     LEAST_ROLE,
     SERVICE,
@@ -31,6 +30,7 @@ from tests.support.clients import (
     send,
 )
 from tests.support.mutations import EACH_MUTATION, MUTATIONS, Mutation
+from tests.support.servers import KEYS, settings_for_tests
 
 pytestmark = pytest.mark.promise("D5")
 

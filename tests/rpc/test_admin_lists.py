@@ -10,7 +10,6 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.flag_pb2 import Flag, Target
 from gatekeeper_grpc.wire.paging import PageTokens
-from tests.conftest import KEYS
 from tests.support.clients import (
     Installation,
     Refusal,
@@ -21,6 +20,7 @@ from tests.support.clients import (
     no_flag,
     refusal_of,
 )
+from tests.support.servers import KEYS
 
 # Apart by case, by what LIKE takes for wildcards, and by everything that a locale would sort otherwise.
 FLAGS = (

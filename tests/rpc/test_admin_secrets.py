@@ -14,7 +14,6 @@ from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.logs import configure_logs
-from tests.conftest import connect
 from tests.support.clients import (
     UNAUTHENTICATED,
     Installation,
@@ -23,6 +22,7 @@ from tests.support.clients import (
     outcome_of,
 )
 from tests.support.mutations import MUTATIONS, flag_to_mutate
+from tests.support.servers import connect
 
 pytestmark = pytest.mark.promise("D7")
 

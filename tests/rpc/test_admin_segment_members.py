@@ -24,7 +24,6 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.mutations import CHANNEL
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.conftest import KEYS, connect, settings_for_tests
 from tests.support.clients import (
     TIMEOUT_S,
     Installation,
@@ -36,6 +35,7 @@ from tests.support.clients import (
     no_segment,
     refusal_of,
 )
+from tests.support.servers import KEYS, connect, settings_for_tests
 
 USERS_IN_ORDER = ["10", "9", "A", "Zoë", "a", "zo", "é", "я", "ﬀ", "\U0001f389"]
 

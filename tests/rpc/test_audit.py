@@ -28,9 +28,9 @@ from gatekeeper_grpc.domain.audit import GENESIS_HASH, hash_document, hash_entry
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.wire.audit import checkpoint_from_proto
-from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, installed, invalid
 from tests.support.clients import refusal_of as refusal_of_call
+from tests.support.servers import KEYS, connect, settings_for_tests, token_for
 
 ACTOR = "admin:editor"
 

@@ -28,8 +28,8 @@ from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
-from tests.conftest import KEYS, connect, settings_for_tests, token_for
 from tests.support.clients import SERVICE, TIMEOUT_S, send
+from tests.support.servers import KEYS, connect, settings_for_tests, token_for
 
 pytestmark = pytest.mark.promise("D8")
 

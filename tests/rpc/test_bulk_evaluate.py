@@ -22,8 +22,8 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.evaluation import EvaluationDetail
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from tests.conftest import StartServer, connect
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, created, installed, invalid, refusal_of, send
+from tests.support.servers import StartServer, connect
 
 USERS = ["anna", "bob", "ünï"]
 

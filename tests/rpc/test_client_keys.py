@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, RATE_TIER_STANDARD, RATE_TIER_UNLIMITED, ClientKey
-from tests.conftest import KEYS
 from tests.support.clients import (
     TIMEOUT_S,
     Installation,
@@ -23,6 +22,7 @@ from tests.support.clients import (
     refusal_of,
 )
 from tests.support.operators import manager
+from tests.support.servers import KEYS
 
 pytestmark = pytest.mark.promise("D5", "D7")
 

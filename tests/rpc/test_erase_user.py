@@ -20,8 +20,8 @@ from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_IN, Condition, Segment
 from gatekeeper_grpc.domain.attribute_index import UserAttributes
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from tests.conftest import StartServer, connect, token_for
 from tests.support.clients import TIMEOUT_S, Refusal, denial, invalid, no_user, outcome_of, race, refusal_of, send
+from tests.support.servers import StartServer, connect, token_for
 from tests.support.traces import BY_PLAN, DOCUMENTS_OF_A_LIFE, FLAGS, SEGMENTS, live, query, traces, user_with
 
 pytestmark = pytest.mark.promise("D9")

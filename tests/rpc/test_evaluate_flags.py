@@ -20,9 +20,6 @@ from gatekeeper_grpc.domain.bucketing import bucket
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
-from tests.conftest import StartServer, connect, token_for
-from tests.integration.test_database import outage
-from tests.rpc.transport.test_overload import eventually
 from tests.support.clients import (
     TIMEOUT_S,
     Installation,
@@ -34,6 +31,9 @@ from tests.support.clients import (
     refusal_of,
     send,
 )
+from tests.support.outages import outage
+from tests.support.servers import StartServer, connect, token_for
+from tests.support.waiting import eventually
 
 ANNA = EvaluationContext(user_id="anna")
 

@@ -12,10 +12,10 @@ from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
-from tests.conftest import StartServer, connect, token_for
 from tests.support.clients import send
-from tests.support.processes import eventually
+from tests.support.servers import StartServer, connect, token_for
 from tests.support.traces import query
+from tests.support.waiting import eventually
 
 
 def set_back_while_nobody_runs(start_server: StartServer, dsn: str, file: Path) -> int:

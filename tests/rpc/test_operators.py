@@ -21,7 +21,6 @@ from gatekeeper.v1.auth_service_pb2 import RefreshTokenRequest
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.lockout import LockoutRule
 from gatekeeper_grpc.domain.caller import Role
-from tests.conftest import KEYS
 from tests.support.clients import (
     TIMEOUT_S,
     UNAUTHENTICATED,
@@ -34,6 +33,7 @@ from tests.support.clients import (
     refusal_of,
 )
 from tests.support.operators import PASSWORD, WRONG_CREDENTIALS, acting_as, enlisted, logged_in, manager, new_name
+from tests.support.servers import KEYS
 
 pytestmark = pytest.mark.promise("D3", "D5", "D7")
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
@@ -20,10 +20,11 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store import mutations as mutations_module
-from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.clients import TIMEOUT_S, send
+from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.traces import live, user_with
 from tests.support.valkey import Valkey, valkey
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("B3")
 
@@ -78,16 +79,7 @@ def create(server: GatekeeperServer, token: str, key: str) -> int:
 
 def serves(server: GatekeeperServer, revision: int, *, within_s: float = TIMEOUT_S) -> bool:
     """Wait, without asking for a refresh, until a server serves a revision."""
-    return eventually(lambda: server.cache.current().revision >= revision, within_s=within_s)
-
-
-def eventually(condition: Callable[[], bool], *, within_s: float = TIMEOUT_S) -> bool:
-    until = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.005)
-    return True
+    return eventually(lambda: server.cache.current().revision >= revision, timeout_s=within_s)
 
 
 def told_by_redis_alone(start_server: StartServer, token: str, url: str | None) -> bool:

@@ -17,8 +17,8 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from tests.conftest import StartServer, connect, token_for
 from tests.support.clients import TIMEOUT_S, UNAUTHENTICATED, refusal_of
+from tests.support.servers import StartServer, connect, token_for
 
 pytestmark = pytest.mark.promise("D1")
 

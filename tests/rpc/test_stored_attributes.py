@@ -19,8 +19,8 @@ from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segm
 from gatekeeper.v1.user_pb2 import User
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.users import check_attribute_cap
-from tests.conftest import KEYS, connect, settings_for_tests
 from tests.support.clients import TIMEOUT_S, Installation, installed, new_key, refusal_of
+from tests.support.servers import KEYS, connect, settings_for_tests
 
 _users = count()
 

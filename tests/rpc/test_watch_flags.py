@@ -32,8 +32,6 @@ from gatekeeper_grpc.lifecycle import server as server_module
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.wire.watch import watch_message
-from tests.conftest import KEYS, StartServer, connect, settings_for_tests, token_for
-from tests.rpc.transport.test_overload import eventually
 from tests.support.clients import (
     TIMEOUT_S,
     Installation,
@@ -45,7 +43,9 @@ from tests.support.clients import (
     refusal_of,
     send,
 )
+from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.traces import user_with
+from tests.support.waiting import eventually
 from tests.support.watching import CREATED, DELETED, UPDATED, Watch, changes_of, first_message, watching
 
 # A field that no client knows: makes a message long.

@@ -26,7 +26,7 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from tests.conftest import KEYS, TEMPLATE, connect, database_dsn, settings_for_tests, token_for
+from tests.support.servers import KEYS, TEMPLATE, connect, database_dsn, settings_for_tests, token_for
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 # Said here once more: a row of the policy table that changes by mistake turns tests red.

@@ -18,7 +18,6 @@ from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EXISTS, Condition, Segment
 from gatekeeper.v1.user_pb2 import User
 from gatekeeper_grpc.domain.caller import Role
-from tests.conftest import Bearer, access_token
 from tests.support.clients import (
     LEAST_ROLE,
     TIMEOUT_S,
@@ -35,6 +34,7 @@ from tests.support.clients import (
     send,
 )
 from tests.support.operators import PASSWORD, enlisted
+from tests.support.servers import Bearer, access_token
 
 TARGETED = "anna"
 

@@ -13,8 +13,8 @@ from gatekeeper.v1.admin_user_pb2 import ROLE_EDITOR, AdminUser
 from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.domain.caller import Role
-from tests.conftest import connect
 from tests.support.clients import TIMEOUT_S, Installation, Refusal
+from tests.support.servers import connect
 
 PASSWORD = "canary-password"
 WRONG_CREDENTIALS = Refusal(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", {})

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,8 @@ from gatekeeper.v1.auth_service_pb2 import LoginRequest
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.embedded import running_dsn
 from gatekeeper_grpc.embedded.home import Home
-from tests.conftest import Bearer
+from tests.support.servers import Bearer
+from tests.support.waiting import eventually
 
 Found = TypeVar("Found")
 
@@ -33,7 +33,6 @@ KEYS = {
     "GATEKEEPER_DATA_KEYS": "data:fedcba9876543210fedcba9876543210",
     "GATEKEEPER_ERASURE_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
 }
-_POLL_S = 0.01
 _QUICK = {
     "GATEKEEPER_LISTEN": "127.0.0.1:0",
     "GATEKEEPER_HEALTH_LISTEN": "127.0.0.1:0",
@@ -185,16 +184,6 @@ def connect(port: int) -> grpc.Channel:
     """Open a connection that nothing shares, and that tries again soon when the server is away."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
     return grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
-
-
-def eventually(condition: Callable[[], object], *, timeout_s: float = TIMEOUT_S) -> bool:
-    """Wait until a condition holds; False when it did not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_S)
-    return True
 
 
 def copied(data_dir: Path, into: Path) -> Path:

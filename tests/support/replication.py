@@ -22,7 +22,8 @@ from gatekeeper_grpc.embedded.account import account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
 from gatekeeper_grpc.embedded.programs import Programs
 from gatekeeper_grpc.store.migrations.runner import Migrator
-from tests.support.processes import eventually, hanging
+from tests.support.processes import hanging
+from tests.support.waiting import eventually
 
 ROLE = "gatekeeper"
 _TIMEOUT_S = 60.0

@@ -6,11 +6,17 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from gatekeeper_grpc.auth.data_keys import DataKeys
-from gatekeeper_grpc.cache.snapshot_format import HEADER_BYTES, SnapshotHeader, decode_header, encode
+from gatekeeper_grpc.cache.snapshot_format import (
+    HEADER_BYTES,
+    SnapshotHeader,
+    decode,
+    decode_header,
+    encode,
+)
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
-from tests.conftest import KEYS
-from tests.unit.cache.test_snapshot_cache import Clock
+from tests.support.clocks import Clock
+from tests.support.servers import KEYS
 
 HERE, ELSEWHERE = UUID(int=1), UUID(int=2)
 NOW = datetime.now(UTC)
@@ -63,3 +69,15 @@ class MemoryStorage:
     def _fail_if_told(self) -> None:
         if self.error:
             raise Unavailable(self.error)
+
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def written(snapshot: Snapshot, keys: DataKeys = KEYS.data) -> bytes:
+    return b"".join(encode(snapshot, SnapshotHeader.of(snapshot, confirmed_time=NOON), keys))
+
+
+def read(kept: bytes, keys: DataKeys = KEYS.data) -> Snapshot:
+    _, snapshot = decode(kept, keys)
+    return snapshot

@@ -18,8 +18,8 @@ from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segm
 from gatekeeper.v1.user_pb2 import User
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
-from tests.conftest import KEYS
 from tests.support.clients import send
+from tests.support.servers import KEYS
 
 FLAGS = ("alpha", "beta")
 SEGMENTS = ("friends", "testers")

@@ -19,7 +19,7 @@ from gatekeeper_grpc.cli.main import gatekeeper
 from gatekeeper_grpc.config import Settings, variable_of
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
-from tests.conftest import database_dsn
+from tests.support.servers import database_dsn
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent

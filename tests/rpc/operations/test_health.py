@@ -22,10 +22,10 @@ from gatekeeper_grpc.lifecycle import startup
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION
 from gatekeeper_grpc.transport.admission import PoolName
-from tests.conftest import StartServer, connect, token_for
-from tests.integration.test_database import outage
-from tests.rpc.transport.test_overload import eventually
 from tests.support.clients import TIMEOUT_S
+from tests.support.outages import outage
+from tests.support.servers import StartServer, connect, token_for
+from tests.support.waiting import eventually
 
 SERVICES = ["", EVALUATION, ADMIN, AUTH]
 PORTS = ["port", "health_port"]

@@ -5,7 +5,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from tests.conftest import StartServer, connect
+from tests.support.servers import StartServer, connect
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

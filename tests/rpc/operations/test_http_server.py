@@ -13,10 +13,10 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.interceptors.chain import _Interceptor
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport.listener import ListenError
-from tests.conftest import StartServer
-from tests.integration.test_database import outage
-from tests.rpc.transport.test_overload import eventually
 from tests.support.clients import TIMEOUT_S, created
+from tests.support.outages import outage
+from tests.support.servers import StartServer
+from tests.support.waiting import eventually
 
 
 def scraped(server: GatekeeperServer) -> dict[str, float]:

@@ -16,7 +16,7 @@ from gatekeeper.v1 import admin_service_pb2
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, Policy, PolicyTableError, check_policies
 from gatekeeper_grpc.transport.admission import PoolName
-from tests.rpc.transport.test_stages import EDITOR_TOKEN, echo, error_info, fails, serve, text, unary
+from tests.support.stages import EDITOR_TOKEN, echo, error_info, fails, serve, text, unary
 
 pytestmark = pytest.mark.promise("D5")
 

@@ -13,9 +13,9 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.goaway import connections
-from tests.conftest import connect
-from tests.rpc.transport.test_overload import eventually
 from tests.support.clients import TIMEOUT_S
+from tests.support.servers import connect
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C4")
 

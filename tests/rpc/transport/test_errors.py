@@ -13,7 +13,7 @@ from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.transport.admission import PoolName
-from tests.rpc.transport.test_stages import (
+from tests.support.stages import (
     EDIT,
     EDITOR_TOKEN,
     OPEN,

@@ -14,8 +14,8 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport import listener as listening
 from gatekeeper_grpc.transport.listener import ListenError
-from tests.conftest import StartServer
 from tests.support.clients import TIMEOUT_S
+from tests.support.servers import StartServer
 
 
 @pytest.fixture

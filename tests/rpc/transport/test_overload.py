@@ -3,7 +3,7 @@
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
@@ -20,7 +20,7 @@ from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.pending_calls import PendingCalls
-from tests.rpc.transport.test_stages import (
+from tests.support.stages import (
     EDIT,
     EDITOR_TOKEN,
     OPEN,
@@ -37,6 +37,7 @@ from tests.rpc.transport.test_stages import (
     text,
     unary,
 )
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C1")
 
@@ -75,14 +76,6 @@ class HalfOpen:
     def _silence(self, first: tuple[bytes, ...]) -> Iterator[bytes]:
         yield from first
         self._left.wait()
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    """Wait for what another process part will make true; nothing signals it to a test."""
-    give_up_at = time.monotonic() + TIMEOUT_S
-    while not condition() and time.monotonic() < give_up_at:
-        time.sleep(0.01)
-    return condition()
 
 
 def codes_of(calls: list[Any]) -> set[grpc.StatusCode]:

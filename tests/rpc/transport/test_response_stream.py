@@ -19,8 +19,8 @@ from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.transport.admission import PoolName, PoolSize
 from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
-from tests.rpc.transport.test_overload import eventually
-from tests.rpc.transport.test_stages import TIMEOUT_S, Server, error_info, serve, text
+from tests.support.stages import TIMEOUT_S, Server, error_info, serve, text
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C5")
 

@@ -1,136 +1,34 @@
-"""The server that the plumbing tests share, and the promises every method gets from the chain."""
+"""The promises that every method gets from the interceptor chain."""
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Published without py.typed.
-from grpc_status import rpc_status
 
-from gatekeeper_grpc.domain.caller import Caller, Role, current_caller
-from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, build_interceptors
+from gatekeeper_grpc.domain.caller import current_caller
+from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.interceptors.policy import Access, Policy
-from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
-from gatekeeper_grpc.transport.message_timeout import MessageTimeout
-
-SERVICE = "test.v1.Plumbing"
-EDITOR_TOKEN = (("authorization", "Bearer EDITOR"),)
-VIEWER_TOKEN = (("authorization", "Bearer VIEWER"),)
-OPEN = Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION)
-STREAM = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS)
-EDIT = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
-TIMEOUT_S = 20.0
-
-
-class RoleNames:
-    """Accepts the name of a role as a token."""
-
-    def verify(self, token: str) -> Caller:
-        if token not in Role.__members__:
-            raise Unauthenticated(f"unknown token {token}")
-        return Caller(admin_id=1, username=f"{token.lower()}-anna", role=Role[token], token_epoch=1)
-
-
-@dataclass(frozen=True)
-class Server:
-    pools: CallPools
-    grpc_server: grpc.Server
-    target: str
-    channel: grpc.Channel
-
-    def unary(self, name: str) -> Any:
-        return self.channel.unary_unary(f"/{SERVICE}/{name}", StringValue.SerializeToString, StringValue.FromString)
-
-    def raw(self, name: str) -> Any:
-        """The same method for a client that sends any bytes, or none: nothing on the wire tells it from a unary one."""
-        return self.channel.stream_unary(f"/{SERVICE}/{name}", None, StringValue.FromString)
-
-    def stream(self, name: str) -> Any:
-        return self.channel.stream_stream(f"/{SERVICE}/{name}", StringValue.SerializeToString, StringValue.FromString)
-
-
-def unary(behaviour: Callable[[Any, Any], Any]) -> Any:
-    return grpc.unary_unary_rpc_method_handler(behaviour, StringValue.FromString, StringValue.SerializeToString)
-
-
-def stream(behaviour: Callable[[Any, Any], Any]) -> Any:
-    return grpc.stream_stream_rpc_method_handler(behaviour, StringValue.FromString, StringValue.SerializeToString)
-
-
-@contextmanager
-def serve(
-    methods: Mapping[str, tuple[Any, Policy | None]],
-    *,
-    sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES,
-    max_pending_calls: int = 2_000,
-    message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
-    stream_timeout: MessageTimeout = STREAM_TIMEOUT,
-) -> Iterator[Server]:
-    """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
-    pools = CallPools({**DEFAULT_SIZES, **sizes}, max_pending_calls=max_pending_calls)
-    interceptors = build_interceptors(
-        verifier=RoleNames(),
-        pools=pools,
-        policies={f"/{SERVICE}/{name}": policy for name, (_handler, policy) in methods.items() if policy},
-        message_timeout=message_timeout,
-        stream_timeout=stream_timeout,
-    )
-    handlers = {name: handler for name, (handler, _policy) in methods.items()}
-    with running(pools, interceptors, handlers) as server:
-        yield server
-
-
-@contextmanager
-def running(pools: CallPools, interceptors: tuple[Any, ...], handlers: dict[str, Any]) -> Iterator[Server]:
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[*interceptors], options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Server(pools=pools, grpc_server=server, target=f"127.0.0.1:{port}", channel=channel)
-    finally:
-        server.stop(None).wait(TIMEOUT_S)
-        pools.close()
-
-
-def echo(request: StringValue, _context: Any) -> StringValue:
-    return request
-
-
-def echo_stream(requests: Iterator[StringValue], _context: Any) -> Iterator[StringValue]:
-    yield from requests
-
-
-def fails(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Make the call, which must fail, and return its error."""
-    with pytest.raises(grpc.RpcError) as failure:
-        exhaust(call(*args, timeout=TIMEOUT_S, **kwargs))
-    return failure.value
-
-
-def exhaust(result: Any) -> None:
-    if isinstance(result, Iterator):
-        list(result)
-
-
-def error_info(error: Any) -> Any:
-    status = rpc_status.from_call(error)
-    info = error_details_pb2.ErrorInfo()
-    assert status is not None
-    assert [status.details[0].Unpack(info), info.domain] == [True, "gatekeeper"]
-    return info
-
-
-def text(value: str = "hello") -> StringValue:
-    return StringValue(value=value)
+from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
+from tests.support.stages import (
+    EDIT,
+    EDITOR_TOKEN,
+    OPEN,
+    SERVICE,
+    STREAM,
+    RoleNames,
+    echo,
+    echo_stream,
+    error_info,
+    fails,
+    serve,
+    stream,
+    text,
+    unary,
+)
 
 
 def test_all_four_shapes_of_methods_are_served() -> None:

@@ -7,9 +7,9 @@ from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cache.last_known_good import newest_stored
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from tests.conftest import KEYS
+from tests.support.clocks import Clock
+from tests.support.servers import KEYS
 from tests.support.snapshots import MemoryStorage, stored, whole
-from tests.unit.cache.test_snapshot_cache import Clock
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
-from tests.support.processes import eventually
-from tests.unit.domain.test_flag import flag
+from tests.support.flags import flag
+from tests.support.waiting import eventually
 
 TIMEOUT_S = 10.0
 NEVER_S = 3_600.0

@@ -13,23 +13,11 @@ from gatekeeper_grpc.cache import snapshot_cache
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from tests.support.clocks import Clock
 
 pytestmark = pytest.mark.promise("A2", "A5")
 
 TIMEOUT_S = 10.0
-
-
-class Clock:
-    """Monotonic seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    def advance(self, seconds: float) -> None:
-        self.now_s += seconds
 
 
 class CountedCache(SnapshotCache):

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -35,25 +34,16 @@ from gatekeeper_grpc.domain.flag import ON, SegmentTarget
 from gatekeeper_grpc.domain.segment import Match
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
-from tests.conftest import KEYS
-from tests.unit.domain.test_flag import flag
-from tests.unit.domain.test_segment import segment
-from tests.unit.domain.test_snapshot import USERS, answers, build, states
+from tests.support.flags import flag
+from tests.support.segments import segment
+from tests.support.servers import KEYS
+from tests.support.snapshots import NOON, read, written
+from tests.support.strategies import USERS, answers, build, states
 
-NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 HERE = UUID(int=1)
 HASH = bytes(range(32))
 GOLDEN = Path(__file__).parents[2] / "golden"
 BUCKETS: list[dict[str, Any]] = json.loads((GOLDEN / "bucketing.json").read_text(encoding="utf-8"))["vectors"]
-
-
-def written(snapshot: Snapshot, keys: DataKeys = KEYS.data) -> bytes:
-    return b"".join(encode(snapshot, SnapshotHeader.of(snapshot, confirmed_time=NOON), keys))
-
-
-def read(kept: bytes, keys: DataKeys = KEYS.data) -> Snapshot:
-    _, snapshot = decode(kept, keys)
-    return snapshot
 
 
 def contents(snapshot: Snapshot) -> list[object]:

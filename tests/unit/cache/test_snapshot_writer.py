@@ -19,8 +19,9 @@ from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.scheduler import Scheduler
 from tests.conftest import KEYS
+from tests.support.clocks import Clock
+from tests.support.servers import KEYS
 from tests.support.snapshots import ELSEWHERE, HERE, NOW, MemoryStorage, changed, stored, whole
-from tests.unit.cache.test_snapshot_cache import Clock
 
 
 class House:

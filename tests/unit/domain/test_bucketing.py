@@ -18,7 +18,7 @@ from gatekeeper_grpc.domain import bucketing
 from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket
 from gatekeeper_grpc.domain.evaluation import EvaluationContext
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from tests.unit.domain.test_flag import flag
+from tests.support.flags import flag
 
 pytestmark = pytest.mark.promise("A6")
 

@@ -13,8 +13,8 @@ from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetai
 from gatekeeper_grpc.domain.flag import OFF, ON, VARIANTS, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
-from tests.unit.domain.test_flag import flag
-from tests.unit.domain.test_segment import segment
+from tests.support.flags import flag
+from tests.support.segments import segment
 
 KEY = "new_checkout"
 ALICE_SLOT = 49  # a golden vector

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,23 +19,7 @@ from gatekeeper_grpc.domain.flag import (
     flag_document,
     flag_from_document,
 )
-
-EPOCH = datetime(2026, 1, 31, 12, tzinfo=UTC)
-
-
-def flag(key: str = "flag", *, flag_id: int = 1, revision: int = 1, **config: Any) -> Flag:
-    """A flag whose interesting fields are named; also for other tests."""
-    return Flag(
-        flag_id=flag_id,
-        config=FlagConfig(key=key, **config),
-        create_time=EPOCH,
-        update_time=EPOCH,
-        revision=revision,
-    )
-
-
-def aims(*segment_keys: str) -> tuple[SegmentTarget, ...]:
-    return tuple(SegmentTarget(segment_key=key, variant="on") for key in segment_keys)
+from tests.support.flags import EPOCH, flag, on_for
 
 
 @pytest.mark.parametrize(
@@ -47,7 +31,7 @@ def aims(*segment_keys: str) -> tuple[SegmentTarget, ...]:
         pytest.param({"description": "ü" * 1_024}, id="longest description"),
         pytest.param({"rollout_percentage": 0}, id="nobody"),
         pytest.param({"rollout_percentage": 100}, id="everybody"),
-        pytest.param({"segment_targets": aims(*(f"s{n}" for n in range(64)))}, id="most segments"),
+        pytest.param({"segment_targets": on_for(*(f"s{n}" for n in range(64)))}, id="most segments"),
         pytest.param({"tags": tuple(f"t{n}" for n in range(32))}, id="most tags"),
         pytest.param({"tags": ("ü" * 64,)}, id="longest tag"),
         pytest.param({"owner": "ü" * 256}, id="longest owner"),
@@ -73,10 +57,14 @@ def test_a_config_within_the_limits_is_accepted(config: dict[str, Any]) -> None:
         pytest.param({"rollout_percentage": 101}, "flag.rollout_percentage", id="rollout above 100"),
         pytest.param({"rollout_percentage": -(2**31)}, "flag.rollout_percentage", id="lowest rollout"),
         pytest.param({"rollout_percentage": 2**31 - 1}, "flag.rollout_percentage", id="highest rollout"),
-        pytest.param({"segment_targets": aims(*(f"s{n}" for n in range(65)))}, "flag.segment_targets", id="65 aims"),
-        pytest.param({"segment_targets": aims("a", "?")}, "flag.segment_targets[1].segment_key", id="bad segment key"),
-        pytest.param({"segment_targets": aims("")}, "flag.segment_targets[0].segment_key", id="empty segment key"),
-        pytest.param({"segment_targets": aims("a", "a")}, "flag.segment_targets[1]", id="segment twice"),
+        pytest.param(
+            {"segment_targets": on_for(*(f"s{n}" for n in range(65)))}, "flag.segment_targets", id="65 segments"
+        ),
+        pytest.param(
+            {"segment_targets": on_for("a", "?")}, "flag.segment_targets[1].segment_key", id="bad segment key"
+        ),
+        pytest.param({"segment_targets": on_for("")}, "flag.segment_targets[0].segment_key", id="empty segment key"),
+        pytest.param({"segment_targets": on_for("a", "a")}, "flag.segment_targets[1]", id="segment twice"),
         pytest.param({"tags": tuple(f"t{n}" for n in range(33))}, "flag.tags", id="33 tags"),
         pytest.param({"tags": ("a", "")}, "flag.tags[1]", id="empty tag"),
         pytest.param({"tags": ("x" * 65,)}, "flag.tags[0]", id="tag too long"),

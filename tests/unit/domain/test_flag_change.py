@@ -11,8 +11,8 @@ from gatekeeper_grpc.domain.condition import Condition, Operator
 from gatekeeper_grpc.domain.flag_change import FlagChange, coalesced, without_covered
 from gatekeeper_grpc.domain.mutation import ChangeType, ResourceType
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from tests.unit.domain.test_flag import aims, flag
-from tests.unit.domain.test_segment import segment
+from tests.support.flags import flag, on_for
+from tests.support.segments import segment
 
 C, U, D = ChangeType.CREATED, ChangeType.UPDATED, ChangeType.DELETED
 
@@ -31,7 +31,7 @@ C, U, D = ChangeType.CREATED, ChangeType.UPDATED, ChangeType.DELETED
         pytest.param([D, C, U], U, id="deleted, created and updated"),
         pytest.param([D, C, D], D, id="deleted, created and deleted"),
         pytest.param([C, D, C], U, id="created, deleted and created"),
-        # A segment that a new flag aims at changed first: the flag is told of with both.
+        # A segment that a new flag segment_targets at changed first: the flag is told of with both.
         pytest.param([U, C], C, id="updated and created"),
     ],
 )
@@ -106,8 +106,8 @@ SNAPSHOT = Snapshot.build(
     revision=9,
     flags=[
         flag("plain", flag_id=1),
-        flag("gold-only", flag_id=2, segment_targets=aims("gold")),
-        flag("both", flag_id=3, segment_targets=aims("gold", "staff")),
+        flag("gold-only", flag_id=2, segment_targets=on_for("gold")),
+        flag("both", flag_id=3, segment_targets=on_for("gold", "staff")),
     ],
     segments=[segment("gold", *wanting("plan", "/org/size"), segment_id=1), segment("staff", segment_id=2)],
 )

@@ -1,7 +1,6 @@
 """The segment: valid by construction, who its conditions let in, the same after a trip through its document."""
 
 import json
-from typing import Any
 
 import pytest
 import rfc8785
@@ -12,30 +11,16 @@ from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.segment import (
     Match,
-    Segment,
     SegmentConfig,
     segment_document,
     segment_from_document,
     violations_under,
 )
-from tests.unit.domain.test_flag import EPOCH
+from tests.support.segments import segment
 
 IS_PRO = Condition(attribute="plan", operator=Operator.EQUALS, values=("pro",))
 IS_ADULT = Condition(attribute="age", operator=Operator.GREATER_OR_EQUAL, values=(18,))
 NOT_IN_TEST = Condition(attribute="/org/test", operator=Operator.EXISTS, negate=True)
-
-
-def segment(
-    key: str, *conditions: Condition, segment_id: int = 1, revision: int = 1, match: Match = Match.ALL, **config: Any
-) -> Segment:
-    """A segment whose interesting fields are named; also for other tests."""
-    return Segment(
-        segment_id=segment_id,
-        config=SegmentConfig(key=key, conditions=conditions, match=match, **config),
-        create_time=EPOCH,
-        update_time=EPOCH,
-        revision=revision,
-    )
 
 
 @pytest.mark.parametrize(

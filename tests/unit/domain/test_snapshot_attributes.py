@@ -13,8 +13,8 @@ from gatekeeper_grpc.domain.flag import ON, SegmentTarget
 from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
-from tests.unit.domain.test_flag import flag
-from tests.unit.domain.test_segment import segment
+from tests.support.flags import flag
+from tests.support.segments import segment
 
 AIMED = flag("aimed", flag_id=1, enabled=True, segment_targets=(SegmentTarget(segment_key="gold", variant=ON),))
 PLAIN = flag("plain", flag_id=2, enabled=True, rollout_percentage=50)

@@ -1,7 +1,7 @@
 """One worker of a number: started again when it dies, killed when it hangs, replaced without a gap."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -10,58 +10,10 @@ from gatekeeper_grpc.fleet import slot as slot_module
 from gatekeeper_grpc.fleet.report import Report
 from gatekeeper_grpc.fleet.slot import DIED, HUNG, Slot, restart_delay_s
 from gatekeeper_grpc.fleet.worker import Worker
-from gatekeeper_grpc.operations.readiness import Readiness
+from tests.support.clocks import Clock
+from tests.support.workers import FakeProbe, FakeWorker
 
-READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=())
 LEAVE_WITHIN_S = 5.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class FakeProbe:
-    ops_port = 1
-
-    def __init__(self) -> None:
-        self.readiness: Readiness | None = READY
-        self.hung = False
-
-    def is_hung(self) -> bool:
-        return self.hung
-
-
-class FakeWorker:
-    """A worker whose fate is the test's."""
-
-    def __init__(self, pid: int, clock: Clock) -> None:
-        self.pid = pid
-        self.report: Report | None = None
-        self.probe: FakeProbe | None = None
-        self.code: int | None = None
-        self.done: list[str] = []
-        self._clock = clock
-        self._started = clock.now
-
-    @property
-    def serves(self) -> bool:
-        return self.probe is not None
-
-    def exit_code(self) -> int | None:
-        return self.code
-
-    def age_s(self) -> float:
-        return self._clock.now - self._started
-
-    def hear(self) -> Report | None:
-        return None
-
-    def __getattr__(self, name: str) -> Any:  # terminate, leave, kill, wait, close
-        return lambda *_: self.done.append(name)
 
 
 class SnapshotStorage:
@@ -77,7 +29,7 @@ class SnapshotStorage:
         return cast("Worker", self.workers[-1])
 
     def tick(self, *, after_s: float = 0.0) -> None:
-        self.clock.now += after_s
+        self.clock.now_s += after_s
         self.slot.tick()
 
     def serving(self) -> FakeWorker:
@@ -117,10 +69,10 @@ def test_a_worker_that_keeps_dying_young_is_started_ever_more_patiently(place: S
     waits = []
     for deaths in range(1, 5):
         place.dies(place.workers[-1], after_s=1.0)
-        died_at = place.clock.now
+        died_at = place.clock.now_s
         while len(place.workers) == deaths:
             place.tick(after_s=0.25)
-        waits.append(place.clock.now - died_at)
+        waits.append(place.clock.now_s - died_at)
 
     assert waits == [0.25, 0.5, 1.0, 2.0]
 

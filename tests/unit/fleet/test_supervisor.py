@@ -9,8 +9,9 @@ from gatekeeper_grpc.fleet import slot as slot_module
 from gatekeeper_grpc.fleet import supervisor as supervisor_module
 from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
-from tests.conftest import settings_for_tests
-from tests.unit.fleet.test_slot import Clock, FakeProbe, FakeWorker
+from tests.support.clocks import Clock
+from tests.support.servers import settings_for_tests
+from tests.support.workers import FakeProbe, FakeWorker
 
 WORKERS = 3
 
@@ -95,7 +96,7 @@ def test_a_replacement_that_fails_ends_the_roll_and_the_old_workers_stay(fleet: 
 
 
 def test_a_worker_that_dies_elsewhere_is_started_again_during_a_roll(fleet: Fleet) -> None:
-    fleet.clock.now += 60.0
+    fleet.clock.now_s += 60.0
     fleet.supervisor.roll()
     fleet.look()
     fleet.workers[2][1].code = -9

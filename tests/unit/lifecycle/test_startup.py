@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -15,9 +15,10 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, GatekeeperError, U
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle import startup as startup_module
 from gatekeeper_grpc.lifecycle.startup import Startup, StartupTimeouts, State
-from tests.conftest import KEYS
+from tests.support.clocks import Clock
+from tests.support.servers import KEYS
 from tests.support.snapshots import ELSEWHERE, MemoryStorage, changed, stored, whole
-from tests.unit.cache.test_snapshot_cache import Clock
+from tests.support.waiting import eventually
 
 TIMEOUT_S = 10.0
 SOON = StartupTimeouts(unreachable_s=0.05, silent_s=0.05, loading_s=0.05)
@@ -79,13 +80,6 @@ def instance(timeouts: StartupTimeouts = SOON, *, is_stored: bool = True) -> Ite
     finally:
         instance.is_silent.clear()
         instance.startup.close()
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + TIMEOUT_S
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.005)
-    return condition()
 
 
 def test_a_database_that_answers_is_served_from() -> None:

@@ -7,7 +7,7 @@ import pytest
 from gatekeeper_grpc.config import SettingsError
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress, _Kind
-from tests.conftest import KEYS, settings_for_tests
+from tests.support.servers import KEYS, settings_for_tests
 
 SERVER, SENTINEL, CLUSTER, SOCKET = _Kind.SERVER, _Kind.SENTINEL, _Kind.CLUSTER, _Kind.SOCKET
 CANARY = "c4nary"

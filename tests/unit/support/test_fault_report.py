@@ -8,7 +8,7 @@ import grpc
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from tests.faults.load import Acknowledged, Load, at_work
 from tests.faults.report import Report
-from tests.support.processes import eventually
+from tests.support.waiting import eventually
 
 
 class Refused(grpc.RpcError):

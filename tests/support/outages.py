@@ -1,0 +1,30 @@
+"""A database that is away for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import sql
+
+from gatekeeper_grpc.store.postgres.database import Connection, one
+
+
+@contextmanager
+def outage(postgres: str, dsn: str) -> Iterator[None]:
+    """Take a database away for the length of a block: connections are cut, nobody gets one."""
+    name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]))
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        cut_connections(dsn, conn)
+        yield
+        conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+
+def cut_connections(dsn: str, conn: Connection) -> int:
+    """End every connection to a database but `conn`, and return how many there were."""
+    cut = """
+        SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+        WHERE datname = %s AND pid <> pg_backend_pid()
+    """
+    (count,) = one(conn.execute(cut, [psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]]))
+    return int(count)

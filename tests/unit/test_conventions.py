@@ -1,0 +1,50 @@
+"""How tests are written: helpers stand in tests/support, and a name is a clause."""
+
+import ast
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+MAX_NAME_CHARS = 70
+
+
+def imported_modules(source: str) -> list[str]:
+    """Return the modules that a source imports, and `module.name` for each name that it takes from one."""
+    nodes = [*ast.walk(ast.parse(source))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    taken = [
+        (node.module or "", alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    return [*names, *(module for module, _ in taken), *(f"{module}.{name}" for module, name in taken)]
+
+
+def is_test_module(module: str) -> bool:
+    *packages, name = module.split(".")
+    return packages[:1] == ["tests"] and (name.startswith("test_") or name == "conftest")
+
+
+def test_no_module_imports_from_a_test_module_or_a_conftest() -> None:
+    found = [
+        f"{path.relative_to(TESTS)} imports {module}"
+        for path in TESTS.rglob("*.py")
+        for module in imported_modules(path.read_text(encoding="utf-8"))
+        if is_test_module(module)
+    ]
+
+    assert not found, "move what is shared to tests/support/"
+
+
+def test_an_import_from_a_test_module_is_found() -> None:
+    sources = ("from tests.unit.test_a import b", "import tests.unit.test_a", "from tests import conftest")
+
+    assert all(any(is_test_module(module) for module in imported_modules(source)) for source in sources)
+
+
+def test_no_name_of_a_test_is_longer_than_70_characters() -> None:
+    names = [
+        f"{path.relative_to(TESTS)}::{node.name}"
+        for path in TESTS.rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and len(node.name) > MAX_NAME_CHARS
+    ]
+
+    assert not names, "a promise is a clause: say the rest in ids or in the docstring"
