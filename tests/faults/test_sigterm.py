@@ -20,7 +20,8 @@ import pytest
 
 from tests.faults.postgres import running
 from tests.faults.report import Report
-from tests.support.processes import KEYS, TIMEOUT_S, eventually, start
+from tests.support.processes import KEYS, TIMEOUT_S, start
+from tests.support.waiting import eventually
 
 SIGTERMS = int(os.environ.get("SIGTERMS", "40"))
 SEED = int(os.environ.get("SEED", "1"))

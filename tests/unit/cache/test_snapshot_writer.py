@@ -18,7 +18,6 @@ from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.scheduler import Scheduler
-from tests.conftest import KEYS
 from tests.support.clocks import Clock
 from tests.support.servers import KEYS
 from tests.support.snapshots import ELSEWHERE, HERE, NOW, MemoryStorage, changed, stored, whole
