@@ -18,7 +18,7 @@ from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 
-SERVICE = "test.v1.Plumbing"
+SERVICE = "test.v1.TestService"
 
 
 EDITOR_TOKEN = (("authorization", "Bearer EDITOR"),)

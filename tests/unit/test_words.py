@@ -21,6 +21,8 @@ EXEMPT = (
     "tests/golden/",
 )
 ROW = re.compile(r"^\| (word|name) \| ([a-z ]+) \| (.+) \|$", re.MULTILINE)
+# Names of libraries.
+FOREIGN = {"_look_for_request"}
 PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -37,7 +39,7 @@ def identifiers(name: str, text: str) -> Iterator[tuple[int, str]]:
     """Names of a Python file, with their lines."""
     if name.endswith(".py"):
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.NAME:
+            if token.type == tokenize.NAME and token.string not in FOREIGN:
                 yield token.start[0], token.string
 
 

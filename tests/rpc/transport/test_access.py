@@ -1,4 +1,4 @@
-"""Who may call what: tokens, roles, and the table of policies."""
+"""Access: tokens, roles, and the policy table."""
 
 import importlib
 import pkgutil
@@ -47,7 +47,7 @@ BAD_HEADERS: dict[str, tuple[tuple[str, Any], ...]] = {
 
 
 @pytest.mark.parametrize("metadata", BAD_HEADERS.values(), ids=BAD_HEADERS.keys())
-def test_whatever_is_wrong_with_a_token_the_answer_is_the_same(metadata: tuple[tuple[str, Any], ...]) -> None:
+def test_every_bad_token_gets_the_same_error(metadata: tuple[tuple[str, Any], ...]) -> None:
     with serve({"Get": (unary(echo), role_policy(Role.VIEWER))}) as server:
         error = fails(server.unary("Get"), text(), metadata=metadata)
 
@@ -76,7 +76,7 @@ def test_a_role_may_do_what_it_and_lower_roles_may(role: Role, required: Role) -
     assert dict(error_info(error).metadata) == {"role": role.name, "required_role": required.name}
 
 
-def test_an_open_method_reads_no_token() -> None:
+def test_a_public_method_reads_no_token() -> None:
     with serve({"Get": (unary(echo), Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION))}) as server:
         assert server.unary("Get")(text(), metadata=BAD_HEADERS["unknown token"]) == text()
 
@@ -88,7 +88,7 @@ def test_a_served_method_without_a_row_is_denied_to_everybody() -> None:
         assert fails(server.unary("Get"), text()).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_every_method_of_ours_and_of_grpcio_has_a_row_and_every_row_a_method() -> None:
+def test_every_method_has_a_row_and_every_row_a_method() -> None:
     check_policies(POLICIES, [*our_files(), health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR])
 
 
@@ -105,7 +105,7 @@ def test_files_without_services_need_no_rows() -> None:
     check_policies({}, [wrappers_pb2.DESCRIPTOR])
 
 
-def test_whatever_changes_something_needs_the_editor_role() -> None:
+def test_every_changing_method_needs_the_editor_role() -> None:
     service = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
     changing = {rpc.name for rpc in service.methods if "change_reason" in rpc.input_type.fields_by_name}
     reading = {name.rpartition("/")[2] for name, row in POLICIES.items() if row.access is Role.VIEWER}

@@ -1,4 +1,4 @@
-"""How a server leaves: who can be asked goes, calls in progress end, and it waits for nobody else."""
+"""Draining: idle clients disconnect, calls in progress end, and the server waits for no one else."""
 
 import socket
 import time
@@ -27,7 +27,7 @@ def drain_of(server: GatekeeperServer) -> Drain:
     return server.drain
 
 
-def test_all_clients_go_when_they_are_asked_to(server: GatekeeperServer) -> None:
+def test_all_idle_clients_disconnect(server: GatekeeperServer) -> None:
     with ExitStack() as stack:
         for _ in range(CLIENTS):
             channel = stack.enter_context(connect(server))
@@ -36,14 +36,14 @@ def test_all_clients_go_when_they_are_asked_to(server: GatekeeperServer) -> None
         assert drain_of(server).run(server.port, within_s=TIMEOUT_S) == 0
 
 
-def test_a_server_that_leaves_takes_no_more_connections(server: GatekeeperServer) -> None:
+def test_a_draining_server_refuses_new_connections(server: GatekeeperServer) -> None:
     drain_of(server).run(server.port, within_s=0)
 
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
 
 
-def test_a_client_in_the_middle_of_a_stream_is_not_asked_and_can_end_it(server: GatekeeperServer) -> None:
+def test_a_client_in_a_stream_gets_no_goaway_and_can_end_it(server: GatekeeperServer) -> None:
     requests: SimpleQueue[BulkEvaluateFlagsRequest | None] = SimpleQueue()
     with connect(server) as channel:
         answers = EvaluationServiceStub(channel).BulkEvaluateFlags(iter(requests.get, None), timeout=TIMEOUT_S)
@@ -58,7 +58,7 @@ def test_a_client_in_the_middle_of_a_stream_is_not_asked_and_can_end_it(server: 
         assert [result.user_id for answer in answers for result in answer.results] == ["anna"]
 
 
-def test_a_client_that_never_spoke_holds_up_nobody(server: GatekeeperServer) -> None:
+def test_a_silent_connection_does_not_delay_the_stop(server: GatekeeperServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S):
         assert eventually(lambda: has_connections(server.port))
         before = time.monotonic()
@@ -67,9 +67,7 @@ def test_a_client_that_never_spoke_holds_up_nobody(server: GatekeeperServer) -> 
         assert time.monotonic() - before < TIMEOUT_S
 
 
-def test_calls_that_arrive_while_the_gate_is_shut_are_served_when_it_opens(
-    server: GatekeeperServer, evaluation: EvaluationServiceStub
-) -> None:
+def test_held_calls_are_served_after_the_release(server: GatekeeperServer, evaluation: EvaluationServiceStub) -> None:
     hold = server.pools.hold
     with hold.held():
         call = evaluation.EvaluateFlags.future(ANNA, timeout=TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What a client sees, and what the log says, when a call fails."""
+"""Errors: what the client receives, and what the log says."""
 
 import threading
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def test_a_domain_error_becomes_its_status_with_details_and_call_id(logs: list[A
     assert (line["event"], line["code"], line["call_id"]) == ("rpc", "NOT_FOUND", call_id(error))
 
 
-def test_an_unexpected_error_is_internal_without_its_text_and_logged_with_its_traceback(logs: list[Any]) -> None:
+def test_an_unexpected_error_is_internal_and_keeps_its_text_in_the_log(logs: list[Any]) -> None:
     with serve({"Get": (unary(bug), OPEN)}) as server:
         error = fails(server.unary("Get"), text())
 
@@ -104,7 +104,7 @@ def test_an_error_while_requests_are_iterated_is_mapped_too() -> None:
     assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "contexts must not be empty")
 
 
-def test_an_abort_of_a_third_party_servicer_passes_untouched(logs: list[Any]) -> None:
+def test_an_abort_of_a_third_party_servicer_is_not_changed(logs: list[Any]) -> None:
     def aborts(_request: Any, context: Any) -> Any:
         context.abort(grpc.StatusCode.OUT_OF_RANGE, "too far")
 
@@ -127,7 +127,7 @@ def test_a_failed_call_to_another_service_is_our_internal_error() -> None:
         assert fails(server.unary("Get"), text()).code() is grpc.StatusCode.INTERNAL
 
 
-def test_a_client_that_goes_away_is_logged_as_cancelled_and_not_as_an_error(logs: list[Any]) -> None:
+def test_a_client_that_disconnects_is_logged_as_cancelled(logs: list[Any]) -> None:
     answered, closed = threading.Event(), threading.Event()
 
     def until_cancelled(requests: Iterator[StringValue], context: Any) -> Iterator[StringValue]:
@@ -165,7 +165,7 @@ def test_a_finished_call_is_one_line_that_holds_no_token(logs: list[Any]) -> Non
     assert line == {
         "event": "rpc",
         "log_level": "info",
-        "method": "/test.v1.Plumbing/Edit",
+        "method": "/test.v1.TestService/Edit",
         "code": "OK",
         "caller": "editor-anna",
         "call_id": call_id(call),
@@ -182,7 +182,7 @@ def test_a_finished_stream_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(("behaviour", "level"), [(echo, "debug"), (missing_flag, "info")], ids=["success", "failure"])
-def test_a_quiet_method_logs_its_successes_for_debugging_only(behaviour: Any, level: str, logs: list[Any]) -> None:
+def test_a_quiet_method_logs_its_successes_at_debug(behaviour: Any, level: str, logs: list[Any]) -> None:
     quiet = Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True)
     with serve({"Echo": (unary(behaviour), quiet)}) as server:
         call = server.unary("Echo").future(text())
@@ -191,7 +191,7 @@ def test_a_quiet_method_logs_its_successes_for_debugging_only(behaviour: Any, le
     assert [line["log_level"] for line in logs] == [level]
 
 
-def test_every_call_has_an_id_of_its_own() -> None:
+def test_every_call_has_its_own_id() -> None:
     with serve({"Echo": (unary(echo), OPEN)}) as server:
         ids = {call_id(server.unary("Echo").with_call(text())[1]) for _ in range(20)}
 

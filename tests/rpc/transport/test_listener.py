@@ -1,4 +1,4 @@
-"""Every option of the gRPC server has its effect: grpcio ignores in silence those that it does not know."""
+"""Every option of the gRPC server has its effect: grpcio ignores options that it does not know."""
 
 import socket
 import struct
@@ -12,7 +12,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.transport import listener as listening
+from gatekeeper_grpc.transport import listener
 from gatekeeper_grpc.transport.listener import ListenError
 from tests.support.clients import TIMEOUT_S
 from tests.support.servers import StartServer
@@ -20,10 +20,10 @@ from tests.support.servers import StartServer
 
 @pytest.fixture
 def options(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Leaves one option at grpcio's default."""
-    kept = tuple(option for option in listening.OPTIONS if option[0] not in request.param)
-    assert len(kept) == len(listening.OPTIONS) - len(request.param)
-    monkeypatch.setattr(listening, "OPTIONS", kept)
+    """Leaves some options at grpcio's default."""
+    kept = tuple(option for option in listener.OPTIONS if option[0] not in request.param)
+    assert len(kept) == len(listener.OPTIONS) - len(request.param)
+    monkeypatch.setattr(listener, "OPTIONS", kept)
 
 
 def without(*names: str) -> pytest.MarkDecorator:
@@ -41,14 +41,14 @@ def test_a_port_that_is_taken_is_refused_by_its_address(
 
 
 @without("grpc.so_reuseport")
-def test_twin_with_the_default_two_servers_share_a_port_in_silence(options: None, start_server: StartServer) -> None:
+def test_twin_with_the_default_two_servers_share_a_port_unnoticed(options: None, start_server: StartServer) -> None:
     first = start_server()
 
     assert start_server(listen=f"127.0.0.1:{first.port}").port == first.port
 
 
 def message_of(size: int) -> BulkEvaluateFlagsRequest:
-    """A bulk message of exactly so many bytes; its one context is bad, which only its own result says."""
+    """A bulk message of exactly `size` bytes; its only context is invalid, which its result says."""
     message = BulkEvaluateFlagsRequest(flag_keys=["unknown"], contexts=[EvaluationContext(user_id="anna")])
     message.contexts[0].attributes.CopyFrom(Struct(fields={"pad": Value(string_value="x")}))
     while message.ByteSize() != size:
@@ -63,7 +63,7 @@ def test_a_message_of_4_mib_is_accepted(evaluation: EvaluationServiceStub) -> No
     assert [result.error.field for result in answer.results] == ["contexts[0].attributes"]
 
 
-def test_a_message_that_nobody_may_send_is_refused_before_it_is_buffered(evaluation: EvaluationServiceStub) -> None:
+def test_a_message_above_8_mib_is_refused_before_it_is_buffered(evaluation: EvaluationServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         list(evaluation.BulkEvaluateFlags(iter([message_of((8 << 20) + 1)]), timeout=TIMEOUT_S))
 
@@ -80,7 +80,7 @@ ENHANCE_YOUR_CALM = 11
 
 
 class Http2:
-    """A connection below grpcio: frames of HTTP/2 as they are (RFC 9113), for what its clients do not show or do."""
+    """A connection below grpcio, in frames of HTTP/2 (RFC 9113), for what grpcio clients cannot show or do."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -112,7 +112,7 @@ def http2(server: GatekeeperServer) -> Iterator[Http2]:
 
 
 def announced_settings(http2: Http2) -> dict[int, int]:
-    """What the server announces first: its settings, by identifier."""
+    """The first frame of the server: its settings, by identifier."""
     _, _, payload = http2.receive(SETTINGS)
     return dict(struct.iter_unpack(">HI", payload))
 
@@ -127,7 +127,7 @@ def test_twin_with_the_default_it_may_have_any_number(options: None, http2: Http
 
 
 def answers_to_pings(http2: Http2) -> list[int]:
-    """Send 50 pings, each when the one before is answered; return the answers: zeros, or the reason for hanging up."""
+    """Send 50 pings, one at a time; return the answers: zeros, or the error code of GOAWAY."""
     answers: list[int] = []
     while len(answers) < 50 and not any(answers):
         http2.send(PING, bytes(8))
@@ -141,5 +141,5 @@ def test_a_client_may_ping_as_often_as_it_likes(http2: Http2) -> None:
 
 
 @without("grpc.http2.max_ping_strikes", "grpc.http2.min_recv_ping_interval_without_data_ms")
-def test_twin_with_the_default_policy_the_server_hangs_up(options: None, http2: Http2) -> None:
+def test_twin_with_the_default_policy_the_server_disconnects(options: None, http2: Http2) -> None:
     assert answers_to_pings(http2)[-1] == ENHANCE_YOUR_CALM

@@ -1,4 +1,4 @@
-"""What keeps the server answering while clients flood it, stall, or send nothing; twins show the harm without it."""
+"""Overload: the server answers while clients flood it, stall, or send nothing. Twins show the harm without that."""
 
 import contextvars
 import threading
@@ -47,7 +47,7 @@ BRISK = MessageTimeout(limit_s=0.3, limit_when_saturated_s=0.3)
 
 
 class HalfOpen:
-    """Calls whose headers are sent and whose messages are not, until it is left."""
+    """Calls that send their headers and no message until the end of the block."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -63,12 +63,12 @@ class HalfOpen:
         self._channels.close()
 
     def open(self, count: int, *, method: str = "Echo", metadata: Any = (), first: tuple[bytes, ...] = ()) -> list[Any]:
-        """Open `count` calls, 100 a connection; each sends `first` and falls silent."""
+        """Open `count` calls, 100 a connection; each sends `first` and no more."""
         calls = []
         for start in range(0, count, 100):
             option = ("grpc.use_local_subchannel_pool", 1)
             channel = self._channels.enter_context(grpc.insecure_channel(self._server.target, options=[option]))
-            call: Any = channel.stream_unary(f"/test.v1.Plumbing/{method}", None, StringValue.FromString)
+            call: Any = channel.stream_unary(f"/test.v1.TestService/{method}", None, StringValue.FromString)
             calls += [call.future(self._silence(first), metadata=metadata) for _ in range(min(100, count - start))]
         self._calls += calls
         return calls
@@ -93,7 +93,7 @@ def victim_codes(server: Server, *, calls: int, timeout_s: float, metadata: Any 
 
 @contextmanager
 def crowded_evaluation(half_open: int) -> Iterator[Server]:
-    """An open method on two workers, and a crowd that has opened calls of it and sends nothing."""
+    """A public method on two workers, and clients that open calls of it and send nothing."""
     sizes = {PoolName.EVALUATION: TWO_WORKERS}
     with serve({"Echo": (unary(echo), OPEN)}, sizes=sizes, message_timeout=ENDLESS) as server:
         arrived = arrivals_at(server.pools[PoolName.EVALUATION])
@@ -121,20 +121,20 @@ def wait_for(arrived: threading.Semaphore, count: int) -> None:
         assert arrived.acquire(timeout=TIMEOUT_S)
 
 
-def test_a_thousand_calls_without_a_message_do_not_cost_a_victim_one_answer() -> None:
+def test_a_thousand_calls_without_a_message_harm_no_other_call() -> None:
     with crowded_evaluation(half_open=1_000) as server:
         assert len(server.pools.pending_calls) == 1_000
         assert victim_codes(server, calls=100, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
-def test_twin_without_the_reception_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twin_without_pending_calls_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PendingCalls, "hold", lambda _self, call, *, admit, **_within: admit(call))
     with crowded_evaluation(half_open=2) as server:
         assert victim_codes(server, calls=3, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
-def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: Any) -> None:
+def test_a_message_that_does_not_arrive_ends_the_call_with_a_timeout(policy: Any) -> None:
     with serve({"Echo": (unary(echo), policy)}, message_timeout=BRISK) as server, HalfOpen(server) as silent:
         (call,) = silent.open(1, metadata=EDITOR_TOKEN)
         error = call.exception(timeout=TIMEOUT_S)
@@ -144,7 +144,7 @@ def test_a_message_that_does_not_come_ends_the_call_with_a_clear_status(policy: 
     assert error_info(error).reason == "REQUEST_TIMEOUT"
 
 
-def test_a_full_reception_ends_the_oldest_call_and_not_the_newcomer() -> None:
+def test_one_pending_call_too_many_ends_the_oldest_not_the_newest() -> None:
     crowded = serve({"Echo": (unary(echo), OPEN)}, max_pending_calls=3, message_timeout=ENDLESS)
     with crowded as server, HalfOpen(server) as silent:
         (oldest,) = silent.open(1)
@@ -167,22 +167,22 @@ def test_calls_cancelled_before_their_message_are_forgotten() -> None:
         assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
-def test_a_denied_call_is_told_so_before_it_sends_a_message_and_pins_no_worker() -> None:
+def test_a_call_without_a_token_is_refused_before_its_message() -> None:
     sizes = {PoolName.ADMIN: PoolSize(workers=2, queue=300)}
-    patient = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=ENDLESS)
-    with patient as server, HalfOpen(server) as crowd:
+    endless = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=ENDLESS)
+    with endless as server, HalfOpen(server) as crowd:
         assert codes_of(crowd.open(200)) == {grpc.StatusCode.UNAUTHENTICATED}
         assert victim_codes(server, calls=5, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
 
 
-def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> None:
+def test_twin_refusing_in_an_ordinary_handler_pins_a_worker_per_call() -> None:
     def denies(_request: StringValue, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
 
     pool = futures.ThreadPoolExecutor(2)
     arrived = arrivals_at(pool)
     server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-    handler = grpc.method_handlers_generic_handler("test.v1.Plumbing", {"Echo": unary(denies)})
+    handler = grpc.method_handlers_generic_handler("test.v1.TestService", {"Echo": unary(denies)})
     server.add_generic_rpc_handlers((handler,))
     target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
@@ -196,10 +196,10 @@ def test_twin_denying_in_an_ordinary_unary_handler_pins_a_worker_per_call() -> N
 
 
 @contextmanager
-def stalled_admins(patience: MessageTimeout) -> Iterator[Server]:
-    """Callers with a token hold both admin workers and send nothing."""
+def stalled_admins(timeout: MessageTimeout) -> Iterator[Server]:
+    """Two callers with a token occupy both admin workers and send nothing."""
     sizes = {PoolName.ADMIN: TWO_WORKERS}
-    crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=patience)
+    crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=timeout)
     with crowded as server, HalfOpen(server) as crowd:
         arrived = arrivals_at(server.pools[PoolName.ADMIN])
         crowd.open(2, metadata=EDITOR_TOKEN)
@@ -207,12 +207,12 @@ def stalled_admins(patience: MessageTimeout) -> Iterator[Server]:
         yield server
 
 
-def test_workers_that_wait_for_messages_are_freed_when_other_calls_queue() -> None:
+def test_workers_waiting_for_messages_are_freed_when_calls_queue() -> None:
     with stalled_admins(MessageTimeout(limit_s=60.0, limit_when_saturated_s=0.05)) as server:
         assert victim_codes(server, calls=3, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
 
 
-def test_twin_with_patience_under_pressure_the_victim_starves() -> None:
+def test_twin_with_a_long_timeout_when_saturated_the_victim_starves() -> None:
     with stalled_admins(ENDLESS) as server:
         outcome = victim_codes(server, calls=2, timeout_s=0.3, metadata=EDITOR_TOKEN)
         assert outcome == {grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -238,8 +238,8 @@ def test_a_stream_whose_client_keeps_sending_is_not_ended() -> None:
 
 
 @contextmanager
-def client_that_does_not_read(patience: MessageTimeout) -> Iterator[Server]:
-    """One streams worker, and a client that asks for endless responses and reads none."""
+def client_that_does_not_read(timeout: MessageTimeout) -> Iterator[Server]:
+    """One streams worker, and a client that requests endless responses and reads none."""
     full = threading.Event()
 
     def endless(requests: Iterator[StringValue], _context: Any) -> Iterator[StringValue]:
@@ -250,14 +250,14 @@ def client_that_does_not_read(patience: MessageTimeout) -> Iterator[Server]:
             yield text("x" * 100_000)
 
     sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
-    with serve({"Stream": (stream(endless), STREAM)}, sizes=sizes, stream_timeout=patience) as server:
+    with serve({"Stream": (stream(endless), STREAM)}, sizes=sizes, stream_timeout=timeout) as server:
         unread = server.stream("Stream")(iter([text("endlessly")]))
         assert full.wait(TIMEOUT_S)
         yield server
         unread.cancel()
 
 
-def test_a_client_that_does_not_read_its_responses_is_cancelled_and_its_worker_freed() -> None:
+def test_a_client_that_does_not_read_is_cancelled_and_frees_its_worker() -> None:
     with client_that_does_not_read(BRISK) as server:
         assert len(list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S))) == 1
 
@@ -267,16 +267,16 @@ def test_twin_without_a_limit_such_a_client_keeps_its_worker() -> None:
         list(server.stream("Stream")(iter([text()]), timeout=0.5))
 
 
-class CallHold:
-    """A method that keeps its worker until it is let go."""
+class Blocking:
+    """A method that keeps its worker until it is released."""
 
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
-        self.let_go = threading.Event()
+        self.released = threading.Event()
 
     def __call__(self, request: StringValue, _context: Any) -> StringValue:
         self.entered.release()
-        assert self.let_go.wait(TIMEOUT_S)
+        assert self.released.wait(TIMEOUT_S)
         return request
 
 
@@ -290,21 +290,21 @@ def retry_after_s(error: Any) -> float:
 
 @pytest.mark.promise("C2")
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
-def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_served(policy: Any) -> None:
-    gate, other = CallHold(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
-    methods = {"CallHold": (unary(gate), policy), "Echo": (unary(echo), OPEN if policy is EDIT else EDIT)}
+def test_a_call_to_a_full_pool_is_refused_and_other_pools_serve(policy: Any) -> None:
+    blocking, other = Blocking(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
+    methods = {"Block": (unary(blocking), policy), "Echo": (unary(echo), OPEN if policy is EDIT else EDIT)}
     with serve(methods, sizes={policy.pool: PoolSize(workers=1, queue=1)}) as server:
-        running = server.unary("CallHold").future(text("1"), metadata=EDITOR_TOKEN)
-        assert gate.entered.acquire(timeout=TIMEOUT_S)
-        queued = server.unary("CallHold").future(text("2"), metadata=EDITOR_TOKEN)
+        running = server.unary("Block").future(text("1"), metadata=EDITOR_TOKEN)
+        assert blocking.entered.acquire(timeout=TIMEOUT_S)
+        queued = server.unary("Block").future(text("2"), metadata=EDITOR_TOKEN)
         assert eventually(server.pools[policy.pool].is_saturated)
 
-        refusal = fails(server.unary("CallHold"), text("3"), metadata=EDITOR_TOKEN)
+        refusal = fails(server.unary("Block"), text("3"), metadata=EDITOR_TOKEN)
         assert server.unary("Echo")(text(), metadata=EDITOR_TOKEN) == text()
 
-        gate.let_go.set()
+        blocking.released.set()
         assert (running.result(), queued.result()) == (text("1"), text("2"))
-        assert server.unary("CallHold")(text("4"), metadata=EDITOR_TOKEN) == text("4")
+        assert server.unary("Block")(text("4"), metadata=EDITOR_TOKEN) == text("4")
 
     assert (refusal.code(), error_info(refusal).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
     assert retry_after_s(refusal) == 1.0
@@ -314,23 +314,23 @@ def test_a_call_that_finds_its_pool_full_is_refused_at_once_and_others_are_serve
 
 @pytest.mark.promise("C6")
 def test_refused_and_timed_out_calls_leave_nothing_behind() -> None:
-    gate = CallHold()
-    methods = {"CallHold": (unary(gate), OPEN), "Echo": (unary(echo), OPEN)}
+    blocking = Blocking()
+    methods = {"Block": (unary(blocking), OPEN), "Echo": (unary(echo), OPEN)}
     sizes = {PoolName.EVALUATION: PoolSize(workers=1, queue=0)}
     with serve(methods, sizes=sizes, message_timeout=BRISK) as server:
-        running = server.unary("CallHold").future(text())
-        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        running = server.unary("Block").future(text())
+        assert blocking.entered.acquire(timeout=TIMEOUT_S)
         assert victim_codes(server, calls=20, timeout_s=5.0) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         with HalfOpen(server) as silent:
             assert codes_of(silent.open(20)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
-        gate.let_go.set()
+        blocking.released.set()
         assert running.result() == text()
 
         calls_known_to_grpcio = server.grpc_server._state.rpc_states  # type: ignore[attr-defined]
         assert eventually(lambda: not calls_known_to_grpcio)
 
 
-def test_a_closed_pool_refuses_and_the_serving_thread_lives() -> None:
+def test_a_closed_pool_refuses_calls_and_the_serving_thread_lives() -> None:
     with serve({"Echo": (unary(echo), OPEN), "Edit": (unary(echo), EDIT)}) as server:
         server.pools[PoolName.EVALUATION].shutdown()
 
@@ -338,18 +338,18 @@ def test_a_closed_pool_refuses_and_the_serving_thread_lives() -> None:
         assert server.unary("Edit")(text(), metadata=EDITOR_TOKEN) == text()
 
 
-def test_twin_an_ordinary_closed_pool_ends_the_serving_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twin_a_closed_ordinary_pool_ends_the_serving_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     died = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda _args: died.set())
     pool = futures.ThreadPoolExecutor(1)
     server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-    handler = grpc.method_handlers_generic_handler("test.v1.Plumbing", {"Echo": unary(echo)})
+    handler = grpc.method_handlers_generic_handler("test.v1.TestService", {"Echo": unary(echo)})
     server.add_generic_rpc_handlers((handler,))
     target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     pool.shutdown()
     with grpc.insecure_channel(target) as channel:
-        call: Any = channel.unary_unary("/test.v1.Plumbing/Echo", StringValue.SerializeToString, None)
+        call: Any = channel.unary_unary("/test.v1.TestService/Echo", StringValue.SerializeToString, None)
         fails_silently = call.future(text(), timeout=0.5)
         assert died.wait(TIMEOUT_S)
         assert fails_silently.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -385,7 +385,7 @@ def test_watchers_of_health_pin_no_worker() -> None:
 
 
 def test_watchers_that_come_and_go_do_not_stop_the_server() -> None:
-    """Without the chain this stops grpcio's server within milliseconds and for good: no twin in this process."""
+    """Without our interceptors, this stops the server of grpcio for good, so it has no twin in this process."""
     request = health_pb2.HealthCheckRequest()
 
     def come_and_go(stub: health_pb2_grpc.HealthStub) -> None:
@@ -403,7 +403,7 @@ def test_watchers_that_come_and_go_do_not_stop_the_server() -> None:
         assert stub.Check(request, timeout=TIMEOUT_S).status
 
 
-def test_what_a_non_blocking_method_does_when_its_call_is_over_runs_on_a_worker_in_the_context_of_the_call() -> None:
+def test_callbacks_of_a_non_blocking_method_run_on_a_worker() -> None:
     ended_on: list[str] = []
     ended, of_call = threading.Event(), contextvars.ContextVar("of_call", default="of no call")
 

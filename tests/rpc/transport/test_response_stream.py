@@ -1,6 +1,6 @@
-"""The stream of a response stream: it sends without a thread that waits, and its call ends like any other.
+"""`GrpcResponseStream`: it sends without a thread that waits, and its call ends like any other.
 
-These tests notice when grpcio's private names, on which the stream stands, come to mean something else.
+These tests notice when the private names of grpcio that it uses come to mean something else.
 """
 
 import threading
@@ -25,12 +25,12 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.promise("C5")
 
 WATCH = Policy(access=Access.PUBLIC, pool=PoolName.WATCH)
-# More than fits into any buffer on the way to a client that does not read.
+# More than the buffers on the way to a client hold.
 LONG = "x" * 1_000_000
 
 
 class Method:
-    """Keeps the stream of each call, and does nothing else, unless it is told to fail."""
+    """Keeps the stream of each call, and fails if the request says so."""
 
     sends_by_response_stream = True
 
@@ -57,7 +57,7 @@ def calling(value: str = "") -> Iterator[tuple[Server, Any, GrpcResponseStream]]
 
 
 def open_call(server: Server, value: str = "") -> Any:
-    path = "/test.v1.Plumbing/Watch"
+    path = "/test.v1.TestService/Watch"
     stub: Any = server.channel.unary_stream(path, StringValue.SerializeToString, StringValue.FromString)
     return stub(text(value), timeout=TIMEOUT_S)
 
@@ -73,9 +73,9 @@ def send(stream: GrpcResponseStream, value: str) -> threading.Event:
 
 
 def fill(stream: GrpcResponseStream) -> tuple[int, threading.Event]:
-    """Send as much as a client takes that does not read, and one message more, which stays on the way.
+    """Send as much as a client that does not read accepts, and one message more, which stays in transit.
 
-    Returns how many these are, and what tells when the last is sent.
+    Returns how many messages these are, and the event of the last.
     """
     for count in range(1, 100):
         sent = send(stream, LONG)
@@ -92,7 +92,7 @@ def test_messages_arrive_in_order_and_each_is_reported_sent() -> None:
         assert [next(call).value for _ in range(100)] == [str(number) for number in range(100)]
 
 
-def test_sending_to_a_client_that_does_not_read_returns_at_once_and_reports_later() -> None:
+def test_sending_to_a_client_that_does_not_read_returns_at_once() -> None:
     with calling() as (_, call, stream):
         count, sent = fill(stream)
 
@@ -100,7 +100,7 @@ def test_sending_to_a_client_that_does_not_read_returns_at_once_and_reports_late
         assert sent.wait(TIMEOUT_S)
 
 
-def test_twin_grpcio_s_own_way_keeps_whoever_sends_until_the_client_reads() -> None:
+def test_twin_send_response_of_grpcio_waits_until_the_client_reads() -> None:
     senders: SimpleQueue[Callable[[StringValue], None]] = SimpleQueue()
 
     def watch(_request: StringValue, _context: Any, send_response: Callable[[StringValue], None]) -> None:
@@ -127,7 +127,7 @@ def test_open_streams_keep_no_worker() -> None:
             other.cancel()
 
 
-def end_by_client(_outlet: GrpcResponseStream, call: Any) -> None:
+def end_by_client(_stream: GrpcResponseStream, call: Any) -> None:
     call.cancel()
 
 
@@ -147,10 +147,8 @@ ENDS: dict[Callable[[GrpcResponseStream, Any], None], grpc.StatusCode] = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("unread", [False, True], ids=["idle", "with a message on the way"])
-def test_however_a_call_ends_nothing_of_it_is_left(
-    end: Callable[[GrpcResponseStream, Any], None], unread: bool
-) -> None:
+@pytest.mark.parametrize("unread", [False, True], ids=["idle", "with a message in transit"])
+def test_an_ended_call_leaves_nothing_behind(end: Callable[[GrpcResponseStream, Any], None], unread: bool) -> None:
     with calling() as (server, call, stream):
         sent = fill(stream)[1] if unread else send(stream, "read")
         assert unread or next(call).value == "read"

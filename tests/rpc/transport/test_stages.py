@@ -31,7 +31,7 @@ from tests.support.stages import (
 )
 
 
-def test_all_four_shapes_of_methods_are_served() -> None:
+def test_all_four_kinds_of_methods_are_served() -> None:
     def joined(requests: Iterator[StringValue], _context: Any) -> StringValue:
         return text("".join(request.value for request in requests))
 
@@ -62,7 +62,7 @@ def test_a_method_that_nobody_serves_stays_unimplemented() -> None:
         assert fails(server.unary("Other"), text()).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_handler_is_wrapped_once_and_not_per_call() -> None:
+def test_a_handler_is_wrapped_once_and_not_for_every_call() -> None:
     handler = unary(echo)
     details = type("Details", (), {"method": f"/{SERVICE}/Echo"})()
     pools = CallPools()
@@ -120,7 +120,7 @@ def test_a_unary_call_without_any_message_is_an_invalid_argument(policy: Policy)
 
 
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
-def test_a_unary_call_takes_its_first_message_like_grpcio(policy: Policy) -> None:
+def test_a_unary_call_takes_only_its_first_message_like_grpcio(policy: Policy) -> None:
     bodies = [text("first").SerializeToString(), text("second").SerializeToString()]
     with serve({"Echo": (unary(echo), policy)}) as server:
         assert server.raw("Echo")(iter(bodies), metadata=EDITOR_TOKEN) == text("first")
@@ -141,7 +141,7 @@ def test_a_message_above_the_limit_of_its_row_is_an_invalid_argument() -> None:
     assert error.details() == "request must be at most 10 bytes long, not 11"
 
 
-def test_the_caller_is_known_to_the_call_and_to_no_later_call_on_the_same_worker() -> None:
+def test_the_caller_of_a_call_is_unknown_to_later_calls_of_the_worker() -> None:
     def who(_request: StringValue, _context: Any) -> StringValue:
         return text(current_caller().username)
 
@@ -152,7 +152,7 @@ def test_the_caller_is_known_to_the_call_and_to_no_later_call_on_the_same_worker
         assert fails(server.unary("Open"), text()).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_each_call_runs_in_a_context_of_its_own() -> None:
+def test_each_call_runs_in_its_own_context() -> None:
     leak: contextvars.ContextVar[str] = contextvars.ContextVar("leak", default="clean")
 
     def sets(_request: StringValue, _context: Any) -> StringValue:

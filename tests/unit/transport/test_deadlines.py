@@ -94,7 +94,7 @@ def test_one_item_above_the_capacity_ends_the_oldest() -> None:
     assert (ended, len(group)) == (["a"], 2)
 
 
-def test_an_item_that_cannot_be_ended_does_not_keep_the_next() -> None:
+def test_an_item_that_fails_to_end_does_not_keep_the_next() -> None:
     ended: list[str] = []
 
     def end(item: str) -> None:
@@ -200,9 +200,7 @@ def test_a_closed_one_starts_no_thread_and_ends_nothing(deadlines: Deadlines) ->
     assert not thread_of(deadlines).is_alive()
 
 
-def test_no_thread_to_be_had_is_no_error_and_is_tried_again(
-    deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thread_that_cannot_start_is_tried_again(deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -1,4 +1,4 @@
-"""The connections of a port: who is called what, and a goodbye between frames."""
+"""The connections of a port: their peers, GOAWAY on them, and no new ones."""
 
 import socket
 
@@ -19,12 +19,12 @@ TIMEOUT_S = 10.0
         ("unix:", None),
     ],
 )
-def test_a_client_is_known_by_the_name_that_grpc_gives_it(name: str, peer: Peer | None) -> None:
+def test_a_peer_is_parsed_from_the_name_that_grpc_gives_it(name: str, peer: Peer | None) -> None:
     assert peer_of(name) == peer
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_connections_are_those_that_clients_opened_to_the_port(host: str) -> None:
+def test_connections_are_those_of_clients_of_the_port(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listening:
         port = listening.getsockname()[1]
@@ -35,7 +35,7 @@ def test_connections_are_those_that_clients_opened_to_the_port(host: str) -> Non
             assert peers == [client.getsockname()[:2]]
 
 
-def test_a_goodbye_is_one_http2_frame() -> None:
+def test_goaway_is_one_http2_frame() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0]:
@@ -46,7 +46,7 @@ def test_a_goodbye_is_one_http2_frame() -> None:
             assert client.recv(100).hex() == "0000080700000000007fffffff00000000"
 
 
-def test_a_client_is_greeted_once_it_has_the_first_frame() -> None:
+def test_a_client_has_received_settings_after_the_first_frame() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0] as accepted:
@@ -60,7 +60,7 @@ def test_a_client_is_greeted_once_it_has_the_first_frame() -> None:
     assert (before, after) == ([False], [True])
 
 
-def test_after_listening_stopped_connections_stay_and_newcomers_are_refused() -> None:
+def test_stop_accepting_refuses_new_connections_and_keeps_open_ones() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = listening.getsockname()
         with socket.create_connection(address, TIMEOUT_S) as client, listening.accept()[0] as accepted:
@@ -72,7 +72,7 @@ def test_after_listening_stopped_connections_stay_and_newcomers_are_refused() ->
             assert client.recv(100) == b"still here"
 
 
-def test_a_goodbye_to_who_has_gone_is_not_said() -> None:
+def test_no_goaway_goes_to_a_closed_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         with (
