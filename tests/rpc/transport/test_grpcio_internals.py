@@ -112,7 +112,8 @@ def live() -> dict[str, Any]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        assert channel.stream_unary("/test.v1.Call/A")(iter([b"a", b"b"]), timeout=TIMEOUT_S) == b"ab"
+        call: Any = channel.stream_unary("/test.v1.Call/A")
+        assert call(iter([b"a", b"b"]), timeout=TIMEOUT_S) == b"ab"
     server.stop(None).wait(TIMEOUT_S)
     module = importlib.import_module("grpc._server")
     _in_pool, event, state, submitted, *_ = pool.args
