@@ -12,11 +12,16 @@ from tests.support.promises import PROMISES, promised_tests, promises_markdown
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+OUTAGES = ROOT / "docs" / "operations" / "outages.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"[\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|proto|sql|toml|yml)")
+PACKAGE = ROOT / "gatekeeper_grpc"
+LOCK = re.compile(r"threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore)\(")
+METRIC = re.compile(r"gatekeeper_(?!grpc)[a-z_]+")
+VARIABLE = re.compile(r"GATEKEEPER_[A-Z_]+")
 # Made by a run or named as a pattern: in no checkout.
 NOT_TRACKED = re.compile(r"^\.(?:faults|venv|gatekeeper)/|NNNN")
 
@@ -52,11 +57,21 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def journey(name: str) -> list[str]:
-    section = (
-        ARCHITECTURE.read_text(encoding="utf-8").partition(f"## The journey of an {name}\n")[2].partition("\n## ")[0]
-    )
-    return re.findall(r"^\d+\. .+$", section, re.MULTILINE)
+def section(heading: str) -> str:
+    """The text under a heading of the architecture page."""
+    return ARCHITECTURE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+@cache
+def modules() -> dict[str, str]:
+    """The text of each module, by its path within the package."""
+    return {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+
+
+def is_in_code(name: str) -> bool:
+    """Whether a log event or metric is in the code, where a metric may be without its prefix and suffix."""
+    stem = name.removeprefix("gatekeeper_").removesuffix("_total")
+    return any(re.search(rf"\"(?:gatekeeper_)?{stem}\"", text) for text in modules().values())
 
 
 def test_readme_lists_every_setting_as_the_code_defines_it() -> None:
@@ -81,10 +96,42 @@ def test_every_path_in_backticks_exists(page: str) -> None:
 
 @pytest.mark.parametrize("name", ["EvaluateFlags", "UpdateFlag"])
 def test_a_journey_is_ten_steps_that_begin_with_a_file(name: str) -> None:
-    steps = journey(name)
+    steps = re.findall(r"^\d+\. .+$", section(f"The journey of an {name}"), re.MULTILINE)
 
     assert len(steps) == 10
     assert [step for step in steps if not re.match(r"\d+\. `[\w/]+\.py`:", step)] == []
+
+
+def test_the_tree_lists_every_folder_and_loose_module() -> None:
+    tree = section("The tree")
+    folders = {f"{path.parent.relative_to(PACKAGE)}/" for path in PACKAGE.glob("*/__init__.py")}
+    loose = {path.name for path in PACKAGE.glob("[!_]*.py")}
+
+    assert {name for name in folders | loose if f"`{name}`" not in tree} == set()
+
+
+def test_the_table_of_locks_names_every_module_with_a_lock() -> None:
+    locks = section("Locks")
+
+    assert [name for name, text in modules().items() if LOCK.search(text) and f"`{name}`" not in locks] == []
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_metric_and_setting_in_a_page_exists(page: str) -> None:
+    named = set(CODE.findall(FENCE.sub("", text_of(page))))
+    metrics = {name for name in named if METRIC.fullmatch(name)}
+    settings = {name for name in named if VARIABLE.fullmatch(name)}
+
+    assert {name for name in metrics if not is_in_code(name)} == set()
+    assert {name for name in settings if f"`{name}`" not in settings_markdown()} == set()
+
+
+def test_every_log_event_that_operators_are_told_of_exists() -> None:
+    table = OUTAGES.read_text(encoding="utf-8").partition("## Log events\n")[2].partition("\n## ")[0]
+    events = {event for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for event in CODE.findall(cell)}
+
+    assert events
+    assert {event for event in events if not is_in_code(event)} == set()
 
 
 def test_a_path_that_is_not_there_is_found() -> None:
