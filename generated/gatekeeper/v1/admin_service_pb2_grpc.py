@@ -41,7 +41,8 @@ class AdminServiceStub:
     INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE (the database is down).
+    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
+    message says which. In both cases a retry with the same `request_id` is safe.
     """
 
     def __init__(self, channel):
@@ -248,7 +249,8 @@ class AdminServiceServicer:
     INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE (the database is down).
+    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
+    message says which. In both cases a retry with the same `request_id` is safe.
     """
 
     def CreateFlag(self, request, context):
@@ -831,7 +833,8 @@ class AdminService:
     INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE (the database is down).
+    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
+    message says which. In both cases a retry with the same `request_id` is safe.
     """
 
     @staticmethod

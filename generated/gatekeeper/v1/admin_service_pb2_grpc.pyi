@@ -42,7 +42,8 @@ class AdminServiceStub:
       INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE (the database is down).
+    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
+    message says which. In both cases a retry with the same `request_id` is safe.
     """
 
     @_typing.overload
@@ -287,7 +288,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
       INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE (the database is down).
+    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
+    message says which. In both cases a retry with the same `request_id` is safe.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -528,7 +530,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE (the database is down).
+    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
+    message says which. In both cases a retry with the same `request_id` is safe.
     """
 
     @_abc_1.abstractmethod
