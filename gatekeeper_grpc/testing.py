@@ -30,14 +30,14 @@ from gatekeeper.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServi
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.domain.caller import Caller
-from gatekeeper_grpc.domain.errors import NotFound, Unauthenticated
+from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.flag import VARIANTS, Flag, FlagConfig
 from gatekeeper_grpc.domain.flag_change import FlagChange, FlagChanges
 from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.domain.segment import Segment, SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry
+from gatekeeper_grpc.interceptors.authentication import NoTokens
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
@@ -81,7 +81,7 @@ class EvaluationServer:
         self._cache = SnapshotCache(stale_after_s=math.inf, max_waiters=1, published=self._watchers.published)
         self._publish(Snapshot.build(revision=1, segments=map(_segment, count(1), segments)))
         self._pools = CallPools()
-        interceptors = build_interceptors(verifier=_NoTokens(), pools=self._pools)
+        interceptors = build_interceptors(verifier=NoTokens(), pools=self._pools)
         self._server = new_server(self._pools[PoolName.OPERATIONS], interceptors)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self._cache, self._watchers), self._server)
         self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1:0')}"
@@ -134,13 +134,6 @@ class EvaluationServer:
         self._cache.publish(snapshot, confirmed_at=math.inf)
         # There is nothing newer anywhere: a `min_revision` above this is refused at once.
         self._cache.note_head(snapshot.revision, read_at=math.inf)
-
-
-class _NoTokens:
-    """Verifies access tokens for methods that are not served here."""
-
-    def verify(self, token: str) -> Caller:  # noqa: ARG002 - the verifier's signature
-        raise Unauthenticated.access_token()
 
 
 def _segment(segment_id: int, config: SegmentConfig) -> Segment:

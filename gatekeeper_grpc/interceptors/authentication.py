@@ -22,6 +22,19 @@ class TokenVerifier(Protocol):
         ...
 
 
+class NoTokens:
+    """The verifier of a server whose methods are all public: no token is valid."""
+
+    def verify(self, token: str) -> Caller:
+        """Refuse `token`.
+
+        Raises:
+            Unauthenticated: Always.
+        """
+        del token
+        raise Unauthenticated("this server accepts no tokens")
+
+
 def authenticate(metadata: Iterable[tuple[str, str | bytes]], verifier: TokenVerifier) -> Caller:
     """Return the caller named by the one access token in `metadata`.
 

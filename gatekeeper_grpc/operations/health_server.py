@@ -2,8 +2,7 @@
 
 from grpc_health.v1 import health_pb2_grpc
 
-from gatekeeper_grpc.domain.caller import Caller
-from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.interceptors.authentication import NoTokens
 from gatekeeper_grpc.interceptors.chain import build_interceptors
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
@@ -15,7 +14,7 @@ class HealthServer:
 
     def __init__(self, reporter: HealthReporter) -> None:
         self._pools = CallPools({PoolName.OPERATIONS: DEFAULT_SIZES[PoolName.OPERATIONS]})
-        interceptors = build_interceptors(verifier=_NoTokens(), pools=self._pools)
+        interceptors = build_interceptors(verifier=NoTokens(), pools=self._pools)
         self._server = new_server(self._pools[PoolName.OPERATIONS], interceptors)
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)
 
@@ -35,16 +34,3 @@ class HealthServer:
         """End all calls at once and close the port, even if the server was never started."""
         self._server.stop(0).wait(1)
         self._pools.close()
-
-
-class _NoTokens:
-    """Accepts no token: health needs none, and this server has no other service."""
-
-    def verify(self, token: str) -> Caller:
-        """Refuse `token`.
-
-        Raises:
-            Unauthenticated: Always.
-        """
-        del token
-        raise Unauthenticated("no tokens are known here")
