@@ -1,4 +1,4 @@
-"""`gatekeeper audit`: proves the audit log, anchors it outside the database, and moves its oldest part to files."""
+"""`gatekeeper audit`: verifies the audit log, prints anchors to keep outside, and archives the oldest part to files."""
 
 import re
 import sys
@@ -37,13 +37,13 @@ _anchor_option = click.option("--anchor", type=_Anchor(), help="An anchor kept o
 
 @click.group(context_settings=HELP)
 def audit() -> None:
-    """Prove the audit log, and anchor it outside the database."""
+    """Verify the audit log, print anchors to keep outside the database, and archive the oldest part."""
 
 
 @audit.command()
 @click.pass_obj
 def anchor(settings: Settings) -> None:
-    """Print where the log stands, SEQ:HASH, to be kept outside the database."""
+    """Print the head of the log as SEQ:HASH, to be kept outside the database."""
     with opened(serving_dsn(settings)) as database:
         head = AuditStore(database).head()
     click.echo(f"{head.anchor.seq}:{head.anchor.hash.hex()}")
@@ -51,10 +51,10 @@ def anchor(settings: Settings) -> None:
 
 @audit.command()
 @_anchor_option
-@click.option("--archives", type=_FOLDER, help="Verify the archived part, which is in this folder, as well.")
+@click.option("--archives", type=_FOLDER, help="Also verify the archived part in this folder.")
 @click.pass_obj
 def verify(settings: Settings, anchor: AuditAnchor | None, archives: Path | None) -> None:
-    """Re-compute every hash of the log; exit with 1 at the first entry that is wrong."""
+    """Compute every hash of the log again; exit with 1 at the first bad entry."""
     with opened(serving_dsn(settings)) as database:
         if archives is None:
             _conclude(AuditStore(database).verify(anchor))
@@ -66,24 +66,24 @@ def verify(settings: Settings, anchor: AuditAnchor | None, archives: Path | None
 @_anchor_option
 @click.argument("folder", type=_FOLDER)
 def verify_archive_files(anchor: AuditAnchor | None, folder: Path) -> None:
-    """Verify archived entries alone, without any database."""
+    """Verify archived entries only, without a database."""
     _conclude(verify_archives(read_archives(folder), anchor))
 
 
 @audit.command()
 @click.pass_obj
 def checkpoint(settings: Settings) -> None:
-    """Print where the log stands, signed, as JSON: what GetAuditCheckpoint answers."""
+    """Print the signed head of the log as JSON, like the response of GetAuditCheckpoint."""
     from google.protobuf.json_format import MessageToJson  # noqa: PLC0415 - as below
 
-    # Here, because protobuf takes a while to import, which no other command needs.
+    # Imported here: protobuf takes a while to import, and no other command needs it.
     from gatekeeper.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.keys import load_audit_signer  # noqa: PLC0415
     from gatekeeper_grpc.wire.audit import checkpoint_to_proto  # noqa: PLC0415
 
     signer = load_audit_signer(settings)
     if signer is None:
-        raise SettingsError(f"{variable_of('audit_signing_key')} is not set: there is nothing to sign with")
+        raise SettingsError(f"{variable_of('audit_signing_key')} is not set: a checkpoint needs it")
     with opened(serving_dsn(settings)) as database:
         signed = signer.sign(AuditStore(database).head())
     click.echo(MessageToJson(GetAuditCheckpointResponse(checkpoint=checkpoint_to_proto(signed))))
@@ -93,7 +93,7 @@ def checkpoint(settings: Settings) -> None:
 @click.argument("file", type=click.File("rb"))
 @click.option("--public-key", required=True, help="The key that you trust, 32 bytes in base64.")
 def verify_checkpoint_file(file: Iterable[bytes], public_key: str) -> None:
-    """Verify a signed checkpoint in FILE, the JSON of GetAuditCheckpoint, without any database; print its anchor."""
+    """Verify a signed checkpoint in FILE, the JSON of GetAuditCheckpoint, without a database; print its anchor."""
     from google.protobuf.json_format import Parse, ParseError  # noqa: PLC0415 - as above
 
     from gatekeeper.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
@@ -109,9 +109,11 @@ def verify_checkpoint_file(file: Iterable[bytes], public_key: str) -> None:
 
 
 @audit.command()
-@click.option("--before", type=click.IntRange(min=1), metavar="SEQ", help="Archive partitions all before this entry.")
+@click.option(
+    "--before", type=click.IntRange(min=1), metavar="SEQ", help="Archive partitions that end before this entry."
+)
 @click.option("--keep-partitions", type=click.IntRange(min=1), metavar="N", help="Keep the N newest partitions in use.")
-@click.option("--to", "folder", type=_FOLDER, required=True, help="Where the files go.")
+@click.option("--to", "folder", type=_FOLDER, required=True, help="Folder for the files.")
 @click.pass_obj
 def archive(settings: Settings, before: int | None, keep_partitions: int | None, folder: Path) -> None:
     """Move the oldest partitions of the log to files, verified by re-reading, and drop them with their documents.
@@ -126,10 +128,10 @@ def archive(settings: Settings, before: int | None, keep_partitions: int | None,
 
 
 def _conclude(reports: Iterable[Verification]) -> None:
-    """Print what a verification found; exit with 1 at a fault."""
+    """Print the result of a verification; exit with 1 at a fault."""
     *_, last = reports
     if last.faulty is not None:
         click.echo(f"{last.faulty.fault} at entry {last.faulty.seq}: {last.faulty.message}", err=True)
         sys.exit(1)
     counts = f"{last.verified_entries} entries, of which {last.redacted_documents} have a redacted document"
-    click.echo(f"verified {counts}; the log stands at {last.verified.seq}:{last.verified.hash.hex()}")
+    click.echo(f"verified {counts}; its head is {last.verified.seq}:{last.verified.hash.hex()}")

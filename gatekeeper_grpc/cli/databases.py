@@ -1,4 +1,4 @@
-"""Which database a command works on."""
+"""Selects and opens the database of a command."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,14 +15,14 @@ def serving_dsn(settings: Settings) -> str:
 
 
 def owner_dsn(settings: Settings) -> str:
-    """Return the DSN for the role that owns the schema: the serving one where no other is set."""
+    """Return the DSN for the role that owns the schema; the serving one if no other is set."""
     url = settings.migration_database_url
     return url.get_secret_value() if url else serving_dsn(settings)
 
 
 @contextmanager
 def opened(dsn: str) -> Iterator[Database]:
-    """Open a small pool for the length of a block."""
+    """Open a small pool until the end of a `with` block."""
     with closing(Database(dsn, pool_size=2)) as database:
         database.open()
         yield database

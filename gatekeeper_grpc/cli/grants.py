@@ -1,4 +1,4 @@
-"""`gatekeeper grants`: what a role needs in PostgreSQL to serve, and nothing beyond."""
+"""`gatekeeper grants`: the least privileges with which a PostgreSQL role can serve."""
 
 import click
 
@@ -6,10 +6,10 @@ from gatekeeper_grpc.store.postgres.privileges import grants as grants_for
 
 
 @click.command()
-@click.option("--role", required=True, help="The role that serves; it exists and owns nothing.")
+@click.option("--role", required=True, help="The role that serves. It must exist and own nothing.")
 def grants(role: str) -> None:
-    """Print the SQL that gives a role the least that `gatekeeper serve` needs.
+    """Print the SQL that grants a role the least privileges for `gatekeeper serve`.
 
-    Run it as the owner of the schema after every `gatekeeper migrate up`, such as with psql.
+    Run it as the owner of the schema, for example with psql, after every `gatekeeper migrate up`.
     """
     click.echo(grants_for(role), nl=False)

@@ -33,8 +33,8 @@ def gatekeeper(context: click.Context) -> None:
 )
 @click.pass_obj
 def serve(settings: Settings, *, demo: bool) -> None:
-    """Serve until SIGTERM. Without DATABASE_URL, on an embedded PostgreSQL."""
-    # Here, because grpcio takes a quarter of a second to import, which no other command needs.
+    """Serve until SIGTERM. Without DATABASE_URL, start an embedded PostgreSQL."""
+    # Imported here: grpcio takes a quarter of a second to import, and no other command needs it.
     from gatekeeper_grpc.fleet.supervisor import FleetError  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.process import serve as serve_until_stopped  # noqa: PLC0415
     from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
@@ -52,17 +52,17 @@ def serve(settings: Settings, *, demo: bool) -> None:
 @click.option("--prepared", is_flag=True)
 @click.pass_obj
 def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, prepared: bool) -> None:
-    """Serve as one of GATEKEEPER_WORKERS; for `serve`, which starts them."""
+    """Serve as one of GATEKEEPER_WORKERS. `serve` starts these processes."""
     from gatekeeper_grpc.fleet.report import Report, WorkerArgs  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.process import work  # noqa: PLC0415
     from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
 
     configure_logs(level=settings.log_level, log_format=settings.log_format, worker=number)
-    role = WorkerArgs(number=number, report_to=report_to, supervisor=supervisor, is_prepared=prepared)
+    args = WorkerArgs(number=number, report_to=report_to, supervisor=supervisor, is_prepared=prepared)
     try:
-        work(settings, role)
+        work(settings, args)
     except (ListenError, SettingsError, GatekeeperError) as exc:
-        role.report(Report(error=str(exc)))
+        args.report(Report(error=str(exc)))
         raise click.exceptions.Exit(1) from None
 
 

@@ -1,4 +1,4 @@
-"""`gatekeeper migrate`: moves the database's schema."""
+"""`gatekeeper migrate`: migrates the schema of the database."""
 
 import click
 
@@ -9,7 +9,7 @@ from gatekeeper_grpc.store.migrations.runner import Migrator
 
 @click.group()
 def migrate() -> None:
-    """Move the schema up and down: GATEKEEPER_MIGRATION_DATABASE_URL's, DATABASE_URL's, or the embedded database's."""
+    """Migrate the schema of GATEKEEPER_MIGRATION_DATABASE_URL, else DATABASE_URL, else the embedded database."""
 
 
 def _migrator(settings: Settings) -> Migrator:
@@ -20,7 +20,7 @@ def _migrator(settings: Settings) -> Migrator:
 @click.option("--to", type=int, help="Stop at this version.  [default: the newest]")
 @click.pass_obj
 def up(settings: Settings, to: int | None) -> None:
-    """Apply the migrations that are missing."""
+    """Apply the missing migrations."""
     for migration in _migrator(settings).up(to):
         click.echo(f"applied {migration.label}")
 
@@ -30,7 +30,7 @@ def up(settings: Settings, to: int | None) -> None:
 @click.option("--to", type=int, help="The version to go back to; 0 reverts all.")
 @click.pass_obj
 def down(settings: Settings, steps: int | None, to: int | None) -> None:
-    """Revert migrations, newest first; what their tables hold is lost."""
+    """Revert migrations, newest first. The data in their tables is lost."""
     for migration in _migrator(settings).down(steps=steps, to=to):
         click.echo(f"reverted {migration.label}")
 
@@ -38,7 +38,7 @@ def down(settings: Settings, steps: int | None, to: int | None) -> None:
 @migrate.command()
 @click.pass_obj
 def status(settings: Settings) -> None:
-    """Say where each migration stands."""
+    """Print the state of each migration."""
     for migration in _migrator(settings).status():
         click.echo(f"{migration.label:<40} {migration.state}")
 
@@ -46,6 +46,6 @@ def status(settings: Settings) -> None:
 @migrate.command()
 @click.pass_obj
 def verify(settings: Settings) -> None:
-    """Succeed when the schema is exactly the one this Gatekeeper needs."""
+    """Verify that the schema is exactly the one that this Gatekeeper needs."""
     _migrator(settings).verify()
     click.echo("the schema is the one this Gatekeeper needs")

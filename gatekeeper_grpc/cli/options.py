@@ -1,4 +1,4 @@
-"""What all commands have in common."""
+"""Options that all commands share."""
 
 from typing import Any, Final
 

@@ -1,4 +1,4 @@
-"""`gatekeeper restore-finish` and `gatekeeper erasures`: what is left to do after a backup was restored."""
+"""`gatekeeper restore-finish` and `gatekeeper erasures`: the steps after a backup was restored."""
 
 import click
 
@@ -17,12 +17,12 @@ from gatekeeper_grpc.store.snapshots.epochs import Epochs
     "--known-revision",
     type=click.IntRange(min=0),
     default=0,
-    help="The newest revision that a log or a client knows of. Without it, restoring twice from backups of before the"
-    " first time would begin the same epoch twice.",
+    help="The newest revision that a log or a client knows. Without it, a second restore from a backup older than the"
+    " first restore would start the same epoch again.",
 )
 @click.pass_obj
 def restore_finish(settings: Settings, *, known_revision: int) -> None:
-    """Finish a restore: begin a new epoch of revisions, then erase again who was erased since the backup."""
+    """Finish a restore: start a new epoch of revisions, then erase again everybody who was erased since the backup."""
     keys = load_keys(settings)
     with opened(serving_dsn(settings)) as database:
         written = Epochs(MutationRunner(database, keys.data)).finish(known_revision=known_revision)
@@ -38,7 +38,7 @@ def erasure_commands() -> None:
 @erasure_commands.command()
 @click.pass_obj
 def reapply(settings: Settings) -> None:
-    """Erase everybody whom the ledger names and the database still, or again, knows from before."""
+    """Erase everybody in the ledger whose data from before the erasure is in the database."""
     keys = load_keys(settings)
     with opened(serving_dsn(settings)) as database:
         _reapply(settings, keys, database)

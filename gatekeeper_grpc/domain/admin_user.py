@@ -1,4 +1,4 @@
-"""The people who administer Gatekeeper, what they may be called, and what happened to their credentials."""
+"""Admin users, and the events of their authentication."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminUser:
-    """An admin user as it stands at a revision; never holds its password, nor the hash of it.
+    """An admin user at a revision, without its password and the hash of it.
 
-    `admin_id` is its identity: one created again under a freed name is another. 0: it was not written, and has no etag.
-    The first admin user was made by no mutation: its revision is 0 until something changes it. Times are aware, in UTC.
+    `admin_id` is its identity: one that is created again under a deleted name is another. 0: it is not stored, and has
+    no etag. No mutation created the first admin user: its revision is 0 until its first change. Times are aware, in
+    UTC.
     """
 
     admin_id: int
@@ -33,13 +34,13 @@ class AdminUser:
 
     @property
     def can_manage(self) -> bool:
-        """Whether it may manage other admin users: at least one always may."""
+        """Whether it may manage admin users; at least one always may."""
         return self.enabled and self.role is Role.ADMIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthEventEntry:
-    """One event of logging in, as recorded: what happened, under which name, from which peer."""
+    """One authentication event: what happened, under which name, from which peer."""
 
     event_id: int
     create_time: datetime
@@ -49,12 +50,16 @@ class AuthEventEntry:
 
 
 def check_username(field: str, username: str) -> None:
-    """Check the name of an admin user: 1 to 128 characters without NUL."""
+    """Check the name of an admin user.
+
+    Raises:
+        InvalidArgument: It is not 1 to 128 characters without NUL.
+    """
     check_text(field, username, at_least=1, at_most=MAX_USERNAME_CHARS)
 
 
 def admin_user_document(user: AdminUser) -> dict[str, Any]:
-    """Return an admin user as JSON values, for the audit log and for stored answers."""
+    """Return an admin user as JSON values, for the audit log and stored responses."""
     return {
         "admin_id": user.admin_id,
         "username": user.username,

@@ -1,4 +1,4 @@
-"""Attributes of a user: JSON values, found by name or JSON Pointer and compared without coercion.
+"""Attributes of a user: JSON values, selected by name or JSON Pointer and compared without coercion.
 
 A number is an IEEE 754 double, as in google.protobuf.Struct. PostgreSQL's jsonb returns a large double as an integer:
 integers are accepted everywhere and read as the nearest double.
@@ -16,7 +16,7 @@ JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, J
 
 
 class Attributes(Protocol):
-    """The attributes of one user, as conditions see them: a mapping, or what looks each up when it is asked for."""
+    """The attributes of one user, as conditions read them: a mapping, or a lookup on demand."""
 
     def get(self, name: str, /) -> JsonValue:
         """Return the value of a top-level attribute; None when there is none."""
@@ -26,10 +26,10 @@ class Attributes(Protocol):
 # A name, or a whole JSON Pointer.
 MAX_ATTRIBUTE_BYTES = 256
 
-# Up to here every integer is a double of its own, so both notations say the same. RFC 8785 writes no larger one.
+# Up to here every integer is a distinct double, so both notations are equal. RFC 8785 writes no larger integer.
 _MAX_EXACT_INTEGER = 2**53 - 1
 
-# Stands for what is nested too deep to equal any value that `canonical` lets pass.
+# The identity of a value that is nested too deep to equal any canonical value.
 _TOO_DEEP = object()
 
 _BAD_ESCAPE = re.compile(r"~(?![01])")
@@ -37,10 +37,10 @@ _LIST_INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
 def identity(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> Hashable:
-    """Return a key that equals another value's key exactly when both are the same JSON value.
+    """Return a key that equals the key of another value exactly if both are the same JSON value.
 
-    Python says ``1 == True``; JSON does not. Text is its own key, which keeps the usual case cheap. Never raises: what
-    nests deeper than `levels` (text nests 0, a list of texts 1) gets a key that no canonical value has.
+    Python says ``1 == True``; JSON does not. Text is its own key, which keeps the usual case cheap. Never raises: a
+    value nested deeper than `levels` (text nests 0, a list of texts 1) gets a key that no canonical value has.
     """
     if isinstance(value, str) or value is None:
         return value
@@ -56,14 +56,22 @@ def identity(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> Hashabl
 
 
 def text_of(value: JsonValue) -> str:
-    """Return `value` if it is text; `ValueError` otherwise."""
+    """Return `value` if it is text.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not isinstance(value, str):
         raise ValueError("must be text")  # noqa: TRY004 - to a condition every value that does not fit is the same.
     return value
 
 
 def number_of(value: JsonValue) -> float:
-    """Return `value` as a double if it is a finite number; `ValueError` otherwise, booleans included."""
+    """Return `value` as a double if it is a finite number.
+
+    Raises:
+        ValueError: It is not; a boolean is no number.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         value = _double(value)
     if isinstance(value, float) and math.isfinite(value):
@@ -77,8 +85,8 @@ def canonical(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> JsonVa
     Whole numbers below 2**53 become integers (5.0 is written 5, as in RFC 8785), all others doubles.
 
     Raises:
-        ValueError: With what would be right, when the value holds NaN, an infinity, a NUL or half a surrogate pair, or
-            nests deeper than `levels`.
+        ValueError: The value contains NaN, an infinity, a NUL or half a surrogate pair, or nests deeper than `levels`;
+            says what would be right.
     """
     if isinstance(value, str):
         return storable(value)
@@ -87,16 +95,20 @@ def canonical(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> JsonVa
     if isinstance(value, (int, float)):
         return _canonical_number(_double(value))
     if levels == 0:
-        raise ValueError(f"must not nest so many lists or objects: {MAX_ATTRIBUTES_DEPTH} levels at most")
+        raise ValueError(f"must be nested at most {MAX_ATTRIBUTES_DEPTH} levels deep")
     if isinstance(value, list):
         return [canonical(item, levels=levels - 1) for item in value]
     return {storable(name): canonical(item, levels=levels - 1) for name, item in value.items()}
 
 
 def storable(text: str) -> str:
-    """Return `text` if PostgreSQL can store it; `ValueError` when it holds a NUL or is not Unicode."""
+    """Return `text` if PostgreSQL can store it.
+
+    Raises:
+        ValueError: It contains a NUL or is not Unicode.
+    """
     if "\0" in text:
-        raise ValueError("must not hold a NUL character")
+        raise ValueError("must not contain a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -105,17 +117,17 @@ def storable(text: str) -> str:
 
 
 def size_bytes(value: JsonValue) -> int:
-    """Return the size of a canonical value: of text its UTF-8, of anything else its compact JSON text, in bytes."""
+    """Return the size of a canonical value in bytes: of text its UTF-8, of any other value its compact JSON."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return len(text.encode())
 
 
 def reference_tokens(attribute: str) -> tuple[str, ...]:
-    """Split what a condition calls `attribute` into the names and indexes that lead to its value, top-level name first.
+    """Split the `attribute` of a condition into the names and indexes that lead to its value, top-level name first.
 
     Raises:
-        ValueError: With what would be right, when the text is not 1 to 256 bytes that PostgreSQL can store, or a JSON
-            Pointer with a ``~`` that starts no escape.
+        ValueError: It is not 1 to 256 bytes that PostgreSQL can store, or is a JSON Pointer with a ``~`` that starts no
+            escape; says what would be right.
 
     Source: RFC 6901, sections 3 and 4. Without a leading ``/`` the whole text is a top-level name.
     """
@@ -130,7 +142,7 @@ def reference_tokens(attribute: str) -> tuple[str, ...]:
 
 
 def member(value: JsonValue, token: str) -> JsonValue:
-    """Return what one reference token names inside `value`; None when there is nothing, as for null."""
+    """Return the member of `value` that one reference token names; None when there is none, as for null."""
     if isinstance(value, dict):
         return value.get(token)
     # Indexes are plain decimal: "01" and "-" (the element after the last) name nothing.
@@ -149,5 +161,5 @@ def _double(number: float) -> float:
 
 def _canonical_number(number: float) -> int | float:
     if not math.isfinite(number):
-        raise ValueError("must not hold NaN or an infinite number")
+        raise ValueError("must not contain NaN or an infinite number")
     return int(number) if number.is_integer() and abs(number) <= _MAX_EXACT_INTEGER else number

@@ -1,9 +1,9 @@
-"""A compact, immutable map from users to those of their stored attributes that segments name.
+"""A compact, immutable map from users to the stored attributes that segments name.
 
-One column for each attribute: naming another one adds a column, naming one no more drops its column. In a column the
-users who have the attribute lie in 1,024 shards of `bytes`; changing n users copies at most n shards of a column and
-shares the rest, so an update holds up nobody and needs no lock. A value costs its JSON text and 20 bytes more; some 150
-more where so few users have each attribute that they lie in shards of their own.
+One column for each attribute: a newly named attribute adds a column, one that is no longer named drops its column. A
+column keeps the users who have the attribute in 1,024 shards of `bytes`. Changing n users copies at most n shards of a
+column and shares the rest, so an update blocks nobody and needs no lock. A value costs its JSON text and 20 bytes; some
+150 bytes more if so few users have the attribute that each has a shard to itself.
 """
 
 import json
@@ -25,7 +25,7 @@ _EMPTY_SHARD = bytes(2 * _NUMBER.size)
 
 
 class AttributeEntry(NamedTuple):
-    """Says what a user has for an attribute, as JSON text; None: nothing (any more), which is also what null means.
+    """The value of a user for an attribute, as JSON text. None: no value, which is also what null means.
 
     A tuple, because a snapshot is loaded from a million of them.
     """
@@ -36,9 +36,9 @@ class AttributeEntry(NamedTuple):
 
 
 class AttributeIndex:
-    """Stored attributes, by top-level name and user. Immutable: what changes it returns another index.
+    """Stored attributes, by top-level name and user. Immutable: a change returns another index.
 
-    Of each attribute in `names` it holds what all users have, of any other nothing. Users are kept as 128-bit digests.
+    It holds the values of all users for each attribute in `names`, and nothing else. Users are kept as 128-bit digests.
     """
 
     __slots__ = ("_columns", "_count")
@@ -51,17 +51,17 @@ class AttributeIndex:
     def build(cls, names: Iterable[str], entries: Iterable[AttributeEntry]) -> "AttributeIndex":
         """Build an index of these attributes from entries that are all different.
 
-        Takes little more memory than the index itself. Entries of other attributes are passed over.
+        Takes little more memory than the index itself. Entries of other attributes are ignored.
         """
-        piles = {name: _Pile() for name in names}
+        buffers = {name: _Buffer() for name in names}
         for user_id, name, value in entries:
-            if value is not None and name in piles:
-                piles[name].add(user_digest(user_id), value.encode())
-        return cls({name: pile.column() for name, pile in piles.items()})
+            if value is not None and name in buffers:
+                buffers[name].add(user_digest(user_id), value.encode())
+        return cls({name: buffer.column() for name, buffer in buffers.items()})
 
     @classmethod
     def restored(cls, columns: Mapping[str, Mapping[int, bytes]]) -> "AttributeIndex":
-        """Return the index of which `shards` were taken, by attribute."""
+        """Return the index whose `shards` these are, by attribute."""
         return cls({name: _Column(shards) for name, shards in columns.items()})
 
     @property
@@ -82,13 +82,13 @@ class AttributeIndex:
         return sum(column.size_bytes() for column in self._columns.values())
 
     def find(self, digest: bytes, name: str) -> JsonValue:
-        """Return what the user with this digest has for an attribute; None when nothing."""
+        """Return the value of the user with this digest for an attribute; None when there is none."""
         column = self._columns.get(name)
         text = None if column is None else column.find(digest)
         return None if text is None else cast(JsonValue, json.loads(text.decode()))
 
     def with_entries(self, entries: Iterable[AttributeEntry]) -> "AttributeIndex":
-        """Return the index after these entries, applied in order; entries of attributes not held are passed over."""
+        """Return the index after these entries, applied in order; entries of attributes that it lacks are ignored."""
         changes: defaultdict[str, dict[bytes, bytes | None]] = defaultdict(dict)
         for user_id, name, value in entries:
             if name in self._columns:
@@ -97,7 +97,7 @@ class AttributeIndex:
         return AttributeIndex({**self._columns, **changed}) if changed else self
 
     def changed_by(self, entries: Iterable[AttributeEntry]) -> set[str]:
-        """Return which of the attributes held `with_entries` would change."""
+        """Return the attributes of this index that `with_entries` would change."""
         return {
             name
             for user_id, name, value in entries
@@ -106,21 +106,21 @@ class AttributeIndex:
         }
 
     def joined_with(self, other: "AttributeIndex") -> "AttributeIndex":
-        """Return the index that holds the attributes of both; of those that both hold, the values of `other`."""
+        """Return an index with the attributes of both; for an attribute of both, the values of `other`."""
         added = other._columns  # noqa: SLF001 - of the same class
         return AttributeIndex({**self._columns, **added}) if added else self
 
     def restricted_to(self, names: frozenset[str]) -> "AttributeIndex":
-        """Return the index without all attributes but these."""
+        """Return an index with these attributes only."""
         if self._columns.keys() <= names:
             return self
         return AttributeIndex({name: column for name, column in self._columns.items() if name in names})
 
 
 class UserAttributes:
-    """What conditions see of one user: the attributes sent with the evaluation, and behind them the stored ones.
+    """The attributes of one user, as conditions see them: those of the request, and the stored ones.
 
-    Sent ones win, a sent null included. Stored ones are looked up when a condition first asks.
+    An attribute of the request wins, null included. A stored one is looked up when a condition first reads it.
     """
 
     __slots__ = ("_digest", "_index", "_known", "_user_id")
@@ -141,7 +141,7 @@ class UserAttributes:
 
 
 class _Column:
-    """One attribute of all users: shards that hold somebody, by their number."""
+    """One attribute of all users: the shards that are not empty, by number."""
 
     __slots__ = ("count", "shards")
 
@@ -156,7 +156,7 @@ class _Column:
         return _find(self.shards.get(_shard_of(digest), _EMPTY_SHARD), digest)
 
     def with_values(self, changes: Mapping[bytes, bytes | None]) -> "_Column":
-        """Return the column after changes, by digest; None: no value any more."""
+        """Return the column after changes, by digest; None removes a value."""
         by_shard: defaultdict[int, dict[bytes, bytes | None]] = defaultdict(dict)
         for digest, text in changes.items():
             if self.find(digest) != text:
@@ -167,66 +167,66 @@ class _Column:
         return _Column({number: shard for number, shard in {**self.shards, **merged}.items() if shard})
 
     def _merged(self, number: int, changes: Mapping[bytes, bytes | None]) -> bytes:
-        """Return a shard after changes; empty when nobody is left."""
+        """Return a shard after changes; empty when no user is left."""
         texts: dict[bytes, bytes | None] = {**dict(_values(self.shards.get(number, _EMPTY_SHARD))), **changes}
         left = {digest: text for digest, text in texts.items() if text is not None}
         return _shard(left) if left else b""
 
 
-class _Pile:
-    """Where the values of one attribute are gathered, in any order: digest, length, text, one after the other."""
+class _Buffer:
+    """Collects the values of one attribute in any order: digest, length, text, one after the other."""
 
-    __slots__ = ("_heaps",)
+    __slots__ = ("_by_shard",)
 
     def __init__(self) -> None:
-        self._heaps: defaultdict[int, bytearray] = defaultdict(bytearray)
+        self._by_shard: defaultdict[int, bytearray] = defaultdict(bytearray)
 
     def add(self, digest: bytes, text: bytes) -> None:
-        self._heaps[_shard_of(digest)] += digest + _NUMBER.pack(len(text)) + text
+        self._by_shard[_shard_of(digest)] += digest + _NUMBER.pack(len(text)) + text
 
     def column(self) -> _Column:
-        """Build the column; what was gathered goes as the shards come."""
-        return _Column({number: _shard(dict(_gathered(self._heaps.pop(number)))) for number in list(self._heaps)})
+        """Build the column; each shard frees what was collected for it."""
+        return _Column({number: _shard(dict(_gathered(self._by_shard.pop(number)))) for number in list(self._by_shard)})
 
 
-def _gathered(heap: bytearray) -> Iterator[tuple[bytes, bytes]]:
+def _gathered(buffer: bytearray) -> Iterator[tuple[bytes, bytes]]:
     at = 0
-    while at < len(heap):
+    while at < len(buffer):
         text_at = at + DIGEST_BYTES + _NUMBER.size
-        (length,) = _NUMBER.unpack_from(heap, at + DIGEST_BYTES)
+        (length,) = _NUMBER.unpack_from(buffer, at + DIGEST_BYTES)
         end = text_at + length
-        yield bytes(heap[at : at + DIGEST_BYTES]), bytes(heap[text_at:end])
+        yield bytes(buffer[at : at + DIGEST_BYTES]), bytes(buffer[text_at:end])
         at = end
 
 
-# A shard: how many values it has, the digests in order, the places where texts begin and the last one ends, the texts.
+# A shard: the number of values, the sorted digests, the offsets where texts begin and the last one ends, the texts.
 
 
 def _shard(texts: Mapping[bytes, bytes]) -> bytes:
     digests = sorted(texts)
     ordered = [texts[digest] for digest in digests]
-    places = accumulate(map(len, ordered), initial=0)
-    return b"".join((_NUMBER.pack(len(digests)), *digests, struct.pack(f">{len(digests) + 1}I", *places), *ordered))
+    offsets = accumulate(map(len, ordered), initial=0)
+    return b"".join((_NUMBER.pack(len(digests)), *digests, struct.pack(f">{len(digests) + 1}I", *offsets), *ordered))
 
 
 def _values(shard: bytes) -> Iterator[tuple[bytes, bytes]]:
     count = _count(shard)
-    places_at = _NUMBER.size + count * DIGEST_BYTES
-    texts_at = places_at + (count + 1) * _NUMBER.size
-    places = [texts_at + place for place in struct.unpack_from(f">{count + 1}I", shard, places_at)]
-    digests = (shard[at : at + DIGEST_BYTES] for at in range(_NUMBER.size, places_at, DIGEST_BYTES))
-    return zip(digests, (shard[begin:end] for begin, end in pairwise(places)), strict=True)
+    offsets_at = _NUMBER.size + count * DIGEST_BYTES
+    texts_at = offsets_at + (count + 1) * _NUMBER.size
+    offsets = [texts_at + offset for offset in struct.unpack_from(f">{count + 1}I", shard, offsets_at)]
+    digests = (shard[at : at + DIGEST_BYTES] for at in range(_NUMBER.size, offsets_at, DIGEST_BYTES))
+    return zip(digests, (shard[begin:end] for begin, end in pairwise(offsets)), strict=True)
 
 
 def _find(shard: bytes, digest: bytes) -> bytes | None:
     count = _count(shard)
-    places_at = _NUMBER.size + count * DIGEST_BYTES
-    digests = range(_NUMBER.size, places_at, DIGEST_BYTES)
+    offsets_at = _NUMBER.size + count * DIGEST_BYTES
+    digests = range(_NUMBER.size, offsets_at, DIGEST_BYTES)
     nth = bisect_left(digests, digest, key=lambda at: shard[at : at + DIGEST_BYTES])
     if nth == count or not shard.startswith(digest, digests[nth]):
         return None
-    texts_at = places_at + (count + 1) * _NUMBER.size
-    begin, end = _TWO_NUMBERS.unpack_from(shard, places_at + nth * _NUMBER.size)
+    texts_at = offsets_at + (count + 1) * _NUMBER.size
+    begin, end = _TWO_NUMBERS.unpack_from(shard, offsets_at + nth * _NUMBER.size)
     return shard[texts_at + begin : texts_at + end]
 
 

@@ -1,4 +1,4 @@
-"""The audit entry and its hash: what makes the log provable. Needs nothing but this module to verify a log offline."""
+"""The audit entry and its hash. This module alone is enough to verify a log offline."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from json.encoder import encode_basestring as quoted
 from typing import NamedTuple
 
 FORMAT = 1
-# What the first entry is chained to.
+# The first entry is chained to this.
 GENESIS_HASH = bytes(32)
 
 
@@ -16,7 +16,7 @@ GENESIS_HASH = bytes(32)
 class AuditEntry:
     """One recorded mutation.
 
-    The document itself stands apart; the entry holds only `document_hash`, see `hash_document`.
+    The document is stored separately; the entry has only its hash, see `hash_document`.
     """
 
     seq: int
@@ -33,9 +33,9 @@ class AuditEntry:
 
 
 class RecordedEntry(NamedTuple):
-    """An entry as a log holds it, true or not, and its document: what is verified and archived.
+    """An entry and its document as a log contains them, altered or not; for verification and the archive.
 
-    `create_time` is text as it is hashed, ISO 8601 in UTC: whoever alters a log may write times that no calendar has. A
+    `create_time` is the text that is hashed, ISO 8601 in UTC: an altered log may contain times that no calendar has. A
     redacted document is None, and so is its salt. A tuple, because a verifier makes fifty thousand of them a second.
     """
 
@@ -57,13 +57,13 @@ class RecordedEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentedEntry:
-    """An entry with all that is known of it, for people to read.
+    """An entry with its document and the user ids behind it, for people to read.
 
     Args:
         entry: What was recorded.
         hash: Its hash, as recorded.
-        salt: What went into `document_hash`; empty when redacted.
-        document: What was and what is, canonical JSON in UTF-8; None when redacted.
+        salt: The salt of `document_hash`; empty when redacted.
+        document: The resource before and after, canonical JSON in UTF-8; None when redacted.
         users: The user ids behind the subject ids that the entry names, where the mapping still exists.
     """
 
@@ -76,7 +76,7 @@ class DocumentedEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditPage:
-    """Entries, newest first, and whether there are more behind them."""
+    """Entries, newest first, and whether there are older ones."""
 
     entries: Sequence[DocumentedEntry]
     has_more: bool
@@ -84,22 +84,19 @@ class AuditPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditAnchor:
-    """Where the chain stood: the newest entry and its hash.
-
-    Kept outside the database, it proves the log up to there.
-    """
+    """A position in the chain: an entry and its hash. Kept outside the database, it proves the log up to there."""
 
     seq: int
     hash: bytes
 
 
 GENESIS = AuditAnchor(seq=0, hash=GENESIS_HASH)
-"""Where the chain stands before its first entry."""
+"""The position before the first entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditHead:
-    """Where the chain stands now, and the revision there."""
+    """The newest position in the chain, and its revision."""
 
     anchor: AuditAnchor
     revision: int
@@ -107,7 +104,7 @@ class AuditHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditCheckpoint:
-    """Where the chain stood at a time, under an Ed25519 signature of `checkpoint_statement`."""
+    """The head of the chain at a time, with an Ed25519 signature of `checkpoint_statement`."""
 
     head: AuditHead
     create_time: datetime
@@ -116,7 +113,7 @@ class AuditCheckpoint:
 
 
 def hash_entry(entry: AuditEntry) -> bytes:
-    """Hash an entry, and through `prev_hash` all before it: SHA-256 over its canonical JSON (RFC 8785)."""
+    """Hash an entry, and through `prev_hash` all before it: SHA-256 of its canonical JSON (RFC 8785)."""
     return hash_fields(
         seq=entry.seq,
         format=entry.format,
@@ -147,8 +144,8 @@ def hash_fields(  # noqa: PLR0917 - a recorded entry, unpacked: naming each fiel
 ) -> bytes:
     """Hash the fields of an entry, in the order of `RecordedEntry`.
 
-    Integers are below 2**53, hashes are lower-case hex, the time is text, and `json` quotes as RFC 8785 asks. So this
-    is the canonical form, written several times faster than by an encoder: a test holds the two together.
+    Integers are below 2**53, hashes are lower-case hex, the time is text, and `json` quotes as RFC 8785 requires. So
+    this is the canonical form, several times faster than an encoder; a test compares the two.
     """
     canonical = (
         f'{{"action":{quoted(action)},"actor":{quoted(actor)},"create_time":{quoted(create_time)}'
@@ -160,12 +157,12 @@ def hash_fields(  # noqa: PLR0917 - a recorded entry, unpacked: naming each fiel
 
 
 def hash_document(salt: bytes, document: bytes) -> bytes:
-    """Hash a document's canonical bytes with its salt; without one, a redacted document could be guessed."""
+    """Hash the canonical bytes of a document with its salt; without one, a redacted document could be guessed."""
     return hashlib.sha256(salt + document).digest()
 
 
 def hashed_time(time: datetime) -> str:
-    """Write an aware time as it is hashed and signed: ISO 8601 with microseconds, in UTC."""
+    """Format an aware time for hashing and signing: ISO 8601 with microseconds, in UTC."""
     utc = time if time.tzinfo is UTC else time.astimezone(UTC)
     return utc.isoformat(timespec="microseconds")
 

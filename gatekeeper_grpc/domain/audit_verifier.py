@@ -1,8 +1,8 @@
-"""Proves that an audit log is unaltered, or names its first bad entry. Pure: entries come from anywhere, in order.
+"""Verifies that an audit log is unaltered, or names its first bad entry. Pure: entries come from anywhere, in order.
 
-Each entry's hash covers its fields, its document's hash and the hash of the entry before. So an edit shows at the entry
-itself, or, once that was hashed anew, at the next one; and so on up to the head, and beyond it at an anchor that was
-kept outside.
+The hash of an entry covers its fields, the hash of its document and the hash of the entry before. An edit therefore
+shows at the entry itself or, if that was hashed again, at the next one, and so on up to the head; a log that was
+rewritten up to its head shows at an anchor that was kept outside.
 """
 
 import sys
@@ -21,25 +21,25 @@ _HASHED_FIELDS: Final = 11
 
 
 class AuditFault(StrEnum):
-    """What is wrong with the first bad entry."""
+    """The fault of the first bad entry."""
 
     ENTRY_ALTERED = "entry_altered"
     """Its hash is not the hash of its fields."""
     CHAIN_BROKEN = "chain_broken"
-    """It is not chained to the entry before, or the head not to it: entries were altered, exchanged or put in."""
+    """It is not chained to the entry before, or the head is not chained to it: entries were altered or inserted."""
     ENTRY_MISSING = "entry_missing"
     """Entries before it are missing."""
     DOCUMENT_ALTERED = "document_altered"
-    """Its document is another one."""
+    """Its document was replaced or altered."""
     TAIL_CUT = "tail_cut"
-    """It and all after it are missing, although the head or an anchor tells of them."""
+    """It and all after it are missing, although the head or an anchor names them."""
     ANCHOR_MISMATCH = "anchor_mismatch"
-    """It is not the entry that the anchor tells of: the log was rewritten."""
+    """It is not the entry that the anchor names: the log was rewritten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultyEntry:
-    """The first bad entry, by its place in the log, and what is wrong with it, also in words."""
+    """The first bad entry, by its position in the log, with its fault and a message for people."""
 
     seq: int
     fault: AuditFault
@@ -48,14 +48,14 @@ class FaultyEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """How far a verification has come.
+    """The progress of a verification.
 
     Args:
-        verified_entries: How many entries were found good.
-        redacted_documents: How many of these have no document any more.
-        verified: The last good entry; before the first one, where the chain begins.
-        faulty: The first bad entry, if there is one; then this is the last report.
-        complete: Everything was found good; then this is the last report.
+        verified_entries: How many entries are unaltered.
+        redacted_documents: How many of these have a redacted document.
+        verified: The last verified entry; `GENESIS` before the first one.
+        faulty: The first bad entry, if any; this report is then the last.
+        complete: All entries are unaltered; this report is then the last.
     """
 
     verified_entries: int
@@ -77,9 +77,9 @@ def verify_chain(
 
     Args:
         entries: In order of `seq`, the first being the one after `start`.
-        start: What the first entry is chained to.
-        head: Where the log itself says that it ends. None: wherever it ends, as a part of a log does.
-        anchor: An entry as it was known outside of the log. One before `start` is not looked at.
+        start: The position to which the first entry is chained.
+        head: The end of the log, as the log itself says. None: any end, for a part of a log.
+        anchor: An entry as it was kept outside the log. One before `start` is not compared.
         report_every: How many entries to verify between two reports.
     """
     chain = _Chain(start=start, anchor=anchor)
@@ -97,7 +97,7 @@ def verify_chain(
 
 
 class _Chain:
-    """The good part of a log, which grows entry by entry."""
+    """The verified part of a log, which grows entry by entry."""
 
     def __init__(self, *, start: AuditAnchor, anchor: AuditAnchor | None) -> None:
         self._seq, self._hash = start.seq, start.hash
@@ -106,7 +106,7 @@ class _Chain:
         self._redacted = 0
 
     def report(self) -> Verification:
-        """Tell how far it has come."""
+        """Return the progress."""
         return Verification(
             verified_entries=self.verified_entries,
             redacted_documents=self._redacted,
@@ -130,48 +130,48 @@ class _Chain:
         return None
 
     def check_anchor(self, entry: AuditAnchor) -> FaultyEntry | None:
-        """Compare an entry with the anchor, when the anchor is of this entry."""
+        """Compare an entry with the anchor, if the anchor names this entry."""
         if self._anchor is None or self._anchor.seq != entry.seq or self._anchor.hash == entry.hash:
             return None
         return FaultyEntry(
             seq=entry.seq,
             fault=AuditFault.ANCHOR_MISMATCH,
-            message=f"entry {entry.seq} is not the one that the anchor tells of: the log was rewritten",
+            message=f"entry {entry.seq} is not the one that the anchor names: the log was rewritten",
         )
 
     def check_end(self, head: AuditAnchor | None) -> FaultyEntry | None:
-        """Compare where the entries end with where the head and the anchor say that they do."""
+        """Compare the last entry with the head and the anchor."""
         if head is not None and self._seq > head.seq:
-            return _broken(head.seq + 1, f"entry {head.seq + 1} stands beyond the head: it was put in")
+            return _broken(head.seq + 1, f"entry {head.seq + 1} comes after the head: it was inserted")
         for name, known in (("head", head), ("anchor", self._anchor)):
             if known is not None and self._seq < known.seq:
                 return FaultyEntry(
                     seq=self._seq + 1,
                     fault=AuditFault.TAIL_CUT,
-                    message=f"the log ends with entry {self._seq}, but the {name} tells of entry {known.seq}",
+                    message=f"the log ends with entry {self._seq}, but the {name} names entry {known.seq}",
                 )
         if head is not None and self._hash != head.hash:
-            return _broken(head.seq, f"entry {head.seq} has another hash than the head tells of")
+            return _broken(head.seq, f"entry {head.seq} has another hash than the head")
         return None
 
     def _fault_of(self, entry: RecordedEntry) -> FaultyEntry | None:
         expected = self._seq + 1
         if entry.seq != expected:
             return self._out_of_order(entry, expected)
-        if not _is_hashed_truly(entry):
+        if not _matches_hash(entry):
             message = f"entry {expected} was altered: its hash is not the hash of its fields"
             return FaultyEntry(seq=expected, fault=AuditFault.ENTRY_ALTERED, message=message)
         if entry.prev_hash != self._hash:
             return _broken(expected, f"entry {expected} is not chained to the entry before it")
-        if entry.document is not None and not _is_documented_truly(entry, entry.document):
-            message = f"the document of entry {expected} is not the one that the entry was made with"
+        if entry.document is not None and not _matches_document(entry, entry.document):
+            message = f"the document of entry {expected} was altered: its hash is not the one in the entry"
             return FaultyEntry(seq=expected, fault=AuditFault.DOCUMENT_ALTERED, message=message)
         return None
 
     @staticmethod
     def _out_of_order(entry: RecordedEntry, expected: int) -> FaultyEntry:
         if entry.seq < expected:
-            return _broken(entry.seq, f"entry {entry.seq} stands where entry {expected} should")
+            return _broken(entry.seq, f"entry {entry.seq} is in the position of entry {expected}")
         return FaultyEntry(
             seq=entry.seq,
             fault=AuditFault.ENTRY_MISSING,
@@ -179,14 +179,14 @@ class _Chain:
         )
 
 
-def _is_hashed_truly(entry: RecordedEntry) -> bool:
+def _matches_hash(entry: RecordedEntry) -> bool:
     try:
         return hash_fields(*entry[:_HASHED_FIELDS]) == entry.hash
-    except (TypeError, AttributeError):  # Whoever alters a log may leave a field without any value.
+    except (TypeError, AttributeError):  # An altered log may lack the value of a field.
         return False
 
 
-def _is_documented_truly(entry: RecordedEntry, document: bytes) -> bool:
+def _matches_document(entry: RecordedEntry, document: bytes) -> bool:
     return hash_document(entry.salt or b"", document) == entry.document_hash
 
 

@@ -1,4 +1,4 @@
-"""The rollout hash: where a user stands in a flag's draw.
+"""The rollout hash: the bucket of a user in the draw of a flag.
 
 A compatibility contract; vectors in tests/golden/bucketing.json.
 """
@@ -6,8 +6,8 @@ A compatibility contract; vectors in tests/golden/bucketing.json.
 from struct import Struct
 
 try:
-    # CPython's own MD5 takes half the time of OpenSSL's (264 against 510 ns) and is there under FIPS rules too. It
-    # places users in a draw; nothing is secured by it.
+    # CPython's own MD5 takes half the time of OpenSSL's (264 against 510 ns) and is available under FIPS rules. It
+    # places users in a draw; no security depends on it.
     from _md5 import md5  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports] - not in typeshed
 except ImportError:  # pragma: no cover - interpreters built without it
     from functools import partial
@@ -26,7 +26,7 @@ def bucket(user_id: str, flag_key: str) -> int:
     the hash, so being early in one rollout says nothing about another.
 
     Args:
-        user_id: Who is placed, 1 to 256 bytes of UTF-8.
+        user_id: The user, 1 to 256 bytes of UTF-8.
         flag_key: Salt.
 
     Returns:
@@ -38,7 +38,7 @@ def bucket(user_id: str, flag_key: str) -> int:
 
 
 def salt(flag_key: str) -> bytes:
-    """Return what a flag adds to the hash; computed once per flag."""
+    """Return the salt of a flag; computed once per flag."""
     return f":{flag_key}".encode()
 
 

@@ -1,4 +1,4 @@
-"""Who is calling: the identity that authentication established, for the length of one call."""
+"""The authenticated caller of the current call."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 
 
 class Role(IntEnum):
-    """What an admin user may do; each role may do all that a lower one may. Values are those of the proto enum."""
+    """The role of an admin user; each includes the lower ones. Values are those of the proto enum."""
 
     VIEWER = 1
     EDITOR = 2
@@ -17,10 +17,10 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """An authenticated admin user, as its access token says.
+    """An authenticated admin user, as in the access token.
 
-    `token_epoch` is compared with the stored one inside each mutation's transaction, so that a demoted, disabled or
-    password-changed admin is stopped at once although the token has not expired.
+    Each mutation compares `token_epoch` with the stored one in its transaction. A change of role or password, or a
+    disabled account, therefore takes effect at once, although the token has not expired.
     """
 
     admin_id: int
@@ -33,7 +33,11 @@ _current: ContextVar[Caller] = ContextVar("gatekeeper_caller")
 
 
 def current_caller() -> Caller:
-    """Return the caller of the RPC being served; `Unauthenticated` outside an authenticated call."""
+    """Return the caller of the current call.
+
+    Raises:
+        Unauthenticated: The call is not authenticated.
+    """
     try:
         return _current.get()
     except LookupError:

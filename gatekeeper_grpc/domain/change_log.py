@@ -1,4 +1,4 @@
-"""The change log, as far as it tells which flags changed: what a revision touched, and which flags depend on that."""
+"""Derives changed flags from the change log: what a revision touched, and which flags depend on that."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedChange:
-    """What one revision touched; `subjects` are the people whose entries changed, where they were asked for."""
+    """What one revision touched; `subjects` are the people whose entries changed, if they were loaded."""
 
     revision: int
     resource_type: str
@@ -25,16 +25,16 @@ class LoggedChange:
 def flag_changes(
     log: Sequence[LoggedChange], snapshot: Snapshot, attributes_of: Callable[[LoggedChange], Iterable[str]]
 ) -> list[FlagChange]:
-    """Return which flags changed by what the log tells, in its order; of updates of one flag only the last.
+    """Return the flags that changed, in the order of the log; of the updates of one flag only the last.
 
-    A flag changes with itself and its targets, with the conditions and members of segments that it aims at, and with
-    stored attributes that these conditions name. What it depended on before, but not in `snapshot`, needs no look: it
-    changed itself in between.
+    A flag changes with itself and its targets, with the conditions and members of segments that it targets, and with
+    stored attributes that these conditions name. Dependencies that it no longer has in `snapshot` do not matter: the
+    flag itself changed when it lost them.
 
     Args:
-        log: What was touched up to the snapshot, in the order of revisions.
-        snapshot: Tells what depends on what.
-        attributes_of: The attributes, of those in the snapshot, that a change of a user may have touched.
+        log: The changes up to the snapshot, in the order of revisions.
+        snapshot: Defines the dependencies.
+        attributes_of: Returns the attributes of the snapshot that a change of a user may have touched.
     """
     dependencies = _Dependencies(snapshot)
 
@@ -60,10 +60,10 @@ def _type_of(change: LoggedChange) -> ChangeType:
 
 
 class _Dependencies:
-    """Which flags of a snapshot depend on a segment or a stored attribute; looked at when first asked.
+    """The flags of a snapshot that depend on a segment or a stored attribute; computed at the first request.
 
-    Each is given once: walking back through the log, all flags that it touches are known to have changed later. A
-    segment that thousands of flags aim at, and thousands of revisions touch, thus costs thousands and not millions.
+    Each dependency is returned once: the log is read backwards, so all flags that it touches have changed later. A
+    segment that thousands of flags target and thousands of revisions touch thus costs thousands of steps, not millions.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:

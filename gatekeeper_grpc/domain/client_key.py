@@ -1,4 +1,4 @@
-"""The credentials of calling services: what an admin decides about a key, and the key as it stands."""
+"""Client keys, the credentials of calling services."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.limits import MAX_CLIENT_NAME_CHARS, check_text
 
 
 class RateTier(IntEnum):
-    """How much a caller may call. Values are those of the proto enum."""
+    """The rate limit of a client. Reserved; not enforced yet. Values are those of the proto enum."""
 
     STANDARD = 1
     HIGH = 2
@@ -19,10 +19,12 @@ class RateTier(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientKeyConfig:
-    """What an admin decides about a key.
+    """The fields of a key that an admin decides. `expire_time` is aware; None: never.
 
-    Valid by construction; `InvalidArgument` names the field as "client_key.<name>". Whether `expire_time` (aware; None:
-    never) lies in the future is found out when the key is made.
+    The store checks that `expire_time` is in the future when it creates the key.
+
+    Raises:
+        InvalidArgument: A field is invalid; names it as "client_key.<name>".
     """
 
     name: str
@@ -35,7 +37,7 @@ class ClientKeyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientKey:
-    """A key as it stands at a revision, without its secret. Empty `key_id`: it was not written."""
+    """A key at a revision, without its secret. Empty `key_id`: it is not stored."""
 
     key_id: str
     config: ClientKeyConfig
@@ -47,7 +49,7 @@ class ClientKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatedClientKey:
-    """A new key and its secret, which is shown this once; empty when nothing was written."""
+    """A new key and its secret, which is shown only once; empty if the key is not stored."""
 
     key: ClientKey
     secret: str = field(repr=False)
@@ -55,7 +57,7 @@ class CreatedClientKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationKey:
-    """What verifying a signature takes: whose key, its secret, and until when it is good (None: for ever)."""
+    """The parts of a key that verify a signature. `expire_time` None: it never expires."""
 
     key_id: str
     secret: bytes = field(repr=False)
@@ -64,9 +66,9 @@ class VerificationKey:
 
 
 def client_key_document(key: ClientKey) -> dict[str, Any]:
-    """Return a key as JSON values, for the audit log and for stored answers; never its secret.
+    """Return a key as JSON values, for the audit log and stored responses.
 
-    Nor when it was last used: that is no change of the key.
+    Without the secret, and without the time of last use, which is no change of the key.
     """
     return {
         "key_id": key.key_id,

@@ -1,4 +1,4 @@
-"""What admin callers ask for: commands that `wire` makes and the store carries out."""
+"""Commands of admin callers: `wire` makes them from requests, the store carries them out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from gatekeeper_grpc.domain.caller import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagUpdate:
-    """Changes some fields of a flag's `FlagConfig`; `etag` empty: whatever state the flag is in."""
+    """Changes some fields of the `FlagConfig` of a flag; empty `etag`: in any state of the flag."""
 
     key: str
     changes: Mapping[str, Any]
@@ -20,7 +20,7 @@ class FlagUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagFilter:
-    """Which flags to list: the first `limit` by key, after `after`, that pass every filter given."""
+    """Which flags to list: the first `limit` by key after `after` that match every filter."""
 
     limit: int
     after: str = ""
@@ -32,7 +32,7 @@ class FlagFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetEdit:
-    """Targets users of a flag with `variant`, or stops targeting them when it is None."""
+    """Targets users of a flag with `variant`, or removes their targets when it is None."""
 
     flag_key: str
     user_ids: tuple[str, ...]
@@ -42,7 +42,7 @@ class TargetEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetEditResult:
-    """How many users were not targeted before, had another variant, are targeted no more."""
+    """How many users were targeted for the first time, got another variant, or lost their target."""
 
     added_count: int = 0
     moved_count: int = 0
@@ -51,7 +51,7 @@ class TargetEditResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentUpdate:
-    """Changes some fields of a segment's `SegmentConfig`; `etag` empty: whatever state the segment is in."""
+    """Changes some fields of the `SegmentConfig` of a segment; empty `etag`: in any state of the segment."""
 
     key: str
     changes: Mapping[str, Any]
@@ -60,7 +60,7 @@ class SegmentUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentFilter:
-    """Which segments to list: the first `limit` by key, after `after`, that pass every filter given."""
+    """Which segments to list: the first `limit` by key after `after` that match every filter."""
 
     limit: int
     after: str = ""
@@ -69,7 +69,7 @@ class SegmentFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberEdit:
-    """Names users who shall be members of a segment, or shall be no more."""
+    """Users to add to the members of a segment, or to remove from them."""
 
     segment_key: str
     user_ids: tuple[str, ...]
@@ -78,13 +78,13 @@ class MemberEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserUpdate:
-    """Changes attributes of a known user; `etag` empty: whatever state the user is in.
+    """Changes attributes of a known user; empty `etag`: in any state of the user.
 
     Args:
-        user_id: Whose.
-        attributes: What they shall be.
+        user_id: The user.
+        attributes: The new values.
         names: Only the attributes with these names change, and those that `attributes` lacks are removed; None: all.
-        etag: Which state of the user the caller has seen.
+        etag: The state of the user that the caller has read.
     """
 
     user_id: str
@@ -93,7 +93,7 @@ class UserUpdate:
     etag: str = ""
 
     def applied_to(self, stored: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-        """Return what stored attributes become."""
+        """Return the stored attributes after the update."""
         if self.names is None:
             return self.attributes
         kept = {name: value for name, value in stored.items() if name not in self.names}
@@ -102,9 +102,9 @@ class UserUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserFilter:
-    """Which users to list: the first `limit` by id, after `after`, that pass every filter given.
+    """Which users to list: the first `limit` by id after `after` that match every filter.
 
-    `attributes` asks for users who have all of them, each with an equal value.
+    A user matches `attributes` with an equal value for each of them.
     """
 
     limit: int
@@ -115,7 +115,7 @@ class UserFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewAdminUser:
-    """Makes somebody an admin user. The password goes beside it, as a hash."""
+    """Creates an admin user. The store takes the hash of the password as an argument of its own."""
 
     username: str
     role: Role
@@ -123,9 +123,9 @@ class NewAdminUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminUserUpdate:
-    """Changes an admin user's `role` or `enabled`; `etag` empty: whatever state it is in.
+    """Changes `role` or `enabled` of an admin user; empty `etag`: in any state of it.
 
-    A new password goes beside it, as a hash.
+    The store takes the hash of a new password as an argument of its own.
     """
 
     username: str
@@ -135,11 +135,11 @@ class AdminUserUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordChange:
-    """Changes the password of the admin user who asks.
+    """Changes the password of the caller.
 
     Args:
-        admin_id: Who it is.
-        verified_hash: The hash that the current password, as given, was found to match; None: it matched none.
+        admin_id: The caller.
+        verified_hash: The hash that the given current password matches; None: it matches none.
         new_hash: The hash of the new password.
     """
 
@@ -150,7 +150,7 @@ class PasswordChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthEventFilter:
-    """Which events of logging in to list: the newest `limit` before `before` (None: of all) that pass every filter."""
+    """Which authentication events to list: the newest `limit` before `before` (None: of all) that match all filters."""
 
     limit: int
     before: int | None = None
@@ -160,10 +160,9 @@ class AuthEventFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditFilter:
-    """Which audit entries to list: the newest `limit` before the entry `before`, that pass every filter given.
+    """Which audit entries to list: the newest `limit` before the entry `before` that match every filter.
 
-    Times: from `start_time` on, and before `end_time`. Revisions: both ends included. `resource_key` needs
-    `resource_type`.
+    Times: from `start_time`, before `end_time`. Revisions: both ends included. `resource_key` needs `resource_type`.
     """
 
     limit: int

@@ -1,7 +1,7 @@
-"""One condition of a segment: an attribute, an operator and values, compiled once and then asked for every user.
+"""One condition of a segment: an attribute, an operator and values, compiled once and tested for every user.
 
-Types never coerce. An attribute that is missing, null or of another type than the operator asks for does not match, and
-`negate` of it does.
+Types never coerce. An attribute that is missing, null or of another type than the operator needs does not match, and
+matches with `negate`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ MAX_VALUES = 1_000
 
 
 class Operator(Enum):
-    """How a condition tests an attribute. The values are the names that documents hold."""
+    """How a condition tests an attribute. The values are the names in documents."""
 
     EQUALS = "EQUALS"
     IN = "IN"
@@ -58,7 +58,7 @@ _T = TypeVar("_T")
 class Condition:
     """A test of one attribute, valid by construction and immutable.
 
-    Two conditions are equal when they test the same, 5 and 5.0 being one number and 1 and true two values.
+    Two conditions are equal if they test the same: 5 and 5.0 are one number, 1 and true are two values.
 
     Attributes:
         attribute: A top-level name, or a JSON Pointer (RFC 6901) when it starts with ``/``; 1 to 256 bytes, no NUL.
@@ -66,9 +66,9 @@ class Condition:
             them does; every other takes exactly one. CONTAINS looks for a substring in text, for an equal element in a
             list. EQUALS and IN compare whole JSON values, lists and objects included.
         values: None null, each at most 256 bytes (text in UTF-8, the rest as JSON) and 5 levels deep, and of the type
-            the operator asks for: text, a finite number, an RFC 3339 time with an offset, a SemVer version. Kept as
+            the operator needs: text, a finite number, an RFC 3339 time with an offset, a SemVer version. Kept as
             `canonical` copies.
-        negate: Match exactly when the condition would otherwise not.
+        negate: Match exactly if the condition would otherwise not.
 
     Raises:
         InvalidArgument: With the field relative to the condition, e.g. "values[2]"; see `segment.violations_under`.
@@ -98,11 +98,11 @@ class Condition:
 
     @property
     def attribute_name(self) -> str:
-        """The top-level attribute looked at: the first name of a JSON Pointer, unescaped."""
+        """The top-level attribute that is tested: the first name of a JSON Pointer, unescaped."""
         return self._name
 
     def matches(self, attributes: Attributes) -> bool:
-        """Say whether a user with these attributes meets the condition. Never raises: malformed values do not match."""
+        """Return whether a user with these attributes matches. Never raises: malformed values do not match."""
         value = attributes.get(self._name)
         for token in self._inner_tokens:
             value = member(value, token)
@@ -157,20 +157,20 @@ def _checked_values(operator: Operator, values: Sequence[JsonValue]) -> tuple[Js
 def _checked_value(operator: Operator, index: int, value: JsonValue) -> JsonValue:
     path = f"values[{index}]"
     if value is None:
-        raise InvalidArgument.of(path, "must not be null, which counts as missing: use EXISTS with negate")
+        raise InvalidArgument.of(path, "must not be null, which counts as missing; use EXISTS with negate")
     try:
         kept = canonical(value)
         _RULES[operator].parse(kept)
     except ValueError as error:
         raise InvalidArgument.of(path, str(error)) from error
     if size_bytes(kept) > MAX_VALUE_BYTES:
-        raise InvalidArgument.of(path, f"must not be larger than {MAX_VALUE_BYTES} bytes")
+        raise InvalidArgument.of(path, f"must be at most {MAX_VALUE_BYTES} bytes")
     return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
-    """What an operator asks of its values (`parse` raises `ValueError`), and how it makes a test of them."""
+    """What an operator needs of its values (`parse` raises `ValueError`), and how it compiles them to a test."""
 
     value_count: tuple[int, int]
     parse: Callable[[JsonValue], object]
@@ -178,7 +178,7 @@ class _Rule:
 
 
 def _compared(parse: Callable[[JsonValue], _T], is_met: Callable[[_T, _T], bool]) -> _Rule:
-    """One value, compared with the attribute after both were parsed."""
+    """Make the rule of an operator with one value, compared with the attribute after both are parsed."""
 
     def compiled(values: tuple[JsonValue, ...]) -> _Test:
         bound = parse(values[0])
@@ -207,7 +207,7 @@ def _is_one_of(values: tuple[JsonValue, ...]) -> _Test:
     containers_wanted = any(isinstance(value, (list, dict)) for value in values)
 
     def test(value: JsonValue) -> bool:
-        # Text is its own identity. A large list's takes a millisecond: not to be had where it cannot match anyway.
+        # Text is its own identity. That of a large list takes a millisecond: skipped if no list can match.
         if isinstance(value, str):
             return value in wanted
         return (containers_wanted or not isinstance(value, (list, dict))) and identity(value) in wanted
@@ -220,7 +220,7 @@ def _contains_any(values: tuple[JsonValue, ...]) -> _Test:
     others = frozenset(identity(value) for value in values if not isinstance(value, str))
 
     def test(value: JsonValue) -> bool:
-        # Text equals nothing but text: for it Python's `in` is as strict in a list as JSON is.
+        # Text equals only text, so Python's `in` is as strict for it in a list as JSON is.
         if isinstance(value, (str, list)) and any(text in value for text in texts):
             return True
         return isinstance(value, list) and bool(others) and not others.isdisjoint(map(identity, value))
@@ -238,7 +238,7 @@ _RULES: Mapping[Operator, _Rule] = {
     Operator.GREATER_OR_EQUAL: _compared(number_of, ge),
     Operator.LESS_THAN: _compared(number_of, lt),
     Operator.LESS_OR_EQUAL: _compared(number_of, le),
-    # `matches` tests only what is there.
+    # `matches` tests only attributes that are not null.
     Operator.EXISTS: _Rule(value_count=(0, 0), parse=identity, compiled=lambda _values: lambda _value: True),
     Operator.BEFORE: _compared(instant, lt),
     Operator.AFTER: _compared(instant, gt),

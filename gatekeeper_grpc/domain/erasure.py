@@ -1,4 +1,4 @@
-"""People's rights: what is told of a person, what counts as a mention of them, what erasing them did."""
+"""Export and erasure of a person: their data, mentions of them, and the result of an erasure."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from gatekeeper_grpc.domain.user import User
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erased:
-    """What one erasure removed, and how many audit documents it redacted."""
+    """The result of an erasure: what was removed, and how many audit documents were redacted."""
 
     targets_removed: int
     memberships_removed: int
@@ -20,7 +20,7 @@ class Erased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StillNamed:
-    """What names a user id literally and is alive: keys of flags and segments, and the ids of other users."""
+    """Resources that still contain a user id: keys of flags and segments, and ids of other users."""
 
     flag_keys: tuple[str, ...] = ()
     segment_keys: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class StillNamed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A person, and the random id by which the audit log knows them."""
+    """A person, and the random id that stands for them in the audit log."""
 
     subject_id: UUID
     user_id: str
@@ -40,7 +40,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedUser:
-    """Who a user id is; nobody when `subject_id` is None. `named_by`: keys of segments that name the id."""
+    """The person behind a user id; `subject_id` None: nobody. `named_by`: keys of segments that name the id."""
 
     user_id: str
     subject_id: UUID | None = None
@@ -67,9 +67,9 @@ ExportPart = ExportedUser | list[ExportedTarget] | list[ExportedMembership] | Do
 
 
 class Mention:
-    """Finds a user id in JSON values: as a whole word, so that erasing `ann` does not redact what is said of `annette`.
+    """Finds a user id in JSON values, as a whole word: the erasure of `ann` must not redact `annette`.
 
-    A side on which the id has a letter, digit or underscore must not go on with another one in the text.
+    Where the id starts or ends with a letter, digit or underscore, the text must not continue with another one.
     """
 
     def __init__(self, user_id: str) -> None:
@@ -78,7 +78,7 @@ class Mention:
         self._found_in = re.compile(before + re.escape(user_id) + after).search
 
     def is_in(self, value: Any) -> bool:
-        """Tell whether any text of a JSON value, names of members included, mentions the id."""
+        """Return whether any text of a JSON value, including names of members, mentions the id."""
         if isinstance(value, str):
             return self._found_in(value) is not None
         if isinstance(value, dict):

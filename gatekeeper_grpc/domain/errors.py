@@ -1,7 +1,7 @@
-"""What can go wrong, in the product's words. Knows nothing of gRPC or SQL; `wire.status` maps kinds to status codes.
+"""Expected failures. Independent of gRPC and SQL; `wire.status` maps kinds to status codes.
 
-A *kind* (`NotFound`, `FailedPrecondition`, ...) decides the status a client sees. A *reason* is the stable, documented
-name of one cause (`ErrorReason` in errors.proto, without its prefix) that programs may branch on.
+A *kind* (`NotFound`, `FailedPrecondition`, ...) decides the status that a client receives. A *reason* is the stable,
+documented name of one cause (`ErrorReason` in errors.proto, without its prefix), on which programs may branch.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldViolation:
-    """One offending request field: its proto path and what would be right."""
+    """One invalid request field: its proto path and what would be right."""
 
     field: str
     description: str
@@ -22,8 +22,8 @@ class FieldViolation:
 class GatekeeperError(Exception):
     """Base of every expected failure.
 
-    The message is shown to clients: it says what, which, and what to do, and never holds a secret. `metadata` repeats
-    the variables of the message for programs.
+    Clients receive the message: it says what is wrong, with which resource, and what to do. It never contains a secret.
+    `metadata` repeats the variables of the message for programs.
     """
 
     reason = "INTERNAL"
@@ -44,7 +44,7 @@ class GatekeeperError(Exception):
         self.retry_after_s = retry_after_s
 
     def add_metadata(self, **variables: object) -> None:
-        """Say more to programs on the way up, such as how far a stream had come."""
+        """Add variables for programs, such as the progress of a stream."""
         self.metadata = {**self.metadata, **{name: str(value) for name, value in variables.items()}}
 
 
@@ -64,53 +64,53 @@ class InvalidArgument(GatekeeperError):
 
 
 class NotFound(GatekeeperError):
-    """The named thing does not exist (any more)."""
+    """The named resource does not exist, or no longer exists."""
 
     reason = "NOT_FOUND"
 
     @classmethod
     def flag(cls, key: str) -> "NotFound":
-        """Say that no flag has this key."""
+        """No flag has this key."""
         return cls(f"flag {key!r} does not exist", reason="FLAG_NOT_FOUND", metadata={"flag_key": key})
 
     @classmethod
     def segment(cls, key: str) -> "NotFound":
-        """Say that no segment has this key."""
+        """No segment has this key."""
         return cls(f"segment {key!r} does not exist", reason="SEGMENT_NOT_FOUND", metadata={"segment_key": key})
 
     @classmethod
     def user(cls, user_id: str) -> "NotFound":
-        """Say that no user with this id is known."""
-        return cls(f"user {user_id!r} is not known", reason="USER_NOT_FOUND", metadata={"user_id": user_id})
+        """No stored user has this id."""
+        return cls(f"user {user_id!r} does not exist", reason="USER_NOT_FOUND", metadata={"user_id": user_id})
 
     @classmethod
     def admin_user(cls, username: str) -> "NotFound":
-        """Say that no admin user has this name."""
+        """No admin user has this name."""
         message = f"admin user {username!r} does not exist"
         return cls(message, reason="ADMIN_USER_NOT_FOUND", metadata={"username": username})
 
     @classmethod
     def client_key(cls, key_id: str) -> "NotFound":
-        """Say that no client key has this id."""
+        """No client key has this id."""
         return cls(f"client key {key_id!r} does not exist", reason="CLIENT_KEY_NOT_FOUND", metadata={"key_id": key_id})
 
 
 class AlreadyExists(GatekeeperError):
-    """Something with that identity is there already."""
+    """A resource with that identity exists."""
 
     reason = "ALREADY_EXISTS"
 
 
 class Changed(GatekeeperError):
-    """The resource changed since the caller read it: read again, decide again, send again."""
+    """The resource changed since the caller read it: the caller should read it again and decide again."""
 
     reason = "ETAG_MISMATCH"
 
     @classmethod
     def since_read(cls, resource: str, *, current_etag: str) -> "Changed":
-        """Say that a resource, such as "flag 'x'", has another etag than the caller's."""
+        """A resource, such as "flag 'x'", has another etag than the one in the request."""
         return cls(
-            f"{resource} changed since you read it; its current etag is {current_etag!r}",
+            f"{resource} changed since it was read: read it again; its current etag is {current_etag!r}",
             metadata={"current_etag": current_etag},
         )
 
@@ -122,7 +122,7 @@ class FailedPrecondition(GatekeeperError):
 
     @classmethod
     def last_admin(cls, username: str) -> "FailedPrecondition":
-        """Say that without this admin user nobody could manage admin users any more."""
+        """Without this admin user, nobody could manage admin users."""
         return cls(
             f"{username!r} is the last enabled admin user with role ADMIN; give another one that role first",
             reason="LAST_ADMIN",
@@ -131,43 +131,43 @@ class FailedPrecondition(GatekeeperError):
 
 
 class Unauthenticated(GatekeeperError):
-    """No valid credentials. Never says which part was wrong: a better text would tell an attacker what was right."""
+    """No valid credentials. Never says which part was wrong: that would tell an attacker which part was right."""
 
     reason = "UNAUTHENTICATED"
 
     @classmethod
     def credentials(cls) -> "Unauthenticated":
-        """Say that a password or refresh token is not good."""
+        """A password or refresh token is not valid."""
         return cls("these credentials are not valid")
 
     @classmethod
     def access_token(cls) -> "Unauthenticated":
-        """Say that an access token is missing, not good, or overtaken."""
+        """An access token is missing, not valid or revoked."""
         return cls("a valid access token is required: send it as metadata 'authorization: Bearer <token>'")
 
     @classmethod
     def signature(cls) -> "Unauthenticated":
-        """Say that a call's signature is missing, not good, or was seen before."""
+        """A signature is missing, not valid or used before."""
         return cls("a valid signature is required: see EvaluationService for how calls are signed")
 
 
 class PermissionDenied(GatekeeperError):
-    """Valid credentials, too small a role."""
+    """Valid credentials without the required role."""
 
     reason = "PERMISSION_DENIED"
 
 
 class ResourceExhausted(GatekeeperError):
-    """A rate, a capacity or a stated cap is used up; `retry_after_s` where waiting helps."""
+    """A rate, a capacity or a limit is used up; `retry_after_s` is set if waiting helps."""
 
     reason = "RESOURCE_EXHAUSTED"
 
 
 class Unavailable(GatekeeperError):
-    """Something this call needs is away for now; the same call may succeed later."""
+    """A dependency of the call is unavailable; the same call may succeed later."""
 
     reason = "UNAVAILABLE"
 
 
 class HistoryLost(Unavailable):
-    """The database lost revisions that were served, and has made others of the same numbers."""
+    """The database lost revisions that were served, and has created others with the same numbers."""

@@ -1,4 +1,4 @@
-"""The etag: an opaque name of one state of one resource, by which an editor's change finds out what it never saw."""
+"""The etag: an opaque name of one state of one resource, used to detect concurrent changes."""
 
 import hashlib
 from base64 import urlsafe_b64encode
@@ -7,7 +7,7 @@ from gatekeeper_grpc.domain.errors import Changed
 
 
 def etag(kind: str, identity: int, revision: int) -> str:
-    """Name one state of one resource, opaquely: 16 characters that clients cannot be tempted to parse.
+    """Name one state of one resource, in 16 opaque characters, so that no client parses it.
 
     Identity and revision make it unique: a revision is never issued twice.
     """
@@ -16,9 +16,10 @@ def etag(kind: str, identity: int, revision: int) -> str:
 
 
 def check_etag(resource: str, seen: str, *, current: str) -> None:
-    """Check that a resource, such as "flag 'x'", is as its editor has seen it; empty: whatever state it is in.
+    """Check that a resource, such as "flag 'x'", is in the state that its editor has read. Empty `seen`: any state.
 
-    `Changed` names the current etag.
+    Raises:
+        Changed: It is in another state; names the current etag.
     """
     if seen and seen != current:
         raise Changed.since_read(resource, current_etag=current)

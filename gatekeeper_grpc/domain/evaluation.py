@@ -1,4 +1,4 @@
-"""What evaluation takes and gives: the context, the reason, the detail."""
+"""The input and output of evaluation: question, context, reason, detail."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from gatekeeper_grpc.domain.flag import ON
 
 
 class Reason(IntEnum):
-    """Which rule decided. Values are those of the proto enum."""
+    """The rule that decided. Values are those of the proto enum."""
 
     STATIC = 1
     DEFAULT = 2
@@ -44,9 +44,9 @@ class EvaluationContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationDetail:
-    """One answer and why. `bucket` (0-99) stands only with SPLIT, `segment_key` only when a segment decided.
+    """One result and its reason. `bucket` (0 to 99) is set only with SPLIT, `segment_key` only if a segment decided.
 
-    `value` is the variant as clients of boolean flags see it.
+    `value` is the variant as a boolean.
     """
 
     variant: str
@@ -56,5 +56,5 @@ class EvaluationDetail:
     value: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Computed once: details are shared, and bulk evaluation reads this millions of times a second.
+        # Computed once: details are shared, and bulk evaluation reads the value millions of times a second.
         object.__setattr__(self, "value", self.variant == ON)

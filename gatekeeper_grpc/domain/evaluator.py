@@ -1,7 +1,7 @@
-"""The waterfall: from a flag and a user to a value and its reason.
+"""Evaluates a flag for a user: the first rule that applies decides the value and the reason.
 
-A flag is compiled once per snapshot into a `FlagPlan`, so that evaluation only looks things up: every
-`EvaluationDetail` it can return exists beforehand, and evaluating allocates nothing.
+A flag is compiled once per snapshot into a `FlagPlan`. Evaluation then only looks up: every `EvaluationDetail` that it
+can return exists already, and it allocates nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket_of, salt
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.flag import ON, VARIANTS, Flag
 
-# Answers "is this user in that segment", by segment key.
+# Whether the user is in a segment, by its key.
 SegmentTest = Callable[[str], bool]
 
 
@@ -20,9 +20,9 @@ SegmentTest = Callable[[str], bool]
 class FlagPlan:
     """A flag, compiled for evaluation.
 
-    `constant` is the answer when it is the same for everybody. Otherwise the first of these that applies decides: the
-    user's own target, the first of `segments` that the user is in, the user's place in `draw`; `undrawn` where there is
-    no draw.
+    `constant` is the result if it is the same for everybody. Otherwise the first of these that applies decides: the
+    individual target of the user, the first of `segments` that the user is in, the bucket of the user in `draw`;
+    `undrawn` without a draw.
     """
 
     flag_id: int
@@ -35,7 +35,7 @@ class FlagPlan:
 
 
 def compile_flag(flag: Flag, *, has_targets: bool) -> FlagPlan:
-    """Compile a flag; `has_targets` says whether any user is individually targeted."""
+    """Compile a flag; `has_targets`: some user is individually targeted."""
     config = flag.config
     depends_on_user = has_targets or config.segment_targets or 0 < config.rollout_percentage < BUCKETS
     constant = None
@@ -65,7 +65,7 @@ def evaluate(
     Args:
         plan: The compiled flag.
         context: The user.
-        targeted: The user's own targets, from flag id to index in `VARIANTS`.
+        targeted: The individual targets of the user, from flag id to index in `VARIANTS`.
         in_segment: Whether the user is in a segment, by its key.
 
     Source: the evaluation waterfall of protos/gatekeeper/v1/flag.proto.
@@ -94,7 +94,7 @@ _TARGETED = tuple(detail(variant, Reason.TARGETING_MATCH) for variant in VARIANT
 
 @lru_cache
 def _draw(rollout_percentage: int, default_variant: str) -> tuple[EvaluationDetail, ...]:
-    """The answer for each bucket; empty when nobody can be drawn."""
+    """Return the result for each bucket; empty if nobody can be drawn."""
     if rollout_percentage == 0:
         return ()
     return tuple(
@@ -103,7 +103,7 @@ def _draw(rollout_percentage: int, default_variant: str) -> tuple[EvaluationDeta
 
 
 def _undrawn(rollout_percentage: int, default_variant: str) -> EvaluationDetail:
-    """The answer where there is no draw: at a rollout of 0, and for anonymous users, whom only a full one reaches."""
+    """Return the result without a draw: at a rollout of 0, and for anonymous users, who are in at 100 only."""
     if rollout_percentage == BUCKETS:
         return detail(ON, Reason.SPLIT)
     return detail(default_variant, Reason.DEFAULT)

@@ -1,4 +1,4 @@
-"""The flag, its individual targets, and the documents by which they are stored and audited."""
+"""The flag, its targets, and the documents in which the audit log and stored responses keep them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,14 +21,13 @@ from gatekeeper_grpc.domain.limits import (
 
 ON: Final = "on"
 OFF: Final = "off"
-# The variants of a flag today. Values are stored as variant names, so that flags with more of them need no other
-# schema.
+# The variants of every flag. The database stores variant names, so flags with more variants need no other schema.
 VARIANTS: Final = (OFF, ON)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentTarget:
-    """Aims a flag at the users of one segment."""
+    """Targets the users of one segment."""
 
     segment_key: str
     variant: str
@@ -36,9 +35,10 @@ class SegmentTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagConfig:
-    """What an editor decides about a flag.
+    """The fields of a flag that an editor decides.
 
-    Valid by construction; `InvalidArgument` names the field as "flag.<name>".
+    Raises:
+        InvalidArgument: A field is invalid; names it as "flag.<name>".
     """
 
     key: str
@@ -71,10 +71,10 @@ class FlagConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """A flag as it stands at a revision. Never holds its targets: there may be a million of them.
+    """A flag at a revision, without its individual targets: there may be a million of them.
 
-    `flag_id` is its identity: a flag created again under a freed key is another flag. `revision` is the one that last
-    changed it; edits of targets do not count. Times are aware, in UTC.
+    `flag_id` is its identity: a flag that is created again under a deleted key is another flag. `revision` is the one
+    that last changed it; edits of targets do not count. Times are aware, in UTC.
     """
 
     flag_id: int
@@ -103,7 +103,7 @@ class Target:
 
 
 def flag_document(flag: Flag) -> dict[str, Any]:
-    """Return the flag as JSON values, for the audit log and for stored answers; `flag_from_document` is the inverse."""
+    """Return the flag as JSON values, for the audit log and stored responses; `flag_from_document` is the inverse."""
     return {
         **asdict(flag.config),
         "flag_id": flag.flag_id,

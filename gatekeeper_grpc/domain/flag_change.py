@@ -1,4 +1,4 @@
-"""Which flags changed at which revision: what watchers are told."""
+"""Which flags changed at which revision, for watchers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from gatekeeper_grpc.domain.mutation import ChangeType
 
 
 class FlagChange(NamedTuple):
-    """Says that a flag may give other answers from a revision on, or that it came or went.
+    """A flag was created or deleted at a revision, or its results may differ from there on.
 
-    A tuple, because a history is made of tens of thousands.
+    A tuple, because a history has tens of thousands of them.
     """
 
     revision: int
@@ -20,22 +20,22 @@ class FlagChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagChanges:
-    """All flag changes after revision `since`, in the order of revisions, up to that of the snapshot they belong to."""
+    """All flag changes after revision `since` up to that of their snapshot, in the order of revisions."""
 
     since: int
     changes: Sequence[FlagChange] = ()
 
     def followed_by(self, later: "FlagChanges") -> "FlagChanges":
-        """Return these and the `later` ones, which begin where these end."""
+        """Return these changes and the `later` ones, which start where these end."""
         return FlagChanges(since=self.since, changes=(*self.changes, *later.changes))
 
 
 def coalesced(changes: Iterable[FlagChange]) -> dict[str, ChangeType]:
-    """Return what changes, in order, come to for each flag.
+    """Return the net change of each flag, from changes in order.
 
-    Whoever keeps a set of flag keys, adds what was created or updated and removes what was deleted, ends with the same
-    set as by the single changes. A flag that was created and deleted counts as deleted: it may have been seen
-    meanwhile, by an answer of another instance.
+    A client that keeps a set of flag keys, adds created and updated ones and removes deleted ones, ends with the same
+    set as with the single changes. A flag that was created and deleted counts as deleted: the client may have seen it
+    in a response of another instance.
     """
     total: dict[str, ChangeType] = {}
     for _, flag_key, change in changes:
@@ -44,10 +44,10 @@ def coalesced(changes: Iterable[FlagChange]) -> dict[str, ChangeType]:
 
 
 def without_covered(changes: Sequence[FlagChange]) -> list[FlagChange]:
-    """Return changes without those updates that a later change of the same flag covers.
+    """Return changes without the updates that a later change of the same flag covers.
 
-    From whatever revision on, what is left comes to the same, and is no longer than there are flags that changed and
-    comings and goings.
+    From any revision on, the net change of each flag stays the same. The result has at most one update of each flag,
+    and every creation and deletion.
     """
     later: set[str] = set()
     left: list[FlagChange] = []

@@ -1,6 +1,6 @@
-"""The contract's limits, and the checks that enforce them.
+"""The limits of the contract, and the checks that enforce them.
 
-Every check raises `InvalidArgument` naming `field`, a proto field path such as "flag.key", and what would be right.
+Every check raises `InvalidArgument`, which names `field`, a proto path such as "flag.key", and what would be right.
 """
 
 import re
@@ -34,15 +34,23 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_key(field: str, key: str) -> None:
-    """Check the key of a flag or segment."""
+    """Check the key of a flag or segment.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
     if not _KEY.fullmatch(key):
         raise InvalidArgument.of(
-            field, "must be 1 to 128 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+            field, "must be 1 to 128 characters of A-Z a-z 0-9 . _ - and start with a letter or digit"
         )
 
 
 def check_user_id(field: str, user_id: str) -> None:
-    """Check a user id: 1 to 256 bytes of UTF-8, no NUL (PostgreSQL cannot store one)."""
+    """Check a user id.
+
+    Raises:
+        InvalidArgument: It is not 1 to 256 bytes of UTF-8 without NUL, which PostgreSQL cannot store.
+    """
     # A character is at most 4 bytes: most ids are accepted without being encoded.
     fits = 0 < len(user_id) <= MAX_USER_ID_BYTES // 4 or 0 < len(user_id.encode()) <= MAX_USER_ID_BYTES
     if not fits or "\0" in user_id:
@@ -50,7 +58,11 @@ def check_user_id(field: str, user_id: str) -> None:
 
 
 def check_user_ids(field: str, user_ids: Collection[str], *, at_most: int) -> None:
-    """Check a list of user ids: 1 to `at_most`, each well-formed, none twice."""
+    """Check a list of user ids.
+
+    Raises:
+        InvalidArgument: It has not 1 to `at_most` ids, or one is malformed or repeated.
+    """
     check_count(field, user_ids, at_least=1, at_most=at_most)
     for position, user_id in enumerate(user_ids):
         check_user_id(f"{field}[{position}]", user_id)
@@ -58,23 +70,35 @@ def check_user_ids(field: str, user_ids: Collection[str], *, at_most: int) -> No
 
 
 def check_text(field: str, text: str, *, at_most: int, at_least: int = 0) -> None:
-    """Check free text: a number of characters, no NUL."""
+    """Check free text.
+
+    Raises:
+        InvalidArgument: It is too short or too long, in characters, or contains NUL.
+    """
     if not at_least <= len(text) <= at_most or "\0" in text:
         raise InvalidArgument.of(field, f"must be {at_least} to {at_most} characters without NUL")
 
 
 def check_count(field: str, items: Collection[object], *, at_most: int, at_least: int = 0) -> None:
-    """Check how many items a list has."""
+    """Check how many items a list has.
+
+    Raises:
+        InvalidArgument: There are too few or too many.
+    """
     if not at_least <= len(items) <= at_most:
         raise InvalidArgument.of(field, f"must have {at_least} to {at_most} entries, not {len(items)}")
 
 
 def check_distinct(field: str, items: Collection[str]) -> None:
-    """Check that no item stands in a list twice."""
+    """Check that a list repeats no item.
+
+    Raises:
+        InvalidArgument: It does; names the first repetition.
+    """
     if len(set(items)) == len(items):
         return
     seen: set[str] = set()
     for position, item in enumerate(items):
         if item in seen:
-            raise InvalidArgument.of(f"{field}[{position}]", "repeats an earlier entry; each may stand there once")
+            raise InvalidArgument.of(f"{field}[{position}]", "repeats an earlier entry; each may appear once")
         seen.add(item)

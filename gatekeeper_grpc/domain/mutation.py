@@ -1,4 +1,4 @@
-"""What every mutation carries beside its own content, and what it leaves behind."""
+"""What every mutation has in common: its intent, the change that it records, and its result."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class ChangeType(StrEnum):
-    """What happened to a resource."""
+    """How a resource changed."""
 
     CREATED = "created"
     UPDATED = "updated"
@@ -21,10 +21,10 @@ class ChangeType(StrEnum):
 
 
 class ResourceType(StrEnum):
-    """What a change touched.
+    """The kind of resource that changed.
 
-    TARGETS and MEMBERS are the lists of a flag and of a segment, named by its key. A USER is named by its subject id. A
-    SUBJECT is a person who was erased, INSTALLATION all of this Gatekeeper.
+    TARGETS and MEMBERS are the lists of a flag and of a segment, under its key. A USER has its subject id as key. A
+    SUBJECT is an erased person; INSTALLATION is the whole of this Gatekeeper.
     """
 
     FLAG = "flag"
@@ -40,15 +40,15 @@ class ResourceType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """Who wants a mutation, why, and under which conditions.
+    """Who requests a mutation, why, and under which conditions.
 
     Args:
-        caller: The admin user who asks; None when Gatekeeper itself acts.
-        action: The RPC's name, such as "UpdateFlag"; what the audit log calls it.
+        caller: The admin user; None when Gatekeeper itself acts.
+        action: The name of the RPC for the audit log, such as "UpdateFlag".
         change_reason: Free text for the audit entry, at most 1,024 characters.
         validate_only: Check everything, write and record nothing.
-        request_id: Makes a retry safe; None: no such promise is asked for.
-        request_hash: Fingerprint of the request's body, to tell a retry from another request under the same id.
+        request_id: Makes a retry safe; None: a retry is a new request.
+        request_hash: Fingerprint of the request: tells a retry from another request with the same id.
     """
 
     caller: Caller | None
@@ -69,13 +69,13 @@ class Intent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What a mutation did: the subject matter of its audit entry and of its row in the change log.
+    """What a mutation did, for its audit entry and its row in the change log.
 
     Args:
-        resource: What kind of thing changed.
-        key: Which one.
-        change: What happened to it.
-        document: JSON values that say what was and what is, for the audit log. People appear in it only as subject ids.
+        resource: The kind of resource.
+        key: Its key.
+        change: How it changed.
+        document: The resource before and after as JSON values, for the audit log. People appear only as subject ids.
         subjects: The people whose entries in the resource changed.
     """
 
@@ -88,7 +88,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written(Generic[Result]):
-    """The result of a mutation, the revision it produced, and where the audit log stands after it.
+    """The result of a mutation, its revision, and the head of the audit log after it.
 
     With `validate_only`, the revision is the current one and there is no anchor.
     """
@@ -100,7 +100,7 @@ class Written(Generic[Result]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read(Generic[Result]):
-    """Something read, and the revision at which it is true."""
+    """A result of reading, and the revision at which it is true."""
 
     result: Result
     revision: int

@@ -1,4 +1,4 @@
-"""Texts ordered by what they say: SemVer versions and RFC 3339 times become keys that Python compares.
+"""Order of SemVer versions and RFC 3339 times: each becomes a key that Python compares.
 
 Digits are compared as text, never converted: neither a long version number nor a long fraction costs CPU or precision.
 """
@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from gatekeeper_grpc.domain.attribute import JsonValue, text_of
 
-# Condition values are no longer than this; an attribute may be, and must not buy CPU with it.
+# Condition values are at most this long; a longer attribute must not cost more CPU.
 _MAX_CHARS = 256
 
 # Compares as the number does, given no leading zeros.
@@ -42,7 +42,7 @@ def semver_precedence(value: JsonValue) -> Precedence:
         value: Text like ``1.4.0-rc.1+build.7``, at most 256 characters; no leading ``v``, no part missing.
 
     Raises:
-        ValueError: With what would be right.
+        ValueError: It is not a version; says what would be right.
 
     Source: SemVer 2.0.0, items 9 to 11.
     """
@@ -51,7 +51,7 @@ def semver_precedence(value: JsonValue) -> Precedence:
         raise ValueError("must be a SemVer 2.0.0 version, e.g. 1.4.0 or 1.4.0-rc.1")
     major, minor, patch, prerelease = match.groups()
     identifiers = tuple(_identifier(part) for part in prerelease.split(".")) if prerelease else ()
-    # A release comes after all of its pre-releases; of two of those the one with more identifiers, all else equal.
+    # A release comes after all its pre-releases. Of two equal pre-releases, the one with more identifiers comes later.
     return _digits(major), _digits(minor), _digits(patch), prerelease is None, identifiers
 
 
@@ -60,7 +60,7 @@ def _digits(number: str) -> Digits:
 
 
 def _identifier(part: str) -> Identifier:
-    """Numeric identifiers come before all others and compare as numbers, the others by ASCII."""
+    """Return a key: numeric identifiers come before all others and compare as numbers, the others by ASCII."""
     return (False, len(part), part) if part.isdigit() else (True, 0, part)
 
 
@@ -75,7 +75,7 @@ def instant(value: JsonValue) -> Instant:
             may be lower case, a space instead of the ``T`` is refused.
 
     Raises:
-        ValueError: With what would be right.
+        ValueError: It is not such a time; says what would be right.
 
     Source: RFC 3339, section 5.6; leap seconds, appendix D.
     """
@@ -85,7 +85,7 @@ def instant(value: JsonValue) -> Instant:
     day, hour, minute, second, fraction, offset = match.groups()
     utc_minute = _first_minute(day) + int(hour) * 60 + int(minute) - _offset_minutes(offset)
     if second == "60" and utc_minute % _MINUTES_PER_DAY != _MINUTES_PER_DAY - 1:
-        raise ValueError("must not have second 60 but in the last minute of a UTC day")
+        raise ValueError("must have second 60 only in the last minute of a UTC day")
     return utc_minute, second, (fraction or "").rstrip("0")
 
 

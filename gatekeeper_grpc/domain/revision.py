@@ -1,4 +1,4 @@
-"""The revision: the number of a state of everything. Never issued twice."""
+"""The revision: the number of one state of the whole installation. Never issued twice."""
 
 from typing import Final
 
@@ -9,6 +9,6 @@ REVISIONS_PER_EPOCH: Final = 1_000_000_000
 def epoch_of(revision: int) -> int:
     """Return the epoch of a revision.
 
-    Revisions of different epochs have no history in common: no delta leads across.
+    Revisions of different epochs have no common history: no delta leads from one to the other.
     """
     return revision // REVISIONS_PER_EPOCH

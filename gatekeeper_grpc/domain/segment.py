@@ -1,4 +1,4 @@
-"""The segment: users aimed at together, by conditions on their attributes or one by one (members, kept elsewhere)."""
+"""The segment: a group of users, by conditions on their attributes and by membership (members are kept elsewhere)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,13 +23,13 @@ MAX_CONDITIONS = 64
 
 
 class Match(Enum):
-    """How many of a segment's conditions a user has to meet."""
+    """How many conditions of a segment a user has to match."""
 
     ALL = "ALL"
     ANY = "ANY"
 
 
-# Unlike an IN of 1,000 values, which costs what an IN of one does, these try their values one after the other.
+# These try their values one after the other. An IN of 1,000 values costs the same as an IN of one.
 _SCANNING_OPERATORS = frozenset({Operator.CONTAINS, Operator.STARTS_WITH, Operator.ENDS_WITH})
 
 # Python 3.11 takes longer to look an enum member up (140 ns) than to test a condition.
@@ -38,9 +38,10 @@ _ANY = Match.ANY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentConfig:
-    """What an editor decides about a segment: at most 64 conditions, with at most 1,000 values between them.
+    """The fields of a segment that an editor decides: at most 64 conditions, with at most 1,000 values in all.
 
-    Valid by construction; `InvalidArgument` names the field as "segment.<name>".
+    Raises:
+        InvalidArgument: A field is invalid; names it as "segment.<name>".
     """
 
     key: str
@@ -59,20 +60,20 @@ class SegmentConfig:
             )
 
     def attribute_names(self) -> frozenset[str]:
-        """Return the top-level attributes that the conditions look at: all that a snapshot needs of a stored user."""
+        """Return the top-level attributes that the conditions test: all that a snapshot needs of a stored user."""
         return frozenset(condition.attribute_name for condition in self.conditions)
 
     def scanned_value_count(self) -> int:
-        """Return how many values evaluation tries one by one; over all segments the contract allows 1,000."""
+        """Return how many values evaluation tries one by one; the contract allows 1,000 over all segments."""
         return sum(len(condition.values) for condition in self.conditions if condition.operator in _SCANNING_OPERATORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A segment as it stands at a revision. Never holds its members: there may be a million of them.
+    """A segment at a revision, without its members: there may be a million of them.
 
-    `segment_id` is its identity: a segment created again under a freed key is another segment. `revision` is the one
-    that last changed it; edits of members do not count. Times are aware, in UTC.
+    `segment_id` is its identity: a segment that is created again under a deleted key is another segment. `revision` is
+    the one that last changed it; edits of members do not count. Times are aware, in UTC.
     """
 
     segment_id: int
@@ -92,11 +93,11 @@ class Segment:
         return etag("segment", self.segment_id, self.revision)
 
     def attribute_names(self) -> frozenset[str]:
-        """Return the top-level attributes that the conditions look at."""
+        """Return the top-level attributes that the conditions test."""
         return self.config.attribute_names()
 
     def conditions_match(self, attributes: Attributes) -> bool:
-        """Say whether a user with these attributes is in by the conditions; without any, nobody is. Never raises."""
+        """Return whether a user with these attributes matches; without conditions, nobody does. Never raises."""
         config = self.config
         # One miss settles ALL, one hit settles ANY. A loop, because a generator for all() costs as much as a condition.
         settling = config.match is _ANY
@@ -108,14 +109,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountedSegment:
-    """A segment and how many users are members of it by name, both at one revision."""
+    """A segment and the number of its members, both at one revision."""
 
     segment: Segment
     member_count: int
 
 
 def segment_document(segment: Segment) -> dict[str, Any]:
-    """Return the segment as JSON values, for the audit log and for stored answers; see `segment_from_document`."""
+    """Return the segment as JSON values, for the audit log and stored responses; see `segment_from_document`."""
     config = segment.config
     return {
         "key": config.key,

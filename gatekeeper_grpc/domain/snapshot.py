@@ -16,16 +16,16 @@ from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 
 _Resource = TypeVar("_Resource", Flag, Segment, FlagPlan)
-# Of a snapshot that came from no database.
+# The id in a snapshot that no database made.
 NO_INSTALLATION: Final = UUID(int=0)
 _NO_TARGETS: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotDelta:
-    """What changed up to `revision`: flags and segments by key (None: gone), entries of the user indexes.
+    """What changed up to `revision`: flags and segments by key (None: deleted), entries of the user indexes.
 
-    `named_attributes` are the stored ones of all users that a changed segment names and the snapshot does not hold yet.
+    `named_attributes` are the stored values of attributes that a changed segment names and the snapshot lacks.
     """
 
     revision: int
@@ -40,7 +40,7 @@ class SnapshotDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The flags of one request, in the order asked for (by key when all were), and the keys that no flag has."""
+    """The flags of one request in its order (by key if it names none), and the keys that no flag has."""
 
     plans: Sequence[FlagPlan]
     unknown_flag_keys: Sequence[str]
@@ -50,16 +50,16 @@ class Selection:
 class Snapshot:
     """All flags and segments at `revision` of an installation, by key and in key order, with the users they name.
 
-    Revisions of different installations say nothing about each other. `audit_hash` is that of the audit entry that made
-    the revision, and chained to all before: histories that agree on it are one. Empty: it is not known. `whole_at` is
-    the revision at which everything was last loaded anew; from there, deltas led to `revision`.
+    Revisions of different installations cannot be compared. `audit_hash` is the hash of the audit entry of the
+    revision, which is chained to all before: histories with the same hash are the same. Empty: unknown. `whole_at` is
+    the revision of the last complete load; deltas lead from there to `revision`.
 
-    `targets` holds, for each flag id, an index in `VARIANTS` per user; `members` the users of each segment id;
-    `attributes` what is stored of users, as far as segments name it. `plans` follows from the rest; make snapshots with
-    `build` and `after`, which keep it so.
+    `targets` has an index in `VARIANTS` for each flag id of a user; `members` the users of each segment id;
+    `attributes` the stored values of the attributes that segments name. `plans` is derived from the rest: make
+    snapshots with `build` and `after`, which keep it consistent.
 
-    `changes` tell watchers which flags changed to get here, as far as the source knows; None: it knows nothing. They
-    are no part of the snapshot's state.
+    `changes` are the flag changes that lead here, for watchers, as far as the source knows them; None: unknown. They
+    are not part of the state.
     """
 
     installation_id: UUID
@@ -90,9 +90,9 @@ class Snapshot:
         changes: FlagChanges | None = None,
         sharing: "Snapshot | None" = None,
     ) -> "Snapshot":
-        """Build a snapshot from everything; `whole_at` is this revision unless the snapshot is made again.
+        """Build a snapshot from everything that it contains. Without `whole_at`, it was loaded at `revision`.
 
-        What was compiled for a flag object of `sharing` serves for that same object here.
+        Plans that `sharing` compiled are reused for flag objects that both contain.
         """
         targets = targets or UserIndex()
         by_key = {flag.key: flag for flag in sorted(flags, key=lambda flag: flag.key)}
@@ -105,7 +105,7 @@ class Snapshot:
             segments={segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)},
             targets=targets,
             members=members or UserIndex(),
-            # An empty one may still say of which attributes nobody has a value.
+            # An empty index may still name attributes for which no user has a value.
             attributes=AttributeIndex() if attributes is None else attributes,
             plans={
                 key: _compiled_before(flag, targets, sharing) or _compile(flag, targets) for key, flag in by_key.items()
@@ -114,7 +114,7 @@ class Snapshot:
         )
 
     def after(self, delta: SnapshotDelta) -> "Snapshot":
-        """Return the snapshot after a delta, in time proportional to the delta (and a few dict copies)."""
+        """Return the snapshot after a delta; takes time proportional to the delta, and a few dict copies."""
         flags = _patched(self.flags, delta.flags)
         segments = _patched(self.segments, delta.segments)
         targets = self.targets.with_entries(delta.targets)
@@ -140,7 +140,7 @@ class Snapshot:
         )
 
     def select(self, flag_keys: Sequence[str]) -> Selection:
-        """Find the flags a request names; no keys: all flags."""
+        """Find the flags that a request names; no keys: all flags."""
         if not flag_keys:
             return Selection(plans=tuple(self.plans.values()), unknown_flag_keys=())
         return Selection(
@@ -155,9 +155,9 @@ class Snapshot:
         return [evaluate(plan, context, targeted, in_segment) for plan in plans]
 
     def _segment_test(self, context: EvaluationContext) -> SegmentTest:
-        """Return a function that tells whether the user is in a segment, and asks each segment at most once."""
+        """Return a function that says whether the user is in a segment, and tests each segment at most once."""
         known: dict[str, bool] = {}
-        # Made for the first segment that is asked: most users of most flags meet none.
+        # Made for the first segment that is tested: most evaluations test none.
         attributes: Attributes | None = None
 
         def in_segment(key: str) -> bool:
@@ -185,7 +185,7 @@ def _compile(flag: Flag, targets: UserIndex) -> FlagPlan:
 
 
 def _compiled_before(flag: Flag, targets: UserIndex, before: Snapshot | None) -> FlagPlan | None:
-    """Return the plan of a snapshot that compiled the same object under the same circumstances."""
+    """Return the plan that another snapshot compiled from the same object; None if it would differ now."""
     if before is None or before.flags.get(flag.key) is not flag:
         return None
     was_targeted = before.targets.count(flag.flag_id) > 0
@@ -195,18 +195,18 @@ def _compiled_before(flag: Flag, targets: UserIndex, before: Snapshot | None) ->
 def _patched_attributes(
     attributes: AttributeIndex, segments: Mapping[str, Segment], delta: SnapshotDelta
 ) -> AttributeIndex:
-    """Return the index after a delta that led to `segments`: it holds what they name, and no more."""
+    """Return the index after a delta that led to `segments`: it has the attributes that they name, and no others."""
     patched = attributes.joined_with(delta.named_attributes).with_entries(delta.attributes)
     return patched.restricted_to(named_by(segments.values())) if delta.segments else patched
 
 
 def named_by(segments: Iterable[Segment]) -> frozenset[str]:
-    """Return the top-level attributes that conditions of these segments look at."""
+    """Return the top-level attributes that the conditions of these segments test."""
     return frozenset(name for segment in segments for name in segment.attribute_names())
 
 
 def _patched(resources: Mapping[str, _Resource], changes: Mapping[str, _Resource | None]) -> Mapping[str, _Resource]:
-    """Return a copy with the changes in it, still in key order; the same mapping when nothing changes."""
+    """Return a copy with the changes, still in key order; the same mapping if there are none."""
     if not changes:
         return resources
     patched = dict(resources)

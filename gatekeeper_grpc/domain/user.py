@@ -1,4 +1,4 @@
-"""The known user: one whose attributes are stored, and the documents by which a user is stored and audited."""
+"""The stored user, and the documents in which the audit log and stored responses keep it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +14,10 @@ from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_BYTES, check_user_id
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserProfile:
-    """What an editor decides about a user: who it is and its attributes, kept as a `canonical` copy.
+    """The fields of a user that an editor decides; `attributes` is a `canonical` copy.
 
-    Valid by construction; `InvalidArgument` names the field as "user.<name>".
+    Raises:
+        InvalidArgument: A field is invalid; names it as "user.<name>".
     """
 
     user_id: str
@@ -30,10 +31,10 @@ class UserProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A known user as it stands at a revision.
+    """A stored user at a revision.
 
-    `subject_id` is the person, to whom targets and memberships belong whether the user is known or not. `revision` is
-    the one that last changed the attributes. Times are aware, in UTC.
+    `subject_id` is the person, who may have targets and memberships without stored attributes. `revision` is the one
+    that last changed the attributes. Times are aware, in UTC.
     """
 
     subject_id: UUID
@@ -49,7 +50,7 @@ class User:
 
     @property
     def attributes(self) -> Mapping[str, JsonValue]:
-        """What is stored of the user, by top-level name."""
+        """The stored attributes, by top-level name."""
         return self.profile.attributes
 
     @property
@@ -61,8 +62,9 @@ class User:
 def checked_attributes(field: str, attributes: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Return a copy of attributes that PostgreSQL can store and that reads back the same.
 
-    At most 16 KiB as compact JSON and 5 levels deep, no NaN, infinity, NUL or half a surrogate pair; `InvalidArgument`
-    names `field`.
+    Raises:
+        InvalidArgument: Over 16 KiB as compact JSON or 5 levels, or with NaN, an infinity, NUL or half a surrogate
+            pair; names `field`.
     """
     try:
         kept = canonical(dict(attributes))
@@ -86,12 +88,12 @@ def user_document(user: User) -> dict[str, Any]:
 
 
 def user_answer(user: User) -> dict[str, Any]:
-    """Return the user as JSON values for a stored answer, which is sealed; `user_from_answer` is the inverse."""
+    """Return the user as JSON values for a stored response, which is sealed; `user_from_answer` is the inverse."""
     return {**user_document(user), "user_id": user.user_id}
 
 
 def user_from_answer(answer: Mapping[str, Any]) -> User:
-    """Rebuild the user of an answer made by `user_answer`."""
+    """Rebuild the user of a response made by `user_answer`."""
     return User(
         subject_id=UUID(answer["subject_id"]),
         profile=UserProfile(user_id=answer["user_id"], attributes=answer["attributes"]),

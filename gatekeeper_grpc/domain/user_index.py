@@ -1,7 +1,7 @@
-"""A compact, immutable map from users to what is said of them explicitly: individual targets, segment membership.
+"""A compact, immutable map from users to their individual targets, or to their memberships of segments.
 
-One entry costs 25 bytes (a dict costs 111), so a million targets fit in 25 MB. Entries lie in 4,096 shards by user;
-changing n users copies at most n shards and shares the rest, so an update holds up nobody and needs no lock and no
+One entry costs 25 bytes (a dict costs 111), so a million targets fit in 25 MB. Entries are kept in 4,096 shards by
+user. Changing n users copies at most n shards and shares the rest, so an update blocks nobody, and needs no lock and no
 background merge.
 """
 
@@ -20,9 +20,9 @@ _NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 class UserEntry(NamedTuple):
-    """Says `tag` of a user on behalf of an owner; tag None takes it back.
+    """Gives a user a `tag` for an owner; None removes it.
 
-    `owner_id` is a flag or segment id, not negative; tags are 0-255. A tuple, because a snapshot is loaded from a
+    `owner_id` is a flag or segment id, not negative; tags are 0 to 255. A tuple, because a snapshot is loaded from a
     million of them.
     """
 
@@ -32,9 +32,9 @@ class UserEntry(NamedTuple):
 
 
 class UserIndex:
-    """What is said of users, by user id. Immutable: `with_entries` returns a new index.
+    """The tags of users, by user id. Immutable: `with_entries` returns a new index.
 
-    Users are kept as 128-bit digests: their ids neither take room nor leak.
+    Users are kept as 128-bit digests, which are short and do not reveal the ids.
     """
 
     __slots__ = ("_counts", "_shards")
@@ -45,18 +45,22 @@ class UserIndex:
 
     @classmethod
     def build(cls, entries: Iterable[UserEntry]) -> "UserIndex":
-        """Build an index from entries that are all different, in little more memory than it takes itself."""
-        piles = [bytearray() for _ in range(_SHARDS)]
+        """Build an index from entries that are all different; takes little more memory than the index itself."""
+        buffers = [bytearray() for _ in range(_SHARDS)]
         counts: dict[int, int] = {}
         for user_id, owner_id, tag in entries:
             name = _name(user_id, owner_id)
-            piles[_shard_of(name)] += name + bytes((tag or 0,))
+            buffers[_shard_of(name)] += name + bytes((tag or 0,))
             counts[owner_id] = counts.get(owner_id, 0) + 1
-        return cls(tuple(_sorted(pile) for pile in piles), counts)
+        return cls(tuple(_sorted(buffer) for buffer in buffers), counts)
 
     @classmethod
     def restored(cls, shards: Mapping[int, bytes], counts: Mapping[int, int]) -> "UserIndex":
-        """Return the index of which `shards` and `counts` were taken; `ValueError` when they do not fit together."""
+        """Return the index whose `shards` and `counts` these are.
+
+        Raises:
+            ValueError: They do not belong together.
+        """
         every = tuple(shards.get(number, b"") for number in range(_SHARDS))
         size = sum(map(len, every))
         if not shards.keys() <= set(range(_SHARDS)) or size != sum(counts.values()) * _ENTRY_BYTES:
@@ -70,18 +74,18 @@ class UserIndex:
 
     @property
     def counts(self) -> Mapping[int, int]:
-        """How many entries each owner has."""
+        """The number of entries of each owner."""
         return self._counts
 
     def __len__(self) -> int:
         return sum(self._counts.values())
 
     def count(self, owner_id: int) -> int:
-        """Return how many users have an entry of that owner."""
+        """Return how many users have an entry of an owner."""
         return self._counts.get(owner_id, 0)
 
     def find(self, user_id: str) -> Mapping[int, int]:
-        """Return what is said of a user: owner id -> tag."""
+        """Return the tags of a user, by owner id."""
         if not self._counts:
             return _NOTHING
         digest = user_digest(user_id)
@@ -111,7 +115,7 @@ class UserIndex:
 
 
 def user_digest(user_id: str) -> bytes:
-    """Return 128 bits of BLAKE2b: nobody can make two ids collide, as one could with MD5 to inherit targets."""
+    """Return 128 bits of BLAKE2b. With MD5, an attacker could make two ids collide and inherit targets."""
     return hashlib.blake2b(user_id.encode(), digest_size=DIGEST_BYTES, person=b"gatekeeper-users").digest()
 
 
@@ -123,12 +127,12 @@ def _shard_of(digest: bytes) -> int:
     return int.from_bytes(digest[:2], "big") % _SHARDS
 
 
-def _sorted(pile: bytearray) -> bytes:
-    return b"".join(sorted(bytes(pile[at : at + _ENTRY_BYTES]) for at in range(0, len(pile), _ENTRY_BYTES)))
+def _sorted(buffer: bytearray) -> bytes:
+    return b"".join(sorted(bytes(buffer[at : at + _ENTRY_BYTES]) for at in range(0, len(buffer), _ENTRY_BYTES)))
 
 
 def _merge(shard: bytes, changed: Mapping[bytes, int | None], counts: dict[int, int]) -> bytes:
-    """Return the shard after the changes, and keep `counts` (entries per owner) in step."""
+    """Return the shard after the changes, and update `counts` (entries per owner)."""
     tags = {
         shard[at : at + _ENTRY_BYTES - 1]: shard[at + _ENTRY_BYTES - 1] for at in range(0, len(shard), _ENTRY_BYTES)
     }

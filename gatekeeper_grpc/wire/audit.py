@@ -17,19 +17,27 @@ _MAX_FILTER_CHARS: Final = 256
 
 
 def anchor_to_proto(anchor: AuditAnchor | None) -> audit_pb2.AuditAnchor | None:
-    """Convert where the chain stands; None stays None, which leaves the field absent."""
+    """Convert a position in the chain; None stays None, which leaves the field absent."""
     return None if anchor is None else audit_pb2.AuditAnchor(seq=anchor.seq, hash=anchor.hash)
 
 
 def anchor_from_proto(request: admin.VerifyAuditLogRequest) -> AuditAnchor | None:
-    """Convert an anchor that the caller kept; None when there is none."""
+    """Convert the anchor of a request; None when it has none.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
     if not request.HasField("anchor"):
         return None
     return checked_anchor("anchor", seq=request.anchor.seq, digest=request.anchor.hash)
 
 
 def checked_anchor(field: str, *, seq: int, digest: bytes) -> AuditAnchor:
-    """Build the anchor that a caller named; `InvalidArgument` when there can be no such."""
+    """Build an anchor from parts that a caller gave.
+
+    Raises:
+        InvalidArgument: A part is malformed.
+    """
     if seq < 0:
         raise InvalidArgument.of(f"{field}.seq", "must be 0 or more")
     if len(digest) != _HASH_BYTES:
@@ -38,7 +46,11 @@ def checked_anchor(field: str, *, seq: int, digest: bytes) -> AuditAnchor:
 
 
 def audit_filter_from_proto(request: admin.ListAuditEntriesRequest, *, cursor: str, limit: int) -> AuditFilter:
-    """Convert the filters of a listing, which continues before the entry that `cursor` names."""
+    """Convert the filters of a list, which continues before the entry that `cursor` names.
+
+    Raises:
+        InvalidArgument: A filter is invalid.
+    """
     for field in ("actor", "action", "resource_key"):
         check_text(field, getattr(request, field), at_most=_MAX_FILTER_CHARS)
     return AuditFilter(
@@ -93,7 +105,7 @@ def entry_to_proto(documented: DocumentedEntry) -> audit_pb2.AuditEntry:
 
 
 def verification_to_proto(report: Verification) -> admin.VerifyAuditLogResponse:
-    """Convert how far a verification has come."""
+    """Convert the progress of a verification."""
     response = admin.VerifyAuditLogResponse(
         verified_entries=report.verified_entries,
         redacted_documents=report.redacted_documents,
@@ -123,7 +135,11 @@ def checkpoint_to_proto(checkpoint: AuditCheckpoint) -> audit_pb2.AuditCheckpoin
 
 
 def checkpoint_from_proto(message: audit_pb2.AuditCheckpoint) -> AuditCheckpoint:
-    """Convert a checkpoint that somebody kept, true or not."""
+    """Convert a checkpoint that was kept, valid or not.
+
+    Raises:
+        InvalidArgument: Its time is invalid.
+    """
     return AuditCheckpoint(
         head=AuditHead(anchor=AuditAnchor(seq=message.anchor.seq, hash=message.anchor.hash), revision=message.revision),
         create_time=time_from_proto("create_time", message.create_time),

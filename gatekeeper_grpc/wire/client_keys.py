@@ -11,7 +11,7 @@ _MAX_KEY_ID_CHARS = 128
 
 
 def client_key_to_proto(key: ClientKey) -> client_key_pb2.ClientKey:
-    """Convert a client key; times that have not come stay absent."""
+    """Convert a client key; times that it lacks stay absent."""
     return client_key_pb2.ClientKey(
         key_id=key.key_id,
         name=key.config.name,
@@ -25,7 +25,11 @@ def client_key_to_proto(key: ClientKey) -> client_key_pb2.ClientKey:
 
 
 def client_key_config_from_proto(request: admin.CreateClientKeyRequest) -> ClientKeyConfig:
-    """Convert what an admin decides about a new key; what the server decides is ignored."""
+    """Convert a new key; fields that the server decides are ignored.
+
+    Raises:
+        InvalidArgument: The name, the tier or the time is invalid.
+    """
     key = request.client_key
     return ClientKeyConfig(
         name=key.name,
@@ -35,7 +39,11 @@ def client_key_config_from_proto(request: admin.CreateClientKeyRequest) -> Clien
 
 
 def check_key_id(field: str, key_id: str) -> None:
-    """Check what is to name a client key: any text that one could be found by."""
+    """Check the id of a client key.
+
+    Raises:
+        InvalidArgument: It is empty or too long.
+    """
     check_text(field, key_id, at_least=1, at_most=_MAX_KEY_ID_CHARS)
 
 

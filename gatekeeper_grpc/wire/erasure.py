@@ -1,4 +1,4 @@
-"""People's rights, between domain types and messages."""
+"""Export of what is held about a person, from domain types to messages."""
 
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper_grpc.domain.erasure import ExportedTarget, ExportedUser, ExportPart

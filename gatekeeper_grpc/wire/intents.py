@@ -1,4 +1,4 @@
-"""The fields that all mutations share, from a request to an `Intent`."""
+"""Converts the fields that all mutations share to an `Intent`."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""JSON values, between domain types and the messages that stand for JSON: Struct and Value."""
+"""JSON values, between domain types and the messages Struct and Value."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,25 @@ from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH
 
 
 def struct_from_proto(field: str, message: Struct, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> dict[str, JsonValue]:
-    """Convert an object of at most `levels` levels of objects and lists, itself included; numbers are finite."""
+    """Convert an object.
+
+    Raises:
+        InvalidArgument: Over `levels` levels of objects and lists, this one included, or a number that is not finite.
+    """
     return {name: value_from_proto(field, value, levels=levels - 1) for name, value in message.fields.items()}
 
 
 def value_from_proto(field: str, message: Value, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> JsonValue:
-    """Convert a value of at most `levels` levels of objects and lists; one that is not set is null."""
+    """Convert a value; one that is not set is null.
+
+    Raises:
+        InvalidArgument: As `struct_from_proto`.
+    """
     kind = message.WhichOneof("kind")
     if kind in ("struct_value", "list_value") and levels == 0:
         raise InvalidArgument.of(field, f"must be nested at most {MAX_ATTRIBUTES_DEPTH} levels deep")
     if kind == "number_value" and not math.isfinite(message.number_value):
-        raise InvalidArgument.of(field, "must not hold NaN or an infinite number: JSON has neither")
+        raise InvalidArgument.of(field, "must not contain NaN or an infinite number: JSON has neither")
     if kind == "struct_value":
         return struct_from_proto(field, message.struct_value, levels=levels)
     if kind == "list_value":

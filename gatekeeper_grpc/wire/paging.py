@@ -1,4 +1,4 @@
-"""Page sizes and page tokens. A token is opaque, cannot be altered, and belongs to the filters it was made for."""
+"""Page sizes and page tokens. A token is opaque, cannot be altered, and is valid for the filters it was made for."""
 
 import copy
 import hmac
@@ -28,16 +28,19 @@ class PageTokens:
     """Makes and reads page tokens.
 
     Args:
-        secrets: Keys of the installation, newest first; every instance has the same, so that any of them can serve the
-            next page. Tokens are made under a key derived from the newest for this purpose alone, and read under any of
-            them.
+        secrets: Keys of the installation, newest first. Every instance has the same, so any of them can serve the next
+            page. A key derived from the newest makes tokens; those derived from the others read them as well.
     """
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         self._keys = [hmac.digest(secret, _PURPOSE, "sha256") for secret in secrets]
 
     def cursor(self, request: ListRequest) -> str:
-        """Return where a request continues: the key of the last item its caller has, empty for the first page."""
+        """Return the key of the last item of the previous page; empty for the first page.
+
+        Raises:
+            InvalidArgument: The token is not one for these filters.
+        """
         if not request.page_token:
             return ""
         mac, cursor = _taken_apart(request.page_token)
@@ -48,7 +51,7 @@ class PageTokens:
     def page(
         self, request: ListRequest, items: Sequence[_Item], key: Callable[[_Item], str]
     ) -> tuple[Sequence[_Item], str]:
-        """Cut what was read with `read_limit` into the page and the token of the next one, empty when there is none."""
+        """Split items read with `read_limit` into the page and the token of the next page; empty when there is none."""
         size = page_size(request)
         if len(items) <= size:
             return items, ""
@@ -60,14 +63,22 @@ class PageTokens:
 
 
 def page_size(request: ListRequest) -> int:
-    """Return how many items a page has: 1 to 1,000, 100 when the request does not say."""
+    """Return the number of items of a page: 100 unless the request says.
+
+    Raises:
+        InvalidArgument: It is not 1 to 1,000.
+    """
     if not 0 <= request.page_size <= MAX_PAGE_SIZE:
         raise InvalidArgument.of("page_size", f"must be 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
     return request.page_size or DEFAULT_PAGE_SIZE
 
 
 def read_limit(request: ListRequest) -> int:
-    """Return how many items to read: one more than the page has tells whether there is a next one."""
+    """Return how many items to read: one more than the page has, to learn whether there is a next page.
+
+    Raises:
+        InvalidArgument: As `page_size`.
+    """
     return page_size(request) + 1
 
 
@@ -81,12 +92,12 @@ def _taken_apart(token: str) -> tuple[bytes, str]:
         cursor = raw[_MAC_BYTES:].decode()
     except ValueError:
         return b"", ""
-    # The decoder skips what it does not know: other spellings of a token are not ours.
+    # The decoder ignores unknown characters: only the canonical spelling of a token is valid.
     return (raw[:_MAC_BYTES], cursor) if _written(raw) == token else (b"", "")
 
 
 def _mac(key: bytes, request: ListRequest, cursor: str) -> bytes:
-    """Authenticate a cursor together with what it continues: the request, less its paging fields."""
+    """Authenticate a cursor together with its request, without the paging fields."""
     filters = copy.deepcopy(request)
     filters.page_size, filters.page_token = 0, ""
     scope = type(request).__name__.encode() + b"\0" + filters.SerializeToString(deterministic=True) + b"\0"

@@ -1,4 +1,4 @@
-"""The one table from error kinds to gRPC status codes, and the rich details that go with each error.
+"""The one table from error kinds to gRPC status codes, and the rich details of each error.
 
 Details stay small: a status travels in response metadata, of which clients accept 8 KiB.
 """
@@ -60,12 +60,12 @@ CODES: Mapping[type[GatekeeperError], grpc.StatusCode] = MappingProxyType(
 def status_from_error(error: Exception, call_id: str) -> grpc.Status:
     """Build the status a client gets for `error`.
 
-    A GatekeeperError becomes its kind's code and its own message, with one `ErrorInfo`, a `BadRequest` where it names
-    fields and a `RetryInfo` where waiting helps; over-long texts are cut. Anything else becomes INTERNAL "internal
-    error", which carries `call_id` and nothing of the exception: its text may hold a secret.
+    A GatekeeperError becomes the code of its kind and its own message, with one `ErrorInfo`, a `BadRequest` if it names
+    fields and a `RetryInfo` if waiting helps; long texts are cut. Anything else becomes INTERNAL "internal error" with
+    `call_id` and nothing of the exception: its text may contain a secret.
 
     Args:
-        error: What the call failed with.
+        error: The failure of the call.
         call_id: The server's id of the call, as logged.
     """
     if isinstance(error, GatekeeperError) and (code := _code(error)):

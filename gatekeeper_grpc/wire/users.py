@@ -1,4 +1,4 @@
-"""Known users, between domain types and messages."""
+"""Stored users, between domain types and messages."""
 
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import user_pb2
@@ -15,7 +15,7 @@ _ONE = "attributes."
 
 
 def user_to_proto(user: User) -> user_pb2.User:
-    """Convert a user. One that was not written (revision 0) has no etag."""
+    """Convert a user; one that is not stored (revision 0) has no etag."""
     return user_pb2.User(
         user_id=user.user_id,
         attributes=struct_to_proto(user.attributes),
@@ -27,15 +27,23 @@ def user_to_proto(user: User) -> user_pb2.User:
 
 
 def user_profile_from_proto(message: user_pb2.User) -> UserProfile:
-    """Convert what an editor decides about a user; what the server decides is ignored."""
+    """Convert a new user; fields that the server decides are ignored.
+
+    Raises:
+        InvalidArgument: A field is invalid.
+    """
     return UserProfile(user_id=message.user_id, attributes=attributes_from_proto("user.attributes", message.attributes))
 
 
 def user_update_from_proto(request: admin.UpdateUserRequest) -> UserUpdate:
-    """Convert an update; `InvalidArgument` names the mask's path that cannot be updated."""
+    """Convert an update, whose mask names all attributes or single ones.
+
+    Raises:
+        InvalidArgument: The mask is empty or names another path, or a field is invalid.
+    """
     paths = request.update_mask.paths
     if not paths:
-        raise InvalidArgument.of("update_mask", f"must name {_ALL}, or {_ONE}<name> for each that shall change")
+        raise InvalidArgument.of("update_mask", f"must name {_ALL}, or {_ONE}<name> for each attribute to change")
     for position, path in enumerate(paths):
         if path != _ALL and not path.startswith(_ONE):
             raise InvalidArgument.of(
@@ -45,14 +53,18 @@ def user_update_from_proto(request: admin.UpdateUserRequest) -> UserUpdate:
     return UserUpdate(
         user_id=profile.user_id,
         attributes=profile.attributes,
-        # All that follows the first dot is the name: dots, quotes and spaces in it mean nothing else.
+        # Everything after the first dot is the name, including dots, quotes and spaces.
         names=None if _ALL in paths else frozenset(path.removeprefix(_ONE) for path in paths),
         etag=request.user.etag,
     )
 
 
 def user_filter_from_proto(request: admin.ListUsersRequest, *, after: str, limit: int) -> UserFilter:
-    """Convert the filters of a listing."""
+    """Convert the filters of a list.
+
+    Raises:
+        InvalidArgument: A filter is invalid.
+    """
     check_text("user_id_prefix", request.user_id_prefix, at_most=MAX_USER_ID_BYTES)
     attributes = attributes_from_proto("attributes", request.attributes)
     return UserFilter(

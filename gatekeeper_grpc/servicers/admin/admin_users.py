@@ -1,7 +1,7 @@
 """AdminService: admin users.
 
-A password is hashed before the store is asked for anything: the head is locked for milliseconds, and a hash takes a
-fifth of a second.
+A password is hashed before the store is called: a mutation locks the head for milliseconds, a hash takes a fifth of a
+second.
 """
 
 import grpc
