@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.processes import serving
 
@@ -38,7 +39,9 @@ def serve_with_names(names: Path) -> None:
         with names.open("a") as file:
             file.write(f"{thread.native_id} {thread.name}\n")
 
-    threading.Thread.start = start_and_note  # type: ignore[method-assign]
+    # Assigned as Any: the types of bound and unbound methods differ.
+    patched: Any = threading.Thread
+    patched.start = start_and_note
     names.write_text(f"{threading.get_native_id()} MainThread\n")
     sys.argv = ["gatekeeper", "serve"]
     main()
@@ -48,7 +51,7 @@ def measure(seconds: float) -> list[tuple[str, float]]:
     """Return name and voluntary context switches per second of every thread, most first."""
     with tempfile.TemporaryDirectory(prefix="gatekeeper-bench-") as folder:
         names = Path(folder) / "names"
-        with serving(Path(folder) / "data", module=("bench.idle", "--serve", str(names))) as instance:
+        with serving(Path(folder) / "data", ("bench.idle", "--serve", str(names))) as instance:
             time.sleep(SETTLE_S)
             before = switches(instance.pid)
             time.sleep(seconds)

@@ -42,7 +42,7 @@ class Instance:
 
 @contextmanager
 def serving(
-    data_dir: Path, *, module: tuple[str, ...] = ("gatekeeper_grpc", "serve"), **settings: str
+    data_dir: Path, module: tuple[str, ...] = ("gatekeeper_grpc", "serve"), /, **settings: str
 ) -> Iterator[Instance]:
     """Run one instance on `data_dir` inside the block; settings are environment variables."""
     defaults = {

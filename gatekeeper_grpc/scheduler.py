@@ -78,8 +78,9 @@ class RepeatingThread:
         self._thread = threading.Thread(target=self._run, name=f"gatekeeper-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, unless it was started before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def stop(self) -> None:
         """Let the current run be the last; does not wait for it."""
@@ -215,6 +216,7 @@ class Scheduler:
         *,
         interval_s: float,
         blocks: bool,
+        after_s: float = 0.0,
         is_due: Callable[[], bool] = lambda: True,
         overdue_after_s: float = _OVERDUE_AFTER_S,
     ) -> Task:
@@ -225,6 +227,7 @@ class Scheduler:
             run: What to run.
             interval_s: How long to wait between runs.
             blocks: Whether a run may wait for anything, such as a database or a disk.
+            after_s: How long to wait before the first run.
             is_due: Asked on the scheduler's thread before a run: False skips it. Must not block.
             overdue_after_s: A run that takes longer is logged.
         """
@@ -239,7 +242,7 @@ class Scheduler:
             is_due=is_due,
         )
         with self._changed:
-            task.next_at = self._clock()
+            task.next_at = self._clock() + after_s
             self._tasks.append(task)
             self._changed.notify_all()
         return task

@@ -101,9 +101,9 @@ class WatcherHub:
         self._capacity = capacity
         self._heartbeat_s = heartbeat_s
         self._give_up_after_s = give_up_after_s
-        self._lock = threading.Lock()  # guards _open_streams, _is_closed and the order of notes with them
+        self._lock = threading.Lock()  # guards _open_streams, _is_started, _is_closed and the order of notes with them
         self._open_streams = 0
-        self._is_closed = False
+        self._is_started = self._is_closed = False
         self._notes: deque[Callable[[], None]] = deque()
         self._wanted = threading.Event()
         # All below belongs to the thread. Watchers stand in the order in which they were last told something.
@@ -120,8 +120,11 @@ class WatcherHub:
         return self._open_streams
 
     def start(self) -> None:
-        """Start the thread."""
-        self._sending.start()
+        """Send from now on. The thread starts with the first stream."""
+        with self._lock:
+            self._is_started = True
+            if self._open_streams:
+                self._sending.start()
 
     def close(self) -> None:
         """End all streams, and refuse further ones, with UNAVAILABLE; cancel those whose watcher is behind."""
@@ -165,6 +168,8 @@ class WatcherHub:
                     retry_after_s=_RETRY_AFTER_S,
                 )
             self._open_streams += 1
+            if self._is_started:
+                self._sending.start()
             self._notes.append(partial(self._welcome, watcher))
         self._wanted.set()
         return watcher

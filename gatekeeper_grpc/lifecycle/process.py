@@ -1,4 +1,4 @@
-"""The serving process, alone or as supervisor or worker of a fleet: serves until told to stop, and stops in time."""
+"""The serving process, alone or as supervisor or worker of a fleet: serves until a signal stops it, in bounded time."""
 
 import signal
 from collections.abc import Iterator
@@ -17,31 +17,37 @@ from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.keys import load_keys
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, signal_queue
+from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
 from gatekeeper_grpc.lifecycle.try_it import try_it
 
 _log = structlog.get_logger(__name__)
 
-# Beyond the drain and grace periods; then whatever still hangs is left behind.
+# After the drain and grace periods; then the process ends even if a call hangs.
 _STOP_MARGIN_S = 1.0
-_LOOK_EVERY_S = 0.02
+_CHECK_EVERY_S = 0.02
 _ANY_PRIVATE_PORT = "127.0.0.1:0"
-# What the embedded database allows at least; and what a worker opens beside its pool: to listen, to watch, to prepare.
+# What the embedded database allows at least.
 _DATABASE_CONNECTIONS = 100
-_CONNECTIONS_BESIDE_POOL = 5
+# What a worker opens in addition to its pool: to listen, for the hang watch, to prepare.
+_CONNECTIONS_OUTSIDE_POOL = 5
 
 
 def serve(settings: Settings, *, demo: bool) -> None:
-    """Serve until SIGTERM or SIGINT: in this process, or, with several workers, by way of them.
+    """Serve until SIGTERM or SIGINT: in this process, or in several workers that it supervises.
 
     Args:
         settings: What the operator decided.
         demo: Load a demo flag into an empty embedded database, and print lines to try it with.
 
-    Errors: `SettingsError`, `GatekeeperError`, `EmbeddedDatabaseError`, `ListenError` and `FleetError` say what keeps
-    the process from starting.
+    Raises:
+        SettingsError: A setting or a key is missing or malformed.
+        GatekeeperError: The database is unfit, or does not answer and no snapshot is stored.
+        EmbeddedDatabaseError: The embedded database cannot be started.
+        ListenError: An address cannot be listened on.
+        FleetError: The first worker does not start to serve.
     """
-    # Until there is something to drain, SIGTERM interrupts whatever the start waits for, as SIGINT does.
+    report_crashes()
+    # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if settings.workers > 1:
         _serve_by_workers(settings, demo=demo)
@@ -50,10 +56,14 @@ def serve(settings: Settings, *, demo: bool) -> None:
 
 
 def work(settings: Settings, role: WorkerArgs) -> None:
-    """Serve as one worker of a fleet, until SIGTERM or SIGINT, or until SIGHUP says that another takes the place.
+    """Serve as one worker of a fleet until SIGTERM or SIGINT, or until SIGHUP: then another worker has taken over.
 
-    Errors: as for `serve`; the supervisor is to be told of them.
+    Raises:
+        SettingsError: A setting or a key is missing or malformed.
+        GatekeeperError: The database is unfit, or does not answer and no snapshot is stored.
+        ListenError: An address cannot be listened on.
     """
+    report_crashes()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     role.end_with_supervisor()
     keys = load_keys(settings)
@@ -74,7 +84,7 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
         server.start()
         signals = signal_queue(signal.SIGTERM, signal.SIGINT)
         ports = {"port": server.port, "health_port": server.health_port, "ops_port": server.ops_port}
-        _say_serving(settings, demo=demo, **ports)
+        _report_serving(settings, demo=demo, **ports)
         _stop_at_signal(signals, server, settings)
 
 
@@ -94,19 +104,19 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
         try:
             ports = supervisor.start()
             signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
-            _say_serving(settings, demo=demo, port=port.port, health_port=ports.health_port, ops_port=ports.ops_port)
-            _look_after(supervisor, signals)
+            _report_serving(settings, demo=demo, port=port.port, health_port=ports.health_port, ops_port=ports.ops_port)
+            _supervise(supervisor, signals)
         finally:
             exit_by_force_after(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
             supervisor.stop()
 
 
-def _look_after(supervisor: WorkerSupervisor, signals: SimpleQueue[int]) -> None:
-    """Look after the workers until SIGTERM or SIGINT; roll them at SIGHUP."""
+def _supervise(supervisor: WorkerSupervisor, signals: SimpleQueue[int]) -> None:
+    """Supervise the workers until SIGTERM or SIGINT; roll them at SIGHUP."""
     while True:
         supervisor.look_after()
         try:
-            number = signals.get(timeout=_LOOK_EVERY_S)
+            number = signals.get(timeout=_CHECK_EVERY_S)
         except Empty:
             continue
         if number != signal.SIGHUP:
@@ -117,11 +127,11 @@ def _look_after(supervisor: WorkerSupervisor, signals: SimpleQueue[int]) -> None
 
 def _dsn_of_worker(settings: Settings) -> str:
     if settings.database_url is None:
-        raise SettingsError("a worker is started by its supervisor, which tells it DATABASE_URL")
+        raise SettingsError("DATABASE_URL is not set: a worker gets it from the supervisor that starts it")
     return settings.database_url.get_secret_value()
 
 
-def _say_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
+def _report_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
     _log.info("serving", **ports, listen=settings.listen, workers=settings.workers)
     if demo:
         print(try_it(settings, port=ports["port"]), flush=True)
@@ -129,11 +139,11 @@ def _say_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
 
 @contextmanager
 def _database(settings: Settings) -> Iterator[str]:
-    """Provide the database: the one that the settings name, or the embedded one for as long as the block runs."""
+    """Yield the DSN of the database of the settings, or of an embedded one that runs as long as the block."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    most = max(_DATABASE_CONNECTIONS, settings.workers * (settings.db_pool_size + _CONNECTIONS_BESIDE_POOL) + 20)
+    most = max(_DATABASE_CONNECTIONS, settings.workers * (settings.db_pool_size + _CONNECTIONS_OUTSIDE_POOL) + 20)
     postgres_settings = {"max_connections": str(most)}
     with EmbeddedPostgres(settings.data_dir, bin_dir=settings.pg_bin, settings=postgres_settings) as embedded:
         yield embedded.dsn

@@ -55,6 +55,8 @@ from gatekeeper_grpc.wire.watch import watch_message
 _log = structlog.get_logger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 300.0
+# After the work of a start, and early enough for an instance that is restarted often.
+_MAINTENANCE_AFTER_S = 5.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
@@ -206,9 +208,16 @@ class GatekeeperServer:
         self.sources.start()
         self._client_key_refresh.start()
         maintenance, add = Maintenance(self.database, self.stores.logins), self.scheduler.add
-        add("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S, blocks=True)
         add("audit_head", self.audit_head.run, interval_s=_AUDIT_HEAD_INTERVAL_S, blocks=True)
-        add("client_key_uses", self.client_keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S, blocks=True)
+        add(
+            "maintenance",
+            maintenance.run,
+            interval_s=_MAINTENANCE_INTERVAL_S,
+            after_s=_MAINTENANCE_AFTER_S,
+            blocks=True,
+        )
+        every_s = _CLIENT_KEY_USES_INTERVAL_S
+        add("client_key_uses", self.client_keys.flush_uses, interval_s=every_s, after_s=every_s, blocks=True)
 
     def stop(self, *, announced: bool = True) -> None:
         """Drain: report NOT_SERVING, continue to serve for `drain_s`, then end calls within the grace period.

@@ -1,6 +1,8 @@
-"""Signals of the serving process, and its end, by force if need be."""
+"""Signals of the serving process, and its end, by force if necessary."""
 
+import faulthandler
 import os
+import select
 import signal
 import sys
 import threading
@@ -12,11 +14,19 @@ import structlog
 
 _log = structlog.get_logger(__name__)
 
-_KERNELS_TURN_S = 0.2
+# How long the kernel's timer waits for the thread that ends the process with a log line.
+_KERNEL_TIMER_MARGIN_S = 0.2
+# A signal wakes the wait at once. This is only how long a lost wake-up could last.
+_WAIT_STEP_S = 5.0
+
+
+def report_crashes() -> None:
+    """Print the stacks of all threads to standard error when the interpreter crashes, for example with SIGSEGV."""
+    faulthandler.enable()
 
 
 def signal_queue(*numbers: signal.Signals, into: SimpleQueue[int] | None = None) -> SimpleQueue[int]:
-    """Return a queue that gets each of these signals from now on; a new one, if there is none to put them into.
+    """Return a queue that receives each of these signals from now on: `into`, or a new one.
 
     A SimpleQueue, because a handler may put into it while the main thread waits on it; an Event would deadlock.
     """
@@ -27,12 +37,24 @@ def signal_queue(*numbers: signal.Signals, into: SimpleQueue[int] | None = None)
 
 
 def next_signal(signals: SimpleQueue[int]) -> int:
-    """Wait for a signal. With a timeout: one that the kernel hands to another thread does not wake the main thread."""
-    while True:
-        try:
-            return signals.get(timeout=0.2)
-        except Empty:
-            continue
+    """Wait for a signal, asleep.
+
+    The kernel may deliver a signal to any thread, and the main thread, which runs the handler, sleeps on. But the
+    interpreter writes a byte to the wake-up descriptor from whichever thread received it.
+    """
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        while True:
+            try:
+                return signals.get_nowait()
+            except Empty:
+                select.select([woken], [], [], _WAIT_STEP_S)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(woken)
+        os.close(wake)
 
 
 def exit_now(code: int) -> NoReturn:
@@ -48,11 +70,11 @@ def exit_now(code: int) -> NoReturn:
 
 
 def exit_by_force_after(deadline_s: float) -> None:
-    """End the process at the deadline: a handler that hangs would keep it for ever.
+    """End the process at the deadline, even if a call hangs.
 
-    A thread does it, and says so. Where no thread of Python's gets to run any more, the kernel does it a moment later.
+    A thread ends it with a log line. If no Python thread can run any more, the kernel ends it a moment later.
     """
-    timer = threading.Timer(deadline_s - _KERNELS_TURN_S, _exit_by_force, [deadline_s])
+    timer = threading.Timer(deadline_s - _KERNEL_TIMER_MARGIN_S, _exit_by_force, [deadline_s])
     timer.daemon = True
     timer.start()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -62,5 +84,5 @@ def exit_by_force_after(deadline_s: float) -> None:
 def _exit_by_force(deadline_s: float) -> None:
     try:
         _log.error("stopped_by_force", deadline_s=deadline_s)
-    finally:  # Whoever read the log may have gone as well.
+    finally:  # The reader of the log may have gone, too.
         os._exit(70)

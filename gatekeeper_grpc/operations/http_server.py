@@ -1,6 +1,6 @@
 """The operations HTTP server: `/metrics` for Prometheus, `/health` and `/ready` for orchestrators.
 
-For people and machines of the operator: it belongs on a loopback or otherwise private address.
+It has no authentication: it belongs on a loopback or otherwise private address.
 """
 
 import json
@@ -25,31 +25,29 @@ from gatekeeper_grpc.transport.listener import ListenError
 _log = structlog.get_logger(__name__)
 
 _TEXT = "text/plain; charset=utf-8"
-# A client may be this slow between two bytes, and so many may be; one more ends the oldest, never the newcomer.
-_PATIENCE_S = 5.0
+# A client may take this long between two bytes.
+_READ_TIMEOUT_S = 5.0
+# One more connection closes the oldest, never the newest.
 _MAX_CONNECTIONS = 32
 _JOIN_TIMEOUT_S = 5.0
-# How long `close` may have to wait for the listening thread.
-_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """An answer over HTTP."""
+    """An HTTP response."""
 
     status: HTTPStatus
     content_type: str
     body: bytes
 
 
-_Asked = Callable[[str], Page]  # From the request's Accept header.
+_MakePage = Callable[[str], Page]  # From the request's Accept header.
 
 
 class HttpServer:
     """Serves `/metrics`, `/health` and `/ready` over HTTP, from `start` to `close`.
 
-    A client that is slow or silent costs a thread for a while, and holds up nobody. Pages are made when they are asked
-    for, on such threads.
+    Every connection has a thread of its own, so a slow client delays no other. A page is made when it is requested.
 
     Args:
         metrics: What `/metrics` shows.
@@ -60,7 +58,7 @@ class HttpServer:
     def __init__(self, metrics: Collector, *, is_alive: Callable[[], bool], readiness: Callable[[], Readiness]) -> None:
         registry = CollectorRegistry()
         registry.register(metrics)
-        self._pages: Mapping[str, _Asked] = {
+        self._pages: Mapping[str, _MakePage] = {
             "/metrics": lambda accept: _metrics(registry, accept),
             "/health": lambda _accept: _health(alive=is_alive()),
             "/ready": lambda _accept: _ready(readiness()),
@@ -69,25 +67,27 @@ class HttpServer:
         self._thread: threading.Thread | None = None
 
     def start(self, address: str) -> int:
-        """Listen on host:port, and return the port. Errors: `ListenError`."""
+        """Listen on host:port, and return the port.
+
+        Raises:
+            ListenError: The address cannot be listened on.
+        """
         host, _, port = address.rpartition(":")
         try:
             self._server = _server(host.strip("[]"), int(port), self._pages)
         except (OSError, ValueError) as exc:
             raise ListenError.at(address) from exc
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_S,), name="gatekeeper-ops", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve, name="gatekeeper-ops", daemon=True)
         self._thread.start()
         return int(self._server.server_address[1])
 
     def close(self) -> None:
-        """Stop listening, and hang up on whoever is still there."""
+        """Stop listening, and close all connections."""
         if self._server is None or self._thread is None:
             return
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop_accepting()
         self._thread.join(_JOIN_TIMEOUT_S)
+        self._server.server_close()
         self._server = None
 
 
@@ -96,17 +96,28 @@ class _Server(ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], pages: Mapping[str, _Asked]) -> None:
+    def __init__(self, address: tuple[str, int], pages: Mapping[str, _MakePage]) -> None:
         self.pages = pages
         self._lock = threading.Lock()  # guards _open
-        self._open: dict[socket.socket, None] = {}  # In the order in which they came.
+        self._open: dict[socket.socket, None] = {}  # in the order of arrival
+        self._is_stopping = False
         super().__init__(address, _Handler)
+
+    def serve(self) -> None:
+        """Accept connections until `stop_accepting`. Sleeps between them; `serve_forever` would poll."""
+        while not self._is_stopping:
+            self.handle_request()
+
+    def stop_accepting(self) -> None:
+        """End `serve`: a listening socket that is shut down wakes the thread that waits for it."""
+        self._is_stopping = True
+        _shut_down(self.socket)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
             self._open[request] = None
             if len(self._open) > _MAX_CONNECTIONS:
-                _hang_up(next(iter(self._open)))
+                _shut_down(next(iter(self._open)))
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -118,34 +129,34 @@ class _Server(ThreadingTCPServer):
         super().server_close()
         with self._lock:
             for connection in self._open:
-                _hang_up(connection)
+                _shut_down(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
-        """Say nothing of a connection that fails: that is the client's to notice."""
+        """Log bugs only: a connection that fails is the client's to notice."""
         if not isinstance(sys.exception(), OSError):
-            _log.exception("ops_request_failed")
+            _log.exception("http_request_failed")
 
 
 class _ServerV6(_Server):
     address_family = socket.AF_INET6
 
 
-def _server(host: str, port: int, pages: Mapping[str, _Asked]) -> _Server:
+def _server(host: str, port: int, pages: Mapping[str, _MakePage]) -> _Server:
     return (_ServerV6 if ":" in host else _Server)((host, port), pages)
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _shut_down(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:  # It has gone already.
+    except OSError:  # It is closed already.
         return
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one request; then the connection ends. The standard library finds the methods by their names."""
+    """Handles one request and closes the connection. The standard library finds the methods by their names."""
 
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] # The only one that makes us.
-    timeout = _PATIENCE_S
+    timeout = _READ_TIMEOUT_S
     server_version = "gatekeeper"
     sys_version = ""
 
@@ -160,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
-        """Say nothing: probes come every second."""
+        """Log nothing: probes come every second."""
 
     def _page(self) -> Page:
         path = self.path.partition("?")[0]
@@ -169,8 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
             return _text(HTTPStatus.NOT_FOUND, f"there are {', '.join(self.server.pages)}")
         try:
             return page(self.headers.get("Accept", ""))
-        except Exception:  # noqa: BLE001 - the client learns that it failed, the log why
-            _log.exception("ops_page_failed", path=path)
+        except Exception:  # noqa: BLE001 - the client gets 500, the log the reason
+            _log.exception("http_page_failed", path=path)
             return _text(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
 
     def _answer(self, page: Page) -> None:

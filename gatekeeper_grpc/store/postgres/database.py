@@ -65,6 +65,8 @@ class Database:
             # patience, whoever asks makes it try.
             reconnect_timeout=0,
             reconnect_failed=self._go_on_connecting,
+            # Two: a server that does not answer must not keep the pool from connecting to another one.
+            num_workers=2,
             name="gatekeeper",
             open=False,
         )
