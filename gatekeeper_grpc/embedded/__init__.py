@@ -1,10 +1,10 @@
-"""The embedded PostgreSQL: a database of our own for whoever sets no DATABASE_URL.
+"""The embedded PostgreSQL: Gatekeeper's own database if DATABASE_URL is not set.
 
-`EmbeddedPostgres` starts PostgreSQL's programs as a child that cannot outlive us, restarts it when it dies, and leaves
+`EmbeddedPostgres` starts postgres as a child that cannot outlive this process, restarts it after a crash, and leaves
 its data ready for the next start. `running_dsn` lets another process join a database that runs already.
 
-One thread owns the child (`supervisor`, `postmaster`), locks prove who is alive (`locks`, `home`), and postgres meets
-the file system only through directories it is lent open (`programs`), so it works as root and below private parents.
+One thread owns the child (`supervisor`, `postmaster`). File locks prove which processes live (`locks`, `home`).
+Postgres inherits open directories instead of paths (`programs`), so it runs for root and below private parents.
 """
 
 from gatekeeper_grpc.embedded.errors import EmbeddedDatabaseError

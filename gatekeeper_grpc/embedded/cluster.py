@@ -1,4 +1,4 @@
-"""The files of the database: makes them on the first start, and reads what the running server writes about itself."""
+"""The database's files: makes them on the first start, and reads the status that the running server writes."""
 
 import os
 import shutil
@@ -10,17 +10,17 @@ from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.embedded.programs import Programs, lent_path, open_directory
 
 DATABASE = "gatekeeper"
-ROLE = "gatekeeper"
+DB_USER = "gatekeeper"
 
 _PROGRAM_TIMEOUT_S = 120.0
-# The longest we wait for the database of a killed Gatekeeper to finish its fast shutdown.
+# The longest wait for the database of a killed Gatekeeper to finish its fast shutdown.
 _ORPHANS_TIMEOUT_S = 20.0
 _INITDB = (
-    f"--username={ROLE}",
+    f"--username={DB_USER}",
     "--encoding=UTF8",
-    "--locale=C",  # The wheel has no ICU; and C sorts alike on every machine.
+    "--locale=C",  # The wheel has no ICU, and C sorts the same on every machine.
     "--data-checksums",
-    # The socket's directory is the door: only its owner and root get in. There is no other.
+    # The socket is the only way in, and only its directory's owner and root can reach it.
     "--auth-local=trust",
     "--auth-host=reject",
 )
@@ -29,20 +29,20 @@ _PID_LINE, _STATUS_LINE = 0, 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
-    """What ``postmaster.pid`` says: the server's process, and whether it takes connections."""
+    """The content of ``postmaster.pid``: the server's process, and whether it accepts connections."""
 
     pid: int
     is_ready: bool
 
 
 def ensure_cluster(home: Home, programs: Programs, settings: Mapping[str, str]) -> bool:
-    """Make the cluster with its role and database unless it is there; all of it or nothing.
+    """Make the cluster with its user and database if it does not exist; all of it or nothing.
 
     Returns:
-        Whether it was made now.
+        Whether this call made it.
 
     Raises:
-        EmbeddedDatabaseError: A program failed, or an orphaned postgres still runs here.
+        EmbeddedDatabaseError: A program failed, or an orphaned postgres still runs on the cluster.
     """
     with home.lock_cluster(timeout_s=_ORPHANS_TIMEOUT_S) as lock:
         if home.cluster.exists():
@@ -57,7 +57,7 @@ def ensure_cluster(home: Home, programs: Programs, settings: Mapping[str, str]) 
 
 
 def server_status(cluster: Path) -> ServerStatus | None:
-    """Read the state of the server of `cluster`; None while it has not written all of it, or has gone."""
+    """Read the status of the server of `cluster`; None if it has not written all of it yet, or has ended."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
@@ -68,12 +68,12 @@ def server_status(cluster: Path) -> ServerStatus | None:
 
 
 def options(settings: Mapping[str, str]) -> list[str]:
-    """Render settings as a command line, where they win over the cluster's configuration files."""
+    """Render settings as command-line options, which override the cluster's configuration files."""
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
 def _make_draft(home: Home, programs: Programs) -> None:
-    if home.draft.exists():  # A first start was killed half way.
+    if home.draft.exists():  # An earlier first start was killed.
         shutil.rmtree(home.draft)
     home.draft.mkdir(mode=0o700)
     os.chown(home.draft, programs.account.uid, programs.account.gid)
@@ -83,7 +83,7 @@ def _fill_draft(programs: Programs, settings: Mapping[str, str], *, draft: int, 
     lend, data_dir = (draft, lock), f"--pgdata={lent_path(draft)}"
     sync = ["--no-sync"] if settings.get("fsync") == "off" else []
     programs.run("initdb", data_dir, *_INITDB, *sync, lend=lend, timeout_s=_PROGRAM_TIMEOUT_S)
-    # A server for one session on its standard input; without exit_on_error it would shrug a failure off.
+    # A server for one session on its standard input; without exit_on_error it would ignore a failed statement.
     single_user = ["--single", "-D", lent_path(draft), *options({**settings, "exit_on_error": "on"}), "template1"]
     statement = f"CREATE DATABASE {DATABASE}\n"
     programs.run("postgres", *single_user, lend=lend, timeout_s=_PROGRAM_TIMEOUT_S, text=statement)

@@ -1,6 +1,6 @@
-"""Becomes a program of PostgreSQL that dies with us: `exec_stub.py PARENT_PID UID GID PROGRAM ARGUMENT...`.
+"""Becomes a PostgreSQL program that ends with its parent: `exec_stub.py PARENT_PID UID GID PROGRAM ARGUMENT...`.
 
-Run with `python -I -S`, standard library only. Between fork and exec only a program of its own may do this safely:
+Run with `python -I -S`, standard library only. Only a separate program can do this safely between fork and exec:
 `preexec_fn` would run Python in a copy of a process whose other threads hold locks.
 """
 
@@ -19,12 +19,12 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    # After the change of user, which clears it.
+    # After the change of user, which clears the request.
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0) != 0:
         sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != parent_pid:  # It died before we had asked.
+    if os.getppid() != parent_pid:  # The parent ended before the request.
         sys.exit("the supervisor is gone")
-    # Exec passes on what is ignored (SIGPIPE, by Python) and what is blocked (whatever the parent's thread had).
+    # A program inherits ignored signals (SIGPIPE, by Python) and the signals that the parent's thread had blocked.
     for number in signal.SIGINT, signal.SIGPIPE:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

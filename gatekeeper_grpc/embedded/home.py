@@ -1,7 +1,7 @@
-"""The place of one embedded database below the data directory, and who is alive in it.
+"""The files of one embedded database below the data directory, and the locks on them.
 
-Two locks keep the peace. `supervisor.lock` is ours alone: one Gatekeeper per data directory. `postgres.lock` is held by
-the database's processes themselves, down to the last backend: whoever gets it knows that none of them lives.
+`supervisor.lock` belongs to one Gatekeeper: a data directory has at most one. `postgres.lock` is held by every process
+of the database, down to the last backend: a process that acquires it knows that no database process lives.
 """
 
 import os
@@ -25,7 +25,7 @@ class Home:
 
     @property
     def path(self) -> Path:
-        """Holds everything below; mode 0700, which seals the account that runs postgres into `cluster`."""
+        """Directory of all files below; mode 0700, which confines the account that runs postgres to `cluster`."""
         return self.data_dir / "postgres"
 
     @property
@@ -35,12 +35,12 @@ class Home:
 
     @property
     def draft(self) -> Path:
-        """A cluster in the making; becomes `cluster` once it is complete."""
+        """An incomplete cluster; renamed to `cluster` when it is complete."""
         return self.path / "cluster.new"
 
     @property
     def log(self) -> Path:
-        """What postgres says, since the last start of Gatekeeper."""
+        """Output of postgres since the last start of Gatekeeper."""
         return self.path / "postgres.log"
 
     @property
@@ -59,7 +59,7 @@ class Home:
         return self.path / "postgres.lock"
 
     def create(self) -> None:
-        """Make the directories where missing, closed to everybody else."""
+        """Make missing directories, closed to other users."""
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.mkdir(mode=0o700, exist_ok=True)
         if self.path.stat().st_uid == os.geteuid():
@@ -75,7 +75,7 @@ class Home:
         """Become the only Gatekeeper of this home, until the returned file is closed.
 
         Raises:
-            EmbeddedDatabaseError: Another one runs.
+            EmbeddedDatabaseError: Another Gatekeeper uses this home.
         """
         try:
             lock = acquire_lock(self.supervisor_lock)
@@ -89,13 +89,13 @@ class Home:
         return lock
 
     def lock_cluster(self, *, timeout_s: float) -> FileIO:
-        """Take the lock that proves that no process of the database lives, after waiting for the last to go.
+        """Wait until the last process of the database has ended, and take the lock that proves it.
 
         Returns:
-            The file to lend to the next process of the database.
+            The locked file, for the next process of the database to inherit.
 
         Raises:
-            EmbeddedDatabaseError: Some still live after `timeout_s`.
+            EmbeddedDatabaseError: A process still lives after `timeout_s`.
         """
         try:
             return acquire_lock(self.postgres_lock, timeout_s=timeout_s)
@@ -106,7 +106,7 @@ class Home:
             ) from None
 
     def postgres_pids(self) -> list[int]:
-        """List the postgres processes at work in the cluster, as far as this user may see them; the oldest is first."""
+        """List the cluster's postgres processes that this user can see, the oldest first."""
         try:
             cluster = self.cluster.stat()
         except FileNotFoundError:
@@ -115,9 +115,9 @@ class Home:
 
 
 def _works_in(process: Path, directory: os.stat_result) -> bool:
-    # By name too: an operator's shell may stand in there as well.
+    # By name too: an operator's shell may have the same working directory.
     try:
         named = (process / "comm").read_text().strip() in _NAMES
         return named and os.path.samestat((process / "cwd").stat(), directory)
-    except OSError:  # It ended meanwhile, or belongs to somebody else.
+    except OSError:  # The process has ended, or belongs to another user.
         return False

@@ -1,7 +1,7 @@
-"""File locks that last as long as their holders live: the kernel drops them, whatever way a process ends.
+"""File locks that the kernel releases when their holders end, however they end.
 
-An flock belongs to the open file, not to a process: a child that inherits the descriptor holds the lock as well, and it
-is free only when the last of them is gone.
+An flock belongs to the open file, not to a process: a child that inherits the descriptor also holds the lock. The lock
+is free when the last holder has ended.
 """
 
 import fcntl
@@ -17,10 +17,10 @@ def acquire_lock(path: Path, *, timeout_s: float = 0.0) -> FileIO:
     """Take the exclusive lock on `path`, a file made on first use.
 
     Returns:
-        The locked file. Closing it lets go, but a child that was lent the descriptor goes on holding the lock.
+        The locked file. Closing it releases the lock, unless a child has inherited the descriptor.
 
     Raises:
-        TimeoutError: Somebody else still held it after `timeout_s`.
+        TimeoutError: Another process still holds the lock after `timeout_s`.
     """
     file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
     deadline = time.monotonic() + timeout_s
@@ -33,7 +33,7 @@ def acquire_lock(path: Path, *, timeout_s: float = 0.0) -> FileIO:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether anybody holds the lock on `path`; a missing file is nobody's."""
+    """Return whether a process holds the lock on `path`; a missing file is not locked."""
     try:
         file = FileIO(path)
     except FileNotFoundError:

@@ -1,13 +1,11 @@
-"""One running PostgreSQL server: starts it, waits until it takes connections, ends it; again after it died."""
+"""One PostgreSQL server process: starts it, waits until it accepts connections, and ends it."""
 
-import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from io import FileIO
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -20,15 +18,16 @@ from gatekeeper_grpc.embedded.sockets import PORT
 
 _READY_TIMEOUT_S = 60.0  # Crash recovery included.
 _READY_POLL_S = 0.005
-_STRAGGLERS_TIMEOUT_S = 5.0
-# Fast shutdown; immediate shutdown (the next start recovers, losing nothing); the end.
+# Backends end soon after their postmaster.
+_LAST_BACKEND_TIMEOUT_S = 20.0
+# Fast shutdown, immediate shutdown (the next start recovers and loses nothing), kill.
 _SHUTDOWN = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 6.0), (signal.SIGKILL, 5.0))
 
 _log = structlog.get_logger()
 
 
 class Postmaster:
-    """The server of one home. Not for sharing between threads: its child dies with the thread that calls `start`."""
+    """The server of one home, for one thread: the child ends with the thread that calls `start`."""
 
     def __init__(
         self,
@@ -54,20 +53,16 @@ class Postmaster:
 
     @property
     def exit_code(self) -> int | None:
-        """How the server started last ended, as `subprocess` counts; None while it runs."""
+        """Exit code of the server started last, in the terms of `subprocess`; None while it runs."""
         return self._process.poll() if self._process else None
 
-    def uptime_s(self) -> float:
-        """Seconds since the last start."""
-        return time.monotonic() - self._started_s
-
     def start(self) -> None:
-        """Start the server and return when it takes connections.
+        """Start the server and return when it accepts connections; also after it died.
 
         Raises:
-            EmbeddedDatabaseError: It did not within a minute, it ended, or other processes work on its files.
+            EmbeddedDatabaseError: It was not ready within a minute, it ended, or other processes use its files.
         """
-        with self._lock_cluster() as lock:
+        with self._home.lock_cluster(timeout_s=_LAST_BACKEND_TIMEOUT_S) as lock:
             self._discard_leftovers()
             self._launch(lock.fileno())
         try:
@@ -77,38 +72,22 @@ class Postmaster:
             raise
 
     def stop(self) -> None:
-        """End the server and all its processes: with a fast shutdown if it obeys, by force if not."""
+        """End the server with a fast shutdown, by force if that takes too long, and wait for its last process.
+
+        Raises:
+            EmbeddedDatabaseError: A process of the server still lives.
+        """
         if self._process is None:
             return
         for number, timeout_s in _SHUTDOWN:
             if self._process.poll() is not None:
                 break
             self._signal(self._process, number, timeout_s)
-        self._lock_cluster().close()
-
-    def _lock_cluster(self) -> FileIO:
-        """Take the lock that proves all processes of our last server gone, and end those that stay.
-
-        Backends notice the death of their postmaster and leave, but not one that is stopped or deep in a computation.
-        """
-        try:
-            return self._home.lock_cluster(timeout_s=_STRAGGLERS_TIMEOUT_S)
-        except EmbeddedDatabaseError:
-            if self._process is None:  # They are not ours to kill.
-                raise
-        self._kill_stragglers()
-        return self._home.lock_cluster(timeout_s=_STRAGGLERS_TIMEOUT_S)
-
-    def _kill_stragglers(self) -> None:
-        pids = self._home.postgres_pids()
-        _log.warning("embedded_postgres_stragglers_killed", pids=pids)
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._home.lock_cluster(timeout_s=_LAST_BACKEND_TIMEOUT_S).close()
 
     def _discard_leftovers(self) -> None:
-        """Remove what a killed server left, lest its process id, by now another's, keeps the next one from starting."""
-        # The lock says that no server of ours lives, and nothing of one started by hand.
+        """Remove a killed server's files: another process may have its process id now, and postgres would not start."""
+        # The lock covers servers that Gatekeeper started. One that was started by hand does not hold it.
         if pids := self._home.postgres_pids():
             raise EmbeddedDatabaseError(
                 f"a postgres that Gatekeeper did not start runs on {self._home.cluster} (processes: {pids}): stop it"
@@ -129,7 +108,7 @@ class Postmaster:
         while not self._is_ready():
             if self.exit_code is not None:
                 raise self._programs.failure(f"postgres ended at once with exit code {self.exit_code}")
-            if self.uptime_s() > _READY_TIMEOUT_S:
+            if time.monotonic() - self._started_s > _READY_TIMEOUT_S:
                 raise self._programs.failure(f"postgres was not ready within {_READY_TIMEOUT_S:g} s")
             if self._stopping.wait(_READY_POLL_S):
                 raise EmbeddedDatabaseError("stopped before postgres was ready")

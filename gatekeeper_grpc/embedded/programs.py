@@ -1,8 +1,8 @@
-"""Runs PostgreSQL's programs: as their account, dying with us, logging to one file, on directories lent open.
+"""Runs PostgreSQL's programs: as their account, with one log, on inherited directories; they end with this process.
 
-A program is not told a path but lent a descriptor, and finds it at ``/proc/self/fd/N``. So the data directory may lie
-below parents that the account cannot enter (root's home), at any depth, and nothing has to be opened up for it. It
-also seals the account in: below a parent of mode 0700, ``..`` leads nowhere.
+A program gets a descriptor instead of a path, and opens ``/proc/self/fd/N``. So the data directory may lie below
+parents that the account cannot enter, such as root's home, and no mode has to change. It also confines the account: it
+cannot pass through ``..`` to a parent of mode 0700.
 """
 
 import os
@@ -19,7 +19,7 @@ from gatekeeper_grpc.embedded.errors import EmbeddedDatabaseError
 
 _STUB = Path(__file__).with_name("exec_stub.py")
 _TAIL_LINES = 15
-# Nothing else of ours, least of all keys and passwords, gets into a child's environment.
+# A child's environment has nothing else of this process, above all no keys and passwords.
 _INHERITED = ("PATH", "LD_LIBRARY_PATH")
 
 
@@ -36,12 +36,12 @@ class Programs:
     ) -> subprocess.Popen[bytes]:
         """Start a program in a session of its own.
 
-        It gets SIGINT when the **thread** that called this ends: call it from one that lives as long as the child may.
+        It gets SIGINT when the **thread** that called this ends: call it from a thread that lives as long as the child.
 
         Args:
             program: Its name in `bin_dir`.
             arguments: Its command line.
-            lend: Descriptors it inherits.
+            lend: Descriptors that it inherits.
             stdin: As for `subprocess.Popen`.
         """
         stub = [sys.executable, "-I", "-S", str(_STUB)]
@@ -53,16 +53,16 @@ class Programs:
                 stdout=log,
                 stderr=log,
                 pass_fds=lend,
-                cwd="/",  # PostgreSQL 15 wants to return to where it was started, and may not be able to.
+                cwd="/",  # PostgreSQL 15 returns to its first directory, which its account must be able to enter.
                 env={"LC_ALL": "C"} | {name: os.environ[name] for name in _INHERITED if name in os.environ},
-                start_new_session=True,  # Ctrl-C in our terminal is ours to handle.
+                start_new_session=True,  # Ctrl-C in the terminal is for this process.
             )
 
     def run(self, program: str, *arguments: str, lend: tuple[int, ...], timeout_s: float, text: str = "") -> None:
         """Run a program to its end with `text` as its input.
 
         Raises:
-            EmbeddedDatabaseError: It failed or took longer than `timeout_s`; with the end of its log.
+            EmbeddedDatabaseError: It failed or took longer than `timeout_s`; the message has the end of its log.
         """
         with self.launch(program, *arguments, lend=lend, stdin=subprocess.PIPE) as process:
             try:
@@ -74,7 +74,7 @@ class Programs:
             raise self.failure(f"{program} failed with exit code {process.returncode}")
 
     def failure(self, what: str) -> EmbeddedDatabaseError:
-        """Build the error for a program that did not do its work, with the last lines of the log."""
+        """Build the error for a program that failed, with the last lines of the log."""
         with self.log.open(errors="replace") as log:
             tail = "".join(f"  {line}" for line in deque(log, maxlen=_TAIL_LINES))
         return EmbeddedDatabaseError(f"{what} (programs in {self.bin_dir}); the end of {self.log}:\n{tail}")
@@ -82,7 +82,7 @@ class Programs:
 
 @contextmanager
 def open_directory(path: Path) -> Iterator[int]:
-    """Open a directory to be lent to a program, for the length of the block."""
+    """Open a directory for a program to inherit, for the length of the block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield descriptor
@@ -91,5 +91,5 @@ def open_directory(path: Path) -> Iterator[int]:
 
 
 def lent_path(descriptor: int) -> str:
-    """Name a lent directory as the program that inherits it sees it."""
+    """Return the path under which a program sees a directory that it inherits."""
     return f"/proc/self/fd/{descriptor}"

@@ -1,8 +1,9 @@
 """The short, private directory of the database's socket.
 
-It lies in /tmp because a socket's path has 107 bytes and a data directory can be deeper, and because XDG_RUNTIME_DIR
-is wiped when its user logs out. Whoever can enter it is let into the database: the outer directory, mode 0700, is
-ours; postgres gets the inner one, opened, so that even its own account's other processes stay out.
+It lies in /tmp because a socket's path has at most 107 bytes, which a data directory may exceed, and because
+XDG_RUNTIME_DIR is wiped when its user logs out. A process that can enter it can use the database. So the outer
+directory, mode 0700, belongs to this process's user, and postgres inherits the inner one, open: other processes of
+postgres's account stay out.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gatekeeper_grpc.embedded.account import Account
-from gatekeeper_grpc.embedded.cluster import DATABASE, ROLE
+from gatekeeper_grpc.embedded.cluster import DATABASE, DB_USER
 
 PORT = 5432  # Part of the socket's name only.
 
@@ -24,11 +25,11 @@ _PREFIX = "gatekeeper-"
 
 @contextmanager
 def socket_directory(link: Path, account: Account) -> Iterator[Path]:
-    """Make the directory that `account` may put its socket into, and remove it afterwards.
+    """Make the directory for the socket, and remove it after the block.
 
     Args:
-        link: Where to note it down: other processes look it up, and the next start cleans up after a kill.
-        account: Who runs postgres.
+        link: A symbolic link to make to it: other processes follow it, and the next start cleans up after a kill.
+        account: The account that runs postgres.
     """
     remove_socket_directory(link)
     outer = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
@@ -43,7 +44,7 @@ def socket_directory(link: Path, account: Account) -> Iterator[Path]:
 
 
 def remove_socket_directory(link: Path) -> None:
-    """Remove the directory noted down in `link`, if it is one of ours, and the link."""
+    """Remove the link, and the directory that it names if Gatekeeper made it."""
     if not link.is_symlink():
         return
     outer = link.readlink().parent
@@ -53,11 +54,11 @@ def remove_socket_directory(link: Path) -> None:
 
 
 def dsn(socket_dir: Path) -> str:
-    """Give the libpq URI of the database behind the socket in `socket_dir`."""
+    """Return the libpq URI of the database behind the socket in `socket_dir`."""
     # Without a port the client's PGPORT would count.
-    return f"postgresql://{ROLE}@/{DATABASE}?host={quote(str(socket_dir), safe='')}&port={PORT}"
+    return f"postgresql://{DB_USER}@/{DATABASE}?host={quote(str(socket_dir), safe='')}&port={PORT}"
 
 
 def _is_our_directory(path: Path) -> bool:
-    # After a reboot somebody else may have made that name in /tmp.
+    # After a reboot another user may have made that name in /tmp.
     return path.is_dir() and not path.is_symlink() and path.stat().st_uid == os.geteuid()

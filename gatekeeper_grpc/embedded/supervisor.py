@@ -1,7 +1,7 @@
-"""Keeps the embedded database alive: from `start` to `stop` one thread owns it, starts it again when it dies, ends it.
+"""Supervises the embedded database: from `start` to `stop` one thread owns it, restarts it after a crash, and ends it.
 
-The kernel sends postgres SIGINT when the thread that started it ends, not when the process does. So one thread starts
-it every time and lives until `stop`; a kill -9 of the process ends the thread too, and the database with it.
+The kernel sends postgres SIGINT when the thread that started it ends. So one thread makes every start and lives until
+`stop`. A kill -9 of the process ends the thread too, and so the database.
 """
 
 import threading
@@ -28,48 +28,46 @@ _DEFAULTS: Mapping[str, str] = MappingProxyType(
     {
         "shared_buffers": "128MB",
         "max_connections": "100",
-        # A write that Gatekeeper acknowledges is durable: the two settings that promise it, whatever a file says.
+        # A write that Gatekeeper acknowledges is durable: these two settings promise it, whatever a file says.
         "fsync": "on",
         "synchronous_commit": "on",
         "timezone": "UTC",
         "log_timezone": "UTC",
         "log_line_prefix": "%m [%p] ",
-        # What went wrong with the server. Failed statements are their sender's to report, and their text names people.
+        # Faults of the server. Failed statements are reported by their sender, and their text may name people.
         "log_min_messages": "log",
         "log_min_error_statement": "log",
         "log_checkpoints": "off",
         "cluster_name": "gatekeeper",
     }
 )
-# Not to be overridden: behind a TCP port there would be no 0700 directory, and a collector would hide the log from us.
+# Cannot be overridden: no 0700 directory protects a TCP port, and a collector would move the log elsewhere.
 _FIXED: Mapping[str, str] = MappingProxyType({"listen_addresses": "", "logging_collector": "off"})
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
-_WATCH_POLL_S = 0.1
-_STABLE_S = 60.0  # A server that lived this long did not die of how it was started.
-_BACKOFF_FIRST_S = 0.2
-_BACKOFF_MAX_S = 15.0
+# How soon a crash is noticed, and the pause between restarts that fail.
+_CHECK_INTERVAL_S = 1.0
 _JOIN_TIMEOUT_S = 60.0
 
 _log = structlog.get_logger()
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL of our own, with its data in `data_dir`, for as long as this object is started.
+    """A PostgreSQL server with its data in `data_dir`, from `start` to `stop`.
 
-    Works as root, who lends it to `postgres` or `nobody`, and as any other user. Only processes of the user who starts
-    it, and of root, can connect. A started object belongs to one thread; start it before gRPC exists.
+    Any user can start it; for root it runs as `postgres` or `nobody`. Only processes of the user who started it, and of
+    root, can connect. Use an object from one thread, and start it before gRPC.
     """
 
     def __init__(
         self, data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] = _NO_SETTINGS
     ) -> None:
-        """Describe the database; nothing happens before `start`.
+        """Describe the database; `start` starts it.
 
         Args:
-            data_dir: The database is kept in its subdirectory ``postgres``; made if missing.
+            data_dir: Its subdirectory ``postgres`` holds the database; made if missing.
             bin_dir: Directory of PostgreSQL's programs, instead of those of the wheel or the distribution.
-            settings: PostgreSQL settings that win over ours, e.g. ``{"fsync": "off"}`` for tests.
+            settings: PostgreSQL settings that override the defaults, e.g. ``{"fsync": "off"}`` for tests.
         """
         self._home = Home(data_dir.absolute())
         self._bin_dir = bin_dir
@@ -81,7 +79,7 @@ class EmbeddedPostgres:
 
     @property
     def dsn(self) -> str:
-        """The database's libpq URI; stays the same through restarts of postgres, until `stop`.
+        """The database's libpq URI; restarts of postgres do not change it.
 
         Raises:
             EmbeddedDatabaseError: Not started.
@@ -92,11 +90,11 @@ class EmbeddedPostgres:
 
     @property
     def initialised(self) -> bool:
-        """Whether the last start made the database, empty, because there was none."""
+        """Whether the last start made a new, empty database."""
         return self._initialised
 
     def start(self) -> None:
-        """Start the database, made on first use, and return when it takes connections.
+        """Start the database, made on first use, and return when it accepts connections.
 
         Raises:
             EmbeddedDatabaseError: It cannot run; nothing is left running.
@@ -105,7 +103,7 @@ class EmbeddedPostgres:
             raise EmbeddedDatabaseError(f"the embedded database of {self._home.data_dir} is started already")
         started: Future[str] = Future()
         self._stopping.clear()
-        # A daemon: should somebody forget `stop`, the end of the process must not wait for it.
+        # A daemon thread: if `stop` is not called, the end of the process does not wait for it.
         self._thread = threading.Thread(target=self._supervise, args=(started,), name="embedded-postgres", daemon=True)
         self._thread.start()
         try:
@@ -118,7 +116,11 @@ class EmbeddedPostgres:
             raise
 
     def stop(self) -> None:
-        """End the database with a fast shutdown, by force if it takes too long; does nothing when it is not started."""
+        """End the database with a fast shutdown, by force if that takes too long; no effect if it is not started.
+
+        Raises:
+            EmbeddedDatabaseError: It did not end within a minute.
+        """
         if self._thread is None:
             return
         self._stopping.set()
@@ -136,12 +138,12 @@ class EmbeddedPostgres:
         self.stop()
 
     def _supervise(self, started: Future[str]) -> None:
-        """Own the database; the outcome of its start goes into `started`."""
+        """Own the database; the result of its start goes into `started`."""
         try:
             self._home.create()
             with self._home.claim():
                 self._serve(started)
-        except Exception as error:  # noqa: BLE001 - a thread's failures go to the caller of `start`, then to the log
+        except Exception as error:  # noqa: BLE001 - a thread's failure goes to the caller of `start`, or to the log
             if started.done():
                 _log.exception("embedded_postgres_lost", data_dir=str(self._home.data_dir))
             else:
@@ -163,7 +165,7 @@ class EmbeddedPostgres:
             self._log_start(postmaster, took_s=time.monotonic() - began_s)
             started.set_result(dsn(socket_dir))
             try:
-                self._watch(postmaster)
+                self._restart_after_crashes(postmaster)
             finally:
                 postmaster.stop()
         _log.info("embedded_postgres_stopped", data_dir=str(self._home.data_dir))
@@ -174,27 +176,21 @@ class EmbeddedPostgres:
         bin_dir = runnable_bin_dir(find_bin_dir(self._bin_dir), account)
         return Programs(bin_dir=bin_dir, account=account, log=self._home.log)
 
-    def _watch(self, postmaster: Postmaster) -> None:
-        """Start the server again whenever it has died, the more patiently the sooner it died."""
-        failures = 0
-        while not self._stopping.wait(_WATCH_POLL_S):
-            if postmaster.exit_code is None:
-                failures = 0 if postmaster.uptime_s() > _STABLE_S else failures
-                continue
-            if failures and self._stopping.wait(backoff_s(failures)):
-                return
-            failures += 1
-            self._restart(postmaster, attempt=failures)
+    def _restart_after_crashes(self, postmaster: Postmaster) -> None:
+        while not self._stopping.wait(_CHECK_INTERVAL_S):
+            if postmaster.exit_code is not None:
+                self._restart(postmaster)
 
-    def _restart(self, postmaster: Postmaster, *, attempt: int) -> None:
-        fields = {"data_dir": str(self._home.data_dir), "attempt": attempt}
-        _log.warning("embedded_postgres_died", pid=postmaster.pid, exit_code=postmaster.exit_code, **fields)
+    def _restart(self, postmaster: Postmaster) -> None:
+        data_dir = str(self._home.data_dir)
+        exit_code = postmaster.exit_code
+        _log.warning("embedded_postgres_died", data_dir=data_dir, pid=postmaster.pid, exit_code=exit_code)
         try:
             postmaster.start()
         except (EmbeddedDatabaseError, OSError) as error:
-            _log.error("embedded_postgres_restart_failed", error=str(error), **fields)
+            _log.error("embedded_postgres_restart_failed", data_dir=data_dir, error=str(error))
         else:
-            _log.info("embedded_postgres_restarted", pid=postmaster.pid, **fields)
+            _log.info("embedded_postgres_restarted", data_dir=data_dir, pid=postmaster.pid)
 
     def _log_start(self, postmaster: Postmaster, *, took_s: float) -> None:
         _log.info(
@@ -207,23 +203,18 @@ class EmbeddedPostgres:
 
 
 def running_dsn(data_dir: Path) -> str:
-    """Give the DSN of the embedded database of `data_dir` that another process runs.
+    """Return the DSN of the embedded database of `data_dir` that another process runs.
 
     Raises:
-        EmbeddedDatabaseError: None runs, or it does not take connections yet, or its files are not ours to read.
+        EmbeddedDatabaseError: It does not run, does not accept connections yet, or this user cannot read its files.
     """
     home = Home(data_dir.absolute())
     try:
         return _running_dsn(home)
     except OSError as error:
         raise EmbeddedDatabaseError(
-            f"cannot look into {home.path}: {error}; run as the user who started Gatekeeper, or as root"
+            f"cannot read {home.path}: {error}; run as the user who started Gatekeeper, or as root"
         ) from error
-
-
-def backoff_s(failures: int) -> float:
-    """Seconds to wait before the next start, after `failures` (1 or more) in a row."""
-    return float(min(_BACKOFF_FIRST_S * 2 ** min(failures - 1, 10), _BACKOFF_MAX_S))
 
 
 def _running_dsn(home: Home) -> str:

@@ -1,7 +1,7 @@
-"""Under whom the embedded PostgreSQL runs, what that account can reach, and who can connect.
+"""The account that runs the embedded PostgreSQL, what it can reach, and who can connect.
 
-Run as root, these tests show root's case and, in a process of `nobody`, an ordinary user's; run as an ordinary user,
-they show that one.
+As root, these tests show root's case and, in a process of `nobody`, an ordinary user's. As an ordinary user, they show
+that user's case.
 """
 
 import os
@@ -30,7 +30,7 @@ FAST = {"fsync": "off", "shared_buffers": "16MB"}
 AM_ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
 
-# `python -c SERVE DATA_DIR BIN_DIR`. Needs nothing but structlog, says its DSN, serves until its input ends.
+# `python -c SERVE DATA_DIR BIN_DIR`. Needs only structlog, prints its DSN, serves until its input ends.
 SERVE = """
 import sys
 from pathlib import Path
@@ -46,7 +46,7 @@ with EmbeddedPostgres(data_dir, bin_dir=bin_dir, settings={"fsync": "off", "shar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrdinaryUser:
-    """Somebody who is not root, with a directory, a Python and PostgreSQL's programs within reach."""
+    """A user other than root who can reach a directory, a Python and PostgreSQL's programs."""
 
     uid: int
     directory: Path
@@ -72,7 +72,7 @@ class OrdinaryUser:
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The place of copied programs, put where everybody can reach it and nothing remains."""
+    """The directory of copied programs: public, and removed after the test."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="gatekeeper-test-") as directory:
         Path(directory).chmod(0o755)
         monkeypatch.setattr(binaries, "COPIES", Path(directory, "copies"))
@@ -81,7 +81,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def ordinary_user(copies: Path) -> OrdinaryUser:
-    """Ourselves, or for root `nobody`, who gets copies of what lies out of his reach."""
+    """This user, or for root `nobody`, with copies of what `nobody` cannot reach."""
     user = Account(uid=NOBODY.pw_uid, gid=NOBODY.pw_gid) if AM_ROOT else Account(uid=os.geteuid(), gid=os.getegid())
     own, public, python = (copies.parent / name for name in ("own", "public", "python"))
     own.mkdir()
@@ -98,7 +98,7 @@ def ordinary_user(copies: Path) -> OrdinaryUser:
 
 
 def python_for(user: Account, prefix: Path) -> Path:
-    """This very Python, copied to `prefix` if it lies where `user` cannot reach it, as pyenv's below /root."""
+    """This Python, copied to `prefix` if `user` cannot reach it, as with pyenv's below /root."""
     program = Path(sys.executable).resolve()
     if user.can_execute(program):
         return program
@@ -120,7 +120,7 @@ def modes(*paths: Path) -> list[int]:
     return [path.stat().st_mode & 0o777 for path in paths]
 
 
-def test_ordinary_user_runs_postgres_as_himself_and_root_can_join(ordinary_user: OrdinaryUser) -> None:
+def test_ordinary_user_runs_postgres_and_root_can_join(ordinary_user: OrdinaryUser) -> None:
     data_dir = ordinary_user.directory / "data"
     with ordinary_user.serve(data_dir) as process:
         assert process.stdout is not None
@@ -133,13 +133,13 @@ def test_ordinary_user_runs_postgres_as_himself_and_root_can_join(ordinary_user:
     assert Home(data_dir).postgres_pids() == []
 
 
-def test_ordinary_user_is_refused_anothers_database_by_name() -> None:
-    """`/usr` stands for the database: it is root's, which root itself cannot run either."""
+def test_database_of_another_user_is_refused_by_name() -> None:
+    """`/usr` stands for a database that belongs to root, which root cannot run either."""
     with pytest.raises(EmbeddedDatabaseError, match="the database in /usr belongs to root"):
         account_for(Path("/usr"))
 
 
-def test_directory_below_private_parents_works_and_nothing_is_opened_up(tmp_path: Path) -> None:
+def test_directory_below_private_parents_works_and_keeps_its_modes(tmp_path: Path) -> None:
     private, data_dir = tmp_path / "private", tmp_path / "private" / "project" / ".gatekeeper"
     data_dir.mkdir(parents=True)
     paths = [private, private / "project", data_dir]
@@ -151,8 +151,8 @@ def test_directory_below_private_parents_works_and_nothing_is_opened_up(tmp_path
         assert modes(data_dir / "postgres", data_dir / "postgres" / "cluster") == [0o700, 0o700]
 
 
-def test_account_of_postgres_reaches_no_file_beside_its_cluster(tmp_path: Path) -> None:
-    """Not even a world-readable one, and not by way of ``..``: postgres' superuser may read what postgres may."""
+def test_account_of_postgres_reaches_no_file_outside_its_cluster(tmp_path: Path) -> None:
+    """Not even a world-readable one, and not through ``..``: postgres's superuser may read what postgres may."""
     (tmp_path / "secret").write_text("public by mistake")
     tmp_path.chmod(0o755)
     with EmbeddedPostgres(tmp_path, settings=FAST) as database, psycopg.connect(database.dsn) as connection:
@@ -160,7 +160,7 @@ def test_account_of_postgres_reaches_no_file_beside_its_cluster(tmp_path: Path) 
             if AM_ROOT:
                 with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
                     connection.execute("SELECT pg_read_file(%s)", [path])
-            else:  # Nobody else runs it, so there is nobody to keep out: the directories' modes do that.
+            else:  # The account is this user, who may read its own files; the modes keep other users out.
                 assert modes(tmp_path / "postgres") == [0o700]
 
 
@@ -193,7 +193,7 @@ def test_root_lends_postgres_to_an_account_without_rights(
         assert not AM_ROOT or re.search(r"^Groups:\s*$", groups, re.MULTILINE)
 
 
-def test_programs_in_a_private_place_are_copied_once_for_who_cannot_reach_them(tmp_path: Path, copies: Path) -> None:
+def test_unreachable_programs_are_copied_once(tmp_path: Path, copies: Path) -> None:
     original = find_bin_dir().parent
     private = tmp_path / "private" / original.parent.name
     shutil.copytree(original, private / original.name, ignore=shutil.ignore_patterns("include"))

