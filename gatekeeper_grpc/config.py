@@ -51,7 +51,7 @@ class Settings(BaseSettings):
         validation_alias="REDIS_URL",
         description="Redis to announce changes over, in addition to PostgreSQL, and to keep the last-known-good"
         " snapshot in: redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path,"
-        " redis+sentinel://host,host/service[/db] or redis+cluster://host,host. Absent: none.",
+        " or redis+sentinel://host,host/service[/db]. Redis Cluster is not supported. Absent: none.",
     )
     pg_bin: Path | None = Field(
         default=None, description="Folder with the programs of the embedded PostgreSQL. Absent: the bundled ones."

@@ -1,4 +1,4 @@
-"""All that an instance has of Redis, put together."""
+"""Everything that an instance uses of Redis."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,20 @@ class RedisBus:
     """Announcements and the last-known-good snapshot over one Redis, from `start` to `close`.
 
     Args:
-        url: Where it is, see `RedisAddress`. `ValueError` says what is wrong with it, and repeats nothing of it.
-        installations: Names of the installation, one for each key that seals what is kept, newest first. Whoever has
-            none of the keys uses other channels and keys.
+        url: Its address, see `RedisAddress`.
+        installations: Names of the installation, one for each data key, newest first. An installation without any of
+            these keys uses other channels and Redis keys.
+
+    Raises:
+        ValueError: the URL is wrong. The message repeats no part of it.
     """
 
     def __init__(self, url: str, installations: Sequence[str]) -> None:
-        # Within braces: all that is one installation's lies on one node of a cluster.
-        prefixes = [f"gatekeeper:{{{name}}}" for name in installations]
+        prefixes = [f"gatekeeper:{name}" for name in installations]
         channels = [f"{prefix}:revision" for prefix in prefixes]
-        address = RedisAddress.parse(url)
+        address = RedisAddress(url)
         self._link = RedisLink(address)
-        # Large pieces, for which nobody waits but a start without database; whoever keeps them tells how that goes.
+        # For large pieces, which only a start without a database waits for. The snapshot writer logs its failures.
         self._snapshot_link = RedisLink(address, timeout_s=_SNAPSHOT_TIMEOUT_S, is_quiet=True)
         self._announcer = RedisAnnouncer(self._link, channels[0])
         self.announcements = RedisAnnouncements(self._link, channels)
@@ -36,7 +38,7 @@ class RedisBus:
         self._announcer.start()
 
     def announce(self, revision: int) -> None:
-        """Have a committed revision published soon; waits for nothing."""
+        """Publish a committed revision soon; does not wait."""
         self._announcer.announce(revision)
 
     def close(self) -> None:

