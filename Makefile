@@ -43,9 +43,10 @@ install: $(VENV)/.dev ## Create .venv with the server, its tools and everything 
 run: $(VENV)/.run ## Serve on an embedded PostgreSQL, set up on first start
 	@exec $(BIN)/gatekeeper serve --demo
 
+# worksteal keeps the tests of a module in one process, where they share a server.
 test: $(VENV)/.dev ## Run every test on a real PostgreSQL, and measure branch coverage
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n auto
+	@$(BIN)/coverage run -m pytest -n auto --dist worksteal
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # One after the other: a fault's figures are worth something only when nothing else runs.

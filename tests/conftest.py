@@ -1,4 +1,4 @@
-"""What tests stand on: a real PostgreSQL, a database of its own for each test, a real server on a real socket."""
+"""Fixtures of all tests: a real PostgreSQL, a database for each test, a real server on a real socket."""
 
 import os
 import tempfile
@@ -30,7 +30,7 @@ _numbers = count()
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
-    """Settings of whoever runs the tests must not reach them."""
+    """Remove the developer's own settings, so that no test depends on them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("GATEKEEPER_") or name.endswith("DATABASE_URL")]:
             patch.delenv(name)

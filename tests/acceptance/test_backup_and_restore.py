@@ -28,13 +28,11 @@ def postgres_program(name: str, *arguments: str | Path) -> None:
     subprocess.run([find_bin_dir() / name, *arguments], check=True, capture_output=True)
 
 
-def test_a_backup_restored_beside_and_finished_takes_the_place_of_the_database(
-    gatekeeper: Gatekeeper, tmp_path: Path
-) -> None:
+def test_a_restored_and_finished_backup_replaces_the_database(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
     person, backup, data_dir = f"person-{uuid4().hex}", tmp_path / "backup", gatekeeper.data_dir
     keys = DataKeys(KeyRing.parse((data_dir / "data_keys").read_text().strip()))
     name = str(psycopg.conninfo.conninfo_to_dict(gatekeeper.dsn)["dbname"])
-    beside = database_dsn(gatekeeper.dsn, "restored")
+    restored = database_dsn(gatekeeper.dsn, "restored")
     with gatekeeper.admin() as admin:
         live(admin, person)
         postgres_program("pg_dump", "--format", "custom", "--file", backup, "--dbname", gatekeeper.dsn)
@@ -42,9 +40,9 @@ def test_a_backup_restored_beside_and_finished_takes_the_place_of_the_database(
         lost = send(admin, "CreateFlag", pb.CreateFlagRequest(flag=Flag(key="lost"))).revision
 
         postgres_program("createdb", "--maintenance-db", gatekeeper.dsn, "restored")
-        postgres_program("pg_restore", "--no-owner", "--exit-on-error", "--dbname", beside, backup)
+        postgres_program("pg_restore", "--no-owner", "--exit-on-error", "--dbname", restored, backup)
         finish = ("restore-finish", "--known-revision", str(lost))
-        code, printed, complaints = run(*finish, data_dir=data_dir, DATABASE_URL=beside)
+        code, printed, complaints = run(*finish, data_dir=data_dir, DATABASE_URL=restored)
         assert (code, printed.splitlines()[-1]) == (0, "erased again: 1"), complaints
         with psycopg.connect(database_dsn(gatekeeper.dsn, "postgres"), autocommit=True) as conn:
             conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")

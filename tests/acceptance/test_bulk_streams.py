@@ -55,7 +55,7 @@ class Conversation:
 
 
 @pytest.mark.timeout(120)
-def test_hundred_thousand_users_get_one_revision_from_memory_for_ten_thousand(gatekeeper: Gatekeeper) -> None:
+def test_100_000_users_get_one_revision_in_the_memory_for_10_000(gatekeeper: Gatekeeper) -> None:
     with gatekeeper.channel() as channel, gatekeeper.admin() as admin:
         roll_out(admin, 100)
         conversation = Conversation(EvaluationServiceStub(channel))

@@ -22,7 +22,7 @@ EVALUATIONS = 500
 NEW_FLAG = CreateFlagRequest(flag=Flag(key="new"))
 
 
-def test_no_evaluation_fails_while_postgres_is_down_and_writes_go_on_once_it_is_back(gatekeeper: Gatekeeper) -> None:
+def test_no_evaluation_fails_while_postgres_is_down_and_writes_resume(gatekeeper: Gatekeeper) -> None:
     # Without it every restart fails: the outage lasts until it is put back.
     version = Home(gatekeeper.data_dir).cluster / "PG_VERSION"
     set_aside = version.rename(gatekeeper.data_dir / "set-aside")
@@ -41,7 +41,7 @@ def test_no_evaluation_fails_while_postgres_is_down_and_writes_go_on_once_it_is_
         assert eventually(lambda: creates(admin))
 
 
-def test_answers_say_that_they_are_stale_once_the_database_was_down_for_too_long(data_dir: Path) -> None:
+def test_answers_say_stale_once_the_database_is_down_for_too_long(data_dir: Path) -> None:
     with serving(data_dir, GATEKEEPER_STALE_AFTER_S="0.5") as gatekeeper, gatekeeper.channel() as channel:
         evaluation = EvaluationServiceStub(channel)
         before = evaluation.EvaluateFlags(user(0), timeout=TIMEOUT_S)

@@ -43,7 +43,7 @@ def test_bad_setting_is_named_with_what_is_wrong(tmp_path: Path, variable: str, 
     assert reason in line
 
 
-def test_database_without_any_jwt_keys_is_refused_because_instances_must_share_them(tmp_path: Path) -> None:
+def test_a_database_without_jwt_keys_is_refused(tmp_path: Path) -> None:
     line = complaint(tmp_path, DATABASE_URL=f"postgresql://u:{SECRET}@localhost/x")
 
     assert line.startswith("gatekeeper: GATEKEEPER_JWT_KEYS is not set")
@@ -57,7 +57,7 @@ def test_database_that_is_away_is_named_by_its_host(tmp_path: Path) -> None:
     assert line.startswith("gatekeeper: PostgreSQL at 127.0.0.1 cannot be reached:")
 
 
-def test_database_that_nobody_migrated_is_refused_with_the_command_that_does(tmp_path: Path, postgres: str) -> None:
+def test_an_unmigrated_database_is_refused_with_the_command_to_run(tmp_path: Path, postgres: str) -> None:
     with empty_database(postgres) as url:
         line = complaint(tmp_path, DATABASE_URL=url, **KEYS)
 

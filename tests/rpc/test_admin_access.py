@@ -1,4 +1,4 @@
-"""Who may call what of AdminService, and that whoever may no longer is stopped at once."""
+"""Who may call what of AdminService; an admin user who loses a right is stopped at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,12 +38,6 @@ RPCS = [rpc.name for rpc in SERVICE.methods]
 CALLERS = (None, *Role)
 
 
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
-
-
 @pytest.fixture
 def fresh(postgres: str) -> Iterator[Installation]:
     """An installation whose admin users a test may change."""
@@ -78,9 +72,7 @@ def expected_verdict(caller: Role | None, rpc: str) -> Refusal | None:
 
 @pytest.mark.parametrize("caller", CALLERS, ids=name_of)
 @pytest.mark.parametrize("rpc", RPCS)
-def test_an_rpc_lets_in_whoever_has_its_role_and_nobody_else(
-    installation: Installation, caller: Role | None, rpc: str
-) -> None:
+def test_an_rpc_admits_its_roles_and_nobody_else(installation: Installation, caller: Role | None, rpc: str) -> None:
     assert verdict(installation, caller, rpc) == expected_verdict(caller, rpc)
 
 
@@ -93,7 +85,7 @@ CHANGED_ROWS = {
 
 
 @pytest.mark.parametrize(("rpc", "access", "expected"), CHANGED_ROWS.values(), ids=CHANGED_ROWS.keys())
-def test_changing_one_policy_row_turns_the_matrix_red_in_its_place(
+def test_twin_a_changed_policy_row_fails_its_cells_of_the_matrix(
     postgres: str,
     monkeypatch: pytest.MonkeyPatch,
     rpc: str,
@@ -125,7 +117,7 @@ def test_the_server_refuses_to_start_without_a_policy_row_for_each_rpc(
 
 
 @EACH_MUTATION
-def test_whoever_is_kept_out_changes_nothing(installation: Installation, mutation: Mutation) -> None:
+def test_a_refused_caller_changes_nothing(installation: Installation, mutation: Mutation) -> None:
     key = mutation.make(installation)
     kept_out = [role for role in Role if role < mutation.least_role]
     before = installation.contents()
@@ -164,9 +156,7 @@ def contents_but_events(installation: Installation) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
-def test_an_admin_user_is_stopped_in_the_next_mutation_though_the_token_is_valid(
-    fresh: Installation, stop: LiteralString
-) -> None:
+def test_an_admin_user_is_stopped_at_once_though_the_token_is_valid(fresh: Installation, stop: LiteralString) -> None:
     prepared = acts(fresh)
     fresh.execute(stop)
     before = contents_but_events(fresh)

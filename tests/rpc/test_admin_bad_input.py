@@ -56,7 +56,7 @@ def check_refused(installation: Installation, rpc: str, request: Any, refusal: R
 # --- Keys and user ids, wherever they stand --------------------------------------------------------------------------
 
 # Where a key stands in each request, and the request with a key there.
-KEY_PLACES: dict[str, tuple[str, Callable[[str], Any]]] = {
+KEY_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "CreateFlag": ("flag.key", lambda key: pb.CreateFlagRequest(flag=Flag(key=key))),
     "GetFlag": ("key", lambda key: pb.GetFlagRequest(key=key)),
     "UpdateFlag": (
@@ -86,9 +86,9 @@ KEY_PLACES: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 # PostgreSQL would refuse NUL with an error of its own; an empty key could pass for "not given".
 @pytest.mark.parametrize("key", ["", "a\0"], ids=["empty", "NUL"])
-@pytest.mark.parametrize("rpc", KEY_PLACES)
+@pytest.mark.parametrize("rpc", KEY_FIELDS)
 def test_a_bad_key_is_refused_by_every_rpc_that_takes_one(installation: Installation, rpc: str, key: str) -> None:
-    field, request = KEY_PLACES[rpc]
+    field, request = KEY_FIELDS[rpc]
 
     check_refused(installation, rpc, request(key), refused_by(rpc, invalid(field)))
 
@@ -96,7 +96,7 @@ def test_a_bad_key_is_refused_by_every_rpc_that_takes_one(installation: Installa
 def test_every_rpc_for_one_flag_or_segment_is_in_the_table_of_keys() -> None:
     of_keys = {rpc.name for rpc in SERVICE.methods if re.search("Flag|Target|Segment", rpc.name)}
 
-    assert of_keys - {"ListFlags", "ListSegments"} == KEY_PLACES.keys()
+    assert of_keys - {"ListFlags", "ListSegments"} == KEY_FIELDS.keys()
 
 
 TARGET_REQUESTS = {
@@ -116,7 +116,7 @@ def test_one_bad_user_id_refuses_the_good_ones_of_its_list_too(installation: Ins
 
 
 @pytest.mark.parametrize("rpc", TARGET_REQUESTS)
-def test_a_list_of_users_is_refused_when_empty_too_long_or_with_someone_twice(
+def test_a_list_of_users_is_refused_if_empty_too_long_or_with_a_repetition(
     installation: Installation, rpc: str
 ) -> None:
     request, at_most = TARGET_REQUESTS[rpc]

@@ -169,7 +169,7 @@ def test_filters_hold_on_every_page(admin: AdminServiceStub) -> None:
     assert keys_of(*read) == ["a-b", "a.b", "aXb"]
 
 
-def test_what_comes_and_goes_between_pages_neither_repeats_nor_hides_a_flag(admin: AdminServiceStub) -> None:
+def test_changes_between_pages_neither_repeat_nor_hide_a_flag(admin: AdminServiceStub) -> None:
     prefix = new_key()
     for name in "bdfh":
         created(admin, key=prefix + name)
@@ -188,7 +188,7 @@ def test_what_comes_and_goes_between_pages_neither_repeats_nor_hides_a_flag(admi
     delete_all(admin, prefix)
 
 
-def test_what_comes_and_goes_between_pages_neither_repeats_nor_hides_a_target(admin: AdminServiceStub) -> None:
+def test_changes_between_pages_neither_repeat_nor_hide_a_target(admin: AdminServiceStub) -> None:
     key = created(admin).key
     admin.AddTargets(pb.AddTargetsRequest(flag_key=key, user_ids=list("bdfh")))
     request = pb.ListTargetsRequest(flag_key=key, page_size=2)
@@ -240,7 +240,8 @@ def test_what_is_no_page_token_is_refused(admin: AdminServiceStub, token: str, s
 def test_no_character_of_a_page_token_can_be_altered(admin: AdminServiceStub, token: str) -> None:
     neighbours = dict(zip(BASE64, BASE64[1:] + BASE64[:1], strict=True))
     altered = [
-        token[:place] + neighbours[character] + token[place + 1 :] for place, character in enumerate(token.rstrip("="))
+        token[:position] + neighbours[character] + token[position + 1 :]
+        for position, character in enumerate(token.rstrip("="))
     ]
 
     assert [refused_with(admin, page_token) for page_token in altered] == [invalid("page_token")] * len(altered)

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from tests.support.clients import (
     Refusal,
     already_exists,
     changed_since_read,
-    installed,
     new_key,
     outcome_of,
     refusal_of,
@@ -34,12 +32,6 @@ from tests.support.mutations import (
 )
 
 EACH_KIND = pytest.mark.parametrize("kind", KINDS_WITH_ETAGS, ids=[kind.field for kind in KINDS_WITH_ETAGS])
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 @pytest.fixture
@@ -77,7 +69,7 @@ def recorded_names(installation: Installation) -> dict[str, str]:
 
 @pytest.mark.promise("A1")
 @EACH_MUTATION
-def test_a_mutation_is_the_next_revision_with_one_audit_entry_and_one_change(
+def test_a_mutation_is_one_revision_with_one_audit_entry_and_one_change(
     installation: Installation, key: str, mutation: Mutation
 ) -> None:
     before, names = installation.revision(), recorded_names(installation)
@@ -221,9 +213,7 @@ def test_without_validate_only_the_same_request_does_write(
 
 
 @EACH_KIND
-def test_validate_only_of_an_update_answers_the_current_etag_revision_and_times(
-    installation: Installation, kind: Kind
-) -> None:
+def test_validate_only_of_an_update_answers_the_current_state(installation: Installation, kind: Kind) -> None:
     key = kind.make(installation, new_key())
     current = kind.updated(installation, key)
 
@@ -231,7 +221,7 @@ def test_validate_only_of_an_update_answers_the_current_etag_revision_and_times(
 
 
 @each(*(mutation for mutation in MUTATIONS.values() if mutation.creates))
-def test_validate_only_of_a_creation_answers_nothing_that_only_a_write_can_decide(
+def test_validate_only_of_a_creation_answers_no_etag_revision_or_key(
     installation: Installation, key: str, mutation: Mutation
 ) -> None:
     response = mutation.ask(installation, key, validate_only=True)
@@ -281,7 +271,7 @@ def test_a_mutation_with_the_current_etag_succeeds(installation: Installation, k
 @pytest.mark.promise("A3")
 @pytest.mark.parametrize("validate_only", [True, False])
 @EACH_WITH_ETAG
-def test_a_mutation_with_a_stale_etag_is_refused_naming_the_current_one_and_writes_nothing(
+def test_a_stale_etag_is_refused_with_the_current_one_and_writes_nothing(
     installation: Installation, key: str, mutation: Mutation, validate_only: bool
 ) -> None:
     etag = mutation.kind.etag(installation, key)
@@ -295,7 +285,7 @@ def test_a_mutation_with_a_stale_etag_is_refused_naming_the_current_one_and_writ
 
 @pytest.mark.promise("A3")
 @EACH_WITH_ETAG
-def test_without_the_check_a_stale_etag_overwrites_what_its_sender_never_saw(
+def test_twin_without_the_check_a_stale_etag_overwrites_unseen_state(
     installation: Installation, key: str, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin of the test before."""

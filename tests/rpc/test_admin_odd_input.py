@@ -74,9 +74,9 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("place", TEXTS.keys())
-def test_text_that_is_not_utf_8_is_refused(installation: Installation, place: str) -> None:
-    rpc, request = TEXTS[place]
+@pytest.mark.parametrize("field", TEXTS.keys())
+def test_text_that_is_not_utf_8_is_refused(installation: Installation, field: str) -> None:
+    rpc, request = TEXTS[field]
     body = request.SerializeToString().replace(PLACEHOLDER.encode(), b"\xff".ljust(len(PLACEHOLDER), b"x"))
     before = installation.contents()
 

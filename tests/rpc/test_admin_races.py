@@ -1,7 +1,7 @@
 """Racing editors: no update is lost, versions form one chain, and so does the audit log."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -21,7 +21,6 @@ from tests.support.clients import (
     Refusal,
     changed_since_read,
     created,
-    installed,
     outcome_of,
     race,
 )
@@ -31,12 +30,6 @@ pytestmark = pytest.mark.promise("A3")
 
 EDITORS = 16
 ATTEMPTS_EACH = 25
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 def read(admin: AdminServiceStub, key: str) -> Flag:
@@ -59,7 +52,7 @@ def read_and_count_up(admin: AdminServiceStub, key: str) -> list[object]:
     return outcomes
 
 
-def test_of_racing_updates_with_etags_none_is_lost_and_versions_form_one_chain(installation: Installation) -> None:
+def test_racing_updates_with_etags_lose_nothing_and_form_one_chain(installation: Installation) -> None:
     flag = created(installation.admin, description="0")
 
     outcomes = race([partial(read_and_count_up, installation.admin, flag.key)] * EDITORS)
@@ -140,9 +133,9 @@ def broken_links(log: list[Stored]) -> list[int]:
     """Return the places, from 1, of entries that are not what their hashes say or do not follow from the one before."""
     before = [GENESIS_HASH, *(stored.hash for stored in log)]
     return [
-        place
-        for place, stored in enumerate(log, start=1)
-        if (stored.entry.seq, stored.entry.prev_hash, stored.is_sound()) != (place, before[place - 1], True)
+        position
+        for position, stored in enumerate(log, start=1)
+        if (stored.entry.seq, stored.entry.prev_hash, stored.is_sound()) != (position, before[position - 1], True)
     ]
 
 

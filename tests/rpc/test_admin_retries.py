@@ -1,24 +1,18 @@
 """`request_id`: a request sent again gets the first answer and changes nothing, however it came to be sent again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
 
 from gatekeeper_grpc.domain.caller import Role
-from tests.support.clients import Installation, installed, invalid, outcome_of, race, refusal_of
+from tests.support.clients import Installation, invalid, outcome_of, race, refusal_of
 from tests.support.mutations import EACH_MUTATION, EACH_WITH_ETAG, MUTATIONS, Mutation, acting_as, each
 from tests.support.operators import enlisted
 
 RACERS = 8
 # What ends the session of its caller cannot be done again in it: of racing calls, the second has a token of the past.
 EACH_THAT_MAY_RACE = each(*(mutation for mutation in MUTATIONS.values() if not mutation.is_for_oneself))
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 @pytest.fixture
@@ -52,7 +46,7 @@ def test_a_retry_gets_the_first_answer_and_changes_nothing(
 
 @pytest.mark.usefixtures("forgetful")
 @EACH_MUTATION
-def test_without_the_look_up_a_retry_gets_another_answer(
+def test_twin_without_the_stored_answer_a_retry_gets_another_one(
     installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
     """The twin of the test before."""
@@ -65,7 +59,7 @@ def answers_and_revisions(installation: Installation, act: Callable[[], object])
     """Let `RACERS` do the same thing at once; return their different outcomes, and how many revisions they made."""
     before = installation.revision()
     outcomes = race([lambda: outcome_of(act)] * RACERS)
-    different = [outcome for place, outcome in enumerate(outcomes) if outcome not in outcomes[:place]]
+    different = [outcome for position, outcome in enumerate(outcomes) if outcome not in outcomes[:position]]
     return different, installation.revision() - before
 
 
@@ -82,7 +76,7 @@ def test_racing_retries_act_once_and_get_the_same_answer(
 
 @pytest.mark.usefixtures("forgetful")
 @EACH_THAT_MAY_RACE
-def test_without_the_look_up_racing_retries_get_different_answers(
+def test_twin_without_the_stored_answer_racing_retries_differ(
     installation: Installation, key: str, request_id: str, mutation: Mutation
 ) -> None:
     """The twin of the test before."""

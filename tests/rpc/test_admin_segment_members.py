@@ -29,7 +29,6 @@ from tests.support.clients import (
     Installation,
     Refusal,
     created,
-    installed,
     invalid,
     new_key,
     no_segment,
@@ -38,12 +37,6 @@ from tests.support.clients import (
 from tests.support.servers import KEYS, connect, settings_for_tests
 
 USERS_IN_ORDER = ["10", "9", "A", "Zoë", "a", "zo", "é", "я", "ﬀ", "\U0001f389"]
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 @pytest.fixture
@@ -148,9 +141,7 @@ def test_every_edit_of_members_is_evaluated_by_the_time_it_is_answered(
     assert seen == [is_in, is_in, is_out, is_in]
 
 
-def test_an_edit_leaves_the_segment_its_etag_its_revision_and_its_update_time(
-    admin: AdminServiceStub, key: str
-) -> None:
+def test_an_edit_of_members_keeps_etag_revision_and_time_of_the_segment(admin: AdminServiceStub, key: str) -> None:
     expected = admin.GetSegment(pb.GetSegmentRequest(key=key)).segment
     expected.member_count = 1
 
@@ -161,7 +152,7 @@ def test_an_edit_leaves_the_segment_its_etag_its_revision_and_its_update_time(
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 10, 0])
-def test_pages_of_members_together_are_all_of_them_in_the_order_of_their_bytes(
+def test_pages_of_members_together_are_all_of_them_in_byte_order(
     installation: Installation, admin: AdminServiceStub, key: str, page_size: int
 ) -> None:
     add(admin, message(key, *reversed(USERS_IN_ORDER)))
@@ -210,7 +201,7 @@ def test_a_bad_listing_is_refused(admin: AdminServiceStub, key: str, field: str)
     assert refusal_of(lambda: admin.ListSegmentMembers(request)) == invalid(field)
 
 
-def test_another_instance_sees_members_come_and_go_without_loading_everything(
+def test_another_instance_sees_member_edits_without_a_whole_load(
     installation: Installation, admin: AdminServiceStub, key: str, flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(_: SnapshotStore) -> Snapshot:
@@ -276,7 +267,7 @@ def bad(key: str) -> dict[str, tuple[pb.AddSegmentMembersRequest, Refusal]]:
 
 
 @pytest.mark.parametrize("fault", bad("").keys())
-def test_a_message_that_fails_leaves_those_before_it_applied_and_none_after_it(
+def test_a_message_that_fails_keeps_those_before_it_and_none_after_it(
     installation: Installation, admin: AdminServiceStub, key: str, flag: str, fault: str
 ) -> None:
     failing, refusal = bad(key)[fault]
@@ -305,7 +296,7 @@ def test_a_call_sent_again_after_a_failure_applies_only_what_was_missing(
     assert installation.revision() == before + 1
 
 
-def test_the_answer_names_the_newest_revision_and_its_anchor_even_when_the_last_message_was_applied_long_ago(
+def test_the_answer_names_the_newest_revision_after_a_retried_message(
     installation: Installation, admin: AdminServiceStub, key: str
 ) -> None:
     old = message(key, "a", request_id=str(uuid4()))
@@ -331,7 +322,7 @@ def test_validate_only_holds_for_its_message_alone(
 BATCHES, BATCH = 5, 10_000
 
 
-def test_a_stream_of_50_000_that_its_client_cancels_leaves_whole_messages_that_are_evaluated_at_once(
+def test_a_cancelled_stream_leaves_whole_messages_that_are_evaluated(
     installation: Installation, admin: AdminServiceStub, key: str, flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client hangs up while the third of five messages is being applied."""

@@ -33,12 +33,6 @@ SERVER_DECIDES = ("member_count", "create_time", "update_time", "etag", "revisio
 UPDATABLE = tuple(name for name in Segment.DESCRIPTOR.fields_by_name if name not in ("key", *SERVER_DECIDES))
 
 
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
-
-
 @pytest.fixture
 def alone(postgres: str) -> Iterator[Installation]:
     """An installation whose caps a test may use up."""
@@ -131,7 +125,7 @@ def test_create_keeps_what_the_editor_decided(installation: Installation, build:
     assert got(installation, segment.key) == pb.GetSegmentResponse(segment=response.segment, revision=response.revision)
 
 
-def test_create_stamps_the_segment_with_its_time_its_revision_and_an_etag(installation: Installation) -> None:
+def test_create_returns_the_segment_with_time_revision_and_etag(installation: Installation) -> None:
     before = Timestamp()
     before.GetCurrentTime()
 
@@ -210,9 +204,7 @@ def test_every_operator_of_the_contract_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_a_condition_lets_in_whoever_it_matches_and_negated_everybody_else(
-    installation: Installation, operator: str
-) -> None:
+def test_a_condition_selects_whom_it_matches_and_negated_all_others(installation: Installation, operator: str) -> None:
     values, hits, misses = OPERATORS[operator]
     plain, negated = new_key(), new_key()
     for key, negate in ((plain, False), (negated, True)):
@@ -224,7 +216,7 @@ def test_a_condition_lets_in_whoever_it_matches_and_negated_everybody_else(
     assert answers == [[True, False]] * len(hits) + [[False, True]] * (len(misses) + 1)
 
 
-def test_a_json_pointer_looks_inside(installation: Installation) -> None:
+def test_a_json_pointer_reads_inside_a_value(installation: Installation) -> None:
     segment = Segment(key=new_key(), conditions=[condition("EQUALS", "Acme", attribute="/org/names/0")])
     flag = aimed_at(installation, create(installation, segment).key)
 
@@ -255,7 +247,7 @@ def test_a_bad_segment_is_refused_by_field_and_not_created(
     assert installation.revision() == before
 
 
-def test_what_lies_at_the_edge_of_the_limits_is_kept_and_read_back_the_same(installation: Installation) -> None:
+def test_values_at_the_limits_are_stored_and_read_back_unchanged(installation: Installation) -> None:
     edges = [2.0**53 - 1, 2.0**53, -(2.0**53), 1e300, 5e-324, 0.1, "", "x" * 256, "%s {} '", [[[[1]]]], {"a": {}}]
     conditions = [condition("IN", *edges), condition("IN", *range(1_000 - len(edges)))]
     conditions += [condition("EXISTS", attribute="x" * 256)] * 62
@@ -297,7 +289,7 @@ def test_update_sets_masked_fields_that_were_not_sent_to_their_defaults(installa
     assert decided_by_editor(updated(installation, Segment(key=rich.key), *UPDATABLE).segment) == bare_segment(rich.key)
 
 
-def test_update_leaves_the_creation_time_and_the_members_and_renews_the_rest(installation: Installation) -> None:
+def test_update_keeps_the_creation_time_and_the_members(installation: Installation) -> None:
     before = create(installation, bare_segment(new_key()))
     add_members(installation, before.key, "anna", "bob", "cleo")
 
@@ -322,7 +314,7 @@ BAD_MASKS = {
 
 
 @pytest.mark.parametrize(("paths", "field"), BAD_MASKS.values(), ids=BAD_MASKS.keys())
-def test_update_refuses_a_mask_that_names_anything_else_and_changes_nothing(
+def test_update_refuses_a_mask_with_any_other_path_and_changes_nothing(
     installation: Installation, paths: tuple[str, ...], field: str
 ) -> None:
     before = got(installation, create(installation, bare_segment(new_key())).key)
@@ -339,7 +331,7 @@ def test_update_ignores_bad_fields_that_the_mask_does_not_name(installation: Ins
     assert updated(installation, sent, "description").segment.description == "new"
 
 
-def test_update_refuses_bad_conditions_by_their_path_and_keeps_the_ones_it_had(installation: Installation) -> None:
+def test_update_refuses_bad_conditions_by_path_and_keeps_those_it_had(installation: Installation) -> None:
     before = create(installation, rich_segment(new_key()))
     sent = Segment(key=before.key, conditions=[condition("EXISTS"), condition("IN", "a", "b", None)])
 
@@ -435,7 +427,7 @@ def test_delete_names_ten_of_many_flags_and_counts_all(installation: Installatio
     assert refusal == in_use(segment.key, *(f"{prefix}{number:02}" for number in range(10)), count=12)
 
 
-def test_a_segment_can_be_deleted_when_the_last_flag_that_used_it_does_no_more(installation: Installation) -> None:
+def test_a_segment_can_be_deleted_once_no_flag_uses_it(installation: Installation) -> None:
     segment = create(installation, bare_segment(new_key()))
     updated_flag, deleted_flag = (aimed_at(installation, segment.key) for _ in range(2))
     installation.admin.UpdateFlag(
@@ -473,7 +465,7 @@ def listed(postgres: str) -> Iterator[Installation]:
         yield installation
 
 
-def test_segments_are_listed_whole_in_the_order_of_their_keys_at_one_revision(listed: Installation) -> None:
+def test_segments_are_listed_whole_by_key_at_one_revision(listed: Installation) -> None:
     page = listed.admin.ListSegments(pb.ListSegmentsRequest())
 
     expected = [got(listed, key).segment for key in LISTED]
@@ -561,7 +553,7 @@ def test_what_a_segment_gives_back_another_may_use(alone: Installation) -> None:
     assert create(alone, Segment(key="c", conditions=scanning("CONTAINS", 1_000))).key == "c"
 
 
-def test_a_segment_may_be_described_anew_while_the_cap_is_used_up(alone: Installation) -> None:
+def test_a_description_may_change_while_the_cap_is_used_up(alone: Installation) -> None:
     create(alone, Segment(key="a", conditions=scanning("CONTAINS", 1_000)))
 
     assert updated(alone, Segment(key="a", description="x"), "description").segment.description == "x"

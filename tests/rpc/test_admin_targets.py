@@ -1,6 +1,5 @@
 """AddTargets, RemoveTargets, ListTargets: who is targeted, what is counted, and what evaluation makes of it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -11,15 +10,8 @@ from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_STATIC, REASON_T
 from tests.support.clients import (
     Installation,
     created,
-    installed,
 )
 from tests.support.mutations import MUTATIONS, flag_to_mutate
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 @pytest.fixture
@@ -151,7 +143,7 @@ def test_a_user_id_is_taken_as_it_is(installation: Installation, admin: AdminSer
     assert installation.evaluate(key, user).reason == REASON_TARGETING_MATCH
 
 
-def test_user_ids_that_only_look_alike_are_different_users(admin: AdminServiceStub, key: str) -> None:
+def test_user_ids_that_are_only_similar_are_different_users(admin: AdminServiceStub, key: str) -> None:
     alike = ["Anna", "anna", "ANNA", "anna ", "é", "e\u0301", "ﬁ", "fi", "A", "\u0391", "\u0410"]
 
     assert add(admin, key, alike, value=True).added_count == len(alike)

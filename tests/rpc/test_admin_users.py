@@ -22,19 +22,12 @@ from tests.support.clients import (
     Installation,
     Refusal,
     created,
-    installed,
     invalid,
     no_user,
     refusal_of,
 )
 
 _users = count()
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 @pytest.fixture
@@ -116,7 +109,7 @@ def test_numbers_come_back_as_the_doubles_they_were(admin: AdminServiceStub, num
     assert numbers == [number, number]
 
 
-def test_create_stamps_the_user_with_its_time_its_revision_and_an_etag(installation: Installation) -> None:
+def test_create_returns_the_user_with_time_revision_and_etag(installation: Installation) -> None:
     before = Timestamp()
     before.GetCurrentTime()
 
@@ -192,7 +185,7 @@ BAD_IDS = {"empty": "", "too long": "ü" * 129, "NUL": "a\0b"}
 
 
 @pytest.mark.parametrize("attributes", BAD_ATTRIBUTES.values(), ids=BAD_ATTRIBUTES.keys())
-def test_attributes_that_cannot_be_stored_are_refused_and_nothing_is_written(
+def test_attributes_that_cannot_be_stored_are_refused_before_any_write(
     installation: Installation, attributes: Struct
 ) -> None:
     admin, user = installation.admin, known(installation.admin)
@@ -262,7 +255,7 @@ def test_update_changes_what_the_mask_names(
     assert got(admin, user.user_id) == pb.GetUserResponse(user=response.user, revision=response.revision)
 
 
-def test_update_leaves_the_creation_time_and_renews_the_rest_that_the_server_decides(admin: AdminServiceStub) -> None:
+def test_update_keeps_the_creation_time_and_renews_time_revision_and_etag(admin: AdminServiceStub) -> None:
     before = known(admin)
 
     response = updated(admin, before, "attributes")
@@ -315,7 +308,7 @@ def test_delete_forgets_the_attributes_and_leaves_targets(installation: Installa
     assert [*targets] == [Target(user_id=user.user_id, value=True)]
 
 
-def test_a_user_made_known_again_has_another_etag_and_nothing_of_the_old_attributes(admin: AdminServiceStub) -> None:
+def test_a_user_created_again_has_another_etag_and_no_old_attributes(admin: AdminServiceStub) -> None:
     old = known(admin, plan="gold")
     deleted(admin, old.user_id)
 

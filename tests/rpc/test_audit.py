@@ -151,7 +151,7 @@ def test_an_entry_tells_what_was_what_is_and_why(written: Installation) -> None:
     assert not entry.redacted
 
 
-def test_people_are_named_by_subject_id_in_documents_and_by_user_id_beside_them(written: Installation) -> None:
+def test_documents_name_people_by_subject_id_and_resolve_their_user_ids(written: Installation) -> None:
     (entry,) = listed(written, action="AddTargets")
 
     assert sorted(entry.users.values()) == ["anna", "bob"]
@@ -214,7 +214,7 @@ def test_a_page_token_belongs_to_its_filters(written: Installation) -> None:
     assert refusal_of(written, page_size=2, page_token=token, actor=ACTOR) == invalid("page_token")
 
 
-def test_a_page_ends_early_where_documents_are_large_and_the_next_one_goes_on(installation: Installation) -> None:
+def test_a_page_ends_early_where_documents_are_large(installation: Installation) -> None:
     user_ids = [[f"user-{start + number}" for number in range(10_000)] for start in range(0, 40_000, 10_000)]
     imports = (pb.ImportTargetsRequest(flag_key="alpha", user_ids=ids, value=True) for ids in user_ids)
     installation.admin.ImportTargets(imports, timeout=TIMEOUT_S)
@@ -295,7 +295,7 @@ def test_an_altered_entry_is_named(installation: Installation) -> None:
     assert answer.message == "entry 2 was altered: its hash is not the hash of its fields"
 
 
-def test_an_anchor_that_the_log_does_not_contain_is_told_apart_from_one_beyond_it(written: Installation) -> None:
+def test_a_foreign_anchor_is_told_apart_from_one_beyond_the_log(written: Installation) -> None:
     forged = verified(written, AuditAnchor(seq=3, hash=bytes(32)))
     beyond = verified(written, AuditAnchor(seq=11, hash=bytes(32)))
 
@@ -320,7 +320,7 @@ def test_an_anchor_that_cannot_be_one_is_refused(written: Installation, anchor: 
     assert refusal_of_call(lambda: verified(written, anchor)) == invalid(field)
 
 
-def test_a_few_verifications_run_at_once_and_the_next_one_is_told_to_come_later(written: Installation) -> None:
+def test_a_few_verifications_run_at_once_and_the_next_is_refused(written: Installation) -> None:
     running = [written.server.stores.audit.verify() for _ in range(2)]
     for reports in running:
         next(reports)  # a report is there, the verification not over
@@ -336,7 +336,7 @@ def test_a_few_verifications_run_at_once_and_the_next_one_is_told_to_come_later(
 # --- GetAuditCheckpoint -----------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_vouches_for_the_head_under_the_key_of_the_installation(dsn: str) -> None:
+def test_a_checkpoint_signs_the_head_with_the_installation_key(dsn: str) -> None:
     signer = CheckpointSigner(bytes(range(32)))
     server = GatekeeperServer(settings_for_tests(), dsn=dsn, keys=replace(KEYS, audit=signer))
     server.start()

@@ -39,7 +39,7 @@ def contexts(*user_ids: str) -> list[EvaluationContext]:
     return [EvaluationContext(user_id=user_id) for user_id in user_ids]
 
 
-def asking(*user_ids: str, **fields: Any) -> BulkEvaluateFlagsRequest:
+def of_users(*user_ids: str, **fields: Any) -> BulkEvaluateFlagsRequest:
     return BulkEvaluateFlagsRequest(contexts=contexts(*user_ids), **fields)
 
 
@@ -83,7 +83,7 @@ class Conversation:
 def test_the_header_comes_first_and_values_follow_its_order(house: Installation) -> None:
     on, off = created(house.admin, enabled=True, default_value=True).key, created(house.admin).key
 
-    header, answer = stream(house, asking(*USERS, flag_keys=[on, "zz", off, "aa"]))
+    header, answer = stream(house, of_users(*USERS, flag_keys=[on, "zz", off, "aa"]))
 
     assert header == BulkEvaluateFlagsResponse(
         header=BulkEvaluationHeader(
@@ -99,7 +99,7 @@ def test_without_keys_all_flags_are_evaluated_in_key_order(house: Installation) 
     created(house.admin)
     stored = house.admin.ListFlags(pb.ListFlagsRequest(page_size=1_000), timeout=TIMEOUT_S)
 
-    header, answer = stream(house, asking("anna"))
+    header, answer = stream(house, of_users("anna"))
 
     assert [*header.header.flag_keys] == [flag.key for flag in stored.flags]
     assert len(answer.results[0].values) == len(stored.flags)
@@ -107,8 +107,12 @@ def test_without_keys_all_flags_are_evaluated_in_key_order(house: Installation) 
 
 def test_each_message_is_answered_in_order(house: Installation) -> None:
     conversation = Conversation(house)
-    conversation.begin(asking("anna", flag_keys=["unknown"]))
-    answers = [conversation.hear(), conversation.ask(asking("bob", "carol")), conversation.ask(asking("anna"))]
+    conversation.begin(of_users("anna", flag_keys=["unknown"]))
+    answers = [
+        conversation.hear(),
+        conversation.ask(of_users("bob", "carol")),
+        conversation.ask(of_users("anna")),
+    ]
 
     assert [[result.user_id for result in results] for results in answers] == [["anna"], ["bob", "carol"], ["anna"]]
     assert conversation.end() == []
@@ -116,7 +120,7 @@ def test_each_message_is_answered_in_order(house: Installation) -> None:
 
 @pytest.mark.parametrize("position", [0, 1], ids=["in the first message", "in a later one"])
 def test_no_contexts_get_an_answer_without_results(position: int, house: Installation) -> None:
-    requests = [asking("anna", flag_keys=["unknown"]), asking("bob")]
+    requests = [of_users("anna", flag_keys=["unknown"]), of_users("bob")]
     del requests[position].contexts[:]
 
     _, *answers = stream(house, *requests)
@@ -132,7 +136,7 @@ def test_later_messages_may_repeat_the_question(house: Installation) -> None:
     key, revision = created(house.admin).key, house.revision()
     question = {"flag_keys": [key], "min_revision": revision}
 
-    answers = stream(house, asking("anna", **question), asking("bob", **question), asking("carol"))
+    answers = stream(house, of_users("anna", **question), of_users("bob", **question), of_users("carol"))
 
     assert [len(answer.results) for answer in answers] == [0, 1, 1, 1]
 
@@ -140,7 +144,7 @@ def test_later_messages_may_repeat_the_question(house: Installation) -> None:
 def test_a_bad_context_gets_its_own_error_and_the_others_their_values(house: Installation) -> None:
     key = created(house.admin).key
 
-    _, answer = stream(house, asking("anna", "u" * 257, "", "bob", flag_keys=[key]))
+    _, answer = stream(house, of_users("anna", "u" * 257, "", "bob", flag_keys=[key]))
 
     bad_id = "must be 1 to 256 bytes of UTF-8 without NUL"
     assert [*answer.results] == [
@@ -161,11 +165,11 @@ def error(field: str, description: str) -> BulkEvaluationError:
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        pytest.param(asking(*["u"] * 5_001), "contexts", id="too many contexts"),
-        pytest.param(asking("anna", flag_keys=["a", "a"]), "flag_keys[1]", id="a key twice"),
-        pytest.param(asking("anna", flag_keys=["?"]), "flag_keys[0]", id="a malformed key"),
-        pytest.param(asking("anna", flag_keys=[f"k{n}" for n in range(1_001)]), "flag_keys", id="too many keys"),
-        pytest.param(asking("anna", min_revision=-1), "min_revision", id="a negative revision"),
+        pytest.param(of_users(*["u"] * 5_001), "contexts", id="too many contexts"),
+        pytest.param(of_users("anna", flag_keys=["a", "a"]), "flag_keys[1]", id="a key twice"),
+        pytest.param(of_users("anna", flag_keys=["?"]), "flag_keys[0]", id="a malformed key"),
+        pytest.param(of_users("anna", flag_keys=[f"k{n}" for n in range(1_001)]), "flag_keys", id="too many keys"),
+        pytest.param(of_users("anna", min_revision=-1), "min_revision", id="a negative revision"),
     ],
 )
 def test_a_fault_of_the_first_message_ends_the_stream(
@@ -177,26 +181,26 @@ def test_a_fault_of_the_first_message_ends_the_stream(
 @pytest.mark.parametrize(
     ("later", "field"),
     [
-        pytest.param(asking("bob", flag_keys=["b"]), "flag_keys", id="other keys"),
-        pytest.param(asking("bob", flag_keys=["b", "a"]), "flag_keys", id="the same keys in another order"),
-        pytest.param(asking("bob", min_revision=7), "min_revision", id="another revision"),
-        pytest.param(asking(*["u"] * 5_001), "contexts", id="too many contexts"),
+        pytest.param(of_users("bob", flag_keys=["b"]), "flag_keys", id="other keys"),
+        pytest.param(of_users("bob", flag_keys=["b", "a"]), "flag_keys", id="the same keys in another order"),
+        pytest.param(of_users("bob", min_revision=7), "min_revision", id="another revision"),
+        pytest.param(of_users(*["u"] * 5_001), "contexts", id="too many contexts"),
     ],
 )
-def test_a_fault_of_a_later_message_ends_the_stream_after_the_answers_before_it(
+def test_a_bad_later_message_ends_the_stream_after_earlier_answers(
     later: BulkEvaluateFlagsRequest, field: str, house: Installation
 ) -> None:
     conversation = Conversation(house)
-    conversation.begin(asking("anna", flag_keys=["a", "b"]))
+    conversation.begin(of_users("anna", flag_keys=["a", "b"]))
 
     assert [result.user_id for result in conversation.hear()] == ["anna"]
     assert refusal_of(lambda: conversation.ask(later)) == invalid(field)
 
 
-def test_a_stream_that_insists_on_a_revision_that_does_not_exist_is_refused(house: Installation) -> None:
+def test_a_stream_with_a_min_revision_that_does_not_exist_is_refused(house: Installation) -> None:
     newest = house.revision()
 
-    assert refusal_of(lambda: stream(house, asking("anna", min_revision=newest + 1))) == Refusal(
+    assert refusal_of(lambda: stream(house, of_users("anna", min_revision=newest + 1))) == Refusal(
         grpc.StatusCode.FAILED_PRECONDITION,
         "REVISION_NOT_REACHED",
         {"min_revision": str(newest + 1), "revision": str(newest)},
@@ -217,7 +221,7 @@ def test_5000_users_by_1000_flags_come_in_messages_below_1_mib_in_order(start_se
         conn.execute(_MANY_FLAGS)
     with connect(start_server()) as channel:
         users = [f"user-{number}" for number in range(5_000)]
-        _, *answers = EvaluationServiceStub(channel).BulkEvaluateFlags(iter([asking(*users)]), timeout=60.0)
+        _, *answers = EvaluationServiceStub(channel).BulkEvaluateFlags(iter([of_users(*users)]), timeout=60.0)
 
     results = [result for answer in answers for result in answer.results]
     aligned = [number % 3 == 0 for number in range(1_000)]
@@ -240,11 +244,11 @@ def values_while_somebody_flips_the_flag(house: Installation) -> tuple[bool, lis
     key = created(house.admin, enabled=True).key
     value_at = {set_default(house, key, value): value for value in (False, True)}
     conversation = Conversation(house)
-    header = conversation.begin(asking(*USERS, flag_keys=[key]))
+    header = conversation.begin(of_users(*USERS, flag_keys=[key]))
     answers = conversation.hear()
     for number in range(10):
         set_default(house, key, number % 2 == 1)
-        answers += conversation.ask(asking(*USERS))
+        answers += conversation.ask(of_users(*USERS))
     conversation.end()
     return value_at[header.revision], [value for result in answers for value in result.values]
 
@@ -271,11 +275,11 @@ def test_twin_evaluating_each_message_at_the_newest_revision_mixes_answers(
     assert set(answered) == {True, False}
 
 
-def test_a_stream_goes_on_with_a_flag_that_is_deleted_meanwhile(house: Installation) -> None:
+def test_a_stream_continues_with_a_flag_that_is_deleted_during_it(house: Installation) -> None:
     key = created(house.admin, enabled=True, default_value=True).key
     conversation = Conversation(house)
-    conversation.begin(asking("anna", flag_keys=[key]))
+    conversation.begin(of_users("anna", flag_keys=[key]))
     before = conversation.hear()
     send(house.admin, "DeleteFlag", pb.DeleteFlagRequest(key=key))
 
-    assert [[*result.values] for result in (*before, *conversation.ask(asking("bob")))] == [[True], [True]]
+    assert [[*result.values] for result in (*before, *conversation.ask(of_users("bob")))] == [[True], [True]]

@@ -3,7 +3,6 @@
 import logging
 import re
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -25,12 +24,6 @@ from tests.support.operators import manager
 from tests.support.servers import KEYS
 
 pytestmark = pytest.mark.promise("D5", "D7")
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 def create(installation: Installation, *, expire: datetime | None = None, **fields: Any) -> pb.CreateClientKeyResponse:

@@ -49,7 +49,7 @@ class House:
         return refusal_of(lambda: self.erase(user_id, **fields))
 
     def contents(self) -> list[object]:
-        """All that an erasure could change, in the database and beside it."""
+        """All that an erasure could change, in the database and outside it."""
         tables = ("revision_head", "subjects", "users", "targeted_users", "segment_members", "idempotency_keys")
         rows = [query(self.dsn, f"SELECT t::text FROM {table} AS t ORDER BY 1") for table in tables]
         rows.append(query(self.dsn, "SELECT seq FROM audit_documents ORDER BY 1"))
@@ -204,7 +204,7 @@ def test_a_retry_gets_the_answer_of_the_first_time(house: House) -> None:
     assert house.contents() == before
 
 
-def test_a_retry_gets_the_first_answer_even_when_the_person_came_back_and_is_named(house: House) -> None:
+def test_a_retry_gets_the_first_answer_even_if_the_person_came_back(house: House) -> None:
     request_id = str(uuid4())
     first = house.erase(request_id=request_id)
     send(house.admin, "CreateUser", pb.CreateUserRequest(user=user_with(house.person)))

@@ -58,7 +58,7 @@ def anybody(house: Installation) -> grpc.Channel:
 # --- What is answered ------------------------------------------------------------------------------------------------
 
 
-def test_known_flags_are_answered_and_unknown_ones_listed_in_the_order_asked_for(house: Installation) -> None:
+def test_known_flags_are_answered_and_unknown_ones_listed_in_order(house: Installation) -> None:
     on, off = created(house.admin, enabled=True, default_value=True), created(house.admin)
 
     answer = ask(anybody(house), "zz", on.key, "aa", off.key)
@@ -170,7 +170,7 @@ def not_reached(wanted: int, newest: int) -> Refusal:
 
 
 @pytest.mark.promise("A2")
-def test_a_revision_that_is_reached_is_served_and_one_that_does_not_exist_refused(house: Installation) -> None:
+def test_a_reached_min_revision_is_served_and_an_unknown_one_refused(house: Installation) -> None:
     created(house.admin)
     newest = house.revision()
 
@@ -264,7 +264,7 @@ def test_an_instance_that_hears_nothing_finds_a_commit_by_polling(
 
 
 @pytest.mark.promise("A4")
-def test_twin_without_announcements_and_poll_it_does_not_until_a_caller_insists(
+def test_twin_without_notifications_and_poll_only_min_revision_finds_it(
     deaf: Deaf, start_server: StartServer, dsn: str
 ) -> None:
     with pair(start_server, dsn, **NEVER) as two:

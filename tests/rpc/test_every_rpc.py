@@ -1,7 +1,7 @@
 """Every RPC of ours answers, and for each error that its proto documents there is a test that provokes it."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest, WatchFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.caller import Role
-from tests.support.clients import TIMEOUT_S, Installation, installed, new_key, refusal_of, send
+from tests.support.clients import TIMEOUT_S, Installation, new_key, refusal_of, send
 from tests.support.mutations import FLAG, MUTATIONS, SEGMENT, USER, Kind
 from tests.support.operators import enlisted, logged_in
 
@@ -34,12 +34,6 @@ RPCS = {rpc.name for service in SERVICES.values() for rpc in service.methods}
 CODES = {code.name for code in grpc.StatusCode}
 
 Act = Callable[[Installation], Any]
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 # --- Success ---------------------------------------------------------------------------------------------------------

@@ -92,12 +92,12 @@ def test_it_stays_at_its_revision_while_others_write(
 ) -> None:
     known = exports._known
 
-    def known_meanwhile(conn: psycopg.Connection, user_id: str) -> object:
+    def created_while_reading(conn: psycopg.Connection, user_id: str) -> object:
         send(installation.admin, "RemoveTargets", pb.RemoveTargetsRequest(flag_key=FLAGS[0], user_ids=[person]))
         return known(conn, user_id)
 
     before = installation.revision()
-    monkeypatch.setattr(exports, "_known", known_meanwhile)
+    monkeypatch.setattr(exports, "_known", created_while_reading)
     parts = export(installation, person)
 
     assert {part.revision for part in parts} == {before}

@@ -40,12 +40,6 @@ pytestmark = pytest.mark.promise("D3", "D5", "D7")
 NEW_PASSWORD = "canary-new-password"
 
 
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
-
-
 @pytest.fixture(autouse=True)
 def forgiven(request: pytest.FixtureRequest) -> None:
     """All tests call from one address: failures of one must not count for the next."""
@@ -148,7 +142,7 @@ def test_create_refuses_a_name_that_is_taken_and_keeps_its_password(installation
     assert refusal_of(lambda: logged_in(installation, user.username, NEW_PASSWORD)) == WRONG_CREDENTIALS
 
 
-def test_retry_gets_the_first_answer_and_another_password_under_its_id_is_refused(installation: Installation) -> None:
+def test_a_retry_gets_the_first_answer_and_another_password_is_refused(installation: Installation) -> None:
     name, request_id = new_name(), str(uuid4())
 
     first, second = (create(installation, name, request_id=request_id) for _ in range(2))
@@ -254,7 +248,7 @@ def test_update_refuses_and_names_the_field(
 # --- DeleteAdminUser --------------------------------------------------------------------------------------------------
 
 
-def test_deleted_admin_user_is_stopped_at_once_and_one_of_the_same_name_is_another(installation: Installation) -> None:
+def test_a_deleted_admin_user_is_stopped_and_its_namesake_is_another(installation: Installation) -> None:
     old = enlisted(installation)
     with acting_as(installation, old.username) as editor:
         response = delete(installation, old.username, etag=old.etag)
@@ -376,7 +370,7 @@ def test_change_names_a_field_that_cannot_be(installation: Installation, current
     assert refusal_of(lambda: change(viewer, current, new)) == invalid(field)
 
 
-def test_retry_of_a_change_gets_its_answer_although_the_password_is_another_by_now(installation: Installation) -> None:
+def test_a_retried_password_change_gets_its_first_answer(installation: Installation) -> None:
     user, request_id = enlisted(installation), str(uuid4())
     with acting_as(installation, user.username) as own:
         first = change(own, request_id=request_id)
@@ -427,7 +421,7 @@ def test_events_refuse_a_filter_that_cannot_be(installation: Installation, field
 # --- secrets: D7 ------------------------------------------------------------------------------------------------------
 
 
-def test_no_password_and_no_hash_is_in_logs_replies_audit_documents_stored_answers_or_events(
+def test_no_password_or_hash_is_in_any_log_reply_document_or_event(
     alone: Installation, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -484,11 +478,11 @@ def test_no_password_is_hashed_while_the_head_is_locked(
     assert locked == [False] * 5
 
 
-def _spy(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[], None]) -> None:
+def _spy(monkeypatch: pytest.MonkeyPatch, name: str, observe: Callable[[], None]) -> None:
     real = getattr(bcrypt, name)
 
     def spying(*args: Any) -> Any:
-        look()
+        observe()
         return real(*args)
 
     monkeypatch.setattr(bcrypt, name, spying)

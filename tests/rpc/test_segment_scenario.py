@@ -67,7 +67,7 @@ def user(plan: Any = "enterprise", app_version: Any = "2.10.0", country: Any = "
     return {name: value for name, value in attributes.items() if value is not ...}
 
 
-# Who asks, with which attributes, and what the answer is. The slot in the draw stands beside those it decides about.
+# Who asks, with which attributes, and what the answer is. The slot in the draw is given where it decides.
 ANSWERS: list[tuple[str, dict[str, Any], bool, Reason.ValueType]] = [
     # In the segment, whatever their slot.
     ("anna", user(), True, TARGET),  # 95

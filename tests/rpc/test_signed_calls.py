@@ -79,7 +79,7 @@ def strict(start_server: StartServer, dsn: str) -> Iterator[Client]:
     yield from client_of(start_server(require_signed_calls=True, allow_unsigned_bodies=False), dsn)
 
 
-def test_signed_and_anonymous_calls_are_answered_and_a_bad_signature_is_not(client: Client) -> None:
+def test_signed_and_anonymous_calls_are_served_and_bad_signatures_not(client: Client) -> None:
     signed = client.signed()
 
     assert client.evaluate(signed) == client.evaluate() == client.evaluate(client.signed(UNSIGNED))

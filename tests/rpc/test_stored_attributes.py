@@ -19,7 +19,7 @@ from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segm
 from gatekeeper.v1.user_pb2 import User
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.users import check_attribute_cap
-from tests.support.clients import TIMEOUT_S, Installation, installed, new_key, refusal_of
+from tests.support.clients import TIMEOUT_S, Installation, new_key, refusal_of
 from tests.support.servers import KEYS, connect, settings_for_tests
 
 _users = count()
@@ -31,12 +31,6 @@ def struct(attributes: dict[str, Any]) -> Struct:
 
 def new_user() -> str:
     return f"user-{next(_users)}@example.org"
-
-
-@pytest.fixture(scope="module")
-def installation(postgres: str) -> Iterator[Installation]:
-    with installed(postgres) as installation:
-        yield installation
 
 
 Ask = Callable[[str, str, int], bool]
@@ -171,7 +165,7 @@ def test_another_instance_follows_users_by_delta(installation: Installation, ask
     assert (before, after) == (True, False)
 
 
-def test_another_instance_learns_by_delta_what_a_segment_names_anew(
+def test_another_instance_learns_newly_named_attributes_by_delta(
     installation: Installation, ask_other: Ask, flag_key: str
 ) -> None:
     user_id, attribute = new_user(), f"tier of {flag_key}"

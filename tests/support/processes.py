@@ -194,7 +194,7 @@ def copied(data_dir: Path, into: Path) -> Path:
 
 
 def postgres_pids(data_dir: Path) -> list[int]:
-    """The processes of the embedded database, whoever started them."""
+    """The processes of the embedded database, of any server process."""
     return Home(data_dir).postgres_pids()
 
 

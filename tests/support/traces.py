@@ -61,8 +61,8 @@ def live(admin: AdminServiceStub, user_id: str) -> None:
 
 
 def traces(dsn: str, text: str, *, files: Path | None = None, keys: DataKeys = KEYS.data) -> list[str]:
-    """Name every place that holds a text: columns, sealed values, the dump, files outside the cluster."""
-    found = [place for place, value in _values(dsn, keys) if text.encode() in value]
+    """Name everything that holds a text: columns, sealed values, the dump, files outside the cluster."""
+    found = [column for column, value in _values(dsn, keys) if text.encode() in value]
     if text in dump(dsn):
         found.append("pg_dump")
     kept = [path for path in files.rglob("*") if path.is_file() and "postgres" not in path.parts] if files else []

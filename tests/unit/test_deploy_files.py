@@ -62,7 +62,7 @@ def instruction(name: str) -> Any:
     return json.loads(line[line.index("[") :])
 
 
-def test_stack_is_a_database_a_redis_one_migration_and_two_servers_that_wait_for_the_database_alone() -> None:
+def test_servers_of_the_stack_wait_for_the_database_alone() -> None:
     assert list(STACK) == ["postgres", "valkey", "migrate", "gatekeeper-1", "gatekeeper-2"]
     assert STACK["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert [service["depends_on"] for service in SERVING] == [
@@ -70,7 +70,7 @@ def test_stack_is_a_database_a_redis_one_migration_and_two_servers_that_wait_for
     ] * 2
 
 
-def test_every_port_of_the_stack_is_published_to_this_machine_only_and_once() -> None:
+def test_every_port_of_the_stack_is_published_once_and_on_loopback() -> None:
     ports = [port.split(":") for service in STACK.values() for port in service.get("ports", [])]
 
     assert {address for address, _, _ in ports} == {"127.0.0.1"}

@@ -1,0 +1,14 @@
+"""What the tests of RPCs share: one installation for the tests of a module."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.clients import Installation, installed
+
+
+@pytest.fixture(scope="module")
+def installation(postgres: str) -> Iterator[Installation]:
+    """A server on a database of its own, with an admin user of each role; all tests of a module share it."""
+    with installed(postgres) as installation:
+        yield installation
