@@ -4,7 +4,7 @@ import re
 import threading
 from pathlib import Path
 
-from tests.conftest import StartServer
+from tests.support.servers import StartServer
 
 ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 
