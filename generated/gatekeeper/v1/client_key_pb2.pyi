@@ -27,23 +27,23 @@ class _RateTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RateTier.Val
     RATE_TIER_UNSPECIFIED: _RateTier.ValueType  # 0
     """INVALID_ARGUMENT in requests. Never sent."""
     RATE_TIER_STANDARD: _RateTier.ValueType  # 1
-    """The same limit as for unsigned calls from one address."""
+    """Reserved for the limit of unsigned calls from one address."""
     RATE_TIER_HIGH: _RateTier.ValueType  # 2
-    """A much higher limit, for backend services."""
+    """Reserved for a much higher limit, for backend services."""
     RATE_TIER_UNLIMITED: _RateTier.ValueType  # 3
-    """No limit."""
+    """Reserved for no limit."""
 
 class RateTier(_RateTier, metaclass=_RateTierEnumTypeWrapper):
-    """The rate limit of a caller. Stored and audited; not enforced yet."""
+    """The rate limit of a caller. Reserved; not enforced yet: tiers are stored and audited, and have no effect."""
 
 RATE_TIER_UNSPECIFIED: RateTier.ValueType  # 0
 """INVALID_ARGUMENT in requests. Never sent."""
 RATE_TIER_STANDARD: RateTier.ValueType  # 1
-"""The same limit as for unsigned calls from one address."""
+"""Reserved for the limit of unsigned calls from one address."""
 RATE_TIER_HIGH: RateTier.ValueType  # 2
-"""A much higher limit, for backend services."""
+"""Reserved for a much higher limit, for backend services."""
 RATE_TIER_UNLIMITED: RateTier.ValueType  # 3
-"""No limit."""
+"""Reserved for no limit."""
 Global___RateTier: _TypeAlias = RateTier  # noqa: Y015
 
 @_typing.final
@@ -67,7 +67,7 @@ class ClientKey(_message.Message):
     name: _builtins.str
     """The holder of the key, 1 to 128 characters."""
     tier: Global___RateTier.ValueType
-    """The rate limit of the holder. Required."""
+    """The rate limit of the holder. Required. Reserved; not enforced yet."""
     revision: _builtins.int
     """The revision that last changed the key. Output only."""
     @_builtins.property
