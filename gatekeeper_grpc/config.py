@@ -126,8 +126,9 @@ class Settings(BaseSettings):
         default=0.75,
         ge=0.1,
         le=60,
-        description="When PostgreSQL answers nothing for this long it counts as hung: calls that wait for it fail, and"
-        " new ones are refused, until it answers again. Slow statements are left alone.",
+        description="If PostgreSQL answers nothing for this long, it counts as hung: calls that wait for it fail, and"
+        " new calls are refused, until it answers again. On a busy machine, four times as long. Slow statements are not"
+        " affected.",
     )
     refresh_interval_s: float = Field(
         default=1.0, gt=0, le=60, description="How often to ask for the newest revision when none is announced."

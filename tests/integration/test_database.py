@@ -1,4 +1,4 @@
-"""The pool and its two kinds of transaction, and the border where PostgreSQL's failures become ours."""
+"""The pool, its two kinds of transaction, and the translation of PostgreSQL's errors."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +10,7 @@ import pytest
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg_pool import ConnectionPool
+from psycopg_pool.base import AttemptWithBackoff
 
 from gatekeeper_grpc.domain.errors import (
     AlreadyExists,
@@ -38,7 +39,7 @@ def test_a_write_is_committed_at_the_end_of_its_block(database: Database) -> Non
     assert revision(database) == 1
 
 
-def test_a_write_is_rolled_back_whole_when_anything_is_raised(database: Database) -> None:
+def test_a_write_is_rolled_back_when_anything_is_raised(database: Database) -> None:
     def fail(conn: Connection) -> None:
         conn.execute(NEXT)
         raise ZeroDivisionError
@@ -49,7 +50,7 @@ def test_a_write_is_rolled_back_whole_when_anything_is_raised(database: Database
     assert revision(database) == 0
 
 
-def test_a_read_sees_one_state_whatever_others_commit_meanwhile(database: Database) -> None:
+def test_a_read_sees_one_state_while_others_commit(database: Database) -> None:
     with database.read() as reading:
         before = current_revision(reading)
         with database.write() as writing:
@@ -66,7 +67,7 @@ def test_a_read_cannot_write(database: Database) -> None:
     assert revision(database) == 0
 
 
-def test_times_are_utc_whatever_the_zone_of_the_server(dsn: str, database: Database) -> None:
+def test_times_are_utc_in_every_zone_of_the_server(dsn: str, database: Database) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         name = sql.Identifier(conn.info.dbname)
         conn.execute(sql.SQL("ALTER DATABASE {} SET timezone = 'Asia/Tokyo'").format(name))
@@ -80,17 +81,17 @@ def test_times_are_utc_whatever_the_zone_of_the_server(dsn: str, database: Datab
 
 
 def test_a_statement_that_takes_too_long_is_cancelled(dsn: str) -> None:
-    hasty = Database(dsn, statement_timeout_s=0.05)
-    hasty.open()
+    fail_fast = Database(dsn, statement_timeout_s=0.05)
+    fail_fast.open()
 
-    with pytest.raises(Unavailable), hasty.read() as conn:
+    with pytest.raises(Unavailable), fail_fast.read() as conn:
         conn.execute("SELECT pg_sleep(60)")
 
-    assert revision(hasty) == 0
-    hasty.close()
+    assert revision(fail_fast) == 0
+    fail_fast.close()
 
 
-def test_who_finds_every_connection_taken_is_refused_in_time(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_finds_every_connection_taken_is_refused_in_time(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.05)
     small = Database(dsn, pool_size=2)
     small.open()
@@ -106,7 +107,7 @@ def test_who_finds_every_connection_taken_is_refused_in_time(dsn: str, monkeypat
 
 
 def answers_after_all_connections_died(database: Database, postgres: str) -> bool:
-    """Whether the first call is answered after two idle connections have died."""
+    """Return whether the first call succeeds after two idle connections have died."""
     database._pool.wait()
     with psycopg.connect(postgres, autocommit=True) as conn:
         assert cut_connections(database.dsn, conn) == 2
@@ -121,8 +122,8 @@ def answers(database: Database) -> bool:
 
 
 @pytest.fixture
-def hasty(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    """A pool that makes nobody wait for long."""
+def fail_fast(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A pool with short timeouts."""
     monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(servers_module, "_CONNECT_TIMEOUT_S", 0.4)
     database = Database(dsn)
@@ -131,37 +132,38 @@ def hasty(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     database.close()
 
 
-def test_connections_that_died_are_replaced_before_they_are_handed_out(hasty: Database, postgres: str) -> None:
-    assert answers_after_all_connections_died(hasty, postgres)
+def test_dead_connections_are_replaced_before_they_are_handed_out(fail_fast: Database, postgres: str) -> None:
+    assert answers_after_all_connections_died(fail_fast, postgres)
 
 
-def test_twin_with_the_check_of_the_pool_itself_two_dead_connections_fail_a_call(
-    hasty: Database, postgres: str
-) -> None:
-    hasty._pool._check = ConnectionPool.check_connection
+def test_twin_with_the_pools_own_check_two_dead_connections_fail_a_call(fail_fast: Database, postgres: str) -> None:
+    fail_fast._pool._check = ConnectionPool.check_connection
 
-    assert not answers_after_all_connections_died(hasty, postgres)
+    assert not answers_after_all_connections_died(fail_fast, postgres)
 
 
 def answers_after_an_outage(database: Database, postgres: str) -> bool:
-    """Whether the first call is answered once the database is back."""
+    """Return whether the first call succeeds once the database is back."""
     assert answers(database)
     with outage(postgres, database.dsn):
         assert [answers(database) for _ in range(16)] == [False] * 16
     return answers(database)
 
 
-def test_the_first_call_after_an_outage_is_answered(hasty: Database, postgres: str) -> None:
-    assert answers_after_an_outage(hasty, postgres)
+def test_the_first_call_after_an_outage_is_answered(fail_fast: Database, postgres: str) -> None:
+    assert answers_after_an_outage(fail_fast, postgres)
 
 
-def test_twin_with_the_patience_of_the_pool_it_is_not(hasty: Database, postgres: str) -> None:
-    hasty._pool.reconnect_timeout = 300.0
+def test_twin_with_the_back_off_of_the_pool_it_is_not(
+    fail_fast: Database, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_fast._pool.reconnect_timeout = 300.0
+    monkeypatch.setattr(AttemptWithBackoff, "INITIAL_DELAY", 60.0)  # However slow this machine is.
 
-    assert not answers_after_an_outage(hasty, postgres)
+    assert not answers_after_an_outage(fail_fast, postgres)
 
 
-def test_a_pool_is_of_no_use_after_it_is_closed(dsn: str) -> None:
+def test_a_closed_pool_refuses_calls(dsn: str) -> None:
     closed = Database(dsn)
     closed.open()
     closed.close()
@@ -170,7 +172,7 @@ def test_a_pool_is_of_no_use_after_it_is_closed(dsn: str) -> None:
         revision(closed)
 
 
-def test_an_unreachable_database_is_unavailable_without_a_word_of_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_database_is_unavailable_without_the_drivers_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.05)
     away = Database("host=/nowhere/canary user=canary password=canary dbname=canary")
     away.open()
@@ -228,7 +230,7 @@ USE_SEGMENT = "INSERT INTO flag_segments SELECT flag_id, 0, segment_id, 'on' FRO
         pytest.param(running("SELECT pg_terminate_backend(pg_backend_pid())"), Unavailable, "UNAVAILABLE", id="killed"),
     ],
 )
-def test_what_postgresql_says_becomes_an_error_of_ours(
+def test_errors_of_postgresql_become_domain_errors(
     act: Callable[[Connection], object], kind: type[GatekeeperError], reason: str, database: Database
 ) -> None:
     with pytest.raises(kind) as refused, database.write() as conn:
@@ -237,6 +239,6 @@ def test_what_postgresql_says_becomes_an_error_of_ours(
     assert refused.value.reason == reason
 
 
-def test_a_violation_that_no_rule_knows_passes_as_it_is_because_it_is_a_bug(database: Database) -> None:
+def test_a_violation_of_an_unknown_constraint_passes_unchanged(database: Database) -> None:
     with pytest.raises(pg.CheckViolation), database.write() as conn:
         conn.execute("UPDATE revision_head SET audit_hash = ''")

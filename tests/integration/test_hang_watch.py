@@ -1,20 +1,23 @@
-"""A database that hangs: whoever waits for it is freed, whoever asks is refused, and a slow statement is left alone."""
+"""A database that hangs: waiting calls fail, new calls are refused; slow statements and busy machines are not cut."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.postgres import hang_watch
 from gatekeeper_grpc.store.postgres.database import Database, current_revision
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
-from gatekeeper_grpc.store.postgres.servers import Servers
+from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
 from tests.support.processes import TIMEOUT_S
 from tests.support.replication import Node, Pair, running_node, running_pair
 from tests.support.servers import KEYS, settings_for_tests
@@ -23,9 +26,10 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.promise("B2")
 
 HUNG_AFTER_S = 0.75
-# Beyond the second that is promised: threads have to be scheduled on a busy machine.
-MARGIN_S = 2.0
+# In addition to the promised second: the bound on a busy machine, which runs these tests as well.
+MARGIN_S = 4.0
 CALLERS = 30
+BUSY_LOOPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,15 @@ def node() -> Iterator[Node]:
 
 
 @pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which no task waits for a CPU, whatever runs next to this test."""
+    monkeypatch.setattr(hang_watch, "cpu_pressure_s", lambda: 0.0)
+    monkeypatch.setattr(hang_watch, "_BUSY_LATE_SHARE", 1.0)
+
+
+@pytest.fixture
 def watched(node: Node) -> Iterator[Database]:
-    """An open pool on a database that is watched, with connections made."""
+    """An open pool with a hang watch, with connections made."""
     with closing(Database(node.dsn, hung_after_s=HUNG_AFTER_S)) as database:
         database.open()
         database._pool.wait()
@@ -60,12 +71,13 @@ def outcome_of(act: Callable[[], object]) -> tuple[str, float]:
 
 
 def hold(database: Database) -> None:
-    """Be in the middle of a statement for a long time."""
+    """Execute a statement that takes long."""
     with database.read() as conn:
         conn.execute("SELECT pg_sleep(20)")
 
 
-def test_calls_on_a_database_that_hangs_fail_in_time_and_free_their_threads(node: Node, watched: Database) -> None:
+@pytest.mark.usefixtures("quiet")
+def test_calls_on_a_database_that_hangs_fail_in_time(node: Node, watched: Database) -> None:
     with ThreadPoolExecutor(CALLERS) as callers, node.hanging():
         calls = [callers.submit(outcome_of, lambda: revision(watched)) for _ in range(CALLERS)]
         outcomes = [call.result(TIMEOUT_S) for call in calls]
@@ -74,7 +86,7 @@ def test_calls_on_a_database_that_hangs_fail_in_time_and_free_their_threads(node
     assert max(took_s for _, took_s in outcomes) < 1.0 + MARGIN_S
 
 
-def test_twin_without_the_watch_they_wait_for_as_long_as_it_hangs(node: Node) -> None:
+def test_twin_without_the_watch_calls_wait_for_as_long_as_it_hangs(node: Node) -> None:
     with closing(Database(node.dsn)) as unwatched, ThreadPoolExecutor(1) as callers:
         unwatched.open()
         unwatched._pool.wait()
@@ -87,7 +99,7 @@ def test_twin_without_the_watch_they_wait_for_as_long_as_it_hangs(node: Node) ->
     assert still_waits
 
 
-def test_who_asks_while_it_hangs_is_refused_at_once(node: Node, watched: Database) -> None:
+def test_new_calls_are_refused_at_once_while_it_hangs(node: Node, watched: Database) -> None:
     with node.hanging():
         assert eventually(watched._watch.is_hung)
         refused = [outcome_of(lambda: revision(watched)) for _ in range(100)]
@@ -96,7 +108,7 @@ def test_who_asks_while_it_hangs_is_refused_at_once(node: Node, watched: Databas
     assert sum(took_s for _, took_s in refused) < 1.0
 
 
-def test_it_is_used_again_soon_after_it_answers_again(node: Node, watched: Database) -> None:
+def test_calls_succeed_soon_after_it_answers_again(node: Node, watched: Database) -> None:
     with node.hanging():
         assert outcome_of(lambda: revision(watched))[0] == "unavailable"
     back_at = time.monotonic()
@@ -125,7 +137,7 @@ def test_a_statement_that_takes_long_is_not_cut(watched: Database) -> None:
     assert logs == []
 
 
-def test_a_client_that_is_busy_does_not_take_it_for_a_hang(watched: Database) -> None:
+def test_a_busy_process_does_not_take_its_lateness_for_a_hang(watched: Database) -> None:
     ending = threading.Event()
 
     def burn() -> None:
@@ -139,6 +151,84 @@ def test_a_client_that_is_busy_does_not_take_it_for_a_hang(watched: Database) ->
         ending.set()
 
     assert logs == []
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Processes that compute, each with a session and so a share of the CPUs of its own; for a minute at most."""
+    loop = [sys.executable, "-c", "import time; end = time.time() + 60\nwhile time.time() < end: pass"]
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.callback(stack.enter_context(subprocess.Popen(loop, start_new_session=True)).kill)
+        yield
+
+
+def silence_of(node: Node, seconds: float) -> list[str]:
+    """The log events of a watch on a server that is silent for so long while a transaction is open."""
+    with closing(Database(node.dsn, hung_after_s=HUNG_AFTER_S)) as database, capture_logs() as logs:
+        database.open()
+        assert eventually(lambda: database._watch._conn)
+        with ThreadPoolExecutor(1) as callers, node.hanging():
+            callers.submit(outcome_of, lambda: revision(database))
+            time.sleep(seconds)
+        assert eventually(lambda: not database._watch.is_hung())
+    return [log["event"] for log in logs]
+
+
+def test_a_machine_that_is_busy_is_not_taken_for_a_hang(node: Node) -> None:
+    with busy_loops(BUSY_LOOPS):
+        assert silence_of(node, 2 * HUNG_AFTER_S) == []
+
+
+@pytest.mark.usefixtures("quiet")
+def test_twin_on_a_quiet_machine_the_same_silence_is_a_hang(node: Node) -> None:
+    assert silence_of(node, 2 * HUNG_AFTER_S)[:1] == ["database_hung"]
+
+
+def test_a_hang_on_a_busy_machine_is_noticed_within_the_longer_bound(node: Node, watched: Database) -> None:
+    with busy_loops(BUSY_LOOPS), node.hanging():
+        assert outcome_of(lambda: revision(watched))[0] == "unavailable"
+        began_at = time.monotonic()
+        assert eventually(watched._watch.is_hung)
+
+    assert time.monotonic() - began_at < hang_watch._BUSY_FACTOR * HUNG_AFTER_S + MARGIN_S
+
+
+def questions_asked(seconds: float) -> list[float]:
+    """The times at which any watch asks its server, for so long."""
+    asked_at: list[float] = []
+    ask = hang_watch.answers
+
+    def counted(conn: ServerConnection, *, within_s: float) -> bool:
+        asked_at.append(time.monotonic())
+        return ask(conn, within_s=within_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hang_watch, "answers", counted)
+        time.sleep(seconds)
+    return asked_at
+
+
+@pytest.mark.usefixtures("watched")
+def test_at_rest_the_watch_asks_once_a_second() -> None:
+    assert 1 <= len(questions_asked(3.0)) <= 4
+
+
+def test_twin_while_a_transaction_is_open_it_asks_more_often(watched: Database) -> None:
+    with watched.read():
+        assert len(questions_asked(3.0)) > 5
+
+
+def test_a_transaction_makes_a_resting_watch_ask_at_once(watched: Database) -> None:
+    assert eventually(lambda: not watched._watch._awake.is_set())
+    with ThreadPoolExecutor(1) as watchers:
+        asking = watchers.submit(questions_asked, 0.6)
+        began_at = time.monotonic()
+        with watched.read():
+            asked_at = asking.result(TIMEOUT_S)
+
+    assert asked_at
+    assert asked_at[0] - began_at < 0.5
 
 
 def test_a_database_that_is_down_does_not_count_as_hung() -> None:
@@ -156,7 +246,7 @@ def test_a_database_that_is_down_does_not_count_as_hung() -> None:
     assert [log for log in logs if log["event"] == "database_hung"] == []
 
 
-def test_who_keeps_a_connection_of_its_own_is_freed_as_well(node: Node, watched: Database) -> None:
+def test_the_user_of_a_dedicated_connection_is_freed_as_well(node: Node, watched: Database) -> None:
     def listen() -> None:
         with watched.dedicated() as conn:
             listening.set()
@@ -173,7 +263,7 @@ def test_who_keeps_a_connection_of_its_own_is_freed_as_well(node: Node, watched:
     assert outcome == "unavailable"
 
 
-def test_cutting_never_hits_a_descriptor_that_somebody_else_was_given(node: Node) -> None:
+def test_a_cut_never_hits_a_descriptor_that_was_reused(node: Node) -> None:
     servers = Servers(node.dsn)
     watch = HangWatch(servers, on_hang=lambda: None)
     conn = servers.connect()
@@ -198,13 +288,13 @@ def test_a_connection_is_not_used_once_the_database_hangs(node: Node) -> None:
             pytest.fail("it hangs")
 
 
-def test_who_insists_on_a_revision_is_refused_in_time_while_the_database_hangs(node: Node) -> None:
+def test_min_revision_is_refused_in_time_while_the_database_hangs(node: Node) -> None:
     server = GatekeeperServer(settings_for_tests(), dsn=node.dsn, keys=KEYS)
     server.start()
     try:
         with node.hanging():
             outcome, took_s = outcome_of(lambda: server.cache.at_least(server.cache.current().revision + 1))
-            server.cache.current()  # Who does not insist is answered.
+            server.cache.current()  # Without min_revision, evaluation continues.
     finally:
         server.stop()
 
@@ -216,7 +306,7 @@ _WAITS_FOR_STANDBY = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = '
 
 
 def commits_without_the_standby(pair: Pair, database: Database) -> Future[tuple[str, float]]:
-    """Somebody who waits for a commit that a synchronous standby never confirms."""
+    """A commit that a synchronous standby never confirms."""
 
     def commit() -> None:
         with database.write() as conn:
@@ -230,7 +320,7 @@ def commits_without_the_standby(pair: Pair, database: Database) -> Future[tuple[
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "twin without the watch"])
-def test_a_commit_that_waits_for_a_standby_that_is_gone_is_given_up_in_time(*, watched: bool) -> None:
+def test_a_commit_that_waits_for_a_missing_standby_is_given_up_in_time(*, watched: bool) -> None:
     with running_pair(synchronous=True) as pair:
         hung_after_s = HUNG_AFTER_S if watched else None
         with closing(Database(pair.primary.dsn, statement_timeout_s=1.0, hung_after_s=hung_after_s)) as database:

@@ -22,15 +22,16 @@ _MAX_WAITING = 100
 
 
 class Database:
-    """The pool of connections to one database. Threads share it; `close` it when done.
+    """The pool of connections to one database. Thread-safe; `close` it when done.
 
     Args:
-        dsn: libpq URI or keywords. Of several servers, the primary is found and followed.
-        pool_size: The most connections held at once.
-        statement_timeout_s: The longest a statement may take; when the database is watched, COMMIT too.
-        hung_after_s: A server that answers nothing for so long counts as hung: whoever waits for it fails with
-            `Unavailable`, and whoever asks fails at once, until it answers again. None: nobody watches.
-        for_writing: Whether, of several servers, only the primary will do.
+        dsn: libpq URI or keywords. Of several servers, the pool finds and follows the primary.
+        pool_size: The maximum number of connections.
+        statement_timeout_s: The maximum duration of a statement; with the hang watch, of a COMMIT as well.
+        hung_after_s: A server that answers nothing for so long counts as hung, on a busy machine after four times as
+            long: calls that wait for it fail with `Unavailable`, and new ones fail at once, until it answers again.
+            None: no watch.
+        for_writing: Whether, of several servers, only the primary suits.
     """
 
     def __init__(
@@ -50,21 +51,21 @@ class Database:
             dsn,
             for_writing=for_writing,
             application_name="gatekeeper",
-            # Times come back in UTC whatever the server's zone is, for the audit log hashes their text.
+            # Times are read in UTC whatever the server's zone is, because the audit log hashes their text.
             options=f"-c timezone=UTC -c statement_timeout={int(statement_timeout_s * 1000)}",
         )
         self._watch = HangWatch(self._servers, on_hang=self._renew)
         self._pool = ConnectionPool(
             connection_class=ServerConnection,
-            kwargs={"servers": self._servers, "abandon": self._is_of_no_use},
+            kwargs={"servers": self._servers, "abandon": self._must_abandon},
             min_size=min(2, pool_size),
             max_size=pool_size,
             max_waiting=_MAX_WAITING,
             timeout=_ACQUIRE_TIMEOUT_S,
-            # The pool would try again after 1 s, 2 s, 4 s, ..., and be back as long after an outage as it took. Without
-            # patience, whoever asks makes it try.
+            # The pool's back-off of 1 s, 2 s, 4 s, ... would double each outage. Without it, each request for a
+            # connection makes the pool try.
             reconnect_timeout=0,
-            reconnect_failed=self._go_on_connecting,
+            reconnect_failed=self._retry_for_waiting_requests,
             # Two: a server that does not answer must not keep the pool from connecting to another one.
             num_workers=2,
             name="gatekeeper",
@@ -72,41 +73,54 @@ class Database:
         )
 
     def open(self) -> None:
-        """Start connecting in the background; a database that is away is found out by the first use."""
+        """Start to connect in the background; an unreachable database fails the first use."""
         self._pool.open()
         if self._hung_after_s is not None:
             self._watch.start(hung_after_s=self._hung_after_s)
 
     def close(self) -> None:
-        """Close all connections, waiting shortly for those in use."""
+        """Close all connections; waits at most 2 s for those in use."""
         self._closing = True
         self._watch.close()
         self._pool.close(timeout=2.0)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a read-only transaction that sees one state of the database."""
+        """Open a read-only transaction that sees one state of the database.
+
+        Raises:
+            Unavailable: No connection is free within 1 s, or the database cannot be reached or hangs.
+        """
         with self._transaction(IsolationLevel.REPEATABLE_READ, read_only=True) as conn:
             yield conn
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Open a read-write transaction: committed at the end, rolled back when anything is raised."""
+        """Open a read-write transaction: committed at the end, rolled back if anything is raised.
+
+        Raises:
+            Unavailable: As for `read`.
+            GatekeeperError: A constraint is violated, see `translated_errors`.
+        """
         with self._transaction(IsolationLevel.READ_COMMITTED, read_only=False) as conn:
             yield conn
 
     @contextmanager
     def dedicated(self) -> Iterator[ServerConnection]:
-        """Open a connection outside the pool, in autocommit, for who keeps one; `Unavailable` when it cannot be had."""
+        """Open a connection outside the pool, in autocommit, for listening.
+
+        Raises:
+            Unavailable: The database cannot be reached or hangs.
+        """
         with (
             translated_errors(),
-            closing(self._servers.connect(abandon=self._is_of_no_use)) as conn,
-            self._watch.guard(conn),
+            closing(self._servers.connect(abandon=self._must_abandon)) as conn,
+            self._watch.guard(conn, keeps_awake=False),
         ):
             yield conn
 
     def is_current(self, conn: ServerConnection) -> bool:
-        """Whether a connection leads to the server that new ones lead to; after a failover it may be another."""
+        """Return whether a connection leads to the server that new ones lead to; after a failover it may not."""
         return self._servers.is_current(conn)
 
     @contextmanager
@@ -114,7 +128,7 @@ class Database:
         with translated_errors(), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level
-            # None leaves it to the server: BEGIN READ WRITE would get past the setting that fences a former primary.
+            # None sends a plain BEGIN: BEGIN READ WRITE would override the setting that fences a former primary.
             access = True if read_only else None
             if conn.read_only is not access:
                 conn.read_only = access
@@ -125,20 +139,20 @@ class Database:
                     self._watch.expect_answer(conn, within_s=self._statement_timeout_s)
             except pg.ReadOnlySqlTransaction:
                 if not read_only:
-                    self._renew()  # The server takes writes no more: some other one may.
+                    self._renew()  # The server no longer accepts writes: another one may.
                 raise
 
-    def _go_on_connecting(self, pool: ConnectionPool[ServerConnection]) -> None:
-        """Let the pool try again for those who wait already: it does so by itself only when one more comes."""
-        if pool.get_stats().get("requests_waiting") and not self._is_of_no_use():
+    def _retry_for_waiting_requests(self, pool: ConnectionPool[ServerConnection]) -> None:
+        """Make the pool try again for requests that wait already: by itself it does so only for the next one."""
+        if pool.get_stats().get("requests_waiting") and not self._must_abandon():
             pool.check()
 
-    def _is_of_no_use(self) -> bool:
-        """Whether going on with connecting leads nowhere."""
+    def _must_abandon(self) -> bool:
+        """Return whether connecting is pointless."""
         return self._closing or self._watch.is_hung()
 
     def _renew(self) -> None:
-        """Discard the pool's connections: those at rest now, those in use when they are returned."""
+        """Discard the pool's connections: idle ones now, those in use when they are returned."""
         self._pool.drain()
 
     @contextmanager
@@ -151,18 +165,18 @@ class Database:
             self._pool.putconn(conn)
 
     def _acquire(self) -> ServerConnection:
-        """Take a connection that is alive. The pool's own `check` sleeps for a second after each one that is not."""
+        """Take a live connection. The pool's own `check` sleeps for a second after each dead one."""
         deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S
         while not self._watch.is_hung():
             conn = self._pool.getconn(timeout=max(0.0, deadline - time.monotonic()))
             if self._is_alive(conn):
                 return conn
             conn.close()
-            self._pool.putconn(conn)  # which makes another
+            self._pool.putconn(conn)  # The pool replaces a closed one.
         raise psycopg.OperationalError("the database does not answer")
 
     def _is_alive(self, conn: ServerConnection) -> bool:
-        """Whether a connection works and leads to the server that new ones lead to."""
+        """Return whether a connection works and leads to the server that new ones lead to."""
         if not self._servers.is_current(conn):
             return False
         try:
@@ -174,7 +188,11 @@ class Database:
 
 
 def one(cursor: psycopg.Cursor[Row]) -> Row:
-    """Return the row of a statement that always yields one."""
+    """Return the row of a statement that always yields one.
+
+    Raises:
+        LookupError: It yielded none.
+    """
     row = cursor.fetchone()
     if row is None:
         raise LookupError("a statement that always yields a row yielded none")

@@ -1,13 +1,16 @@
-"""Notices a database that hangs, and frees whoever waits for it.
+"""Hang watch: notices a database server that stops answering, and wakes the threads that wait for it.
 
-A server that is stopped, or a network that swallows packets, closes no connection: a statement waits for ever, for its
-timeout is the server's to keep. So one connection asks `SELECT 1` all the time. When that is not answered the database
-counts as hung: the sockets of all connections in use are shut down, which wakes the threads that wait on them, and
-nobody gets a connection until the question is answered again. A statement that takes long is never cut by this: the
-server goes on answering on the other connection.
+A stopped server, or a network that drops packets, closes no connection: a statement waits for ever, because its timeout
+is enforced by the server. So the watch sends `SELECT 1` over a connection of its own. If no answer comes in time, the
+database counts as hung: the sockets of all connections in use are shut down, which wakes the threads that wait on them,
+and no connection is handed out until an answer comes. A slow statement is never cut, because the server goes on
+answering the watch.
 
-One thing has no timeout of the server's at all: a COMMIT that waits for a synchronous standby which is gone. Whoever
-commits says until when to wait.
+A busy machine answers late as well, and it delays this process as much as a server next to it. While this process is
+late itself, or tasks wait for a CPU, the watch waits `_BUSY_FACTOR` times as long (decision 0012 has the figures).
+
+PostgreSQL has no timeout for a COMMIT that waits for a missing synchronous standby. The transaction sets a deadline for
+it with `expect_answer`.
 """
 
 import math
@@ -19,6 +22,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from enum import Enum, auto
+from pathlib import Path
 
 import psycopg
 import structlog
@@ -29,35 +33,43 @@ from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
 
 _log = structlog.get_logger(__name__)
 
-# Asking takes 0.1 ms of a server. With 0.75 s for the answer, whoever is caught by a hang waits for less than a second.
+# `SELECT 1` takes 0.1 ms of a server. With 0.75 s for the answer, a call that meets a hang waits for less than 1 s.
 _ASK_EVERY_S = 0.2
+# How often to ask while no transaction is open. The next transaction makes the watch ask at once.
+_ASK_EVERY_AT_REST_S = 1.0
 _SLICE_S = 0.05
+_BUSY_FACTOR = 4
+# The machine is busy when this share of the wait went by with this thread late, or with any task waiting for a CPU.
+_BUSY_LATE_SHARE = 0.2
+_BUSY_PRESSURE_SHARE = 0.5
+_CPU_PRESSURE = Path("/proc/pressure/cpu")
 
 
 class Answer(Enum):
-    """What became of a question."""
+    """The outcome of one question."""
 
     CAME = auto()
     REFUSED = auto()
-    """It was not put: the server, or its machine, said no. It is down, and whoever asks it finds out as quickly."""
+    """The server, or its machine, refused the connection: it is down, and other clients learn that as quickly."""
     SILENCE = auto()
 
 
-class _Line:
+class _GuardedSocket:
     """The socket of a connection in use."""
 
-    def __init__(self, conn: psycopg.Connection) -> None:
-        # A descriptor of our own: the connection's may be closed, and its number be somebody else's, when we cut it.
+    def __init__(self, conn: psycopg.Connection, *, keeps_awake: bool) -> None:
+        # A descriptor of our own: the connection may be closed, and its number reused, by the time we shut it down.
         self._socket = socket.socket(fileno=os.dup(conn.fileno()))
+        self.keeps_awake = keeps_awake
         self.answer_by = math.inf
 
-    def cut(self) -> None:
-        """Wake whoever waits for an answer; a word to the kernel, which waits for nobody."""
+    def shut_down(self) -> None:
+        """Wake the thread that waits for an answer; never blocks."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give up the descriptor."""
+        """Close the descriptor."""
         self._socket.close()
 
 
@@ -65,7 +77,7 @@ class HangWatch:
     """Watches one database from `start` to `close`; before `start` it never counts as hung.
 
     Args:
-        servers: Where to connect.
+        servers: Makes the connections.
         on_hang: Called once when the database hangs, after the connections in use were cut.
     """
 
@@ -73,52 +85,80 @@ class HangWatch:
         self._servers = servers
         self._on_hang = on_hang
         self._hung_after_s = 0.0
+        self._asked_at = -math.inf
         self._conn: ServerConnection | None = None
         self._hung = False
-        self._in_use: dict[psycopg.Connection, _Line] = {}
+        self._in_use: dict[psycopg.Connection, _GuardedSocket] = {}
         self._lock = threading.Lock()  # guards the two above
-        self._asking = RepeatingThread("hang_watch", self._look, interval_s=_ASK_EVERY_S)
+        self._awake = threading.Event()  # set while a transaction is open
+        self._thread = RepeatingThread("hang_watch", self._check, interval_s=_ASK_EVERY_S, wait=self._wait)
 
     def start(self, *, hung_after_s: float) -> None:
-        """Begin to ask; a question unanswered for `hung_after_s` means that the database hangs."""
+        """Start to ask.
+
+        Args:
+            hung_after_s: A question that is unanswered for so long means that the database hangs; on a busy machine,
+                `_BUSY_FACTOR` times as long.
+        """
         self._hung_after_s = hung_after_s
-        self._asking.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Stop asking."""
-        self._asking.close()
+        self._thread.stop()
+        self._awake.set()
+        self._thread.close()
         self._drop()
 
     def is_hung(self) -> bool:
-        """Whether it is of no use to ask the database anything."""
+        """Return whether the database counts as hung."""
         return self._hung
 
     @contextmanager
-    def guard(self, conn: psycopg.Connection) -> Iterator[None]:
-        """Use a connection: should the database hang meanwhile, what waits for it fails.
+    def guard(self, conn: psycopg.Connection, *, keeps_awake: bool = True) -> Iterator[None]:
+        """Use a connection during the block; if the database hangs, waiting for the connection fails.
 
-        `OperationalError` when it hangs already.
+        Args:
+            conn: The connection.
+            keeps_awake: Whether its user waits for answers, not for notifications: ask at the shorter interval.
+
+        Raises:
+            OperationalError: The database counts as hung.
         """
-        with closing(_Line(conn)) as line:
-            self._register(conn, line)
+        with closing(_GuardedSocket(conn, keeps_awake=keeps_awake)) as guarded:
+            self._register(conn, guarded)
             try:
                 yield
             finally:
-                with self._lock:
-                    del self._in_use[conn]
+                self._unregister(conn)
 
     def expect_answer(self, conn: psycopg.Connection, *, within_s: float) -> None:
-        """Have a connection cut if it is in use for so long from now, whether the database hangs or not."""
+        """Cut a guarded connection if it is still in use after so long, whether the database hangs or not."""
         self._in_use[conn].answer_by = time.monotonic() + within_s
 
-    def _register(self, conn: psycopg.Connection, line: _Line) -> None:
+    def _register(self, conn: psycopg.Connection, guarded: _GuardedSocket) -> None:
         with self._lock:
             if self._hung:
                 raise psycopg.OperationalError("the database does not answer")
-            self._in_use[conn] = line
+            self._in_use[conn] = guarded
+        if guarded.keeps_awake:
+            self._awake.set()
 
-    def _look(self) -> None:
+    def _unregister(self, conn: psycopg.Connection) -> None:
+        with self._lock:
+            del self._in_use[conn]
+            if not any(guarded.keeps_awake for guarded in self._in_use.values()):
+                self._awake.clear()
+
+    def _wait(self, interval_s: float) -> None:
+        """Wait `interval_s` since the last question; longer while no transaction is open."""
+        if not self._hung:
+            self._awake.wait(_ASK_EVERY_AT_REST_S)
+        time.sleep(max(0.0, self._asked_at + interval_s - time.monotonic()))
+
+    def _check(self) -> None:
         self._cut_overdue()
+        self._asked_at = time.monotonic()
         answer = self._ask()
         if answer is Answer.SILENCE and not self._hung:
             self._cut()
@@ -128,16 +168,14 @@ class HangWatch:
 
     def _ask(self) -> Answer:
         try:
-            return Answer.CAME if answers(self._connection(), within_s=self._hung_after_s) else self._silence()
+            if answers(self._connection(), within_s=self._hung_after_s):
+                return Answer.CAME
         except psycopg.OperationalError:
-            # A connection that is slow in coming, too: that may have reasons of its own, such as a lock on the
-            # database, and is none to cut those in use. Who asks for one waits for as long as the pool lets him.
+            # A server that is slow to accept a connection may have other reasons, such as a lock on the database: no
+            # ground to cut the connections in use. A caller waits for a new connection until the pool's timeout.
             self._drop()
             return Answer.REFUSED
-
-    def _silence(self) -> Answer:
-        # When the database is back this connection may not be: the network may have forgotten it, or another server
-        # be primary.
+        # This connection may not survive the silence: the network may have forgotten it, or the primary have changed.
         self._drop()
         return Answer.SILENCE
 
@@ -145,7 +183,7 @@ class HangWatch:
         if self._conn is not None and not self._servers.is_current(self._conn):
             self._drop()
         if self._conn is None:
-            self._conn = self._servers.connect(abandon=lambda: self._asking.is_stopping)
+            self._conn = self._servers.connect(abandon=lambda: self._thread.is_stopping)
         return self._conn
 
     def _drop(self) -> None:
@@ -156,40 +194,78 @@ class HangWatch:
     def _cut(self) -> None:
         with self._lock:
             self._hung = True
-            cut = self._cut_those(self._in_use.values())
-        _log.error("database_hung", unanswered_s=self._hung_after_s, connections_cut=cut)
+            cut = self._shut_down(self._in_use.values())
+        silent_s = round(time.monotonic() - self._asked_at, 2)
+        _log.error("database_hung", unanswered_s=silent_s, connections_cut=cut)
         self._on_hang()
 
     def _cut_overdue(self) -> None:
         with self._lock:
             now = time.monotonic()
-            cut = self._cut_those([line for line in self._in_use.values() if now > line.answer_by])
+            cut = self._shut_down([guarded for guarded in self._in_use.values() if now > guarded.answer_by])
         if cut:
-            _log.error("commit_unanswered", connections_cut=cut, remedy="look for a synchronous standby that is gone")
+            _log.error("commit_unanswered", connections_cut=cut, remedy="look for a missing synchronous standby")
 
-    def _cut_those(self, lines: Collection[_Line]) -> int:
-        # Under the lock, lest a line be closed by whoever used it, and its number be somebody else's.
-        for line in lines:
-            line.cut()
-        return len(lines)
+    def _shut_down(self, sockets: Collection[_GuardedSocket]) -> int:
+        # Under the lock, so that no user closes its socket here, whose number could then belong to another file.
+        for guarded in sockets:
+            guarded.shut_down()
+        return len(sockets)
 
 
 def answers(conn: ServerConnection, *, within_s: float) -> bool:
-    """Ask the server something, and tell whether it answers in time. `OperationalError` when the connection is lost.
+    """Send a question to the server, and return whether it answers in time.
 
-    The time is counted in slices of our own waiting, so that a pause of the whole machine does not look like silence.
+    Raises:
+        OperationalError: The connection is lost.
     """
     pgconn = conn.pgconn
     pgconn.send_query(b"SELECT 1")
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)
-    for _ in range(max(1, round(within_s / _SLICE_S))):
+    silence = _Silence(within_s)
+    while not silence.is_too_long():
         pgconn.flush()
         if poll.poll(_SLICE_S * 1_000):
             pgconn.consume_input()
         if not pgconn.is_busy():
             return _is_answered(pgconn)
+        silence.slices += 1
     return False
+
+
+class _Silence:
+    """Tells a server that does not answer from a machine that is too busy.
+
+    The bound holds for slices of the thread's own waiting, so that a paused machine does not look like a silent server.
+    """
+
+    def __init__(self, within_s: float) -> None:
+        self.slices = 0
+        self._within_s = within_s
+        self._began_at = time.monotonic()
+        self._pressure_before_s = cpu_pressure_s()
+
+    def is_too_long(self) -> bool:
+        """Return whether the silence must be the server's."""
+        waited_s = self.slices * _SLICE_S
+        if waited_s < self._within_s:
+            return False
+        elapsed_s = time.monotonic() - self._began_at
+        is_busy = (
+            elapsed_s - waited_s > _BUSY_LATE_SHARE * elapsed_s
+            or cpu_pressure_s() - self._pressure_before_s > _BUSY_PRESSURE_SHARE * elapsed_s
+        )
+        return not is_busy or elapsed_s >= _BUSY_FACTOR * self._within_s
+
+
+def cpu_pressure_s() -> float:
+    """Return for how long, since the machine started, a task has waited for a CPU; 0 where Linux does not tell."""
+    try:
+        some, _, _ = _CPU_PRESSURE.read_text().partition("\n")
+        return int(some.rpartition("total=")[2]) / 1e6
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _is_answered(pgconn: pq.abc.PGconn) -> bool:

@@ -1,8 +1,8 @@
-"""The servers that a DSN names: finds the one to talk to, and connects to it without waiting for those that are silent.
+"""The servers of a DSN: finds the one to use, and connects to it without waiting for silent ones.
 
-libpq tries one server after the other and waits for each that is silent until its timeout: after a failover away from a
-machine that is gone, every new connection would take that long. Here the server found last is tried first; when it
-fails or is silent for a moment, the others are tried beside it, and the first that suits wins.
+libpq tries one server after the other and waits for each silent one until its timeout: after a failover from a lost
+machine, every new connection would take that long. Here the server of the last connection is tried first; when it fails
+or is silent for 0.25 s, the others are tried in parallel, and the first that suits wins.
 """
 
 import select
@@ -22,11 +22,11 @@ from psycopg.rows import tuple_row
 _log = structlog.get_logger(__name__)
 
 _CONNECT_TIMEOUT_S = 2.0
-# How long a server may be silent before the next one is tried as well.
+# How long a server may be silent before the next one is tried in parallel.
 _HEAD_START_S = 0.25
-# How soon a server that failed is tried again.
+# How soon a failed server is tried again.
 _RETRY_S = 0.1
-_WAIT_AT_MOST_S = 0.05
+_POLL_TIMEOUT_S = 0.05
 _EVENTS = {pq.PollingStatus.READING: select.POLLIN, pq.PollingStatus.WRITING: select.POLLOUT}
 
 
@@ -43,7 +43,7 @@ class Server:
 
 
 class ServerConnection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that knows which server it leads to."""
+    """A connection with its server."""
 
     server: Server
 
@@ -51,29 +51,34 @@ class ServerConnection(psycopg.Connection[tuple[Any, ...]]):
     def connect(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, _conninfo: str = "", *, servers: "Servers", abandon: Callable[[], bool]
     ) -> "ServerConnection":
-        """Connect to the server that `servers` finds. The pool makes its connections with this method."""
+        """Connect to the server that `servers` finds. The pool calls this method to make its connections.
+
+        Raises:
+            OperationalError: See `Servers.connect`.
+        """
         return servers.connect(abandon=abandon)
 
 
 class Servers:
-    """Connects to the server that suits, among those that a DSN names.
+    """Connects to the server that suits, of those in a DSN.
 
     Args:
         dsn: libpq URI or keywords.
-        for_writing: Whether, of several servers, only one that takes writes suits, see `to_primary`.
-        settings: libpq keywords that win over the DSN's.
+        for_writing: Whether, of several servers, only one that accepts writes suits, see `to_primary`.
+        settings: libpq keywords that override the DSN's.
     """
 
     def __init__(self, dsn: str, *, for_writing: bool = True, **settings: str) -> None:
         self._params = conninfo_to_dict(to_primary(dsn) if for_writing else dsn, **settings)
         self._found: Server | None = None
-        self._noting = threading.Lock()  # guards _found against other writers
+        self._lock = threading.Lock()  # guards _found against other writers
 
     def connect(self, *, abandon: Callable[[], bool] = lambda: False) -> ServerConnection:
-        """Connect, trying again and again for 2 s, or until `abandon` says that it is of no use.
+        """Connect, retrying for 2 s, or until `abandon` returns True.
 
-        Errors: `ConnectionTimeout` when a server was silent to the end, else what the last one said, an
-        `OperationalError`.
+        Raises:
+            ConnectionTimeout: A server was silent to the end.
+            OperationalError: The error of a server, when each has failed.
         """
         attempts = [_Attempt(params) for params in conninfo_attempts(self._params)]
         attempts.sort(key=lambda attempt: attempt.server != self._found)
@@ -83,22 +88,22 @@ class Servers:
         finally:
             for attempt in attempts:
                 attempt.end()
-        self._note(conn.server)
+        self._remember(conn.server)
         return conn
 
     def is_current(self, conn: ServerConnection) -> bool:
-        """Whether a connection leads to the server found last, and not to one that may be primary no more."""
+        """Return whether a connection leads to the server found last; another one may no longer be the primary."""
         return conn.server == self._found
 
-    def _note(self, server: Server) -> None:
-        with self._noting:
+    def _remember(self, server: Server) -> None:
+        with self._lock:
             before, self._found = self._found, server
         if before not in {None, server}:
             _log.warning("database_server_changed", server=str(server), before=str(before))
 
 
 def to_primary(dsn: str) -> str:
-    """Return a DSN that, of several servers, leads to the one that takes writes, unless it says itself what suits."""
+    """Return a DSN that leads to the server that accepts writes, unless the DSN itself sets `target_session_attrs`."""
     params = conninfo_to_dict(dsn)
     if "," in f"{params.get('host', '')}{params.get('hostaddr', '')}":
         params.setdefault("target_session_attrs", "read-write")
@@ -121,13 +126,13 @@ class _Attempt:
         return self._pgconn is not None
 
     def start(self) -> bool:
-        """Begin; tell whether it has succeeded already."""
+        """Start to connect; return whether the connection is already made."""
         self._pgconn = pq.PGconn.connect_start(self._conninfo)
         return self.advance()
 
     def advance(self) -> bool:
-        """Go on, when what `awaited` says has come; tell whether it has succeeded."""
-        assert self._pgconn is not None  # noqa: S101 - only what runs is advanced
+        """Continue, once the events of `awaited` have occurred; return whether the connection is made."""
+        assert self._pgconn is not None  # noqa: S101 - only running attempts advance
         bad = self._pgconn.status == pq.ConnStatus.BAD
         self._status = pq.PollingStatus.FAILED if bad else pq.PollingStatus(self._pgconn.connect_poll())
         if self._status == pq.PollingStatus.FAILED:
@@ -137,13 +142,13 @@ class _Attempt:
         return self._status == pq.PollingStatus.OK
 
     def awaited(self) -> tuple[int, int]:
-        """The descriptor and the events that it waits for."""
-        assert self._pgconn is not None  # noqa: S101 - only what runs waits
+        """Return the descriptor and the events to poll for."""
+        assert self._pgconn is not None  # noqa: S101 - only running attempts wait
         return self._pgconn.socket, _EVENTS[self._status]
 
     def take(self) -> ServerConnection:
-        """Return the connection, once it has succeeded."""
-        assert self._pgconn is not None  # noqa: S101 - only what succeeded is taken
+        """Return the connection, which must be made."""
+        assert self._pgconn is not None  # noqa: S101 - only finished attempts are taken
         pgconn, self._pgconn = self._pgconn, None
         pgconn.nonblocking = 1
         conn = ServerConnection(pgconn, tuple_row)
@@ -152,34 +157,46 @@ class _Attempt:
         return conn
 
     def end(self) -> None:
-        """Close what was begun and not taken."""
+        """Close the connection, unless it was taken."""
         if self._pgconn is not None:
             self._pgconn.finish()
             self._pgconn = None
 
 
 def _race(attempts: Sequence[_Attempt], *, deadline: float, abandon: Callable[[], bool]) -> _Attempt:
-    """Return the first attempt that succeeds; whoever fails is started again, until the deadline."""
-    for place, attempt in enumerate(attempts):
-        attempt.starts_at = time.monotonic() + place * _HEAD_START_S
-    while (now := time.monotonic()) < deadline and not abandon():
-        failed = any(attempt.error for attempt in attempts)
-        for attempt in attempts:
-            is_due = now >= attempt.starts_at or (failed and attempt.error is None)
-            if not attempt.is_running and is_due and attempt.start():
-                return attempt
-        for attempt in _ready(attempts):
-            if attempt.advance():
-                return attempt
-    if any(attempt.is_running for attempt in attempts):
-        raise ConnectionTimeout("a server of the database did not answer in time")
-    raise next((attempt.error for attempt in attempts if attempt.error), psycopg.OperationalError("not tried"))
+    """Return the first attempt that succeeds; failed ones start again, until the deadline."""
+    for position, attempt in enumerate(attempts):
+        attempt.starts_at = time.monotonic() + position * _HEAD_START_S
+    while time.monotonic() < deadline and not abandon():
+        winner = next(filter(_Attempt.start, _due(attempts)), None) or next(
+            filter(_Attempt.advance, _ready(attempts)), None
+        )
+        if winner is not None:
+            return winner
+    raise _failure(attempts)
+
+
+def _due(attempts: Sequence[_Attempt]) -> list[_Attempt]:
+    """Return the attempts to start now; after the first failure, those that have not been tried are due at once."""
+    now = time.monotonic()
+    has_failed = any(attempt.error for attempt in attempts)
+    return [
+        attempt
+        for attempt in attempts
+        if not attempt.is_running and (now >= attempt.starts_at or (has_failed and attempt.error is None))
+    ]
 
 
 def _ready(attempts: Sequence[_Attempt]) -> list[_Attempt]:
-    """Wait a moment for what the running attempts wait for, and return those that can go on."""
+    """Poll the running attempts for at most 50 ms, and return those that can continue."""
     awaiting = {attempt.awaited()[0]: attempt for attempt in attempts if attempt.is_running}
     poll = select.poll()
     for attempt in awaiting.values():
         poll.register(*attempt.awaited())
-    return [awaiting[descriptor] for descriptor, _ in poll.poll(_WAIT_AT_MOST_S * 1_000)]
+    return [awaiting[descriptor] for descriptor, _ in poll.poll(_POLL_TIMEOUT_S * 1_000)]
+
+
+def _failure(attempts: Sequence[_Attempt]) -> psycopg.OperationalError:
+    if any(attempt.is_running for attempt in attempts):
+        return ConnectionTimeout("a server of the database did not answer in time")
+    return next((attempt.error for attempt in attempts if attempt.error), psycopg.OperationalError("not tried"))
