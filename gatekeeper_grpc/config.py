@@ -1,4 +1,4 @@
-"""Settings: every one of them, with its default, its unit and what it does. The only reader of the environment."""
+"""All settings, each with default, unit and meaning. The only module that reads the environment."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class SettingsError(Exception):
-    """A setting has a value that cannot work; the message names the variable and never shows a secret."""
+    """A setting has an invalid value. The message names the variable and never shows a secret."""
 
 
 class Settings(BaseSettings):
-    """What an operator can decide, read from environment variables.
+    """What an operator can set, read from environment variables.
 
     Durations are in seconds, addresses are host:port.
     """
@@ -22,29 +22,29 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None,
         validation_alias="DATABASE_URL",
-        description="PostgreSQL to use, as a libpq URI; with several hosts, the one that takes writes is found and"
-        " followed. Absent: an embedded PostgreSQL under GATEKEEPER_DATA_DIR.",
+        description="PostgreSQL, as a libpq URI. Of several hosts, the server finds the one that takes writes, and "
+        "follows it. Absent: an embedded PostgreSQL under GATEKEEPER_DATA_DIR.",
     )
     read_database_url: SecretStr | None = Field(
         default=None,
         validation_alias="READ_DATABASE_URL",
-        description="A read replica, as a libpq URI, that whole snapshots are loaded from; it may lag. Absent: none.",
+        description="A read replica, as a libpq URI, for loading whole snapshots. It may lag. Absent: none.",
     )
     migration_database_url: SecretStr | None = Field(
         default=None,
-        description="DATABASE_URL for the role that owns the schema, where the serving role is a lesser one: for"
-        " `gatekeeper migrate` and `gatekeeper audit archive`.",
+        description="The database as the role that owns the schema, if the serving role is a lesser one: for "
+        "`gatekeeper migrate` and `gatekeeper audit archive`. Absent: DATABASE_URL.",
     )
     require_least_privilege: bool = Field(
-        default=False, description="Whether to refuse to serve with a database role that could rewrite the audit log."
+        default=False, description="Whether to refuse to serve with a database role that can rewrite the audit log."
     )
     data_dir: Path = Field(
-        default=Path(".gatekeeper"), description="Where the embedded database and generated secrets are kept."
+        default=Path(".gatekeeper"), description="Directory of the embedded database and of generated secrets."
     )
     snapshot_file: Path | None = Field(
         default=None,
-        description="File that keeps the last-known-good snapshot, to start from when the database is away; instances"
-        " on one machine may share it. Absent: `snapshot` in GATEKEEPER_DATA_DIR.",
+        description="File of the last-known-good snapshot, for a start without the database. Instances on one machine "
+        "may share it. Absent: `snapshot` in GATEKEEPER_DATA_DIR.",
     )
     redis_url: SecretStr | None = Field(
         default=None,
@@ -54,12 +54,12 @@ class Settings(BaseSettings):
         " or redis+sentinel://host,host/service[/db]. Redis Cluster is not supported. Absent: none.",
     )
     pg_bin: Path | None = Field(
-        default=None, description="Folder with the programs of the embedded PostgreSQL. Absent: the bundled ones."
+        default=None, description="Directory of the programs of the embedded PostgreSQL. Absent: the bundled ones."
     )
     listen: str = Field(default="127.0.0.1:50051", description="Address of the gRPC services. Port 0: any free one.")
     health_listen: str = Field(
         default="127.0.0.1:50052",
-        description="Address of a server for gRPC health alone, which answers when the other one is full.",
+        description="Address of a server for gRPC health alone. It answers even if the main server is saturated.",
     )
     ops_listen: str = Field(
         default="127.0.0.1:9464",
@@ -69,59 +69,69 @@ class Settings(BaseSettings):
         default=1,
         ge=1,
         le=64,
-        description="Processes that serve on one port, about one per core. Of several, a supervisor keeps each alive.",
+        description="Processes that serve on one port; about one per core. With more than one, a supervisor replaces "
+        "those that die or hang.",
     )
-    reflection: bool = Field(default=True, description="Whether clients may ask for the contract by server reflection.")
+    reflection: bool = Field(default=True, description="Whether clients may read the contract by server reflection.")
     jwt_keys: SecretStr | None = Field(
         default=None,
-        description="Sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or more."
-        " Absent: those kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
+        description="Keys that sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or "
+        "more. Absent: those in GATEKEEPER_DATA_DIR, which are generated if the database is embedded.",
     )
     data_keys: SecretStr | None = Field(
         default=None,
-        description="Encrypt client secrets and stored answers, newest first, written like GATEKEEPER_JWT_KEYS."
-        " Absent: those kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
+        description="Keys that encrypt client secrets and stored responses, newest first, in the form of "
+        "GATEKEEPER_JWT_KEYS. Absent: those in GATEKEEPER_DATA_DIR, which are generated if the database is "
+        "embedded.",
     )
     audit_signing_key: SecretStr | None = Field(
         default=None,
-        description="Signs audit checkpoints (Ed25519): 32 random bytes in base64. Absent: the one kept in"
-        " GATEKEEPER_DATA_DIR, made there when the database is embedded; without one there are no checkpoints.",
+        description="Key that signs audit checkpoints (Ed25519): 32 random bytes in base64. Absent: the one in "
+        "GATEKEEPER_DATA_DIR, which is generated if the database is embedded. Without a key there are no "
+        "checkpoints.",
     )
     erasure_key: SecretStr | None = Field(
         default=None,
-        description="Key of the erasure ledger, 32 bytes or more; whoever has both can recognise an erased id."
-        " Absent: the one kept in GATEKEEPER_DATA_DIR, made there when the database is embedded.",
+        description="Key of the erasure ledger, 32 bytes or more. Anyone who has both can recognise an erased id. "
+        "Absent: the one in GATEKEEPER_DATA_DIR, which is generated if the database is embedded.",
     )
     erasure_ledger: Path | None = Field(
         default=None,
-        description="File that remembers erasures outside the database, so that a restore brings nobody back."
-        " Absent: `erasures` in GATEKEEPER_DATA_DIR.",
+        description="File that records erasures outside the database, so that a restore does not bring erased people "
+        "back. Absent: `erasures` in GATEKEEPER_DATA_DIR.",
     )
     admin_password: SecretStr | None = Field(
         default=None,
-        description="Password of the first admin user, `admin`, made when there is none. Absent: generated when the"
-        " database is embedded.",
+        description="Password of the first admin user, `admin`, who is created if there is none. Absent: generated if "
+        "the database is embedded.",
     )
     require_signed_calls: bool = Field(
         default=False, description="Whether evaluation calls must be signed with a client key."
     )
     allow_unsigned_bodies: bool = Field(
-        default=True, description="Whether the signature of a unary call may leave out its body (UNSIGNED)."
+        default=True, description="Whether the signature of a unary call may leave out the body (UNSIGNED)."
     )
-    access_token_ttl_s: int = Field(default=900, ge=60, le=3600, description="Life of an access token.")
-    refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600, description="Life of a refresh token.")
-    bcrypt_cost: int = Field(default=12, ge=10, le=16, description="Cost of a password hash; each step doubles it.")
-    evaluation_threads: int = Field(default=4, ge=1, le=64, description="Evaluations served at once; more is slower.")
-    admin_threads: int = Field(default=8, ge=1, le=64, description="Admin calls served at once.")
-    stream_threads: int = Field(default=16, ge=1, le=256, description="Bulk and import streams served at once.")
+    access_token_ttl_s: int = Field(default=900, ge=60, le=3600, description="Lifetime of an access token.")
+    refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600, description="Lifetime of a refresh token.")
+    bcrypt_cost: int = Field(
+        default=12, ge=10, le=16, description="Cost of a password hash. Each step doubles the time."
+    )
+    evaluation_threads: int = Field(
+        default=4, ge=1, le=64, description="Evaluations that run at the same time. More is slower."
+    )
+    admin_threads: int = Field(default=8, ge=1, le=64, description="Admin calls that run at the same time.")
+    stream_threads: int = Field(
+        default=16, ge=1, le=256, description="Bulk and import streams that run at the same time."
+    )
     max_watchers: int = Field(
         default=10_000,
         ge=1,
         le=100_000,
-        description="WatchFlags streams open at once; each takes some 22 KiB, and 0.1 KiB for each flag key it names.",
+        description="Maximum number of open WatchFlags streams. Each takes some 22 KiB, and 0.1 KiB for each flag key "
+        "it names.",
     )
-    db_pool_size: int = Field(default=10, ge=2, le=100, description="Connections to PostgreSQL held at most.")
-    db_statement_timeout_s: float = Field(default=30.0, gt=0, description="The longest a statement may take.")
+    db_pool_size: int = Field(default=10, ge=2, le=100, description="Maximum number of connections to PostgreSQL.")
+    db_statement_timeout_s: float = Field(default=30.0, gt=0, description="Maximum duration of a statement.")
     db_hung_after_s: float = Field(
         default=0.75,
         ge=0.1,
@@ -131,28 +141,40 @@ class Settings(BaseSettings):
         " affected.",
     )
     refresh_interval_s: float = Field(
-        default=1.0, gt=0, le=60, description="How often to ask for the newest revision when none is announced."
+        default=1.0, gt=0, le=60, description="How often to read the newest revision if none is announced."
     )
     reload_interval_s: float = Field(default=300.0, gt=0, description="How often to reload everything.")
     stale_after_s: float = Field(
-        default=10.0, gt=0, description="Answers say `stale` when the database could not confirm them for this long."
+        default=10.0,
+        gt=0,
+        description="Answers are marked `stale` if the database has not confirmed them for this long.",
     )
     ready_max_staleness_s: float | None = Field(
         default=None,
         gt=0,
-        description="Not ready when the database could not confirm the snapshot for this long. Absent: an old answer is"
-        " better than none.",
+        description="Not ready if the database has not confirmed the snapshot for this long. Absent: ready with a "
+        "snapshot of any age.",
     )
-    body_timeout_s: float = Field(default=5.0, gt=0, description="How long a request's message may take to arrive.")
+    body_timeout_s: float = Field(
+        default=5.0, gt=0, description="How long the message of a request may take to arrive."
+    )
     stream_idle_timeout_s: float = Field(default=60.0, gt=0, description="How long a stream may be silent.")
     drain_s: float = Field(
-        default=1.0, ge=0, description="At SIGTERM: how long to go on serving after health says NOT_SERVING."
+        default=1.0, ge=0, description="At SIGTERM: how long to serve on after health reports NOT_SERVING."
     )
     grace_s: float = Field(
-        default=10.0, ge=0, description="At SIGTERM, after draining: how long calls may take to end."
+        default=10.0, ge=0, description="At SIGTERM, after the drain: how long calls may take to end."
     )
-    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="The least to log.")
-    log_format: str = Field(default="auto", pattern="^(auto|json|console)$", description="auto: console on a terminal.")
+    log_level: str = Field(
+        default="INFO",
+        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
+        description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR.",
+    )
+    log_format: str = Field(
+        default="auto",
+        pattern="^(auto|json|console)$",
+        description="auto, json or console. auto is console on a terminal, otherwise json.",
+    )
 
     @property
     def is_embedded(self) -> bool:
@@ -161,7 +183,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings from the environment; `overrides` win. `SettingsError` names each variable that is wrong."""
+    """Read the settings from the environment; `overrides` take precedence.
+
+    Raises:
+        SettingsError: Names each variable with an invalid value.
+    """
     try:
         return Settings(**overrides)
     except ValidationError as exc:
@@ -181,10 +207,7 @@ def _variable_at(location: tuple[int | str, ...]) -> str:
 
 
 def settings_table(settings: Settings | None = None) -> list[tuple[str, str, str]]:
-    """Return (variable, value, description) of every setting.
-
-    The defaults when no settings are given. Secrets are masked.
-    """
+    """Return (variable, value, description) of every setting; the defaults if `settings` is None. Masks secrets."""
     rows = []
     for name, field in Settings.model_fields.items():
         value = field.default if settings is None else getattr(settings, name)
@@ -193,6 +216,6 @@ def settings_table(settings: Settings | None = None) -> list[tuple[str, str, str
 
 
 def settings_markdown() -> str:
-    """Return the table of all settings and their defaults that README shows."""
+    """Return the table of all settings and their defaults for README."""
     rows = [f"| `{name}` | {f'`{value}`' if value else ''} | {meaning} |" for name, value, meaning in settings_table()]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
