@@ -53,7 +53,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
 @click.pass_obj
 def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, prepared: bool) -> None:
     """Serve as one of GATEKEEPER_WORKERS. `serve` starts these processes."""
-    from gatekeeper_grpc.fleet.report import Report, WorkerArgs  # noqa: PLC0415
+    from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.process import work  # noqa: PLC0415
     from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
 
@@ -62,7 +62,7 @@ def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, 
     try:
         work(settings, args)
     except (ListenError, SettingsError, GatekeeperError) as exc:
-        args.report(Report(error=str(exc)))
+        args.report(WorkerReport(error=str(exc)))
         raise click.exceptions.Exit(1) from None
 
 

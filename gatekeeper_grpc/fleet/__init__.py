@@ -1,7 +1,7 @@
-"""Several workers on one port: a supervisor that starts them, keeps them alive, replaces and drains them.
+"""Several workers on one port: a supervisor starts them, keeps them alive, replaces and drains them.
 
-A worker is a process of the same command, started by exec: what gRPC runs inside cannot be forked. The supervisor
-serves no flags. It holds the port (`port`), hears from each worker through a pipe when it serves (`report`), asks each
-again and again whether it still lives (`probe`), keeps one worker alive per number (`slot`), and answers for all of
-them: health, `/ready` and `/metrics` (`supervisor`, `aggregate`).
+A worker is a process of the same command, started by exec: a process with gRPC threads cannot be forked. The supervisor
+serves no flags. It reserves the port (`port`), reads from a pipe when each worker serves (`report`), probes each worker
+periodically (`probe`), keeps one worker alive per number (`slot`), and serves health, `/ready` and `/metrics` for all
+of them (`supervisor`, `aggregate`).
 """

@@ -1,4 +1,4 @@
-"""What many workers say, said as one: their readiness and their metrics. Pure."""
+"""Merges the readiness and the metrics of all workers. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,19 +13,19 @@ NO_WORKER = "no worker is up"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetReadiness(Readiness):
-    """What `/ready` of a supervisor answers: of all workers together, and of each."""
+    """The answer of a supervisor's `/ready`: of all workers together, and of each."""
 
     workers: tuple[Mapping[str, object], ...]
-    """`worker`, `up`, and, of one that is up, what its own `/ready` says."""
+    """`worker` and `up`; for a worker that is up, also the fields of its own `/ready`."""
 
 
 def fleet_readiness(workers: Mapping[int, Readiness | None], *, draining: bool) -> FleetReadiness:
-    """Judge a fleet: ready when a worker is up, and all that are up are ready.
+    """Merge the readiness of all workers: a fleet is ready if a worker is up and all workers that are up are ready.
 
-    The whole is as good as its worst part: the oldest revision, the longest time unconfirmed.
+    The fleet reports its worst worker: the oldest revision, the longest time unconfirmed.
 
     Args:
-        workers: What each says, by number; None: it is not up.
+        workers: Readiness by worker number; None for a worker that is not up.
         draining: The fleet is shutting down.
     """
     up = {number: readiness for number, readiness in workers.items() if readiness is not None}
@@ -61,7 +61,7 @@ def _detail(number: int, readiness: Readiness | None) -> Mapping[str, object]:
 
 
 def merged(texts: Mapping[str, str]) -> list[Metric]:
-    """Merge what `/metrics` of several processes show, each sample labelled with its process: the key in `texts`."""
+    """Merge the `/metrics` of several processes; label each sample with its process, the key in `texts`."""
     families: dict[str, Metric] = {}
     for worker, text in texts.items():
         for found in text_string_to_metric_families(text):
@@ -70,7 +70,7 @@ def merged(texts: Mapping[str, str]) -> list[Metric]:
 
 
 def merge(families: dict[str, Metric], found: Metric, *, worker: str) -> None:
-    """Add the samples of one process to the families, which are named once each."""
+    """Add the samples of one process to `families`, by name."""
     family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
     for sample in found.samples:
         family.add_sample(sample.name, {**sample.labels, "worker": worker}, sample.value)

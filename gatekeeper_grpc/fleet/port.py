@@ -1,4 +1,4 @@
-"""The port that the workers share: held by the supervisor, so that it stays theirs while none of them listens."""
+"""The port that the workers share: the supervisor reserves it while no worker listens."""
 
 import socket
 from typing import Any
@@ -9,12 +9,13 @@ _PORTS = range(65_536)
 
 
 class ReservedPort:
-    """A bound socket that never listens: connections go to the workers, which bind to the same port (SO_REUSEPORT).
+    """A bound socket that never listens: connections go to the workers, which bind the same port (SO_REUSEPORT).
 
     Args:
-        address: host:port; port 0 takes any free one.
+        address: host:port; port 0 takes any free port.
 
-    Errors: `ListenError` when another process has the port, even one that would share it.
+    Raises:
+        ListenError: Another process has the port, even one that would share it.
     """
 
     def __init__(self, address: str) -> None:
@@ -31,7 +32,7 @@ class ReservedPort:
         return f"{self._host}:{self.port}"
 
     def close(self) -> None:
-        """Let the port go."""
+        """Release the port."""
         self._socket.close()
 
 
@@ -40,11 +41,11 @@ def _reserve(host: str, port: int) -> socket.socket:
         raise ValueError(f"there is no port {port}")
     family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     if port:
-        # Sharing is between sockets that both ask for it: one that does not finds out whether anybody is there.
+        # Two sockets share a port only if both ask for it: one that does not ask detects any other socket.
         _bound(family, sockaddr, socket.SO_REUSEADDR).close()
     reserved = _bound(family, sockaddr, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
-    # SO_REUSEADDR was for connections that linger after a process that shared its port with nobody. Off again, or the
-    # next supervisor would not notice us before our workers listen.
+    # SO_REUSEADDR was for connections in TIME_WAIT of an earlier process. Off again: otherwise the next supervisor
+    # would not detect this socket before the workers listen.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return reserved
 

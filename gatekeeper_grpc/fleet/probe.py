@@ -1,4 +1,4 @@
-"""Asks one worker again and again whether it is alive, and what it says of itself."""
+"""Probes one worker periodically: is it alive, and is it ready?"""
 
 import json
 from dataclasses import fields
@@ -10,60 +10,60 @@ from typing import Any
 from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.scheduler import RepeatingThread
 
-_EVERY_S = 0.25
+_INTERVAL_S = 0.25
 _TIMEOUT_S = 1.0
-# How many times in a row a worker may not answer before it counts as hung: within 2.5 s when it does nothing at all,
-# within 13 s when it computes, for then it may be a busy machine that keeps it.
-_SILENCES_IF_IDLE = 2
-_SILENCES_IF_BUSY = 10
+# Failed probes in a row after which a worker counts as hung: within 2.5 s if it uses no processor time, within 13 s if
+# it does, because then the machine may be busy.
+_MAX_FAILURES_IF_IDLE = 2
+_MAX_FAILURES_IF_BUSY = 10
 _UTIME, _STIME = 11, 12  # Fields of /proc/PID/stat, counted after the name.
 
 
 class Probe:
-    """Keeps asking one worker, from `start` to `stop`, on a thread of its own."""
+    """Probes one worker from `start` to `stop`, on a thread of its own."""
 
     def __init__(self, number: int, pid: int, ops_port: int) -> None:
         self.readiness: Readiness | None = None
-        """What it last said; None while it does not answer."""
+        """The worker's last answer; None while it does not answer."""
         self.ops_port = ops_port
         self._pid = pid
-        self._silences = 0
-        self._computed = 0
+        self._failures = 0
+        self._ticks_before = 0
         self._is_busy = False
-        self._asking = RepeatingThread(f"probe-{number}", self._ask, interval_s=_EVERY_S)
+        self._thread = RepeatingThread(f"probe-{number}", self._check, interval_s=_INTERVAL_S)
 
     def start(self) -> None:
-        """Start to ask."""
-        self._asking.start()
+        """Start to probe."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more; does not wait for the answer."""
-        self._asking.stop()
+        """Stop to probe; does not wait for a running probe."""
+        self._thread.stop()
 
     def is_hung(self) -> bool:
-        """Whether it has not answered for too long."""
-        return self._silences >= (_SILENCES_IF_BUSY if self._is_busy else _SILENCES_IF_IDLE)
+        """Whether the worker has failed too many probes in a row."""
+        return self._failures >= (_MAX_FAILURES_IF_BUSY if self._is_busy else _MAX_FAILURES_IF_IDLE)
 
-    def _ask(self) -> None:
+    def _check(self) -> None:
         if self._is_alive():
-            self._silences = 0
+            self._failures = 0
             self.readiness = self._ready()
         else:
             self._is_busy = self._has_computed()
-            self._silences += 1
-            # One silence is no state change worth a line in the log.
-            self.readiness = self.readiness if self._silences < _SILENCES_IF_IDLE else None
+            self._failures += 1
+            # One failed probe does not change the readiness, nor the log.
+            self.readiness = self.readiness if self._failures < _MAX_FAILURES_IF_IDLE else None
 
     def _is_alive(self) -> bool:
-        self._computed = _cpu_ticks(self._pid)
+        self._ticks_before = _cpu_ticks(self._pid)
         try:
             return fetch(self.ops_port, "/health")[0] == HTTPStatus.OK
         except (OSError, HTTPException):
             return False
 
     def _has_computed(self) -> bool:
-        """Whether it used the processor while it was asked."""
-        return _cpu_ticks(self._pid) > self._computed
+        """Whether the worker used the processor during the probe."""
+        return _cpu_ticks(self._pid) > self._ticks_before
 
     def _ready(self) -> Readiness | None:
         try:
@@ -73,7 +73,12 @@ class Probe:
 
 
 def fetch(ops_port: int, path: str) -> tuple[int, str]:
-    """Read a page of a worker: status and body. Errors: `OSError`, `HTTPException`; each step may take 1 s."""
+    """Read a page of a worker; return its status and body. Each step may take 1 s.
+
+    Raises:
+        OSError: The worker cannot be reached, or does not answer in time.
+        HTTPException: The answer is not HTTP.
+    """
     connection = HTTPConnection("127.0.0.1", ops_port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", path)
@@ -84,15 +89,20 @@ def fetch(ops_port: int, path: str) -> tuple[int, str]:
 
 
 def readiness_from_json(text: str) -> Readiness:
-    """Read what `/ready` answered; a worker of another release may say more."""
+    """Read an answer of `/ready`; unknown fields, from a worker of another release, are ignored.
+
+    Raises:
+        ValueError: The text is not JSON.
+        TypeError: A field is missing.
+    """
     known = {field.name for field in fields(Readiness)}
-    said: dict[str, Any] = {name: value for name, value in json.loads(text).items() if name in known}
-    said["reasons"] = tuple(said.get("reasons", ()))
-    return Readiness(**said)
+    values: dict[str, Any] = {name: value for name, value in json.loads(text).items() if name in known}
+    values["reasons"] = tuple(values.get("reasons", ()))
+    return Readiness(**values)
 
 
 def _cpu_ticks(pid: int) -> int:
-    """Processor time that a process has used, all threads together; 0 where the system does not tell."""
+    """Return the processor time of all threads of a process; 0 if the system does not report it."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a worker and its supervisor have between them: one line through a pipe, and a death that both notice."""
+"""The link between a worker and its supervisor: a report through a pipe, and a signal when the supervisor ends."""
 
 import ctypes
 import json
@@ -12,50 +12,50 @@ _MAX_BYTES = 4_096  # What a pipe takes at once.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a worker says once: that it serves, or why it cannot."""
+class WorkerReport:
+    """A worker's only report: it serves, or why it cannot."""
 
     ops_port: int | None = None
-    """Where its own `/metrics`, `/health` and `/ready` are, on loopback; None: it does not serve."""
+    """The loopback port of its `/metrics`, `/health` and `/ready`; None if it does not serve."""
     error: str = ""
-    """Why it does not."""
+    """Why it does not serve."""
 
     def to_line(self) -> bytes:
-        """Write it as one line."""
+        """Render the report as one line."""
         clipped = self.error.encode()[: _MAX_BYTES // 2].decode(errors="ignore")
         return json.dumps(asdict(self) | {"error": clipped}).encode() + b"\n"
 
     @classmethod
-    def from_line(cls, line: bytes) -> "Report":
-        """Read it."""
+    def from_line(cls, line: bytes) -> "WorkerReport":
+        """Parse the line that `to_line` returned."""
         return cls(**json.loads(line))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerArgs:
-    """What a worker is told of its place, on its command line."""
+    """The command-line arguments of a worker."""
 
     number: int
-    """Which worker it is, from 1."""
+    """The worker's number, from 1."""
     report_to: int
-    """The pipe's descriptor."""
+    """The descriptor of the pipe for the report."""
     supervisor: int
     """The process id of the supervisor."""
     is_prepared: bool
     """The supervisor has prepared the database."""
 
-    def report(self, report: Report) -> None:
-        """Say it to the supervisor; the pipe is closed then."""
+    def report(self, report: WorkerReport) -> None:
+        """Send the report to the supervisor, and close the pipe."""
         try:
             os.write(self.report_to, report.to_line())
             os.close(self.report_to)
-        except OSError:  # The supervisor has gone; SIGTERM is on its way.
+        except OSError:  # The supervisor has ended; SIGTERM follows.
             return
 
     def end_with_supervisor(self) -> None:
-        """Have the kernel send us SIGTERM when the supervisor ends, whatever way; leave at once if it has already.
+        """Get SIGTERM from the kernel when the supervisor ends, however it ends; exit at once if it has ended already.
 
-        The kernel watches the supervisor's **thread** that started us.
+        The kernel watches the supervisor's **thread** that started this process.
         """
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

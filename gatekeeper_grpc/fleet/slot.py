@@ -1,4 +1,4 @@
-"""Keeps one worker of a number alive: starts it again when it dies, kills it when it hangs, replaces it on request."""
+"""Keeps the worker of one number alive: restarts it if it dies, kills it if it hangs, replaces it on request."""
 
 import time
 from collections import Counter
@@ -11,42 +11,42 @@ from gatekeeper_grpc.operations.readiness import Readiness
 
 _log = structlog.get_logger(__name__)
 
-# What dies sooner than this after its start dies of its start: then starting it at once again helps nobody.
+# A worker that dies sooner than this failed to start: then an immediate restart does not help.
 _YOUNG_S = 10.0
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 15.0
-# A worker that has not come to serve by now never will.
+# A worker that does not serve by then is killed.
 _START_TIMEOUT_S = 120.0
 
-_KILL_TAKES_S = 1.0
+_KILL_TIMEOUT_S = 1.0
 
 DIED, HUNG = "died", "hung"
 
 
 def restart_delay_s(young_deaths: int) -> float:
-    """Seconds to wait before the next start, after so many (0 or more) deaths in a row soon after the start.
+    """Return the seconds to wait before the next start, after `young_deaths` (0 or more) failed starts in a row.
 
-    None after the first: most deaths are an accident, and each moment without the worker counts.
+    After the first there is no delay: it may be an accident.
     """
     return 0.0 if young_deaths <= 1 else min(_BACKOFF_FIRST_S * 2.0 ** min(young_deaths - 2, 10), _BACKOFF_MAX_S)
 
 
 class Slot:
-    """The place of one worker. Everything happens in `tick`, on one thread, which never waits.
+    """The slot of one worker. All work happens in `reconcile`, on one thread, which never blocks.
 
     Args:
         number: From 1.
         start: Starts a worker of this number.
-        leave_within_s: How long a worker that was replaced may take to end its calls.
+        leave_within_s: How long a replaced worker may take to end its calls.
     """
 
     def __init__(self, number: int, start: Callable[[int], Worker], *, leave_within_s: float) -> None:
         self.number = number
         self.restarts: Counter[str] = Counter({DIED: 0, HUNG: 0})
         self.last_error = ""
-        """Why the last worker that could not serve could not."""
+        """Why the last worker could not serve; empty if it did not report it."""
         self.failed_replacement = False
-        """The last replacement did not come to serve; the worker it was for stays."""
+        """The last replacement did not serve, so the old worker stayed."""
         self._start = start
         self._leave_within_s = leave_within_s
         self._current: Worker | None = None
@@ -59,12 +59,12 @@ class Slot:
 
     @property
     def serves(self) -> bool:
-        """Whether a worker serves, as far as is known."""
+        """Whether a worker has reported that it serves."""
         return self._current is not None and self._current.serves
 
     @property
     def has_failed(self) -> bool:
-        """Whether the worker has died and the next one waits for its time."""
+        """Whether the worker has died and its restart is delayed."""
         return self._current is None and self._young_deaths > 0
 
     @property
@@ -74,7 +74,7 @@ class Slot:
 
     @property
     def pids(self) -> list[int]:
-        """The processes there are, the serving one first."""
+        """Process ids of the workers, the serving one first."""
         return [worker.pid for worker in self._workers()]
 
     @property
@@ -84,12 +84,12 @@ class Slot:
         return worker.probe.ops_port if worker is not None and worker.probe is not None else None
 
     def readiness(self) -> Readiness | None:
-        """Return what the serving worker says of itself; None when there is none, or it does not answer."""
+        """Return the readiness of the serving worker; None if there is none, or it does not answer."""
         worker = self._current
         return worker.probe.readiness if worker is not None and worker.probe is not None else None
 
     def replace(self) -> None:
-        """Start another worker, and when it serves, have the present one leave. One that does not serve is not kept."""
+        """Start a replacement; the current worker leaves when it serves. If it does not, it is killed."""
         self.failed_replacement = False
         if self.serves:
             self._next = self._start(self.number)
@@ -97,51 +97,51 @@ class Slot:
         else:
             self._start_at = 0.0
 
-    def tick(self) -> None:
-        """Look after everything once."""
-        self._tend_current()
-        self._tend_next()
-        self._tend_leaving()
+    def reconcile(self) -> None:
+        """Compare the workers with what they should be, and act on it once."""
+        self._reconcile_current()
+        self._reconcile_next()
+        self._reconcile_leaving()
 
     def terminate(self) -> None:
-        """Have all its workers drain."""
+        """Let all its workers drain."""
         for worker in self._workers():
             worker.terminate()
 
     def kill(self) -> None:
-        """End all its workers."""
+        """Kill all its workers."""
         for worker in self._workers():
             worker.kill()
 
     def is_empty(self) -> bool:
-        """Tell whether all its workers have ended."""
+        """Return whether all its workers have ended."""
         return all(worker.exit_code() is not None for worker in self._workers())
 
     def close(self) -> None:
-        """Forget its workers, which have ended."""
+        """Release its workers, which have ended."""
         for worker in self._workers():
             worker.close()
 
     def _workers(self) -> list[Worker]:
         return [worker for worker in (self._current, self._next, self._leaving) if worker is not None]
 
-    def _tend_current(self) -> None:
+    def _reconcile_current(self) -> None:
         worker = self._current
         if worker is None:
-            self._start_in_time()
+            self._start_when_due()
         elif worker.exit_code() is not None:
-            self._bury(worker)
+            self._reap(worker)
         elif self._is_hung(worker):
             self._kill_hung(worker)
         else:
-            self._listen_to(worker)
+            self._read_report(worker)
 
-    def _start_in_time(self) -> None:
+    def _start_when_due(self) -> None:
         if self._next is None and time.monotonic() >= self._start_at:
             self._current = self._start(self.number)
             _log.info("worker_started", worker=self.number, pid=self._current.pid)
 
-    def _bury(self, worker: Worker) -> None:
+    def _reap(self, worker: Worker) -> None:
         cause = HUNG if worker is self._killed else DIED
         self._young_deaths = self._young_deaths + 1 if worker.age_s() < _YOUNG_S else 0
         delay_s = restart_delay_s(self._young_deaths)
@@ -172,23 +172,23 @@ class Slot:
         self._killed = worker
         worker.kill()
 
-    def _listen_to(self, worker: Worker) -> None:
-        report = worker.hear()
+    def _read_report(self, worker: Worker) -> None:
+        report = worker.read_report()
         if report is not None and not report.error:
             _log.info("worker_serving", worker=self.number, pid=worker.pid, took_s=round(worker.age_s(), 3))
 
-    def _tend_next(self) -> None:
+    def _reconcile_next(self) -> None:
         worker = self._next
         if worker is None:
             return
         if worker.exit_code() is not None or worker.age_s() > _START_TIMEOUT_S:
-            self._give_up_on(worker)
+            self._abandon_replacement(worker)
             return
-        self._listen_to(worker)
+        self._read_report(worker)
         if worker.probe is not None and worker.probe.readiness is not None:
-            self._hand_over_to(worker)
+            self._switch_to(worker)
 
-    def _give_up_on(self, worker: Worker) -> None:
+    def _abandon_replacement(self, worker: Worker) -> None:
         _log.error(
             "replacement_failed",
             worker=self.number,
@@ -197,18 +197,18 @@ class Slot:
             error=_error_of(worker) or None,
         )
         worker.kill()
-        worker.wait(_KILL_TAKES_S)
+        worker.wait(_KILL_TIMEOUT_S)
         worker.close()
         self.failed_replacement = True
         self._next = None
 
-    def _hand_over_to(self, worker: Worker) -> None:
+    def _switch_to(self, worker: Worker) -> None:
         self._leaving, self._current, self._next = self._current, worker, None
         self._kill_leaving_at = time.monotonic() + self._leave_within_s
         if self._leaving is not None:
             self._leaving.leave()
 
-    def _tend_leaving(self) -> None:
+    def _reconcile_leaving(self) -> None:
         worker = self._leaving
         if worker is None:
             return
@@ -222,6 +222,6 @@ class Slot:
 
 
 def _error_of(worker: Worker) -> str:
-    """Return why a worker could not serve, if it has said so."""
-    worker.hear()
+    """Return why a worker could not serve, if it has reported it."""
+    worker.read_report()
     return worker.report.error if worker.report else ""

@@ -1,4 +1,4 @@
-"""The supervisor of a fleet: starts the workers, looks after them, rolls and drains them, and answers for all."""
+"""Supervises a fleet: starts the workers, keeps them alive, rolls and drains them, and reports on all of them."""
 
 import time
 from collections import deque
@@ -25,21 +25,21 @@ from gatekeeper_grpc.scheduler import Scheduler
 
 _log = structlog.get_logger(__name__)
 
-_TICK_S = 0.02
-# Without a look at the workers for this long, the supervisor itself counts as hung.
+_POLL_S = 0.02
+# If the workers were not reconciled for this long, the supervisor itself counts as hung.
 _HUNG_AFTER_S = 10.0
-# After the drain and grace periods of the workers; what has not ended by then is killed.
-_LAST_MOMENT_S = 0.5
+# After the drain and grace periods, workers that still run are killed.
+_KILL_MARGIN_S = 0.5
 _SCRAPERS = 8
 
 
 class FleetError(Exception):
-    """No worker came to serve; the message says why."""
+    """No worker serves; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """Where a fleet serves."""
+class SupervisorPorts:
+    """The ports that the supervisor itself serves."""
 
     health_port: int
     ops_port: int
@@ -48,57 +48,61 @@ class Ports:
 class WorkerSupervisor(Collector):
     """Keeps `settings.workers` workers alive, from `start` to `stop`.
 
-    All its methods are for one thread, which starts the workers and outlives them, but `collect` and `readiness`.
+    One thread starts the workers, outlives them and calls all methods; any thread may call `collect` and `readiness`.
     """
 
     def __init__(self, settings: Settings, command: Command) -> None:
         self._settings = settings
-        self._drains_within_s = settings.drain_s + settings.grace_s + _LAST_MOMENT_S
-        leave_within_s = settings.grace_s + _LAST_MOMENT_S
+        self._drains_within_s = settings.drain_s + settings.grace_s + _KILL_MARGIN_S
+        leave_within_s = settings.grace_s + _KILL_MARGIN_S
         start: Callable[[int], Worker] = lambda number: Worker(number, command)  # noqa: E731
         self._slots = [Slot(n, start, leave_within_s=leave_within_s) for n in range(1, settings.workers + 1)]
         self._to_roll: deque[Slot] = deque()
         self._rolling: Slot | None = None
         self._roll_began_s = 0.0
         self._draining = False
-        self._looked_s = time.monotonic()
+        self._reconciled_s = time.monotonic()
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._health = HealthReporter(self)
         self._health_server = HealthServer(self._health)
         self._scheduler = Scheduler()
         self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness)
 
-    def start(self) -> Ports:
+    def start(self) -> SupervisorPorts:
         """Start the first worker, then the others, and wait until each serves or has failed.
 
-        Errors: `ListenError`, and `FleetError` when the first worker does not come to serve.
+        Raises:
+            ListenError: A port is in use.
+            FleetError: The first worker does not serve.
         """
         health_port = self._health_server.bind(self._settings.health_listen)
         ops_port = self._ops.start(self._settings.ops_listen)
         self._scheduler.start()
         self._health.start(self._scheduler)
         self._health_server.start()
-        # Alone, so that what keeps all of them from serving is found, and said, once.
+        # Alone, so that a cause that affects all workers is reported once.
         first, *others = self._slots
-        self._look_after_until(lambda: first.serves or first.has_failed, [first])
+        self._reconcile_until(lambda: first.serves or first.has_failed, [first])
         if not first.serves:
-            raise FleetError(first.last_error or "the first worker ended before it served; its error stands above")
-        self._look_after_until(lambda: all(slot.serves or slot.has_failed for slot in others), self._slots)
-        return Ports(health_port=health_port, ops_port=ops_port)
+            raise FleetError(
+                first.last_error or "the first worker ended before it served; its error is in the log above"
+            )
+        self._reconcile_until(lambda: all(slot.serves or slot.has_failed for slot in others), self._slots)
+        return SupervisorPorts(health_port=health_port, ops_port=ops_port)
 
-    def look_after(self) -> None:
-        """Look after the workers once; to be called many times a second."""
-        self._tick(self._slots)
+    def reconcile(self) -> None:
+        """Restart, kill and replace workers as needed, once; call it many times a second."""
+        self._reconcile(self._slots)
 
     def roll(self) -> None:
-        """Begin to replace the workers, one after the other; those replaced already by an unfinished roll again."""
+        """Begin to replace the workers, one after the other; a second call starts from the first worker again."""
         if not self._to_roll and self._rolling is None:
             self._roll_began_s = time.monotonic()
         self._to_roll = deque(self._slots)
-        _log.info("rolling", workers=len(self._slots))
+        _log.info("roll_started", workers=len(self._slots))
 
     def stop(self) -> None:
-        """Drain all workers at once; what has not ended half a second after its time is killed."""
+        """Drain all workers at once; kill workers that run half a second beyond the drain and grace periods."""
         self._draining = True
         self._health.drain()
         deadline = time.monotonic() + self._drains_within_s
@@ -107,7 +111,7 @@ class WorkerSupervisor(Collector):
         self._wait_until_empty(deadline)
         for slot in self._slots:
             slot.kill()
-        self._wait_until_empty(time.monotonic() + _LAST_MOMENT_S)
+        self._wait_until_empty(time.monotonic() + _KILL_MARGIN_S)
         for slot in self._slots:
             slot.close()
         self._health.close()
@@ -117,27 +121,27 @@ class WorkerSupervisor(Collector):
         _log.info("stopped")
 
     def is_alive(self) -> bool:
-        """Whether the workers are looked after."""
-        return self._draining or time.monotonic() - self._looked_s < _HUNG_AFTER_S
+        """Whether the workers are reconciled regularly."""
+        return self._draining or time.monotonic() - self._reconciled_s < _HUNG_AFTER_S
 
     def readiness(self) -> FleetReadiness:
-        """Judge the fleet as it is now."""
+        """Return the merged readiness of all workers."""
         return fleet_readiness({slot.number: slot.readiness() for slot in self._slots}, draining=self._draining)
 
     def collect(self) -> Iterator[Metric]:
-        """Measure the fleet, and merge what its workers measure of themselves."""
+        """Return the metrics of the fleet, and the merged metrics of its workers and of this process."""
         families = {metric.name: metric for metric in merged(self._scraped())}
         for metric in self._process.collect():
             merge(families, metric, worker="supervisor")
         yield from families.values()
-        yield GaugeMetricFamily("gatekeeper_workers", "Workers there should be.", value=len(self._slots))
+        yield GaugeMetricFamily("gatekeeper_workers", "Configured workers.", value=len(self._slots))
         up = sum(slot.readiness() is not None for slot in self._slots)
-        yield GaugeMetricFamily("gatekeeper_workers_up", "Workers that serve and answer.", value=up)
+        yield GaugeMetricFamily("gatekeeper_workers_up", "Workers that serve and answer their probe.", value=up)
         yield self._restarts()
 
     def _restarts(self) -> Metric:
         restarts = CounterMetricFamily(
-            "gatekeeper_worker_restarts", "Workers that died, or hung and were killed.", labels=["worker", "cause"]
+            "gatekeeper_worker_restarts", "Workers that died, or that hung and were killed.", labels=["worker", "cause"]
         )
         for slot in self._slots:
             for cause, count in slot.restarts.items():
@@ -151,18 +155,18 @@ class WorkerSupervisor(Collector):
             texts = scrapers.map(_metrics_of, asked.values())
             return {worker: text for worker, text in zip(asked, texts, strict=True) if text}
 
-    def _look_after_until(self, condition: Callable[[], bool], slots: list[Slot]) -> None:
+    def _reconcile_until(self, condition: Callable[[], bool], slots: list[Slot]) -> None:
         while not condition():
-            self._tick(slots)
-            time.sleep(_TICK_S)
+            self._reconcile(slots)
+            time.sleep(_POLL_S)
 
-    def _tick(self, slots: list[Slot]) -> None:
-        self._looked_s = time.monotonic()
+    def _reconcile(self, slots: list[Slot]) -> None:
+        self._reconciled_s = time.monotonic()
         for slot in slots:
-            slot.tick()
-        self._go_on_rolling()
+            slot.reconcile()
+        self._continue_roll()
 
-    def _go_on_rolling(self) -> None:
+    def _continue_roll(self) -> None:
         if self._rolling is not None:
             if self._rolling.is_replacing:
                 return
@@ -172,7 +176,7 @@ class WorkerSupervisor(Collector):
             self._rolling = None
             if not self._to_roll:
                 took_s = round(time.monotonic() - self._roll_began_s, 3)
-                _log.info("rolled", workers=len(self._slots), took_s=took_s)
+                _log.info("roll_finished", workers=len(self._slots), took_s=took_s)
         if self._to_roll:
             self._rolling = self._to_roll.popleft()
             self._rolling.replace()
@@ -184,11 +188,11 @@ class WorkerSupervisor(Collector):
 
     def _wait_until_empty(self, deadline_s: float) -> None:
         while not all(slot.is_empty() for slot in self._slots) and time.monotonic() < deadline_s:
-            time.sleep(_TICK_S)
+            time.sleep(_POLL_S)
 
 
 def _metrics_of(ops_port: int) -> str:
-    """Read a worker's metrics; nothing when it does not answer: the next scrape will show it, or its successor."""
+    """Read a worker's metrics; empty if it does not answer: the next scrape has its metrics, or its replacement's."""
     try:
         return fetch(ops_port, "/metrics")[1]
     except (OSError, HTTPException):

@@ -1,4 +1,4 @@
-"""One worker process, seen by the supervisor: its start, its report, its end."""
+"""One worker process as the supervisor sees it: start, report, end."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gatekeeper_grpc.fleet.probe import Probe
-from gatekeeper_grpc.fleet.report import Report
+from gatekeeper_grpc.fleet.report import WorkerReport
 
 _MAX_READ_BYTES = 65_536
 
@@ -20,47 +20,47 @@ class Command:
     """How to start a worker."""
 
     arguments: Sequence[str]
-    """Its command line, to be completed by its number and pipe."""
+    """Its command line, without number and pipe."""
     environment: Mapping[str, str]
 
     @classmethod
     def like_ours(cls, *, is_prepared: bool, **settings: str) -> "Command":
-        """Start workers the way this process was started, with these environment variables on top of ours."""
-        us = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
+        """Start workers as this process was started, with these environment variables in addition."""
+        program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
         prepared = ["--prepared"] if is_prepared else []
-        return cls(arguments=[sys.executable, *us, "worker", *prepared], environment={**os.environ, **settings})
+        return cls(arguments=[sys.executable, *program, "worker", *prepared], environment={**os.environ, **settings})
 
 
 class Worker:
-    """A process, started when this is made: by a thread that lives as long as the supervisor, for it ends with that."""
+    """A worker process, started by the constructor. It gets SIGTERM when the thread that made it ends."""
 
     def __init__(self, number: int, command: Command) -> None:
         self.number = number
-        self.report: Report | None = None
+        self.report: WorkerReport | None = None
         self.probe: Probe | None = None
         self._line = b""
         self._started_s = time.monotonic()
         self._pipe, theirs = os.pipe()
         os.set_blocking(self._pipe, False)
-        place = ["--number", str(number), "--report-to", str(theirs), "--supervisor", str(os.getpid())]
+        arguments = ["--number", str(number), "--report-to", str(theirs), "--supervisor", str(os.getpid())]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [*command.arguments, *place],
+                [*command.arguments, *arguments],
                 env=command.environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs,),
-                start_new_session=True,  # Ctrl-C in our terminal is ours to handle.
+                start_new_session=True,  # Ctrl-C in the terminal is for the supervisor.
             )
         finally:
             os.close(theirs)
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id."""
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """Look how it ended, as `subprocess` counts; None while it runs."""
+        """Return its exit code in the terms of `subprocess`; None while it runs."""
         return self._process.poll()
 
     @property
@@ -72,8 +72,8 @@ class Worker:
         """Seconds since it was started."""
         return time.monotonic() - self._started_s
 
-    def hear(self) -> Report | None:
-        """Return its report when it has come just now; from then on it is probed."""
+    def read_report(self) -> WorkerReport | None:
+        """Return its report if it has just arrived, and start to probe the worker; otherwise None."""
         if self.report is not None:
             return None
         try:
@@ -81,7 +81,7 @@ class Worker:
         except BlockingIOError:
             return None
         if self._line.endswith(b"\n"):
-            self.report = Report.from_line(self._line)
+            self.report = WorkerReport.from_line(self._line)
             self._probe_at(self.report.ops_port)
         return self.report
 
@@ -91,24 +91,24 @@ class Worker:
             self.probe.start()
 
     def terminate(self) -> None:
-        """Have it drain, and end."""
+        """Let it drain, and end."""
         self._process.send_signal(signal.SIGTERM)
 
     def leave(self) -> None:
-        """Have it end without announcing it: another serves in its place."""
+        """Let it end without an announcement, because its replacement serves."""
         self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
-        """End it without any notice."""
+        """Kill it."""
         self._process.kill()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until it has ended, at most so long."""
+        """Wait until it has ended, at most `timeout_s`."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
 
     def close(self) -> None:
-        """Forget it."""
+        """Release its pipe, and stop its probe."""
         os.close(self._pipe)
         if self.probe:
             self.probe.stop()

@@ -11,7 +11,7 @@ import structlog
 from gatekeeper_grpc.config import Settings, SettingsError
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.fleet.port import ReservedPort
-from gatekeeper_grpc.fleet.report import Report, WorkerArgs
+from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport
 from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.keys import load_keys
@@ -55,7 +55,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
         _serve_alone(settings, demo=demo)
 
 
-def work(settings: Settings, role: WorkerArgs) -> None:
+def work(settings: Settings, args: WorkerArgs) -> None:
     """Serve as one worker of a fleet until SIGTERM or SIGINT, or until SIGHUP: then another worker has taken over.
 
     Raises:
@@ -65,14 +65,14 @@ def work(settings: Settings, role: WorkerArgs) -> None:
     """
     report_crashes()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    role.end_with_supervisor()
+    args.end_with_supervisor()
     keys = load_keys(settings)
     dsn = _dsn_of_worker(settings)
-    prepare = (lambda: None) if role.is_prepared else partial(prepare_database, settings, dsn, keys, demo=False)
+    prepare = (lambda: None) if args.is_prepared else partial(prepare_database, settings, dsn, keys, demo=False)
     server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare, shares_port=True)
     server.start()
     signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    role.report(Report(ops_port=server.ops_port))
+    args.report(WorkerReport(ops_port=server.ops_port))
     _stop_at_signal(signals, server, settings)
 
 
@@ -114,7 +114,7 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
 def _supervise(supervisor: WorkerSupervisor, signals: SimpleQueue[int]) -> None:
     """Supervise the workers until SIGTERM or SIGINT; roll them at SIGHUP."""
     while True:
-        supervisor.look_after()
+        supervisor.reconcile()
         try:
             number = signals.get(timeout=_CHECK_EVERY_S)
         except Empty:

@@ -242,7 +242,7 @@ def test_a_roll_replaces_every_worker_and_no_call_fails(fleet: Gatekeeper, optio
 def test_sigterm_during_a_roll_ends_everything_in_time(data_dir: Path) -> None:
     with serving(data_dir, **FOUR, **in_time()) as gatekeeper:
         gatekeeper.process.send_signal(signal.SIGHUP)
-        gatekeeper.logged("rolling")
+        gatekeeper.logged("roll_started")
         assert eventually(lambda: len(worker_pids(gatekeeper)) > WORKERS)
         pids = worker_pids(gatekeeper)
         gatekeeper.process.terminate()

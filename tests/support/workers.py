@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gatekeeper_grpc.fleet.report import Report
+from gatekeeper_grpc.fleet.report import WorkerReport
 from gatekeeper_grpc.operations.readiness import Readiness
 from tests.support.clocks import Clock
 
@@ -25,7 +25,7 @@ class FakeWorker:
 
     def __init__(self, pid: int, clock: Clock) -> None:
         self.pid = pid
-        self.report: Report | None = None
+        self.report: WorkerReport | None = None
         self.probe: FakeProbe | None = None
         self.code: int | None = None
         self.done: list[str] = []
@@ -42,7 +42,7 @@ class FakeWorker:
     def age_s(self) -> float:
         return self._clock.now_s - self._started
 
-    def hear(self) -> Report | None:
+    def read_report(self) -> WorkerReport | None:
         return None
 
     def __getattr__(self, name: str) -> Any:  # terminate, leave, kill, wait, close

@@ -1,4 +1,4 @@
-"""What many workers say, said as one."""
+"""The merged readiness and metrics of many workers."""
 
 import math
 from dataclasses import asdict, replace
@@ -32,14 +32,14 @@ def test_a_fleet_whose_workers_are_all_ready_has_nothing_to_explain() -> None:
 @pytest.mark.parametrize(
     ("fleet", "ready", "reasons"),
     [
-        pytest.param(judged(None, None), False, (NO_WORKER,), id="nobody is up"),
+        pytest.param(judged(None, None), False, (NO_WORKER,), id="no worker is up"),
         pytest.param(judged(READY, None), True, ("worker 2 is not up",), id="one is up"),
         pytest.param(judged(READY, EMPTY), False, ("worker 2: no snapshot",), id="one that is up is not ready"),
         pytest.param(judged(READY, STALE), True, ("worker 2: answers are stale",), id="one is stale"),
         pytest.param(judged(READY, draining=True), False, (SHUTTING_DOWN,), id="draining"),
     ],
 )
-def test_a_fleet_is_ready_when_a_worker_is_up_and_all_that_are_up_are_ready(
+def test_a_fleet_is_ready_if_all_workers_that_are_up_are_ready(
     fleet: FleetReadiness, *, ready: bool, reasons: tuple[str, ...]
 ) -> None:
     assert (fleet.ready, fleet.reasons) == (ready, reasons)

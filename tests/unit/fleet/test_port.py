@@ -1,4 +1,4 @@
-"""The shared port: ours while nobody listens, and refused when it is somebody else's."""
+"""The shared port: reserved while no worker listens, refused if another process has it."""
 
 import socket
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def test_port_0_is_any_free_one(reserved: ReservedPort) -> None:
     assert reserved.address == f"127.0.0.1:{reserved.port}"
 
 
-def test_workers_listen_on_it_and_nobody_does_before_them(reserved: ReservedPort) -> None:
+def test_workers_listen_on_it_and_nothing_listens_before_them(reserved: ReservedPort) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", reserved.port), TIMEOUT_S)
     with shared_socket(reserved.port) as first, shared_socket(reserved.port) as second:
@@ -48,7 +48,7 @@ def test_another_supervisor_is_refused_even_before_the_workers_listen(reserved: 
 
 
 @pytest.mark.parametrize("option", [None, socket.SO_REUSEADDR, socket.SO_REUSEPORT])
-def test_a_port_on_which_anybody_listens_is_refused(option: int | None) -> None:
+def test_a_port_with_a_listener_is_refused(option: int | None) -> None:
     with socket.socket() as stranger:
         if option is not None:
             stranger.setsockopt(socket.SOL_SOCKET, option, 1)

@@ -15,8 +15,8 @@ from gatekeeper_grpc.operations.readiness import Readiness
 READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=("because",))
 
 
-class Asked:
-    """A worker that is asked without a network, and the probe that asks it when the test says so."""
+class Probed:
+    """A worker that is probed without a network, and the probe that asks it when the test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers = True
@@ -26,9 +26,9 @@ class Asked:
         monkeypatch.setattr(probe_module, "_cpu_ticks", lambda _pid: next(self.ticks))
         self.probe = Probe(1, 4_711, 9_464)
 
-    def times(self, number: int) -> "Asked":
+    def times(self, number: int) -> "Probed":
         for _ in range(number):
-            self.probe._ask()
+            self.probe._check()
         return self
 
     def _fetch(self, _port: int, path: str) -> tuple[int, str]:
@@ -38,50 +38,50 @@ class Asked:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    return Asked(monkeypatch).times(1)
+def probed(monkeypatch: pytest.MonkeyPatch) -> Probed:
+    return Probed(monkeypatch).times(1)
 
 
-def test_a_worker_that_answers_is_known_by_what_it_says(asked: Asked) -> None:
-    assert (asked.probe.readiness, asked.probe.is_hung()) == (READY, False)
+def test_a_worker_that_answers_is_known_by_what_it_says(probed: Probed) -> None:
+    assert (probed.probe.readiness, probed.probe.is_hung()) == (READY, False)
 
 
 @pytest.mark.parametrize(("silences", "hung"), [(1, False), (2, True)])
-def test_an_idle_worker_is_hung_after_two_silences_in_a_row(asked: Asked, silences: int, *, hung: bool) -> None:
-    asked.answers = False
+def test_an_idle_worker_is_hung_after_two_silences_in_a_row(probed: Probed, silences: int, *, hung: bool) -> None:
+    probed.answers = False
 
-    assert asked.times(silences).probe.is_hung() is hung
+    assert probed.times(silences).probe.is_hung() is hung
 
 
 @pytest.mark.parametrize(("silences", "hung"), [(9, False), (10, True)])
-def test_a_worker_that_computes_is_hung_after_ten(asked: Asked, silences: int, *, hung: bool) -> None:
-    asked.answers = False
-    asked.ticks = count()
+def test_a_worker_that_computes_is_hung_after_ten(probed: Probed, silences: int, *, hung: bool) -> None:
+    probed.answers = False
+    probed.ticks = count()
 
-    assert asked.times(silences).probe.is_hung() is hung
-
-
-def test_a_worker_that_says_it_is_hung_counts_as_silent(asked: Asked) -> None:
-    asked.health = 503
-
-    assert asked.times(2).probe.is_hung()
+    assert probed.times(silences).probe.is_hung() is hung
 
 
-def test_one_silence_does_not_make_a_worker_unready_two_do(asked: Asked) -> None:
-    asked.answers = False
-    known = [asked.times(1).probe.readiness for _ in range(2)]
+def test_a_worker_that_says_it_is_hung_counts_as_silent(probed: Probed) -> None:
+    probed.health = 503
+
+    assert probed.times(2).probe.is_hung()
+
+
+def test_one_silence_does_not_make_a_worker_unready_two_do(probed: Probed) -> None:
+    probed.answers = False
+    known = [probed.times(1).probe.readiness for _ in range(2)]
 
     assert known == [READY, None]
 
 
-def test_an_answer_forgives_the_silences_before_it(asked: Asked) -> None:
-    asked.answers = False
-    asked.times(1)
-    asked.answers = True
-    asked.times(1)
-    asked.answers = False
+def test_an_answer_forgives_the_silences_before_it(probed: Probed) -> None:
+    probed.answers = False
+    probed.times(1)
+    probed.answers = True
+    probed.times(1)
+    probed.answers = False
 
-    assert not asked.times(1).probe.is_hung()
+    assert not probed.times(1).probe.is_hung()
 
 
 def test_processor_time_is_the_kernels_count() -> None:

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.fleet import slot as slot_module
-from gatekeeper_grpc.fleet.report import Report
+from gatekeeper_grpc.fleet.report import WorkerReport
 from gatekeeper_grpc.fleet.slot import DIED, HUNG, Slot, restart_delay_s
 from gatekeeper_grpc.fleet.worker import Worker
 from tests.support.clocks import Clock
@@ -16,7 +16,7 @@ from tests.support.workers import FakeProbe, FakeWorker
 LEAVE_WITHIN_S = 5.0
 
 
-class SnapshotStorage:
+class OneSlot:
     """A slot, its clock, and the workers that were started for it."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class SnapshotStorage:
 
     def tick(self, *, after_s: float = 0.0) -> None:
         self.clock.now_s += after_s
-        self.slot.tick()
+        self.slot.reconcile()
 
     def serving(self) -> FakeWorker:
         """Let the newest worker serve."""
@@ -45,34 +45,34 @@ class SnapshotStorage:
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[SnapshotStorage]:
-    place = SnapshotStorage()
-    monkeypatch.setattr(slot_module, "time", place.clock)
+def slot(monkeypatch: pytest.MonkeyPatch) -> Iterator[OneSlot]:
+    slot = OneSlot()
+    monkeypatch.setattr(slot_module, "time", slot.clock)
     with capture_logs():
-        place.tick()
-        yield place
+        slot.tick()
+        yield slot
 
 
-def test_a_worker_is_started_at_once(place: SnapshotStorage) -> None:
-    assert (len(place.workers), place.slot.serves) == (1, False)
+def test_a_worker_is_started_at_once(slot: OneSlot) -> None:
+    assert (len(slot.workers), slot.slot.serves) == (1, False)
 
 
-def test_a_worker_that_lived_long_is_started_again_at_once(place: SnapshotStorage) -> None:
-    place.dies(place.serving(), after_s=60.0)
-    place.tick()
+def test_a_worker_that_lived_long_is_started_again_at_once(slot: OneSlot) -> None:
+    slot.dies(slot.serving(), after_s=60.0)
+    slot.tick()
 
-    assert len(place.workers) == 2
-    assert place.slot.restarts == {DIED: 1, HUNG: 0}
+    assert len(slot.workers) == 2
+    assert slot.slot.restarts == {DIED: 1, HUNG: 0}
 
 
-def test_a_worker_that_keeps_dying_young_is_started_ever_more_patiently(place: SnapshotStorage) -> None:
+def test_a_worker_that_keeps_dying_young_is_restarted_ever_later(slot: OneSlot) -> None:
     waits = []
     for deaths in range(1, 5):
-        place.dies(place.workers[-1], after_s=1.0)
-        died_at = place.clock.now_s
-        while len(place.workers) == deaths:
-            place.tick(after_s=0.25)
-        waits.append(place.clock.now_s - died_at)
+        slot.dies(slot.workers[-1], after_s=1.0)
+        died_at = slot.clock.now_s
+        while len(slot.workers) == deaths:
+            slot.tick(after_s=0.25)
+        waits.append(slot.clock.now_s - died_at)
 
     assert waits == [0.25, 0.5, 1.0, 2.0]
 
@@ -82,94 +82,94 @@ def test_restarts_wait_longer_up_to_a_bound(deaths: int, delay_s: float) -> None
     assert restart_delay_s(deaths) == delay_s
 
 
-def test_a_hung_worker_is_killed_once_and_then_started_again(place: SnapshotStorage) -> None:
-    worker = place.serving()
+def test_a_hung_worker_is_killed_once_and_then_started_again(slot: OneSlot) -> None:
+    worker = slot.serving()
     assert worker.probe
     worker.probe.hung = True
-    place.tick()
-    place.tick()
-    place.dies(worker, after_s=30.0)
-    place.tick()
+    slot.tick()
+    slot.tick()
+    slot.dies(worker, after_s=30.0)
+    slot.tick()
 
     assert worker.done.count("kill") == 1
-    assert place.slot.restarts == {DIED: 0, HUNG: 1}
-    assert len(place.workers) == 2
+    assert slot.slot.restarts == {DIED: 0, HUNG: 1}
+    assert len(slot.workers) == 2
 
 
-def test_a_worker_that_never_comes_to_serve_is_killed(place: SnapshotStorage) -> None:
-    place.tick(after_s=slot_module._START_TIMEOUT_S + 1)
+def test_a_worker_that_never_comes_to_serve_is_killed(slot: OneSlot) -> None:
+    slot.tick(after_s=slot_module._START_TIMEOUT_S + 1)
 
-    assert place.workers[0].done == ["kill"]
-
-
-def test_why_a_worker_could_not_serve_is_remembered(place: SnapshotStorage) -> None:
-    place.workers[0].report = Report(error="no such database")
-    place.dies(place.workers[0])
-
-    assert (place.slot.last_error, place.slot.has_failed) == ("no such database", True)
+    assert slot.workers[0].done == ["kill"]
 
 
-def test_a_replacement_serves_before_the_old_worker_leaves(place: SnapshotStorage) -> None:
-    old = place.serving()
-    place.slot.replace()
-    place.tick()
+def test_why_a_worker_could_not_serve_is_remembered(slot: OneSlot) -> None:
+    slot.workers[0].report = WorkerReport(error="no such database")
+    slot.dies(slot.workers[0])
+
+    assert (slot.slot.last_error, slot.slot.has_failed) == ("no such database", True)
+
+
+def test_a_replacement_serves_before_the_old_worker_leaves(slot: OneSlot) -> None:
+    old = slot.serving()
+    slot.slot.replace()
+    slot.tick()
     left_before = old.done.copy()
-    new = place.serving()
+    new = slot.serving()
 
     assert (left_before, old.done, new.done) == ([], ["leave"], [])
-    assert place.slot.pids == [new.pid, old.pid]
-    assert place.slot.is_replacing
-    place.dies(old)
-    assert (place.slot.pids, place.slot.is_replacing) == ([new.pid], False)
+    assert slot.slot.pids == [new.pid, old.pid]
+    assert slot.slot.is_replacing
+    slot.dies(old)
+    assert (slot.slot.pids, slot.slot.is_replacing) == ([new.pid], False)
 
 
-def test_a_replacement_that_fails_leaves_the_old_worker_in_place(place: SnapshotStorage) -> None:
-    old = place.serving()
-    place.slot.replace()
-    place.dies(place.workers[-1])
+def test_a_replacement_that_fails_leaves_the_old_worker_serving(slot: OneSlot) -> None:
+    old = slot.serving()
+    slot.slot.replace()
+    slot.dies(slot.workers[-1])
 
-    assert (place.slot.failed_replacement, place.slot.is_replacing) == (True, False)
-    assert (place.slot.pids, old.done) == ([old.pid], [])
+    assert (slot.slot.failed_replacement, slot.slot.is_replacing) == (True, False)
+    assert (slot.slot.pids, old.done) == ([old.pid], [])
 
 
-def test_a_replaced_worker_that_does_not_go_is_killed(place: SnapshotStorage) -> None:
-    old = place.serving()
-    place.slot.replace()
-    place.tick()
-    place.serving()
-    place.tick(after_s=LEAVE_WITHIN_S + 1)
+def test_a_replaced_worker_that_does_not_go_is_killed(slot: OneSlot) -> None:
+    old = slot.serving()
+    slot.slot.replace()
+    slot.tick()
+    slot.serving()
+    slot.tick(after_s=LEAVE_WITHIN_S + 1)
 
     assert old.done == ["leave", "kill"]
 
 
-def test_a_worker_that_dies_while_its_replacement_starts_is_missed_until_that_serves(place: SnapshotStorage) -> None:
-    old = place.serving()
-    place.slot.replace()
-    place.dies(old, after_s=60.0)
+def test_a_worker_that_dies_during_its_replacement_is_not_restarted(slot: OneSlot) -> None:
+    old = slot.serving()
+    slot.slot.replace()
+    slot.dies(old, after_s=60.0)
 
-    assert place.slot.readiness() is None
-    new = place.serving()
-    assert (place.slot.serves, place.slot.pids) == (True, [new.pid])
-    assert len(place.workers) == 2
+    assert slot.slot.readiness() is None
+    new = slot.serving()
+    assert (slot.slot.serves, slot.slot.pids) == (True, [new.pid])
+    assert len(slot.workers) == 2
 
 
-def test_to_replace_what_is_not_there_is_to_start_it_now(place: SnapshotStorage) -> None:
+def test_replacing_a_dead_worker_starts_it_at_once(slot: OneSlot) -> None:
     for _ in range(3):
-        place.dies(place.workers[-1])
-        place.tick(after_s=0.5)
-    place.dies(place.workers[-1])
-    before = len(place.workers)
-    place.slot.replace()
-    place.tick()
+        slot.dies(slot.workers[-1])
+        slot.tick(after_s=0.5)
+    slot.dies(slot.workers[-1])
+    before = len(slot.workers)
+    slot.slot.replace()
+    slot.tick()
 
-    assert len(place.workers) == before + 1
+    assert len(slot.workers) == before + 1
 
 
-def test_stopping_reaches_every_worker_there_is(place: SnapshotStorage) -> None:
-    old = place.serving()
-    place.slot.replace()
-    place.slot.terminate()
-    place.slot.kill()
+def test_stopping_reaches_every_worker_there_is(slot: OneSlot) -> None:
+    old = slot.serving()
+    slot.slot.replace()
+    slot.slot.terminate()
+    slot.slot.kill()
 
-    assert [worker.done for worker in (old, place.workers[-1])] == [["terminate", "kill"]] * 2
-    assert not place.slot.is_empty()
+    assert [worker.done for worker in (old, slot.workers[-1])] == [["terminate", "kill"]] * 2
+    assert not slot.slot.is_empty()

@@ -1,4 +1,4 @@
-"""Rolling a fleet: one worker after the other, again when asked again, and not at all over a replacement that fails."""
+"""Rolling a fleet: one worker after the other, again on a second request, and not beyond a replacement that fails."""
 
 from collections.abc import Iterator
 
@@ -30,8 +30,8 @@ class Fleet:
         self.workers.append((number, FakeWorker(len(self.workers) + 1, self.clock)))
         return self.workers[-1][1]
 
-    def look(self) -> None:
-        self.supervisor.look_after()
+    def reconcile(self) -> None:
+        self.supervisor.reconcile()
 
     def let_serve(self) -> None:
         """Let all workers serve that have been started, and those leave that were asked to."""
@@ -39,7 +39,7 @@ class Fleet:
             worker.probe = worker.probe or FakeProbe()
             if "leave" in worker.done:
                 worker.code = 0
-        self.look()
+        self.reconcile()
 
     def started(self) -> list[int]:
         """The numbers of the workers that have been started, in order."""
@@ -49,7 +49,7 @@ class Fleet:
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     fleet = Fleet(monkeypatch)
-    fleet.look()
+    fleet.reconcile()
     fleet.let_serve()
     yield fleet
     for _, worker in fleet.workers:
@@ -61,7 +61,7 @@ def test_a_roll_replaces_one_worker_after_the_other(fleet: Fleet) -> None:
     fleet.supervisor.roll()
     started_by = []
     for _ in range(2 * WORKERS + 2):
-        fleet.look()
+        fleet.reconcile()
         started_by.append(len(fleet.workers) - WORKERS)
         fleet.let_serve()
 
@@ -72,11 +72,11 @@ def test_a_roll_replaces_one_worker_after_the_other(fleet: Fleet) -> None:
 
 def test_a_roll_that_is_asked_for_again_begins_again(fleet: Fleet) -> None:
     fleet.supervisor.roll()
-    fleet.look()
+    fleet.reconcile()
     fleet.let_serve()
     fleet.supervisor.roll()
     for _ in range(4 * WORKERS):
-        fleet.look()
+        fleet.reconcile()
         fleet.let_serve()
 
     assert fleet.started() == [1, 2, 3, 1, 1, 2, 3]
@@ -84,11 +84,11 @@ def test_a_roll_that_is_asked_for_again_begins_again(fleet: Fleet) -> None:
 
 def test_a_replacement_that_fails_ends_the_roll_and_the_old_workers_stay(fleet: Fleet) -> None:
     fleet.supervisor.roll()
-    fleet.look()
+    fleet.reconcile()
     fleet.workers[-1][1].code = 1
     with capture_logs() as logs:
-        fleet.look()
-        fleet.look()
+        fleet.reconcile()
+        fleet.reconcile()
 
     assert fleet.started() == [1, 2, 3, 1]
     assert [worker.done for _, worker in fleet.workers[:WORKERS]] == [[]] * WORKERS
@@ -98,10 +98,10 @@ def test_a_replacement_that_fails_ends_the_roll_and_the_old_workers_stay(fleet: 
 def test_a_worker_that_dies_elsewhere_is_started_again_during_a_roll(fleet: Fleet) -> None:
     fleet.clock.now_s += 60.0
     fleet.supervisor.roll()
-    fleet.look()
+    fleet.reconcile()
     fleet.workers[2][1].code = -9
-    fleet.look()
-    fleet.look()
+    fleet.reconcile()
+    fleet.reconcile()
 
     assert fleet.started() == [1, 2, 3, 1, 3]
 
