@@ -50,7 +50,7 @@ def test_an_altered_checkpoint_is_refused(altered: AuditCheckpoint) -> None:
         verify_checkpoint(altered, SIGNER.public_key)
 
 
-def test_a_checkpoint_that_somebody_else_signed_is_refused_although_it_brings_its_key() -> None:
+def test_a_checkpoint_with_a_foreign_key_inside_is_refused() -> None:
     forged = CheckpointSigner(bytes(32)).sign(HEAD)
 
     with pytest.raises(CheckpointError, match="another key"):

@@ -42,7 +42,7 @@ def test_rewrapped_bytes_need_the_newest_key_only() -> None:
         ring(OLD).open(after)
 
 
-def test_newest_header_is_how_what_the_newest_key_seals_begins_and_nothing_else() -> None:
+def test_only_data_sealed_with_the_newest_key_starts_with_its_header() -> None:
     newer = ring("k:" + "n" * 32, "k2:" + "o" * 32)
 
     assert newer.seal(b"x").startswith(newer.newest_header)

@@ -58,7 +58,7 @@ def world() -> World:
     return World()
 
 
-def test_first_failures_have_no_consequence_and_then_each_doubles_the_wait_up_to_a_bound(world: World) -> None:
+def test_after_the_free_tries_each_failure_doubles_the_wait_up_to_a_bound(world: World) -> None:
     waits = []
     for _ in range(RULE.free_tries + 9):
         world.guard.failed("ada", ATTACKER)
@@ -117,7 +117,7 @@ def test_guessing_one_account_from_one_address_is_slow(world: World) -> None:
     assert world.fail_for(900, lambda _: ("ada", ATTACKER)) <= 13
 
 
-def test_guessing_one_account_from_many_addresses_is_capped_per_address_that_failed() -> None:
+def test_guessing_from_many_addresses_is_capped_for_each_that_failed() -> None:
     world = World()
     peers = [f"ipv4:198.51.100.{number}:1" for number in range(250)]
 
@@ -145,9 +145,7 @@ class Naive(LoginGuard):
 
 
 @pytest.mark.parametrize(("guard", "gets_in"), [(LoginGuard, True), (Naive, False)], ids=["ours", "naive"])
-def test_victim_logs_in_from_its_own_address_while_the_account_is_attacked_for_ever(
-    guard: type[LoginGuard], gets_in: bool
-) -> None:
+def test_the_victim_of_an_attack_logs_in_from_its_own_address(guard: type[LoginGuard], gets_in: bool) -> None:
     world = World()
     world.guard = guard(RULE, clock=world.clock)
     peers = [f"ipv4:198.51.{number // 200}.{number % 200}:1" for number in range(600)]
@@ -162,7 +160,7 @@ def test_victim_logs_in_from_its_own_address_while_the_account_is_attacked_for_e
 RULE_WINDOW = int(RULE.window_s)
 
 
-def test_victim_who_mistypes_during_an_attack_waits_no_longer_than_the_window(world: World) -> None:
+def test_a_victim_who_mistypes_waits_no_longer_than_the_window(world: World) -> None:
     peers = [f"ipv4:198.51.100.{number}:1" for number in range(200)]
     attack = lambda number: ("ada", peers[number % 200])  # noqa: E731
     world.fail_for(60, attack)

@@ -137,9 +137,7 @@ def test_what_was_issued_does_not_show_its_tokens(sessions: Sessions) -> None:
     assert issued.access.text not in repr(issued)
 
 
-def test_database_that_is_away_looks_the_same_for_right_and_wrong_passwords(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_gives_no_hint_whether_a_password_is_right(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_args: object, **_kwargs: object) -> None:
         raise Unavailable("the database is not reachable")
 

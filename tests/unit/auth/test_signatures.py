@@ -219,7 +219,7 @@ def test_nonce_is_remembered_only_of_who_holds_a_key(world: World) -> None:
     assert world.admit(signed()) is not None
 
 
-def test_nonces_that_cannot_be_remembered_are_refused_rather_than_forgotten(world: World) -> None:
+def test_a_nonce_that_cannot_be_remembered_is_refused(world: World) -> None:
     for number in range(3):
         world.admit(signed(nonce=f"{number:016}"))
 

@@ -93,9 +93,7 @@ def test_issued_token_names_its_caller_until_it_expires(tokens: AccessTokens, cl
     assert refused(tokens, token.text)
 
 
-def test_token_of_an_instance_whose_clock_is_10_s_ahead_is_accepted_and_no_more(
-    tokens: AccessTokens, clock: Clock
-) -> None:
+def test_a_token_from_a_clock_up_to_10_s_ahead_is_accepted(tokens: AccessTokens, clock: Clock) -> None:
     token = tokens.issue(CALLER).text
 
     clock.now = NOW.replace(microsecond=0) - timedelta(seconds=10)
@@ -104,12 +102,12 @@ def test_token_of_an_instance_whose_clock_is_10_s_ahead_is_accepted_and_no_more(
     assert refused(tokens, token)
 
 
-def test_hand_made_token_like_ours_is_accepted_so_that_the_refusals_below_mean_something(tokens: AccessTokens) -> None:
+def test_the_control_token_of_the_refusals_below_is_accepted(tokens: AccessTokens) -> None:
     assert tokens.verify(sign(CLAIMS)) == CALLER
     assert tokens.verify(sign(CLAIMS, ALGORITHM_HEADER | {"kid": "old"}, OLD.secret)) == CALLER
 
 
-def test_header_never_changes_or_a_rolling_upgrade_would_refuse_valid_tokens(tokens: AccessTokens) -> None:
+def test_the_header_is_the_same_in_every_release(tokens: AccessTokens) -> None:
     header = tokens.issue(CALLER).text.partition(".")[0]
 
     assert header == b64(b'{"alg":"HS256","kid":"new","typ":"JWT"}')
@@ -146,7 +144,7 @@ def test_token_does_not_show_its_text(tokens: AccessTokens) -> None:
 # --- rotation: D2 -----------------------------------------------------------------------------------------------------
 
 
-def test_no_valid_token_fails_while_keys_rotate_and_a_dropped_key_is_refused(clock: Clock) -> None:
+def test_valid_tokens_survive_a_rotation_and_a_dropped_key_is_refused(clock: Clock) -> None:
     rings = [(OLD,), (OLD, NEW), (NEW, OLD), (NEW,)]
     stages = [AccessTokens(KeyRing(ring), clock=clock) for ring in rings]
     issued = [stage.issue(CALLER).text for stage in stages]
@@ -337,7 +335,7 @@ def test_token_in_another_form_is_refused(tokens: AccessTokens, change: Callable
     assert refused(tokens, change(tokens.issue(CALLER).text))
 
 
-def test_signed_token_above_4_kib_is_refused_and_one_just_below_is_judged_by_its_claims(tokens: AccessTokens) -> None:
+def test_a_signed_token_above_4_kib_is_refused(tokens: AccessTokens) -> None:
     def padded(spaces: int) -> str:
         return sign(compact(CLAIMS) + b" " * spaces)
 
@@ -347,7 +345,7 @@ def test_signed_token_above_4_kib_is_refused_and_one_just_below_is_judged_by_its
     assert refused(tokens, padded(fitting + 3))
 
 
-def test_token_that_expires_before_its_issue_is_refused_even_within_the_leeway(tokens: AccessTokens) -> None:
+def test_a_token_that_expires_before_its_issue_is_refused(tokens: AccessTokens) -> None:
     assert refused(tokens, sign(CLAIMS | {"iat": IAT + 5, "exp": IAT + 3}))
 
 

@@ -118,7 +118,7 @@ def test_canonical_refuses_what_cannot_be_stored(value: JsonValue, complaint: st
         canonical(value)
 
 
-def test_canonical_copies_so_that_later_changes_of_the_original_do_not_show() -> None:
+def test_canonical_returns_a_copy() -> None:
     original: list[JsonValue] = ["a"]
     copy = canonical([original])
     original.append("b")

@@ -157,14 +157,14 @@ def test_an_altered_document_is_found_at_its_entry(changes: dict[str, bytes | No
     assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.DOCUMENT_ALTERED, 3)
 
 
-def test_an_entry_that_was_hashed_anew_is_found_at_the_next_one() -> None:
+def test_an_entry_that_was_hashed_again_is_found_at_the_next_one() -> None:
     log = chained(5)
     log[2] = entry(3, log[1].hash, actor="admin:eve")
 
     assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.CHAIN_BROKEN, 4)
 
 
-def test_a_last_entry_that_was_hashed_anew_is_found_by_the_head() -> None:
+def test_a_last_entry_that_was_hashed_again_is_found_by_the_head() -> None:
     log = chained(5)
     head = anchor_of(log[-1])
     log[4] = entry(5, log[3].hash, actor="admin:eve")
@@ -172,7 +172,7 @@ def test_a_last_entry_that_was_hashed_anew_is_found_by_the_head() -> None:
     assert fault_in(log, head=head) == (AuditFault.CHAIN_BROKEN, 5)
 
 
-def test_a_log_that_was_hashed_anew_up_to_its_head_is_found_by_the_anchor() -> None:
+def test_a_log_hashed_again_up_to_its_head_is_found_by_the_anchor() -> None:
     true = chained(5)
     eve = entry(3, true[1].hash, actor="admin:eve")
     log = [*true[:2], eve, *chained(2, after=anchor_of(eve))]

@@ -89,7 +89,7 @@ def users_on(users: set[str], *, rollout_percentage: int) -> set[str]:
 
 @settings(deadline=None, max_examples=50)
 @given(users=st.sets(user_ids, max_size=30), one=percentages, other=percentages)
-def test_raising_a_rollout_removes_nobody_and_lowering_it_only_users_above_the_line(
+def test_raising_a_rollout_removes_nobody_and_lowering_it_the_top_buckets(
     users: set[str], one: int, other: int
 ) -> None:
     low, high = sorted((one, other))

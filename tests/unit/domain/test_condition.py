@@ -82,14 +82,14 @@ NOT_MATCHING = [
 
 
 @pytest.mark.parametrize(("operator", "values", "value"), MATCHING)
-def test_attribute_that_meets_the_operator_matches(
+def test_an_attribute_that_satisfies_the_operator_matches(
     operator: Operator, values: list[JsonValue], value: JsonValue
 ) -> None:
     assert condition(operator, *values).matches({"attribute": value})
 
 
 @pytest.mark.parametrize(("operator", "values", "value"), NOT_MATCHING)
-def test_attribute_that_does_not_meet_the_operator_does_not_match(
+def test_an_attribute_that_does_not_satisfy_the_operator_does_not_match(
     operator: Operator, values: list[JsonValue], value: JsonValue
 ) -> None:
     assert not condition(operator, *values).matches({"attribute": value})
@@ -212,7 +212,7 @@ def test_document_of_another_shape_is_refused_rather_than_guessed(document: dict
         condition_from_document(document)
 
 
-def test_equal_conditions_test_the_same_and_a_boolean_is_still_not_a_number() -> None:
+def test_conditions_are_equal_if_they_test_the_same() -> None:
     assert {condition(Operator.EQUALS, 1), condition(Operator.EQUALS, 1.0)} == {condition(Operator.EQUALS, 1)}
     assert condition(Operator.EQUALS, 1) != condition(Operator.EQUALS, True)
 

@@ -22,7 +22,7 @@ ALICE = EvaluationContext(user_id="alice")
 PRO = {"plan": "pro"}
 ANONYMOUS = EvaluationContext(user_id=None, attributes=PRO)
 
-# Alice is a member of `friends`; whoever has the plan "pro" is in `paying`; nobody is in `nobody`.
+# Alice is a member of `friends`; a user with the plan "pro" is in `paying`; nobody is in `nobody`.
 SEGMENTS = (
     segment("friends", segment_id=1),
     segment("paying", Condition(attribute="plan", operator=Operator.EQUALS, values=("pro",)), segment_id=2),
@@ -31,7 +31,7 @@ SEGMENTS = (
 MEMBERS = [UserEntry("alice", 1, 0)]
 
 
-def aim(**variants: str) -> tuple[SegmentTarget, ...]:
+def targeting(**variants: str) -> tuple[SegmentTarget, ...]:
     """Segment targets, in this order."""
     return tuple(SegmentTarget(segment_key=key, variant=variant) for key, variant in variants.items())
 
@@ -70,7 +70,7 @@ def plain(variant: str, reason: Reason) -> EvaluationDetail:
 HERSELF = {"alice": ON}
 SOMEBODY_ELSE = {"bob": ON}
 FULL = {"rollout_percentage": 100}
-EVERYTHING_ON = {"targets": HERSELF, "segment_targets": aim(friends=ON), **FULL}
+EVERYTHING_ON = {"targets": HERSELF, "segment_targets": targeting(friends=ON), **FULL}
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,26 @@ EVERYTHING_ON = {"targets": HERSELF, "segment_targets": aim(friends=ON), **FULL}
         row("1 disabled serves a default of on", plain(ON, Reason.DISABLED), enabled=False, default_variant=ON),
         row("1 disabled goes before static", plain(OFF, Reason.DISABLED), enabled=False, **FULL),
         row("2 a target off wins over segment and rollout", match(OFF), **{**EVERYTHING_ON, "targets": {"alice": OFF}}),
-        row("2 a target on wins over a segment off", match(ON), targets=HERSELF, segment_targets=aim(friends=OFF)),
+        row(
+            "2 a target on wins over a segment off", match(ON), targets=HERSELF, segment_targets=targeting(friends=OFF)
+        ),
         row("2 the target of somebody else is not hers", plain(OFF, Reason.DEFAULT), targets=SOMEBODY_ELSE),
         row(
-            "3 a segment off wins over a full rollout", match(OFF, "friends"), segment_targets=aim(friends=OFF), **FULL
+            "3 a segment off wins over a full rollout",
+            match(OFF, "friends"),
+            segment_targets=targeting(friends=OFF),
+            **FULL,
         ),
-        row("3 a segment on wins over the default", match(ON, "friends"), segment_targets=aim(friends=ON)),
-        row("3 the first segment decides", match(OFF, "friends"), segment_targets=aim(friends=OFF, paying=ON)),
-        row("3 and the first in the other order", match(ON, "paying"), segment_targets=aim(paying=ON, friends=OFF)),
-        row("3 a segment without her is passed over", match(ON, "paying"), segment_targets=aim(nobody=OFF, paying=ON)),
+        row("3 a segment on wins over the default", match(ON, "friends"), segment_targets=targeting(friends=ON)),
+        row("3 the first segment decides", match(OFF, "friends"), segment_targets=targeting(friends=OFF, paying=ON)),
+        row(
+            "3 and the first in the other order", match(ON, "paying"), segment_targets=targeting(paying=ON, friends=OFF)
+        ),
+        row(
+            "3 a segment without her is passed over",
+            match(ON, "paying"),
+            segment_targets=targeting(nobody=OFF, paying=ON),
+        ),
         row("4 a slot below the rollout is on", split(ON), rollout_percentage=ALICE_SLOT + 1),
         row("4 a slot on the line is not", split(OFF), rollout_percentage=ALICE_SLOT),
         row("5 a missed draw serves the default", split(ON), rollout_percentage=ALICE_SLOT, default_variant=ON),
@@ -97,8 +108,8 @@ EVERYTHING_ON = {"targets": HERSELF, "segment_targets": aim(friends=ON), **FULL}
         row("static at a rollout of 100", plain(ON, Reason.STATIC), **FULL),
         row("with any target 0 is the default", plain(ON, Reason.DEFAULT), targets=SOMEBODY_ELSE, default_variant=ON),
         row("with any target 100 is a draw", split(ON), targets=SOMEBODY_ELSE, **FULL),
-        row("with any segment 0 is the default", plain(OFF, Reason.DEFAULT), segment_targets=aim(nobody=ON)),
-        row("with any segment 100 is a draw", split(ON), segment_targets=aim(nobody=ON), **FULL),
+        row("with any segment 0 is the default", plain(OFF, Reason.DEFAULT), segment_targets=targeting(nobody=ON)),
+        row("with any segment 100 is a draw", split(ON), segment_targets=targeting(nobody=ON), **FULL),
     ],
 )
 def test_the_first_rule_that_applies_decides(
@@ -111,7 +122,7 @@ def test_the_first_rule_that_applies_decides(
     ("targets", "config", "expected"),
     [
         row("nobody's targets", plain(OFF, Reason.DEFAULT), targets={"": ON, "None": ON}),
-        row("a segment by the attributes sent", match(ON, "paying"), segment_targets=aim(friends=OFF, paying=ON)),
+        row("a segment by the attributes sent", match(ON, "paying"), segment_targets=targeting(friends=OFF, paying=ON)),
         row("no draw at 99", plain(OFF, Reason.DEFAULT), rollout_percentage=99),
         row("on at 100, without a slot", split(ON, None), targets=SOMEBODY_ELSE, **FULL),
         row("static all the same", plain(ON, Reason.STATIC), **FULL),
@@ -127,7 +138,10 @@ def test_an_anonymous_user_is_never_targeted_and_never_drawn(
 def test_a_member_is_in_a_segment_whatever_its_conditions_say() -> None:
     members = UserIndex.build([UserEntry("alice", 2, 0)])
     snapshot = Snapshot.build(
-        revision=1, flags=[flag(KEY, enabled=True, segment_targets=aim(paying=ON))], segments=SEGMENTS, members=members
+        revision=1,
+        flags=[flag(KEY, enabled=True, segment_targets=targeting(paying=ON))],
+        segments=SEGMENTS,
+        members=members,
     )
 
     assert snapshot.evaluate(snapshot.select([KEY]).plans, ALICE) == [match(ON, "paying")]

@@ -79,7 +79,7 @@ def test_an_update_is_covered_by_whatever_comes_later() -> None:
 
 
 @given(steps=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([C, U, D])), max_size=20))
-def test_without_what_is_covered_changes_come_to_the_same_from_any_revision_on(
+def test_dropping_covered_updates_keeps_the_net_change_from_any_revision(
     steps: list[tuple[str, ChangeType]],
 ) -> None:
     flags: set[str] = set()
@@ -133,9 +133,7 @@ def test_a_flag_is_updated_by_its_targets() -> None:
 
 @pytest.mark.parametrize("resource", [ResourceType.SEGMENT, ResourceType.MEMBERS])
 @pytest.mark.parametrize("change", ChangeType)
-def test_flags_that_aim_at_a_segment_are_updated_by_it_and_its_members(
-    resource: ResourceType, change: ChangeType
-) -> None:
+def test_a_segment_and_its_members_update_the_flags_that_target_it(resource: ResourceType, change: ChangeType) -> None:
     assert touched(resource, "gold", change) == [("both", U), ("gold-only", U)]
     assert touched(resource, "staff", change) == [("both", U)]
     assert touched(resource, "nobody's", change) == []
@@ -162,7 +160,7 @@ def test_no_flag_is_touched_by_admin_users_and_client_keys(resource: ResourceTyp
     assert touched(resource, "gold") == []
 
 
-def test_a_segment_that_many_revisions_touch_tells_of_each_flag_once_and_of_the_last() -> None:
+def test_a_segment_touched_many_times_updates_each_flag_once() -> None:
     log = [
         LoggedChange(revision=revision, resource_type=ResourceType.MEMBERS, change_type=U, key="gold")
         for revision in range(1, 1_000)

@@ -79,7 +79,7 @@ def test_the_first_target_ends_static_and_the_last_one_gone_brings_it_back() -> 
 
 
 @pytest.mark.parametrize("deleted_first", [True, False], ids=["deleted, then created", "both in one delta"])
-def test_a_flag_created_again_does_not_inherit_the_targets_of_the_deleted_one(*, deleted_first: bool) -> None:
+def test_a_flag_created_again_does_not_inherit_targets(*, deleted_first: bool) -> None:
     on_for_alice = index({("alice", 1): 1})
     snapshot = Snapshot.build(revision=1, flags=[flag("a", flag_id=1, enabled=True)], targets=on_for_alice)
     if deleted_first:

@@ -112,7 +112,7 @@ def test_a_delta_changes_what_users_have() -> None:
     assert [answer(each, "aimed", "alice") for each in (before, after)] == [True, False]
 
 
-def test_a_delta_brings_an_attribute_that_a_segment_names_anew_and_drops_the_one_it_names_no_more() -> None:
+def test_a_delta_adds_newly_named_attributes_and_drops_unnamed_ones() -> None:
     before = snapshot(stored({"plan": "free"}))
 
     after = before.after(
@@ -123,7 +123,7 @@ def test_a_delta_brings_an_attribute_that_a_segment_names_anew_and_drops_the_one
     assert (set(before.attributes.names), set(after.attributes.names)) == ({"plan"}, {"tier"})
 
 
-def test_a_snapshot_of_an_attribute_that_nobody_has_hears_of_the_first_who_has() -> None:
+def test_an_attribute_that_nobody_has_gets_its_first_value_by_a_delta() -> None:
     before = snapshot(stored({}, "plan"))
 
     after = before.after(SnapshotDelta(revision=2, attributes=[AttributeEntry("alice", "plan", '"gold"')]))
