@@ -55,9 +55,9 @@ from gatekeeper_grpc.wire.watch import watch_message
 _log = structlog.get_logger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 300.0
-# After the work of a start, and early enough for an instance that is restarted often.
-_MAINTENANCE_AFTER_S = 5.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
+# After the first maintenance: the two share one worker.
+_AUDIT_HEAD_AFTER_S = 1.0
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
 _CLIENT_KEY_USES_INTERVAL_S = 60.0
@@ -208,12 +208,12 @@ class GatekeeperServer:
         self.sources.start()
         self._client_key_refresh.start()
         maintenance, add = Maintenance(self.database, self.stores.logins), self.scheduler.add
-        add("audit_head", self.audit_head.run, interval_s=_AUDIT_HEAD_INTERVAL_S, blocks=True)
+        add("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S, blocks=True)
         add(
-            "maintenance",
-            maintenance.run,
-            interval_s=_MAINTENANCE_INTERVAL_S,
-            after_s=_MAINTENANCE_AFTER_S,
+            "audit_head",
+            self.audit_head.run,
+            interval_s=_AUDIT_HEAD_INTERVAL_S,
+            after_s=_AUDIT_HEAD_AFTER_S,
             blocks=True,
         )
         every_s = _CLIENT_KEY_USES_INTERVAL_S
