@@ -44,7 +44,7 @@ class OnHeldWorker:
 
     def __init__(self, name: str, task: Callable[[], object], *, interval_s: float) -> None:
         self._scheduler = Scheduler(workers=1)
-        self._add = lambda: self._scheduler.add(name, task, interval_s=interval_s, blocks=True)
+        self._add = partial(self._scheduler.add, name, task, interval_s=interval_s, blocks=True)
         self._task = task
 
     def start(self) -> None:
