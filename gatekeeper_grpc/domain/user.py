@@ -87,17 +87,17 @@ def user_document(user: User) -> dict[str, Any]:
     }
 
 
-def user_answer(user: User) -> dict[str, Any]:
-    """Return the user as JSON values for a stored response, which is sealed; `user_from_answer` is the inverse."""
+def user_response(user: User) -> dict[str, Any]:
+    """Return the user as JSON values for a stored response, which is sealed; `user_from_response` is the inverse."""
     return {**user_document(user), "user_id": user.user_id}
 
 
-def user_from_answer(answer: Mapping[str, Any]) -> User:
-    """Rebuild the user of a response made by `user_answer`."""
+def user_from_response(response: Mapping[str, Any]) -> User:
+    """Rebuild the user of a response made by `user_response`."""
     return User(
-        subject_id=UUID(answer["subject_id"]),
-        profile=UserProfile(user_id=answer["user_id"], attributes=answer["attributes"]),
-        create_time=datetime.fromisoformat(answer["create_time"]),
-        update_time=datetime.fromisoformat(answer["update_time"]),
-        revision=answer["revision"],
+        subject_id=UUID(response["subject_id"]),
+        profile=UserProfile(user_id=response["user_id"], attributes=response["attributes"]),
+        create_time=datetime.fromisoformat(response["create_time"]),
+        update_time=datetime.fromisoformat(response["update_time"]),
+        revision=response["revision"],
     )

@@ -29,7 +29,7 @@ CLIENT_KEY_CODEC = Codec(to_document=client_key_document, from_document=client_k
 
 
 def _created_document(created: CreatedClientKey) -> dict[str, Any]:
-    """For stored answers only, which are sealed: the audit log gets `client_key_document`."""
+    """For stored responses only, which are sealed: the audit log gets `client_key_document`."""
     return {"key": client_key_document(created.key), "secret": created.secret}
 
 

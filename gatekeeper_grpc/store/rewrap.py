@@ -43,7 +43,7 @@ _CLIENT_SECRETS = SealedColumn(
 )
 
 _STORED_ANSWERS = SealedColumn(
-    name="stored answers",
+    name="stored responses",
     count="""
         SELECT count(*) FROM idempotency_keys WHERE substr(result, 1, octet_length(%(newest)s)) <> %(newest)s
     """,

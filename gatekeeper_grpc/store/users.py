@@ -15,13 +15,13 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound, ResourceExhau
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_document, user_from_answer
+from gatekeeper_grpc.domain.user import User, UserProfile, user_response, user_document, user_from_response
 from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import ensure_subjects
 
-_USER = Codec(to_document=user_answer, from_document=user_from_answer)
+_USER = Codec(to_document=user_response, from_document=user_from_response)
 
 # Every query for users begins so.
 SELECT_USERS = """

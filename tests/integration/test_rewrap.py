@@ -37,7 +37,7 @@ def create(database: Database, keys: DataKeys, request_id: UUID) -> Written[Crea
 
 @pytest.fixture
 def created(database: Database) -> list[tuple[UUID, Written[CreatedClientKey]]]:
-    """Seven keys and their stored answers, sealed under the old data key."""
+    """Seven keys and their stored responses, sealed under the old data key."""
     ids = [uuid4() for _ in range(7)]
     return [(request_id, create(database, ring(OLD), request_id)) for request_id in ids]
 
@@ -64,9 +64,9 @@ def test_after_a_rewrap_the_old_key_can_go_and_everything_still_opens(
         0,
         [
             "client secrets: 7 encrypted again",
-            "stored answers: 7 encrypted again",
+            "stored responses: 7 encrypted again",
             "client secrets: 0 need an older key",
-            "stored answers: 0 need an older key",
+            "stored responses: 0 need an older key",
         ],
     )
     new = ring(NEW)
@@ -84,7 +84,7 @@ def test_check_tells_what_is_left_changes_nothing_and_fails_until_nothing_is(dat
     assert checked.exit_code == 1
     assert checked.output.splitlines()[:2] == [
         "client secrets: 7 need an older key",
-        "stored answers: 7 need an older key",
+        "stored responses: 7 need an older key",
     ]
     assert sealed(database, ALL_SEALED) == before
     run(dsn, ROTATED)

@@ -12,7 +12,7 @@ import rfc8785
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.commands import UserUpdate
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.user import User, UserProfile, user_answer, user_document, user_from_answer
+from gatekeeper_grpc.domain.user import User, UserProfile, user_response, user_document, user_from_response
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
 ALICE = User(
@@ -78,9 +78,9 @@ def test_a_bad_user_id_is_refused_by_field(user_id: str) -> None:
 
 
 def test_a_user_is_rebuilt_from_its_stored_answer() -> None:
-    answer = json.loads(rfc8785.dumps(user_answer(ALICE)))
+    answer = json.loads(rfc8785.dumps(user_response(ALICE)))
 
-    assert user_from_answer(answer) == ALICE
+    assert user_from_response(answer) == ALICE
 
 
 def test_the_audited_document_does_not_name_the_user() -> None:
