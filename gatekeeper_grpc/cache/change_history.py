@@ -1,4 +1,4 @@
-"""The flag changes of late, in memory: from it each watcher is told what it has missed, however long it was away."""
+"""The recent flag changes, in memory: what each watcher has missed, after a short or a long absence."""
 
 import threading
 from bisect import bisect_right
@@ -17,7 +17,7 @@ _revision = attrgetter("revision")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far somebody has been told of an installation."""
+    """Up to which revision of an installation a watcher has received changes."""
 
     installation_id: UUID
     revision: int
@@ -25,23 +25,23 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missed:
-    """What happened between a position and `position`, by flag key; None: that is not known any more."""
+    """The changes between a position and `position`, by flag key; None when the history is too short to tell."""
 
     changes: Mapping[str, ChangeType] | None
     position: Position
 
 
 class ChangeHistory:
-    """What led to the snapshot that is served, as far back as `capacity` flag changes.
+    """The changes that led to the served snapshot, the last `capacity` of them.
 
-    Thread-safe; every method but `since` takes constant time, or that of the change.
+    Thread-safe. `since` takes time proportional to its result, `extend` to the changes that it adds.
     """
 
     def __init__(self, *, capacity: int = _CAPACITY) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()  # guards all below
         self._position = Position(NO_INSTALLATION, 0)
-        # Complete for whoever was told everything up to this revision.
+        # The changes after this revision are complete.
         self._since = 0
         self._changes: list[FlagChange] = []
 
@@ -51,13 +51,13 @@ class ChangeHistory:
         return self._position
 
     def at(self, revision: int) -> Position:
-        """Return the position of somebody who was told everything up to a revision of this installation."""
+        """Return the position of a watcher that knows a revision of this installation."""
         return Position(self._position.installation_id, revision)
 
     def extend(self, snapshot: Snapshot) -> None:
-        """Add what led to `snapshot`, which is served from now on.
+        """Add the changes that led to `snapshot`, which is served from now on.
 
-        Where its changes do not reach back to the snapshot before it, the history begins anew.
+        If its changes do not reach back to the snapshot before it, the history starts again with it.
         """
         with self._lock:
             if not self._is_continued_by(snapshot):
@@ -68,14 +68,14 @@ class ChangeHistory:
             self._make_room()
 
     def since(self, position: Position) -> Missed:
-        """Return what happened after `position`. Takes time proportional to that."""
+        """Return the changes after `position`."""
         with self._lock:
             newest = self._position
             is_known = position.installation_id == newest.installation_id and position.revision >= self._since
             missed = self._changes[bisect_right(self._changes, position.revision, key=_revision) :] if is_known else []
         if not is_known:
             return Missed(changes=None, position=newest)
-        # Whoever opens a stream may have been answered by a snapshot that is served and not yet in the history.
+        # A client may have evaluated with a snapshot that is served already and not yet in the history.
         at = newest if newest.revision >= position.revision else position
         return Missed(changes=coalesced(missed), position=at)
 
@@ -96,9 +96,9 @@ class ChangeHistory:
         self._changes += changes[bisect_right(changes, self._position.revision, key=_revision) :]
 
     def _make_room(self) -> None:
-        """Forget what later changes cover, then the oldest revisions, whole ones.
+        """Remove changes that later ones cover, then the oldest revisions as a whole.
 
-        Not before there are a quarter too many: it takes time proportional to all that is kept.
+        Only when the capacity is exceeded by a quarter: it takes time proportional to the whole history.
         """
         if len(self._changes) <= self._capacity * 5 // 4:
             return

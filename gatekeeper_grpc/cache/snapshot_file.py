@@ -1,4 +1,4 @@
-"""A file as a place for the last-known-good snapshot: whole or not there, and shared by the workers of one machine."""
+"""A file as a storage of the last-known-good snapshot: replaced atomically, shared by the workers of one machine."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.errors import Unavailable
 
 
 class SnapshotFile:
-    """A file that only its owner can read. What cannot be done with it is `Unavailable`, and says which file."""
+    """A file that only its owner can read. Every failure is an `Unavailable` that names the file."""
 
     name = "file"
 
@@ -21,22 +21,22 @@ class SnapshotFile:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Be the only one to write for the length of a block; False in it when somebody else is."""
+        """Hold the write lock inside the block; the block gets False when another process holds it."""
         with self._failures():
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             is_ours = _is_locked_now(descriptor)
             if is_ours:
-                # Whoever was killed while it wrote left this: it must not outlive what it was written from.
+                # A writer that was killed left this. It may hold data that has been erased since.
                 with self._failures():
                     self._new.unlink(missing_ok=True)
             yield is_ours
         finally:
-            os.close(descriptor)  # which frees the lock, as the end of the process does
+            os.close(descriptor)  # which releases the lock, as the end of the process does
 
     def read_header(self, size: int) -> bytes:
-        """Return the first bytes, at most `size`; none when there is no file."""
+        """Return the first `size` bytes or fewer; none when there is no file."""
         with self._failures():
             try:
                 with self._path.open("rb") as file:
@@ -45,7 +45,7 @@ class SnapshotFile:
                 return b""
 
     def read(self) -> bytes:
-        """Return all of it; nothing when there is no file."""
+        """Return the whole snapshot; nothing when there is no file."""
         with self._failures():
             try:
                 return self._path.read_bytes()
@@ -53,7 +53,7 @@ class SnapshotFile:
                 return b""
 
     def write(self, pieces: Iterable[bytes]) -> None:
-        """Put `pieces` in the place of what was there, durably; when that fails, what was there stays."""
+        """Replace the content by `pieces`, atomically and durably. After a failure the old content is still there."""
         with self._failures():
             try:
                 self._write_new(pieces)

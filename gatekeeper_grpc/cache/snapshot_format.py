@@ -1,12 +1,12 @@
-"""How a snapshot is written down: in sealed frames, so that neither end has to hold it twice or work on it at one go.
+"""The format of a stored snapshot: sealed frames, so that no side needs a second copy or works on it in one piece.
 
     magic | format number | frame, frame, ... | SHA-256 of all before
 
-A frame is a length and so many sealed bytes; opened, it is the snapshot's random name, the frame's number, its kind and
-its body. So without the keys nothing can be read, forged, left out or taken from another snapshot. The first frame is
-the stamp, which tells what the rest is. Only data is written, never code.
+A frame is a length and so many sealed bytes. Opened, it holds the snapshot's random name, the frame's number, its kind
+and its body. Without the keys no frame can be read, forged, left out or taken from another snapshot. The first frame is
+the header, which describes the rest. Only data is written, never code.
 
-A change of what a frame holds, of how the indexes lay out their shards included, needs another format number.
+A change of a frame's content needs another format number. So does a change of how the indexes lay out their shards.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from gatekeeper_grpc.domain.user_index import UserIndex
 
 MAGIC: Final = b"gatekeeper-snapshot\n"
 FORMAT: Final = 1
-# The stamp is whole within so many bytes from the beginning.
+# The header ends within so many bytes from the beginning.
 HEADER_BYTES: Final = 4096
 
 _PREAMBLE = struct.Struct(">20sH")
@@ -41,7 +41,7 @@ _FRAME = struct.Struct(">16sIB")
 _NUMBER_AND_LENGTH = struct.Struct(">II")
 _OWNER_AND_COUNT = struct.Struct(">QQ")
 _DIGEST_BYTES = 32
-# A few hundred microseconds of work each: whoever writes a snapshot lets others run between two frames.
+# A few hundred microseconds of work each: a writer lets other threads run between two frames.
 _FRAME_BYTES = 256 << 10
 _RESOURCES = 25
 _Item = TypeVar("_Item")
@@ -60,16 +60,16 @@ class _Kind(IntEnum):
 
 
 class SnapshotRefused(Exception):
-    """What was kept cannot be used; the message says why, and what to do."""
+    """A stored snapshot cannot be used; the message says why, and what to do."""
 
 
 class NotASnapshot(SnapshotRefused):
-    """What is there was written by somebody else, who may want it back."""
+    """The storage holds something that Gatekeeper did not write, and that must not be overwritten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotHeader:
-    """What a kept snapshot is, and when the database last confirmed it."""
+    """What a stored snapshot holds, and when the database last confirmed it."""
 
     installation_id: UUID
     revision: int
@@ -79,7 +79,7 @@ class SnapshotHeader:
 
     @classmethod
     def of(cls, snapshot: Snapshot, *, confirmed_time: datetime) -> "SnapshotHeader":
-        """Return the stamp of a snapshot that is about to be kept."""
+        """Return the header for a snapshot that is about to be stored."""
         return cls(
             installation_id=snapshot.installation_id,
             revision=snapshot.revision,
@@ -89,14 +89,14 @@ class SnapshotHeader:
         )
 
     def is_newer_than(self, other: "SnapshotHeader") -> bool:
-        """Compare by revision; of different installations, by when they were confirmed."""
+        """Compare by revision; across installations, by the time of confirmation."""
         if self.installation_id == other.installation_id:
             return self.revision > other.revision
         return self.confirmed_time > other.confirmed_time
 
 
 def encode(snapshot: Snapshot, header: SnapshotHeader, sealer: Sealer) -> Iterator[bytes]:
-    """Yield the pieces of a kept snapshot, none of which takes longer than about a millisecond to make."""
+    """Yield the pieces of a stored snapshot, each of which takes about a millisecond or less to make."""
     name, digest = secrets.token_bytes(16), hashlib.sha256()
     for piece in _pieces(snapshot, header, sealer, name):
         digest.update(piece)
@@ -104,48 +104,60 @@ def encode(snapshot: Snapshot, header: SnapshotHeader, sealer: Sealer) -> Iterat
     yield digest.digest()
 
 
-def decode_header(head: bytes, sealer: Sealer) -> SnapshotHeader:
-    """Return what a kept snapshot is, from its first `HEAD_BYTES`; `SnapshotRefused` when that cannot be told."""
-    _check_preamble(head)
+def decode_header(beginning: bytes, sealer: Sealer) -> SnapshotHeader:
+    """Return the header of a stored snapshot, from its first `HEADER_BYTES`.
+
+    Raises:
+        SnapshotRefused: it is not readable with these keys, or damaged, or of another format.
+    """
+    _check_preamble(beginning)
     try:
-        sealed, _ = _cut_frame(memoryview(head), _PREAMBLE.size)
+        sealed, _ = _cut_frame(memoryview(beginning), _PREAMBLE.size)
         return _header(_FrameReader(sealer).body(sealed, _Kind.HEADER))
     except (struct.error, ValueError) as exc:
         raise SnapshotRefused(_FOREIGN) from exc
 
 
-def check_whole(kept: bytes) -> None:
-    """Return when a kept snapshot is as it was written, by whomever; `SnapshotRefused` when not."""
-    _check_preamble(kept)
-    if hashlib.sha256(memoryview(kept)[:-_DIGEST_BYTES]).digest() != kept[-_DIGEST_BYTES:]:
+def check_whole(stored: bytes) -> None:
+    """Check that a stored snapshot is as it was written, with any keys.
+
+    Raises:
+        SnapshotRefused: it is damaged, or of another format.
+    """
+    _check_preamble(stored)
+    if hashlib.sha256(memoryview(stored)[:-_DIGEST_BYTES]).digest() != stored[-_DIGEST_BYTES:]:
         raise SnapshotRefused(_DAMAGED)
 
 
-def decode(kept: bytes, sealer: Sealer) -> tuple[SnapshotHeader, Snapshot]:
-    """Undo `encode`; `SnapshotRefused` when any byte is missing, altered, of another format or not ours."""
-    check_whole(kept)
+def decode(stored: bytes, sealer: Sealer) -> tuple[SnapshotHeader, Snapshot]:
+    """Undo `encode`.
+
+    Raises:
+        SnapshotRefused: a byte is missing or altered, the format is another one, or no key fits.
+    """
+    check_whole(stored)
     parts = _Parts()
     try:
-        for kind, content in _frames(memoryview(kept)[:-_DIGEST_BYTES], sealer):
+        for kind, content in _frames(memoryview(stored)[:-_DIGEST_BYTES], sealer):
             parts.take(kind, content)
         return parts.header(), parts.snapshot()
     except (InvalidArgument, LookupError, TypeError, ValueError, struct.error) as exc:
         raise SnapshotRefused(_FOREIGN) from exc
 
 
-_DAMAGED = "it is damaged: cut off, or altered; it is replaced as soon as the database is there"
+_DAMAGED = "it is damaged: cut off, or altered; it is replaced as soon as the database is available"
 _FOREIGN = (
-    "it was not written with the keys of this instance: it is of another installation, or GATEKEEPER_DATA_KEYS lacks a"
-    " key that was in use then; give each installation a place of its own, and keep old keys at the end of the ring"
+    "it was not written with the keys of this instance: it belongs to another installation, or GATEKEEPER_DATA_KEYS"
+    " lacks the key of that time; give each installation its own storage, and keep old keys at the end of the ring"
 )
 
 
-def _check_preamble(kept: bytes) -> None:
-    if kept[: len(MAGIC)] != MAGIC[: len(kept)]:
-        raise NotASnapshot("it is not a snapshot that Gatekeeper wrote, and is left alone: choose another place")
-    if len(kept) < _PREAMBLE.size:
+def _check_preamble(stored: bytes) -> None:
+    if stored[: len(MAGIC)] != MAGIC[: len(stored)]:
+        raise NotASnapshot("it is not a snapshot that Gatekeeper wrote, and is left alone: choose another storage")
+    if len(stored) < _PREAMBLE.size:
         raise SnapshotRefused(_DAMAGED)
-    _, number = _PREAMBLE.unpack_from(kept)
+    _, number = _PREAMBLE.unpack_from(stored)
     if number != FORMAT:
         raise SnapshotRefused(
             f"it has format {number}, and this Gatekeeper reads format {FORMAT}: another release wrote it"
@@ -227,7 +239,7 @@ class _FrameReader:
         plain = self._sealer.open(sealed)
         name, number, kind = _FRAME.unpack_from(plain)
         if number != self._number or name != (self._name or name):
-            raise ValueError("a frame of another snapshot, or in another place")
+            raise ValueError("a frame of another snapshot, or out of order")
         self._name, self._number = name, number + 1
         return _Kind(kind), plain[_FRAME.size :]
 
@@ -258,7 +270,7 @@ def _cut_frame(body: memoryview, at: int) -> tuple[bytes, int]:
 
 @dataclass(slots=True)
 class _Parts:
-    """What frames have told so far."""
+    """The content of the frames read so far."""
 
     headers: list[SnapshotHeader] = field(default_factory=list)
     documents: defaultdict[_Kind, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -312,7 +324,7 @@ def _unpacked(packed: bytes) -> Iterator[tuple[int, bytes]]:
         raise ValueError("shards of other lengths than said")
 
 
-# --- the stamp --------------------------------------------------------------------------------------------------------
+# --- the header -------------------------------------------------------------------------------------------------------
 
 
 def _header_document(header: SnapshotHeader) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""Tells watchers which flags changed: thousands of them, with one thread, none of them waiting for another.
+"""Sends changed flag keys to watchers: thousands of them, with one thread, and none waits for another.
 
-A watcher is a position in the change history, and nothing else is kept for it: whoever is slow is told all that it has
-missed when it can take a message again, as if it had been away and come back.
+A watcher is a position in the change history, and nothing is queued for it. A slow watcher gets everything it missed in
+one message when it can take one again, as after a reconnect. One that does not read for 60 s is cancelled.
 """
 
 import math
@@ -23,29 +23,29 @@ from gatekeeper_grpc.scheduler import RepeatingThread
 
 _log = structlog.get_logger(__name__)
 
-# Promised: 20 s. What is due is looked for once a second, or more often.
+# The contract promises 20 s. Due heartbeats are sent once a second, or more often.
 _HEARTBEAT_S = 15.0
 _GIVE_UP_AFTER_S = 60.0
-# At shutdown, whoever is behind for longer than this would hold it up.
+# At shutdown, a watcher that has not read for longer than this is cancelled: it would delay the shutdown.
 _GIVE_UP_AT_CLOSE_S = 1.0
-# As many watchers are sent to in one go; then the thread rests for as long as that took, for evaluation's sake.
+# After messages to so many watchers the thread rests for as long as they took, so that evaluation gets half the time.
 _SLICE = 16
 _MAX_REST_S = 0.02
-# With more, it is cheaper for everybody to begin anew; and a message stays below 1 MiB, however long the keys.
+# With more changes a watcher had better read all flags again. A message stays below 1 MiB, however long the keys.
 _MAX_CHANGES = 5_000
-_KEPT_MESSAGES = 16
+_CACHED_MESSAGES = 16
 _RETRY_AFTER_S = 5.0
 
 Encode = Callable[[int, Mapping[str, ChangeType] | None], bytes]
 
 
 class ResponseStream(Protocol):
-    """Where one watcher's messages go. Nothing here waits for the watcher."""
+    """One watcher's stream of messages. No method waits for the watcher."""
 
     def send(self, message: bytes, sent: Callable[[], None]) -> bool:
-        """Start to send, and call `sent`, from any thread, when there is room for another message.
+        """Start to send; `sent` is called, from any thread, when there is room for another message.
 
-        False: the stream is over, and nothing is sent.
+        Returns False, and sends nothing, if the stream has ended.
         """
         ...
 
@@ -59,32 +59,32 @@ class ResponseStream(Protocol):
 
 
 class Watcher:
-    """One open stream. After it was made, only the hub's thread looks at it."""
+    """One open stream. Only the hub's thread uses it after it was made."""
 
-    __slots__ = ("flag_keys", "is_busy", "is_owed", "outlet", "position", "told_at")
+    __slots__ = ("flag_keys", "is_busy", "last_sent_at", "must_send", "position", "stream")
 
-    def __init__(self, outlet: ResponseStream, position: Position, flag_keys: frozenset[str], *, now: float) -> None:
-        self.outlet = outlet
+    def __init__(self, stream: ResponseStream, position: Position, flag_keys: frozenset[str], *, now: float) -> None:
+        self.stream = stream
         self.flag_keys = flag_keys
         self.position = position
-        self.told_at = now
+        self.last_sent_at = now
         self.is_busy = False
-        # A message is due, even if it has no changes to tell.
-        self.is_owed = True
+        # A message is due, even without changes.
+        self.must_send = True
 
 
 class WatcherHub:
-    """Keeps watchers told of what leads to the snapshots that are served, from `start` to `close`.
+    """Sends the changes that led to the served snapshots to all watchers, from `start` to `close`.
 
-    One thread owns all watchers; whatever happens elsewhere leaves it a note. It sends to a watcher when that is free
-    and has something coming, and waits for nobody.
+    One thread owns all watchers. Other threads leave it events. It sends to a watcher that has room for a message and
+    has missed something, and never waits for a watcher. Without watchers it sleeps.
 
     Args:
-        history: What happened; extended by `published` alone.
-        encode: Makes the message from a revision and the changes up to it; None: that the history is gone.
+        history: The changes; only `published` extends it.
+        encode: Makes a message of a revision and the changes up to it. Changes are None when the history is too short.
         capacity: How many streams may be open at once.
-        heartbeat_s: After how long without a message one is sent that says nothing new.
-        give_up_after_s: How long a watcher may leave a message unread.
+        heartbeat_s: After so long without a message, one without changes is sent.
+        give_up_after_s: How long a watcher may leave a message unread before its stream is cancelled.
     """
 
     def __init__(
@@ -101,22 +101,22 @@ class WatcherHub:
         self._capacity = capacity
         self._heartbeat_s = heartbeat_s
         self._give_up_after_s = give_up_after_s
-        self._lock = threading.Lock()  # guards _open_streams, _is_started, _is_closed and the order of notes with them
+        self._lock = threading.Lock()  # guards _open_streams, _is_started, _is_closed and the order of events
         self._open_streams = 0
         self._is_started = self._is_closed = False
-        self._notes: deque[Callable[[], None]] = deque()
-        self._wanted = threading.Event()
-        # All below belongs to the thread. Watchers stand in the order in which they were last told something.
+        self._events: deque[Callable[[], None]] = deque()
+        self._has_work = threading.Event()
+        # All below belongs to the thread. Watchers are ordered by their last message, the oldest first.
         self._watchers: OrderedDict[Watcher, None] = OrderedDict()
         self._due: OrderedDict[Watcher, None] = OrderedDict()
-        self._announced = history.position
+        self._newest = history.position
         self._missed: dict[Position, tuple[Missed, bytes | None]] = {}
-        self._remind_every_s = min(1.0, heartbeat_s / 4)
-        self._next_reminder = -math.inf
-        self._sending = RepeatingThread("watch", self._run, interval_s=self._remind_every_s, wait=self._wait)
+        self._check_every_s = min(1.0, heartbeat_s / 4)
+        self._next_check_at = -math.inf
+        self._sending = RepeatingThread("watch", self._run, interval_s=self._check_every_s, wait=self._wait)
 
     def __len__(self) -> int:
-        """Count the streams that are open."""
+        """Count the open streams."""
         return self._open_streams
 
     def start(self) -> None:
@@ -127,38 +127,40 @@ class WatcherHub:
                 self._sending.start()
 
     def close(self) -> None:
-        """End all streams, and refuse further ones, with UNAVAILABLE; cancel those whose watcher is behind."""
+        """End all streams, and refuse further ones, with UNAVAILABLE; cancel those whose watcher does not read."""
         with self._lock:
             self._is_closed = True
         self._sending.stop()
-        self._wanted.set()
+        self._has_work.set()
         self._sending.close()
-        self._take_notes()
+        self._handle_events()
         shutdown = Unavailable("this instance is shutting down", retry_after_s=_RETRY_AFTER_S)
         now = time.monotonic()
         for watcher in self._watchers:
-            if watcher.is_busy and now - watcher.told_at > _GIVE_UP_AT_CLOSE_S:
-                watcher.outlet.cancel()
+            if watcher.is_busy and now - watcher.last_sent_at > _GIVE_UP_AT_CLOSE_S:
+                watcher.stream.cancel()
             else:
-                watcher.outlet.end(shutdown)
+                watcher.stream.end(shutdown)
 
     def published(self, snapshot: Snapshot) -> None:
-        """Note that `snapshot` is served from now on. For the cache: after it has been swapped in, in that order."""
+        """Send what led to `snapshot`. The cache calls this for each snapshot, in order, after it began to serve it."""
         self._history.extend(snapshot)
-        self._wanted.set()
+        self._has_work.set()
 
-    def open(self, outlet: ResponseStream, *, from_revision: int, flag_keys: frozenset[str]) -> Watcher:
-        """Tell whoever reads from `outlet` what happens after `from_revision`, beginning at once.
+    def open(self, stream: ResponseStream, *, from_revision: int, flag_keys: frozenset[str]) -> Watcher:
+        """Send changes after `from_revision` to `stream`, beginning at once.
 
         Args:
-            outlet: The stream.
-            from_revision: Up to where the watcher knows everything; 0: up to now.
-            flag_keys: The flags of interest; empty: all.
+            stream: The stream.
+            from_revision: The revision that the watcher knows; 0: the newest.
+            flag_keys: The flags to report; empty: all.
 
-        Errors: `ResourceExhausted` when too many streams are open, `Unavailable` at shutdown.
+        Raises:
+            ResourceExhausted: `capacity` streams are open.
+            Unavailable: this instance is shutting down.
         """
         position = self._history.at(from_revision) if from_revision else self._history.position
-        watcher = Watcher(outlet, position, flag_keys, now=time.monotonic())
+        watcher = Watcher(stream, position, flag_keys, now=time.monotonic())
         with self._lock:
             if self._is_closed:
                 raise Unavailable("this instance is shutting down", retry_after_s=_RETRY_AFTER_S)
@@ -170,92 +172,100 @@ class WatcherHub:
             self._open_streams += 1
             if self._is_started:
                 self._sending.start()
-            self._notes.append(partial(self._welcome, watcher))
-        self._wanted.set()
+            self._events.append(partial(self._add, watcher))
+        self._has_work.set()
         return watcher
 
     def leave(self, watcher: Watcher) -> None:
-        """Forget a watcher whose stream is over. Call it once for each that was opened."""
+        """Remove a watcher whose stream has ended. Call it once for each opened stream."""
         with self._lock:
             self._open_streams -= 1
-            self._notes.append(partial(self._forget, watcher))
-        self._wanted.set()
+            self._events.append(partial(self._remove, watcher))
+        self._has_work.set()
 
     # --- On the thread ------------------------------------------------------------------------------------------------
 
-    def _wait(self, timeout_s: float) -> None:
-        self._wanted.wait(timeout_s)
-        self._wanted.clear()
+    def _wait(self, _interval_s: float) -> None:
+        """Sleep until there is an event or a heartbeat is due."""
+        self._has_work.wait(self._pause_s())
+        self._has_work.clear()
+
+    def _pause_s(self) -> float | None:
+        """Return for how long no heartbeat can become due; None without watchers."""
+        oldest = next(iter(self._watchers), None)
+        if oldest is None:
+            return None
+        return max(oldest.last_sent_at + self._heartbeat_s - time.monotonic(), self._check_every_s)
 
     def _run(self) -> None:
-        self._look()
+        self._update()
         while self._due and not self._sending.is_stopping:
             began = time.monotonic()
             for watcher in [*islice(self._due, _SLICE)]:
                 del self._due[watcher]
-                self._tell(watcher)
+                self._send_missed(watcher)
             time.sleep(min(time.monotonic() - began, _MAX_REST_S))
-            self._look()
+            self._update()
 
-    def _look(self) -> None:
-        """Take what happened meanwhile into account."""
-        self._take_notes()
-        if self._announced != self._history.position:
-            self._announced = self._history.position
+    def _update(self) -> None:
+        """Handle what happened since the last call."""
+        self._handle_events()
+        if self._newest != self._history.position:
+            self._newest = self._history.position
             self._missed.clear()
             self._due.update(self._watchers)
-        # Here, and not after a round: while flags change all the time, a round need not end.
-        if time.monotonic() >= self._next_reminder:
-            self._next_reminder = time.monotonic() + self._remind_every_s
-            self._remind()
+        # Here, and not after a round: while flags keep changing, a round need not end.
+        if time.monotonic() >= self._next_check_at:
+            self._next_check_at = time.monotonic() + self._check_every_s
+            self._check_heartbeats()
 
-    def _take_notes(self) -> None:
-        while self._notes:
-            self._notes.popleft()()
+    def _handle_events(self) -> None:
+        while self._events:
+            self._events.popleft()()
 
-    def _welcome(self, watcher: Watcher) -> None:
+    def _add(self, watcher: Watcher) -> None:
         self._watchers[watcher] = self._due[watcher] = None
-        # It has just asked: those who are told the news can wait a little longer.
+        # A new watcher is served before those that wait for a change.
         self._due.move_to_end(watcher, last=False)
 
-    def _forget(self, watcher: Watcher) -> None:
+    def _remove(self, watcher: Watcher) -> None:
         self._watchers.pop(watcher, None)
         self._due.pop(watcher, None)
 
     def _sent(self, watcher: Watcher) -> None:
-        """Note that a watcher can take another message. Called by grpcio, for which this must be quick."""
-        self._notes.append(partial(self._free, watcher))
-        self._wanted.set()
+        """Leave the event that a watcher has room again. grpcio calls this on its own thread, so it must be quick."""
+        self._events.append(partial(self._set_free, watcher))
+        self._has_work.set()
 
-    def _free(self, watcher: Watcher) -> None:
+    def _set_free(self, watcher: Watcher) -> None:
         watcher.is_busy = False
         if watcher in self._watchers and watcher.position != self._history.position:
             self._due[watcher] = None
 
-    def _remind(self) -> None:
-        """Have those told something who have heard nothing for long; give up on those who do not read."""
+    def _check_heartbeats(self) -> None:
+        """Make heartbeats due for silent watchers; cancel those that do not read."""
         now = time.monotonic()
-        lost = []
+        slow = []
         for watcher in self._watchers:
-            silent_s = now - watcher.told_at
+            silent_s = now - watcher.last_sent_at
             if silent_s < self._heartbeat_s:
                 break
             if not watcher.is_busy:
-                watcher.is_owed = True
+                watcher.must_send = True
                 self._due[watcher] = None
             elif silent_s >= self._give_up_after_s:
-                lost.append(watcher)
-        self._give_up(lost)
+                slow.append(watcher)
+        self._cancel(slow)
 
-    def _give_up(self, lost: list[Watcher]) -> None:
-        for watcher in lost:
-            self._forget(watcher)
-            watcher.outlet.cancel()
-        if lost:
-            _log.info("watchers_too_slow", count=len(lost))
+    def _cancel(self, slow: list[Watcher]) -> None:
+        for watcher in slow:
+            self._remove(watcher)
+            watcher.stream.cancel()
+        if slow:
+            _log.info("watchers_too_slow", count=len(slow))
 
-    def _tell(self, watcher: Watcher) -> None:
-        """Send what a watcher has coming, if it has something coming and is free."""
+    def _send_missed(self, watcher: Watcher) -> None:
+        """Send what a watcher has missed, or a heartbeat that is due, if it has room for a message."""
         if watcher.is_busy:
             return
         missed, message = self._missed_since(watcher.position)
@@ -264,30 +274,30 @@ class WatcherHub:
             changes = {key: missed.changes[key] for key in watcher.flag_keys & missed.changes.keys()}
             message = self._encoded(missed, changes) if changes else None
         if message is None:
-            if not watcher.is_owed:
+            if not watcher.must_send:
                 return
             message = self._encode(missed.position.revision, {})
         self._send(watcher, message)
 
     def _send(self, watcher: Watcher, message: bytes) -> None:
-        watcher.is_owed = False
+        watcher.must_send = False
         watcher.is_busy = True
-        watcher.told_at = time.monotonic()
+        watcher.last_sent_at = time.monotonic()
         self._watchers.move_to_end(watcher)
-        if not watcher.outlet.send(message, partial(self._sent, watcher)):
-            self._forget(watcher)
+        if not watcher.stream.send(message, partial(self._sent, watcher)):
+            self._remove(watcher)
 
     def _missed_since(self, position: Position) -> tuple[Missed, bytes | None]:
-        """Return what happened since, and the message that tells all of it; most watchers share one position."""
+        """Return the changes since a position, and their message. Cached, because most watchers share one position."""
         if (known := self._missed.get(position)) is not None:
             return known
         missed = self._history.since(position)
         message = self._encoded(missed, missed.changes) if missed.changes != {} else None
-        if len(self._missed) >= _KEPT_MESSAGES:
+        if len(self._missed) >= _CACHED_MESSAGES:
             self._missed.clear()
         self._missed[position] = (missed, message)
         return missed, message
 
     def _encoded(self, missed: Missed, changes: Mapping[str, ChangeType] | None) -> bytes:
-        is_told = changes is not None and len(changes) <= _MAX_CHANGES
-        return self._encode(missed.position.revision, changes if is_told else None)
+        fits = changes is not None and len(changes) <= _MAX_CHANGES
+        return self._encode(missed.position.revision, changes if fits else None)

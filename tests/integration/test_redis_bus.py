@@ -1,4 +1,4 @@
-"""Redis, for real: announces, keeps the snapshot, is killed, hangs, forgets, fails over, and is never waited for."""
+"""A real Redis announces and stores; it is killed, hangs, loses data and fails over; no call waits for it."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def server(running: Valkey) -> Iterator[Valkey]:
-    """A server that remembers nothing of the test before, and runs again after this one."""
+    """An empty server for this test, which runs again after it."""
     with running.client() as client:
         client.flushall()
     yield running
@@ -91,7 +91,7 @@ class Listener:
         self._thread.join(TIMEOUT_S)
 
     def hears(self, revision: int, announce: Callable[[int], None]) -> bool:
-        """Whether a revision is heard that is announced until it is."""
+        """Announce a revision until it is received; return whether it was within 10 s."""
         until = time.monotonic() + TIMEOUT_S
         while time.monotonic() < until:
             announce(revision)
@@ -146,7 +146,7 @@ def test_two_installations_on_one_redis_do_not_hear_each_other(server: Valkey) -
         assert listener.heard.empty()
 
 
-def test_while_keys_are_rotated_instances_hear_each_other_whichever_key_is_in_front(server: Valkey) -> None:
+def test_during_a_key_rotation_instances_hear_each_other(server: Valkey) -> None:
     with bus(server.url, ("new", "old")) as one, bus(server.url, ("old", "new")) as other:
         with Listener(other.announcements) as listener:
             one.announce(7)
@@ -156,7 +156,7 @@ def test_while_keys_are_rotated_instances_hear_each_other_whichever_key_is_in_fr
             assert listener.heard.get(timeout=TIMEOUT_S) == 8
 
 
-def test_after_redis_was_killed_it_is_subscribed_again_and_who_listens_is_told_to_look(server: Valkey) -> None:
+def test_after_redis_was_killed_the_subscription_starts_again(server: Valkey) -> None:
     with capture_logs() as logs, bus(server.url) as ours, Listener(ours.announcements) as listener:
         server.kill()
         time.sleep(0.3)
@@ -180,7 +180,7 @@ def test_a_redis_that_hangs_is_noticed_by_the_beat_and_subscribed_again(
 
 
 def deaf_subscription_ends(server: Valkey) -> bool:
-    """Take the subscriptions away behind the listener's back, and wait whether it notices."""
+    """Drop all publications without an error; return whether the listener subscribes again."""
     with bus(server.url) as ours, Listener(ours.announcements) as listener, server.client() as client:
         (connection,) = client.client_list(_type="pubsub")
         with _forwarding_nothing(ours):
@@ -284,7 +284,7 @@ def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
     assert "c4nary" not in f"{refused.value}{logs}"
 
 
-# --- a place for the snapshot -----------------------------------------------------------------------------------------
+# --- the snapshot storage ---------------------------------------------------------------------------------------------
 
 
 def storage(server: Valkey, *installations: str) -> RedisSnapshotStorage:
@@ -310,7 +310,7 @@ def test_what_one_instance_keeps_another_finds_whatever_its_size(server: Valkey)
         assert client.ttl(storage(server)._keys[0]) > 29 * 24 * 3600
 
 
-def test_two_installations_on_one_redis_do_not_meet_and_the_seal_refuses_what_is_foreign(server: Valkey) -> None:
+def test_two_installations_on_one_redis_do_not_collide(server: Valkey) -> None:
     elsewhere = DataKeys(KeyRing.parse("data:" + "e" * 32))
     put(storage(server), kept(5))
     put(storage(server, *elsewhere.fingerprints), kept(9, keys=elsewhere))
@@ -361,7 +361,7 @@ def test_who_reads_while_it_is_replaced_gets_one_of_both_whole(server: Valkey) -
     stopping = threading.Event()
 
     def replace() -> None:
-        # Sealed anew each time, as everything that is kept: no two are ever the same.
+        # Sealed again each time, as every stored snapshot: no two are the same.
         while not stopping.is_set():
             content = kept(2, flags=1_000)
             contents.add(content)
@@ -387,7 +387,7 @@ def test_what_a_killed_writer_left_goes_by_itself(server: Valkey) -> None:
         assert 0 < client.pttl(f"{left._keys[0]}:dead") <= 30_000
 
 
-def test_after_redis_forgot_everything_there_is_nothing_and_it_can_be_kept_again(server: Valkey) -> None:
+def test_after_redis_lost_its_data_the_snapshot_can_be_stored_again(server: Valkey) -> None:
     put(storage(server), b"content")
     with server.client() as client:
         client.flushall()
@@ -407,7 +407,7 @@ def everything_works(url: str) -> None:
         assert decode(other.snapshot.read(), KEYS.data)[0].revision == 7
 
 
-def test_by_way_of_sentinels_everything_works_and_goes_on_at_the_promoted_replica(tmp_path: Path) -> None:
+def test_with_sentinels_everything_works_also_after_a_failover(tmp_path: Path) -> None:
     with watched_pair(tmp_path) as watched:
         everything_works(watched.url)
         with bus(watched.url) as one, bus(watched.url) as other, Listener(other.announcements) as listener:
@@ -442,9 +442,7 @@ def _eventually(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def test_over_tls_everything_works_with_a_certificate_that_is_trusted_and_nothing_without(
-    server: Valkey, tmp_path: Path
-) -> None:
+def test_tls_needs_a_trusted_certificate(server: Valkey, tmp_path: Path) -> None:
     certificate = self_signed(tmp_path)
     with terminated(certificate, server.port) as port:
         everything_works(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")

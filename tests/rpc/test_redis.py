@@ -1,4 +1,4 @@
-"""Instances with Redis beside PostgreSQL: told by either, stopped by neither."""
+"""Instances with Redis and PostgreSQL: either announces, and an outage of Redis stops nothing."""
 
 import threading
 import time
@@ -83,14 +83,14 @@ def serves(server: GatekeeperServer, revision: int, *, within_s: float = TIMEOUT
 
 
 def told_by_redis_alone(start_server: StartServer, token: str, url: str | None) -> bool:
-    """Change something on one of two instances that hear nothing from PostgreSQL; whether the other one sees it."""
+    """Write on one of two instances without PostgreSQL's announcements; return whether the other one shows it."""
     one, other = (start_server(REDIS_URL=url, refresh_interval_s=NEVER_S) for _ in range(2))
     time.sleep(0.3)  # The other one has looked, and listens.
     return serves(other, create(one, token, "told"), within_s=SOON_S)
 
 
 @pytest.mark.usefixtures("deaf")
-def test_a_change_reaches_the_other_instance_through_redis_when_postgresql_announces_nothing(
+def test_a_change_is_announced_by_redis_when_postgresql_announces_nothing(
     start_server: StartServer, token: str, redis: Valkey
 ) -> None:
     assert told_by_redis_alone(start_server, token, redis.url)
@@ -112,7 +112,7 @@ def test_with_both_buses_gone_a_change_is_found_by_the_poll(
 
 
 @pytest.mark.parametrize("fault", ["killed", "hanging", "flushed"])
-def test_whatever_redis_does_evaluation_and_writes_go_on_and_each_change_of_its_state_is_told_once(
+def test_evaluation_and_writes_survive_any_redis_fault(
     fault: str, start_server: StartServer, token: str, redis: Valkey
 ) -> None:
     with capture_logs() as logs, ExitStack() as stack:
@@ -139,7 +139,7 @@ def test_whatever_redis_does_evaluation_and_writes_go_on_and_each_change_of_its_
 
 
 def kept_in(redis: Valkey) -> bytes:
-    """What the one installation of a Redis keeps there; nothing when it keeps nothing yet."""
+    """The stored snapshot of the only installation on a Redis; nothing before the first write."""
     with redis.client() as client:
         # Any: bytes, which the published types do not say.
         keys: Any = client.keys("*:snapshot")

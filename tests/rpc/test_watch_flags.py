@@ -1,4 +1,4 @@
-"""WatchFlags over the wire: what is told when, what is refused, and how a watcher goes on elsewhere."""
+"""WatchFlags over the wire: which messages come when, refusals, and resuming on another instance."""
 
 import subprocess
 import sys
@@ -119,7 +119,7 @@ def test_a_flag_that_comes_changes_and_goes_is_told_each_time_in_order(house: In
     assert last == before + 3
 
 
-def test_whoever_comes_back_is_told_all_that_changed_since_each_flag_once(house: Installation) -> None:
+def test_a_returning_watcher_gets_each_changed_flag_once(house: Installation) -> None:
     known = house.revision()
     kept, gone, again = (new_flag(house) for _ in range(3))
     update(house, kept, enabled=False)
@@ -136,7 +136,7 @@ def test_whoever_comes_back_is_told_all_that_changed_since_each_flag_once(house:
     )
 
 
-def test_a_watcher_of_some_flags_hears_of_no_other_and_may_wait_for_one_that_is_not_there_yet(
+def test_a_watcher_of_some_flags_hears_of_no_other(
     house: Installation,
 ) -> None:
     key = new_key()
@@ -176,7 +176,7 @@ def test_a_revision_that_does_not_exist_yet_is_refused(house: Installation) -> N
     assert refusal == Refusal(grpc.StatusCode.FAILED_PRECONDITION, "REVISION_NOT_REACHED", metadata)
 
 
-def test_one_watcher_more_than_the_instance_may_have_is_refused_until_one_leaves(start_server: StartServer) -> None:
+def test_a_watcher_beyond_the_capacity_is_refused_until_one_leaves(start_server: StartServer) -> None:
     server = start_server(max_watchers=2)
     with connect(server) as channel, watching(channel) as staying:
         staying.read()
@@ -194,7 +194,7 @@ def test_one_watcher_more_than_the_instance_may_have_is_refused_until_one_leaves
 
 @pytest.fixture(scope="module")
 def gold(house: Installation) -> tuple[str, str]:
-    """A segment of users whose stored plan is gold, and the flag that aims at it."""
+    """A segment of users whose stored plan is gold, and a flag with that segment as a target."""
     segment, condition = new_key(), Condition(attribute="plan", operator=CONDITION_OPERATOR_EQUALS)
     condition.values.add().string_value = "gold"
     house.admin.CreateSegment(pb.CreateSegmentRequest(segment=Segment(key=segment, conditions=[condition])))
@@ -246,7 +246,7 @@ def delete_the_user(house: Installation, _segment: str, _flag: str) -> object:
 
 @contextmanager
 def held_up(server: GatekeeperServer) -> Iterator[threading.Event]:
-    """Keep the snapshot from being refreshed, so that all that happens meanwhile comes in one delta."""
+    """Hold the refresh, so that all changes during the block come in one delta."""
     refresher, resumed = server.sources.refresher, threading.Event()
     load_since = refresher._source.load_since
 
@@ -325,7 +325,7 @@ def answers_when_told(house: Installation, changes: int) -> list[bool]:
     return right
 
 
-def test_whoever_evaluates_when_told_gets_the_new_answer(house: Installation) -> None:
+def test_an_evaluation_after_the_message_gets_the_new_answer(house: Installation) -> None:
     assert answers_when_told(house, 20) == [True] * 20
 
 
@@ -362,9 +362,7 @@ def test_a_watcher_goes_on_with_an_instance_that_started_later(house: Installati
     assert (changes_of(first), first.revision, first.reset) == ({kept: CREATED, gone: DELETED}, house.revision(), False)
 
 
-def test_a_watcher_that_knows_more_than_the_instance_waits_until_it_has_caught_up(
-    house: Installation, start: Start
-) -> None:
+def test_a_watcher_ahead_of_the_instance_waits_until_it_caught_up(house: Installation, start: Start) -> None:
     server = start(house)
     with connect(server) as channel, held_up(server) as resumed:
         new_flag(house)
@@ -437,7 +435,7 @@ def test_heartbeats_come_while_nothing_happens(start_server: StartServer, monkey
         assert [watch.read() for _ in range(4)] == [WatchFlagsResponse()] * 4
 
 
-def test_watchers_keep_no_worker_and_evaluation_answers_with_more_of_them_than_threads(
+def test_evaluation_answers_with_more_watchers_than_threads(
     start_server: StartServer,
 ) -> None:
     server = start_server(evaluation_threads=1, stream_threads=1, admin_threads=1)
@@ -471,7 +469,7 @@ def busy(server: GatekeeperServer) -> int:
     return sum(watcher.is_busy for watcher in [*server.watchers._watchers])
 
 
-def test_a_watcher_that_does_not_read_harms_nobody_and_is_told_all_when_it_reads_again(
+def test_a_watcher_that_does_not_read_delays_no_other(
     start_server: StartServer, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long messages fill a window sooner.
@@ -536,7 +534,7 @@ def test_a_client_that_is_killed_leaves_nothing_behind(server: GatekeeperServer)
     assert eventually(lambda: [*server.watchers._watchers] == [])
 
 
-def test_at_shutdown_watchers_are_told_to_go_elsewhere_and_do_not_hold_it_up(start_server: StartServer) -> None:
+def test_at_shutdown_watchers_are_sent_away_without_delaying_it(start_server: StartServer) -> None:
     server = start_server(grace_s=3_600)  # Held up, the test would run out of time.
     with connect(server) as channel, ExitStack() as stack:
         watches = [stack.enter_context(watching(channel)) for _ in range(20)]

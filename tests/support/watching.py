@@ -1,4 +1,4 @@
-"""A watcher of flags, as tests need one: reads messages with a time limit, and hangs up when it is left."""
+"""A watcher of flags for tests: reads messages with a time limit, and cancels at the end of the block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ CREATED, UPDATED, DELETED = "CREATED", "UPDATED", "DELETED"
 
 
 class Watch:
-    """One open stream, and what was told on it."""
+    """One open stream, and its messages."""
 
     def __init__(self, call: Any) -> None:
         self.call = call

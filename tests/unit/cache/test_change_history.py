@@ -1,4 +1,4 @@
-"""The change history: who comes back is told what was missed, or that nobody knows it any more."""
+"""The change history: a returning watcher gets what it missed, or a reset when that is unknown."""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -70,7 +70,7 @@ def test_an_empty_installation_has_a_history_too() -> None:
     assert missed(history(snapshot(0, since=0), snapshot(1, since=0, changes=[FlagChange(1, "a", C)])), 0) == {"a": C}
 
 
-def test_serving_the_same_revision_anew_tells_nothing() -> None:
+def test_serving_the_same_revision_again_adds_nothing() -> None:
     again = snapshot(5, since=2, changes=[FlagChange(3, "a", C), FlagChange(4, "b", C)])
 
     assert missed(history(FIRST, again, snapshot(5), SECOND), 2) == {"a": C, "b": D}
@@ -91,7 +91,7 @@ def test_what_overlaps_is_told_once() -> None:
         pytest.param(snapshot(REVISIONS_PER_EPOCH, since=REVISIONS_PER_EPOCH), REVISIONS_PER_EPOCH, id="an epoch"),
     ],
 )
-def test_where_changes_do_not_reach_back_the_history_begins_anew(after: Snapshot, known_since: int) -> None:
+def test_the_history_starts_again_where_changes_do_not_reach_back(after: Snapshot, known_since: int) -> None:
     known = history(FIRST, after)
 
     assert missed(known, 5) is UNKNOWN
@@ -135,7 +135,7 @@ def test_what_later_changes_cover_takes_no_room() -> None:
     assert missed(known, 100) == NOTHING
 
 
-def test_who_was_answered_by_what_is_not_in_the_history_yet_has_missed_nothing() -> None:
+def test_a_client_ahead_of_the_history_has_missed_nothing() -> None:
     known = history(FIRST)
     ahead = known.at(6)
 

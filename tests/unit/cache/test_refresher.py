@@ -1,4 +1,4 @@
-"""The refresher's threads, with a source of snapshots in memory that a test can hold up, break and change."""
+"""The refresher, with a source of snapshots in memory that a test can hold, break and change."""
 
 import math
 import threading
@@ -30,7 +30,7 @@ NEVER_S = 3_600.0
 
 
 class CallHold:
-    """Holds up whoever passes, once it is shut."""
+    """Holds the threads that pass, while it is shut."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -99,7 +99,7 @@ class Source:
 
 
 class Announcer:
-    """Announces revisions to whoever listens; can lose its connection."""
+    """Announces revisions to a listener; can lose its connection."""
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name
@@ -155,7 +155,7 @@ class UnguardedCache(WatchedCache):
 
 
 class House:
-    """A refresher and all it works with; refreshes only when asked to, unless told otherwise."""
+    """A refresher with its cache, source and announcements. By default it refreshes on request only."""
 
     def __init__(
         self, cache: WatchedCache, *, poll_s: float, reload_s: float, fallback: FallbackSource | None = None
@@ -174,7 +174,7 @@ class House:
         )
 
     def settle(self) -> None:
-        """Wait until somebody listens and every refresh asked for is done."""
+        """Wait until the listener waits and all requested refreshes are done."""
         assert self.announcer.waiting.wait(TIMEOUT_S)
         asked_at = time.monotonic()
         assert self.cache.wait_for(lambda: self.cache._confirmed_at > asked_at, timeout_s=TIMEOUT_S)
@@ -233,7 +233,7 @@ def test_only_announcements_of_what_is_not_served_yet_ask_for_a_refresh(
     assert idle.cache.wait_for_request(0.0) is asked
 
 
-def test_what_was_announced_while_nobody_listened_is_looked_for_when_listening_again(
+def test_an_announcement_missed_while_reconnecting_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(refresher_module, "_RECONNECT_S", 0.01)
@@ -311,7 +311,7 @@ def test_twin_without_the_guard_a_slow_reload_takes_it_back() -> None:
     assert history != sorted(history)
 
 
-def test_a_reload_of_a_database_that_lost_revisions_gives_up_instead_of_loading_for_ever() -> None:
+def test_a_reload_gives_up_when_the_database_lost_revisions() -> None:
     idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
     idle.cache.publish(Snapshot.build(revision=9), confirmed_at=0.0)
     with capture_logs() as logs:
@@ -322,7 +322,7 @@ def test_a_reload_of_a_database_that_lost_revisions_gives_up_instead_of_loading_
 
 
 def known_after_a_reload_of_something_new(monkeypatch: pytest.MonkeyPatch, *, deltas_first: bool) -> bool:
-    """A reload loads what no delta has told yet; return whether watchers still know what happened."""
+    """Reload before any delta; return whether the change history is still complete."""
     with house() as running:
         if not deltas_first:
             monkeypatch.setattr(running.cache, "wait_for_revision", lambda *_args, **_timeout: True)
@@ -341,7 +341,7 @@ def test_twin_without_waiting_for_the_deltas_it_does(monkeypatch: pytest.MonkeyP
     assert not known_after_a_reload_of_something_new(monkeypatch, deltas_first=False)
 
 
-def test_a_head_older_than_what_is_served_is_reported_and_the_new_epoch_served() -> None:
+def test_a_head_older_than_the_served_revision_is_reported_as_a_loss() -> None:
     with capture_logs() as logs, house(poll_s=0.01) as running:
         running.source.revision = 7
         assert running.cache.serves(lambda snapshot: snapshot.revision == 7)
@@ -353,7 +353,7 @@ def test_a_head_older_than_what_is_served_is_reported_and_the_new_epoch_served()
     assert lost == [(6, 7)]
 
 
-def test_an_epoch_that_began_with_nothing_lost_that_was_served_here_is_told_as_such() -> None:
+def test_an_epoch_without_a_loss_here_is_logged_as_such() -> None:
     with capture_logs() as logs, house(poll_s=0.01) as running:
         running.source.revision = running.source.kept = 7
         assert running.cache.serves(lambda snapshot: snapshot.revision == 7)
@@ -401,9 +401,7 @@ class Replica:
         pytest.param(2, REVISIONS_PER_EPOCH, 2, id="of another epoch"),
     ],
 )
-def test_while_the_primary_is_away_what_the_replica_has_is_served_if_it_is_newer_and_confirms_nothing(
-    serving: int | None, replica: int, served: int
-) -> None:
+def test_during_an_outage_a_newer_replica_is_served_unconfirmed(serving: int | None, replica: int, served: int) -> None:
     idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S, fallback=Replica(Snapshot.build(revision=replica)))
     if serving:
         idle.cache.publish(Snapshot.build(revision=serving), confirmed_at=0.0)
@@ -417,7 +415,7 @@ def test_while_the_primary_is_away_what_the_replica_has_is_served_if_it_is_newer
     assert idle.source.revision == 1  # No loss was reported.
 
 
-def test_a_revision_beyond_the_head_is_refused_while_a_long_load_is_on_its_way() -> None:
+def test_a_revision_beyond_the_head_is_refused_during_a_long_load() -> None:
     with house() as running:
         running.source.revision = 2
         assert running.cache.wait_for_revision(2, timeout_s=TIMEOUT_S)
@@ -431,7 +429,7 @@ def test_a_revision_beyond_the_head_is_refused_while_a_long_load_is_on_its_way()
 
 
 def expecting(revision: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Have a revision looked for in a database at revision 5; returns where the database ends."""
+    """Expect a revision of a database at revision 5; return the database's revision afterwards."""
     monkeypatch.setattr(refresher_module, "_FOUND_WITHIN_S", 0.3)
     with house() as running:
         running.source.revision = 5
@@ -439,17 +437,17 @@ def expecting(revision: int, monkeypatch: pytest.MonkeyPatch) -> int:
         return running.source.revision
 
 
-def test_a_revision_that_was_served_and_that_the_database_has_is_looked_for_and_found(
+def test_an_expected_revision_that_exists_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert expecting(5, monkeypatch) == 5
 
 
-def test_a_revision_that_was_served_and_that_the_database_has_not_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expected_revision_that_is_missing_is_reported_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expecting(6, monkeypatch) == REVISIONS_PER_EPOCH
 
 
-def test_a_revision_that_exists_is_not_kept_waiting_by_a_reload_of_everything() -> None:
+def test_a_revision_that_exists_does_not_wait_for_a_reload() -> None:
     with house() as running:
         running.source.after_load.shut()
         running.refresher._reloading.request()
@@ -513,7 +511,7 @@ def refreshed_while_reloaded(monkeypatch: pytest.MonkeyPatch, *, drop: str = "")
     return idle.cache.current()
 
 
-def test_what_a_reload_repaired_is_not_undone_by_a_refresh_that_began_before_it(
+def test_a_refresh_does_not_undo_a_later_reload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert has_drifted(refreshed_while_reloaded(monkeypatch))

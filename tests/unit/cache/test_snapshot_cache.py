@@ -21,7 +21,7 @@ TIMEOUT_S = 10.0
 
 
 class CountedCache(SnapshotCache):
-    """Tells a test each time somebody waits for the newest revision, or for a refresh."""
+    """Counts the waits for the newest revision, and the requests for a refresh."""
 
     def __init__(self, clock: Clock, *, max_waiters: int = 4) -> None:
         super().__init__(stale_after_s=10.0, max_waiters=max_waiters, clock=clock)
@@ -37,16 +37,16 @@ class CountedCache(SnapshotCache):
         self.asked_for_refresh.release()
 
     def was_asked(self) -> bool:
-        """Wait until somebody has asked for the newest revision; each request counts once."""
+        """Wait until a call waits for the newest revision; each wait counts once."""
         return self.asked.acquire(timeout=TIMEOUT_S)
 
     def was_asked_for_refresh(self) -> bool:
-        """Wait until somebody has asked for a refresh; each request counts once."""
+        """Wait until a refresh is requested; each request counts once."""
         return self.asked_for_refresh.acquire(timeout=TIMEOUT_S)
 
 
 class UnguardedCache(SnapshotCache):
-    """A cache that takes whatever comes last."""
+    """A cache that serves the last published snapshot, even an older one."""
 
     def publish(self, snapshot: Snapshot, *, confirmed_at: float, instead_of: Snapshot | None = None) -> bool:
         self._snapshot = None
@@ -64,7 +64,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def cache(clock: Clock) -> CountedCache:
-    """A cache at revision 5, confirmed a second ago: whoever wants more has to wait."""
+    """A cache at revision 5, confirmed a second ago: calls for a later one wait."""
     cache = CountedCache(clock)
     cache.publish(at(5), confirmed_at=clock())
     clock.advance(1.0)
@@ -74,7 +74,7 @@ def cache(clock: Clock) -> CountedCache:
 HERE, ELSEWHERE = UUID(int=1), UUID(int=2)
 
 
-def test_a_snapshot_of_another_installation_takes_the_place_of_a_newer_one_and_is_told_of_once(clock: Clock) -> None:
+def test_a_snapshot_of_another_installation_replaces_a_newer_one(clock: Clock) -> None:
     cache = CountedCache(clock)
     cache.publish(Snapshot.build(installation_id=ELSEWHERE, revision=9), confirmed_at=clock())
     clock.advance(60.0)
@@ -106,7 +106,7 @@ def callers() -> Iterator[ThreadPoolExecutor]:
         yield callers
 
 
-def test_before_the_first_snapshot_there_is_no_answer_and_it_counts_as_stale(clock: Clock) -> None:
+def test_without_a_snapshot_calls_are_refused_and_stale(clock: Clock) -> None:
     cache = CountedCache(clock)
 
     with pytest.raises(Unavailable, match="no snapshot of the flags is loaded yet"):
@@ -137,7 +137,7 @@ def revisions_seen(cache: SnapshotCache) -> list[int]:
     return seen
 
 
-def test_the_revision_never_goes_backwards_when_a_slow_load_is_published_late() -> None:
+def test_a_late_publication_never_takes_the_revision_back() -> None:
     assert revisions_seen(SnapshotCache(stale_after_s=1.0, max_waiters=1)) == [1, 2, 2]
 
 
@@ -165,9 +165,7 @@ def test_racing_publishers_leave_the_newest_and_no_reader_sees_a_step_back(calle
 @pytest.mark.parametrize(
     ("age_s", "stale"), [(0.0, False), (10.0, False), (10.001, True)], ids=["new", "on the line", "past it"]
 )
-def test_answers_are_stale_when_nothing_confirmed_them_for_longer_than_the_bound(
-    age_s: float, stale: bool, clock: Clock
-) -> None:
+def test_answers_unconfirmed_for_longer_than_the_bound_are_stale(age_s: float, stale: bool, clock: Clock) -> None:
     cache = CountedCache(clock)
     cache.publish(at(1), confirmed_at=clock())
     clock.advance(age_s)
@@ -185,7 +183,7 @@ def test_a_confirmation_of_the_same_revision_ends_staleness(clock: Clock) -> Non
 
 
 @pytest.mark.parametrize("revision", [5, 4], ids=["the same, asked for earlier", "an older one, refused"])
-def test_what_was_asked_for_earlier_never_makes_the_snapshot_look_less_confirmed(
+def test_an_earlier_load_never_makes_the_snapshot_less_confirmed(
     revision: int, cache: CountedCache, clock: Clock
 ) -> None:
     before = cache.unconfirmed_s()
@@ -196,13 +194,13 @@ def test_what_was_asked_for_earlier_never_makes_the_snapshot_look_less_confirmed
 
 
 @pytest.mark.parametrize("revision", [0, 1, 5])
-def test_a_revision_that_is_here_is_served_without_asking_the_database(revision: int, cache: CountedCache) -> None:
+def test_a_served_revision_needs_no_database(revision: int, cache: CountedCache) -> None:
     assert cache.at_least(revision) is cache.current()
     assert not cache.asked.acquire(blocking=False)
 
 
 def waiting(callers: ThreadPoolExecutor, cache: CountedCache, revision: int) -> Future[Snapshot]:
-    """Somebody who has asked for a revision and waits."""
+    """A call that waits for a revision."""
     call = callers.submit(cache.at_least, revision)
     assert cache.was_asked()
     return call
@@ -217,7 +215,7 @@ def test_a_caller_waits_for_the_revision_and_gets_it(
     assert call.result(TIMEOUT_S).revision == 7
 
 
-def test_the_revision_itself_is_enough_even_from_a_load_begun_before_the_call(
+def test_a_load_begun_before_the_call_may_bring_the_revision(
     cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
 ) -> None:
     call = waiting(callers, cache, 6)
@@ -226,7 +224,7 @@ def test_the_revision_itself_is_enough_even_from_a_load_begun_before_the_call(
     assert call.result(TIMEOUT_S).revision == 6
 
 
-def test_a_revision_made_right_after_the_head_was_read_is_looked_for_all_the_same(
+def test_a_revision_made_right_after_a_head_read_is_found(
     cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
 ) -> None:
     cache.publish(at(5), confirmed_at=clock())
@@ -256,7 +254,7 @@ def test_a_revision_above_the_fresh_head_does_not_exist(
 
 
 @pytest.mark.parametrize("revision", [7, 8], ids=["the same", "a later one"])
-def test_who_asks_again_within_100_ms_for_what_was_not_there_is_refused_without_a_read(
+def test_a_missing_revision_is_refused_for_100_ms_without_a_read(
     revision: int, cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
 ) -> None:
     refused(callers, cache, clock, 7)
@@ -287,14 +285,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_cache, "_CATCH_UP_TIMEOUT_S", 0.05)
 
 
-def test_without_a_confirmation_in_time_the_call_is_refused_and_gets_no_older_snapshot(
-    impatient: None, cache: CountedCache
-) -> None:
+def test_without_a_confirmation_in_time_the_call_is_refused(impatient: None, cache: CountedCache) -> None:
     with pytest.raises(Unavailable, match="cannot catch up with the newest revision"):
         cache.at_least(6)
 
 
-def test_a_head_read_before_the_call_confirms_nothing_about_revisions_made_since(
+def test_a_head_read_before_the_call_refuses_nothing(
     impatient: None, cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
 ) -> None:
     call = waiting(callers, cache, 6)
@@ -334,7 +330,7 @@ def test_evaluation_goes_on_while_callers_wait(crowded: CountedCache) -> None:
     assert [crowded.at_least(revision).revision for revision in (0, 5)] == [5, 5]
 
 
-def test_a_place_to_wait_is_free_again_after_a_refusal(impatient: None, clock: Clock) -> None:
+def test_a_refused_caller_gives_its_waiting_slot_back(impatient: None, clock: Clock) -> None:
     cache = CountedCache(clock, max_waiters=1)
     cache.publish(at(5), confirmed_at=clock() - 1.0)
 
@@ -363,7 +359,7 @@ def test_what_the_head_has_is_waited_for(cache: CountedCache, clock: Clock, call
     assert call.result(TIMEOUT_S).revision == 7
 
 
-def test_what_the_head_has_and_does_not_arrive_in_time_is_not_answered_with_something_older(
+def test_a_revision_that_arrives_too_late_is_not_answered_by_an_older(
     impatient: None, cache: CountedCache, clock: Clock, callers: ThreadPoolExecutor
 ) -> None:
     call = waiting(callers, cache, 7)

@@ -133,7 +133,7 @@ def killed_half_way(path: Path) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-def test_a_writer_killed_half_way_leaves_what_was_there_and_nothing_of_its_own_for_long(path: Path) -> None:
+def test_a_writer_killed_half_way_leaves_the_old_content(path: Path) -> None:
     write(path, OLD)
     killed_half_way(path)
 
@@ -144,10 +144,10 @@ def test_a_writer_killed_half_way_leaves_what_was_there_and_nothing_of_its_own_f
     assert not path.with_name(".snapshot.new").exists()
 
 
-def test_twin_written_in_place_a_killed_writer_tears_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twin_without_the_new_file_a_killed_writer_tears_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, OLD)
-    in_place = WRITE_AND_HANG.replace("with file.locked():", "file._new = file._path; file._path.unlink()\nif True:")
-    monkeypatch.setattr(sys.modules[__name__], "WRITE_AND_HANG", in_place)
+    torn = WRITE_AND_HANG.replace("with file.locked():", "file._new = file._path; file._path.unlink()\nif True:")
+    monkeypatch.setattr(sys.modules[__name__], "WRITE_AND_HANG", torn)
     killed_half_way(path)
 
     assert SnapshotFile(path).read() == b"torn" * 10_000

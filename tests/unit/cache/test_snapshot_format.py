@@ -1,4 +1,4 @@
-"""A kept snapshot: answers as the one it was written from did, and is refused when a single byte is not as written."""
+"""A stored snapshot evaluates as its original, and is refused when a single byte differs."""
 
 import base64
 import hashlib
@@ -125,7 +125,7 @@ def test_golden_buckets_come_out_of_a_kept_snapshot() -> None:
         assert (detail.bucket, detail.value) == (vector["bucket"], vector["bucket"] < 50)
 
 
-def test_a_snapshot_that_the_first_release_of_the_format_wrote_is_still_read() -> None:
+def test_a_snapshot_in_the_first_form_of_the_format_is_still_read() -> None:
     kept = base64.b64decode((GOLDEN / f"snapshot-{FORMAT}.base64").read_bytes())
 
     header, snapshot = decode(kept, KEYS.data)
@@ -134,7 +134,7 @@ def test_a_snapshot_that_the_first_release_of_the_format_wrote_is_still_read() -
     assert contents(snapshot) == contents(life())
 
 
-def test_the_stamp_is_told_by_the_beginning_alone() -> None:
+def test_the_beginning_alone_holds_the_header() -> None:
     kept = written(life())
 
     assert decode_header(kept[:HEADER_BYTES], KEYS.data) == decode(kept, KEYS.data)[0]
@@ -168,7 +168,7 @@ def test_keys_that_were_rotated_in_front_still_open_it() -> None:
 
 
 def rehashed(kept: bytes) -> bytes:
-    """With a checksum that fits, as whoever forges would make it."""
+    """With a fitting checksum, as a forger would make it."""
     return kept[:-32] + hashlib.sha256(kept[:-32]).digest()
 
 

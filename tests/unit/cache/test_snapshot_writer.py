@@ -24,7 +24,7 @@ from tests.support.snapshots import ELSEWHERE, HERE, NOW, MemoryStorage, changed
 
 
 class House:
-    """A keeper, what it looks at, where it writes to, and its time."""
+    """A writer with its cache, storage and clock."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -40,7 +40,7 @@ class House:
         assert self.cache.publish(snapshot, confirmed_at=self.clock())
 
     def check_after(self, seconds: float) -> int:
-        """Let time pass and the keeper look; returns how often it has written in all."""
+        """Let time pass and the writer check; return its number of writes so far."""
         self.clock.advance(seconds)
         self.writer.write_if_due()
         return self.storage.writes
@@ -55,7 +55,7 @@ def test_nothing_is_kept_before_there_is_anything(house: House) -> None:
     assert house.check_after(0.0) == 0
 
 
-def test_the_first_snapshot_is_kept_at_once_and_then_nothing_until_it_changes(house: House) -> None:
+def test_the_first_snapshot_is_written_at_once_and_only_once(house: House) -> None:
     house.serve(whole(5))
 
     assert [house.check_after(60.0) for _ in range(3)] == [1, 1, 1]
@@ -99,7 +99,7 @@ def test_the_last_of_many_changes_is_kept_too(house: House) -> None:
     assert house.storage.header().revision == 101
 
 
-def test_what_was_loaded_whole_is_kept_at_once_for_somebody_may_have_been_erased(house: House) -> None:
+def test_a_snapshot_loaded_whole_is_written_at_once(house: House) -> None:
     assert writes_while_changes_go_on(house, lambda _, revision: whole(revision)) == 100
 
 
@@ -111,7 +111,7 @@ def test_evaluation_gets_the_interpreter_between_two_pieces(house: House) -> Non
     assert min(house.pauses) >= 0.001
 
 
-def test_every_hour_it_is_kept_anew_so_that_it_tells_when_it_was_last_good(house: House) -> None:
+def test_every_hour_the_confirmation_time_is_renewed(house: House) -> None:
     house.serve(whole(5))
     house.check_after(0.0)
     old = house.storage.header()
@@ -129,7 +129,7 @@ def test_what_no_database_has_confirmed_is_not_kept(house: House) -> None:
     assert house.check_after(60.0) == 0
 
 
-def test_of_several_who_share_a_place_the_first_writes(house: House) -> None:
+def test_of_several_writers_of_one_storage_the_first_writes(house: House) -> None:
     house.serve(whole(5))
     house.check_after(0.0)
     house.another_writer().write_if_due()
@@ -149,12 +149,12 @@ def test_a_newer_revision_that_is_kept_is_told_of_until_that_has_worked(house: H
     house.storage.content = stored(whole(6))
     told: list[int] = []
 
-    def heed(revision: int) -> None:
+    def on_newer(revision: int) -> None:
         told.append(revision)
         if len(told) == 1:
             raise Unavailable("the database is away")
 
-    house.writer._on_newer = heed
+    house.writer._on_newer = on_newer
     house.serve(whole(5))
     with pytest.raises(Unavailable):
         house.check_after(0.0)
@@ -204,7 +204,7 @@ def test_while_somebody_else_writes_it_is_tried_again(house: House) -> None:
     assert (busy, house.check_after(0.25)) == (0, 1)
 
 
-def test_a_place_that_fails_is_one_line_when_it_begins_and_one_when_it_ends(house: House) -> None:
+def test_a_failing_storage_is_logged_once_and_its_recovery_too(house: House) -> None:
     house.serve(whole(5))
     house.storage.error = "the disk is full"
     with capture_logs() as logs:
@@ -248,7 +248,7 @@ def test_a_snapshot_written_to_a_file_is_found_again(tmp_path: Path) -> None:
 
 
 def keep_revisions(path: Path, first: int, last: int) -> None:
-    """Keep one revision after the other, as a worker does."""
+    """Write one revision after the other, as a worker does."""
     cache = SnapshotCache(stale_after_s=1.0, max_waiters=1)
     writer = SnapshotWriter(cache, SnapshotFile(path), KEYS.data, pause=lambda _: None)
     for revision in range(first, last + 1):
@@ -257,7 +257,7 @@ def keep_revisions(path: Path, first: int, last: int) -> None:
             writer.write_if_due()
 
 
-def test_workers_who_share_a_file_never_tear_it_and_the_newest_revision_wins(tmp_path: Path) -> None:
+def test_workers_share_a_file_and_the_newest_revision_wins(tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=keep_revisions, args=(path, first, 40 + first)) for first in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""The watcher hub, with outlets that take messages when a test lets them: nobody waits for anybody."""
+"""The watcher hub, with streams that take messages when a test lets them: no watcher waits for another."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ def encode(revision: int, changes: Mapping[str, ChangeType] | None) -> bytes:
 
 @dataclass
 class Client:
-    """The far end of an outlet."""
+    """The client's end of a stream."""
 
     is_reading: bool = True
     told: list[Message] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Client:
         self.ended.append("cancelled")
 
     def take(self) -> list[Message]:
-        """Return what was told since the last time."""
+        """Return the messages since the last call."""
         told, self.told = self.told, []
         return told
 
@@ -85,7 +85,7 @@ class Clock:
 
 
 class House:
-    """A hub whose thread does not run: a test does its rounds."""
+    """A hub without its thread: a test runs its rounds."""
 
     def __init__(self, **options: Any) -> None:
         self.hub = WatcherHub(ChangeHistory(), encode, **{"capacity": 100, **options})
@@ -147,7 +147,7 @@ def test_each_change_is_told_to_everybody_who_is_free(house: House) -> None:
     assert [client.take() for client in clients] == [[(1, {"a": C})]] * 100
 
 
-def test_what_happens_while_a_watcher_does_not_read_is_told_in_one_message_later(house: House) -> None:
+def test_a_watcher_that_reads_again_gets_one_message_for_all(house: House) -> None:
     slow, brisk = house.open(reading=False), house.open()
     slow.take()
     brisk.take()
@@ -183,9 +183,7 @@ def test_a_watcher_of_some_flags_is_told_of_these_only(house: House) -> None:
     assert client.take() == [(0, {}), (2, {"a": C}), (3, {"later": C})]
 
 
-def test_revisions_that_concern_nobody_wake_nobody_and_are_told_by_the_next_heartbeat(
-    house: House, clock: Clock
-) -> None:
+def test_revisions_without_watched_changes_come_with_the_heartbeat(house: House, clock: Clock) -> None:
     all_flags, some = house.open(), house.open("a")
     house.change()
     house.change(("b", C))
@@ -230,7 +228,7 @@ def test_heartbeats_come_while_flags_change_all_the_time(
     assert busy[0].told[-1] == busy[-1].told[-1] == (house.revision, {"a": U})
 
 
-def test_a_gap_resets_whoever_stands_before_it(house: House) -> None:
+def test_a_gap_resets_the_watchers_before_it(house: House) -> None:
     client, some, unread = house.open(), house.open("a"), house.open(reading=False)
     for each in (client, some, unread):
         each.take()
@@ -253,9 +251,7 @@ def test_another_installation_resets_everybody(house: House) -> None:
     assert client.take() == [(50, {}), (7, RESET)]
 
 
-def test_more_changes_than_a_message_may_hold_are_a_reset_except_for_who_watches_few(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_changes_are_a_reset_except_for_watchers_of_few(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher_hub, "_MAX_CHANGES", 2)
     client, some = house.open(), house.open("a")
     house.change(("a", C), ("b", C), ("c", C))
@@ -276,7 +272,7 @@ def test_a_watcher_that_does_not_read_for_long_is_cancelled_and_forgotten(house:
 
     assert (slow.ended, brisk.ended) == (["cancelled"], [])
     assert logs == [{"event": "watchers_too_slow", "log_level": "info", "count": 1}]
-    assert [watcher.outlet for watcher in house.hub._watchers] == [brisk]
+    assert [watcher.stream for watcher in house.hub._watchers] == [brisk]
 
 
 def test_a_watcher_that_leaves_is_forgotten_whatever_it_had_coming(house: House) -> None:
@@ -312,7 +308,7 @@ def test_one_watcher_too_many_is_refused_until_another_leaves() -> None:
     assert house.open().take() == [(0, {})]
 
 
-def test_closing_ends_everybody_cancels_who_is_behind_and_refuses_newcomers(house: House, clock: Clock) -> None:
+def test_closing_ends_all_streams_and_cancels_the_slow_ones(house: House, clock: Clock) -> None:
     idle, behind = house.open(), house.open(reading=False)
     clock.now += 2
     late = Client()
@@ -328,7 +324,7 @@ def test_closing_ends_everybody_cancels_who_is_behind_and_refuses_newcomers(hous
         house.open()
 
 
-def test_a_large_audience_is_served_in_slices_and_a_newcomer_does_not_wait_for_all_of_them(
+def test_many_watchers_are_served_in_slices_and_a_new_one_first(
     house: House, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clients = [house.open() for _ in range(90)]
@@ -418,7 +414,7 @@ events = st.lists(st.tuples(st.sampled_from(EVENTS), st.sampled_from("abc")), ma
 
 @settings(deadline=None)
 @given(events=events)
-def test_whoever_keeps_a_set_of_flags_by_the_messages_ends_with_those_that_are_served(
+def test_a_client_that_follows_the_messages_ends_with_the_served_flags(
     events: list[tuple[str, str]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -433,3 +429,23 @@ def test_whoever_keeps_a_set_of_flags_by_the_messages_ends_with_those_that_are_s
             story.go_on("")
 
     assert story.known == story.flags
+
+
+def test_without_watchers_the_hub_sleeps_until_something_happens(house: House) -> None:
+    assert house.hub._pause_s() is None
+
+
+def test_the_hub_sleeps_until_a_heartbeat_can_be_due(house: House, clock: Clock) -> None:
+    house.open()
+    at_first = house.hub._pause_s()
+    clock.now += 10.0
+
+    assert (at_first, house.hub._pause_s()) == (15.0, 5.0)
+
+
+def test_a_watcher_that_does_not_read_is_checked_every_second(house: House, clock: Clock) -> None:
+    house.open(reading=False)
+    clock.now += 20.0
+    house.hub._run()
+
+    assert house.hub._pause_s() == 1.0
