@@ -15,7 +15,7 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound, ResourceExhau
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.domain.user import User, UserProfile, user_response, user_document, user_from_response
+from gatekeeper_grpc.domain.user import User, UserProfile, user_document, user_from_response, user_response
 from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read

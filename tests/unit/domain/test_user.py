@@ -12,7 +12,7 @@ import rfc8785
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.commands import UserUpdate
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.user import User, UserProfile, user_response, user_document, user_from_response
+from gatekeeper_grpc.domain.user import User, UserProfile, user_document, user_from_response, user_response
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
 ALICE = User(
