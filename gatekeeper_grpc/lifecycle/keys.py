@@ -1,4 +1,4 @@
-"""The keys of an installation: the operator's, or those kept in the data directory."""
+"""The keys of an installation: from the settings, or from the data directory."""
 
 import secrets
 from collections.abc import Callable
@@ -21,17 +21,18 @@ class Keys:
     tokens: KeyRing
     """Sign access tokens."""
     data: DataKeys
-    """Encrypt what the database keeps."""
+    """Encrypt secrets and stored responses in the database."""
     erasure: bytes
     """Names erased user ids in the erasure ledger."""
     audit: CheckpointSigner | None = None
-    """Signs audit checkpoints; None: there are none."""
+    """Signs audit checkpoints; None: there are no checkpoints."""
 
 
 def load_keys(settings: Settings) -> Keys:
-    """Return the keys: the operator's, those kept in the data directory, or, embedded, new ones.
+    """Return the keys from the settings or from the data directory; if the database is embedded, generate missing ones.
 
-    Errors: `SettingsError` when some are missing or malformed.
+    Raises:
+        SettingsError: A key is missing or malformed.
     """
     return Keys(
         tokens=_key_ring(settings, "jwt_keys", settings.jwt_keys),
@@ -42,12 +43,20 @@ def load_keys(settings: Settings) -> Keys:
 
 
 def load_data_keys(settings: Settings) -> DataKeys:
-    """Return the keys that encrypt what the database keeps."""
+    """Return the keys that encrypt data in the database.
+
+    Raises:
+        SettingsError: They are missing or malformed.
+    """
     return DataKeys(_key_ring(settings, "data_keys", settings.data_keys))
 
 
 def load_erasure_key(settings: Settings) -> bytes:
-    """Return the key of the erasure ledger."""
+    """Return the key of the erasure ledger.
+
+    Raises:
+        SettingsError: It is missing or too short.
+    """
     text = _key_text(settings, "erasure_key", settings.erasure_key, lambda: secrets.token_urlsafe(32))
     if text is None or len(text.encode()) < MIN_SECRET_BYTES:
         variable = variable_of("erasure_key")
@@ -56,12 +65,16 @@ def load_erasure_key(settings: Settings) -> bytes:
 
 
 def erasure_ledger(settings: Settings, keys: Keys) -> ErasureLedger:
-    """Return the erasure ledger that the settings name."""
+    """Return the erasure ledger of the settings."""
     return ErasureLedger(settings.erasure_ledger or settings.data_dir / DEFAULT_NAME, keys.erasure)
 
 
 def load_audit_signer(settings: Settings) -> CheckpointSigner | None:
-    """Return what signs audit checkpoints; None when the operator gave no key for that."""
+    """Return the signer of audit checkpoints; None if there is no key.
+
+    Raises:
+        SettingsError: The key is malformed.
+    """
     text = _key_text(settings, "audit_signing_key", settings.audit_signing_key, new_signing_key)
     if text is None:
         return None

@@ -22,7 +22,7 @@ from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 _log = structlog.get_logger(__name__)
 
 FIRST_ADMIN = "admin"
-# A start does not wait longer for an answer; it asks again.
+# A start does not wait longer for a connection; it tries again.
 _CONNECT_TIMEOUT_S = 2
 DEMO_FLAG = FlagConfig(
     key="new_checkout", description="A flag to try Gatekeeper with.", enabled=True, rollout_percentage=30
@@ -30,10 +30,15 @@ DEMO_FLAG = FlagConfig(
 
 
 def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) -> None:
-    """Make a database fit to be served from, or raise what says why it is not.
+    """Make a database fit to serve from.
 
-    The embedded one is migrated; of any other it is demanded. The first admin user is made when there is none; with
-    `demo`, an embedded database that nobody has written to gets a flag.
+    An embedded database is migrated; any other must have the current schema. The first admin user is created if there
+    is none. With `demo`, an empty embedded database gets a flag.
+
+    Raises:
+        Unavailable: The database does not answer.
+        FailedPrecondition: The schema is another one, or the role can rewrite the audit log and must not.
+        InvalidArgument: The password of the first admin user is not acceptable.
     """
     migrator = Migrator(dsn, connect_timeout_s=_CONNECT_TIMEOUT_S)
     if settings.is_embedded:
@@ -49,11 +54,11 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
 
 
 def _check_privileges(privileges: Privileges, settings: Settings) -> None:
-    """Say, or refuse to go on, when the serving role could rewrite the audit log. Of the embedded database it can."""
+    """Warn, or refuse, if the serving role can rewrite the audit log. In an embedded database it always can."""
     powers = privileges.rewriting_powers()
     if powers and settings.require_least_privilege:
         raise FailedPrecondition(
-            f"the database role could rewrite the audit log: {'; '.join(powers)}. Serve with a role that owns nothing"
+            f"the database role can rewrite the audit log: {'; '.join(powers)}. Serve with a role that owns nothing"
             f" (`gatekeeper grants --help`), or unset {variable_of('require_least_privilege')}"
         )
     if powers and not settings.is_embedded:
@@ -70,7 +75,7 @@ def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:
         keep_secret(settings.data_dir, ADMIN_PASSWORD, password)
         if _create_first_admin(logins, settings, password):
             print(f"First admin user: {FIRST_ADMIN}, password {password}")
-            print(f"(shown once, kept in {settings.data_dir / ADMIN_PASSWORD})\n", flush=True)
+            print(f"(printed once, stored in {settings.data_dir / ADMIN_PASSWORD})\n", flush=True)
     else:
         _log.warning("no_admin_user", remedy=f"set {variable_of('admin_password')} and restart")
 

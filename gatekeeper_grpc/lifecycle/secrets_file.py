@@ -1,4 +1,4 @@
-"""Secrets that Gatekeeper makes for itself, each in a file of the data directory that only its owner can read."""
+"""Generated secrets, each in a file of the data directory that only its owner can read."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ ADMIN_PASSWORD = "admin_password"  # noqa: S105 - a file's name
 
 
 def read_secret(data_dir: Path, name: str) -> str | None:
-    """Return a secret kept before, or None when there is none."""
+    """Return a stored secret; None if there is none."""
     try:
         return (data_dir / name).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
@@ -17,7 +17,7 @@ def read_secret(data_dir: Path, name: str) -> str | None:
 
 
 def kept_secret(data_dir: Path, name: str, make: Callable[[], str]) -> str:
-    """Return the secret kept under a name; made and kept, mode 0600, when there is none."""
+    """Return the secret of a name; generate and store it, mode 0600, if there is none."""
     secret = read_secret(data_dir, name)
     if secret is None:
         secret = make()
@@ -26,7 +26,7 @@ def kept_secret(data_dir: Path, name: str, make: Callable[[], str]) -> str:
 
 
 def keep_secret(data_dir: Path, name: str, secret: str) -> None:
-    """Write a secret, mode 0600, whole or not at all."""
+    """Store a secret, mode 0600, atomically."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = data_dir / f".{name}.new"
     new.unlink(missing_ok=True)
@@ -38,5 +38,5 @@ def keep_secret(data_dir: Path, name: str, secret: str) -> None:
 
 
 def new_key_ring() -> str:
-    """Make a key ring of one key: 256 random bits."""
+    """Generate a key ring of one key: 256 random bits."""
     return f"k1:{secrets.token_urlsafe(32)}"

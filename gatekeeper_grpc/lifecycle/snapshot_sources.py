@@ -1,4 +1,4 @@
-"""Where an instance's snapshots come from, who announces them, and where the last-known-good one is kept."""
+"""The sources of snapshots: database, replica, Redis, file; and the storages of the last-known-good one."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Whether a gRPC server still answers: asks its serving thread, which every call has to pass."""
+"""Liveness of a gRPC server: whether its serving thread, which every call passes, answers."""
 
 import os
 import secrets
@@ -6,19 +6,19 @@ import threading
 
 import grpc
 
-# Nobody serves it, so the serving thread itself turns it down, with no worker of any pool.
-_NOBODYS_METHOD = "/gatekeeper.Liveness/Ask"
+# No service has this method: the serving thread itself refuses it, without a worker of any pool.
+_UNKNOWN_METHOD = "/gatekeeper.Liveness/Ask"
 _TIMEOUT_S = 1.0
 
 
 class ServingThreadProbe:
-    """Knows whether the one thread of a server that takes calls is alive.
+    """Checks the one thread of a server that accepts calls, over a socket of its own.
 
-    It asks by way of a socket of its own: where workers share the port, another might answer. The socket's name is
-    abstract, so that no file outlives a kill.
+    Over a port that workers share, another worker might answer. The socket's name is abstract: no file is left behind
+    by a killed process.
 
     Args:
-        server: Not started yet.
+        server: The server, not started yet.
     """
 
     def __init__(self, server: grpc.Server) -> None:
@@ -29,31 +29,31 @@ class ServingThreadProbe:
         self._channel: grpc.Channel | None = None
 
     def start(self) -> None:
-        """Begin to ask: the server has started."""
+        """Connect; call it after the server has started."""
         with self._lock:
             self._channel = grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)])
 
     def close(self) -> None:
-        """Ask no more: the server is about to stop."""
+        """Disconnect; call it before the server stops."""
         with self._lock:
             channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
 
     def answers(self) -> bool:
-        """Ask, and wait at most 1 s for the answer. True as well while there is nothing to ask, before and after."""
+        """Return whether the serving thread answers within 1 s; True before `start` and after `close`."""
         channel = self._channel
         if channel is None:
             return True
         try:
-            _ask(channel)
+            _call(channel)
         except grpc.RpcError as refusal:
             return refusal.code() is grpc.StatusCode.UNIMPLEMENTED or self._channel is None
-        except ValueError:  # The channel was closed meanwhile.
+        except ValueError:  # The channel was closed by `close`.
             return True
         return True
 
 
-def _ask(channel: grpc.Channel) -> bytes:
-    ask = channel.unary_unary(_NOBODYS_METHOD, request_serializer=bytes, response_deserializer=bytes)
-    return ask(b"", timeout=_TIMEOUT_S)
+def _call(channel: grpc.Channel) -> bytes:
+    call = channel.unary_unary(_UNKNOWN_METHOD, request_serializer=bytes, response_deserializer=bytes)
+    return call(b"", timeout=_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What a serving instance tells about itself: to orchestrators whether to ask it, to Prometheus how it is doing."""
+"""Metrics and readiness of one serving instance."""
 
 import math
 import threading
@@ -15,12 +15,12 @@ from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.transport.admission import CallPools
 
-# A database that confirmed the snapshot within so many polls counts as there.
+# The database counts as reachable if it confirmed the snapshot within this many refresh intervals.
 _POLLS_WITHOUT_DATABASE = 3
 
 
 class InstanceMetrics(Collector):
-    """One serving instance, seen from outside. Everything is read when it is asked for, never on the hot path."""
+    """Metrics of one serving instance, read when `/metrics` is requested; evaluation updates none of them."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class InstanceMetrics(Collector):
         self._process = ProcessCollector(registry=CollectorRegistry())
 
     def drain(self) -> None:
-        """Be unready for good."""
+        """Report not ready from now on."""
         self._draining = True
 
     def readiness(self) -> Readiness:
-        """Judge the instance as it is now; nothing is latched."""
+        """Return the readiness at this moment."""
         snapshot = self._cache.peek()
         unconfirmed_s = self._cache.unconfirmed_s()
         return readiness_of(
@@ -62,24 +62,26 @@ class InstanceMetrics(Collector):
         )
 
     def collect(self) -> Iterator[Metric]:
-        """Measure."""
+        """Read all metrics."""
         yield from self._snapshot_metrics()
         yield from self._storage_metrics()
         yield from self._readiness_metrics()
         yield from self._pool_metrics()
-        yield _gauge("watchers", "WatchFlags streams that are open.", len(self._watchers))
-        yield _gauge("threads", "Threads of the process.", threading.active_count())
+        yield _gauge("watchers", "Open WatchFlags streams.", len(self._watchers))
+        yield _gauge("threads", "Python threads of the process.", threading.active_count())
         yield from self._process.collect()
 
     def _snapshot_metrics(self) -> Iterable[Metric]:
         snapshot = self._cache.peek()
-        yield _gauge("revision", "The revision that answers are true at.", snapshot.revision if snapshot else None)
-        yield _gauge("flags", "Flags in the snapshot.", len(snapshot.flags) if snapshot else None)
-        yield _gauge("targets", "Individual targets in the snapshot.", len(snapshot.targets) if snapshot else None)
-        yield _gauge("members", "Segment members in the snapshot.", len(snapshot.members) if snapshot else None)
+        yield _gauge("revision", "Revision being served.", snapshot.revision if snapshot else None)
+        yield _gauge("flags", "Flags in the served snapshot.", len(snapshot.flags) if snapshot else None)
+        yield _gauge(
+            "targets", "Individual targets in the served snapshot.", len(snapshot.targets) if snapshot else None
+        )
+        yield _gauge("members", "Segment members in the served snapshot.", len(snapshot.members) if snapshot else None)
         yield _gauge(
             "snapshot_unconfirmed_seconds",
-            "For how long the database has not confirmed the snapshot as the newest.",
+            "Seconds since the database last confirmed the served snapshot as the newest.",
             self._cache.unconfirmed_s(),
         )
 
@@ -95,20 +97,26 @@ class InstanceMetrics(Collector):
 
     def _readiness_metrics(self) -> Iterable[Metric]:
         readiness = self.readiness()
-        yield _gauge("ready", "1 while evaluation can answer, else 0.", readiness.ready)
-        yield _gauge("stale", "1 while answers are marked stale, else 0.", readiness.stale)
-        yield _gauge("database_reachable", "1 when the database answered lately, else 0.", readiness.database)
+        yield _gauge("ready", "1 if the instance can serve evaluations, else 0.", readiness.ready)
+        yield _gauge("stale", "1 if responses are marked stale, else 0.", readiness.stale)
+        yield _gauge(
+            "database_reachable",
+            "1 if the database answered within the last three refresh intervals, else 0.",
+            readiness.database,
+        )
         yield _gauge(
             "audit_log_rewritable",
-            "1 when the database role could rewrite the audit log, 0 when not, NaN when not known yet.",
+            "1 if the database role can rewrite the audit log, 0 if not, NaN until it is known.",
             self._audit.can_rewrite,
         )
 
     def _pool_metrics(self) -> Iterable[Metric]:
         refused = CounterMetricFamily(
-            "gatekeeper_refused_calls", "Calls turned away because their pool was full.", labels=["pool"]
+            "gatekeeper_refused_calls", "Calls refused because their pool was full.", labels=["pool"]
         )
-        in_flight = GaugeMetricFamily("gatekeeper_calls_in_flight", "Calls that run or queue.", labels=["pool"])
+        in_flight = GaugeMetricFamily(
+            "gatekeeper_calls_in_flight", "Calls that run or wait in a queue.", labels=["pool"]
+        )
         for name, pool in self._pools.items():
             refused.add_metric([name], pool.refused)
             in_flight.add_metric([name], pool.in_flight)
@@ -117,5 +125,5 @@ class InstanceMetrics(Collector):
 
 
 def _gauge(name: str, meaning: str, value: float | None) -> Metric:
-    """Make a gauge; None, what is not known, is NaN."""
+    """Return a gauge. None, an unknown value, is NaN."""
     return GaugeMetricFamily(f"gatekeeper_{name}", meaning, value=math.nan if value is None else value)

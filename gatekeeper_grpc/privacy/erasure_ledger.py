@@ -1,7 +1,7 @@
-"""The erasure ledger: who was erased, in a file outside the database, so that a restore brings nobody back.
+"""The erasure ledger: a file outside the database that records erasures, to apply them again after a restore.
 
 A line is a JSON object with `time`, when the person was erased, and `mac`, the HMAC-SHA256 of the user id under a key
-of its own. The ledger tells nobody's id to whoever lacks the key; with it, ids can be recognised, not listed.
+of its own. Without the key the ledger reveals no id. With the key an id can be recognised, but ids cannot be listed.
 """
 
 import errno
@@ -22,23 +22,29 @@ DEFAULT_NAME = "erasures"
 
 
 class ErasureLedger:
-    """An append-only file. Every instance may write to the same one: lines are appended whole."""
+    """An append-only file. Several instances may share one: each line is appended in one write."""
 
     def __init__(self, path: Path, key: bytes) -> None:
         self._path = path
         self._key = key
 
     def record(self, user_id: str, time: datetime) -> None:
-        """Append an erasure; durable when this returns. `Unavailable` when it cannot be."""
-        # A new line on both sides: what follows a line that was cut off by a full disk is whole again.
+        """Append an erasure; it is durable when this returns.
+
+        Raises:
+            Unavailable: The file cannot be written.
+        """
+        # A newline on both sides: a line that a full disk cut off does not damage the next one.
         line = "\n" + json.dumps({"time": time.isoformat(), "mac": self.mac(user_id)}) + "\n"
         try:
             self._append(line.encode())
         except OSError as exc:
-            raise Unavailable(f"the erasure ledger cannot be written ({exc.strerror}): nobody was erased") from exc
+            raise Unavailable(
+                f"the erasure ledger cannot be written ({exc.strerror}): the person was not erased"
+            ) from exc
 
     def erasures(self) -> Mapping[str, datetime]:
-        """Return when each person was last erased, by `mac`; empty when there is no ledger yet."""
+        """Return when each person was last erased, by `mac`; empty if there is no ledger yet."""
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -65,7 +71,7 @@ class ErasureLedger:
 
 
 def _entry(line: str) -> dict[str, str] | None:
-    """Read a line; None for an empty one, and for one that was cut off: then the erasure failed too."""
+    """Read a line; None if it is empty, or was cut off: then the erasure failed as well."""
     try:
         entry: dict[str, str] = json.loads(line)
     except ValueError:

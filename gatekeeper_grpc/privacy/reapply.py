@@ -1,4 +1,4 @@
-"""After a backup was restored: erases again who had been erased since the backup was made."""
+"""After a restore: erases again the people who were erased since the backup was made."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,23 +11,23 @@ from gatekeeper_grpc.store.erasure import ErasureStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reapplied:
-    """How many people were erased again, and what kept others from it."""
+    """How many people were erased again, and why others were not."""
 
     erased: int
     refusals: tuple[str, ...]
 
 
 class AlreadyRecorded:
-    """What erasing again tells the ledger: nothing. A new time there would undo, at a next restore, who came back."""
+    """Records nothing: with a new time in the ledger, the next restore would erase people who have returned since."""
 
     def record(self, user_id: str, time: datetime) -> None:
-        """Leave the ledger as it is."""
+        """Record nothing."""
 
 
 def reapply_erasures(erasures: ErasureStore, ledger: ErasureLedger) -> Reapplied:
-    """Erase everybody whom the ledger names and the database has known since before that.
+    """Erase every person whom the database has known since before their erasure in the ledger.
 
-    Who came back after being erased stays. May be interrupted and run again.
+    People who returned after their erasure stay. It may be interrupted and run again.
     """
     erased_at = ledger.erasures()
     returned = [
@@ -40,7 +40,7 @@ def reapply_erasures(erasures: ErasureStore, ledger: ErasureLedger) -> Reapplied
 
 
 def _erase_again(erasures: ErasureStore, user_id: str) -> str:
-    """Erase one person; returns why not, or nothing."""
+    """Erase one person; returns why it was refused, or an empty string."""
     try:
         erasures.erase(user_id, Intent(caller=None, action="ReapplyErasure"))
     except FailedPrecondition as exc:

@@ -306,7 +306,7 @@ def prepared(dsn: str, **settings: object) -> Callable[[], None]:
 def test_a_server_that_requires_least_privilege_refuses_to_start_with_more(serving_dsn: str, dsn: str) -> None:
     prepared(serving_dsn, require_least_privilege=True)()
     prepared(dsn)()
-    with pytest.raises(FailedPrecondition, match="the database role could rewrite the audit log: it is a superuser"):
+    with pytest.raises(FailedPrecondition, match="the database role can rewrite the audit log: it is a superuser"):
         prepared(dsn, require_least_privilege=True)()
 
 

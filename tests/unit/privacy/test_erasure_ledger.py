@@ -62,7 +62,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_fails_the_erasure_and_no_ot
     write = os.write
     with monkeypatch.context() as full:
         full.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:30]))
-        with pytest.raises(Unavailable, match="nobody was erased"):
+        with pytest.raises(Unavailable, match="the person was not erased"):
             ledger.record("bob", NOON)
     ledger.record("carl", NOON)
 
