@@ -21,10 +21,10 @@ from gatekeeper_grpc.domain.segment import (
     segment_document,
     segment_from_document,
 )
+from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
-from gatekeeper_grpc.store.users import check_attribute_cap
 
 # How many of the flags that use a segment a refusal names.
 _NAMED_FLAGS = 10

@@ -1,4 +1,4 @@
-"""Known users in PostgreSQL: created, read, listed, changed, forgotten; and the cap on what segments name of them."""
+"""Known users in PostgreSQL: created, read, listed, changed, forgotten."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,13 +11,14 @@ from psycopg.types.json import Jsonb
 
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
-from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound, ResourceExhausted
+from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, user_document, user_from_response, user_response
+from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
-from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import ensure_subjects
 
@@ -149,26 +150,6 @@ def checked_user(conn: Connection, user_id: str, etag: str) -> User:
 def forget_user(conn: Connection, subject_id: UUID) -> None:
     """Drop what is stored of a person, if anything."""
     conn.execute("DELETE FROM users WHERE subject_id = %(subject_id)s", {"subject_id": subject_id})
-
-
-_COUNT_STORED_VALUES = """
-    SELECT coalesce(sum(users), 0) FROM user_attribute_counts
-    WHERE name IN (SELECT unnest(attribute_names) FROM segments)
-"""
-
-
-def check_attribute_cap(conn: Connection, *, cap: int = MAX_STORED_VALUES) -> None:
-    """Check how many stored attribute values segments name, after users or segments were written.
-
-    `ResourceExhausted` when they are more than `cap`: every instance holds them in memory. Nulls count.
-    """
-    (count,) = one(conn.execute(_COUNT_STORED_VALUES))
-    if count > cap:
-        raise ResourceExhausted(
-            f"segments may name {cap} stored attribute values of users in all, and with this change would name "
-            f"{count}: name fewer attributes in conditions, or send them with each evaluation instead",
-            metadata={"limit": str(cap), "wanted": str(count)},
-        )
 
 
 # Filters that are not given are NULL; the planner folds them away. Containment finds users by the index, but takes a

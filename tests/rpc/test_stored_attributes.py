@@ -18,7 +18,7 @@ from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper.v1.user_pb2 import User
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.store.users import check_attribute_cap
+from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from tests.support.clients import TIMEOUT_S, Installation, new_key, refusal_of
 from tests.support.servers import KEYS, connect, settings_for_tests
 
