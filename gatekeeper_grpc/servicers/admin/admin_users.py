@@ -33,8 +33,7 @@ class AdminUserRpcs(AdminRpcs):
         password_hash = self.passwords.hash(request.password)
         written = self.stores.admin_users.create(new, password_hash=password_hash, intent=intent)
         return pb.CreateAdminUserResponse(
-            admin_user=admin_user_to_proto(written.result),
-            **self._refresh_after(written),
+            admin_user=admin_user_to_proto(written.result), **self._refresh_after(written)
         )
 
     def ListAdminUsers(
@@ -55,8 +54,7 @@ class AdminUserRpcs(AdminRpcs):
         password_hash = self.passwords.hash(request.password) if new_password else None
         written = self.stores.admin_users.update(update, password_hash=password_hash, intent=intent)
         return pb.UpdateAdminUserResponse(
-            admin_user=admin_user_to_proto(written.result),
-            **self._refresh_after(written),
+            admin_user=admin_user_to_proto(written.result), **self._refresh_after(written)
         )
 
     def DeleteAdminUser(
@@ -65,9 +63,7 @@ class AdminUserRpcs(AdminRpcs):
         check_username("username", request.username)
         intent = intent_from_proto(request)
         written = self.stores.admin_users.delete(request.username, request.etag, intent)
-        return pb.DeleteAdminUserResponse(
-            **self._refresh_after(written),
-        )
+        return pb.DeleteAdminUserResponse(**self._refresh_after(written))
 
     def ChangePassword(
         self, request: pb.ChangePasswordRequest, context: grpc.ServicerContext
@@ -78,9 +74,7 @@ class AdminUserRpcs(AdminRpcs):
         written = self.own_password.change(
             current_caller(), request.current_password, request.new_password, intent=intent, peer=context.peer()
         )
-        return pb.ChangePasswordResponse(
-            **self._refresh_after(written),
-        )
+        return pb.ChangePasswordResponse(**self._refresh_after(written))
 
     def ListAuthEvents(
         self, request: pb.ListAuthEventsRequest, context: grpc.ServicerContext

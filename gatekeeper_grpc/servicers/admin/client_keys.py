@@ -43,6 +43,5 @@ class ClientKeyRpcs(AdminRpcs):
         written = self.stores.client_keys.revoke(request.key_id, intent_from_proto(request))
         self.client_keys.refresh_after_write()
         return pb.RevokeClientKeyResponse(
-            client_key=client_key_to_proto(written.result),
-            **self._refresh_after(written),
+            client_key=client_key_to_proto(written.result), **self._refresh_after(written)
         )

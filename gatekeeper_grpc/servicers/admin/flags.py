@@ -21,10 +21,7 @@ class FlagRpcs(AdminRpcs):
     def CreateFlag(self, request: pb.CreateFlagRequest, context: grpc.ServicerContext) -> pb.CreateFlagResponse:
         config = flag_config_from_proto(request)
         written = self.stores.flags.create(config, intent_from_proto(request))
-        return pb.CreateFlagResponse(
-            flag=flag_to_proto(written.result),
-            **self._refresh_after(written),
-        )
+        return pb.CreateFlagResponse(flag=flag_to_proto(written.result), **self._refresh_after(written))
 
     def GetFlag(self, request: pb.GetFlagRequest, context: grpc.ServicerContext) -> pb.GetFlagResponse:
         check_key("key", request.key)
@@ -42,14 +39,9 @@ class FlagRpcs(AdminRpcs):
     def UpdateFlag(self, request: pb.UpdateFlagRequest, context: grpc.ServicerContext) -> pb.UpdateFlagResponse:
         update = flag_update_from_proto(request)
         written = self.stores.flags.update(update, intent_from_proto(request))
-        return pb.UpdateFlagResponse(
-            flag=flag_to_proto(written.result),
-            **self._refresh_after(written),
-        )
+        return pb.UpdateFlagResponse(flag=flag_to_proto(written.result), **self._refresh_after(written))
 
     def DeleteFlag(self, request: pb.DeleteFlagRequest, context: grpc.ServicerContext) -> pb.DeleteFlagResponse:
         check_key("key", request.key)
         written = self.stores.flags.delete(request.key, request.etag, intent_from_proto(request))
-        return pb.DeleteFlagResponse(
-            **self._refresh_after(written),
-        )
+        return pb.DeleteFlagResponse(**self._refresh_after(written))

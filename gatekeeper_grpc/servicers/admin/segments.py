@@ -29,10 +29,7 @@ class SegmentRpcs(AdminRpcs):
     ) -> pb.CreateSegmentResponse:
         config = segment_config_from_proto(request)
         written = self.stores.segments.create(config, intent_from_proto(request))
-        return pb.CreateSegmentResponse(
-            segment=segment_to_proto(written.result),
-            **self._refresh_after(written),
-        )
+        return pb.CreateSegmentResponse(segment=segment_to_proto(written.result), **self._refresh_after(written))
 
     def GetSegment(self, request: pb.GetSegmentRequest, context: grpc.ServicerContext) -> pb.GetSegmentResponse:
         check_key("key", request.key)
@@ -52,10 +49,7 @@ class SegmentRpcs(AdminRpcs):
     ) -> pb.UpdateSegmentResponse:
         update = segment_update_from_proto(request)
         written = self.stores.segments.update(update, intent_from_proto(request))
-        return pb.UpdateSegmentResponse(
-            segment=segment_to_proto(written.result),
-            **self._refresh_after(written),
-        )
+        return pb.UpdateSegmentResponse(segment=segment_to_proto(written.result), **self._refresh_after(written))
 
     def DeleteSegment(
         self, request: pb.DeleteSegmentRequest, context: grpc.ServicerContext
@@ -63,9 +57,7 @@ class SegmentRpcs(AdminRpcs):
         check_key("key", request.key)
         intent = intent_from_proto(request)
         written = self.stores.segments.delete(request.key, request.etag, intent)
-        return pb.DeleteSegmentResponse(
-            **self._refresh_after(written),
-        )
+        return pb.DeleteSegmentResponse(**self._refresh_after(written))
 
     def AddSegmentMembers(
         self, request_iterator: Iterator[pb.AddSegmentMembersRequest], context: grpc.ServicerContext

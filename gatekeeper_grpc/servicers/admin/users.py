@@ -21,10 +21,7 @@ class UserRpcs(AdminRpcs):
     def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
         profile = user_profile_from_proto(request.user)
         written = self.stores.users.create(profile, intent_from_proto(request))
-        return pb.CreateUserResponse(
-            user=user_to_proto(written.result),
-            **self._refresh_after(written),
-        )
+        return pb.CreateUserResponse(user=user_to_proto(written.result), **self._refresh_after(written))
 
     def GetUser(self, request: pb.GetUserRequest, context: grpc.ServicerContext) -> pb.GetUserResponse:
         check_user_id("user_id", request.user_id)
@@ -42,14 +39,9 @@ class UserRpcs(AdminRpcs):
     def UpdateUser(self, request: pb.UpdateUserRequest, context: grpc.ServicerContext) -> pb.UpdateUserResponse:
         update = user_update_from_proto(request)
         written = self.stores.users.update(update, intent_from_proto(request))
-        return pb.UpdateUserResponse(
-            user=user_to_proto(written.result),
-            **self._refresh_after(written),
-        )
+        return pb.UpdateUserResponse(user=user_to_proto(written.result), **self._refresh_after(written))
 
     def DeleteUser(self, request: pb.DeleteUserRequest, context: grpc.ServicerContext) -> pb.DeleteUserResponse:
         check_user_id("user_id", request.user_id)
         written = self.stores.users.delete(request.user_id, request.etag, intent_from_proto(request))
-        return pb.DeleteUserResponse(
-            **self._refresh_after(written),
-        )
+        return pb.DeleteUserResponse(**self._refresh_after(written))
