@@ -81,7 +81,7 @@ def assert_kept(dsn: str, acknowledged: dict[str, int]) -> None:
     assert flags == {entry.resource_key: entry.revision for entry in chained_entries(dsn)}
 
 
-def test_acknowledged_writes_and_their_audit_entries_survive_kill_9_of_the_server(data_dir: Path) -> None:
+def test_acknowledged_writes_and_audit_entries_survive_a_killed_server(data_dir: Path) -> None:
     acknowledged: dict[str, int] = {}
     for number in range(ROUNDS):
         with serving(data_dir) as gatekeeper, writing(gatekeeper, f"round-{number}") as writers:
@@ -94,7 +94,7 @@ def test_acknowledged_writes_and_their_audit_entries_survive_kill_9_of_the_serve
         assert_kept(restarted.dsn, acknowledged)
 
 
-def test_acknowledged_writes_survive_kill_9_of_postgres_and_writers_go_on_afterwards(gatekeeper: Gatekeeper) -> None:
+def test_acknowledged_writes_survive_a_killed_postgres(gatekeeper: Gatekeeper) -> None:
     with writing(gatekeeper, "writer") as writers:
         wait_until_all_wrote(writers)
         for _ in range(ROUNDS):

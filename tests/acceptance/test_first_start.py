@@ -73,7 +73,7 @@ def flag_keys(gatekeeper: Gatekeeper) -> list[str]:
         return [flag.key for flag in admin.ListFlags(ListFlagsRequest()).flags]
 
 
-def test_first_start_prints_the_first_admins_password_once_and_keeps_it_for_its_owner_only(
+def test_first_start_prints_the_admin_password_once_and_keeps_it_private(
     first_two: TwoStarts,
 ) -> None:
     password = first_two.data_dir / "admin_password"
@@ -83,7 +83,7 @@ def test_first_start_prints_the_first_admins_password_once_and_keeps_it_for_its_
     assert stat.S_IMODE(password.stat().st_mode) == 0o600
 
 
-def test_plain_start_adds_no_demo_flag_and_a_later_demo_start_of_the_empty_database_does(first_two: TwoStarts) -> None:
+def test_only_a_demo_start_adds_the_demo_flag_to_an_empty_database(first_two: TwoStarts) -> None:
     assert (first_two.plain_flags, first_two.demo_flags) == ([], ["new_checkout"])
 
 
@@ -96,7 +96,7 @@ def test_line_of_the_issue_evaluates_the_demo_flag_without_any_proto_file(
     assert answers == [{"flags": {"new_checkout": gets_it}, "revision": "1"}]
 
 
-def test_printed_lines_evaluate_then_log_in_then_raise_the_rollout_until_alice_gets_it(data_dir: Path) -> None:
+def test_printed_lines_evaluate_log_in_and_raise_the_rollout_for_alice(data_dir: Path) -> None:
     with serving(data_dir, "--demo") as gatekeeper:
         lines = [line for line in lines_to_paste(gatekeeper) if not line.startswith("grpcurl")]
         evaluate = next(line for line in lines if line.endswith("EvaluateFlags"))

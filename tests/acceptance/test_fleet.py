@@ -210,7 +210,7 @@ def test_lines_of_a_worker_carry_its_number(fleet: Gatekeeper) -> None:
 
 
 @pytest.mark.parametrize(("number", "cause"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "hung")])
-def test_a_worker_that_dies_or_hangs_is_replaced_and_a_retrying_client_sees_no_failure(
+def test_a_dead_or_hung_worker_is_replaced_without_a_failure_for_clients(
     fleet: Gatekeeper, number: signal.Signals, cause: str
 ) -> None:
     assert eventually(lambda: is_complete(fleet))
@@ -279,7 +279,7 @@ def test_a_worker_that_does_not_end_is_killed_in_time(data_dir: Path) -> None:
         assert eventually(lambda: not any(map(is_running, pids)))
 
 
-def test_a_supervisor_killed_without_notice_leaves_no_worker_and_no_database_behind(data_dir: Path) -> None:
+def test_a_killed_supervisor_leaves_no_worker_and_no_database(data_dir: Path) -> None:
     with serving(data_dir, **TWO, **in_time()) as gatekeeper:
         pids = worker_pids(gatekeeper)
         assert len(pids) == 2
@@ -313,7 +313,7 @@ def test_a_port_that_a_stranger_shares_is_refused(tmp_path: Path) -> None:
     assert (code, complaints) == (1, f"Error: cannot listen on {address}: is another process using it?\n")
 
 
-def test_a_fleet_that_cannot_serve_fails_with_the_error_of_its_first_worker(tmp_path: Path) -> None:
+def test_a_fleet_that_cannot_serve_fails_with_the_error_of_a_worker(tmp_path: Path) -> None:
     settings = {**TWO, **KEYS, "DATABASE_URL": "postgresql://127.0.0.1:1/gatekeeper"}
 
     code, printed, complaints = run("serve", data_dir=tmp_path, **settings)

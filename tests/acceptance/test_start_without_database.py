@@ -93,7 +93,7 @@ def serve_once(node: Node, data_dir: Path, key: str) -> int:
 
 
 @pytest.mark.parametrize("fault", ["stopped", "hanging"])
-def test_it_answers_what_it_last_knew_says_stale_and_is_fresh_and_ready_once_the_database_is_back(
+def test_it_serves_the_last_known_good_snapshot_until_the_database_is_back(
     fault: str, node: Node, tmp_path: Path
 ) -> None:
     revision = serve_once(node, tmp_path, f"kept-{fault}")
@@ -151,7 +151,7 @@ def test_twin_without_a_kept_snapshot_a_start_without_database_is_refused(node: 
         pytest.param("foreign", "GATEKEEPER_DATA_KEYS", id="of another installation"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_with_a_clear_line_and_replaced_later(
+def test_an_unusable_file_is_refused_with_a_clear_line_and_replaced(
     spoil: str, words: str, node: Node, tmp_path: Path
 ) -> None:
     serve_once(node, tmp_path, f"spoilt-{spoil}")
@@ -184,7 +184,7 @@ SCHEMA_OF_LATER: LiteralString = """
 """
 
 
-def test_it_never_serves_from_a_database_with_another_schema_and_evaluation_goes_on(node: Node, tmp_path: Path) -> None:
+def test_it_never_serves_from_a_database_with_another_schema(node: Node, tmp_path: Path) -> None:
     revision = serve_once(node, tmp_path, "unfit")
     node.run(SCHEMA_OF_LATER)
     node.kill()

@@ -76,9 +76,7 @@ def is_refused(evaluation: EvaluationServiceStub) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_is_announced_by_health_while_calls_are_still_served_and_ends_everything(
-    data_dir: Path, number: signal.Signals
-) -> None:
+def test_a_signal_turns_health_first_and_then_ends_everything(data_dir: Path, number: signal.Signals) -> None:
     with serving(data_dir, GATEKEEPER_DRAIN_S=str(DRAIN_S)) as gatekeeper, gatekeeper.channel() as channel:
         health = HealthStub(channel).Watch(HealthCheckRequest(), timeout=TIMEOUT_S)
         before = next(health).status

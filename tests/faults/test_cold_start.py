@@ -60,7 +60,7 @@ def restart(instances: Fleet, place: int) -> float:
     return time.monotonic() - began
 
 
-def test_cold_start_without_the_database_answers_stale_and_recovers_by_itself(
+def test_cold_start_without_database_serves_stale_and_recovers_by_itself(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
     with fleet(postgres, tmp_path, size=2) as instances:

@@ -72,7 +72,7 @@ def test_twin_when_min_revision_is_ignored_answers_are_older_than_asked(
 
 
 @pytest.mark.promise("A3", "A5")
-def test_racing_editors_leave_one_chain_of_versions_and_all_instances_converge(
+def test_racing_editors_leave_one_version_chain_and_instances_converge(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
     with fleet(postgres, tmp_path) as instances:
@@ -165,7 +165,7 @@ def is_stale(instance: InstanceMetrics) -> bool:
 
 
 @pytest.mark.promise("A4")
-def test_answers_say_stale_once_the_database_is_dead_for_longer_than_the_bound(
+def test_answers_say_stale_once_the_database_is_dead_beyond_the_bound(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
     settings = {"GATEKEEPER_STALE_AFTER_S": str(STALE_AFTER_S)}

@@ -119,7 +119,7 @@ def test_twin_without_one_transaction_there_are_writes_without_an_entry(
     report.twin("A1", "one transaction for write and entry", f"{len(apart(postgres.dsn))} writes without their entry")
 
 
-def test_twin_without_synchronous_commit_postgres_loses_what_was_acknowledged(
+def test_twin_without_synchronous_commit_acknowledged_writes_are_lost(
     data_dir: Path, tmp_path: Path, report: Report
 ) -> None:
     lazy = {"synchronous_commit": "off", "wal_writer_delay": "10s"}

@@ -39,7 +39,7 @@ DEATHS: dict[str, Callable[[Node], AbstractContextManager[None]]] = {"killed": k
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_no_evaluation_fails_and_nothing_acknowledged_is_lost_when_the_standby_takes_over(
+def test_a_failover_fails_no_evaluation_and_loses_nothing_acknowledged(
     death: str, tmp_path: Path, report: Report
 ) -> None:
     with replicated(tmp_path, synchronous=True) as (pair, instances):

@@ -44,7 +44,7 @@ def roll_until(enough: Callable[[], bool], instances: Fleet) -> Sequence[float]:
     return left_s
 
 
-def test_no_call_fails_while_two_instances_are_replaced_one_after_the_other(
+def test_no_call_fails_while_two_instances_are_replaced_in_turn(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
     with fleet(postgres, tmp_path, size=2, settings=LEAVING) as instances:

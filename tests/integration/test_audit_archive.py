@@ -105,7 +105,7 @@ def test_writes_cross_the_boundary_between_partitions(small_partitions: Database
     assert concluded(AuditStore(small_partitions).verify()).complete
 
 
-def test_a_write_without_a_partition_is_refused_whole_and_works_when_there_is_one(small_partitions: Database) -> None:
+def test_a_write_without_a_partition_is_refused_whole_until_there_is_one(small_partitions: Database) -> None:
     write_entries(small_partitions, 9)
     with pytest.raises(Unavailable, match="no partition for the next entry; nothing was changed"):
         write_entries(small_partitions, 1, prefix="late")
@@ -142,7 +142,7 @@ def test_every_new_partition_refuses_truncate_to_its_owner(small_partitions: Dat
 # --- Moving to files --------------------------------------------------------------------------------------------------
 
 
-def test_whole_partitions_are_moved_and_the_rest_is_verified_from_where_they_end(log: Database, tmp_path: Path) -> None:
+def test_whole_partitions_are_moved_and_the_rest_still_verifies(log: Database, tmp_path: Path) -> None:
     before = AuditStore(log).head().anchor
     files = archived(log, tmp_path / "archive")
 
@@ -153,7 +153,7 @@ def test_whole_partitions_are_moved_and_the_rest_is_verified_from_where_they_end
     assert (report.complete, report.verified_entries, report.redacted_documents) == (True, 5, 0)
 
 
-def test_moving_is_recorded_in_the_log_itself_and_takes_the_documents_along(log: Database, tmp_path: Path) -> None:
+def test_moving_is_recorded_in_the_log_and_moves_the_documents_too(log: Database, tmp_path: Path) -> None:
     last = anchor_of(log, 9)
     (_, file) = archived(log, tmp_path)
 
@@ -234,7 +234,7 @@ def test_an_archive_that_was_altered_or_lost_is_found(
         concluded(verify_with_archives(log, read_archives(tmp_path)))
 
 
-def test_an_archive_that_was_altered_with_its_checksum_is_found_by_its_hashes(log: Database, tmp_path: Path) -> None:
+def test_an_archive_altered_with_its_checksum_is_found_by_its_hashes(log: Database, tmp_path: Path) -> None:
     file, _ = archived(log, tmp_path)
     edited(file.path)
     digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
@@ -307,7 +307,7 @@ def test_the_command_archives_and_verifies_archives(log: Database, tmp_path: Pat
     assert run(log, "archive", "--to", folder).exit_code == 2
 
 
-def test_the_command_signs_checkpoints_that_are_verified_without_a_database(log: Database, tmp_path: Path) -> None:
+def test_the_command_signs_checkpoints_that_verify_without_a_database(log: Database, tmp_path: Path) -> None:
     key = new_signing_key()
     signer = load_audit_signer(settings_for_tests(audit_signing_key=key))
     assert signer
@@ -321,7 +321,7 @@ def test_the_command_signs_checkpoints_that_are_verified_without_a_database(log:
     assert (bad.exit_code, "signed with another key" in bad.output) == (1, True)
 
 
-def test_a_signing_key_is_made_and_kept_for_its_owner_only_where_the_database_is_embedded(tmp_path: Path) -> None:
+def test_an_embedded_database_gets_a_signing_key_for_its_owner_only(tmp_path: Path) -> None:
     embedded = settings_for_tests(data_dir=tmp_path)
 
     first, second = load_audit_signer(embedded), load_audit_signer(embedded)

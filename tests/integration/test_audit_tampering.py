@@ -307,7 +307,7 @@ def test_the_log_as_the_ledger_wrote_it_is_verified(victim: Victim) -> None:
     assert read_head(victim.conn).anchor == victim.anchor
 
 
-def test_after_each_of_a_hundred_attacks_by_a_superuser_the_first_bad_entry_is_found(victim: Victim) -> None:
+def test_after_each_of_100_superuser_attacks_the_first_bad_entry_is_found(victim: Victim) -> None:
     attacks = [_ATTACKS[turn % len(_ATTACKS)] for turn in range(ATTACKS)]
     missed: list[Any] = []
     for attack in attacks:
@@ -320,7 +320,7 @@ def test_after_each_of_a_hundred_attacks_by_a_superuser_the_first_bad_entry_is_f
     assert missed == []
 
 
-def test_a_log_that_was_cut_or_rewritten_with_its_head_looks_true_to_whoever_kept_no_anchor(victim: Victim) -> None:
+def test_twin_without_an_anchor_a_log_rewritten_with_its_head_verifies(victim: Victim) -> None:
     for attack in (cut_the_tail_with_the_head, rewrite_to_the_end):
         with victim.conn.transaction(force_rollback=True):
             attack(victim)

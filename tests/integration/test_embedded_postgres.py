@@ -171,14 +171,14 @@ def test_stop_leaves_no_process_and_no_socket_behind(used_dir: Path) -> None:
     assert not Home(used_dir).socket_link.is_symlink()
 
 
-def test_data_directory_may_be_deeper_than_a_socket_path_and_than_postgres_allows(tmp_path: Path) -> None:
+def test_a_data_directory_may_be_deeper_than_a_socket_path_allows(tmp_path: Path) -> None:
     data_dir = tmp_path.joinpath(*["a-directory-name-of-forty-bytes-as-it-was"] * 30)
     assert len(str(data_dir)) > 1024
     with EmbeddedPostgres(data_dir, settings=FAST) as database:
         assert answers(database.dsn)
 
 
-def test_second_gatekeeper_on_the_same_data_is_refused_at_once_and_told_how_to_join(used_dir: Path) -> None:
+def test_a_second_gatekeeper_on_the_data_is_refused_with_how_to_join(used_dir: Path) -> None:
     with EmbeddedPostgres(used_dir, settings=FAST) as database:
         with spawn(used_dir) as second:
             _, errors = second.communicate()

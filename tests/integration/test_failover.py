@@ -112,7 +112,7 @@ class Client:
 
 
 @pytest.mark.parametrize("fault", ["killed", "hanging"])
-def test_writes_are_back_soon_after_a_promotion_with_nothing_lost_and_no_evaluation_failed(fault: str) -> None:
+def test_writes_resume_after_a_promotion_and_no_evaluation_fails(fault: str) -> None:
     with running_pair(synchronous=True) as pair, capture_logs() as logs, instances(pair) as servers:
         token = token_for(pair.primary.dsn, Role.EDITOR)
         with Client(servers[0], token) as one, Client(servers[1], token) as two:
@@ -146,7 +146,7 @@ def time_of(act: Callable[[], object]) -> float:
     return time.monotonic() - began_at
 
 
-def test_announcements_are_heard_from_the_new_primary_while_the_old_one_hangs() -> None:
+def test_notifications_arrive_from_the_new_primary_while_the_old_one_hangs() -> None:
     # Nothing but an announcement makes the second instance look.
     with running_pair() as pair, instances(pair, refresh_interval_s=60.0) as servers:
         token = token_for(pair.primary.dsn, Role.EDITOR)
@@ -159,7 +159,7 @@ def test_announcements_are_heard_from_the_new_primary_while_the_old_one_hangs() 
             assert eventually(lambda: "second" in servers[1].cache.current().flags, timeout_s=BACK_WITHIN_S)
 
 
-def test_every_instance_reloads_in_one_new_epoch_and_says_what_a_standby_lacked_that_was_promoted() -> None:
+def test_every_instance_reloads_in_one_new_epoch_and_reports_lost_commits() -> None:
     with running_pair() as pair, capture_logs() as logs, instances(pair, count=3) as servers:
         token = token_for(pair.primary.dsn, Role.EDITOR)
         with Client(servers[0], token) as client:
@@ -216,7 +216,7 @@ def create(ledger: MutationRunner, database: Database, key: str) -> bool:
     return False
 
 
-def test_a_revision_that_was_made_anew_is_not_taken_for_the_one_that_was_lost() -> None:
+def test_a_reissued_revision_is_not_taken_for_the_lost_one() -> None:
     with running_pair() as pair, capture_logs() as logs:
         served = served_after_others_wrote_first(pair)
 
@@ -224,7 +224,7 @@ def test_a_revision_that_was_made_anew_is_not_taken_for_the_one_that_was_lost() 
     assert [log["event"] for log in logs].count("history_lost") == 1
 
 
-def test_twin_without_comparing_histories_what_is_lost_stays_and_what_took_its_place_is_missed(
+def test_twin_without_comparing_histories_lost_commits_stay_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(snapshots_module, "_check_history", lambda *_: None)
@@ -278,7 +278,7 @@ def pair() -> Iterator[Pair]:
         yield pair
 
 
-def test_of_several_servers_the_one_that_takes_writes_is_found_wherever_it_stands(pair: Pair) -> None:
+def test_of_several_servers_the_primary_is_found_in_any_position(pair: Pair) -> None:
     host, port = "127.0.0.1,127.0.0.1", f"{pair.standby.port},{pair.primary.port}"
     servers = Servers(f"host={host} port={port} user=gatekeeper dbname=postgres")
 
@@ -308,7 +308,7 @@ def connected_after_s(first: Node, second: Node) -> float:
         return time.monotonic() - began_at
 
 
-def test_a_server_that_hangs_holds_up_a_new_connection_to_another_for_a_moment_only(pair: Pair) -> None:
+def test_a_hung_server_delays_a_connection_to_another_only_briefly(pair: Pair) -> None:
     assert connected_after_s(pair.standby, pair.primary) < servers_module._CONNECT_TIMEOUT_S
 
 

@@ -137,9 +137,7 @@ def check_all(history: ChangeHistory, answered: dict[int, dict[str, list[bool]]]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whoever_comes_back_from_any_revision_is_told_of_every_flag_with_another_answer(
-    seed: int, database: Database
-) -> None:
+def test_a_client_back_from_any_revision_hears_of_every_changed_flag(seed: int, database: Database) -> None:
     random = Random(seed)
     editor, store = Editor(database, random), SnapshotStore(database)
     editor.begin()
@@ -190,7 +188,7 @@ def test_no_more_of_the_log_is_read_than_a_history_needs(database: Database, mon
     assert (changes.since, [change.flag_key for change in changes.changes]) == (1, ["b", "c", "d"])
 
 
-def test_what_a_lagging_replica_knew_of_is_told_together_with_what_it_lacks(
+def test_changes_on_a_lagging_replica_are_told_with_those_it_lacks(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = FlagStore(database, MutationRunner(database, KEYS.data))

@@ -114,9 +114,7 @@ def test_login_returns_who_it_is_and_is_recorded(door: Access) -> None:
         "DELETE FROM admin_user",
     ],
 )
-def test_login_is_refused_when_the_admin_changed_while_the_password_was_checked(
-    door: Access, change: LiteralString
-) -> None:
+def test_login_is_refused_if_the_admin_changed_during_the_password_check(door: Access, change: LiteralString) -> None:
     door.run(change)
 
     with pytest.raises(Unauthenticated, match=r"^these credentials are not valid$"):
@@ -137,7 +135,7 @@ def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(door: Access
     assert door.redeem("second", "third") == caller
 
 
-def test_reuse_of_a_spent_token_kills_its_family_and_no_other_and_is_recorded_once(door: Access) -> None:
+def test_reuse_of_a_spent_token_kills_only_its_family_and_is_recorded(door: Access) -> None:
     door.log_in("first")
     door.log_in("other")
     door.redeem("first", "second")
@@ -327,7 +325,7 @@ def test_prune_bounds_events_by_age_and_count(door: Access) -> None:
     assert door.store.prune() == Pruned(events=0, refresh_tokens=0)
 
 
-def test_prune_deletes_expired_tokens_spent_or_not_and_keeps_spent_ones_that_could_be_reused(door: Access) -> None:
+def test_prune_deletes_expired_tokens_and_keeps_reusable_spent_ones(door: Access) -> None:
     door.log_in("old")
     door.redeem("old", "old too")
     door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")

@@ -190,7 +190,7 @@ def test_a_connection_that_hears_is_kept(wait: Callable[[float], list[int]]) -> 
 
 
 @pytest.mark.usefixtures("quick_beats")
-def test_a_pooler_that_swallows_announcements_is_reported_once_with_the_remedy(database: Database) -> None:
+def test_a_pooler_that_drops_notifications_is_reported_with_the_remedy(database: Database) -> None:
     listener = RevisionListener(database)
     with capture_logs() as logs:
         for _ in range(3):

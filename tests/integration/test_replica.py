@@ -97,7 +97,7 @@ def test_of_a_replica_that_lags_across_an_epoch_nothing_is_used(house: House) ->
     assert house.loads() == (1, 1)
 
 
-def test_when_the_change_log_does_not_lead_there_everything_is_loaded_through_the_replica(house: House) -> None:
+def test_beyond_the_change_log_everything_is_loaded_through_the_replica(house: House) -> None:
     old = Snapshot.build(installation_id=house.primary.load().installation_id, revision=0)
     house.pair.primary.run("DELETE FROM change_log")
 
@@ -111,7 +111,7 @@ def is_used_again(house: House) -> bool:
     return house.primary.loads == before
 
 
-def test_a_replica_that_is_away_is_told_of_once_and_the_primary_serves_alone(house: House) -> None:
+def test_an_absent_replica_is_logged_once_and_the_primary_serves_alone(house: House) -> None:
     house.pair.standby.kill()
     with capture_logs() as logs:
         assert [house.source.load().revision for _ in range(2)] == [1, 1]
@@ -149,7 +149,7 @@ def serving(stack: ExitStack, pair: Pair, **settings: object) -> GatekeeperServe
     return server
 
 
-def test_a_lagging_replica_never_takes_an_instance_back_while_it_reloads_all_the_time(house: House) -> None:
+def test_a_lagging_replica_never_takes_an_instance_back_while_it_reloads(house: House) -> None:
     history = []
     with ExitStack() as stack, house.pair.standby.paused_replay():
         server = serving(stack, house.pair, reload_interval_s=0.01)
@@ -162,7 +162,7 @@ def test_a_lagging_replica_never_takes_an_instance_back_while_it_reloads_all_the
     assert history[-1] == 51
 
 
-def test_an_instance_serves_what_the_replica_has_while_the_primary_is_away_and_calls_it_unconfirmed(
+def test_without_a_primary_the_replica_is_served_as_unconfirmed(
     house: House,
 ) -> None:
     with ExitStack() as stack:

@@ -191,7 +191,7 @@ def chain_is_whole(dsn: str) -> bool:
 # --- Commits that were lost -------------------------------------------------------------------------------------------
 
 
-def test_instances_that_served_what_is_lost_begin_one_epoch_and_serve_what_was_restored(
+def test_instances_that_served_lost_commits_begin_one_epoch(
     servers: list[GatekeeperServer],
     admin: AdminServiceStub,
     backups: Backups,
@@ -269,7 +269,7 @@ def test_an_epoch_begins_only_after_a_loss_and_after_all_that_is_known(
 
 
 @pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "twin without the guard"])
-def test_an_instance_writes_no_revision_a_second_time_before_it_has_noticed(dsn: str, *, guarded: bool) -> None:
+def test_an_instance_reissues_no_revision_before_it_has_noticed(dsn: str, *, guarded: bool) -> None:
     server = GatekeeperServer(settings_for_tests(), dsn=dsn, keys=KEYS)
     server.database.open()
     ((installation_id,),) = query(dsn, "SELECT installation_id FROM revision_head")
@@ -337,7 +337,7 @@ def test_two_restores_of_one_backup_begin_two_epochs(
 # --- Who was erased ---------------------------------------------------------------------------------------------------
 
 
-def test_who_was_erased_after_the_backup_is_erased_again_by_finishing_its_restore(
+def test_finishing_a_restore_erases_again_who_was_erased_after_the_backup(
     servers: list[GatekeeperServer], admin: AdminServiceStub, backups: Backups, gatekeeper: Gatekeeper, tmp_path: Path
 ) -> None:
     dsn = servers[0].database.dsn

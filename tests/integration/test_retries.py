@@ -72,7 +72,7 @@ def test_a_read_is_not_done_a_third_time(database: Database) -> None:
 
 
 @pytest.mark.parametrize("failure", [DEADLOCK, SERIALIZATION_FAILURE], ids=["deadlock", "serialisation failure"])
-def test_a_write_that_met_another_is_done_again_and_its_first_try_is_undone(failure: str, database: Database) -> None:
+def test_a_write_that_conflicts_is_repeated_and_its_first_try_undone(failure: str, database: Database) -> None:
     writer = Writer(database, failure, failure)
     retry_conflicts(writer.write)()
 
@@ -87,7 +87,7 @@ def test_a_write_that_meets_others_again_and_again_gives_up(database: Database) 
     assert writer.reads == retries._WRITE_ATTEMPTS
 
 
-def test_a_write_that_lost_its_connection_is_not_done_again_because_it_may_be_committed(database: Database) -> None:
+def test_a_write_that_lost_its_connection_is_not_repeated(database: Database) -> None:
     writer = Writer(database, CUT)
     with pytest.raises(ConnectionLost):
         retry_conflicts(writer.write)()
@@ -124,7 +124,7 @@ def flags_effect() -> Effect[None]:
     return Effect(result=None, preview=None, change=change)
 
 
-def test_a_mutation_that_deadlocks_with_another_transaction_succeeds_after_all(dsn: str, database: Database) -> None:
+def test_a_mutation_that_deadlocks_with_a_transaction_still_succeeds(dsn: str, database: Database) -> None:
     with psycopg.connect(dsn, autocommit=True) as other:
         assert mutation_that_deadlocks_with(other, database).revision == 2
 
@@ -151,7 +151,7 @@ def methods_that(use: str) -> list[tuple[str, bool, list[str]]]:
     return found
 
 
-def test_every_method_of_the_store_that_only_reads_survives_a_lost_connection() -> None:
+def test_every_reading_method_of_the_store_survives_a_lost_connection() -> None:
     found = methods_that("read")
 
     assert len(found) > 20

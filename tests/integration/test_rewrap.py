@@ -76,7 +76,7 @@ def test_after_a_rewrap_the_old_key_can_go_and_everything_still_opens(
 
 
 @pytest.mark.usefixtures("created")
-def test_check_tells_what_is_left_changes_nothing_and_fails_until_nothing_is(database: Database, dsn: str) -> None:
+def test_check_lists_what_is_left_and_fails_until_nothing_is(database: Database, dsn: str) -> None:
     before = sealed(database, ALL_SEALED)
 
     checked = run(dsn, ROTATED, "--check")
@@ -157,7 +157,7 @@ def test_key_that_is_missing_is_named_and_nothing_is_lost(database: Database, ds
     assert sealed(database, ALL_SEALED) == before
 
 
-def test_answers_column_is_covered_by_a_newest_key_whose_name_begins_like_another(database: Database, dsn: str) -> None:
+def test_the_answers_column_is_covered_under_keys_with_similar_names(database: Database, dsn: str) -> None:
     """The name's length stands before it: "k" does not pass for "k2"."""
     create(database, ring("k2:" + "o" * 32), uuid4())
 

@@ -124,7 +124,7 @@ def test_catching_up_by_the_change_log_ends_where_loading_everything_does(databa
         assert meaning(followed) == meaning(store.load())
 
 
-def test_members_of_a_deleted_segment_do_not_return_with_its_key_on_an_instance_that_catches_up(
+def test_members_of_a_deleted_segment_do_not_return_with_its_key(
     database: Database,
 ) -> None:
     """On one that saw each change, and on one that saw them all at once."""

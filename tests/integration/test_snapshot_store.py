@@ -224,7 +224,7 @@ def test_everything_is_loaded_when_the_change_log_does_not_lead_there(
     assert [*loaded.flags] == ["a", "b", "c"]
 
 
-def test_a_reader_that_polls_meets_eight_writers_and_ends_with_exactly_what_is_stored(house: House) -> None:
+def test_a_polling_reader_among_8_writers_ends_with_what_is_stored(house: House) -> None:
     writing = threading.Barrier(9)
 
     def write(writer: int) -> None:
@@ -295,7 +295,7 @@ def revisions_polled(house: House) -> list[int]:
 _NEWER = "SELECT revision FROM change_log WHERE revision > %(revision)s ORDER BY revision"
 
 
-def test_a_poller_sees_every_revision_although_the_first_writer_commits_last(house: House) -> None:
+def test_a_poller_sees_every_revision_if_the_first_writer_commits_last(house: House) -> None:
     assert revisions_polled(house) == [1, 2]
 
 

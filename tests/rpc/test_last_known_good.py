@@ -33,7 +33,7 @@ def set_back_while_nobody_runs(start_server: StartServer, dsn: str, file: Path) 
     return int(head)
 
 
-def test_commits_that_were_lost_while_nobody_ran_are_noticed_by_what_was_kept(
+def test_commits_lost_while_nobody_ran_are_noticed_by_the_stored_snapshot(
     start_server: StartServer, dsn: str, tmp_path: Path
 ) -> None:
     with capture_logs() as logs:

@@ -78,7 +78,7 @@ def test_losing_the_database_stops_admin_and_auth_alone_until_it_is_back(
     assert eventually(lambda: health(server) == SERVING)
 
 
-def test_an_instance_started_without_a_database_serves_nothing_and_recovers_by_itself(
+def test_an_instance_started_without_a_database_recovers_by_itself(
     start_server: StartServer, dsn: str, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(startup, "_FIRST_SNAPSHOT_TIMEOUT_S", 0.05)
@@ -89,7 +89,7 @@ def test_an_instance_started_without_a_database_serves_nothing_and_recovers_by_i
 
 
 @pytest.mark.parametrize("port", PORTS)
-def test_draining_says_not_serving_to_who_asks_and_who_watches_while_calls_go_on(
+def test_a_drain_says_not_serving_to_checks_and_watches_while_calls_run(
     port: str, server: GatekeeperServer, evaluation: EvaluationServiceStub
 ) -> None:
     with health_stub(server, port) as stub:

@@ -73,7 +73,7 @@ def test_a_link_planted_in_its_place_is_not_followed(tmp_path: Path) -> None:
     assert (victim.read_text(), mode(tmp_path / "token")) == ("untouched", 0o600)
 
 
-def test_generated_keys_are_a_ring_of_one_key_of_256_bits_and_never_the_same() -> None:
+def test_generated_keys_are_a_ring_of_one_unique_key_of_256_bits() -> None:
     rings = [new_key_ring() for _ in range(2)]
 
     assert [len(KeyRing.parse(ring).keys) for ring in rings] == [1, 1]

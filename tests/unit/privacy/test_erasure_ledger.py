@@ -55,7 +55,7 @@ def test_a_line_is_json(ledger: ErasureLedger, path: Path) -> None:
     assert json.loads(path.read_text()) == {"time": "2026-01-01T12:00:00+00:00", "mac": ledger.mac("anna")}
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_line_fails_the_erasure_and_no_other(
+def test_a_full_disk_within_a_line_fails_that_erasure_and_no_other(
     ledger: ErasureLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger.record("anna", NOON)

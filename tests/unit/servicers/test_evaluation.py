@@ -1,6 +1,6 @@
 """EvaluationService on a clock that only the test moves: at which moment an answer begins to say `stale`.
 
-A test on a real clock can only wait longer than the bound. This one asks a millisecond before and a millisecond after it.
+A test on a real clock can only wait longer than the bound. This one asks a millisecond before and after it.
 """
 
 from collections.abc import Callable

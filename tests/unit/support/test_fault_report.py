@@ -34,7 +34,7 @@ class Server:
         return EvaluateFlagsResponse(revision=revision, stale=revision == 1)
 
 
-def test_answers_are_as_stale_as_the_first_newer_revision_has_been_acknowledged() -> None:
+def test_staleness_is_counted_from_the_first_newer_acknowledged_revision() -> None:
     acknowledged = Acknowledged()
     for revision in (5, 6, 9):
         acknowledged.add(revision)
@@ -58,7 +58,7 @@ def test_a_load_counts_what_was_answered_what_failed_and_what_was_stale() -> Non
     assert load.staleness_s > 0
 
 
-def test_the_report_has_a_row_for_each_fault_and_each_twin_sorted_by_promise() -> None:
+def test_the_report_has_a_row_for_each_fault_and_twin_by_promise() -> None:
     report = Report()
     with report.fault("B1", "database stopped", Load([])) as row:
         row.recovery_s = 0.25
