@@ -1,4 +1,4 @@
-# The one door: `make help` lists what is behind it. Needs python3 (3.11+), make and git; nothing else.
+# All tasks; `make help` lists them. Needs python3 (3.11+), make and git, nothing else.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -9,12 +9,12 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-faults check lint types layers proto proto-check docs bench fmt lock clean
 
-help: ## Say what each target does
+help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 # --- setting up -------------------------------------------------------------------------------------------------------
 
-# Debian ships python3 without venv/ensurepip at times; its pip can fill a bare environment.
+# Debian may ship python3 without venv or ensurepip. Its pip can then install into a bare environment.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Gatekeeper needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=/path/to/python3.11." >&2; exit 1; }
@@ -49,7 +49,7 @@ test: $(VENV)/.dev ## Run every test on a real PostgreSQL, and measure branch co
 	@$(BIN)/coverage run -m pytest -n auto --dist worksteal
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
-# One after the other: a fault's figures are worth something only when nothing else runs.
+# One after the other, because the figures of a fault need an otherwise idle machine.
 test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (20 minutes)
 	@$(BIN)/pytest tests/faults --timeout 600
 
@@ -75,7 +75,7 @@ fmt: $(VENV)/.dev ## Format the code and sort its imports
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos
 
-# The descriptor set is for clients without reflection and is what `buf breaking` compares with: v1 stays additive.
+# The descriptor set serves clients without reflection. `buf breaking` compares with it, so v1 stays additive.
 proto: $(VENV)/.dev ## Generate generated/ from protos/, refusing a change that breaks clients
 	@$(BIN)/buf lint protos
 	@test ! -f generated/gatekeeper.binpb || $(BIN)/buf breaking protos --against generated/gatekeeper.binpb

@@ -116,6 +116,14 @@ def test_the_table_of_locks_names_every_module_with_a_lock() -> None:
     assert [name for name, text in modules().items() if LOCK.search(text) and f"`{name}`" not in locks] == []
 
 
+def test_the_data_model_shows_every_table() -> None:
+    sql = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("migrations/*.up.sql"))
+    tables = re.findall(r"^CREATE TABLE (\w+)", sql, re.MULTILINE)
+
+    assert tables
+    assert [table for table in tables if f"    {table} {{\n" not in section("Data model")] == []
+
+
 @pytest.mark.parametrize("page", pages())
 def test_every_metric_and_setting_in_a_page_exists(page: str) -> None:
     named = set(CODE.findall(FENCE.sub("", text_of(page))))
