@@ -38,7 +38,7 @@ from tests.support.processes import (
 )
 from tests.support.waiting import eventually
 
-# A fleet starts five processes, and some of these tests start each anew.
+# A fleet starts five processes, and some of these tests start a fleet of their own.
 pytestmark = [pytest.mark.timeout(300), pytest.mark.promise("C4")]
 
 WORKERS = 4
@@ -118,8 +118,8 @@ def is_complete(gatekeeper: Gatekeeper) -> bool:
     return status == 200 and json.loads(body)["reasons"] == []
 
 
-class Asking:
-    """Clients that ask one call after the other, and what they were told."""
+class Clients:
+    """Clients that send one call after the other, and the results."""
 
     def __init__(self, port: int, options: list[tuple[str, object]]) -> None:
         self._port = port
@@ -130,23 +130,23 @@ class Asking:
         self.failures: list[str] = []
 
     @contextmanager
-    def all_the_time(self) -> Iterator[None]:
+    def calling(self) -> Iterator[None]:
         with ExitStack() as stack:
             channels = [stack.enter_context(self._channel()) for _ in range(CLIENTS)]
             threads = [threading.Thread(target=self._ask, args=(EvaluationServiceStub(one),)) for one in channels]
             for thread in threads:
                 thread.start()
             try:
-                self.go_on()
+                self.wait_for_more()
                 yield
-                self.go_on()
+                self.wait_for_more()
             finally:
                 self._over.set()
                 for thread in threads:
                     thread.join()
 
-    def go_on(self) -> None:
-        """Wait until more has been answered."""
+    def wait_for_more(self) -> None:
+        """Wait until more calls have been answered."""
         enough = self.answered + 50 * CLIENTS
         assert eventually(lambda: self.answered > enough)
 
@@ -215,13 +215,13 @@ def test_a_dead_or_hung_worker_is_replaced_without_a_failure_for_clients(
 ) -> None:
     assert eventually(lambda: is_complete(fleet))
     before, victim = restarts(fleet, cause), worker_pids(fleet)[0]
-    asking = Asking(fleet.port, RETRYING)
-    with asking.all_the_time():
+    clients = Clients(fleet.port, RETRYING)
+    with clients.calling():
         os.kill(victim, number)
         assert eventually(lambda: not is_running(victim))
         assert eventually(lambda: is_complete(fleet), timeout_s=START_TIMEOUT_S)
 
-    assert asking.failures == []
+    assert clients.failures == []
     assert restarts(fleet, cause) == before + 1
     assert len(worker_pids(fleet)) == WORKERS
 
@@ -230,12 +230,12 @@ def test_a_dead_or_hung_worker_is_replaced_without_a_failure_for_clients(
 def test_a_roll_replaces_every_worker_and_no_call_fails(fleet: Gatekeeper, options: list[tuple[str, object]]) -> None:
     assert eventually(lambda: is_complete(fleet))
     before = set(worker_pids(fleet))
-    asking = Asking(fleet.port, options)
-    with asking.all_the_time():
+    clients = Clients(fleet.port, options)
+    with clients.calling():
         fleet.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: not before & set(worker_pids(fleet)), timeout_s=2 * START_TIMEOUT_S)
 
-    assert asking.failures == []
+    assert clients.failures == []
     assert eventually(lambda: is_complete(fleet))
 
 
@@ -333,7 +333,7 @@ def test_sigterm_ends_a_start_that_waits_for_its_first_worker(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("patch", ["", "cli.exit_now = sys.exit"], ids=["as it is", "twin: with finalization"])
-def test_nothing_forks_and_no_finalization_runs_while_grpc_threads_live(tmp_path: Path, *, patch: str) -> None:
+def test_no_fork_and_no_finalization_while_grpc_threads_live(tmp_path: Path, *, patch: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/gatekeeper"
         settings = {"DATABASE_URL": url, **KEYS, **TWO, **in_time()}

@@ -49,27 +49,27 @@ class Chaos:
         while not self._stopping.wait(self._random.uniform(0.2, 0.8)):
             self._random.choice(self._faults)()
 
-    def _any_place(self) -> int:
+    def _any_index(self) -> int:
         return self._random.randrange(len(self._fleet.instances))
 
     def _break_a_network(self) -> None:
         mode = self._random.choice([mode for mode in Mode if mode is not Mode.PASS])
         self.done[f"network {mode.name.lower().replace('_', '-')}"] += 1
-        network = self._fleet[self._any_place()].route.network
+        network = self._fleet[self._any_index()].route.network
         assert network
         with network.broken(mode, latency_s=self._random.uniform(0.01, 0.1)):
             time.sleep(self._random.uniform(0.3, 1.5))
 
     def _hang_an_instance(self) -> None:
         self.done["instance hung"] += 1
-        with hanging([self._fleet[self._any_place()].gatekeeper.process.pid]):
+        with hanging([self._fleet[self._any_index()].gatekeeper.process.pid]):
             time.sleep(self._random.uniform(0.3, 1.5))
 
     def _kill_an_instance(self) -> None:
         self.done["instance killed"] += 1
-        place = self._any_place()
-        self._fleet[place].gatekeeper.kill()
-        self._fleet.restart(place)
+        index = self._any_index()
+        self._fleet[index].gatekeeper.kill()
+        self._fleet.restart(index)
 
     def _hang_postgres(self) -> None:
         self.done["PostgreSQL hung"] += 1

@@ -63,7 +63,7 @@ class InstanceMetrics:
 
     @property
     def name(self) -> str:
-        """Names this process, and no later one in its place."""
+        """Names this process, and no later one in its index."""
         return f"process {self.gatekeeper.process.pid}"
 
     def evaluate(self) -> EvaluateFlagsResponse:
@@ -89,31 +89,31 @@ class InstanceMetrics:
 
 
 class Fleet:
-    """Instances on one database, with `settings`, as variables; `weakness` is one of `weakened`'s."""
+    """Instances on one database, with `settings`, as variables; `sabotage` is one of `sabotaged`'s."""
 
-    def __init__(self, database: Database, folder: Path, *, weakness: str, settings: Mapping[str, str]) -> None:
+    def __init__(self, database: Database, folder: Path, *, sabotage: str, settings: Mapping[str, str]) -> None:
         self._database = database
         self.instances: list[InstanceMetrics] = []
         self._folder = folder
-        self._program = ("tests.faults.weakened", weakness) if weakness else ("gatekeeper_grpc",)
+        self._program = ("tests.faults.sabotaged", sabotage) if sabotage else ("gatekeeper_grpc",)
         self._settings = {**KEYS, **settings}
         self._token = database.token()
         self._stack = ExitStack()
 
-    def __getitem__(self, place: int) -> InstanceMetrics:
-        return self.instances[place]
+    def __getitem__(self, index: int) -> InstanceMetrics:
+        return self.instances[index]
 
     def start(self, size: int) -> None:
         """Start so many instances side by side; returns when they serve."""
         routes = [self._stack.enter_context(self._database.route()) for _ in range(size)]
-        processes = [self._launch(place, route) for place, route in enumerate(routes)]
+        processes = [self._launch(index, route) for index, route in enumerate(routes)]
         self.instances += map(self._joined, range(size), processes, routes)
 
-    def restart(self, place: int) -> None:
+    def restart(self, index: int) -> None:
         """Start an instance again that has ended: with its data directory, its network and its port."""
-        ended = self.instances[place]
-        process = self._launch(place, ended.route, GATEKEEPER_LISTEN=f"127.0.0.1:{ended.gatekeeper.port}")
-        self.instances[place] = self._joined(place, process, ended.route)
+        ended = self.instances[index]
+        process = self._launch(index, ended.route, GATEKEEPER_LISTEN=f"127.0.0.1:{ended.gatekeeper.port}")
+        self.instances[index] = self._joined(index, process, ended.route)
 
     def close(self) -> None:
         """Stop all instances and what belongs to them."""
@@ -136,19 +136,19 @@ class Fleet:
         assert all(eventually(partial(instance.shows, newest)) for instance in self.instances)
         return time.monotonic() - began
 
-    def data_dir(self, place: int) -> Path:
+    def data_dir(self, index: int) -> Path:
         """The data directory of an instance."""
-        return self._folder / f"instance-{place}"
+        return self._folder / f"instance-{index}"
 
-    def _launch(self, place: int, route: Route, **others: str) -> Process:
+    def _launch(self, index: int, route: Route, **others: str) -> Process:
         settings = {"DATABASE_URL": route.url, **self._settings, **others}
-        process = start("serve", data_dir=self.data_dir(place), program=self._program, **settings)
+        process = start("serve", data_dir=self.data_dir(index), program=self._program, **settings)
         self._stack.enter_context(process)
         self._stack.callback(stop, process)
         return process
 
-    def _joined(self, place: int, process: Process, route: Route) -> InstanceMetrics:
-        gatekeeper = Gatekeeper(process, self.data_dir(place))
+    def _joined(self, index: int, process: Process, route: Route) -> InstanceMetrics:
+        gatekeeper = Gatekeeper(process, self.data_dir(index))
         channel = self._stack.enter_context(gatekeeper.channel())
         admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
         return InstanceMetrics(gatekeeper, route, admin, EvaluationServiceStub(channel))
@@ -160,11 +160,11 @@ def fleet(
     folder: Path,
     *,
     size: int = 3,
-    weakness: str = "",
+    sabotage: str = "",
     settings: Mapping[str, str] = _NO_SETTINGS,
 ) -> Iterator[Fleet]:
     """Run a fleet for the length of the block."""
-    started = Fleet(database, folder, weakness=weakness, settings=settings)
+    started = Fleet(database, folder, sabotage=sabotage, settings=settings)
     try:
         started.start(size)
         yield started

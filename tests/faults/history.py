@@ -144,7 +144,7 @@ def check(operations: Sequence[Operation], log: Sequence[Step], *, first_revisio
     past = _Past(operations, log, first_revision)
     checks = (_log_is_one_chain, _writes_are_steps, _order_is_real, _answers_are_states, _instances_go_forward)
     kinds = Counter(f"{type(operation).__name__.lower()}s {operation.outcome}" for operation in operations)
-    return Verdict(kinds, [violation for look in checks for violation in look(past)])
+    return Verdict(kinds, [violation for check in checks for violation in check(past)])
 
 
 _NO_FLAGS: Mapping[str, FlagState] = MappingProxyType({})
@@ -170,9 +170,9 @@ class _Past:
 
     def flags_at(self, revision: int) -> Mapping[str, FlagState] | None:
         """The flags at a revision; None when there never was such a revision."""
-        place = bisect_left(self._revisions, revision)
-        exists = place < len(self._revisions) and self._revisions[place] == revision
-        return self._states[place] if exists else None
+        index = bisect_left(self._revisions, revision)
+        exists = index < len(self._revisions) and self._revisions[index] == revision
+        return self._states[index] if exists else None
 
     def newest_before(self, time: float) -> int:
         """The newest revision that was acknowledged to somebody before a time."""

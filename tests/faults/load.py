@@ -23,8 +23,8 @@ EVALUATIONS_PER_S = 40
 EDITS_PER_S = 10
 _KEPT_COMPLAINTS = 5
 _BETWEEN_WRITES_S = 0.005
-# Looking without a pause would take the core from those who are looked at.
-_LOOK_EVERY_S = 0.001
+# Polling without a pause would take the core from the servers.
+_POLL_S = 0.001
 
 
 class Evaluated(Protocol):
@@ -52,8 +52,8 @@ class Acknowledged:
 
     def staleness_s(self, revision: int, *, asked_at: float) -> float:
         """For how long there had been something newer than `revision` when it was asked for; 0 when there was not."""
-        place = bisect_right(self._revisions, revision)
-        return max(0.0, asked_at - self._times[place]) if place < len(self._revisions) else 0.0
+        index = bisect_right(self._revisions, revision)
+        return max(0.0, asked_at - self._times[index]) if index < len(self._revisions) else 0.0
 
 
 class Load:
@@ -214,5 +214,5 @@ def visible_after_s(write: Callable[[], int], reader: Evaluated) -> float:
     deadline = acknowledged_at + TIMEOUT_S
     while reader.evaluate().revision < revision:
         assert time.monotonic() < deadline, f"revision {revision} never came"
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_S)
     return time.monotonic() - acknowledged_at

@@ -21,7 +21,7 @@ _ADMIN = Role.ADMIN
 _PLAIN = "?sslmode=disable&gssencmode=disable"
 
 
-# Found before PostgreSQL's own. Whoever looks for anything else finds it where it was.
+# Found before PostgreSQL's own. Every other function is found where it was.
 _LOSSY_NOTIFY = """
     CREATE SCHEMA lossy;
     CREATE TABLE lossy.notify (share float8);

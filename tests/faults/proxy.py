@@ -67,7 +67,7 @@ class ChaosProxy:
     def close(self) -> None:
         """Cut all connections and stop listening."""
         self.switch(Mode.REFUSE)
-        # Connections that were being made meanwhile get the time to be closed.
+        # Connections that are just being made get the time to be closed.
         asyncio.run_coroutine_threadsafe(asyncio.sleep(_LAST_STEPS_S), self._loop).result(_CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_TIMEOUT_S)
@@ -120,7 +120,7 @@ class ChaosProxy:
         connection.add_done_callback(lambda _: _reset(writer))
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection to its end, whoever ends it."""
+        """Carry one connection until either side ends it."""
         with contextlib.suppress(OSError, asyncio.CancelledError):
             await self._until_passing(_SWALLOWING)
             there, back = await _connect(self.upstream)
@@ -179,7 +179,7 @@ async def _connect(upstream: Address) -> tuple[asyncio.StreamReader, asyncio.Str
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close at once; with RST, unless both ends have said goodbye already."""
+    """Close at once; with RST, unless both ends have closed already."""
     peer = writer.get_extra_info("socket")
     with contextlib.suppress(OSError, AttributeError):
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -28,11 +28,11 @@ class Replicated:
 
 @contextmanager
 def replicated(
-    folder: Path, *, synchronous: bool, weakness: str = "", settings: Mapping[str, str] | None = None
+    folder: Path, *, synchronous: bool, sabotage: str = "", settings: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Pair, Fleet]]:
     """Run a fleet on a pair for the length of the block."""
     with (
         running_pair(synchronous=synchronous) as pair,
-        fleet(Replicated(pair), folder, weakness=weakness, settings=settings or {}) as instances,
+        fleet(Replicated(pair), folder, sabotage=sabotage, settings=settings or {}) as instances,
     ):
         yield pair, instances

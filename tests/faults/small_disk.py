@@ -78,7 +78,7 @@ def _serve(folder: Path) -> None:
     supervisor._CHECK_INTERVAL_S = 0.1
     ballast = folder / "ballast"
     with EmbeddedPostgres(folder / "data") as embedded:
-        print(f"> {embedded.dsn}", flush=True)  # noqa: T201 - for whoever started us
+        print(f"> {embedded.dsn}", flush=True)  # noqa: T201 - for the process that started this one
         for order in sys.stdin:
             if order.strip() == "fill":
                 _fill(ballast)

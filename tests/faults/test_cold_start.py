@@ -50,13 +50,13 @@ def stop_all(instances: Fleet) -> None:
 
 def restart_all(instances: Fleet) -> Sequence[float]:
     """Start all instances again, one after the other; how long each takes until it has answered."""
-    return [restart(instances, place) for place in range(len(instances.instances))]
+    return [restart(instances, index) for index in range(len(instances.instances))]
 
 
-def restart(instances: Fleet, place: int) -> float:
+def restart(instances: Fleet, index: int) -> float:
     began = time.monotonic()
-    instances.restart(place)
-    instances[place].evaluate()
+    instances.restart(index)
+    instances[index].evaluate()
     return time.monotonic() - began
 
 
@@ -121,7 +121,7 @@ def test_corrupt_snapshot_file_is_refused_and_reported(postgres: Postgres, tmp_p
 def test_twin_without_a_kept_snapshot_a_cold_start_is_refused(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
-    with fleet(postgres, tmp_path, size=1, weakness="nothing_kept") as instances:
+    with fleet(postgres, tmp_path, size=1, sabotage="nothing_kept") as instances:
         stop_all(instances)
         postgres.stop()
         complaints = start_in_vain(instances)

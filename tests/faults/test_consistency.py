@@ -64,7 +64,7 @@ def test_twin_when_min_revision_is_ignored_answers_are_older_than_asked(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
     postgres.lose_notifications(1.0)
-    with fleet(postgres, tmp_path, weakness="any_min_revision", settings=POLLING) as instances:
+    with fleet(postgres, tmp_path, sabotage="any_min_revision", settings=POLLING) as instances:
         verdict = checked(postgres, instances, operations=1_000, mix=MANY_MIN_REVISIONS)
 
     assert broken(verdict) == {"A2"}
@@ -92,7 +92,7 @@ def test_racing_editors_leave_one_version_chain_and_instances_converge(
 def test_twin_without_etags_editors_replace_what_they_never_saw(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
-    with fleet(postgres, tmp_path, weakness="any_etag") as instances:
+    with fleet(postgres, tmp_path, sabotage="any_etag") as instances:
         verdict = checked(postgres, instances, operations=2 * FEW_EDITS, mix=ONLY_EDITS, clients=EDITORS)
 
     assert broken(verdict) == {"A3"}
@@ -123,7 +123,7 @@ def test_writes_are_seen_everywhere_at_once_while_the_bus_is_alive(
 
 @pytest.mark.promise("A4")
 def test_twin_instances_that_hear_nothing_lag_behind(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, size=2, weakness="deaf", settings=POLLING) as instances:
+    with fleet(postgres, tmp_path, size=2, sabotage="deaf", settings=POLLING) as instances:
         slowest = max(visible_after_s(instances[0].write, instances[1]) for _ in range(10))
 
     assert slowest > BUS_ALIVE_P99_S
@@ -186,7 +186,7 @@ def test_answers_say_stale_once_the_database_is_dead_beyond_the_bound(
 @pytest.mark.promise("A4")
 def test_twin_without_the_bound_nothing_says_stale(postgres: Postgres, tmp_path: Path, report: Report) -> None:
     settings = {"GATEKEEPER_STALE_AFTER_S": str(STALE_AFTER_S)}
-    with fleet(postgres, tmp_path, size=1, weakness="never_stale", settings=settings) as instances:
+    with fleet(postgres, tmp_path, size=1, sabotage="never_stale", settings=settings) as instances:
         postgres.stop()
         stale = eventually(lambda: is_stale(instances[0]), timeout_s=STALE_AFTER_S + BUSY_S)
         postgres.start()
@@ -207,12 +207,12 @@ def slot(instance: InstanceMetrics, user_id: str, flag_key: str) -> int:
     return instance.evaluation.EvaluateFlags(request, timeout=EVALUATION_DEADLINE_S).details[flag_key].bucket
 
 
-def slots_of_processes(postgres: Postgres, tmp_path: Path, *, weakness: str = "") -> list[list[int]]:
+def slots_of_processes(postgres: Postgres, tmp_path: Path, *, sabotage: str = "") -> list[list[int]]:
     """The same, of three processes with hash seeds of their own."""
     with ExitStack() as stack:
         processes = [
             stack.enter_context(
-                fleet(postgres, tmp_path / seed, size=1, weakness=weakness, settings={"PYTHONHASHSEED": seed})
+                fleet(postgres, tmp_path / seed, size=1, sabotage=sabotage, settings={"PYTHONHASHSEED": seed})
             )[0]
             for seed in ("0", "1", "4294967295")
         ]
@@ -236,7 +236,7 @@ def test_every_process_gives_the_golden_answers(postgres: Postgres, tmp_path: Pa
 
 @pytest.mark.promise("A6")
 def test_twin_with_pythons_own_hash_processes_disagree(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    first, *others = slots_of_processes(postgres, tmp_path, weakness="random_buckets")
+    first, *others = slots_of_processes(postgres, tmp_path, sabotage="random_buckets")
 
     assert all(other != first for other in others)
     report.twin("A6", "the rollout hash", "three processes, three answers")

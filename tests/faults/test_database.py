@@ -84,7 +84,7 @@ def test_no_evaluation_fails_and_admin_calls_fail_fast_and_recover(
 
 
 def test_twin_that_asks_the_database_fails_evaluations(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, size=1, weakness="asks_database") as instances:
+    with fleet(postgres, tmp_path, size=1, sabotage="asks_database") as instances:
         load = Load(instances.instances)
         with at_work(load):
             postgres.stop()
@@ -95,7 +95,7 @@ def test_twin_that_asks_the_database_fails_evaluations(postgres: Postgres, tmp_p
 
 
 def test_twin_without_the_hang_watch_admin_calls_hang(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, size=1, weakness="no_hang_watch") as instances:
+    with fleet(postgres, tmp_path, size=1, sabotage="no_hang_watch") as instances:
         editor = Editor(instances[0].admin, Acknowledged())
         with at_work(editor), postgres.hanging():
             time.sleep(2 * (ADMIN_FAILS_WITHIN_S + BUSY_S))

@@ -40,7 +40,7 @@ def test_writes_are_refused_and_evaluation_goes_on_while_the_disk_is_full(
 def test_twin_that_does_not_know_a_full_disk_calls_it_a_bug(prepared: Path, tmp_path: Path, report: Report) -> None:
     with (
         small_disk(prepared, tmp_path / "disk") as disk,
-        fleet(disk, tmp_path, size=1, weakness="untranslated_errors") as instances,
+        fleet(disk, tmp_path, size=1, sabotage="untranslated_errors") as instances,
     ):
         writer = Writer(lambda: instances[0].admin, "writer")
         with at_work(writer):

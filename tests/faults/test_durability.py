@@ -98,7 +98,7 @@ def test_nothing_acknowledged_is_lost_when_postgres_is_killed(
 
 
 def test_twin_answers_before_the_commit_are_lost(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, size=1, weakness="early_answers") as instances, writing(instances) as writers:
+    with fleet(postgres, tmp_path, size=1, sabotage="early_answers") as instances, writing(instances) as writers:
         for _ in range(TWIN_KILLS):
             wait_until_all_wrote(writers)
             kill_server(instances)
@@ -112,7 +112,7 @@ def test_twin_answers_before_the_commit_are_lost(postgres: Postgres, tmp_path: P
 def test_twin_without_one_transaction_there_are_writes_without_an_entry(
     postgres: Postgres, tmp_path: Path, report: Report
 ) -> None:
-    with fleet(postgres, tmp_path, size=1, weakness="audit_apart") as instances, writing(instances) as writers:
+    with fleet(postgres, tmp_path, size=1, sabotage="audit_apart") as instances, writing(instances) as writers:
         assert eventually(lambda: sum(writer.refused.total() for writer in writers) >= WRITERS)
 
     assert apart(postgres.dsn)

@@ -65,7 +65,7 @@ def test_a_failover_fails_no_evaluation_and_loses_nothing_acknowledged(
 
 
 def said_again_and_again(instance: InstanceMetrics) -> list[str]:
-    """Log lines, besides those of calls, that came more than twice: a state changes there and back, and that is all."""
+    """Log lines, apart from those of calls, that came more than twice: a state changes there and back."""
     entries = [json.loads(line) for line in instance.gatekeeper.log.text().splitlines() if line.startswith("{")]
     states = [entry for entry in entries if entry["event"] != "rpc"]
     said = Counter(json.dumps({name: entry[name] for name in entry if name != "timestamp"}) for entry in states)
@@ -108,7 +108,7 @@ def test_every_instance_notices_lost_commits_and_says_which(tmp_path: Path, repo
 
 
 def test_twin_that_cannot_tell_loss_serves_flags_that_are_gone(tmp_path: Path, report: Report) -> None:
-    with replicated(tmp_path, synchronous=False, weakness="no_loss_detection") as (pair, instances):
+    with replicated(tmp_path, synchronous=False, sabotage="no_loss_detection") as (pair, instances):
         lose_commits(pair, instances)
         time.sleep(RECOVERS_WITHIN_S + BUSY_S)
         served = set(instances[0].evaluate().flags)

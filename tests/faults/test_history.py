@@ -81,12 +81,12 @@ def test_no_promise_is_broken_over_a_failover(tmp_path: Path, report: Report) ->
 
 
 def test_loads_that_overtake_each_other_are_harmless(postgres: Postgres, tmp_path: Path) -> None:
-    with fleet(postgres, tmp_path, weakness="slow_loads", settings=RELOADING) as instances:
+    with fleet(postgres, tmp_path, sabotage="slow_loads", settings=RELOADING) as instances:
         assert verdict_on(postgres, instances).violations == []
 
 
 def test_twin_without_the_revision_guard_instances_go_back(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, weakness="no_revision_guard", settings=RELOADING) as instances:
+    with fleet(postgres, tmp_path, sabotage="no_revision_guard", settings=RELOADING) as instances:
         verdict = verdict_on(postgres, instances)
 
     assert "A5" in {violation.promise for violation in verdict.violations}

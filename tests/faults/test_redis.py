@@ -108,7 +108,7 @@ def test_redis_announces_what_postgres_does_not(
 def test_twin_that_publishes_before_it_answers_hangs_with_redis(
     postgres: Postgres, redis: Valkey, tmp_path: Path, report: Report
 ) -> None:
-    with fleet(postgres, tmp_path, size=1, weakness="redis_in_the_way", settings={"REDIS_URL": redis.url}) as instances:
+    with fleet(postgres, tmp_path, size=1, sabotage="redis_in_the_way", settings={"REDIS_URL": redis.url}) as instances:
         load = Load(instances.instances)
         editor = Editor(instances[0].admin, load.acknowledged)
         with at_work(editor), redis.hanging():

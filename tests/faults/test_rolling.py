@@ -25,15 +25,15 @@ LEAVING = {"GATEKEEPER_DRAIN_S": str(DRAIN_S), "GATEKEEPER_GRACE_S": str(GRACE_S
 
 def roll(instances: Fleet) -> Sequence[float]:
     """Replace each instance by another one on its port, one after the other; how long each took to leave."""
-    return [_replace(instances, place) for place in range(len(instances.instances))]
+    return [_replace(instances, index) for index in range(len(instances.instances))]
 
 
-def _replace(instances: Fleet, place: int) -> float:
+def _replace(instances: Fleet, index: int) -> float:
     began = time.monotonic()
-    instances[place].gatekeeper.process.terminate()
-    instances[place].gatekeeper.process.wait(TIMEOUT_S)
+    instances[index].gatekeeper.process.terminate()
+    instances[index].gatekeeper.process.wait(TIMEOUT_S)
     left_s = time.monotonic() - began
-    instances.restart(place)
+    instances.restart(index)
     return left_s
 
 
@@ -88,8 +88,8 @@ def test_twin_when_both_instances_are_replaced_at_once_calls_fail(
     report.twin("C4", "one after the other", f"{load.failed.total()} calls failed")
 
 
-def test_twin_without_a_goodbye_calls_are_cancelled(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, size=2, weakness="no_goodbye", settings=LEAVING) as instances:
+def test_twin_without_goaway_calls_are_cancelled(postgres: Postgres, tmp_path: Path, report: Report) -> None:
+    with fleet(postgres, tmp_path, size=2, sabotage="no_goaway", settings=LEAVING) as instances:
         ports = [instance.gatekeeper.port for instance in instances.instances]
         with retrying(ports) as load, at_work(load):
             roll_until(lambda: bool(load.failed) or load.sent > 10 * CALLS, instances)

@@ -1,6 +1,6 @@
 """SIGTERM during a start ends the process in order: no death by a signal, no hang, nothing left behind.
 
-`SIGTERMS=2000 .venv/bin/pytest tests/faults/test_sigterm.py` sends 2,000; without the variable it sends 40.
+`SIGTERMS=2000 .venv/bin/pytest tests/faults/test_sigterm.py` sends 2,000 signals; without the variable it sends 30.
 """
 
 import os
@@ -20,23 +20,24 @@ import pytest
 
 from tests.faults.postgres import running
 from tests.faults.report import Report
-from tests.support.processes import KEYS, TIMEOUT_S, start
+from tests.support.processes import KEYS, start
 from tests.support.waiting import eventually
 
-SIGTERMS = int(os.environ.get("SIGTERMS", "40"))
+SIGTERMS = int(os.environ.get("SIGTERMS", "30"))
 SEED = int(os.environ.get("SEED", "1"))
 AT_ONCE = 8
 BUSY_LOOPS = 8
 # A start on a quiet machine takes about a second.
 WITHIN_S = 3.0
-ENDS_WITHIN_S = 90.0
+# Most of it is for importing, by eight processes at once on a machine that is busy.
+TIMEOUT_S = 180.0
+LIMIT_S = 300 + 10 * SIGTERMS
 SPIN = "import time; end = time.monotonic() + float(__import__('sys').argv[1])\nwhile time.monotonic() < end: pass"
 QUICK = {"GATEKEEPER_GRACE_S": "1", "PYTHONFAULTHANDLER": "1"}
 TWO_WORKERS = {"GATEKEEPER_WORKERS": "2"}
-# What the code of an ended process says: interrupted while it started, or stopped after it served.
-IN_ORDER = {130, 0}
+INTERRUPTED, STOPPED, COULD_NOT_START = 130, 0, 1
 
-pytestmark = pytest.mark.timeout(120 + 3 * SIGTERMS)
+pytestmark = [pytest.mark.timeout(LIMIT_S), pytest.mark.promise("C4")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Start:
 
     name: str
     settings: dict[str, str]
+    in_order: frozenset[int] = frozenset({INTERRUPTED, STOPPED})
+    """Exit codes of an orderly end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,7 @@ class End:
 @pytest.fixture
 def busy_machine() -> Iterator[None]:
     """Busy loops that end by themselves, should nobody end them."""
-    limit_s = str(120 + 3 * SIGTERMS)
-    loops = [subprocess.Popen([sys.executable, "-S", "-c", SPIN, limit_s]) for _ in range(BUSY_LOOPS)]
+    loops = [subprocess.Popen([sys.executable, "-S", "-c", SPIN, str(LIMIT_S)]) for _ in range(BUSY_LOOPS)]
     yield
     for loop in loops:
         loop.kill()
@@ -77,10 +79,11 @@ def starts(data_dir: Path) -> Iterator[list[Start]]:
     ):
         shared = {**KEYS, "DATABASE_URL": postgres.dsn}
         mute = {**KEYS, "DATABASE_URL": f"postgresql://127.0.0.1:{silent.getsockname()[1]}/gatekeeper"}
+        gives_up = frozenset({INTERRUPTED, COULD_NOT_START})
         yield [
-            Start("two workers, no answer from the database", {**mute, **TWO_WORKERS}),
+            Start("two workers, no answer from the database", {**mute, **TWO_WORKERS}, gives_up),
             Start("two workers", {**shared, **TWO_WORKERS}),
-            Start("one process, no answer from the database", mute),
+            Start("one process, no answer from the database", mute, gives_up),
             Start("one process", shared),
             Start("one process, embedded database", {}),
             Start("two workers, embedded database", TWO_WORKERS),
@@ -91,22 +94,22 @@ def end_at(moment_s: float, chosen: Start, data_dir: Path) -> End:
     """Start, and send SIGTERM that long after the process can handle it."""
     with start("serve", data_dir=data_dir, **QUICK, **chosen.settings) as process:
         try:
-            # Until then the kernel ends it: not a line of the server's has run.
-            assert eventually(lambda: handles_sigterm(process.pid), timeout_s=ENDS_WITHIN_S)
+            # Before that the kernel ends it, as no line of the server has run yet.
+            assert eventually(lambda: handles_sigterm(process.pid), timeout_s=TIMEOUT_S)
             time.sleep(moment_s)
             children = child_pids(process.pid)
             process.terminate()
             log = ended(process)
         finally:
             process.kill()
-    assert eventually(lambda: not any(map(is_running, children)), timeout_s=ENDS_WITHIN_S)
+    assert eventually(lambda: not any(map(is_running, children)), timeout_s=TIMEOUT_S)
     return End(chosen, moment_s, process.returncode, log)
 
 
 def ended(process: subprocess.Popen[str]) -> str:
     """Wait for the end; of a process that hangs, get the stacks of its threads."""
     try:
-        return process.communicate(timeout=ENDS_WITHIN_S)[1]
+        return process.communicate(timeout=TIMEOUT_S)[1]
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         return process.communicate(timeout=TIMEOUT_S)[1]
@@ -140,5 +143,5 @@ def test_sigterm_during_a_start_ends_it_in_order(
         codes = Counter(end.code for end in ends)
         row.also = ", ".join(f"{number} ended with {code}" for code, number in codes.items())
 
-    wrong = [end for end in ends if end.code not in IN_ORDER]
+    wrong = [end for end in ends if end.code not in end.start.in_order]
     assert not wrong, "\n\n".join(f"{end.start.name}, {end.after_s:.3f} s: {end.code}\n{end.log}" for end in wrong)

@@ -135,7 +135,7 @@ def test_a_watcher_that_does_not_read_harms_nobody(postgres: Postgres, tmp_path:
 
 
 def test_twin_that_waits_for_each_watcher_tells_nobody(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, size=1, weakness="waits_for_watchers") as instances:
+    with fleet(postgres, tmp_path, size=1, sabotage="waits_for_watchers") as instances:
         told_s = slowest_told_s(instances[0])
 
     assert told_s > TOLD_WITHIN_S + BUSY_S

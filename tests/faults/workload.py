@@ -93,7 +93,7 @@ class _Board:
 
 
 class _Client:
-    """One client: does one thing after another, each through an instance that it picks anew."""
+    """One client: does one thing after another, each through an instance that it picks at random."""
 
     def __init__(self, name: str, fleet: Fleet, board: _Board, mix: Mix, random: Random) -> None:
         self.name = name
@@ -243,7 +243,7 @@ _ENTRIES = """
 
 
 def recorded_steps(dsn: str) -> Sequence[Step]:
-    """What the audit log says was done to flags, by whomever."""
+    """All changes of flags in the audit log."""
     with psycopg.connect(dsn, connect_timeout=int(TIMEOUT_S)) as conn:
         return [_step(*entry) for entry in conn.execute(_ENTRIES)]
 

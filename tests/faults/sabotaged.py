@@ -1,6 +1,6 @@
-"""Runs a `gatekeeper` command with one mitigation switched off: `python -m tests.faults.weakened WEAKNESS COMMAND ...`.
+"""Runs a `gatekeeper` command with a mitigation switched off: `python -m tests.faults.sabotaged SABOTAGE COMMAND ...`.
 
-For twins: the same test on a weakened fleet must see the violation that the mitigation prevents. Nothing here ships.
+For twins: the same test on a sabotaged fleet must see the violation that the mitigation prevents. Nothing here ships.
 """
 
 import os
@@ -35,10 +35,10 @@ from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
 
-# Any below: what is put in a method's place takes what the method takes.
+# Any below: a replacement takes the arguments of the method that it replaces.
 _SLOW_LOADS_S = 0.05
 _SLOW_COMMITS_S = 0.2
-_WATCHER_PATIENCE_S = 60.0
+_WATCHER_TIMEOUT_S = 60.0
 
 
 def slow_loads() -> None:
@@ -56,7 +56,7 @@ def slow_loads() -> None:
 
 
 def no_revision_guard() -> None:
-    """The cache takes whatever comes last, however old it is."""
+    """The cache takes every snapshot, however old it is."""
     slow_loads()
     publish = SnapshotCache.publish
 
@@ -112,7 +112,7 @@ def asks_database() -> None:
     """Each evaluation asks the database first."""
     build = GatekeeperServer.__init__
 
-    def asking(server: GatekeeperServer, *args: Any, **kwargs: Any) -> None:
+    def sabotaged(server: GatekeeperServer, *args: Any, **kwargs: Any) -> None:
         build(server, *args, **kwargs)
         at_least = server.cache.at_least
 
@@ -122,16 +122,16 @@ def asks_database() -> None:
 
         server.cache.at_least = ask  # type: ignore[method-assign]
 
-    _put(GatekeeperServer, __init__=asking)
+    _put(GatekeeperServer, __init__=sabotaged)
 
 
-def no_goodbye() -> None:
-    """A server that stops does not ask its clients to go first."""
+def no_goaway() -> None:
+    """A server that stops does not send GOAWAY first."""
     _put(Drain, run=lambda _drain, _port, **_limits: 0)
 
 
 def waits_for_watchers() -> None:
-    """Whoever is told something is waited for until it has made room."""
+    """A send to a watcher waits until the watcher has made room."""
     send = GrpcResponseStream.send
 
     def wait(stream: GrpcResponseStream, message: bytes, sent: Callable[[], None]) -> bool:
@@ -142,30 +142,30 @@ def waits_for_watchers() -> None:
             made_room.set()
 
         is_open = send(stream, message, note)
-        made_room.wait(_WATCHER_PATIENCE_S)
+        made_room.wait(_WATCHER_TIMEOUT_S)
         return is_open
 
     _put(GrpcResponseStream, send=wait)
 
 
 def redis_in_the_way() -> None:
-    """A write is published before it is answered, and waits for that as long as it takes."""
+    """A write is published to Redis before it is answered, without a timeout."""
     client = redis.Redis.from_url(os.environ["REDIS_URL"], socket_timeout=None)
     _put(RedisBus, announce=lambda _bus, revision: client.publish("revision", revision))
 
 
 def nothing_kept() -> None:
-    """No snapshot is written down."""
+    """No snapshot is kept."""
     _put(SnapshotWriter, write_if_due=lambda _writer: None)
 
 
 def untranslated_errors() -> None:
-    """What the database says is not understood."""
+    """Database errors are not translated."""
     _put(database, translated_errors=nullcontext)
 
 
 def no_hang_watch() -> None:
-    """Nobody notices a database that hangs."""
+    """A database that hangs is not detected."""
     _put(HangWatch, start=lambda _watch, **_settings: None)
 
 
@@ -180,7 +180,7 @@ def never_stale() -> None:
 
 
 def deaf() -> None:
-    """No announcement is heard."""
+    """No announcement is received."""
 
     def wait(timeout_s: float) -> list[int]:
         time.sleep(min(timeout_s, 0.25))
@@ -194,13 +194,13 @@ def deaf() -> None:
 
 
 def random_buckets() -> None:
-    """Users are placed by Python's own hash, which is another one in each process."""
+    """Users are put in buckets by Python's own hash, which differs between processes."""
     _put(evaluator, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
 
 
-WEAKNESSES = {
-    weaken.__name__: weaken
-    for weaken in (
+SABOTAGES = {
+    sabotage.__name__: sabotage
+    for sabotage in (
         slow_loads,
         no_revision_guard,
         any_min_revision,
@@ -208,7 +208,7 @@ WEAKNESSES = {
         audit_apart,
         early_answers,
         asks_database,
-        no_goodbye,
+        no_goaway,
         waits_for_watchers,
         redis_in_the_way,
         nothing_kept,
@@ -230,5 +230,5 @@ def _put(owner: Any, **replacements: Any) -> None:
 
 
 if __name__ == "__main__":
-    WEAKNESSES[sys.argv.pop(1)]()
+    SABOTAGES[sys.argv.pop(1)]()
     main()
