@@ -39,20 +39,21 @@ from tests.support.processes import (
 from tests.support.waiting import eventually
 
 # A fleet starts five processes, and some of these tests start a fleet of their own.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.promise("C4")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.promise("C4")]
 
 WORKERS = 4
 NUMBERS = {str(number) for number in range(1, WORKERS + 1)}
 FOUR = {"GATEKEEPER_WORKERS": str(WORKERS)}
 TWO = {"GATEKEEPER_WORKERS": "2"}
 ALICE = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
-# Longer than it takes to find a hung worker.
-DEADLINE_S = 15.0
+# Longer than it takes to detect a hung worker on a busy machine.
+DEADLINE_S = 60.0
 CLIENTS = 6
 THINKS_S = 0.002
 DRAIN_S, GRACE_S = 0.5, 3.0
-# The promise is a second; the rest is for a busy machine.
-MARGIN_S = 6.0
+# The promise is a second, and a process that exceeds it ends itself by force, with another exit code. The rest is for a
+# busy machine.
+MARGIN_S = 30.0
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations" / "fleet.md"
 (RECOMMENDED,) = re.findall(r"```json\n(.+?)```", DOCS.read_text(), flags=re.DOTALL)
