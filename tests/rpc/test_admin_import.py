@@ -19,6 +19,7 @@ from tests.support.clients import (
     invalid,
     no_flag,
     refusal_of,
+    targets_of,
 )
 
 
@@ -43,11 +44,6 @@ def message(
     return pb.ImportTargetsRequest(
         flag_key=key, user_ids=users, value=value, request_id=request_id, validate_only=validate_only
     )
-
-
-def targets_of(admin: AdminServiceStub, key: str) -> dict[str, bool]:
-    page = admin.ListTargets(pb.ListTargetsRequest(flag_key=key, page_size=1_000))
-    return {target.user_id: target.value for target in page.targets}
 
 
 def test_each_message_is_one_revision_and_the_answer_adds_them_up(

@@ -10,6 +10,7 @@ from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_STATIC, REASON_T
 from tests.support.clients import (
     Installation,
     created,
+    targets_of,
 )
 from tests.support.mutations import MUTATIONS, flag_to_mutate
 
@@ -31,11 +32,6 @@ def add(admin: AdminServiceStub, key: str, users: list[str], *, value: bool) -> 
 
 def remove(admin: AdminServiceStub, key: str, users: list[str]) -> pb.RemoveTargetsResponse:
     return admin.RemoveTargets(pb.RemoveTargetsRequest(flag_key=key, user_ids=users))
-
-
-def targets_of(admin: AdminServiceStub, key: str) -> dict[str, bool]:
-    page = admin.ListTargets(pb.ListTargetsRequest(flag_key=key, page_size=1_000))
-    return {target.user_id: target.value for target in page.targets}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

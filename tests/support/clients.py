@@ -169,6 +169,12 @@ def created(admin: AdminServiceStub, **fields: Any) -> Flag:
     return admin.CreateFlag(pb.CreateFlagRequest(flag=Flag(**{"key": new_key(), **fields})), timeout=TIMEOUT_S).flag
 
 
+def targets_of(admin: AdminServiceStub, key: str) -> dict[str, bool]:
+    """Read the targets of a flag: user ids, and what each gets."""
+    page = send(admin, "ListTargets", pb.ListTargetsRequest(flag_key=key, page_size=1_000))
+    return {target.user_id: target.value for target in page.targets}
+
+
 def send(admin: AdminServiceStub, rpc: str, *requests: Any) -> Any:
     """Call an RPC by its name. Only a stream takes other than one request; what is streamed back comes as a list."""
     method = SERVICE.methods_by_name[rpc]

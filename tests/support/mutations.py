@@ -191,167 +191,127 @@ def acting_as(installation: Installation, username: str) -> AdminServiceStub:
     return AdminServiceStub(grpc.intercept_channel(installation.channels[None], bearer))
 
 
+def _mutation(
+    kind: Kind, resource: str, change: str, request: type[Any], fields: Callable[[str], dict[str, Any]]
+) -> Mutation:
+    """Describe the RPC that takes this type of request; `fields` are those of its example for a key."""
+    return Mutation(
+        rpc=request.DESCRIPTOR.name.removesuffix("Request"),
+        kind=kind,
+        example=lambda key: request(**fields(key)),
+        resource=resource,
+        change=change,
+    )
+
+
 _EXAMPLES = (
-    Mutation(
-        rpc="CreateFlag",
-        kind=FLAG,
-        example=lambda key: pb.CreateFlagRequest(flag=Flag(key=f"{key}new", tags=["a", "b"])),
-        resource="flag",
-        change="created",
+    _mutation(
+        FLAG, "flag", "created", pb.CreateFlagRequest, lambda key: {"flag": Flag(key=f"{key}new", tags=["a", "b"])}
     ),
-    Mutation(
-        rpc="UpdateFlag",
-        kind=FLAG,
-        example=lambda key: pb.UpdateFlagRequest(
-            flag=Flag(key=key, description="changed"), update_mask=FieldMask(paths=["description"])
-        ),
-        resource="flag",
-        change="updated",
+    _mutation(
+        FLAG,
+        "flag",
+        "updated",
+        pb.UpdateFlagRequest,
+        lambda key: {"flag": Flag(key=key, description="changed"), "update_mask": FieldMask(paths=["description"])},
     ),
-    Mutation(
-        rpc="DeleteFlag",
-        kind=FLAG,
-        example=lambda key: pb.DeleteFlagRequest(key=key),
-        resource="flag",
-        change="deleted",
+    _mutation(FLAG, "flag", "deleted", pb.DeleteFlagRequest, lambda key: {"key": key}),
+    _mutation(
+        FLAG, "targets", "updated", pb.AddTargetsRequest, lambda key: {"flag_key": key, "user_ids": ["bob", TARGETED]}
     ),
-    Mutation(
-        rpc="AddTargets",
-        kind=FLAG,
-        example=lambda key: pb.AddTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
-        resource="targets",
-        change="updated",
+    _mutation(
+        FLAG,
+        "targets",
+        "updated",
+        pb.RemoveTargetsRequest,
+        lambda key: {"flag_key": key, "user_ids": ["bob", TARGETED]},
     ),
-    Mutation(
-        rpc="RemoveTargets",
-        kind=FLAG,
-        example=lambda key: pb.RemoveTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
-        resource="targets",
-        change="updated",
+    _mutation(
+        FLAG,
+        "targets",
+        "updated",
+        pb.ImportTargetsRequest,
+        lambda key: {"flag_key": key, "user_ids": ["bob", TARGETED]},
     ),
-    Mutation(
-        rpc="ImportTargets",
-        kind=FLAG,
-        example=lambda key: pb.ImportTargetsRequest(flag_key=key, user_ids=["bob", TARGETED]),
-        resource="targets",
-        change="updated",
+    _mutation(
+        SEGMENT,
+        "segment",
+        "created",
+        pb.CreateSegmentRequest,
+        lambda key: {
+            "segment": Segment(
+                key=f"{key}new", conditions=[Condition(attribute="a", operator=CONDITION_OPERATOR_EXISTS)]
+            )
+        },
     ),
-    Mutation(
-        rpc="CreateSegment",
-        kind=SEGMENT,
-        example=lambda key: pb.CreateSegmentRequest(
-            segment=Segment(key=f"{key}new", conditions=[Condition(attribute="a", operator=CONDITION_OPERATOR_EXISTS)])
-        ),
-        resource="segment",
-        change="created",
+    _mutation(
+        SEGMENT,
+        "segment",
+        "updated",
+        pb.UpdateSegmentRequest,
+        lambda key: {
+            "segment": Segment(key=key, description="changed"),
+            "update_mask": FieldMask(paths=["description"]),
+        },
     ),
-    Mutation(
-        rpc="UpdateSegment",
-        kind=SEGMENT,
-        example=lambda key: pb.UpdateSegmentRequest(
-            segment=Segment(key=key, description="changed"), update_mask=FieldMask(paths=["description"])
-        ),
-        resource="segment",
-        change="updated",
+    _mutation(SEGMENT, "segment", "deleted", pb.DeleteSegmentRequest, lambda key: {"key": key}),
+    _mutation(
+        SEGMENT,
+        "members",
+        "updated",
+        pb.AddSegmentMembersRequest,
+        lambda key: {"segment_key": key, "user_ids": ["bob", TARGETED]},
     ),
-    Mutation(
-        rpc="DeleteSegment",
-        kind=SEGMENT,
-        example=lambda key: pb.DeleteSegmentRequest(key=key),
-        resource="segment",
-        change="deleted",
+    _mutation(
+        SEGMENT,
+        "members",
+        "updated",
+        pb.RemoveSegmentMembersRequest,
+        lambda key: {"segment_key": key, "user_ids": ["bob", TARGETED]},
     ),
-    Mutation(
-        rpc="AddSegmentMembers",
-        kind=SEGMENT,
-        example=lambda key: pb.AddSegmentMembersRequest(segment_key=key, user_ids=["bob", TARGETED]),
-        resource="members",
-        change="updated",
+    _mutation(USER, "user", "created", pb.CreateUserRequest, lambda key: {"user": User(user_id=f"{key}new")}),
+    _mutation(
+        USER,
+        "user",
+        "updated",
+        pb.UpdateUserRequest,
+        lambda key: {
+            "user": User(user_id=key, attributes=Struct(fields={"plan": Value(string_value="gold")})),
+            "update_mask": FieldMask(paths=["attributes"]),
+        },
     ),
-    Mutation(
-        rpc="RemoveSegmentMembers",
-        kind=SEGMENT,
-        example=lambda key: pb.RemoveSegmentMembersRequest(segment_key=key, user_ids=["bob", TARGETED]),
-        resource="members",
-        change="updated",
+    _mutation(USER, "user", "deleted", pb.DeleteUserRequest, lambda key: {"user_id": key}),
+    _mutation(USER, "subject", "deleted", pb.EraseUserRequest, lambda key: {"user_id": key}),
+    _mutation(
+        ADMIN_USER,
+        "admin_user",
+        "created",
+        pb.CreateAdminUserRequest,
+        lambda key: {"admin_user": AdminUser(username=f"{key}new", role=ROLE_VIEWER), "password": PASSWORD},
     ),
-    Mutation(
-        rpc="CreateUser",
-        kind=USER,
-        example=lambda key: pb.CreateUserRequest(user=User(user_id=f"{key}new")),
-        resource="user",
-        change="created",
+    _mutation(
+        ADMIN_USER,
+        "admin_user",
+        "updated",
+        pb.UpdateAdminUserRequest,
+        lambda key: {"admin_user": AdminUser(username=key, role=ROLE_VIEWER), "update_mask": FieldMask(paths=["role"])},
     ),
-    Mutation(
-        rpc="UpdateUser",
-        kind=USER,
-        example=lambda key: pb.UpdateUserRequest(
-            user=User(user_id=key, attributes=Struct(fields={"plan": Value(string_value="gold")})),
-            update_mask=FieldMask(paths=["attributes"]),
-        ),
-        resource="user",
-        change="updated",
+    _mutation(ADMIN_USER, "admin_user", "deleted", pb.DeleteAdminUserRequest, lambda key: {"username": key}),
+    _mutation(
+        ADMIN_USER,
+        "admin_user",
+        "updated",
+        pb.ChangePasswordRequest,
+        lambda _key: {"current_password": PASSWORD, "new_password": "another password"},
     ),
-    Mutation(
-        rpc="DeleteUser",
-        kind=USER,
-        example=lambda key: pb.DeleteUserRequest(user_id=key),
-        resource="user",
-        change="deleted",
+    _mutation(
+        CLIENT_KEY,
+        "client_key",
+        "created",
+        pb.CreateClientKeyRequest,
+        lambda _key: {"client_key": ClientKey(name="shop", tier=RATE_TIER_HIGH)},
     ),
-    Mutation(
-        rpc="EraseUser",
-        kind=USER,
-        example=lambda key: pb.EraseUserRequest(user_id=key),
-        resource="subject",
-        change="deleted",
-    ),
-    Mutation(
-        rpc="CreateAdminUser",
-        kind=ADMIN_USER,
-        example=lambda key: pb.CreateAdminUserRequest(
-            admin_user=AdminUser(username=f"{key}new", role=ROLE_VIEWER), password=PASSWORD
-        ),
-        resource="admin_user",
-        change="created",
-    ),
-    Mutation(
-        rpc="UpdateAdminUser",
-        kind=ADMIN_USER,
-        example=lambda key: pb.UpdateAdminUserRequest(
-            admin_user=AdminUser(username=key, role=ROLE_VIEWER), update_mask=FieldMask(paths=["role"])
-        ),
-        resource="admin_user",
-        change="updated",
-    ),
-    Mutation(
-        rpc="DeleteAdminUser",
-        kind=ADMIN_USER,
-        example=lambda key: pb.DeleteAdminUserRequest(username=key),
-        resource="admin_user",
-        change="deleted",
-    ),
-    Mutation(
-        rpc="ChangePassword",
-        kind=ADMIN_USER,
-        example=lambda _key: pb.ChangePasswordRequest(current_password=PASSWORD, new_password="another password"),
-        resource="admin_user",
-        change="updated",
-    ),
-    Mutation(
-        rpc="CreateClientKey",
-        kind=CLIENT_KEY,
-        example=lambda _key: pb.CreateClientKeyRequest(client_key=ClientKey(name="shop", tier=RATE_TIER_HIGH)),
-        resource="client_key",
-        change="created",
-    ),
-    Mutation(
-        rpc="RevokeClientKey",
-        kind=CLIENT_KEY,
-        example=lambda key: pb.RevokeClientKeyRequest(key_id=key),
-        resource="client_key",
-        change="updated",
-    ),
+    _mutation(CLIENT_KEY, "client_key", "updated", pb.RevokeClientKeyRequest, lambda key: {"key_id": key}),
 )
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType({mutation.rpc: mutation for mutation in _EXAMPLES})
 

@@ -65,7 +65,7 @@ def house() -> House:
 
 
 @pytest.mark.parametrize("answer", [House.evaluate, House.bulk_header], ids=["EvaluateFlags", "BulkEvaluateFlags"])
-def test_an_answer_says_stale_from_the_bound_on_until_the_next_confirmation(
+def test_an_answer_says_stale_from_the_bound_to_the_next_confirmation(
     house: House, answer: Callable[[House], pb.EvaluateFlagsResponse]
 ) -> None:
     said = []
