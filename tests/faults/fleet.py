@@ -53,7 +53,7 @@ class Database(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceMetrics:
+class Instance:
     """One process, its way to the database, and clients of it."""
 
     gatekeeper: Gatekeeper
@@ -93,14 +93,14 @@ class Fleet:
 
     def __init__(self, database: Database, folder: Path, *, sabotage: str, settings: Mapping[str, str]) -> None:
         self._database = database
-        self.instances: list[InstanceMetrics] = []
+        self.instances: list[Instance] = []
         self._folder = folder
         self._program = ("tests.faults.sabotaged", sabotage) if sabotage else ("gatekeeper_grpc",)
         self._settings = {**KEYS, **settings}
         self._token = database.token()
         self._stack = ExitStack()
 
-    def __getitem__(self, index: int) -> InstanceMetrics:
+    def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
 
     def start(self, size: int) -> None:
@@ -147,11 +147,11 @@ class Fleet:
         self._stack.callback(stop, process)
         return process
 
-    def _joined(self, index: int, process: Process, route: Route) -> InstanceMetrics:
+    def _joined(self, index: int, process: Process, route: Route) -> Instance:
         gatekeeper = Gatekeeper(process, self.data_dir(index))
         channel = self._stack.enter_context(gatekeeper.channel())
         admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
-        return InstanceMetrics(gatekeeper, route, admin, EvaluationServiceStub(channel))
+        return Instance(gatekeeper, route, admin, EvaluationServiceStub(channel))
 
 
 @contextmanager

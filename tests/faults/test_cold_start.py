@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from tests.faults.figures import BUSY_S, COLD_START_ANSWERS_WITHIN_S, FAULT_S, RECOVERS_WITHIN_S
-from tests.faults.fleet import Fleet, InstanceMetrics, fleet
+from tests.faults.fleet import Fleet, Instance, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.promise("B4")
 KEPT = "snapshot"
 
 
-def readiness(instance: InstanceMetrics) -> dict[str, Any]:
+def readiness(instance: Instance) -> dict[str, Any]:
     """What `GET /ready` says, and with which status."""
     connection = HTTPConnection("127.0.0.1", instance.gatekeeper.ops_port, timeout=5.0)
     try:
@@ -34,7 +34,7 @@ def readiness(instance: InstanceMetrics) -> dict[str, Any]:
         connection.close()
 
 
-def refusal(instance: InstanceMetrics) -> str:
+def refusal(instance: Instance) -> str:
     with pytest.raises(grpc.RpcError) as refused:
         instance.write()
     return str(refused.value.code().name)

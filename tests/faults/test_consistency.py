@@ -12,7 +12,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.flag_pb2 import Flag
 from tests.faults.figures import BUS_ALIVE_P99_S, BUS_DEAD_S, BUSY_S, EVALUATION_DEADLINE_S, ROUNDS
-from tests.faults.fleet import Fleet, InstanceMetrics, fleet
+from tests.faults.fleet import Fleet, Instance, fleet
 from tests.faults.history import Verdict, check
 from tests.faults.load import Editor, Load, at_work, visible_after_s
 from tests.faults.postgres import Postgres
@@ -160,7 +160,7 @@ def test_twin_without_polls_answers_stay_old(postgres: Postgres, tmp_path: Path,
     report.twin("A4", "polls", f"a write not seen within {POLL_S + BUS_DEAD_S:.0f} s")
 
 
-def is_stale(instance: InstanceMetrics) -> bool:
+def is_stale(instance: Instance) -> bool:
     return instance.evaluate().stale
 
 
@@ -195,12 +195,12 @@ def test_twin_without_the_bound_nothing_says_stale(postgres: Postgres, tmp_path:
     report.twin("A4", "the staleness bound", f"no answer said stale within {STALE_AFTER_S + BUSY_S:.1f} s")
 
 
-def slots(instance: InstanceMetrics) -> list[int]:
+def slots(instance: Instance) -> list[int]:
     """In which slots an instance places the users of the golden vectors."""
     return [slot(instance, vector["user_id"], vector["flag_key"]) for vector in GOLDEN["vectors"]]
 
 
-def slot(instance: InstanceMetrics, user_id: str, flag_key: str) -> int:
+def slot(instance: Instance, user_id: str, flag_key: str) -> int:
     request = EvaluateFlagsRequest(
         context=EvaluationContext(user_id=user_id), flag_keys=[flag_key], include_details=True
     )

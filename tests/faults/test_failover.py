@@ -11,7 +11,7 @@ import pytest
 
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
-from tests.faults.fleet import Fleet, InstanceMetrics
+from tests.faults.fleet import Fleet, Instance
 from tests.faults.load import Load, Writer, at_work
 from tests.faults.replicated import replicated
 from tests.faults.report import Report, Row
@@ -64,7 +64,7 @@ def test_a_failover_fails_no_evaluation_and_loses_nothing_acknowledged(
     assert repeated == [[]] * len(repeated)
 
 
-def said_again_and_again(instance: InstanceMetrics) -> list[str]:
+def said_again_and_again(instance: Instance) -> list[str]:
     """Log lines, apart from those of calls, that came more than twice: a state changes there and back."""
     entries = [json.loads(line) for line in instance.gatekeeper.log.text().splitlines() if line.startswith("{")]
     states = [entry for entry in entries if entry["event"] != "rpc"]

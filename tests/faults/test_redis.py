@@ -11,7 +11,7 @@ import pytest
 from gatekeeper.v1.auth_service_pb2 import LoginRequest
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from tests.faults.figures import ADMIN_FAILS_WITHIN_S, BUS_ALIVE_P99_S, BUSY_S, FAULT_S, ROUNDS
-from tests.faults.fleet import InstanceMetrics, fleet
+from tests.faults.fleet import Instance, fleet
 from tests.faults.load import Editor, Load, at_work, visible_after_s
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import ChaosProxy, Mode, proxied
@@ -55,7 +55,7 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def guesses_refused_for_being_many(instance: InstanceMetrics) -> int:
+def guesses_refused_for_being_many(instance: Instance) -> int:
     """Guess a password again and again; how often that was answered with a request to wait."""
     with instance.gatekeeper.channel() as channel:
         return sum(_guess(AuthServiceStub(channel)) for _ in range(GUESSES))

@@ -16,7 +16,7 @@ from gatekeeper.v1.evaluation_service_pb2 import WatchFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag
 from tests.faults.figures import BUSY_S, ROUNDS, TOLD_WITHIN_S, WATCHED_P99_FACTOR, WATCHED_P99_NOISE_S
-from tests.faults.fleet import InstanceMetrics, fleet
+from tests.faults.fleet import Instance, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Mode, proxied
@@ -56,7 +56,7 @@ class Audience:
 
 
 @contextmanager
-def audience(instance: InstanceMetrics, size: int = WATCHERS) -> Iterator[Audience]:
+def audience(instance: Instance, size: int = WATCHERS) -> Iterator[Audience]:
     """Have an instance watched for the length of the block."""
     command = [sys.executable, "-m", "bench.watchers", str(instance.gatekeeper.port), str(size)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -67,7 +67,7 @@ def audience(instance: InstanceMetrics, size: int = WATCHERS) -> Iterator[Audien
 
 
 @contextmanager
-def watcher_that_does_not_read(instance: InstanceMetrics) -> Iterator[None]:
+def watcher_that_does_not_read(instance: Instance) -> Iterator[None]:
     """A watcher whose connection is open and makes no room, however much is sent to it."""
     with (
         proxied(instance.gatekeeper.port) as network,
@@ -80,7 +80,7 @@ def watcher_that_does_not_read(instance: InstanceMetrics) -> Iterator[None]:
         call.cancel()
 
 
-def p99_s(instance: InstanceMetrics, load: Load | None = None) -> float:
+def p99_s(instance: Instance, load: Load | None = None) -> float:
     load = load or Load([instance], per_s=200)
     with at_work(load):
         time.sleep(ROUND_S)
@@ -88,7 +88,7 @@ def p99_s(instance: InstanceMetrics, load: Load | None = None) -> float:
     return load.p99_s()
 
 
-def told_after_s(instance: InstanceMetrics, watching: Audience) -> float:
+def told_after_s(instance: Instance, watching: Audience) -> float:
     """Change a flag; how long after the acknowledgement the last watcher was told."""
     revision, acknowledged_at = instance.write(), time.monotonic()
     return max(0.0, watching.told_at(revision) - acknowledged_at)
@@ -114,7 +114,7 @@ def test_thousands_of_idle_watchers_cost_a_call_nothing_and_all_are_told(
     assert row.staleness_s < TOLD_WITHIN_S + BUSY_S
 
 
-def slowest_told_s(instance: InstanceMetrics) -> float:
+def slowest_told_s(instance: Instance) -> float:
     """How long others wait for their news while somebody does not read, and for long cannot be sent anything more."""
     with watcher_that_does_not_read(instance), audience(instance, 100) as watching:
         for number in range(UNREAD):

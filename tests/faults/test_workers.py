@@ -11,7 +11,7 @@ import pytest
 
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.figures import BUS_ALIVE_P99_S, EVALUATION_DEADLINE_S, ROUNDS
-from tests.faults.fleet import ALICE, InstanceMetrics, fleet
+from tests.faults.fleet import ALICE, Instance, fleet
 from tests.faults.load import Load, at_work
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
@@ -29,21 +29,21 @@ WRITES = 100
 
 
 @pytest.fixture
-def workers(postgres: Postgres, tmp_path: Path) -> Iterator[InstanceMetrics]:
+def workers(postgres: Postgres, tmp_path: Path) -> Iterator[Instance]:
     """A supervisor and its workers."""
     with fleet(postgres, tmp_path, size=1, settings=FOUR) as started:
         assert eventually(lambda: len(pids(started[0])) == WORKERS)
         yield started[0]
 
 
-def pids(workers: InstanceMetrics) -> list[int]:
+def pids(workers: Instance) -> list[int]:
     """The workers' processes."""
     supervisor = workers.gatekeeper.process.pid
     return [int(pid) for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()]
 
 
 @contextmanager
-def connections(workers: InstanceMetrics) -> Iterator[Sequence[EvaluationServiceStub]]:
+def connections(workers: Instance) -> Iterator[Sequence[EvaluationServiceStub]]:
     with ExitStack() as stack:
         channels = [stack.enter_context(workers.gatekeeper.channel()) for _ in range(CONNECTIONS)]
         yield [EvaluationServiceStub(channel) for channel in channels]
@@ -57,7 +57,7 @@ def seen_everywhere_after_s(write: Callable[[], int], readers: Sequence[Evaluati
     return time.monotonic() - acknowledged_at
 
 
-def test_a_change_is_on_all_workers_at_once(workers: InstanceMetrics, report: Report) -> None:
+def test_a_change_is_on_all_workers_at_once(workers: Instance, report: Report) -> None:
     with connections(workers) as readers, report.fault("A4", f"none: {WORKERS} workers on one port") as row:
         rounds = [sorted(seen_everywhere_after_s(workers.write, readers) for _ in range(WRITES)) for _ in range(ROUNDS)]
         p99_s, row.staleness_s = min((seen[-2], seen[-1]) for seen in rounds)
@@ -68,7 +68,7 @@ def test_a_change_is_on_all_workers_at_once(workers: InstanceMetrics, report: Re
 
 @pytest.mark.parametrize(("number", "fault"), [(signal.SIGKILL, "kill -9"), (signal.SIGSTOP, "SIGSTOP")])
 def test_a_worker_that_dies_or_hangs_fails_no_call_and_is_replaced(
-    number: signal.Signals, fault: str, workers: InstanceMetrics, report: Report
+    number: signal.Signals, fault: str, workers: Instance, report: Report
 ) -> None:
     with (
         retrying([workers.gatekeeper.port]) as load,
@@ -87,7 +87,7 @@ def test_a_worker_that_dies_or_hangs_fails_no_call_and_is_replaced(
     assert load.failed == {}, load.complaints
 
 
-def test_a_roll_fails_no_call(workers: InstanceMetrics, report: Report) -> None:
+def test_a_roll_fails_no_call(workers: Instance, report: Report) -> None:
     rolls = 0
     with (
         retrying([workers.gatekeeper.port]) as load,
@@ -102,7 +102,7 @@ def test_a_roll_fails_no_call(workers: InstanceMetrics, report: Report) -> None:
     assert load.failed == {}, load.complaints
 
 
-def roll(workers: InstanceMetrics) -> None:
+def roll(workers: Instance) -> None:
     """Have all workers replaced; returns when they are."""
     before = set(pids(workers))
     workers.gatekeeper.process.send_signal(signal.SIGHUP)
@@ -112,7 +112,7 @@ def roll(workers: InstanceMetrics) -> None:
     assert replaced
 
 
-def test_twin_a_client_that_does_not_try_again_sees_a_worker_die(workers: InstanceMetrics, report: Report) -> None:
+def test_twin_a_client_that_does_not_try_again_sees_a_worker_die(workers: Instance, report: Report) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(closing(OneTry(workers.gatekeeper.port))) for _ in range(2 * WORKERS)]
         load = Load(clients, per_s=100)

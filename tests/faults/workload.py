@@ -20,7 +20,7 @@ from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.flag import ON, flag_from_document
-from tests.faults.fleet import Fleet, InstanceMetrics
+from tests.faults.fleet import Fleet, Instance
 from tests.faults.history import Action, Evaluation, FlagState, Operation, Outcome, Read, Step, Write
 from tests.support.processes import TIMEOUT_S
 
@@ -117,7 +117,7 @@ class _Client:
             if act() is Outcome.UNKNOWN:
                 time.sleep(_BETWEEN_FAILURES_S)
 
-    def _any_instance(self) -> InstanceMetrics:
+    def _any_instance(self) -> Instance:
         return self._random.choice(self._fleet.instances)
 
     def _any_key(self) -> str:
@@ -176,7 +176,7 @@ class _Client:
         return tried.outcome
 
     # Any: an operation of that kind, and its fields.
-    def _record(self, kind: Any, instance: InstanceMetrics, began: float, tried: "_Tried", **fields: Any) -> Any:
+    def _record(self, kind: Any, instance: Instance, began: float, tried: "_Tried", **fields: Any) -> Any:
         operation = kind(
             client=self.name,
             instance=instance.name,
@@ -215,7 +215,7 @@ def _reason(error: Any) -> str:
     return info.reason or str(error.code().name)
 
 
-def _writer(action: Action, instance: InstanceMetrics, flag: Flag) -> Callable[[], Any]:
+def _writer(action: Action, instance: Instance, flag: Flag) -> Callable[[], Any]:
     """Return the call that carries out a write; its id goes into the audit log as the reason of the change."""
     # Any: messages take other types under other names.
     intent: dict[str, Any] = {"change_reason": flag.description, "request_id": flag.description}
