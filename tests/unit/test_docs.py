@@ -19,7 +19,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"[\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|proto|sql|toml|yml)")
 PACKAGE = ROOT / "gatekeeper_grpc"
-LOCK = re.compile(r"threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore)\(")
+LOCK = re.compile(r"(\w+) = threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore)\(")
 METRIC = re.compile(r"gatekeeper_(?!grpc)[a-z_]+")
 VARIABLE = re.compile(r"GATEKEEPER_[A-Z_]+")
 # Made by a run or named as a pattern: in no checkout.
@@ -110,10 +110,11 @@ def test_the_tree_lists_every_folder_and_loose_module() -> None:
     assert {name for name in folders | loose if f"`{name}`" not in tree} == set()
 
 
-def test_the_table_of_locks_names_every_module_with_a_lock() -> None:
-    locks = section("Locks")
+def test_the_table_of_locks_has_every_lock_with_its_module() -> None:
+    rows = re.findall(r"^\|.*$", section("Locks"), re.MULTILINE)
+    locks = {(lock, name) for name, text in modules().items() for lock in LOCK.findall(text)}
 
-    assert [name for name, text in modules().items() if LOCK.search(text) and f"`{name}`" not in locks] == []
+    assert {lock for lock in locks if not any({*lock} <= {*CODE.findall(row)} for row in rows)} == set()
 
 
 def test_the_data_model_shows_every_table() -> None:
