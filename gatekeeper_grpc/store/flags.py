@@ -1,7 +1,8 @@
-"""Flags in PostgreSQL: created, read, listed, changed, deleted."""
+"""Flags in PostgreSQL: create, read, list, update, delete."""
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Any, LiteralString
 
 from psycopg.rows import kwargs_row
 
@@ -16,52 +17,51 @@ from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 FLAG_CODEC = Codec(to_document=flag_document, from_document=flag_from_document)
 
-# A flag with its segment targets as two aligned arrays; every query for flags begins so.
-SELECT_FLAGS = """
-    SELECT f.flag_id, f.key, f.description, f.enabled, f.default_variant, f.rollout_percentage, f.tags, f.owner,
-           f.create_time, f.update_time, f.revision, t.segment_keys, t.segment_variants
+# The columns of `FlagConfig`, by the names of its fields. A new field is added here, and nowhere else in this module
+# unless it has rows of its own, as segment targets have.
+_FIELDS: tuple[LiteralString, ...] = (
+    "key",
+    "description",
+    "enabled",
+    "default_variant",
+    "rollout_percentage",
+    "tags",
+    "owner",
+)
+_COLUMNS: LiteralString = ", ".join(_FIELDS)
+_VALUES: LiteralString = ", ".join(["%(" + field + ")s" for field in _FIELDS])
+
+# Every query for flags starts with this. The segment targets are two aligned arrays.
+SELECT_FLAGS: LiteralString = """
+    SELECT {columns}, flag_id, create_time, update_time, revision, segment_keys, segment_variants
     FROM feature_flags f
     CROSS JOIN LATERAL (
-        SELECT array_agg(s.key ORDER BY fs.position) AS segment_keys, array_agg(fs.variant ORDER BY fs.position) AS
-        segment_variants FROM flag_segments fs JOIN segments s USING (segment_id) WHERE fs.flag_id = f.flag_id
+        SELECT array_agg(s.key ORDER BY fs.position) AS segment_keys,
+               array_agg(fs.variant ORDER BY fs.position) AS segment_variants
+        FROM flag_segments fs JOIN segments s USING (segment_id) WHERE fs.flag_id = f.flag_id
     ) t
-"""
+""".replace("{columns}", _COLUMNS)
 
 
 def flag_from_row(
     *,
     flag_id: int,
-    key: str,
-    description: str,
-    enabled: bool,
-    default_variant: str,
-    rollout_percentage: int,
-    tags: list[str],
-    owner: str,
     create_time: datetime,
     update_time: datetime,
     revision: int,
     segment_keys: list[str] | None,
     segment_variants: list[str] | None,
+    tags: list[str],
+    **fields: Any,
 ) -> Flag:
-    """Build the flag of a row of `SELECT_FLAGS`."""
+    """Build the flag of a row of `SELECT_FLAGS`; `fields` are the other fields of its config."""
     targets = zip(segment_keys or (), segment_variants or (), strict=True)
-    return Flag(
-        flag_id=flag_id,
-        create_time=create_time,
-        update_time=update_time,
-        revision=revision,
-        config=FlagConfig(
-            key=key,
-            description=description,
-            enabled=enabled,
-            default_variant=default_variant,
-            rollout_percentage=rollout_percentage,
-            segment_targets=tuple(SegmentTarget(segment_key=key, variant=variant) for key, variant in targets),
-            tags=tuple(tags),
-            owner=owner,
-        ),
+    config = FlagConfig(
+        **fields,
+        tags=tuple(tags),
+        segment_targets=tuple(SegmentTarget(segment_key=key, variant=variant) for key, variant in targets),
     )
+    return Flag(flag_id=flag_id, config=config, create_time=create_time, update_time=update_time, revision=revision)
 
 
 class FlagStore:
@@ -72,7 +72,13 @@ class FlagStore:
         self._mutations = mutations
 
     def create(self, config: FlagConfig, intent: Intent) -> Written[Flag]:
-        """Create a flag; `AlreadyExists` when the key is taken, `NotFound` when a segment target names no segment."""
+        """Create a flag.
+
+        Raises:
+            AlreadyExists: The key is taken.
+            NotFound: A segment target names no segment.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
 
         def act(conn: Connection, head: Head) -> Effect[Flag]:
             flag = _insert(conn, head, config)
@@ -86,7 +92,11 @@ class FlagStore:
 
     @retry_lost_read
     def get(self, key: str) -> Read[Flag]:
-        """Read a flag; `NotFound` when there is none."""
+        """Read a flag.
+
+        Raises:
+            NotFound: There is none with this key.
+        """
         with self._database.read() as conn:
             return Read(result=find_flag(conn, key), revision=current_revision(conn))
 
@@ -98,7 +108,13 @@ class FlagStore:
             return Read(result=flags, revision=current_revision(conn))
 
     def update(self, update: FlagUpdate, intent: Intent) -> Written[Flag]:
-        """Change fields of a flag; `NotFound`, or `Changed` when the flag has another etag than the update names."""
+        """Change fields of a flag.
+
+        Raises:
+            NotFound: There is no such flag, or a segment target names no segment.
+            Changed: The flag has another etag than the update names.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
 
         def act(conn: Connection, head: Head) -> Effect[Flag]:
             before = checked_flag(conn, update.key, update.etag)
@@ -112,9 +128,12 @@ class FlagStore:
         return self._mutations.mutate(intent, act, codec=FLAG_CODEC)
 
     def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
-        """Delete a flag and its targets.
+        """Delete a flag and its targets; an empty etag accepts any state.
 
-        `NotFound`, or `Changed` when the flag has another etag. Empty etag: any state.
+        Raises:
+            NotFound: There is no such flag.
+            Changed: The flag has another etag.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
@@ -129,7 +148,11 @@ FIND_FLAG = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = %(key)s"
 
 
 def find_flag(conn: Connection, key: str) -> Flag:
-    """Read a flag within a transaction; `NotFound` when there is none."""
+    """Read a flag within a transaction.
+
+    Raises:
+        NotFound: There is none with this key.
+    """
     with conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
         flag = cursor.execute(FIND_FLAG, {"key": key}).fetchone()
     if flag is None:
@@ -138,7 +161,12 @@ def find_flag(conn: Connection, key: str) -> Flag:
 
 
 def checked_flag(conn: Connection, key: str, etag: str) -> Flag:
-    """Read a flag that is about to change; `NotFound`, or `Changed` when `etag` is given and is not the flag's."""
+    """Read a flag that a mutation is about to change.
+
+    Raises:
+        NotFound: There is none with this key.
+        Changed: `etag` is not empty and not the flag's.
+    """
     flag = find_flag(conn, key)
     check_etag(f"flag {key!r}", etag, current=flag.etag)
     return flag
@@ -169,14 +197,12 @@ def _list_parameters(wanted: FlagFilter) -> dict[str, object]:
     }
 
 
-_INSERT = """
-    INSERT INTO feature_flags (key, description, enabled, default_variant, rollout_percentage, tags, owner,
-                               create_time, update_time, revision)
-    VALUES (%(key)s, %(description)s, %(enabled)s, %(default_variant)s, %(rollout_percentage)s, %(tags)s, %(owner)s,
-            %(update_time)s, %(update_time)s, %(revision)s)
+_INSERT: LiteralString = """
+    INSERT INTO feature_flags ({columns}, create_time, update_time, revision)
+    VALUES ({values}, %(update_time)s, %(update_time)s, %(revision)s)
     ON CONFLICT ON CONSTRAINT idx_flags_key DO NOTHING
     RETURNING flag_id
-"""
+""".replace("{columns}", _COLUMNS).replace("{values}", _VALUES)
 
 
 def _insert(conn: Connection, head: Head, config: FlagConfig) -> Flag:
@@ -193,13 +219,10 @@ def _insert(conn: Connection, head: Head, config: FlagConfig) -> Flag:
     )
 
 
-_UPDATE = """
-    UPDATE feature_flags
-    SET description = %(description)s, enabled = %(enabled)s, default_variant = %(default_variant)s,
-        rollout_percentage = %(rollout_percentage)s, tags = %(tags)s, owner = %(owner)s,
-        update_time = %(update_time)s, revision = %(revision)s
+_UPDATE: LiteralString = """
+    UPDATE feature_flags SET ({columns}, update_time, revision) = ({values}, %(update_time)s, %(revision)s)
     WHERE flag_id = %(flag_id)s
-"""
+""".replace("{columns}", _COLUMNS).replace("{values}", _VALUES)
 
 
 def _replace(conn: Connection, head: Head, before: Flag, config: FlagConfig) -> Flag:
@@ -211,17 +234,8 @@ def _replace(conn: Connection, head: Head, before: Flag, config: FlagConfig) -> 
 
 
 def _columns(config: FlagConfig, head: Head) -> dict[str, object]:
-    return {
-        "key": config.key,
-        "description": config.description,
-        "enabled": config.enabled,
-        "default_variant": config.default_variant,
-        "rollout_percentage": config.rollout_percentage,
-        "tags": list(config.tags),
-        "owner": config.owner,
-        "update_time": head.create_time,
-        "revision": head.revision,
-    }
+    fields = {field: getattr(config, field) for field in _FIELDS}
+    return {**fields, "tags": list(config.tags), "update_time": head.create_time, "revision": head.revision}
 
 
 _INSERT_SEGMENT_TARGET = """

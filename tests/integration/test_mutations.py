@@ -75,7 +75,7 @@ def test_an_update_executes_four_statements_under_the_head_lock(flags: FlagStore
 
     clock_and_caller, find, update, record = after_the_lock(statements)
     assert clock_and_caller == "SELECT clock_timestamp"
-    assert find.startswith("SELECT f.flag_id")
+    assert find.startswith("SELECT key, description")
     assert update.startswith("UPDATE feature_flags")
     assert record.startswith("WITH change AS")
 
