@@ -10,7 +10,7 @@ from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, new_signing_key
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import MIN_SECRET_BYTES, KeyRing
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
-from gatekeeper_grpc.lifecycle.secrets_file import kept_secret, new_key_ring, read_secret
+from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, stored_secret
 from gatekeeper_grpc.privacy.erasure_ledger import DEFAULT_NAME, ErasureLedger
 
 
@@ -100,5 +100,5 @@ def _key_text(settings: Settings, name: str, configured: SecretStr | None, make:
     if configured is not None:
         return configured.get_secret_value()
     if settings.is_embedded:
-        return kept_secret(settings.data_dir, name, make)
+        return stored_secret(settings.data_dir, name, make)
     return read_secret(settings.data_dir, name)

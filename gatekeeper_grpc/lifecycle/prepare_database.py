@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.lifecycle.keys import Keys
-from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, keep_secret
+from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
@@ -72,7 +72,7 @@ def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:
         _create_first_admin(logins, settings, settings.admin_password.get_secret_value())
     elif settings.is_embedded:
         password = generate_password()
-        keep_secret(settings.data_dir, ADMIN_PASSWORD, password)
+        store_secret(settings.data_dir, ADMIN_PASSWORD, password)
         if _create_first_admin(logins, settings, password):
             print(f"First admin user: {FIRST_ADMIN}, password {password}")
             print(f"(printed once, stored in {settings.data_dir / ADMIN_PASSWORD})\n", flush=True)

@@ -16,16 +16,16 @@ def read_secret(data_dir: Path, name: str) -> str | None:
         return None
 
 
-def kept_secret(data_dir: Path, name: str, make: Callable[[], str]) -> str:
+def stored_secret(data_dir: Path, name: str, make: Callable[[], str]) -> str:
     """Return the secret of a name; generate and store it, mode 0600, if there is none."""
     secret = read_secret(data_dir, name)
     if secret is None:
         secret = make()
-        keep_secret(data_dir, name, secret)
+        store_secret(data_dir, name, secret)
     return secret
 
 
-def keep_secret(data_dir: Path, name: str, secret: str) -> None:
+def store_secret(data_dir: Path, name: str, secret: str) -> None:
     """Store a secret, mode 0600, atomically."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = data_dir / f".{name}.new"

@@ -65,7 +65,7 @@ _CLIENT_KEY_USES_INTERVAL_S = 60.0
 _MAX_NONCES = 500_000
 # How long clients may take to leave after GOAWAY, within the grace period.
 _DRAIN_S = 1.0
-# Less than the margin of a process that is told to stop.
+# Within the margin that a process has to stop.
 _SCHEDULER_CLOSE_TIMEOUT_S = 1.0
 
 
@@ -145,7 +145,7 @@ class GatekeeperServer:
         self._passwords = Passwords(cost=settings.bcrypt_cost)
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self.client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
-        # A thread of its own: a revocation must act here in time, whatever the scheduler's workers wait for.
+        # A thread of its own: a revocation must act here in time, even if all workers of the scheduler are held.
         self._client_key_refresh = RepeatingThread(
             "client_keys", self.client_keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gatekeeper_grpc.redis_bus.bus import RedisBus
 
 _SNAPSHOT_FILE = "snapshot"
-# The refreshing and the reloading thread may load at the same time, and nobody else does.
+# The refresh and the reload may load at the same time; nothing else does.
 _REPLICA_CONNECTIONS = 2
 
 
@@ -35,7 +35,7 @@ class SnapshotSources:
         database: The primary.
         mutations: Begins a new epoch when the database has lost what was served.
         bus: Redis, when there is one.
-        keys: Seal what is kept.
+        keys: Seal stored snapshots.
     """
 
     def __init__(

@@ -30,5 +30,5 @@ TOKEN=$({curl} -d {login} {call}.AuthService/Login | {to_token})
 
 def _admin_password(settings: Settings) -> str:
     """Return an expression that a shell expands, between double quotes, to the first admin's password."""
-    kept = settings.data_dir.absolute() / ADMIN_PASSWORD
-    return f"$(cat {shlex.quote(str(kept))})" if kept.exists() else f"${variable_of('admin_password')}"
+    file = settings.data_dir.absolute() / ADMIN_PASSWORD
+    return f"$(cat {shlex.quote(str(file))})" if file.exists() else f"${variable_of('admin_password')}"

@@ -201,7 +201,7 @@ def test_it_never_serves_from_a_database_with_another_schema(node: Node, tmp_pat
         assert eventually(lambda: not answer(gatekeeper).stale)
 
 
-def test_a_snapshot_of_another_database_poisons_nothing(node: Node, tmp_path: Path) -> None:
+def test_a_snapshot_of_another_database_has_no_effect(node: Node, tmp_path: Path) -> None:
     with running_node() as other:
         serve_once(other, tmp_path, "of-another")
         for number in range(3):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: health first, then the calls in flight, and out in time whatever hangs."""
+"""SIGTERM and SIGINT: health first, then the calls in flight; the process ends in time even if a call hangs."""
 
 import signal
 import socket
@@ -153,7 +153,7 @@ def test_process_that_hangs_in_its_end_is_ended_in_time(hangs_in: str, codes: se
         assert process.wait(1 + MARGIN_S) in codes
 
 
-def test_process_whose_log_nobody_reads_any_more_is_ended_in_time() -> None:
+def test_a_process_whose_log_has_no_reader_ends_in_time() -> None:
     with hanging_in_its_end("a_thread") as process:
         assert process.stderr
         process.stderr.close()

@@ -1,4 +1,4 @@
-"""The kept snapshot and the database: what one knows and the other has lost, is noticed by whoever starts next."""
+"""The stored snapshot and the database: a start detects commits that the database has lost."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from tests.support.traces import query
 from tests.support.waiting import eventually
 
 
-def set_back_while_nobody_runs(start_server: StartServer, dsn: str, file: Path) -> int:
-    """Keep revision 2, let the database lose it, and start again; returns where the head ends."""
+def set_back_between_starts(start_server: StartServer, dsn: str, file: Path) -> int:
+    """Store revision 2, let the database lose it, and start again; returns the head revision at the end."""
     first = start_server(snapshot_file=file)
     with connect(first, token=token_for(dsn, Role.EDITOR)) as channel:
         for key in ("one", "two"):
@@ -37,15 +37,15 @@ def test_commits_lost_while_nobody_ran_are_noticed_by_the_stored_snapshot(
     start_server: StartServer, dsn: str, tmp_path: Path
 ) -> None:
     with capture_logs() as logs:
-        head = set_back_while_nobody_runs(start_server, dsn, tmp_path / "snapshot")
+        head = set_back_between_starts(start_server, dsn, tmp_path / "snapshot")
 
     assert head == REVISIONS_PER_EPOCH
     assert [log["revision"] for log in logs if log["event"] == "epoch_begun"] == [REVISIONS_PER_EPOCH]
 
 
-def test_twin_whoever_does_not_look_there_issues_revisions_twice(
+def test_twin_without_the_check_revisions_are_issued_twice(
     start_server: StartServer, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Refresher, "expect", lambda *_: None)
 
-    assert set_back_while_nobody_runs(start_server, dsn, tmp_path / "snapshot") == 1
+    assert set_back_between_starts(start_server, dsn, tmp_path / "snapshot") == 1

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.config import Settings, load_settings, settings_markdown, variable_of
-from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, keep_secret
+from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.lifecycle.try_it import try_it
 
 SECRET = "canary-7f3a-canary-7f3a-canary-7f3a"
@@ -121,7 +121,7 @@ buf() { printf '%s\\n' "$@" >> calls; printf '{\\n  "accessToken": "a.b-c_d"\\n}
 def test_lines_to_paste_log_in_whatever_the_data_directory_is_called(tmp_path: Path, *, kept: bool) -> None:
     odd = tmp_path / 'it\'s a $HOME; of "data"'
     if kept:
-        keep_secret(odd, ADMIN_PASSWORD, SECRET)
+        store_secret(odd, ADMIN_PASSWORD, SECRET)
     lines = try_it(load_settings(data_dir=odd), port=1).splitlines()
     script = "\n".join([FAKE_BUF, *(line for line in lines[1:] if not line.startswith("grpcurl"))])
 

@@ -1,4 +1,4 @@
-"""Secrets that Gatekeeper keeps for itself: for their owner's eyes only, whole or not at all."""
+"""Generated secrets: only the owner can read them, and they are stored atomically."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.auth.keys import KeyRing
-from gatekeeper_grpc.lifecycle.secrets_file import keep_secret, kept_secret, new_key_ring, read_secret
+from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, store_secret, stored_secret
 
 
 @pytest.fixture(autouse=True)
@@ -26,29 +26,29 @@ def mode(path: Path) -> int:
 def test_only_the_owner_can_read_a_secret_whatever_the_umask(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
 
-    keep_secret(data_dir, "token", "s3cret")
+    store_secret(data_dir, "token", "s3cret")
 
     assert (mode(data_dir), mode(data_dir / "token")) == (0o700, 0o600)
 
 
-def test_a_secret_reads_back_as_it_was_kept(tmp_path: Path) -> None:
-    keep_secret(tmp_path, "token", "s3cret")
+def test_a_stored_secret_is_read_back(tmp_path: Path) -> None:
+    store_secret(tmp_path, "token", "s3cret")
 
     assert read_secret(tmp_path, "token") == "s3cret"
 
 
-def test_there_is_no_secret_before_one_is_kept(tmp_path: Path) -> None:
+def test_there_is_no_secret_before_one_is_stored(tmp_path: Path) -> None:
     assert read_secret(tmp_path / "nowhere", "token") is None
 
 
-def test_a_secret_is_made_once_and_then_kept(tmp_path: Path) -> None:
+def test_a_secret_is_generated_once(tmp_path: Path) -> None:
     made = iter(["first", "second"])
 
-    assert [kept_secret(tmp_path, "token", lambda: next(made)) for _ in range(2)] == ["first", "first"]
+    assert [stored_secret(tmp_path, "token", lambda: next(made)) for _ in range(2)] == ["first", "first"]
 
 
 def test_a_write_that_fails_leaves_the_old_secret_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_secret(tmp_path, "token", "old")
+    store_secret(tmp_path, "token", "old")
 
     def disk_full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -56,19 +56,19 @@ def test_a_write_that_fails_leaves_the_old_secret_whole(tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", disk_full)
         with pytest.raises(OSError, match="No space"):
-            keep_secret(tmp_path, "token", "new")
+            store_secret(tmp_path, "token", "new")
 
     assert read_secret(tmp_path, "token") == "old"
-    keep_secret(tmp_path, "token", "newer")  # what the failed attempt left behind is no obstacle
+    store_secret(tmp_path, "token", "newer")  # what the failed attempt left behind is no obstacle
     assert read_secret(tmp_path, "token") == "newer"
 
 
-def test_a_link_planted_in_its_place_is_not_followed(tmp_path: Path) -> None:
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     (tmp_path / ".token.new").symlink_to(victim)
 
-    keep_secret(tmp_path, "token", "s3cret")
+    store_secret(tmp_path, "token", "s3cret")
 
     assert (victim.read_text(), mode(tmp_path / "token")) == ("untouched", 0o600)
 

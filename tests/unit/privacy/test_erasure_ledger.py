@@ -1,4 +1,4 @@
-"""The erasure ledger: a file that tells who was erased only to whoever holds the key, whatever happened to it."""
+"""The erasure ledger: without its key it reveals no id, and a damaged line damages no other."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def ledger(path: Path) -> ErasureLedger:
     return ErasureLedger(path, KEY)
 
 
-def test_before_the_first_erasure_nobody_is_in_it(ledger: ErasureLedger) -> None:
+def test_it_is_empty_before_the_first_erasure(ledger: ErasureLedger) -> None:
     assert ledger.erasures() == {}
 
 
@@ -36,14 +36,14 @@ def test_it_tells_when_each_was_last_erased(ledger: ErasureLedger) -> None:
     assert ledger.erasures() == {ledger.mac("anna"): LATER, ledger.mac("bob"): NOON}
 
 
-def test_it_names_nobody_and_another_key_recognises_nobody(ledger: ErasureLedger, path: Path) -> None:
+def test_it_contains_no_id_and_another_key_recognises_none(ledger: ErasureLedger, path: Path) -> None:
     ledger.record("anna", NOON)
 
     assert "anna" not in path.read_text()
     assert ErasureLedger(path, b"x" * 32).mac("anna") not in ledger.erasures()
 
 
-def test_it_is_its_owners_alone(ledger: ErasureLedger, path: Path) -> None:
+def test_only_the_owner_can_read_it(ledger: ErasureLedger, path: Path) -> None:
     ledger.record("anna", NOON)
 
     assert [file.stat().st_mode & 0o777 for file in (path, path.parent)] == [0o600, 0o700]
@@ -69,7 +69,7 @@ def test_a_full_disk_within_a_line_fails_that_erasure_and_no_other(
     assert ledger.erasures() == {ledger.mac("anna"): NOON, ledger.mac("carl"): NOON}
 
 
-def test_a_place_that_cannot_be_written_fails_the_erasure(path: Path) -> None:
+def test_a_file_that_cannot_be_written_fails_the_erasure(path: Path) -> None:
     path.parent.write_text("a file")
 
     with pytest.raises(Unavailable):
