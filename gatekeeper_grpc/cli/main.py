@@ -108,8 +108,8 @@ def run() -> int:
     except (SettingsError, GatekeeperError, EmbeddedDatabaseError) as exc:
         click.echo(f"gatekeeper: {exc}", err=True)
         return 1
-    except (click.Abort, KeyboardInterrupt):  # The latter: a second signal, while the first one was handled.
+    except (click.Abort, KeyboardInterrupt):  # KeyboardInterrupt: a second signal while the first one was handled
         return 130
-    except Exception:  # noqa: BLE001 - a bug: it is reported as the interpreter would, and the process ends like any other
-        sys.excepthook(*sys.exc_info())
+    except Exception as exc:  # noqa: BLE001 - a bug: reported as the interpreter does it
+        sys.excepthook(type(exc), exc, exc.__traceback__)
         return 1

@@ -10,6 +10,8 @@ import pytest
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.store.mutations import CHANNEL
 from tests.support.clients import (
     TIMEOUT_S,
@@ -118,6 +120,21 @@ def test_a_message_that_fails_keeps_those_before_it_and_none_after_it(
     assert refused == refusal.after(applied_messages=2, applied_revision=before + 2)
     assert (targets_of(admin, key), installation.revision()) == ({"a": True, "b": True}, before + 2)
     assert installation.evaluate(key, "b").variant == "on"
+
+
+def test_an_import_that_cannot_be_shown_says_how_far_it_came(
+    installation: Installation, admin: AdminServiceStub, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(_refresher: Refresher, _revision: int) -> None:
+        raise Unavailable("not visible")
+
+    monkeypatch.setattr(Refresher, "refresh_after_write", hidden)
+    before = installation.revision()
+
+    refusal = refusal_of(lambda: import_(admin, message(key, "a"), message(key, "b")))
+
+    unavailable = Refusal(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", {})
+    assert refusal == unavailable.after(applied_messages=2, applied_revision=before + 2)
 
 
 def test_a_call_sent_again_after_a_failure_applies_only_what_was_missing(

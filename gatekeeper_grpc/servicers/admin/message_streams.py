@@ -31,16 +31,18 @@ def apply_messages(
         current_revision: Reads the revision to return for a stream without messages.
 
     Raises:
-        GatekeeperError: What `apply` raised, with `applied_messages` and `applied_revision` in its metadata.
+        GatekeeperError: What `apply` or the refresh raised, with `applied_messages` and `applied_revision` in its
+            metadata.
     """
     try:
-        for message in messages:
-            _add(apply(message, response), response)
+        try:
+            for message in messages:
+                _add(apply(message, response), response)
+        finally:
+            refresher.refresh_after_write(response.revision)
     except GatekeeperError as exc:
         exc.add_metadata(applied_messages=response.applied_messages, applied_revision=response.revision)
         raise
-    finally:
-        refresher.refresh_after_write(response.revision)
     if not response.applied_messages:
         response.revision = current_revision()
     return response

@@ -58,6 +58,9 @@ class AdminRpcs(AdminServiceServicer):
         """Refresh this instance until it serves a mutation, and return the fields that the response must have.
 
         A handler cannot answer without these fields, so it cannot forget to refresh.
+
+        Raises:
+            Unavailable: The mutation is committed, and this instance cannot show it.
         """
         self.refresher.refresh_after_write(written.revision)
         return {"revision": written.revision, "audit_anchor": anchor_to_proto(written.anchor)}
