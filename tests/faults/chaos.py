@@ -1,4 +1,4 @@
-"""A seeded mix of faults that goes on while clients work: one after another, never the same way on two seeds."""
+"""A seeded mix of faults while clients work: one fault after another, in an order that depends on the seed."""
 
 import threading
 import time

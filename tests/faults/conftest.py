@@ -1,4 +1,4 @@
-"""What fault tests stand on: a PostgreSQL of their own, and a report that is printed at the end."""
+"""Fixtures of the fault tests: a PostgreSQL for each test, and a report that is printed at the end."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The figures that are promised, and how much a busy machine is forgiven. The report shows what was measured."""
+"""The promised figures, and the allowance for a busy machine. The report shows the measured figures."""
 
 import os
 

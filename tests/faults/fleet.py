@@ -1,4 +1,4 @@
-"""Several real `gatekeeper serve` processes on one database, each with a way to it that can be broken."""
+"""Several real `gatekeeper serve` processes on one database, each with a network to it that can be broken."""
 
 import subprocess
 import time

@@ -1,4 +1,4 @@
-"""Proves from what clients saw, and from the audit log, that promises A1-A6 held; pure, and told nothing else.
+"""Checks promises A1-A6 against the recorded calls of clients and the audit log. Pure.
 
 Clients record each operation with the times at which it began and ended, on one clock. The log is what the database
 says was done, in order. The checker rebuilds the flags at every revision from the log and holds each operation against

@@ -1,4 +1,4 @@
-"""Clients that go on during a fault and keep count: of evaluations, of edits, and of how old answers were."""
+"""Clients that keep calling during a fault, and count evaluations, edits and the staleness of answers."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""A durable PostgreSQL to stop, kill and hang, and the ways to it that can be broken."""
+"""A durable PostgreSQL to stop, kill and hang, and networks to it that can be broken."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress

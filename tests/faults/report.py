@@ -1,4 +1,4 @@
-"""What the fault tests measured: one row for each fault, one for each twin; printed at the end, and kept in a file."""
+"""The report of the fault tests: one row for each fault and each twin, printed at the end and kept in a file."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""A client as a careful team writes it: several servers, a deadline for each attempt, and another attempt elsewhere."""
+"""A client that retries: several servers, a deadline for each attempt, and the next attempt on another server."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Started cold while its database is away, a fleet answers what it last knew, says so, and recovers by itself."""
+"""A fleet started without its database serves the last-known-good snapshot as stale, and recovers by itself."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What instances show of each other's writes: how fresh, in which order, and the same for everybody (A2-A6)."""
+"""Instances show each other's writes: fresh, in order, and the same to all clients (A2-A6)."""
 
 import json
 from collections.abc import Sequence

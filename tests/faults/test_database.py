@@ -1,4 +1,4 @@
-"""Evaluation never fails, whatever happens to the database; admin calls fail fast and come back."""
+"""No fault of the database fails an evaluation; admin calls fail fast and recover."""
 
 import time
 from collections.abc import Callable, Iterator

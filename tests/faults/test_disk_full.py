@@ -1,4 +1,4 @@
-"""On a full disk writes are refused, evaluation goes on, and nothing has to be repaired afterwards."""
+"""On a full disk writes fail, evaluation continues, and nothing has to be repaired afterwards."""
 
 import time
 from pathlib import Path

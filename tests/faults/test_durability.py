@@ -1,4 +1,4 @@
-"""Acknowledged writes survive kill -9 of server and PostgreSQL, each with its audit entry, never one alone."""
+"""Acknowledged writes survive kill -9 of server and PostgreSQL, each with its audit entry."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

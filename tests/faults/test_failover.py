@@ -1,4 +1,4 @@
-"""A primary is lost and its standby promoted: nobody who evaluates notices, and what was lost is known."""
+"""The primary is lost and its standby promoted: no evaluation fails, and lost commits are detected."""
 
 import json
 import time

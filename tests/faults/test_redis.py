@@ -1,4 +1,4 @@
-"""Redis down or hung harms nothing: evaluation, writes and the limit on logins stand without it."""
+"""A Redis that is down or hung affects nothing: evaluation, writes and the login limit work without it."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Instances are replaced, killed and hung under load, and no call of a client that tries again fails."""
+"""Instances are replaced, killed and hung under load, and no call of a client that retries fails."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Thousands of idle watchers cost a call nothing, and one that does not read harms nobody."""
+"""Thousands of idle watchers do not slow down calls, and a watcher that does not read delays no other."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Four workers on one port: a change is on all at once, and what befalls one fails no call that is tried again."""
+"""Four workers on one port: all show a change at once, and the loss of one fails no call of a client that retries."""
 
 import os
 import signal

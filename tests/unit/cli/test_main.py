@@ -111,6 +111,19 @@ def test_bad_setting_is_one_line_that_names_it_and_keeps_the_secrets(
     assert SECRET not in line
 
 
+def test_a_bug_is_reported_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "load_settings", fail)
+    monkeypatch.setattr(sys, "argv", ["gatekeeper", "config"])
+
+    assert cli.run() == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "RuntimeError: a bug"
+
+
 # Stands in for buf: notes down its arguments and answers like Login.
 FAKE_BUF = """
 buf() { printf '%s\\n' "$@" >> calls; printf '{\\n  "accessToken": "a.b-c_d"\\n}\\n'; }
