@@ -72,10 +72,11 @@ def question_from_proto(request: service.EvaluateFlagsRequest | service.BulkEval
     Raises:
         InvalidArgument: As `check_flag_keys`, or `min_revision` is negative.
     """
-    check_flag_keys(request.flag_keys)
-    if request.min_revision < 0:
+    question = Question(request.flag_keys, request.min_revision)
+    check_flag_keys(question.flag_keys)
+    if question.min_revision < 0:
         raise InvalidArgument.of("min_revision", "must be 1 or more, or 0 for any revision")
-    return Question(flag_keys=request.flag_keys, min_revision=request.min_revision)
+    return question
 
 
 def detail_to_proto(detail: EvaluationDetail) -> evaluation_pb2.EvaluationDetail:

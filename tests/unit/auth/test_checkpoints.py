@@ -21,7 +21,7 @@ HEAD = AuditHead(anchor=AuditAnchor(seq=7, hash=bytes(range(32))), revision=9)
 SIGNER = CheckpointSigner(b"canary-seed-of-exactly-32-bytes!", clock=lambda: NOW)
 
 
-def test_a_checkpoint_signs_the_bytes_that_the_contract_tells() -> None:
+def test_a_checkpoint_signs_the_bytes_of_the_contract() -> None:
     checkpoint = SIGNER.sign(HEAD)
 
     statement = f"gatekeeper audit checkpoint v1\n7\n{bytes(range(32)).hex()}\n9\n2026-11-23T07:46:16.000005+00:00\n"

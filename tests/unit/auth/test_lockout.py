@@ -1,4 +1,4 @@
-"""The rule of lock-outs: guessing is slow from everywhere, and nobody is kept out by others."""
+"""Login lockout: guessing is slow from every address, and an attacker locks out nobody else."""
 
 from collections.abc import Callable
 
@@ -77,7 +77,7 @@ def test_try_that_was_refused_does_not_prolong_the_wait(world: World) -> None:
     assert world.wait_s("ada", ATTACKER) == 0
 
 
-def test_failed_tells_when_the_next_try_has_to_wait(world: World) -> None:
+def test_failed_returns_whether_the_next_try_has_to_wait(world: World) -> None:
     assert [world.guard.failed("ada", ATTACKER) for _ in range(4)] == [False, False, True, True]
 
 
@@ -173,7 +173,7 @@ def test_a_victim_who_mistypes_waits_no_longer_than_the_window(world: World) -> 
     assert world.wait_s("ada", VICTIM) == 0
 
 
-def test_a_name_that_nobody_has_is_treated_like_any_other(world: World) -> None:
+def test_an_unknown_name_is_treated_like_a_known_one(world: World) -> None:
     """The guard does not even know who exists; what it says depends on what was typed."""
     seen = [[world.guard.failed(name, ATTACKER) for _ in range(4)] for name in ("admin", "nobody", "x" * 1_000_000)]
 

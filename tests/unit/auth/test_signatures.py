@@ -98,7 +98,7 @@ def test_signature_is_the_hmac_of_five_lines() -> None:
     )
 
 
-def test_good_signature_tells_whose_it_is_and_is_noted_as_a_use(world: World) -> None:
+def test_a_valid_signature_names_its_key_and_counts_as_a_use(world: World) -> None:
     call = world.admit(signed())
 
     assert call is not None

@@ -124,7 +124,7 @@ def crowd() -> AttributeIndex:
     )
 
 
-def test_users_who_share_a_shard_are_told_apart(crowd: AttributeIndex) -> None:
+def test_users_who_share_a_shard_are_distinct(crowd: AttributeIndex) -> None:
     values = [crowd.find(user_digest(f"user-{number}"), "plan") for number in range(50_000)]
 
     assert values == [str(number) for number in range(50_000)]

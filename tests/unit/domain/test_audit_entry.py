@@ -1,4 +1,4 @@
-"""The hash of an audit entry: exactly what audit.proto tells, however fast it is made."""
+"""The hash of an audit entry: exactly the one that audit.proto defines, although a fast path computes it."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta, timezone

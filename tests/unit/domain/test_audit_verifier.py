@@ -219,7 +219,7 @@ def test_an_entry_beyond_the_head_was_put_in() -> None:
     assert fault_in(log, head=anchor_of(log[3])) == (AuditFault.CHAIN_BROKEN, 5)
 
 
-def test_an_entry_that_stands_there_twice_was_put_in() -> None:
+def test_a_repeated_entry_is_found() -> None:
     log = chained(5)
     log.insert(3, log[2])
 

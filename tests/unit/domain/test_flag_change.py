@@ -39,7 +39,7 @@ def test_changes_of_one_flag_come_to_one(changes: list[ChangeType], total: Chang
     assert coalesced(FlagChange(nth, "a", change) for nth, change in enumerate(changes)) == {"a": total}
 
 
-def test_each_flag_is_told_of_by_itself() -> None:
+def test_each_flag_has_its_own_net_change() -> None:
     changes = [FlagChange(1, "a", C), FlagChange(2, "b", U), FlagChange(3, "a", D)]
 
     assert coalesced(changes) == {"a": D, "b": U}

@@ -1,4 +1,4 @@
-"""The snapshot: a delta leads to what a build from everything gives, and nobody inherits what was another flag's."""
+"""The snapshot: a delta leads to the same as a complete build, and no flag inherits from another one."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -92,13 +92,13 @@ def crowd() -> UserIndex:
     return UserIndex.build(UserEntry(f"user-{number}", number % 3, number % 256) for number in range(100_000))
 
 
-def test_users_who_share_a_shard_are_told_apart(crowd: UserIndex) -> None:
+def test_users_who_share_a_shard_are_distinct(crowd: UserIndex) -> None:
     found = [crowd.find(f"user-{number}") for number in range(100_000)]
 
     assert found == [{number % 3: number % 256} for number in range(100_000)]
 
 
-def test_users_nobody_named_are_not_found_among_many(crowd: UserIndex) -> None:
+def test_users_without_an_entry_are_not_found_among_many(crowd: UserIndex) -> None:
     assert [crowd.find(f"stranger-{number}") for number in range(10_000)] == [{}] * 10_000
 
 

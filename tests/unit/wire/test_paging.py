@@ -16,7 +16,7 @@ TOKENS = PageTokens([NEW])
 
 
 def read(request: ListFlagsRequest, cursor: str) -> list[str]:
-    """What a store does: the next keys after the cursor, as many as it is told to read."""
+    """Read like a store: the next keys after the cursor, at most `limit`."""
     return [key for key in KEYS if key > cursor][: read_limit(request)]
 
 
