@@ -118,9 +118,10 @@ class CallPool(ThreadPoolExecutor):
             return
         try:
             super().submit(self._serve, call)
-        except RuntimeError:  # The pool is closed.
-            self._release_slot()
-            call.refuse(self._closed)
+        except RuntimeError:  # Closed; or no thread can start now, and the call stays queued for the next worker.
+            if self._shutdown:
+                self._release_slot()
+                call.refuse(self._closed)
 
     def _serve(self, call: ArrivedCall) -> None:
         try:

@@ -338,6 +338,25 @@ def test_a_closed_pool_refuses_calls_and_the_serving_thread_lives() -> None:
         assert server.unary("Edit")(text(), metadata=EDITOR_TOKEN) == text()
 
 
+def test_a_call_for_which_no_thread_can_start_stays_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread() -> None:
+        raise RuntimeError("can't start new thread")
+
+    sizes = {PoolName.EVALUATION: PoolSize(workers=1, queue=1)}
+    with serve({"Echo": (unary(echo), OPEN)}, sizes=sizes) as server:
+        pool = server.pools[PoolName.EVALUATION]
+        arrived = arrivals_at(pool)
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(pool, "_adjust_thread_count", no_thread)
+            queued = server.unary("Echo").future(text("queued"), timeout=TIMEOUT_S)
+            wait_for(arrived, 1)
+            assert eventually(lambda: pool.in_flight == 1)
+
+        assert server.unary("Echo")(text("next"), timeout=TIMEOUT_S) == text("next")
+        assert queued.result() == text("queued")
+        assert eventually(lambda: pool.in_flight == 0)
+
+
 def test_twin_a_closed_ordinary_pool_ends_the_serving_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     died = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda _args: died.set())
