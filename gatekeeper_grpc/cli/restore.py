@@ -25,7 +25,7 @@ def restore_finish(settings: Settings, *, known_revision: int) -> None:
     """Finish a restore: start a new epoch of revisions, then erase again everybody who was erased since the backup."""
     keys = load_keys(settings)
     with opened(serving_dsn(settings)) as database:
-        written = Epochs(MutationRunner(database, keys.data)).finish(known_revision=known_revision)
+        written = Epochs(MutationRunner(database, keys.data)).start_after_restore(known_revision=known_revision)
         click.echo(f"new epoch: revision {written.revision}")
         _reapply(settings, keys, database)
 

@@ -62,7 +62,7 @@ class SnapshotSources:
             cache,
             ReplicaFirst(primary, replica) if replica else primary,
             announcements,
-            report_loss=Epochs(mutations).report_loss,
+            report_loss=Epochs(mutations).start_if_lost,
             fallback=replica,
             poll_interval_s=settings.refresh_interval_s,
             reload_interval_s=settings.reload_interval_s,

@@ -1,8 +1,8 @@
-"""Admin users in PostgreSQL: created, listed, changed, deleted.
+"""Admin users in PostgreSQL: create, list, update, delete.
 
-Whatever changes one ends its sessions in the same transaction: its token epoch rises, which stops its access tokens at
-the next mutation, and its refresh tokens go. Passwords come here as hashes, made before: hashing takes a fifth of a
-second, and the head is locked meanwhile.
+A change of an admin user ends its sessions in the same transaction: its token epoch rises, which invalidates its access
+tokens at the next mutation, and its refresh tokens are deleted. Callers hash passwords before: hashing takes a fifth of
+a second, which is too long under the head lock.
 """
 
 from dataclasses import replace
@@ -59,7 +59,12 @@ class AdminUserStore:
         self._mutations = mutations
 
     def create(self, new: NewAdminUser, *, password_hash: str, intent: Intent) -> Written[AdminUser]:
-        """Create an admin user, who may log in at once; `AlreadyExists` when the name is taken."""
+        """Create an admin user, who may log in at once.
+
+        Raises:
+            AlreadyExists: The name is taken.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
 
         def act(conn: Connection, head: Head) -> Effect[AdminUser]:
             user = _insert(conn, head, new, password_hash)
@@ -80,16 +85,19 @@ class AdminUserStore:
             return Read(result=users, revision=current_revision(conn))
 
     def update(self, update: AdminUserUpdate, *, password_hash: str | None, intent: Intent) -> Written[AdminUser]:
-        """Change an admin user, with a hash its password too, and end its sessions.
+        """Change an admin user, and its password if a hash is given, and end its sessions.
 
-        `NotFound`, `Changed` when it has another etag than the update names, `FailedPrecondition` when nobody would be
-        left to manage admin users.
+        Raises:
+            NotFound: There is no such admin user.
+            Changed: It has another etag than the update names.
+            FailedPrecondition: No other admin user could manage admin users.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, head: Head) -> Effect[AdminUser]:
             before = _checked(conn, update.username, update.etag)
             after = replace(before, **update.changes, update_time=head.create_time, revision=head.revision)
-            _check_somebody_manages(conn, before, after)
+            _check_manager_remains(conn, before, after)
             _replace(conn, after, password_hash=password_hash)
             return Effect(
                 result=after,
@@ -102,15 +110,18 @@ class AdminUserStore:
         return self._mutations.mutate(intent, act, codec=ADMIN_USER_CODEC)
 
     def delete(self, username: str, etag: str, intent: Intent) -> Written[None]:
-        """Delete an admin user; its refresh tokens go with it, and its access tokens are nobody's.
+        """Delete an admin user with its refresh tokens; its access tokens become invalid.
 
-        `NotFound`, `Changed` when it has another etag (empty: any state), `FailedPrecondition` when nobody would be
-        left to manage admin users.
+        Raises:
+            NotFound: There is no such admin user.
+            Changed: It has another etag; an empty etag accepts any state.
+            FailedPrecondition: No other admin user could manage admin users.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
             before = _checked(conn, username, etag)
-            _check_somebody_manages(conn, before, None)
+            _check_manager_remains(conn, before, None)
             conn.execute("DELETE FROM admin_user WHERE admin_id = %(admin_id)s", {"admin_id": before.admin_id})
             return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
 
@@ -118,7 +129,7 @@ class AdminUserStore:
 
     @retry_lost_read
     def own_password_hash(self, admin_id: int) -> str | None:
-        """Return the password hash of an enabled admin user; None when there is no such."""
+        """Return the password hash of an enabled admin user; None if there is none with this id."""
         with self._database.read() as conn:
             row = conn.execute(_OWN_HASH, {"admin_id": admin_id}).fetchone()
         return row[0] if row else None
@@ -126,8 +137,11 @@ class AdminUserStore:
     def change_password(self, change: PasswordChange, intent: Intent) -> Written[None]:
         """Change the caller's own password and end its sessions.
 
-        `Unauthenticated` unless the hash that the current password was checked against is still the one in force. That
-        is found out here, and not before, so that a retry whose first answer was lost gets that answer.
+        The stored hash is compared here, not before, so that a retry gets the response of its first request.
+
+        Raises:
+            Unauthenticated: The hash that the current password was checked against is no longer stored.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, head: Head) -> Effect[None]:
@@ -151,7 +165,7 @@ FIND_ADMIN_USER = SELECT_ADMIN_USERS + "WHERE username = %(username)s"
 
 
 def _checked(conn: Connection, username: str, etag: str) -> AdminUser:
-    """Read an admin user who is about to change; `NotFound`, or `Changed` when `etag` is given and is another."""
+    """Read an admin user that a mutation is about to change; `NotFound`, or `Changed` if it has another etag."""
     with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
         user = cursor.execute(FIND_ADMIN_USER, {"username": username}).fetchone()
     if user is None:
@@ -168,7 +182,7 @@ _FIND_OWNER = SELECT_ADMIN_USERS + "WHERE admin_id = %(admin_id)s"
 
 
 def _owner(conn: Connection, admin_id: int) -> tuple[AdminUser, str]:
-    """Read the caller and its password hash; it is there and enabled, as `MutationRunner` has checked."""
+    """Read the caller and its password hash; `MutationRunner` has checked that it exists and is enabled."""
     with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
         (user,) = cursor.execute(_FIND_OWNER, {"admin_id": admin_id})
     (password_hash,) = one(conn.execute(_OWN_HASH, {"admin_id": admin_id}))
@@ -180,8 +194,8 @@ _ANOTHER_MANAGES = """
 """
 
 
-def _check_somebody_manages(conn: Connection, before: AdminUser, after: AdminUser | None) -> None:
-    """Refuse to take the last one away who may manage admin users; the locked head keeps racing calls out."""
+def _check_manager_remains(conn: Connection, before: AdminUser, after: AdminUser | None) -> None:
+    """Refuse to remove the last manager of admin users; the head lock excludes concurrent calls."""
     if not before.can_manage or (after and after.can_manage):
         return
     (another,) = one(conn.execute(_ANOTHER_MANAGES, {"admin_id": before.admin_id}))

@@ -1,6 +1,6 @@
-"""Client keys in PostgreSQL: created, listed, revoked, loaded for the verification of signatures.
+"""Client keys in PostgreSQL: create, list, revoke, load to verify signatures.
 
-Secrets are sealed: a stolen dump does not give them away, and the server can still verify signatures with them.
+Secrets are sealed: a stolen dump does not reveal them, and the server can still verify signatures with them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def client_key_from_row(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedClientKey:
-    """What verifying signatures takes of a key, its secret still sealed."""
+    """The part of a key that verifies signatures, with a sealed secret."""
 
     key_id: str
     secret: bytes
@@ -85,16 +85,18 @@ class ClientKeyStore:
         self._sealer = sealer
 
     def create(self, config: ClientKeyConfig, *, key_id: str, secret: str, intent: Intent) -> Written[CreatedClientKey]:
-        """Create a key; `InvalidArgument` when it would have expired already.
+        """Create a key. A retry gets the key and secret of the first call, not its own.
 
-        A retry gets the first call's key and secret, not the ones that it brings.
+        Raises:
+            InvalidArgument: The expiry time is not in the future.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
         sealed = self._sealer.seal(secret.encode())
 
         def act(conn: Connection, head: Head) -> Effect[CreatedClientKey]:
             if config.expire_time is not None and config.expire_time <= head.create_time:
                 raise InvalidArgument.of(
-                    "client_key.expire_time", "must be in the future, or absent for a key for ever"
+                    "client_key.expire_time", "must be in the future, or absent for a key without expiry"
                 )
             key = ClientKey(key_id=key_id, config=config, create_time=head.create_time, revision=head.revision)
             _insert(conn, key, sealed)
@@ -115,7 +117,12 @@ class ClientKeyStore:
             return Read(result=keys, revision=current_revision(conn))
 
     def revoke(self, key_id: str, intent: Intent) -> Written[ClientKey]:
-        """Revoke a key; `NotFound` when there is none. One that was revoked before keeps its time."""
+        """Revoke a key; one that was revoked before keeps its time.
+
+        Raises:
+            NotFound: There is no such key.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
 
         def act(conn: Connection, head: Head) -> Effect[ClientKey]:
             before = _find(conn, key_id)
@@ -132,13 +139,13 @@ class ClientKeyStore:
 
     @retry_lost_read
     def load_live(self) -> Sequence[SealedClientKey]:
-        """Read every key that is neither revoked nor expired, its secret sealed."""
+        """Read every key that is neither revoked nor expired, with sealed secrets."""
         with self._database.read() as conn, conn.cursor(row_factory=class_row(SealedClientKey)) as cursor:
             return cursor.execute(LIVE_CLIENT_KEYS).fetchall()
 
     @retry_conflicts
     def record_uses(self, last_used: Mapping[str, datetime]) -> None:
-        """Note when keys were last used, by key id. No mutation: no revision, no audit entry, no etag changes."""
+        """Store when keys were last used, by key id. Not a mutation: no revision, no audit entry, same etag."""
         uses = {"key_ids": list(last_used), "times": list(last_used.values())}
         with self._database.write() as conn:
             conn.execute(_RECORD_USES, uses)
@@ -185,7 +192,7 @@ _REVOKE = """
     UPDATE client_keys SET revoke_time = %(revoke_time)s, revision = %(revision)s WHERE key_id = %(key_id)s
 """
 
-# Instances note their uses independently: the latest wins. In order of key, so that two of them cannot deadlock.
+# Instances store uses independently, and the latest wins. The order by key prevents deadlocks between two of them.
 _RECORD_USES = """
     WITH used AS (
         SELECT k.key_id, u.time FROM client_keys k

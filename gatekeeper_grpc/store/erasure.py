@@ -1,7 +1,7 @@
-"""Erases people: the mapping of their id, all that hangs on it, and the audit documents that tell of them.
+"""Erasure of people: deletes the mapping of their id, all that refers to it, and the audit documents about them.
 
-What takes long is done before the head is locked: texts and documents are searched as of one revision, and under the
-lock only what came after it.
+The long search in texts and documents runs before the head is locked, as of one revision; under the lock, only later
+changes are searched.
 """
 
 import json
@@ -25,16 +25,16 @@ _NAMED_AT_MOST = 20
 
 
 class Recorder(Protocol):
-    """Remembers erasures outside the database."""
+    """Records erasures outside the database."""
 
     def record(self, user_id: str, time: datetime) -> None:
-        """Remember that a user id was erased; durable when this returns."""
+        """Record that a user id was erased; durable when this returns."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """How far the search for a person has come, and which audit documents it found; it ends where the id is `named`."""
+    """The progress of a search for a person, and the audit documents found; it ends where the id is `named`."""
 
     revision: int = 0
     audit_seq: int = 0
@@ -53,13 +53,17 @@ class ErasureStore:
     def erase(self, user_id: str, intent: Intent) -> Written[Erased]:
         """Erase a user id everywhere.
 
-        The recorder is told before the commit: should that fail, a person is down as erased who is not, and whoever
-        asked has been told so. Errors: `NotFound` when nothing is held; `FailedPrecondition` when flags, segments or
-        other users name the id literally, for these an editor must change first; `InvalidArgument` when the reason
-        does, which would stay; what the recorder raises.
+        The erasure is recorded before the commit. If the commit fails, the record names a person who is not erased, and
+        the caller gets an error.
+
+        Raises:
+            NotFound: Nothing is held about the id.
+            FailedPrecondition: Flags, segments or other users name the id literally; an editor must change them first.
+            InvalidArgument: The change reason names the id; it would stay in the audit log.
+            GatekeeperError: See `MutationRunner.mutate`; and any error of the recorder.
         """
         if Mention(user_id).is_in(intent.change_reason):
-            raise InvalidArgument.of("change_reason", "must not name whom it erases: it stays in the audit log")
+            raise InvalidArgument.of("change_reason", "must not name the erased user: it stays in the audit log")
         search = self._search_ahead(user_id)
 
         def act(conn: Connection, head: Head) -> Effect[Erased]:
@@ -76,13 +80,13 @@ class ErasureStore:
 
     @retry_lost_read
     def known_since(self) -> list[tuple[str, datetime]]:
-        """Return every user id and when Gatekeeper first met it, as the database has it now."""
+        """Return every user id in the database, with the time of its first use."""
         with self._database.read() as conn:
             return conn.execute("SELECT user_id, create_time FROM subjects").fetchall()
 
     @retry_lost_read
     def _search_ahead(self, user_id: str) -> _Search:
-        """Search without a lock. What is found wrong is no error yet: a retry gets the answer of the first time."""
+        """Search without a lock. Raises no error yet, because a retry gets the result of the first request."""
         with self._database.read() as conn:
             try:
                 return _search(conn, find_subject(conn, user_id), _Search())
@@ -91,7 +95,11 @@ class ErasureStore:
 
 
 def find_subject(conn: Connection, user_id: str) -> Subject:
-    """Read who a user id is; `NotFound` when nothing is held about it."""
+    """Read the subject of a user id.
+
+    Raises:
+        NotFound: Nothing is held about the id.
+    """
     query = "SELECT subject_id, user_id FROM subjects WHERE user_id = %(user_id)s"
     with conn.cursor(row_factory=class_row(Subject)) as cursor:
         subject = cursor.execute(query, {"user_id": user_id}).fetchone()
@@ -103,16 +111,16 @@ def find_subject(conn: Connection, user_id: str) -> Subject:
 
 
 def _search(conn: Connection, subject: Subject, done: _Search) -> _Search:
-    """Search what came after `done`."""
+    """Search what was written after `done`."""
     named = done.named or still_named(conn, subject, since=done.revision)
     if named:
         return replace(done, named=named)
     (audit_seq,) = one(conn.execute("SELECT audit_seq FROM revision_head"))
-    documents = documents_telling_of(conn, subject, after=done.audit_seq)
+    documents = documents_about(conn, subject, after=done.audit_seq)
     return _Search(revision=current_revision(conn), audit_seq=audit_seq, documents=(*done.documents, *documents))
 
 
-# `needle` is the id as JSON text writes it, less the quotes.
+# `needle` is the id as JSON text, without the quotes.
 _LIVE_TEXT = """
     SELECT 'flag_keys', key, to_jsonb(tags || ARRAY[description, owner]) FROM feature_flags
     WHERE revision > %(since)s
@@ -128,7 +136,7 @@ _LIVE_TEXT = """
 
 
 def still_named(conn: Connection, subject: Subject, *, since: int = 0) -> StillNamed:
-    """Find what is alive, changed after a revision, and names a person's id literally."""
+    """Find flags, segments and users, changed after a revision, that name a person's id literally."""
     mention = Mention(subject.user_id)
     found: dict[str, list[str]] = {}
     for kind, name, text in conn.execute(_LIVE_TEXT, {**_needles(subject), "since": since}):
@@ -145,7 +153,7 @@ def _still_named_error(user_id: str, named: StillNamed) -> FailedPrecondition:
     )
 
 
-# What was recorded of the person as a known user holds their attributes.
+# The documents of the person as a known user hold their attributes.
 _OWN_DOCUMENTS = """
     SELECT d.seq FROM audit_log a JOIN audit_documents d USING (seq)
     WHERE a.resource_type = 'user' AND a.resource_key = %(subject)s AND a.seq > %(after)s
@@ -157,8 +165,8 @@ _DOCUMENTS_HOLDING = """
 """
 
 
-def documents_telling_of(conn: Connection, subject: Subject, *, after: int = 0) -> list[int]:
-    """Find the audit documents, after an entry, that hold a person's attributes or literally their id."""
+def documents_about(conn: Connection, subject: Subject, *, after: int = 0) -> list[int]:
+    """Find the audit documents, after an entry, that hold a person's attributes or literal id."""
     mention = Mention(subject.user_id)
     parameters = {**_needles(subject), "subject": str(subject.subject_id), "after": after}
     found = {seq for (seq,) in conn.execute(_OWN_DOCUMENTS, parameters)}
@@ -174,14 +182,14 @@ def _needles(subject: Subject) -> dict[str, Any]:
     return {"subject_id": subject.subject_id, "user_id": subject.user_id, "needle": needle}
 
 
-# Answers kept for retries, of mutations that concern the person or whose documents tell of them.
-_FORGET_ANSWERS = """
+# Results stored for retries, of mutations that concern the person or whose documents are about them.
+_DELETE_RESULTS = """
     DELETE FROM idempotency_keys
     WHERE subjects @> ARRAY[%(subject_id)s]
        OR revision IN (SELECT revision FROM audit_log WHERE seq = ANY(%(documents)s))
 """
 
-# Attributes go with the subject.
+# The attributes are deleted with the subject.
 _ERASE = """
     WITH targets AS (DELETE FROM targeted_users WHERE subject_id = %(subject_id)s RETURNING 1),
          memberships AS (DELETE FROM segment_members WHERE subject_id = %(subject_id)s RETURNING 1),
@@ -192,14 +200,14 @@ _ERASE = """
 
 def _erase(conn: Connection, subject: Subject, documents: Iterable[int]) -> Erased:
     who = {"subject_id": subject.subject_id, "documents": list(documents)}
-    conn.execute(_FORGET_ANSWERS, who)
+    conn.execute(_DELETE_RESULTS, who)
     targets, memberships, redacted = one(conn.execute(_ERASE, who))
     conn.execute("DELETE FROM subjects WHERE subject_id = %(subject_id)s", who)
     return Erased(targets_removed=targets, memberships_removed=memberships, documents_redacted=redacted)
 
 
 def _change(subject: Subject, erased: Erased, documents: Iterable[int]) -> Change:
-    # No `subjects`: the stored answer of the erasure tells only counts, and stays for a retry.
+    # No `subjects`: the stored result of the erasure has only counts, and stays for a retry.
     return Change(
         resource=ResourceType.SUBJECT,
         key=str(subject.subject_id),

@@ -1,4 +1,4 @@
-"""Everything held about a user id, told in parts from one state of the database."""
+"""Export of everything held about a user id, in parts, from one state of the database."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.mutation import Read
 from gatekeeper_grpc.domain.user import User
 from gatekeeper_grpc.store.audit.log import documented_entries
-from gatekeeper_grpc.store.erasure import documents_telling_of, find_subject, still_named
+from gatekeeper_grpc.store.erasure import documents_about, find_subject, still_named
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.users import find_user
 
@@ -21,15 +21,18 @@ _ENTRIES_AT_ONCE = 100
 
 
 class ExportStore:
-    """Tells what is held about people."""
+    """Reads what is held about people."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def export(self, user_id: str) -> Iterator[Read[ExportPart]]:
-        """Yield who a user id is, then all that is held about it, each part true at the same revision.
+        """Yield the user, then all that is held about it; all parts are true at the same revision.
 
-        About an id that nothing is held about, the first part says so, and is the only one.
+        If nothing is held about the id, the first part says so and is the only one.
+
+        Raises:
+            Unavailable: The database cannot be reached.
         """
         with self._database.read() as conn:
             revision = current_revision(conn)
@@ -87,13 +90,13 @@ _ENTRIES_NAMING = """
 
 def _entries(conn: Connection, subject: Subject) -> Iterator[DocumentedEntry]:
     by_subject_id = {seq for (seq,) in conn.execute(_ENTRIES_NAMING, {"subject": str(subject.subject_id)})}
-    seqs = sorted(by_subject_id.union(documents_telling_of(conn, subject)))
+    seqs = sorted(by_subject_id.union(documents_about(conn, subject)))
     for first in range(0, len(seqs), _ENTRIES_AT_ONCE):
         for entry in documented_entries(conn, seqs[first : first + _ENTRIES_AT_ONCE]):
             yield _without_others(entry, subject)
 
 
 def _without_others(entry: DocumentedEntry, subject: Subject) -> DocumentedEntry:
-    """Say only whom the export is about: it may be handed to that person, to whom nobody else's id is owed."""
+    """Leave out the ids of other users, because the export may be handed to its subject."""
     own = str(subject.subject_id)
     return replace(entry, users={own: subject.user_id} if own in entry.users else {})

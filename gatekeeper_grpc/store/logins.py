@@ -1,11 +1,11 @@
-"""Logins in PostgreSQL: who may log in, the refresh tokens of each login, and what happened at the door.
+"""Logins in PostgreSQL: passwords, refresh tokens, and authentication events.
 
-All refresh tokens that descend from one login are a family. A token is good for one exchange; whoever presents a spent
-one shows that two hold it, so the family dies. Spent tokens are kept until they expire, to be recognised. The database
-sees refresh tokens as SHA-256 only.
+All refresh tokens that descend from one login are a family. A token is good for one exchange. A spent token that comes
+back shows that two parties hold it, so its family is revoked. Spent tokens are kept until they expire, to be
+recognised. The database holds only the SHA-256 of refresh tokens.
 
-Every transaction that changes tokens first locks the row of the admin user who owns them (so must one that changes a
-password or disables a user, which updates that row). A family thus never gains a token while it is being revoked.
+Every transaction that changes tokens first locks the row of the admin user that owns them; so does one that changes a
+password or disables a user, because it updates that row. A family thus never gains a token while it is being revoked.
 """
 
 import hashlib
@@ -28,45 +28,43 @@ MAX_EVENT_TEXT_CHARS = 128
 EVENT_AGE = timedelta(days=90)
 MAX_EVENTS = 100_000
 
-# The text of every other refusal at login, too: which of them it was is nobody's business.
-
 
 class AuthEvent(StrEnum):
-    """What is recorded in `auth_events`."""
+    """The kinds of rows in `auth_events`."""
 
     FIRST_ADMIN_CREATED = "first_admin_created"
     """The first start made an admin user."""
     LOGIN_SUCCEEDED = "login_succeeded"
     """Username and password were right; a family began."""
     LOGIN_FAILED = "login_failed"
-    """Wrong password, or nobody enabled has that name, which is recorded as it was typed."""
+    """The password was wrong, or there is no enabled admin user of that name; recorded as it was typed."""
     PASSWORD_CHANGE_FAILED = "password_change_failed"  # noqa: S105 - an event's name
-    """Somebody with a valid access token gave a wrong current password."""
+    """A caller with a valid access token gave a wrong current password."""
     LOCKED_OUT = "locked_out"
-    """That failure was one too many: this peer has to wait before its next try."""
+    """The peer reached the limit of failures: it must wait before its next attempt."""
     REFRESH_REUSED = "refresh_reused"
-    """A spent refresh token came back: stolen, or an answer was lost. Its family was revoked."""
+    """A spent refresh token was presented: it was stolen, or a response was lost. Its family was revoked."""
     LOGGED_OUT = "logged_out"
-    """A family was revoked by its holder."""
+    """The holder revoked the family."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """How many rows were deleted."""
+    """The numbers of deleted rows."""
 
     events: int
     refresh_tokens: int
 
 
 class LoginStore:
-    """Admin users as far as logging in goes, their refresh tokens, and the record of both."""
+    """Password hashes, refresh tokens and authentication events of admin users."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @retry_lost_read
     def password_hash(self, username: str) -> str | None:
-        """Return the password hash of an enabled admin user; None when there is no such."""
+        """Return the password hash of an enabled admin user; None if there is none of that name."""
         if "\0" in username:  # PostgreSQL would refuse to compare it.
             return None
         with self._database.read() as conn:
@@ -77,17 +75,17 @@ class LoginStore:
     def begin(
         self, username: str, *, password_hash: str, refresh_token: str, expire_time: datetime, peer: str = ""
     ) -> Caller:
-        """Begin a family with its first refresh token, and record the login.
+        """Create a family with its first refresh token, and record the login.
 
         Args:
-            username: Whose password was right.
-            password_hash: What it was checked against. The check took long enough for it to change.
-            refresh_token: The secret, of which the hash is stored.
-            expire_time: When it ceases to be good.
-            peer: Where the call came from, for the record.
+            username: The admin user.
+            password_hash: The hash that the password was checked against; it may have changed during the check.
+            refresh_token: The secret; its hash is stored.
+            expire_time: The token's expiry.
+            peer: The address of the client, for the record.
 
         Raises:
-            Unauthenticated: No enabled admin user has that name and password any more.
+            Unauthenticated: No enabled admin user has that name and hash any more.
         """
         with self._database.write() as conn:
             owner = _lock_owner(conn, _OWNER_BY_CREDENTIALS, {"username": username, "password_hash": password_hash})
@@ -100,12 +98,12 @@ class LoginStore:
 
     @retry_conflicts
     def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str = "") -> Caller:
-        """Spend a refresh token for its successor, and return its owner with the role and token epoch of now.
+        """Exchange a refresh token for its successor, and return its owner with the current role and token epoch.
 
-        Of any number of callers with one token, one gets a successor, and the next revokes it with all the family.
+        Of several callers with one token, the first gets a successor, and the next revokes the whole family.
 
         Raises:
-            Unauthenticated: Unknown, spent, revoked or expired, or its owner is disabled.
+            Unauthenticated: The token is unknown, spent, revoked or expired, or its owner is disabled.
         """
         token = {"token_hash": _sha256(refresh_token)}
         with self._database.write() as conn:
@@ -115,12 +113,12 @@ class LoginStore:
                 return owner.caller
             if owner and conn.execute(_REVOKE_IF_SPENT, token).rowcount:
                 _record(conn, AuthEvent.REFRESH_REUSED, username=owner.username, peer=peer)
-        # Only now: raised inside, it would undo the revocation.
+        # Not inside the transaction: the error would roll the revocation back.
         raise Unauthenticated.credentials()
 
     @retry_conflicts
     def revoke(self, refresh_token: str, *, peer: str = "") -> None:
-        """Delete the family of a refresh token, spent or not, and record the logout; without a family do nothing."""
+        """Delete the family of a refresh token, spent or not, and record the logout; no-op without a family."""
         token = {"token_hash": _sha256(refresh_token)}
         with self._database.write() as conn:
             owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
@@ -128,11 +126,11 @@ class LoginStore:
                 _record(conn, AuthEvent.LOGGED_OUT, username=owner.username, peer=peer)
 
     def record_failure(self, username: str, *, peer: str = "", locked_out: bool = False) -> None:
-        """Record a failed login under the name that was typed: its first 128 characters, without NUL."""
+        """Record a failed login under the typed name: its first 128 characters, without NUL."""
         self._record_failure(AuthEvent.LOGIN_FAILED, username, peer=peer, locked_out=locked_out)
 
     def record_failed_change(self, username: str, *, peer: str = "", locked_out: bool = False) -> None:
-        """Record that somebody who was logged in could not give the current password."""
+        """Record that a logged-in caller gave a wrong current password."""
         self._record_failure(AuthEvent.PASSWORD_CHANGE_FAILED, username, peer=peer, locked_out=locked_out)
 
     @retry_conflicts
@@ -156,24 +154,27 @@ class LoginStore:
 
     @retry_lost_read
     def has_admin(self) -> bool:
-        """Tell whether there is any admin user: hashing a password for `ensure_first_admin` would be in vain."""
+        """Return whether there is any admin user, so that no password needs to be hashed for `ensure_first_admin`."""
         with self._database.read() as conn:
             return conn.execute(_ANY_ADMIN).fetchone() is not None
 
     @retry_conflicts
     def ensure_first_admin(self, username: str, password_hash: str) -> bool:
-        """Create an enabled admin user with role admin if there is no admin user at all; of several starters one does.
+        """Create an enabled admin user with role admin if there is no admin user; of several instances one does.
 
         Args:
             username: 1 to 128 characters without NUL.
-            password_hash: As `Passwords.hash` makes it.
+            password_hash: A hash made by `Passwords.hash`.
 
         Returns:
-            Whether this call created it, so that its password is the one in force.
+            Whether this call created it, with this password.
+
+        Raises:
+            InvalidArgument: The name is invalid.
         """
         check_username("username", username)
         with self._database.write() as conn:
-            # Waits for another starter's commit, which the next statement then sees. Readers and logins go on.
+            # Waits for the commit of another instance, which the next statement then sees. Reads and logins continue.
             conn.execute("LOCK TABLE admin_user IN SHARE ROW EXCLUSIVE MODE")
             first = {"username": username, "password_hash": password_hash}
             created = conn.execute(_CREATE_FIRST_ADMIN, first).rowcount == 1
@@ -185,7 +186,7 @@ class LoginStore:
     def prune(self, *, event_age: timedelta = EVENT_AGE, max_events: int = MAX_EVENTS) -> Pruned:
         """Delete expired refresh tokens, and events that are too old or too many; call it every few minutes.
 
-        What another transaction has locked is left for the next time, so that pruning waits for nobody.
+        Skips rows that another transaction has locked, so that pruning never waits.
         """
         with self._database.write() as conn:
             events = conn.execute(_PRUNE_EVENTS, {"age": event_age, "count": max_events}).rowcount
@@ -200,8 +201,8 @@ _REVOKE_ALL = """
 def revoke_logins(conn: Connection, admin_id: int) -> None:
     """Revoke every refresh token of an admin user, in the transaction that has changed that user.
 
-    Without it a thief's refresh token would survive the change: a refresh returns the token epoch of now. Call it after
-    the UPDATE of the admin user's row, whose lock keeps exchanges out.
+    Otherwise a stolen refresh token would survive the change, because an exchange returns the current token epoch. Call
+    it after the UPDATE of the admin user's row, whose lock excludes exchanges.
     """
     conn.execute(_REVOKE_ALL, {"admin_id": admin_id})
 
@@ -210,7 +211,7 @@ _FIND_HASH = """
     SELECT password_hash FROM admin_user WHERE username = %(username)s AND enabled
 """
 
-# NO KEY: rows that refer to the owner may still be inserted by others.
+# NO KEY: other transactions may still insert rows that refer to the owner.
 _OWNER_BY_CREDENTIALS = """
     SELECT admin_id, username, role, token_epoch, enabled FROM admin_user
     WHERE username = %(username)s AND password_hash = %(password_hash)s AND enabled
@@ -243,7 +244,7 @@ class _Owner:
 
 
 def _lock_owner(conn: Connection, query: LiteralString, wanted: dict[str, Any]) -> _Owner | None:
-    """Lock an admin user's row to the end of the transaction; what is read afterwards of its tokens is what is."""
+    """Lock an admin user's row until the end of the transaction; its tokens do not change after that."""
     with conn.cursor(row_factory=class_row(_Owner)) as cursor:
         return cursor.execute(query, wanted).fetchone()
 
@@ -277,7 +278,7 @@ _REVOKE_IF_SPENT = """
 
 
 def _sha256(refresh_token: str) -> bytes:
-    # Unsalted and fast on purpose: the token is 256 random bits, and is found by this.
+    # Unsalted and fast on purpose: the token has 256 random bits and is found by its hash.
     return hashlib.sha256(refresh_token.encode()).digest()
 
 
@@ -291,7 +292,7 @@ def _record(conn: Connection, event: AuthEvent, *, username: str, peer: str) -> 
 
 
 def _recordable(text: str) -> str:
-    """Make anything a client may send fit for a bounded row."""
+    """Make any text of a client fit into a bounded column."""
     return text.replace("\0", "")[:MAX_EVENT_TEXT_CHARS]
 
 

@@ -1,4 +1,4 @@
-"""What the database needs now and then: partitions ahead of the audit log, and old rows gone."""
+"""Database maintenance: creates partitions of the audit log ahead of time, and deletes old rows."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ _PRUNE_CHANGE_LOG = """
     DELETE FROM change_log WHERE create_time < clock_timestamp() - interval '1 hour'
 """
 
-_PRUNE_ANSWERS = """
+_PRUNE_RESULTS = """
     DELETE FROM idempotency_keys WHERE create_time < clock_timestamp() - interval '24 hours'
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maintained:
-    """What one round did: partitions made, rows deleted."""
+    """The result of one run: partitions created, rows deleted."""
 
     audit_partitions: int
     changes: int
@@ -27,7 +27,7 @@ class Maintained:
 
 
 class Maintenance:
-    """Keeps the database in order; every instance may do it at any time."""
+    """Maintains the database; every instance may run it at any time."""
 
     def __init__(self, database: Database, logins: LoginStore) -> None:
         self._database = database
@@ -35,11 +35,15 @@ class Maintenance:
 
     @retry_conflicts
     def run(self) -> Maintained:
-        """Do one round; call it every few minutes."""
+        """Run once; call it every few minutes.
+
+        Raises:
+            Unavailable: The database cannot be reached.
+        """
         with self._database.write() as conn:
             (partitions,) = one(conn.execute("SELECT ensure_audit_partitions()"))
             changes = conn.execute(_PRUNE_CHANGE_LOG).rowcount
-            answers = conn.execute(_PRUNE_ANSWERS).rowcount
+            answers = conn.execute(_PRUNE_RESULTS).rowcount
         pruned = self._logins.prune()
         return Maintained(
             audit_partitions=partitions,

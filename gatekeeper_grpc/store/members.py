@@ -22,25 +22,38 @@ _Act: TypeAlias = Callable[[Connection, Segment, MemberEdit], list[UUID]]
 
 
 class MemberStore:
-    """The users who are in segments by name. Edits answer how many users they concerned."""
+    """The users that are members of segments by name. Edits return how many users they changed."""
 
     def __init__(self, database: Database, mutations: MutationRunner) -> None:
         self._database = database
         self._mutations = mutations
 
     def add(self, edit: MemberEdit, intent: Intent) -> Written[int]:
-        """Make users members, all or none; `NotFound`, or `Changed` when the segment has another etag."""
+        """Make users members, all or none.
+
+        Raises:
+            NotFound: There is no such segment.
+            Changed: The segment has another etag.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
         return self._edit("added", _add, edit, intent)
 
     def remove(self, edit: MemberEdit, intent: Intent) -> Written[int]:
-        """Make users members no more; `NotFound`, or `Changed` when the segment has another etag."""
+        """Remove users from the members, all or none.
+
+        Raises:
+            NotFound: There is no such segment.
+            Changed: The segment has another etag.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
         return self._edit("removed", _remove, edit, intent)
 
     @retry_lost_read
     def list(self, segment_key: str, *, after: str, limit: int) -> Read[list[str]]:
-        """Read a page of a segment's members in user-id order, from the one after `after` on.
+        """Read a page of a segment's members in user-id order, after `after`.
 
-        `NotFound` when there is no segment.
+        Raises:
+            NotFound: There is no such segment.
         """
         with self._database.read() as conn, conn.cursor(row_factory=scalar_row) as cursor:
             segment = find_segment(conn, segment_key)

@@ -1,7 +1,7 @@
-"""Re-wrapping: everything sealed that the database keeps, sealed anew under the newest data key.
+"""Re-wrapping: seals all sealed columns of the database again, under the newest data key.
 
-Not a mutation: what was sealed stays the same. Any number of re-wrappers, and servers, may work at the same time; a
-row that somebody else changed meanwhile is left as they wrote it.
+Not a mutation: the plain contents stay the same. Several re-wrapping processes may run at the same time as servers; a
+row that another transaction changed in between is left as it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ _BATCH_ROWS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedColumn:
-    """A column of sealed bytes: what its table is called for people, and the statements that re-wrap it."""
+    """A column of sealed bytes: its name in the output, and the statements that re-wrap it."""
 
     name: str
     count: LiteralString
@@ -24,8 +24,8 @@ class SealedColumn:
     replace: LiteralString
 
 
-# Sealed bytes begin with the name of their key: what begins otherwise than the newest key's needs an older one. `place`
-# names a row, and is where the next batch goes on.
+# Sealed bytes start with the name of their key, which shows whether they need an older key. `row` is the primary key of a
+# row; the query of the next batch continues after it.
 _CLIENT_SECRETS = SealedColumn(
     name="client secrets",
     count="""
@@ -34,11 +34,11 @@ _CLIENT_SECRETS = SealedColumn(
     batch="""
         SELECT ARRAY[key_id], secret FROM client_keys
         WHERE substr(secret, 1, octet_length(%(newest)s)) <> %(newest)s
-          AND (%(place)s::text[] IS NULL OR key_id > (%(place)s::text[])[1])
+          AND (%(row)s::text[] IS NULL OR key_id > (%(row)s::text[])[1])
         ORDER BY key_id LIMIT %(limit)s
     """,
     replace="""
-        UPDATE client_keys SET secret = %(after)s WHERE key_id = (%(place)s::text[])[1] AND secret = %(before)s
+        UPDATE client_keys SET secret = %(after)s WHERE key_id = (%(row)s::text[])[1] AND secret = %(before)s
     """,
 )
 
@@ -50,14 +50,14 @@ _STORED_ANSWERS = SealedColumn(
     batch="""
         SELECT ARRAY[actor, action, request_id::text], result FROM idempotency_keys
         WHERE substr(result, 1, octet_length(%(newest)s)) <> %(newest)s
-          AND (%(place)s::text[] IS NULL OR (actor, action, request_id)
-               > ((%(place)s::text[])[1], (%(place)s::text[])[2], (%(place)s::text[])[3]::uuid))
+          AND (%(row)s::text[] IS NULL OR (actor, action, request_id)
+               > ((%(row)s::text[])[1], (%(row)s::text[])[2], (%(row)s::text[])[3]::uuid))
         ORDER BY actor, action, request_id LIMIT %(limit)s
     """,
     replace="""
         UPDATE idempotency_keys SET result = %(after)s
-        WHERE actor = (%(place)s::text[])[1] AND action = (%(place)s::text[])[2]
-          AND request_id = (%(place)s::text[])[3]::uuid AND result = %(before)s
+        WHERE actor = (%(row)s::text[])[1] AND action = (%(row)s::text[])[2]
+          AND request_id = (%(row)s::text[])[3]::uuid AND result = %(before)s
     """,
 )
 
@@ -65,11 +65,11 @@ SEALED_COLUMNS = (_CLIENT_SECRETS, _STORED_ANSWERS)
 
 
 class SealedStore:
-    """What the database keeps sealed, without opening it.
+    """The sealed columns of a database.
 
     Args:
-        database: Where it is kept.
-        newest: What everything sealed under the newest key begins with.
+        database: The database.
+        newest: The prefix of everything sealed under the newest key.
     """
 
     def __init__(self, database: Database, *, newest: bytes) -> None:
@@ -78,7 +78,7 @@ class SealedStore:
 
     @retry_lost_read
     def count_older(self, column: SealedColumn) -> int:
-        """Count what still needs an older key."""
+        """Count the rows that still need an older key."""
         with self._database.read() as conn:
             (count,) = one(conn.execute(column.count, {"newest": self._newest}))
         return int(count)
@@ -86,24 +86,31 @@ class SealedStore:
     def rewrap(
         self, column: SealedColumn, wrap: Callable[[bytes], bytes], *, batch: int = _BATCH_ROWS
     ) -> Iterator[int]:
-        """Re-wrap a column, a batch in a transaction; yield how many rows each changed.
+        """Re-wrap a column in batches, each in a transaction; yield how many rows each batch changed.
 
-        To be interrupted at any time and begun again: what is done stays done. `wrap` turns sealed bytes into the same
-        under the newest key; what it raises ends the work, its batch undone.
+        May be interrupted at any time and started again.
+
+        Args:
+            column: The column.
+            wrap: Seals sealed bytes again under the newest key; an error rolls its batch back.
+            batch: The number of rows in a transaction.
+
+        Raises:
+            Unavailable: The database cannot be reached.
         """
-        place: list[Any] | None = None
+        last_row: list[Any] | None = None
         while True:
             with self._database.write() as conn:
-                rows = conn.execute(column.batch, {"newest": self._newest, "place": place, "limit": batch}).fetchall()
+                rows = conn.execute(column.batch, {"newest": self._newest, "row": last_row, "limit": batch}).fetchall()
                 changed = _replace_all(conn, column, rows, wrap)
             if not rows:
                 return
-            place = rows[-1][0]
+            last_row = rows[-1][0]
             yield changed
 
 
 def _replace_all(
     conn: Connection, column: SealedColumn, rows: list[tuple[Any, ...]], wrap: Callable[[bytes], bytes]
 ) -> int:
-    changes = [{"place": place, "before": before, "after": wrap(before)} for place, before in rows]
+    changes = [{"row": row, "before": before, "after": wrap(before)} for row, before in rows]
     return sum(conn.execute(column.replace, change).rowcount for change in changes)

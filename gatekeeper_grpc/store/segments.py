@@ -1,4 +1,4 @@
-"""Segments in PostgreSQL: created, read, listed, changed, deleted."""
+"""Segments in PostgreSQL: create, read, list, update, delete."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -26,7 +26,7 @@ from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, Mutati
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
-# How many of the flags that use a segment a refusal names.
+# How many of the flags that use a segment an error names.
 _NAMED_FLAGS = 10
 
 
@@ -42,7 +42,7 @@ def _counted_from_document(document: dict[str, Any]) -> CountedSegment:
 
 _COUNTED = Codec(to_document=_counted_document, from_document=_counted_from_document)
 
-# Every query for segments begins so.
+# Every query for segments starts with this.
 SELECT_SEGMENTS = """
     SELECT segment_id, key, description, match, conditions, create_time, update_time, revision FROM segments
 """
@@ -86,7 +86,13 @@ class SegmentStore:
         self._mutations = mutations
 
     def create(self, config: SegmentConfig, intent: Intent) -> Written[CountedSegment]:
-        """Create a segment; `AlreadyExists` when the key is taken, `ResourceExhausted` when a cap is."""
+        """Create a segment.
+
+        Raises:
+            AlreadyExists: The key is taken.
+            ResourceExhausted: A cap is reached.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
 
         def act(conn: Connection, head: Head) -> Effect[CountedSegment]:
             segment = _insert(conn, head, config)
@@ -100,7 +106,11 @@ class SegmentStore:
 
     @retry_lost_read
     def get(self, key: str) -> Read[CountedSegment]:
-        """Read a segment; `NotFound` when there is none."""
+        """Read a segment.
+
+        Raises:
+            NotFound: There is none with this key.
+        """
         with self._database.read() as conn:
             segment = find_segment(conn, key)
             counted = CountedSegment(segment=segment, member_count=_count_members(conn, segment))
@@ -117,8 +127,11 @@ class SegmentStore:
     def update(self, update: SegmentUpdate, intent: Intent) -> Written[CountedSegment]:
         """Change fields of a segment.
 
-        `NotFound`, `Changed` when the segment has another etag than the update names, `ResourceExhausted` when a cap
-        is reached.
+        Raises:
+            NotFound: There is no such segment.
+            Changed: The segment has another etag than the update names.
+            ResourceExhausted: A cap is reached.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, head: Head) -> Effect[CountedSegment]:
@@ -137,8 +150,11 @@ class SegmentStore:
     def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a segment and its members.
 
-        `NotFound`, `Changed` when the segment has another etag (empty etag: any state), or `FailedPrecondition` when
-        flags use it.
+        Raises:
+            NotFound: There is no such segment.
+            Changed: The segment has another etag; an empty etag accepts any state.
+            FailedPrecondition: Flags use it.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
@@ -154,7 +170,11 @@ FIND_SEGMENT = SELECT_SEGMENTS + "WHERE environment = '' AND key = %(key)s"
 
 
 def find_segment(conn: Connection, key: str) -> Segment:
-    """Read a segment within a transaction; `NotFound` when there is none."""
+    """Read a segment within a transaction.
+
+    Raises:
+        NotFound: There is none with this key.
+    """
     with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
         segment = cursor.execute(FIND_SEGMENT, {"key": key}).fetchone()
     if segment is None:
@@ -163,7 +183,12 @@ def find_segment(conn: Connection, key: str) -> Segment:
 
 
 def checked_segment(conn: Connection, key: str, etag: str) -> Segment:
-    """Read a segment that is about to change; `NotFound`, or `Changed` when `etag` is given and is not its own."""
+    """Read a segment that a mutation is about to change.
+
+    Raises:
+        NotFound: There is none with this key.
+        Changed: `etag` is not empty and not the segment's.
+    """
     segment = find_segment(conn, key)
     check_etag(f"segment {key!r}", etag, current=segment.etag)
     return segment
@@ -177,7 +202,7 @@ def _count_members(conn: Connection, segment: Segment) -> int:
     return int(count)
 
 
-# The columns of `SELECT_SEGMENTS` and the count, which PostgreSQL takes of the page's segments only.
+# The columns of `SELECT_SEGMENTS` and the count, which PostgreSQL computes for the page's segments only.
 LIST_SEGMENTS = """
     SELECT segment_id, key, description, match, conditions, create_time, update_time, revision,
            (SELECT count(*) FROM segment_members m WHERE m.segment_id = s.segment_id) AS member_count

@@ -17,13 +17,13 @@ from gatekeeper_grpc.store.users import UserStore
 
 
 class Stores:
-    """Reads and writes everything but snapshots.
+    """Reads and writes everything except snapshots.
 
     Args:
-        database: Where it is kept.
+        database: The database.
         mutations: Carries out the mutations.
         sealer: Encrypts client secrets.
-        recorder: Remembers outside the database who was erased.
+        recorder: Records erasures outside the database.
     """
 
     def __init__(self, database: Database, mutations: MutationRunner, *, sealer: Sealer, recorder: Recorder) -> None:

@@ -1,4 +1,4 @@
-"""Individual targets of flags in PostgreSQL. They may be a million: edits are recorded as deltas, by subject id."""
+"""Individual targets of flags in PostgreSQL, up to a million: edits are recorded as deltas, by subject id."""
 
 from dataclasses import asdict
 from uuid import UUID
@@ -25,7 +25,13 @@ class TargetStore:
         self._mutations = mutations
 
     def edit(self, edit: TargetEdit, intent: Intent) -> Written[TargetEditResult]:
-        """Target users or stop targeting them, all or none; `NotFound`, or `Changed` when the flag has another etag."""
+        """Target users or stop targeting them, all or none.
+
+        Raises:
+            NotFound: There is no such flag.
+            Changed: The flag has another etag.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
 
         def act(conn: Connection, _head: Head) -> Effect[TargetEditResult]:
             flag = checked_flag(conn, edit.flag_key, edit.etag)
@@ -36,9 +42,10 @@ class TargetStore:
 
     @retry_lost_read
     def list(self, flag_key: str, *, after: str, limit: int) -> Read[list[Target]]:
-        """Read a page of a flag's targets in user-id order, from the one after `after` on.
+        """Read a page of a flag's targets in user-id order, after `after`.
 
-        `NotFound` when there is no flag.
+        Raises:
+            NotFound: There is no such flag.
         """
         with self._database.read() as conn, conn.cursor(row_factory=class_row(Target)) as cursor:
             flag = find_flag(conn, flag_key)
@@ -60,7 +67,7 @@ LIST_TARGETS = """
 """
 
 
-# What an edit really changed: subjects by what happened to them.
+# The subjects that an edit changed, by the kind of change.
 _Done = dict[str, list[UUID]]
 
 

@@ -1,4 +1,4 @@
-"""Known users in PostgreSQL: created, read, listed, changed, forgotten."""
+"""Known users in PostgreSQL: create, read, list, update, delete."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ from gatekeeper_grpc.store.subjects import ensure_subjects
 
 _USER = Codec(to_document=user_response, from_document=user_from_response)
 
-# Every query for users begins so.
+# Every query for users starts with this.
 SELECT_USERS = """
     SELECT u.subject_id, s.user_id, u.attributes, u.create_time, u.update_time, u.revision
     FROM users u JOIN subjects s USING (subject_id)
@@ -53,7 +53,10 @@ def user_from_row(
 class UserStore:
     """Known users, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true.
 
-    `attribute_cap` is how many stored attribute values segments may name.
+    Args:
+        database: The database.
+        mutations: Carries out the mutations.
+        attribute_cap: How many stored attribute values segments may name.
     """
 
     def __init__(
@@ -64,7 +67,13 @@ class UserStore:
         self._attribute_cap = attribute_cap
 
     def create(self, profile: UserProfile, intent: Intent) -> Written[User]:
-        """Make a user known; `AlreadyExists` when it is, `ResourceExhausted` when the cap is reached."""
+        """Create a user.
+
+        Raises:
+            AlreadyExists: The user is known.
+            ResourceExhausted: The cap is reached.
+            GatekeeperError: See `MutationRunner.mutate`.
+        """
 
         def act(conn: Connection, head: Head) -> Effect[User]:
             user = _insert(conn, head, profile)
@@ -79,7 +88,11 @@ class UserStore:
 
     @retry_lost_read
     def get(self, user_id: str) -> Read[User]:
-        """Read a user; `NotFound` when it is not known."""
+        """Read a user.
+
+        Raises:
+            NotFound: The user is not known.
+        """
         with self._database.read() as conn:
             return Read(result=find_user(conn, user_id), revision=current_revision(conn))
 
@@ -93,8 +106,12 @@ class UserStore:
     def update(self, update: UserUpdate, intent: Intent) -> Written[User]:
         """Change attributes of a user.
 
-        `NotFound`, `Changed` when the user has another etag than the update names, `InvalidArgument` when the
-        attributes become too large together, `ResourceExhausted` when the cap is reached.
+        Raises:
+            NotFound: The user is not known.
+            Changed: The user has another etag than the update names.
+            InvalidArgument: The attributes together are too large.
+            ResourceExhausted: The cap is reached.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, head: Head) -> Effect[User]:
@@ -110,9 +127,12 @@ class UserStore:
         return self._mutations.mutate(intent, act, codec=_USER)
 
     def delete(self, user_id: str, etag: str, intent: Intent) -> Written[None]:
-        """Forget a user's attributes; targets and memberships stay, for they are its subject's.
+        """Delete a user's attributes; targets and memberships stay, because they refer to its subject.
 
-        `NotFound`, or `Changed` when the user has another etag. Empty etag: any state.
+        Raises:
+            NotFound: The user is not known.
+            Changed: The user has another etag; an empty etag accepts any state.
+            GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
@@ -123,7 +143,7 @@ class UserStore:
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
     def _check_cap(self, conn: Connection, *, before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> None:
-        # Who adds nothing is not refused for what others added.
+        # A change that adds no attribute is not refused because others added some.
         if after.keys() - before.keys():
             check_attribute_cap(conn, cap=self._attribute_cap)
 
@@ -132,7 +152,11 @@ FIND_USER = SELECT_USERS + "WHERE s.user_id = %(user_id)s"
 
 
 def find_user(conn: Connection, user_id: str) -> User:
-    """Read a user within a transaction; `NotFound` when it is not known."""
+    """Read a user within a transaction.
+
+    Raises:
+        NotFound: The user is not known.
+    """
     with conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
         user = cursor.execute(FIND_USER, {"user_id": user_id}).fetchone()
     if user is None:
@@ -141,14 +165,19 @@ def find_user(conn: Connection, user_id: str) -> User:
 
 
 def checked_user(conn: Connection, user_id: str, etag: str) -> User:
-    """Read a user that is about to change; `NotFound`, or `Changed` when `etag` is given and is not the user's."""
+    """Read a user that a mutation is about to change.
+
+    Raises:
+        NotFound: The user is not known.
+        Changed: `etag` is not empty and not the user's.
+    """
     user = find_user(conn, user_id)
     check_etag(f"user {user_id!r}", etag, current=user.etag)
     return user
 
 
 def forget_user(conn: Connection, subject_id: UUID) -> None:
-    """Drop what is stored of a person, if anything."""
+    """Delete the stored attributes of a person, if there are any."""
     conn.execute("DELETE FROM users WHERE subject_id = %(subject_id)s", {"subject_id": subject_id})
 
 

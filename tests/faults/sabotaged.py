@@ -171,7 +171,7 @@ def no_hang_watch() -> None:
 
 def no_loss_detection() -> None:
     """A database that is older than what was served is not moved on."""
-    _put(Epochs, report_loss=lambda _restore, _revision, _hash=b"": None)
+    _put(Epochs, start_if_lost=lambda _restore, _revision, _hash=b"": None)
 
 
 def never_stale() -> None:

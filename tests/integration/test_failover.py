@@ -201,7 +201,7 @@ def served_after_others_wrote_first(pair: Pair) -> Snapshot:
             cache,
             store,
             [],
-            report_loss=Epochs(ledger).report_loss,
+            report_loss=Epochs(ledger).start_if_lost,
             poll_interval_s=TIMEOUT_S,
             reload_interval_s=TIMEOUT_S,
         )

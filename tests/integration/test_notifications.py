@@ -199,7 +199,7 @@ def test_a_pooler_that_drops_notifications_is_reported_with_the_remedy(database:
                 while True:
                     wait(0.05)
 
-    assert [(log["event"], "session mode" in log["remedy"]) for log in logs] == [("announcements_swallowed", True)]
+    assert [(log["event"], "session mode" in log["remedy"]) for log in logs] == [("announcements_not_delivered", True)]
 
 
 def test_who_listens_moves_when_the_database_is_another_server(

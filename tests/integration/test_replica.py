@@ -90,7 +90,7 @@ def test_twin_the_replica_alone_is_older(house: House) -> None:
 
 def test_of_a_replica_that_lags_across_an_epoch_nothing_is_used(house: House) -> None:
     with house.pair.standby.paused_replay():
-        Epochs(house.ledger).finish()
+        Epochs(house.ledger).start_after_restore()
         loaded = house.source.load()
 
     assert loaded.revision == REVISIONS_PER_EPOCH
@@ -118,7 +118,7 @@ def test_an_absent_replica_is_logged_once_and_the_primary_serves_alone(house: Ho
         house.pair.standby.start()
         assert eventually(lambda: is_used_again(house))
 
-    assert [log["event"] for log in logs] == ["replica_away", "replica_back"]
+    assert [log["event"] for log in logs] == ["replica_unreachable", "replica_reachable"]
 
 
 def test_a_replica_that_hangs_holds_up_a_load_for_a_moment_only(house: House) -> None:

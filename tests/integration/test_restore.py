@@ -228,7 +228,7 @@ def test_instances_that_served_lost_commits_begin_one_epoch(
 def test_of_many_who_report_one_loss_one_begins_an_epoch(database: Database) -> None:
     restore = Epochs(MutationRunner(database, KEYS.data))
 
-    written = race([partial(restore.report_loss, known) for known in range(1, 9)])
+    written = race([partial(restore.start_if_lost, known) for known in range(1, 9)])
 
     assert sorted(each.result for each in written) == [False] * 7 + [True]
     assert {each.revision for each in written} == {EPOCH}
@@ -240,8 +240,8 @@ def test_of_many_who_report_another_history_one_begins_an_epoch(database: Databa
     written = FlagStore(database, ledger).create(FlagConfig(key="alpha"), intent)
     assert written.anchor
 
-    assert not restore.report_loss(1, written.anchor.hash).result
-    reported = race([partial(restore.report_loss, 1, b"another") for _ in range(8)])
+    assert not restore.start_if_lost(1, written.anchor.hash).result
+    reported = race([partial(restore.start_if_lost, 1, b"another") for _ in range(8)])
 
     assert sorted(each.result for each in reported) == [False] * 7 + [True]
     assert {each.revision for each in reported} == {EPOCH}
@@ -263,7 +263,7 @@ def test_an_epoch_begins_only_after_a_loss_and_after_all_that_is_known(
     with database.write() as conn:
         conn.execute("UPDATE revision_head SET revision = %s", (head,))
 
-    written = Epochs(MutationRunner(database, KEYS.data)).report_loss(known)
+    written = Epochs(MutationRunner(database, KEYS.data)).start_if_lost(known)
 
     assert (written.result, written.revision) == expected
 

@@ -382,7 +382,7 @@ def prune_one(house: Installation) -> None:
 
 
 def begin_an_epoch(house: Installation) -> None:
-    Epochs(house.server.mutations).report_loss(house.revision() + 10)
+    Epochs(house.server.mutations).start_if_lost(house.revision() + 10)
 
 
 def erase_somebody(house: Installation) -> None:

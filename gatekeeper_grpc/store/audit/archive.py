@@ -1,7 +1,7 @@
-"""Retention: moves the oldest partitions of the audit log to files, which stay verifiable and chain to what is left.
+"""Retention: moves the oldest partitions of the audit log to files, which stay verifiable as one chain with the rest.
 
-An archive is a file of JSON lines, one entry with its document each, beside a file with its SHA-256 that `sha256sum -c`
-reads. That a partition was archived is an entry of the log itself, made in the transaction that drops the partition.
+An archive is a file of JSON lines, one entry with its document each, next to a file with its SHA-256 in the format of
+`sha256sum -c`. The transaction that drops a partition records that in the log itself.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _HEX_FIELDS = ("document_hash", "prev_hash", "hash", "salt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveFile:
-    """A file with the entries from `first_seq` to `last_seq`; `sha256` is of the file as it is."""
+    """A file with the entries from `first_seq` to `last_seq`; `sha256` is the hash of the whole file."""
 
     path: Path
     first_seq: int
@@ -44,21 +44,26 @@ class ArchiveFile:
 
 
 def read_archives(folder: Path) -> list[ArchiveFile]:
-    """Find the archives in a folder, oldest first; `FailedPrecondition` when one is not what its checksum says."""
+    """Find the archives in a folder, oldest first.
+
+    Raises:
+        FailedPrecondition: A file does not match its checksum.
+    """
     return [_checked_file(path) for path in sorted(folder.glob("audit-*.jsonl"))]
 
 
 def verify_archives(files: Iterable[ArchiveFile], anchor: AuditAnchor | None = None) -> Iterator[Verification]:
-    """Verify archived entries from the first of the log on, without any database; see `verify_chain`."""
+    """Verify archived entries from the first of the log on, without a database; see `verify_chain`."""
     return verify_chain(_entries_of(files), anchor=anchor)
 
 
 def verify_with_archives(
     database: Database, files: Sequence[ArchiveFile], anchor: AuditAnchor | None = None
 ) -> Iterator[Verification]:
-    """Verify archived entries and all that is left in the database as one chain.
+    """Verify archived entries and the entries in the database as one chain.
 
-    `FailedPrecondition` when an archive is missing, or is not the one that the database tells of.
+    Raises:
+        FailedPrecondition: An archive is missing, or is not the one that the database has recorded.
     """
     with database.read() as conn:
         _require_archives(conn, files)
@@ -89,7 +94,7 @@ def _line_from_entry(entry: RecordedEntry) -> bytes:
     fields: dict[str, Any] = entry._asdict()
     for name in _HEX_FIELDS:
         fields[name] = fields[name] and fields[name].hex()
-    # As text, for people; what is not UTF-8 survives all the same, to be found by whoever verifies.
+    # As text, for people; bytes that are not UTF-8 survive, so that verification finds them.
     fields["document"] = entry.document and entry.document.decode(errors="surrogateescape")
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
@@ -110,7 +115,7 @@ def _checked_file(path: Path) -> ArchiveFile:
         _, first, last = path.stem.split("-")
         file = ArchiveFile(path=path, first_seq=int(first), last_seq=int(last), sha256=digest)
     except (OSError, ValueError) as exc:
-        raise FailedPrecondition(f"{path} is not an archive with its checksum beside it") from exc
+        raise FailedPrecondition(f"{path} is not an archive with a checksum file next to it") from exc
     if expected != _checksum_line(path, digest):
         raise FailedPrecondition(f"{path} is not the file that was archived: its SHA-256 is another one")
     return file
@@ -130,7 +135,7 @@ def _sha256_of(path: Path) -> bytes:
 
 
 def _written(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file whole or not at all, and have it on disk."""
+    """Write a file atomically and durably."""
     new = path.with_name(f".{path.name}.new")
     with new.open("wb") as file:
         file.writelines(chunks)
@@ -167,7 +172,7 @@ class _Partition:
 
     @property
     def first_seq(self) -> int:
-        """The first entry that can be in it; entries are numbered from 1."""
+        """The first entry that it can hold; entries are numbered from 1."""
         return max(self.lower, 1)
 
     @property
@@ -179,9 +184,9 @@ class AuditArchive:
     """Moves partitions to files in a folder, oldest first.
 
     Args:
-        database: Of the role that owns the schema.
-        folder: Made when it is not there. Not to be lost: without these files, what is left proves itself only from
-            where they end.
+        database: A database, as the role that owns the schema.
+        folder: Created if missing. Keep it: without these files, the rest of the log can be verified only from their
+            end on.
     """
 
     def __init__(self, database: Database, folder: Path) -> None:
@@ -190,14 +195,15 @@ class AuditArchive:
         self._mutations = MutationRunner(database, _NoSealer())
 
     def move(self, *, before: int | None = None, keep_partitions: int | None = None) -> Iterator[ArchiveFile]:
-        """Archive whole partitions that are full, and yield each when it is done; interrupt it at will.
+        """Archive full partitions, and yield each when it is done; may be interrupted at any time.
 
         Args:
-            before: Only partitions all of whose entries come before this one.
-            keep_partitions: All but so many of the newest that hold entries.
+            before: Archive only partitions whose entries all come before this one.
+            keep_partitions: Keep so many of the newest partitions with entries.
 
-        Errors: `FailedPrecondition` when a partition does not verify, `Unavailable` when somebody reads the log for
-        long. The partition stays then.
+        Raises:
+            FailedPrecondition: A partition does not verify; it stays.
+            Unavailable: Another session reads the log for too long; the partition stays.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self._delete_archived_documents()
@@ -222,7 +228,7 @@ class AuditArchive:
         return file
 
     def _export(self, partition: _Partition, path: Path) -> int:
-        """Write the entries of a partition to a file, and return how many of them had a document."""
+        """Write the entries of a partition to a file, and return how many of them have a document."""
         documents = 0
 
         def lines(entries: Iterable[RecordedEntry]) -> Iterator[bytes]:
@@ -238,7 +244,7 @@ class AuditArchive:
 
     @retry_lost_read
     def _verified_end(self, file: ArchiveFile) -> AuditAnchor:
-        """Verify a file as it stands on the disk, from where the log begins, and return its last entry."""
+        """Verify a file on disk, from the start of the log in the database, and return its last entry."""
         with self._database.read() as conn:
             start = read_start(conn)
         *_, last = verify_chain(_read_entries(file.path), start=start)
@@ -249,7 +255,7 @@ class AuditArchive:
         return last.verified
 
     def _drop(self, partition: _Partition, file: ArchiveFile, *, last: AuditAnchor, documents: int) -> None:
-        """Record the archive, in the log as well, and drop the partition, all or nothing."""
+        """Record the archive in its table and in the log, and drop the partition, in one transaction."""
 
         def act(conn: Connection, head: Head) -> Effect[None]:
             _lock_log(conn)
@@ -269,7 +275,7 @@ class AuditArchive:
 
     @retry_conflicts
     def _delete_archived_documents(self) -> None:
-        """Delete what belongs to dropped partitions, in small steps: nobody has to wait for a million rows."""
+        """Delete the documents of dropped partitions, in small transactions."""
         deleted = _DELETED_AT_ONCE
         while deleted == _DELETED_AT_ONCE:
             with self._database.write() as conn:
@@ -293,12 +299,12 @@ def _partitions(conn: Connection) -> list[_Partition]:
 
 
 def _lock_log(conn: Connection) -> None:
-    """Wait for readers of the log, but not for long: whoever writes waits for us."""
+    """Wait at most 2 s for readers of the log, because all writers wait for this lock."""
     conn.execute("SELECT set_config('lock_timeout', %(timeout)s, true)", {"timeout": _LOCK_TIMEOUT})
     try:
         conn.execute("LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE")
     except pg.LockNotAvailable as exc:
-        raise Unavailable("somebody is reading the audit log, to verify it perhaps; try again later") from exc
+        raise Unavailable("another session reads the audit log, possibly to verify it; try again later") from exc
 
 
 _COUNT_DOCUMENTS = """
@@ -307,7 +313,7 @@ _COUNT_DOCUMENTS = """
 
 
 def _require_documents(conn: Connection, file: ArchiveFile, documents: int) -> None:
-    """Refuse to go on when a document was redacted since it was written to the file."""
+    """Refuse to continue if a document was redacted after it was written to the file."""
     (count,) = one(conn.execute(_COUNT_DOCUMENTS, {"first_seq": file.first_seq, "last_seq": file.last_seq}))
     if count != documents:
         file.path.unlink()
@@ -330,10 +336,10 @@ def _change(document: dict[str, Any]) -> Change:
 
 
 class _NoSealer:
-    """For a mutation runner whose mutations carry no request id, and so leave nothing to seal."""
+    """For a mutation runner whose mutations have no request id, and so no result to seal."""
 
     def seal(self, plain: bytes) -> bytes:  # noqa: ARG002
-        raise AssertionError("archiving keeps no answers")
+        raise AssertionError("archiving stores no results")
 
     def open(self, sealed: bytes) -> bytes:  # noqa: ARG002
-        raise AssertionError("archiving keeps no answers")
+        raise AssertionError("archiving stores no results")

@@ -1,4 +1,4 @@
-"""Keeps an eye on the audit log: writes its head to the server's log, and knows whether the role could rewrite it."""
+"""Audit head reporter: logs the head of the audit log, and checks whether the serving role could rewrite it."""
 
 import structlog
 
@@ -11,9 +11,10 @@ _log = structlog.get_logger(__name__)
 
 
 class AuditHeadReporter:
-    """Reports where the audit log stands.
+    """Logs the head of the audit log.
 
-    Shipped elsewhere, as logs are, each line is an anchor outside the database, which a rewritten log cannot match.
+    Logs are shipped to another machine, so each line is an anchor outside the database, which a rewritten audit log
+    cannot match.
     """
 
     def __init__(self, audit: AuditStore, privileges: Privileges) -> None:
@@ -21,15 +22,19 @@ class AuditHeadReporter:
         self._privileges = privileges
         self._reported: AuditHead | None = None
         self.can_rewrite: bool | None = None
-        """Whether the serving role could rewrite the audit log; None: not known yet."""
+        """Whether the serving role could rewrite the audit log; None until the first run."""
 
     def run(self) -> None:
-        """Look once; call it every minute."""
+        """Check once; call it every minute.
+
+        Raises:
+            Unavailable: The database cannot be reached.
+        """
         self._report_head()
         self.can_rewrite = bool(self._privileges.rewriting_powers())
 
     def close(self) -> None:
-        """Report the head for the last time, when the database still answers."""
+        """Log the head a last time; a database that does not answer is logged instead."""
         try:
             self._report_head()
         except GatekeeperError as exc:

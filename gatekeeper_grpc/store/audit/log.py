@@ -1,4 +1,4 @@
-"""The audit log in PostgreSQL: listed, verified, and its head. Only `MutationRunner` writes entries."""
+"""The audit log in PostgreSQL: list, verify, read the head. Only `MutationRunner` writes entries."""
 
 import json
 import re
@@ -32,19 +32,19 @@ from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 ARCHIVE_ACTION = "ArchiveAuditLog"
-# An answer must fit into the 4 MiB that clients take, with documents, user ids and all.
+# A response with its documents and user ids must fit into the 4 MiB that clients accept.
 _PAGE_DOCUMENT_BYTES = 1 << 20
-# A verification keeps a connection and a core busy: more at once would be a way to take both away from others.
+# A verification keeps a connection and a core busy, which other calls need as well.
 _MAX_VERIFICATIONS = 2
-# A document may have 400 KB: so many rows are at most 40 MB. And between two fetches others get the interpreter's lock.
+# A document may have 400 KB: so many rows are at most 40 MB. Other threads run between two fetches.
 _FETCH_ROWS = 100
-# Subject ids stand in documents as strings of their own, and nothing else does that looks the same.
+# In documents, every string that is a UUID is a subject id.
 _SUBJECT_IDS = re.compile(rb'"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
 _NAMED_BY_SUBJECT = frozenset({ResourceType.USER, ResourceType.SUBJECT})
 
 
 class AuditStore:
-    """The audit log, read."""
+    """Reads the audit log."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -52,38 +52,41 @@ class AuditStore:
 
     @retry_lost_read
     def head(self) -> AuditHead:
-        """Read where the log stands."""
+        """Read the head of the log."""
         with self._database.read() as conn:
             return read_head(conn)
 
     @retry_lost_read
     def list(self, wanted: AuditFilter) -> AuditPage:
-        """Read a page of entries, newest first; of fewer entries than wanted when their documents are large."""
+        """Read a page of entries, newest first; with large documents, fewer entries than wanted."""
         with self._database.read() as conn:
             found = _find(conn, wanted)
             fitting = found[: _fitting([entry.document_bytes for entry in found[: wanted.limit]])]
             return AuditPage(entries=_documented(conn, fitting), has_more=len(found) > len(fitting))
 
     def verify(self, anchor: AuditAnchor | None = None) -> Iterator[Verification]:
-        """Verify all of the log as it is now, against its head and against an anchor kept outside.
+        """Verify the whole log against its head and an external anchor.
 
-        Reports now and then, and at the end, see `verify_chain`; memory is bounded. Errors: `ResourceExhausted` while
-        others verify, `FailedPrecondition` when the anchor is of an entry that was archived.
+        Yields progress and the result, see `verify_chain`; memory is bounded.
+
+        Raises:
+            ResourceExhausted: Two verifications are already running.
+            FailedPrecondition: The anchor is of an archived entry.
         """
-        with self._one_of_few(), self._database.read() as conn:
+        with self._limited(), self._database.read() as conn:
             yield from verify_log(conn, anchor)
 
     @contextmanager
-    def _one_of_few(self) -> Iterator[None]:
+    def _limited(self) -> Iterator[None]:
         if not self._verifying.acquire(blocking=False):
-            raise ResourceExhausted("the audit log is being verified for others; try again later", retry_after_s=5.0)
+            raise ResourceExhausted("other callers are verifying the audit log; try again later", retry_after_s=5.0)
         try:
             yield
         finally:
             self._verifying.release()
 
 
-# --- Where the log begins and ends ------------------------------------------------------------------------------------
+# --- Start and head of the log ----------------------------------------------------------------------------------------
 
 _HEAD = """
     SELECT audit_seq, audit_hash, revision FROM revision_head
@@ -91,7 +94,7 @@ _HEAD = """
 
 
 def read_head(conn: Connection) -> AuditHead:
-    """Read where the log stands, within a transaction."""
+    """Read the head of the log, within a transaction."""
     seq, audit_hash, revision = one(conn.execute(_HEAD))
     return AuditHead(anchor=AuditAnchor(seq=seq, hash=audit_hash), revision=revision)
 
@@ -107,10 +110,10 @@ _NEWEST_ARCHIVE_DOCUMENT = """
 
 
 def read_start(conn: Connection) -> AuditAnchor:
-    """Read what the first entry is chained to: the last archived entry, or the genesis.
+    """Read the anchor that the first entry is chained to: the last archived entry, or the genesis.
 
-    That entries were archived is believed only when the log itself says so, in an entry that is verified like any
-    other: else, whoever deletes the first entries would just add a row that claims it.
+    The table of archives counts only if the log itself records the archive, in an entry that is verified like any
+    other. Otherwise an attacker could delete the first entries and add a row to that table.
     """
     row = conn.execute(_NEWEST_ARCHIVE).fetchone()
     if row is None:
@@ -140,13 +143,13 @@ RECORDED_ENTRIES = """
     ORDER BY a.seq
 """
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-# Nobody writes an entry 0, so that one that stands there was put in.
+# Entries start at 1, so an entry 0 would be forged.
 _BEFORE_ALL = -1
 _AFTER_ALL = 2**63 - 1
 
 
 def recorded_entries(conn: Connection, *, after: int = _BEFORE_ALL, up_to: int = _AFTER_ALL) -> Iterator[RecordedEntry]:
-    """Stream entries in order, within a transaction; few of them are in memory at a time."""
+    """Stream entries in order, within a transaction; at most 100 are in memory at a time."""
     with conn.cursor(name="audit_log", row_factory=lambda _: RecordedEntry._make) as cursor:
         cursor.adapters.register_loader("timestamptz", _HashedTimeLoader)
         cursor.itersize = _FETCH_ROWS
@@ -154,9 +157,9 @@ def recorded_entries(conn: Connection, *, after: int = _BEFORE_ALL, up_to: int =
 
 
 class _HashedTimeLoader(Loader):
-    """Reads a time as the text that is hashed: several times faster than to_char writes it.
+    """Reads a time as the text that is hashed; several times faster than to_char.
 
-    A time that Python does not know, such as "infinity", can only have been put in: it becomes text that no time has.
+    A time outside Python's range, such as "infinity", can only be forged: it becomes a text that no time has.
     """
 
     format = Format.BINARY
@@ -170,15 +173,23 @@ class _HashedTimeLoader(Loader):
 
 
 def verify_log(conn: Connection, anchor: AuditAnchor | None = None) -> Iterator[Verification]:
-    """Verify the log that a transaction sees, see `AuditStore.verify`."""
+    """Verify the log that a transaction sees, see `AuditStore.verify`.
+
+    Raises:
+        FailedPrecondition: The anchor is of an archived entry.
+    """
     start = read_start(conn)
     check_not_archived(anchor, start)
-    # From the first row on, wherever the log should begin: what stands before that was put in.
+    # From the first row on, wherever the log should begin: a row before that is forged.
     return verify_chain(recorded_entries(conn), start=start, head=read_head(conn).anchor, anchor=anchor)
 
 
 def check_not_archived(anchor: AuditAnchor | None, start: AuditAnchor) -> None:
-    """Refuse an anchor that only the archives can be compared with."""
+    """Refuse an anchor that only the archives can confirm.
+
+    Raises:
+        FailedPrecondition: The anchor is of an archived entry.
+    """
     if anchor is not None and anchor.seq < start.seq:
         raise FailedPrecondition(
             f"the anchor is of entry {anchor.seq}; entries up to {start.seq} are archived: verify with the archives,"
@@ -193,7 +204,7 @@ def check_not_archived(anchor: AuditAnchor | None, start: AuditAnchor) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """An entry that was looked for; `document_bytes` is None when its document was redacted."""
+    """An entry that matches a filter; `document_bytes` is None if its document was redacted."""
 
     entry: AuditEntry
     hash: bytes
@@ -211,8 +222,8 @@ _SELECT_ENTRIES = """
     FROM audit_log a
 """
 
-# Each on an index of its own. Revisions rise with seq, so that their ends are looked up once and the log is then read
-# backwards between them; times may not, for clocks are set back.
+# Each uses an index of its own. Revisions rise with seq, so their bounds are found once, and the log is read backwards
+# between them. Times may not rise, because a clock can be set back.
 _CONDITIONS: Mapping[str, LiteralString] = {
     "before": "a.seq < %(before)s",
     "actor": "a.actor = %(actor)s",
@@ -229,7 +240,7 @@ _CONDITIONS: Mapping[str, LiteralString] = {
 
 
 def list_query(wanted: AuditFilter) -> tuple[LiteralString, dict[str, object]]:
-    """Build the query for a filter and its parameters: with what is asked for, and nothing to be planned around."""
+    """Return the query for a filter, with the given conditions only, and its parameters."""
     given = {name: value for name in _CONDITIONS if (value := getattr(wanted, name)) not in ("", None)}
     conditions: LiteralString = " AND ".join([_CONDITIONS[name] for name in given])
     where: LiteralString = "WHERE " + conditions if given else ""
@@ -242,7 +253,7 @@ def _find(conn: Connection, wanted: AuditFilter) -> list[_Found]:
 
 
 def _fitting(sizes: Sequence[int | None]) -> int:
-    """Tell how many of the first documents fit into a page: all up to a sum, and one in any case."""
+    """Return how many of the first documents fit into a page; at least one."""
     room = _PAGE_DOCUMENT_BYTES
     for count, size in enumerate(sizes):
         room -= size or 0
@@ -268,7 +279,7 @@ def _with_document(found: _Found, salt: bytes, document: bytes | None) -> Docume
 
 
 def documented_entries(conn: Connection, seqs: Sequence[int]) -> list[DocumentedEntry]:
-    """Read entries by their places, within a transaction, oldest first."""
+    """Read entries by their seq, within a transaction, oldest first."""
     with conn.cursor(row_factory=kwargs_row(_found_from_row)) as cursor:
         found = cursor.execute(_SELECT_ENTRIES + "WHERE a.seq = ANY(%(seqs)s) ORDER BY a.seq", {"seqs": list(seqs)})
         return _documented(conn, found.fetchall())
@@ -280,7 +291,7 @@ _USERS = """
 
 
 def with_users(conn: Connection, entries: Iterable[DocumentedEntry]) -> list[DocumentedEntry]:
-    """Say whom each entry names, with one query for all of them."""
+    """Add the users that each entry names, with one query for all of them."""
     named = [(entry, _subjects_of(entry)) for entry in entries]
     wanted = {subject for _, subjects in named for subject in subjects}
     users: dict[str, str] = dict(conn.execute(_USERS, {"subjects": list(wanted)}).fetchall()) if wanted else {}
@@ -291,7 +302,7 @@ def with_users(conn: Connection, entries: Iterable[DocumentedEntry]) -> list[Doc
 
 
 def _subjects_of(documented: DocumentedEntry) -> set[str]:
-    """Find the subject ids that an entry names: every string of its document that is a UUID, and a user's key."""
+    """Find the subject ids of an entry: every UUID string of its document, and its key if the resource is a user."""
     text = documented.document or b""
     if documented.entry.resource_type in _NAMED_BY_SUBJECT:
         text += f'"{documented.entry.resource_key}"'.encode()

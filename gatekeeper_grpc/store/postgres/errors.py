@@ -1,4 +1,4 @@
-"""The border between psycopg and the domain: every database failure becomes a domain error here, and nowhere else."""
+"""Translation of psycopg's errors into domain errors; nothing else translates them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ from gatekeeper_grpc.domain.errors import (
     Unavailable,
 )
 
-# What a violated constraint means, by its name in migrations/. Operations know more than a constraint does (which key,
-# which field), so they check first and this is the net below them.
+# The error for each violated constraint, by its name in migrations/. Operations know the key and the field, so they
+# check first; this table catches what they miss.
 _CONSTRAINTS: Mapping[str, GatekeeperError] = MappingProxyType(
     {
         "idx_flags_key": AlreadyExists("a flag with this key exists already"),
@@ -28,8 +28,8 @@ _CONSTRAINTS: Mapping[str, GatekeeperError] = MappingProxyType(
     }
 )
 
-# The database is away, closing, or too slow to wait for: the same call may succeed later.
-_AWAY = (
+# The database is unreachable, closing, or too slow: the same call may succeed later.
+_UNAVAILABLE = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg_pool.PoolClosed,
@@ -40,21 +40,25 @@ _AWAY = (
 )
 
 
-# What PostgreSQL says without naming a constraint. The transaction is undone; maintenance makes partitions far ahead.
+# PostgreSQL names no constraint for a missing partition. Maintenance creates partitions far ahead.
 _NO_PARTITION = "the audit log has no partition for the next entry; nothing was changed"
 
 
 class ConnectionLost(Unavailable):
-    """The connection was lost in the middle. Of a write nobody knows then whether it was committed."""
+    """The connection was lost during a transaction. A write may have been committed or not."""
 
 
 class WriteConflict(Unavailable):
-    """PostgreSQL undid the transaction because it was in another one's way; done again it will probably succeed."""
+    """PostgreSQL rolled the transaction back because of a concurrent one; a retry will probably succeed."""
 
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what psycopg raises inside into domain errors; what no rule knows passes as it is, and is a bug."""
+    """Translate the psycopg errors of a block. An error without a rule passes unchanged, and is a bug.
+
+    Raises:
+        GatekeeperError: The translated error.
+    """
     try:
         yield
     except pg.IntegrityError as exc:
@@ -67,15 +71,15 @@ def translated_errors() -> Iterator[None]:
     except (pg.UntranslatableCharacter, pg.CharacterNotInRepertoire) as exc:
         raise InvalidArgument("text holds a character that PostgreSQL cannot store") from exc
     except (pg.DeadlockDetected, pg.SerializationFailure) as exc:
-        raise WriteConflict("the database was busy with a conflicting change", retry_after_s=1.0) from exc
-    except _AWAY as exc:
+        raise WriteConflict("the change conflicted with a concurrent one", retry_after_s=1.0) from exc
+    except _UNAVAILABLE as exc:
         kind = ConnectionLost if _is_lost(exc) else Unavailable
-        # Never the driver's text: it may hold host names, and users' data.
+        # Never the driver's text: it may hold host names and user data.
         raise kind("the database is not reachable", retry_after_s=1.0) from exc
 
 
 def _is_lost(exc: psycopg.Error) -> bool:
-    """Whether a connection was there and is no more: the driver found out, or the server said that it shuts down."""
+    """Return whether an open connection was lost: the driver noticed, or the server reported its shutdown."""
     if isinstance(exc, psycopg_pool.PoolTimeout | psycopg_pool.PoolClosed | psycopg_pool.TooManyRequests):
         return False
     return exc.sqlstate is None or isinstance(exc, pg.AdminShutdown | pg.CrashShutdown)

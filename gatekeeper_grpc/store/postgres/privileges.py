@@ -1,7 +1,7 @@
-"""What the serving role may do in PostgreSQL: the least that serving needs, and whether it is more than that.
+"""Privileges of the serving role in PostgreSQL: the least that serving needs, and a check for more than that.
 
-Triggers refuse changes of the audit log to everybody, but whoever owns a table can take its triggers away. So a role of
-its own serves, which owns nothing. Whoever still is above both, a superuser, is found out by the hashes.
+Triggers refuse changes of the audit log for all roles, but the owner of a table can drop its triggers. So the serving
+role is a separate one that owns nothing. A superuser can bypass both; the hash chain shows what it changed.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 _ALL = "SELECT, INSERT, UPDATE, DELETE"
 
-# Every table has a row, which a test demands of new ones. Documents of the audit log may be deleted: that is redaction.
+# Every table has a row; a test checks that. Documents of the audit log may be deleted: that is redaction.
 TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
     {
         "revision_head": "SELECT, UPDATE",
@@ -42,9 +42,9 @@ TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
 
 
 def grants(role: str) -> str:
-    """Return the SQL that gives a role what serving needs, and takes away what it has beyond that.
+    """Return the SQL that grants a role what serving needs, and revokes everything else.
 
-    For the owner of the schema, after every `gatekeeper migrate up`. The role exists already and owns nothing.
+    The owner of the schema runs it after every `gatekeeper migrate up`. The role must exist and own nothing.
     """
     name = sql.Identifier(role).as_string(None)
     lines = [
@@ -60,8 +60,8 @@ def grants(role: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Of the role that logged in and of the one it acts as: the first can always come back. A superuser has all powers, and
-# naming the others would only hide that.
+# Of the session's role and of the current role, because a session can always reset its role. A superuser has all powers,
+# so the others are not listed for it.
 _REWRITING_POWERS: LiteralString = """
     WITH me AS (
         SELECT DISTINCT r.rolname, r.rolsuper, r.rolcreaterole FROM pg_roles r
@@ -71,7 +71,7 @@ _REWRITING_POWERS: LiteralString = """
         WHERE oid IN ('audit_log'::regclass, 'audit_documents'::regclass, 'audit_archives'::regclass)
            OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass)
     ), power AS (
-        SELECT 1 AS place, 'it is a superuser' AS words FROM me WHERE rolsuper
+        SELECT 1 AS rank, 'it is a superuser' AS words FROM me WHERE rolsuper
         UNION
         SELECT 2, 'it is the owner of ' || relname || ', or can act as the owner' FROM me, guarded
         WHERE NOT rolsuper AND pg_has_role(rolname, relowner, 'MEMBER')
@@ -103,23 +103,23 @@ _REWRITING_POWERS: LiteralString = """
         SELECT 9, 'it may set session_replication_role' FROM me
         WHERE NOT rolsuper AND has_parameter_privilege(rolname, 'session_replication_role', 'SET')
     )
-    SELECT words FROM power ORDER BY place, words
+    SELECT words FROM power ORDER BY rank, words
 """
 
 
 class Privileges:
-    """What the role of a database's connections may do."""
+    """The privileges of the role that connects to a database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @retry_lost_read
     def rewriting_powers(self) -> tuple[str, ...]:
-        """Say by which powers the role could rewrite the audit log, such as "it is a superuser"; none: it could not."""
+        """Return the powers by which the role could rewrite the audit log, such as "it is a superuser"."""
         with self._database.read() as conn:
             return rewriting_powers(conn)
 
 
 def rewriting_powers(conn: Connection) -> tuple[str, ...]:
-    """Do the same within a transaction."""
+    """Return the same within a transaction."""
     return tuple(words for (words,) in conn.execute(_REWRITING_POWERS))

@@ -1,7 +1,7 @@
-"""What the store does a second time by itself: a read whose connection was lost, a write that met another's.
+"""Retries inside the store: a read whose connection was lost, a write that conflicted with another.
 
-A write whose connection was lost is never among them: it may have been committed. Its caller sends it again with the
-same `request_id`, which makes that safe.
+A write whose connection was lost is never retried here, because it may have been committed. The client sends it again
+with the same `request_id`, which is safe.
 """
 
 import random
@@ -20,25 +20,25 @@ _LONGEST_FIRST_PAUSE_S = 0.02
 
 
 def retry_lost_read(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Do what only reads once more when its connection was lost in the middle, as all are in a failover.
+    """Retry a read once if its connection was lost, as in a failover.
 
-    Once: the next connection is a new one, and if that is lost too, waiting is for the caller to decide.
+    Once, because the next connection is a new one; if that is lost too, the caller decides whether to wait.
     """
 
     @wraps(method)
     def reading(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return method(*args, **kwargs)
-        except (ConnectionLost, WriteConflict):  # A standby ends reads that are in the way of what it replays.
+        except (ConnectionLost, WriteConflict):  # A standby cancels reads that conflict with replay.
             return method(*args, **kwargs)
 
     return reading
 
 
 def retry_conflicts(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Do one transaction again when PostgreSQL undid it for another's sake: a deadlock, a serialisation failure.
+    """Retry a transaction that PostgreSQL rolled back because of a deadlock or a serialisation failure.
 
-    At most four times in all, after pauses of random length, lest the two meet again.
+    At most four attempts, after pauses of random length, so that the two do not conflict again.
     """
 
     @wraps(method)

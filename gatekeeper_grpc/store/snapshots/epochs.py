@@ -1,4 +1,4 @@
-"""After a restore, or a failover that lost commits: makes sure that no revision is ever issued twice."""
+"""Epochs: after a restore, or a failover that lost commits, no revision is issued twice."""
 
 import structlog
 
@@ -9,25 +9,34 @@ _log = structlog.get_logger(__name__)
 
 
 class Epochs:
-    """Moves a database that was set back into a new epoch."""
+    """Moves a database that has lost commits into a new epoch."""
 
     def __init__(self, mutations: MutationRunner) -> None:
         self._mutations = mutations
 
-    def finish(self, *, known_revision: int = 0) -> Written[bool]:
-        """Begin a new epoch, on an operator's word that the database was restored.
+    def start_after_restore(self, *, known_revision: int = 0) -> Written[bool]:
+        """Start a new epoch after a restore, on an operator's command.
 
-        It is a later one than that of `known_revision`, a revision that the operator knows of: a backup from before the
-        last epoch began knows nothing of that one.
+        Args:
+            known_revision: A revision that the operator knows of; the new epoch is later than its epoch. A backup may
+                be older than the current epoch.
+
+        Raises:
+            Unavailable: The database cannot be reached.
         """
         intent = Intent(caller=None, action="RestoreFinish")
         return _logged(self._mutations.begin_epoch(intent, known_revision=known_revision, only_if_lost=False))
 
-    def report_loss(self, known_revision: int, known_hash: bytes = b"") -> Written[bool]:
-        """Begin a new epoch if the database lost `known_revision`, which an instance has served.
+    def start_if_lost(self, known_revision: int, known_hash: bytes = b"") -> Written[bool]:
+        """Start a new epoch if the database has lost a revision that an instance has served.
 
-        `known_hash` is of the audit entry that made it, so that another revision of the same number is not taken for
-        it; empty when it is not known.
+        Args:
+            known_revision: The revision.
+            known_hash: The hash of its audit entry, which tells it from another revision of the same number; empty if
+                unknown.
+
+        Raises:
+            Unavailable: The database cannot be reached.
         """
         intent = Intent(
             caller=None, action="ReportLoss", change_reason="an instance has served a revision that is lost"

@@ -26,22 +26,22 @@ from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 
-# Beyond this many revisions a whole load is the shorter way.
+# Beyond this many revisions a full load is faster.
 _MAX_DELTA_REVISIONS = 10_000
-# As many as the driver turns into Python objects in about a millisecond, in which no other thread runs.
+# The driver converts this many rows in about a millisecond, during which no other thread runs.
 _STREAM_ROWS = 1_000
 _STREAM_FLAGS = 100
 _STREAM_LOGGED = 500
 _SLICE_S = 0.001
 _REST_S = 0.0005
-# Told by no delta: the subject of a person who was erased has no user id any more, and an installation is everything.
-_UNTOLD = frozenset({ResourceType.SUBJECT, ResourceType.INSTALLATION})
+# No delta describes these: the subject of an erased person has no user id any more, and an installation is everything.
+_NEED_RELOAD = frozenset({ResourceType.SUBJECT, ResourceType.INSTALLATION})
 Row = TypeVar("Row")
 _TAG_OF_VARIANT = {variant: tag for tag, variant in enumerate(VARIANTS)}
 
 
 class SnapshotStore:
-    """Where the cache gets its snapshots from, each with the flag changes that the change log still knows of."""
+    """Loads snapshots from the primary, each with the flag changes that the change log still holds."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -54,7 +54,7 @@ class SnapshotStore:
 
     @retry_lost_read
     def newest_of(self, epoch: int) -> int | None:
-        """Read the newest revision of an epoch that is not lost; None when its audit log is archived, or lost whole."""
+        """Read the newest revision of an epoch; None if its audit entries are archived or lost."""
         within = {"first": epoch * REVISIONS_PER_EPOCH, "end": (epoch + 1) * REVISIONS_PER_EPOCH}
         with self._database.read() as conn:
             (revision,) = one(conn.execute(NEWEST_OF_EPOCH, within))
@@ -62,7 +62,7 @@ class SnapshotStore:
 
     @retry_lost_read
     def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
-        """Load everything; what is as it is in `sharing` is taken from there."""
+        """Load everything; unchanged objects are taken from `sharing`."""
         with self._database.read() as conn:
             head = _head(conn)
             segments = _segments(conn, SELECT_SEGMENTS)
@@ -80,16 +80,22 @@ class SnapshotStore:
             return replace(snapshot, changes=_latest_flag_changes(conn, snapshot))
 
     def load_since(self, base: Snapshot) -> Snapshot:
-        """Load what changed since `base`, see `load_delta`; everything when the change log does not say."""
+        """Load the changes since `base`, see `load_delta`; everything if the change log is not sufficient."""
         changed = self.load_delta(base)
         return self.load(sharing=base) if changed is None else changed
 
     @retry_lost_read
     def load_delta(self, base: Snapshot) -> Snapshot | None:
-        """Load what changed since `base`, in time proportional to the change; `base` itself when nothing did.
+        """Load the changes since `base`, in time proportional to them; `base` itself if there are none.
 
-        None when the change log does not say, or `base` is of another installation; `HistoryLost` when it is of a
-        history that the database has lost. An attribute that a segment is the first to name is read of all users.
+        An attribute that no segment named before is read for all users.
+
+        Returns:
+            None if the change log is not sufficient, or `base` is of another installation.
+
+        Raises:
+            HistoryLost: `base` belongs to a history that the database has lost.
+            Unavailable: The database cannot be reached.
         """
         with self._database.read() as conn:
             head = _head(conn)
@@ -120,7 +126,7 @@ def _head(conn: Connection) -> _Head:
 
 
 def _check_history(conn: Connection, base: Snapshot, head: _Head) -> None:
-    """Raise `HistoryLost` when the database came to the revision of `base` in another way, within one epoch."""
+    """Raise `HistoryLost` if, within one epoch, the database has another revision of the number of `base`."""
     if epoch_of(head.revision) != epoch_of(base.revision):
         return
     if head.revision == base.revision:
@@ -138,9 +144,9 @@ LOGGED_SINCE = """
 
 
 def _logged_since(conn: Connection, revision: int, head: int) -> list[LoggedChange] | None:
-    """Read the change log.
+    """Read the change log from `revision` to `head`.
 
-    None when it cannot lead from `revision` to `head`: pruned, of another epoch, too long, or not telling enough.
+    None if it is pruned, of another epoch or too long, or if a change needs a reload.
     """
     expected = head - revision
     if epoch_of(revision) != epoch_of(head) or not 0 <= expected <= _MAX_DELTA_REVISIONS:
@@ -148,7 +154,7 @@ def _logged_since(conn: Connection, revision: int, head: int) -> list[LoggedChan
     with conn.cursor(row_factory=class_row(LoggedChange)) as cursor:
         log = cursor.execute(LOGGED_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()
     # Every revision leaves exactly one row: fewer rows than revisions means that some are pruned.
-    is_complete = len(log) == expected and _UNTOLD.isdisjoint(change.resource_type for change in log)
+    is_complete = len(log) == expected and _NEED_RELOAD.isdisjoint(change.resource_type for change in log)
     return log if is_complete else None
 
 
@@ -158,27 +164,27 @@ LATEST_LOGGED = """
 
 
 def _latest_flag_changes(conn: Connection, snapshot: Snapshot) -> FlagChanges:
-    """Read from the change log which flags changed of late: as far back as it leads, and tells enough."""
+    """Read the latest flag changes from the change log, as far back as it is complete."""
     with conn.cursor(name="latest_changes", row_factory=class_row(LoggedChange)) as cursor:
         cursor.itersize = _STREAM_LOGGED
-        rows = _unhurried(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}))
+        rows = _throttled(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}))
         log = [*_unbroken(rows, snapshot.revision)]
     log.reverse()
-    # What users had before is not known any more: any attribute may have changed.
+    # The earlier attributes of users are unknown: any may have changed.
     changes = flag_changes(log, snapshot, lambda _change: snapshot.attributes.names)
     return FlagChanges(since=snapshot.revision - len(log), changes=changes)
 
 
 def _unbroken(latest_first: Iterable[LoggedChange], revision: int) -> Iterator[LoggedChange]:
-    """Yield changes back to where one is missing (pruned, or the epoch began there) or does not tell enough."""
+    """Yield changes back to a missing one (pruned, or the start of the epoch) or one that needs a reload."""
     for expected, change in zip(count(revision, -1), latest_first, strict=False):
-        if change.revision != expected or change.resource_type in _UNTOLD:
+        if change.revision != expected or change.resource_type in _NEED_RELOAD:
             return
         yield change
 
 
 def _brought_up(conn: Connection, base: Snapshot, head: _Head, log: Sequence[LoggedChange]) -> Snapshot:
-    """Return the snapshot that the log leads to, with the flag changes on the way."""
+    """Return the snapshot after the changes of the log, with its flag changes."""
     stored = _attributes_of(conn, base.attributes.names, log)
     snapshot = base.after(_delta(conn, base, head, log, chain.from_iterable(stored.values())))
     changes = flag_changes(log, snapshot, _changed_attributes(base, snapshot, log, stored))
@@ -188,13 +194,13 @@ def _brought_up(conn: Connection, base: Snapshot, head: _Head, log: Sequence[Log
 def _changed_attributes(
     base: Snapshot, snapshot: Snapshot, log: Iterable[LoggedChange], stored: Mapping[UUID, Sequence[AttributeEntry]]
 ) -> Callable[[LoggedChange], Iterable[str]]:
-    """Return a function that says which attributes a change of a user may have touched."""
+    """Return a function from a change of a user to the attributes that it may have changed."""
     times_changed = Counter(subject for change in log for subject in change.subjects if _is_of_user(change))
     names = snapshot.attributes.names
     newly_named = names - base.attributes.names
 
     def changed(change: LoggedChange) -> Iterable[str]:
-        # Changed twice, a user may be as before, and yet not as somebody saw in between.
+        # A user that changed twice may be the same as before, but another instance may have served the state between.
         if any(times_changed[subject] > 1 for subject in change.subjects):
             return names
         entries = chain.from_iterable(stored.get(subject, ()) for subject in change.subjects)
@@ -242,10 +248,10 @@ _ALL_FLAGS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' ORDER BY f.
 
 
 def _all_flags(conn: Connection, known: Mapping[str, Flag]) -> Iterator[Flag]:
-    """Read all flags as they come; of those that are as known, yield the known object."""
+    """Stream all flags; yield the known object of each unchanged flag."""
     with conn.cursor(name="flags", row_factory=kwargs_row(flag_from_row)) as cursor:
         cursor.itersize = _STREAM_FLAGS
-        for flag in _unhurried(cursor.execute(_ALL_FLAGS)):
+        for flag in _throttled(cursor.execute(_ALL_FLAGS)):
             before = known.get(flag.key, flag)
             yield before if before == flag else flag
 
@@ -268,18 +274,18 @@ _ALL_MEMBERS = """
 
 
 def _stream(conn: Connection, query: LiteralString) -> Iterator[UserEntry]:
-    """Read user entries as they come: a million of them are never in memory as rows."""
+    """Stream user entries: a million of them are never in memory as rows."""
     with conn.cursor(name="entries") as cursor:
         cursor.itersize = _STREAM_ROWS
-        for user_id, owner_id, variant in _unhurried(cursor.execute(query)):
+        for user_id, owner_id, variant in _throttled(cursor.execute(query)):
             yield UserEntry(user_id, owner_id, _TAG_OF_VARIANT[variant])
 
 
-def _unhurried(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield rows, and rest for half a millisecond after each millisecond.
+def _throttled(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows, and sleep for half a millisecond after each millisecond.
 
-    The interpreter gives a thread that computes 5 ms at a time: several times as long as an evaluation, which would
-    wait for it more than once.
+    The interpreter lets a computing thread run for 5 ms: several times as long as an evaluation, which would wait for
+    it more than once.
     """
     began = time.perf_counter()
     for row in rows:
@@ -307,7 +313,7 @@ MEMBERS_OF_PAIRS = """
 
 
 def _entries(conn: Connection, query: LiteralString, pairs: set[tuple[str, UUID]]) -> list[UserEntry]:
-    """Read how users stand with flags (or segments) now; a NULL variant: they have no entry any more."""
+    """Read the current entries of users in flags (or segments); a NULL variant means no entry."""
     if not pairs:
         return []
     keys, subjects = zip(*pairs, strict=True)
@@ -315,7 +321,7 @@ def _entries(conn: Connection, query: LiteralString, pairs: set[tuple[str, UUID]
     return [UserEntry(user_id, owner_id, _TAG_OF_VARIANT.get(variant)) for user_id, owner_id, variant in rows]
 
 
-# A stored null counts as missing, and is left out.
+# A stored null counts as missing.
 _ALL_ATTRIBUTES = """
     SELECT s.user_id, a.key, a.value::text
     FROM users u JOIN subjects s USING (subject_id) CROSS JOIN LATERAL jsonb_each(u.attributes) AS a
@@ -324,12 +330,12 @@ _ALL_ATTRIBUTES = """
 
 
 def _attributes(conn: Connection, names: frozenset[str]) -> AttributeIndex:
-    """Read what all users have of these attributes, as it comes."""
+    """Stream the values of these attributes, for all users."""
     if not names:
         return AttributeIndex()
     with conn.cursor(name="attributes") as cursor:
         cursor.itersize = _STREAM_ROWS
-        rows = _unhurried(cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)}))
+        rows = _throttled(cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)}))
         return AttributeIndex.build(names, (AttributeEntry(*row) for row in rows))
 
 
@@ -343,7 +349,7 @@ ATTRIBUTES_OF_SUBJECTS = """
 def _attributes_of(
     conn: Connection, names: frozenset[str], log: Iterable[LoggedChange]
 ) -> Mapping[UUID, Sequence[AttributeEntry]]:
-    """Read what the users in the log have of these attributes now, or have no more; by subject."""
+    """Read the current values of these attributes for the users in the log, by subject."""
     subjects = {subject for change in log if _is_of_user(change) for subject in change.subjects}
     stored: defaultdict[UUID, list[AttributeEntry]] = defaultdict(list)
     if names and subjects:

@@ -45,7 +45,7 @@ class RevisionListener:
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
         """LISTEN for the length of a block; its function waits so many seconds for announced revisions.
 
-        Announcements made while nobody listens are lost: read the head once after entering.
+        Announcements outside the block are lost: read the head once after entering.
 
         Raises:
             Unavailable: the connection cannot be made, is lost, or delivers no heartbeat. Each wait begins with a
@@ -77,9 +77,9 @@ class RevisionListener:
         if not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "announcements_swallowed",
+                "announcements_not_delivered",
                 remedy="DATABASE_URL leads to a pooler in transaction mode, which drops LISTEN: let it lead to"
-                " PostgreSQL itself or to a pooler in session mode. Until then changes of others are found by poll",
+                " PostgreSQL itself or to a pooler in session mode. Until then this instance polls for changes",
             )
 
 
