@@ -24,8 +24,8 @@ class SealedColumn:
     replace: LiteralString
 
 
-# Sealed bytes start with the name of their key, which shows whether they need an older key. `row` is the primary key of a
-# row; the query of the next batch continues after it.
+# Sealed bytes start with the name of their key, which shows whether they need an older key. `row` is the primary key of
+# a row; the query of the next batch continues after it.
 _CLIENT_SECRETS = SealedColumn(
     name="client secrets",
     count="""

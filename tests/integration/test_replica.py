@@ -25,7 +25,7 @@ from tests.support.servers import KEYS, settings_for_tests
 from tests.support.waiting import eventually
 
 HUNG_AFTER_S = 0.75
-MARGIN_S = 2.0
+MARGIN_S = 4.0
 
 
 class CountedStore(SnapshotStore):

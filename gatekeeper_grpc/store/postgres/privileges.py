@@ -60,7 +60,7 @@ def grants(role: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Of the session's role and of the current role, because a session can always reset its role. A superuser has all powers,
+# Of the session and of the current role, because a session can always reset its role. A superuser has all powers,
 # so the others are not listed for it.
 _REWRITING_POWERS: LiteralString = """
     WITH me AS (
