@@ -16,7 +16,7 @@ TOKENS = PageTokens([NEW])
 
 
 def read(request: ListFlagsRequest, cursor: str) -> list[str]:
-    """Read like a store: the next keys after the cursor, at most `limit`."""
+    """Read like a store: the next keys after the cursor, as many as `read_limit` says."""
     return [key for key in KEYS if key > cursor][: read_limit(request)]
 
 
