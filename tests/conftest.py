@@ -28,6 +28,12 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", 
 _numbers = count()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what `-n auto` means: three processes for two cores, because many tests wait more than they compute."""
+    cores = len(os.sched_getaffinity(0))
+    return cores + (cores + 1) // 2
+
+
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
     """Remove the developer's own settings, so that no test depends on them."""
