@@ -27,11 +27,11 @@ _REPLICA_CONNECTIONS = 2
 
 
 class SnapshotSources:
-    """Feeds a cache from the database, with all that the settings add: a read replica, Redis, files.
+    """Fills a cache from the database, and from what the settings add: a read replica, Redis, a file.
 
     Args:
         settings: What the operator decided.
-        cache: What is fed.
+        cache: The cache to fill.
         database: The primary.
         mutations: Begins a new epoch when the database has lost what was served.
         bus: Redis, when there is one.
@@ -72,7 +72,7 @@ class SnapshotSources:
         ]
 
     def start(self) -> None:
-        """Begin to load snapshots, from a database that is open."""
+        """Start to load snapshots. The database must be open."""
         if self._replica:
             self._replica.open()
         if self._bus:
@@ -85,7 +85,7 @@ class SnapshotSources:
             writer.start(scheduler)
 
     def close(self) -> None:
-        """Load no more, keep what was served last, and close all connections but the primary's."""
+        """Stop loading, store the last snapshot, and close all connections except the primary's."""
         self.refresher.close()
         if self._replica:
             self._replica.close()
@@ -96,10 +96,14 @@ class SnapshotSources:
 
 
 def redis_bus(settings: Settings, keys: Keys) -> "RedisBus | None":
-    """Return what there is of Redis, unconnected; None when there is no REDIS_URL. `SettingsError` for a bad one."""
+    """Make the Redis bus, unconnected; None without REDIS_URL.
+
+    Raises:
+        SettingsError: REDIS_URL is wrong.
+    """
     if settings.redis_url is None:
         return None
-    # Here, because redis takes a fifth of a second to import, and a start without it none.
+    # Here, because importing redis takes 0.2 s, which a start without it need not spend.
     from gatekeeper_grpc.redis_bus.bus import RedisBus  # noqa: PLC0415
 
     try:
@@ -109,7 +113,7 @@ def redis_bus(settings: Settings, keys: Keys) -> "RedisBus | None":
 
 
 def _replica(settings: Settings) -> Database | None:
-    """Return the read replica, when there is one."""
+    """Make the pool of the read replica, if one is configured."""
     if settings.read_database_url is None:
         return None
     return Database(
