@@ -65,9 +65,9 @@ NO_UTF_8 = {
 
 
 @pytest.mark.parametrize("text", NO_UTF_8.values(), ids=NO_UTF_8.keys())
-@pytest.mark.parametrize("place", [b"beta", b"why"], ids=["inside another message", "in the request itself"])
-def test_text_that_is_not_utf_8_is_refused(text: bytes, place: bytes) -> None:
-    body = BODY.replace(place, text.ljust(len(place), b"x")[-len(place) :])
+@pytest.mark.parametrize("part", [b"beta", b"why"], ids=["inside another message", "in the request itself"])
+def test_text_that_is_not_utf_8_is_refused(text: bytes, part: bytes) -> None:
+    body = BODY.replace(part, text.ljust(len(part), b"x")[-len(part) :])
 
     with pytest.raises(InvalidArgument, match="not a message of this method's type"):
         parser()(body)
