@@ -140,14 +140,14 @@ def date_at_infinity(victim: Victim) -> Found:
     return AuditFault.ENTRY_ALTERED, seq
 
 
-def edit_and_hash_anew(victim: Victim) -> Found:
+def edit_and_rehash(victim: Victim) -> Found:
     seq = victim.any_seq(last=ENTRIES - 1)
     forged = _hashed(victim.entry(seq)._replace(actor="admin:eve"))
     victim.set(seq, actor=forged.actor, hash=forged.hash)
     return AuditFault.CHAIN_BROKEN, seq + 1
 
 
-def edit_the_last_and_hash_anew(victim: Victim) -> Found:
+def edit_the_last_and_rehash(victim: Victim) -> Found:
     forged = _hashed(victim.entry(ENTRIES)._replace(actor="admin:eve"))
     victim.set(ENTRIES, actor=forged.actor, hash=forged.hash)
     return AuditFault.ANCHOR_MISMATCH, ENTRIES
@@ -265,8 +265,8 @@ _ATTACKS: tuple[Callable[[Victim], Found], ...] = (
     edit,
     edit_by_a_microsecond,
     date_at_infinity,
-    edit_and_hash_anew,
-    edit_the_last_and_hash_anew,
+    edit_and_rehash,
+    edit_the_last_and_rehash,
     rewrite_to_the_end,
     delete,
     delete_and_claim_an_archive,

@@ -119,7 +119,7 @@ def test_writes_resume_after_a_promotion_and_no_evaluation_fails(fault: str) -> 
             assert all(one.create(f"before-{number}") for number in range(5))
             old = pair.primary
             with old.hanging() if fault == "hanging" else killed(old):
-                refused_after_s = time_of(lambda: two.create("meanwhile"))
+                refused_after_s = time_of(lambda: two.create("during"))
                 pair.fail_over()
                 took_s = [one.creates_within("after-one"), two.creates_within("after-two")]
                 revision = max(one.created["after-one"], two.created["after-two"])
@@ -312,7 +312,7 @@ def test_a_hung_server_delays_a_connection_to_another_only_briefly(pair: Pair) -
     assert connected_after_s(pair.standby, pair.primary) < servers_module._CONNECT_TIMEOUT_S
 
 
-def test_twin_without_trying_others_beside_it_nothing_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twin_without_parallel_attempts_no_server_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers_module, "_HEAD_START_S", TIMEOUT_S)
 
     with pytest.raises(Exception, match="did not answer in time"):

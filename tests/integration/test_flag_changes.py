@@ -40,12 +40,12 @@ class Editor:
     """Makes random changes of everything that an answer may depend on; those that are refused change nothing."""
 
     def __init__(self, database: Database, random: Random) -> None:
-        ledger = MutationRunner(database, KEYS.data)
-        self._flags = FlagStore(database, ledger)
-        self._targets = TargetStore(database, ledger)
-        self._segments = SegmentStore(database, ledger)
-        self._members = MemberStore(database, ledger)
-        self._users = UserStore(database, ledger)
+        mutations = MutationRunner(database, KEYS.data)
+        self._flags = FlagStore(database, mutations)
+        self._targets = TargetStore(database, mutations)
+        self._segments = SegmentStore(database, mutations)
+        self._members = MemberStore(database, mutations)
+        self._users = UserStore(database, mutations)
         self._random = random
         self._any = random.choice
 
@@ -56,7 +56,7 @@ class Editor:
         for user in USERS:
             self._users.create(UserProfile(user_id=user, attributes={"plan": "free"}), INTENT)
         for key in FLAGS:
-            self._flags.create(FlagConfig(key=key, enabled=True, segment_targets=self._aims()), INTENT)
+            self._flags.create(FlagConfig(key=key, enabled=True, segment_targets=self._segment_targets()), INTENT)
 
     def edit(self) -> None:
         often: list[Callable[[], object]] = [self._member, self._write_user, self._write_user, self._update_segment]
@@ -66,13 +66,18 @@ class Editor:
             self._any([*often * 4, *seldom * 2, *rarely])()
 
     def _create_flag(self) -> None:
-        self._flags.create(FlagConfig(key=self._any(FLAGS), enabled=True, segment_targets=self._aims()), INTENT)
+        self._flags.create(
+            FlagConfig(key=self._any(FLAGS), enabled=True, segment_targets=self._segment_targets()), INTENT
+        )
 
     def _update_flag(self) -> None:
-        changes: dict[str, Any] = {"segment_targets": self._aims(), "rollout_percentage": self._any([0, 0, 50])}
+        changes: dict[str, Any] = {
+            "segment_targets": self._segment_targets(),
+            "rollout_percentage": self._any([0, 0, 50]),
+        }
         self._flags.update(FlagUpdate(key=self._any(FLAGS), changes=changes), INTENT)
 
-    def _aims(self) -> tuple[SegmentTarget, ...]:
+    def _segment_targets(self) -> tuple[SegmentTarget, ...]:
         keys = self._random.sample(SEGMENTS, self._any([1, 1, 2]))
         return tuple(SegmentTarget(segment_key=key, variant=ON) for key in keys)
 
@@ -119,7 +124,7 @@ def answers(snapshot: Snapshot) -> dict[str, list[bool]]:
 
 
 def check(told: dict[str, ChangeType], before: dict[str, list[bool]], now: dict[str, list[bool]]) -> None:
-    """Whoever knew the answers before, and forgets those of the flags told, has no wrong answer left."""
+    """A client that knew the results before, and drops those of the reported flags, has no wrong result left."""
     assert {key: value for key, value in before.items() if key not in told} == {
         key: value for key, value in now.items() if key not in told
     }
@@ -128,7 +133,7 @@ def check(told: dict[str, ChangeType], before: dict[str, list[bool]], now: dict[
 
 
 def check_all(history: ChangeHistory, answered: dict[int, dict[str, list[bool]]]) -> None:
-    """Check for whoever comes back from one of the last revisions that were answered at."""
+    """Check a client that resumes from one of the last revisions that were evaluated."""
     now = history.position.revision
     for revision in sorted(revision for revision in answered if revision <= now)[-8:]:
         told = history.since(history.at(revision)).changes
@@ -163,8 +168,10 @@ def test_attributes_that_no_segment_names_change_no_flag(database: Database) -> 
     segments, store = SegmentStore(database, MutationRunner(database, KEYS.data)), SnapshotStore(database)
     condition = Condition(attribute="plan", operator=Operator.EQUALS, values=("gold",))
     segments.create(SegmentConfig(key="s1", conditions=(condition,)), INTENT)
-    aim = (SegmentTarget(segment_key="s1", variant=ON),)
-    FlagStore(database, MutationRunner(database, KEYS.data)).create(FlagConfig(key="f1", segment_targets=aim), INTENT)
+    set_segment_targets = (SegmentTarget(segment_key="s1", variant=ON),)
+    FlagStore(database, MutationRunner(database, KEYS.data)).create(
+        FlagConfig(key="f1", segment_targets=set_segment_targets), INTENT
+    )
     before = store.load()
     users.create(UserProfile(user_id="alice", attributes={"mood": "good"}), INTENT)
     unconcerned = store.load_since(before)

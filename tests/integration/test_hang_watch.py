@@ -222,10 +222,10 @@ def test_twin_while_a_transaction_is_open_it_asks_more_often(watched: Database) 
 def test_a_transaction_makes_a_resting_watch_ask_at_once(watched: Database) -> None:
     assert eventually(lambda: not watched._watch._awake.is_set())
     with ThreadPoolExecutor(1) as watchers:
-        asking = watchers.submit(questions_asked, 0.6)
+        questions = watchers.submit(questions_asked, 0.6)
         began_at = time.monotonic()
         with watched.read():
-            asked_at = asking.result(TIMEOUT_S)
+            asked_at = questions.result(TIMEOUT_S)
 
     assert asked_at
     assert asked_at[0] - began_at < 0.5

@@ -17,7 +17,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 
 pytestmark = pytest.mark.promise("D3", "D7")
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 HASH = "hash of ada's password"
 PEER = "ipv4:127.0.0.1:1"
 ADA = Caller(admin_id=1, username="ada", role=Role.EDITOR, token_epoch=1)
@@ -64,15 +64,15 @@ class Access:
 
 
 @pytest.fixture
-def door(database: Database) -> Access:
+def logins(database: Database) -> Access:
     """A database with one admin user: ada, an editor."""
-    door = Access(database)
-    door.run(
+    logins = Access(database)
+    logins.run(
         "INSERT INTO admin_user (username, password_hash, role, create_time, update_time)"
         " VALUES ('ada', %(hash)s, 'editor', now(), now())",
         hash=HASH,
     )
-    return door
+    return logins
 
 
 def at_once(count: int, act: Callable[[int], object]) -> list[object]:
@@ -80,7 +80,7 @@ def at_once(count: int, act: Callable[[int], object]) -> list[object]:
     barrier = Barrier(count)
 
     def run(number: int) -> object:
-        barrier.wait(PATIENCE_S)
+        barrier.wait(TIMEOUT_S)
         try:
             return act(number)
         except Unauthenticated as refusal:
@@ -93,17 +93,17 @@ def at_once(count: int, act: Callable[[int], object]) -> list[object]:
 # --- who may log in ---------------------------------------------------------------------------------------------------
 
 
-def test_hash_is_found_by_exact_name_of_an_enabled_admin_only(door: Access) -> None:
-    assert door.store.password_hash("ada") == HASH
-    assert [door.store.password_hash(name) for name in ("Ada", "ada ", "", "ada\0", "a" * 100_000)] == [None] * 5
+def test_hash_is_found_by_exact_name_of_an_enabled_admin_only(logins: Access) -> None:
+    assert logins.store.password_hash("ada") == HASH
+    assert [logins.store.password_hash(name) for name in ("Ada", "ada ", "", "ada\0", "a" * 100_000)] == [None] * 5
 
-    door.run("UPDATE admin_user SET enabled = false")
-    assert door.store.password_hash("ada") is None
+    logins.run("UPDATE admin_user SET enabled = false")
+    assert logins.store.password_hash("ada") is None
 
 
-def test_login_returns_who_it_is_and_is_recorded(door: Access) -> None:
-    assert door.log_in("token") == ADA
-    assert door.events() == [("login_succeeded", "ada", PEER)]
+def test_login_returns_who_it_is_and_is_recorded(logins: Access) -> None:
+    assert logins.log_in("token") == ADA
+    assert logins.events() == [("login_succeeded", "ada", PEER)]
 
 
 @pytest.mark.parametrize(
@@ -114,189 +114,191 @@ def test_login_returns_who_it_is_and_is_recorded(door: Access) -> None:
         "DELETE FROM admin_user",
     ],
 )
-def test_login_is_refused_if_the_admin_changed_during_the_password_check(door: Access, change: LiteralString) -> None:
-    door.run(change)
+def test_login_is_refused_if_the_admin_changed_during_the_password_check(logins: Access, change: LiteralString) -> None:
+    logins.run(change)
 
     with pytest.raises(Unauthenticated, match=r"^these credentials are not valid$"):
-        door.log_in("token")
-    assert (door.count_tokens(), door.events()) == (0, [])
+        logins.log_in("token")
+    assert (logins.count_tokens(), logins.events()) == (0, [])
 
 
 # --- refreshing -------------------------------------------------------------------------------------------------------
 
 
-def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(door: Access) -> None:
-    door.log_in("first")
-    door.run("UPDATE admin_user SET role = 'viewer', token_epoch = 2")
+def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(logins: Access) -> None:
+    logins.log_in("first")
+    logins.run("UPDATE admin_user SET role = 'viewer', token_epoch = 2")
 
-    caller = door.redeem("first", "second")
+    caller = logins.redeem("first", "second")
 
     assert caller == Caller(admin_id=1, username="ada", role=Role.VIEWER, token_epoch=2)
-    assert door.redeem("second", "third") == caller
+    assert logins.redeem("second", "third") == caller
 
 
-def test_reuse_of_a_spent_token_kills_only_its_family_and_is_recorded(door: Access) -> None:
-    door.log_in("first")
-    door.log_in("other")
-    door.redeem("first", "second")
-    door.redeem("second", "third")
+def test_reuse_of_a_spent_token_kills_only_its_family_and_is_recorded(logins: Access) -> None:
+    logins.log_in("first")
+    logins.log_in("other")
+    logins.redeem("first", "second")
+    logins.redeem("second", "third")
 
-    assert door.refuses("first")
-    assert door.refuses("first")
-    assert door.refuses("third")
-    assert door.redeem("other", "other's successor") == ADA
-    assert door.events()[2:] == [("refresh_reused", "ada", PEER)]
+    assert logins.refuses("first")
+    assert logins.refuses("first")
+    assert logins.refuses("third")
+    assert logins.redeem("other", "other's successor") == ADA
+    assert logins.events()[2:] == [("refresh_reused", "ada", PEER)]
 
 
-def test_of_32_racing_redeemers_one_wins_and_the_family_dies(door: Access) -> None:
-    door.log_in("first")
+def test_of_32_racing_redeemers_one_wins_and_the_family_dies(logins: Access) -> None:
+    logins.log_in("first")
 
-    outcomes = at_once(32, lambda number: (door.redeem("first", f"second {number}"), number))
+    outcomes = at_once(32, lambda number: (logins.redeem("first", f"second {number}"), number))
 
     winners = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
     assert len(winners) == 1
-    assert door.refuses(f"second {winners[0][1]}")
-    assert door.count_tokens() == 0
-    assert door.events() == [("login_succeeded", "ada", PEER), ("refresh_reused", "ada", PEER)]
+    assert logins.refuses(f"second {winners[0][1]}")
+    assert logins.count_tokens() == 0
+    assert logins.events() == [("login_succeeded", "ada", PEER), ("refresh_reused", "ada", PEER)]
 
 
 def test_without_the_check_for_spent_tokens_every_racer_would_win(
-    door: Access, monkeypatch: pytest.MonkeyPatch
+    logins: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_EXCHANGE", module._EXCHANGE.replace("AND spent_time IS NULL", ""))
-    door.log_in("first")
+    logins.log_in("first")
 
-    outcomes = at_once(32, lambda number: door.redeem("first", f"second {number}"))
+    outcomes = at_once(32, lambda number: logins.redeem("first", f"second {number}"))
 
     assert outcomes == [ADA] * 32
 
 
-def test_refused_tokens_leave_no_trace(door: Access) -> None:
-    door.log_in("expired")
-    door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
+def test_refused_tokens_leave_no_trace(logins: Access) -> None:
+    logins.log_in("expired")
+    logins.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
 
-    assert door.refuses("expired")
-    assert door.refuses("unknown")
-    assert door.refuses("")
-    assert door.refuses("\0" * 1_000)
-    assert (door.count_tokens(), len(door.events())) == (1, 1)
-
-
-def test_disabled_admin_cannot_refresh(door: Access) -> None:
-    door.log_in("first")
-    door.run("UPDATE admin_user SET enabled = false")
-
-    assert door.refuses("first")
-    assert door.count_tokens() == 1
+    assert logins.refuses("expired")
+    assert logins.refuses("unknown")
+    assert logins.refuses("")
+    assert logins.refuses("\0" * 1_000)
+    assert (logins.count_tokens(), len(logins.events())) == (1, 1)
 
 
-def test_deleted_admin_leaves_no_tokens(door: Access) -> None:
-    door.log_in("first")
-    door.run("DELETE FROM admin_user")
+def test_disabled_admin_cannot_refresh(logins: Access) -> None:
+    logins.log_in("first")
+    logins.run("UPDATE admin_user SET enabled = false")
 
-    assert door.refuses("first")
-    assert door.count_tokens() == 0
+    assert logins.refuses("first")
+    assert logins.count_tokens() == 1
+
+
+def test_deleted_admin_leaves_no_tokens(logins: Access) -> None:
+    logins.log_in("first")
+    logins.run("DELETE FROM admin_user")
+
+    assert logins.refuses("first")
+    assert logins.count_tokens() == 0
 
 
 # --- logging out ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("token", ["first", "second"], ids=["spent", "latest"])
-def test_logout_with_any_token_ends_that_login_alone(door: Access, token: str) -> None:
-    door.log_in("first")
-    door.redeem("first", "second")
-    door.log_in("other")
+def test_logout_with_any_token_ends_that_login_alone(logins: Access, token: str) -> None:
+    logins.log_in("first")
+    logins.redeem("first", "second")
+    logins.log_in("other")
 
-    door.store.revoke(token, peer=PEER)
+    logins.store.revoke(token, peer=PEER)
 
-    assert door.refuses("second")
-    assert door.redeem("other", "other's successor") == ADA
-    assert door.events()[2:] == [("logged_out", "ada", PEER)]
-
-
-def test_logout_of_an_unknown_token_does_nothing(door: Access) -> None:
-    door.log_in("first")
-
-    door.store.revoke("unknown", peer=PEER)
-    door.store.revoke("", peer=PEER)
-
-    assert (door.count_tokens(), len(door.events())) == (1, 1)
+    assert logins.refuses("second")
+    assert logins.redeem("other", "other's successor") == ADA
+    assert logins.events()[2:] == [("logged_out", "ada", PEER)]
 
 
-def wait_until_blocked(door: Access, call: Future[None]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+def test_logout_of_an_unknown_token_does_nothing(logins: Access) -> None:
+    logins.log_in("first")
+
+    logins.store.revoke("unknown", peer=PEER)
+    logins.store.revoke("", peer=PEER)
+
+    assert (logins.count_tokens(), len(logins.events())) == (1, 1)
+
+
+def wait_until_blocked(logins: Access, call: Future[None]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
     waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    while not door.rows(waiting):
+    while not logins.rows(waiting):
         assert not call.done()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def revoke_while_redeeming(door: Access, revoke: Callable[[], None]) -> None:
+def revoke_while_redeeming(logins: Access, revoke: Callable[[], None]) -> None:
     """Revoke while an exchange has inserted the successor and not yet committed."""
     token = {"token_hash": module._sha256("first")}
     exchange = {**token, "successor_hash": module._sha256("second"), "expire_time": in_a_month()}
     with ThreadPoolExecutor(1) as pool:
-        with door.database.write() as conn:
+        with logins.database.write() as conn:
             module._lock_owner(conn, module._OWNER_OF_FAMILY, token)
             assert conn.execute(module._EXCHANGE, exchange).rowcount == 1
             call = pool.submit(revoke)
-            wait_until_blocked(door, call)
-        call.result(PATIENCE_S)
+            wait_until_blocked(logins, call)
+        call.result(TIMEOUT_S)
 
 
-def test_logout_waits_for_a_racing_refresh_and_revokes_its_successor(door: Access) -> None:
-    door.log_in("first")
+def test_logout_waits_for_a_racing_refresh_and_revokes_its_successor(logins: Access) -> None:
+    logins.log_in("first")
 
-    revoke_while_redeeming(door, lambda: door.store.revoke("first"))
+    revoke_while_redeeming(logins, lambda: logins.store.revoke("first"))
 
-    assert door.count_tokens() == 0
+    assert logins.count_tokens() == 0
 
 
-def test_without_the_owner_lock_the_successor_would_survive(door: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_owner_lock_the_successor_would_survive(logins: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_OWNER_OF_FAMILY", module._OWNER_OF_FAMILY.replace("FOR NO KEY UPDATE", ""))
-    door.log_in("first")
+    logins.log_in("first")
 
-    revoke_while_redeeming(door, lambda: door.store.revoke("first"))
+    revoke_while_redeeming(logins, lambda: logins.store.revoke("first"))
 
-    assert door.count_tokens() == 1
+    assert logins.count_tokens() == 1
 
 
-def test_change_of_password_revokes_every_login_a_racing_refresh_included(door: Access) -> None:
-    door.log_in("first")
-    door.log_in("other")
+def test_change_of_password_revokes_every_login_a_racing_refresh_included(logins: Access) -> None:
+    logins.log_in("first")
+    logins.log_in("other")
 
     def change_password() -> None:
-        with door.database.write() as conn:
+        with logins.database.write() as conn:
             conn.execute("UPDATE admin_user SET password_hash = 'another', token_epoch = token_epoch + 1")
             revoke_logins(conn, ADA.admin_id)
 
-    revoke_while_redeeming(door, change_password)
+    revoke_while_redeeming(logins, change_password)
 
-    assert door.count_tokens() == 0
+    assert logins.count_tokens() == 0
 
 
 # --- the first admin --------------------------------------------------------------------------------------------------
 
 
 def test_of_16_starters_with_different_names_one_creates_the_first_admin(database: Database) -> None:
-    door = Access(database)
-    assert not door.store.has_admin()
+    logins = Access(database)
+    assert not logins.store.has_admin()
 
-    outcomes = at_once(16, lambda number: door.store.ensure_first_admin(f"admin{number}", HASH))
+    outcomes = at_once(16, lambda number: logins.store.ensure_first_admin(f"admin{number}", HASH))
 
     assert sorted(map(bool, outcomes)) == [False] * 15 + [True]
     first = f"admin{outcomes.index(True)}"
-    assert door.rows("SELECT username, password_hash, role, enabled FROM admin_user") == [(first, HASH, "admin", True)]
-    assert door.events() == [("first_admin_created", first, "")]
-    assert door.store.has_admin()
+    assert logins.rows("SELECT username, password_hash, role, enabled FROM admin_user") == [
+        (first, HASH, "admin", True)
+    ]
+    assert logins.events() == [("first_admin_created", first, "")]
+    assert logins.store.has_admin()
 
 
-def test_first_admin_is_not_created_beside_a_disabled_one(door: Access) -> None:
-    door.run("UPDATE admin_user SET enabled = false")
+def test_first_admin_is_not_created_next_to_a_disabled_one(logins: Access) -> None:
+    logins.run("UPDATE admin_user SET enabled = false")
 
-    assert not door.store.ensure_first_admin("admin", HASH)
-    assert door.rows("SELECT username FROM admin_user") == [("ada",)]
+    assert not logins.store.ensure_first_admin("admin", HASH)
+    assert logins.rows("SELECT username FROM admin_user") == [("ada",)]
 
 
 @pytest.mark.parametrize("username", ["", "a" * 129, "a\0"])
@@ -308,54 +310,54 @@ def test_first_admin_has_a_name_that_tokens_accept(database: Database, username:
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def test_name_as_typed_is_cut_and_stripped_of_nul(door: Access) -> None:
-    door.store.record_failure("\0" + "é" * 1_000_000, peer="p" * 1_000)
+def test_name_as_typed_is_cut_and_stripped_of_nul(logins: Access) -> None:
+    logins.store.record_failure("\0" + "é" * 1_000_000, peer="p" * 1_000)
 
-    assert door.events() == [("login_failed", "é" * 128, "p" * 128)]
+    assert logins.events() == [("login_failed", "é" * 128, "p" * 128)]
 
 
-def test_prune_bounds_events_by_age_and_count(door: Access) -> None:
+def test_prune_bounds_events_by_age_and_count(logins: Access) -> None:
     for number in range(5):
-        door.store.record_failure(f"n{number}")
-    door.run("UPDATE auth_events SET create_time = create_time - interval '2 days' WHERE username = 'n4'")
+        logins.store.record_failure(f"n{number}")
+    logins.run("UPDATE auth_events SET create_time = create_time - interval '2 days' WHERE username = 'n4'")
 
-    assert door.store.prune(event_age=timedelta(days=1), max_events=5) == Pruned(events=1, refresh_tokens=0)
-    assert door.store.prune(event_age=timedelta(days=1), max_events=3) == Pruned(events=1, refresh_tokens=0)
-    assert [username for _, username, _ in door.events()] == ["n1", "n2", "n3"]
-    assert door.store.prune() == Pruned(events=0, refresh_tokens=0)
-
-
-def test_prune_deletes_expired_tokens_and_keeps_reusable_spent_ones(door: Access) -> None:
-    door.log_in("old")
-    door.redeem("old", "old too")
-    door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
-    door.log_in("first")
-    door.redeem("first", "second")
-
-    assert door.store.prune() == Pruned(events=0, refresh_tokens=2)
-    assert door.refuses("first")
-    assert door.refuses("second")
+    assert logins.store.prune(event_age=timedelta(days=1), max_events=5) == Pruned(events=1, refresh_tokens=0)
+    assert logins.store.prune(event_age=timedelta(days=1), max_events=3) == Pruned(events=1, refresh_tokens=0)
+    assert [username for _, username, _ in logins.events()] == ["n1", "n2", "n3"]
+    assert logins.store.prune() == Pruned(events=0, refresh_tokens=0)
 
 
-def test_prune_waits_for_nobody(door: Access) -> None:
-    door.log_in("locked")
-    door.log_in("free")
-    door.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
+def test_prune_deletes_expired_tokens_and_keeps_reusable_spent_ones(logins: Access) -> None:
+    logins.log_in("old")
+    logins.redeem("old", "old too")
+    logins.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
+    logins.log_in("first")
+    logins.redeem("first", "second")
 
-    with door.database.write() as conn:
+    assert logins.store.prune() == Pruned(events=0, refresh_tokens=2)
+    assert logins.refuses("first")
+    assert logins.refuses("second")
+
+
+def test_prune_waits_for_nobody(logins: Access) -> None:
+    logins.log_in("locked")
+    logins.log_in("free")
+    logins.run("UPDATE refresh_tokens SET expire_time = clock_timestamp()")
+
+    with logins.database.write() as conn:
         locked = {"hash": module._sha256("locked")}
         conn.execute("SELECT FROM refresh_tokens WHERE token_hash = %(hash)s FOR UPDATE", locked)
-        assert door.store.prune() == Pruned(events=0, refresh_tokens=1)
+        assert logins.store.prune() == Pruned(events=0, refresh_tokens=1)
 
 
-def test_no_table_holds_a_refresh_token(door: Access) -> None:
+def test_no_table_holds_a_refresh_token(logins: Access) -> None:
     canaries = [f"canary-{number}" for number in range(3)]
-    door.log_in(canaries[0])
-    door.redeem(canaries[0], canaries[1])
-    door.redeem(canaries[1], canaries[2])
-    door.store.revoke("canary-unknown")
+    logins.log_in(canaries[0])
+    logins.redeem(canaries[0], canaries[1])
+    logins.redeem(canaries[1], canaries[2])
+    logins.store.revoke("canary-unknown")
 
-    stored = str(door.rows("SELECT t::text FROM refresh_tokens t UNION ALL SELECT e::text FROM auth_events e"))
+    stored = str(logins.rows("SELECT t::text FROM refresh_tokens t UNION ALL SELECT e::text FROM auth_events e"))
 
     assert stored.count("\\\\x") == 3  # Three hashes, as PostgreSQL writes bytes.
     assert "canary" not in stored

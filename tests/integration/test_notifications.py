@@ -1,4 +1,4 @@
-"""Announcements: each commit says its revision to whoever listens, and a listener notices that it has gone deaf."""
+"""Announcements: each commit sends its revision to all listeners; a listener notices when none is delivered."""
 
 import resource
 import time
@@ -175,7 +175,7 @@ def test_a_connection_that_has_gone_deaf_is_given_up(wait: Callable[[float], lis
     assert gives_up(wait)
 
 
-def test_twin_without_a_beat_it_looks_quiet(
+def test_twin_without_a_heartbeat_the_connection_seems_quiet(
     wait: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications._Subscription, "_send_heartbeat", lambda _subscription: None)

@@ -251,7 +251,7 @@ def test_of_many_who_report_another_history_one_begins_an_epoch(database: Databa
     ("head", "known", "expected"),
     [
         pytest.param(5, 5, (False, 5), id="nothing is lost"),
-        pytest.param(6, 5, (False, 6), id="others wrote meanwhile"),
+        pytest.param(6, 5, (False, 6), id="others wrote in between"),
         pytest.param(5, 6, (True, EPOCH), id="one is lost"),
         pytest.param(EPOCH + 5, EPOCH + 6, (True, 2 * EPOCH), id="in a later epoch"),
         pytest.param(5, 2 * EPOCH, (True, 3 * EPOCH), id="epochs are lost"),

@@ -79,7 +79,7 @@ def test_a_write_that_conflicts_is_repeated_and_its_first_try_undone(failure: st
     assert (writer.read(), writer.reads) == (1, 4)
 
 
-def test_a_write_that_meets_others_again_and_again_gives_up(database: Database) -> None:
+def test_a_write_that_conflicts_again_and_again_gives_up(database: Database) -> None:
     writer = Writer(database, *[DEADLOCK] * 10)
     with pytest.raises(WriteConflict):
         retry_conflicts(writer.write)()
@@ -100,8 +100,8 @@ _HOLDERS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
 
 def mutation_that_deadlocks_with(other: Connection, database: Database) -> Written[None]:
     """A mutation holds the head and wants a row that another transaction holds, which then wants the head."""
-    ledger = MutationRunner(database, KEYS.data)
-    flags = FlagStore(database, ledger)
+    mutations = MutationRunner(database, KEYS.data)
+    flags = FlagStore(database, mutations)
     flags.create(FlagConfig(key="contended"), Intent(caller=None, action="CreateFlag"))
     other.execute("SET deadlock_timeout = '30s'")  # It is the mutation that PostgreSQL finds first, and undoes.
     other.execute("BEGIN")
@@ -112,7 +112,7 @@ def mutation_that_deadlocks_with(other: Connection, database: Database) -> Writt
         return flags_effect()
 
     with ThreadPoolExecutor(1) as caller:
-        mutating = caller.submit(ledger.mutate, Intent(caller=None, action="Test"), act, codec=NOTHING)
+        mutating = caller.submit(mutations.mutate, Intent(caller=None, action="Test"), act, codec=NOTHING)
         assert eventually(lambda: other.execute(_HOLDERS).fetchone() == (1,))
         other.execute("SELECT FROM revision_head FOR UPDATE")
         other.execute("COMMIT")

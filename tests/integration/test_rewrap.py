@@ -130,7 +130,7 @@ def _failing_at(number: int, wrap: Callable[[bytes], bytes]) -> Callable[[bytes]
     return failing
 
 
-def test_row_that_somebody_changed_meanwhile_is_left_as_they_wrote_it(
+def test_a_row_that_changed_in_between_is_left_as_it_is(
     database: Database, created: list[tuple[UUID, Written[CreatedClientKey]]]
 ) -> None:
     keys = ring(ROTATED)

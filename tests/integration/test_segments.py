@@ -50,7 +50,16 @@ class Editor:
 
     def edit(self) -> None:
         """Make one change."""
-        acts = (self._create, self._update, self._delete, self._add, self._add, self._remove, self._aim, self._unflag)
+        acts = (
+            self._create,
+            self._update,
+            self._delete,
+            self._add,
+            self._add,
+            self._remove,
+            self._set_segment_targets,
+            self._unflag,
+        )
         with suppress(NotFound, AlreadyExists, FailedPrecondition):
             self._random.choice(acts)()
 
@@ -69,7 +78,7 @@ class Editor:
     def _remove(self) -> None:
         self._members.remove(MemberEdit(segment_key=self._segment(), user_ids=self._users()), _intent())
 
-    def _aim(self) -> None:
+    def _set_segment_targets(self) -> None:
         key = self._random.choice(FLAGS)
         keys = self._random.sample(SEGMENTS, self._random.randint(0, 2))
         targets = tuple(SegmentTarget(segment_key=key, variant=self._random.choice((ON, OFF))) for key in keys)

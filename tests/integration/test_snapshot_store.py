@@ -317,7 +317,7 @@ _INSERT_SEGMENT = """
     VALUES (%s, %s, %s, now(), now(), 1)
 """
 
-_AIM = """
+_SET_SEGMENT_TARGETS = """
     INSERT INTO flag_segments (flag_id, position, segment_id, variant)
     SELECT flag_id, %s, segment_id, %s FROM feature_flags f, segments s WHERE f.key = %s AND s.key = %s
 """
@@ -338,8 +338,8 @@ def segmented(house: House) -> House:
     house.create("a")
     for key, match, conditions in (("banned", "ANY", []), ("paying", "ALL", [PRO, ADULT, NOT_ROBOT])):
         house.execute(_INSERT_SEGMENT, key, match, Jsonb([*map(condition_document, conditions)]))
-    house.execute(_AIM, 1, ON, "a", "paying")
-    house.execute(_AIM, 0, OFF, "a", "banned")
+    house.execute(_SET_SEGMENT_TARGETS, 1, ON, "a", "paying")
+    house.execute(_SET_SEGMENT_TARGETS, 0, OFF, "a", "banned")
     house.execute(_JOIN, "mallory", "banned")
     return house
 
