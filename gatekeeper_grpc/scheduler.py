@@ -1,9 +1,10 @@
 """Background work: a scheduler for repeated tasks, and a thread of its own for a task that must never wait."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
-from queue import SimpleQueue
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,38 +17,32 @@ _WENT_WELL_S = 5.0
 _OVERDUE_AFTER_S = 30.0
 # Tasks that are due so close to each other run in one wake-up of the scheduler.
 _TOGETHER_S = 0.05
-_WORKERS = 3
 
 
-class _Attempts:
-    """Runs a task. Logs a failure once, until the failure changes, and the first success after it."""
+def _logs_failures(
+    name: str, run: Callable[[], object], *, clock: Callable[[], float] = time.monotonic
+) -> Callable[[], None]:
+    """Wrap a task so that it never raises. It logs a failure once, until that changes, and the first success after."""
+    failure: tuple[str, str] | None = None
 
-    def __init__(self, name: str, run: Callable[[], object], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._name = name
-        self._run = run
-        self._clock = clock
-        # How the last run failed, if it did.
-        self._failure: tuple[str, str] | None = None
-
-    def run_once(self) -> None:
-        began_at = self._clock()
+    def run_once() -> None:
+        nonlocal failure
+        before, began_at = failure, clock()
         try:
-            self._run()
+            run()
         except GatekeeperError as exc:
             failure = (exc.reason, str(exc))
             # A run that lasted, as listening does, succeeded before it failed.
-            if failure != self._failure or self._clock() - began_at > _WENT_WELL_S:
-                _log.warning("task_failed", task=self._name, reason=exc.reason, error=str(exc))
-            self._failure = failure
+            if failure != before or clock() - began_at > _WENT_WELL_S:
+                _log.warning("task_failed", task=name, reason=exc.reason, error=str(exc))
         except Exception:  # noqa: BLE001 - the next run may succeed; a dead thread would fail silently
-            _log.exception("task_failed", task=self._name)
+            _log.exception("task_failed", task=name)
         else:
-            self._succeeded()
+            failure = None
+            if before is not None:
+                _log.info("task_recovered", task=name)
 
-    def _succeeded(self) -> None:
-        if self._failure is not None:
-            self._failure = None
-            _log.info("task_recovered", task=self._name)
+    return run_once
 
 
 class RepeatingThread:
@@ -71,7 +66,7 @@ class RepeatingThread:
         interval_s: float,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        self._attempts = _Attempts(name, task)
+        self._run_once = _logs_failures(name, task)
         self._interval_s = interval_s
         self._stopping = threading.Event()
         self._wait = wait or self._stopping.wait
@@ -99,7 +94,7 @@ class RepeatingThread:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._attempts.run_once()
+            self._run_once()
             self._wait(self._interval_s)
 
 
@@ -112,7 +107,7 @@ class OnDemandThread:
 
     def __init__(self, name: str, task: Callable[[], object]) -> None:
         self._name = name
-        self._attempts = _Attempts(name, task)
+        self._run_once = _logs_failures(name, task)
         self._lock = threading.Lock()  # guards all below
         self._is_requested = False
         self._is_closed = False
@@ -137,7 +132,7 @@ class OnDemandThread:
 
     def _run(self) -> None:
         while self._take_request():
-            self._attempts.run_once()
+            self._run_once()
 
     def _take_request(self) -> bool:
         with self._lock:
@@ -147,62 +142,52 @@ class OnDemandThread:
             return is_taken
 
 
+@dataclass(eq=False, kw_only=True)
 class Task:
-    """One task of a scheduler. The scheduler's condition guards its state."""
+    """One task of a scheduler, whose condition guards what changes."""
 
-    def __init__(
-        self,
-        name: str,
-        attempts: _Attempts,
-        changed: threading.Condition,
-        *,
-        interval_s: float,
-        overdue_after_s: float,
-        blocks: bool,
-        is_due: Callable[[], bool],
-    ) -> None:
-        self.name = name
-        self.attempts = attempts
-        self.interval_s = interval_s
-        self.overdue_after_s = overdue_after_s
-        self.blocks = blocks
-        self.is_due = is_due
-        self.next_at = 0.0
-        self.dispatched_at: float | None = None
-        """When the current run was dispatched; None between runs."""
-        self.is_running = False
-        self.is_overdue = False
-        self.is_closed = False
-        self._changed = changed
+    name: str
+    run: Callable[[], None]
+    interval_s: float
+    overdue_after_s: float
+    blocks: bool
+    is_due: Callable[[], bool]
+    changed: threading.Condition
+    wake_at: float
+    """When the scheduler looks at it next: to run it, or because its run is overdue; infinity once that is logged."""
+    began_at: float | None = None
+    """When the current run began; None between runs."""
+    is_closed: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a run has begun and not ended."""
+        return self.began_at is not None
 
     def close(self, *, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
         """Run no more, and wait for the current run to end, at most `timeout_s`."""
-        with self._changed:
+        with self.changed:
             self.is_closed = True
-            self._changed.wait_for(lambda: not self.is_running, timeout_s)
+            self.changed.wait_for(lambda: not self.is_running, timeout_s)
 
 
 class Scheduler:
     """Runs repeated tasks, from `start` to `close`: at once, and then every `interval_s` after a run has ended.
 
-    One thread wakes up when a task is due. It runs what never blocks itself, and gives what may block to a few
-    workers, whose threads start when they are first needed. A task never runs twice at the same time. A failing run is
-    logged once, and the first success after it. A run that takes too long, waiting for a worker included, is logged
-    once as `task_overdue`, and its end as `task_overdue_ended`.
+    One thread wakes up when a task is due. It runs what never blocks itself. What may block runs in a thread that ends
+    with the run, so that a held task delays no other. A task never runs twice at the same time. A failing run is logged
+    once, and the first success after it. A run that takes too long is logged once as `task_overdue`, and its end as
+    `task_overdue_ended`.
 
     Args:
-        workers: How many tasks may block at the same time; one more waits.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, *, workers: int = _WORKERS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._max_workers = workers
         self._changed = threading.Condition()  # guards all below, and the state of the tasks
         self._tasks: list[Task] = []
         self._is_closed = False
-        self._workers: list[threading.Thread] = []
-        self._dispatched: SimpleQueue[Task | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="gatekeeper-scheduler", daemon=True)
 
     def start(self) -> None:
@@ -216,33 +201,30 @@ class Scheduler:
         *,
         interval_s: float,
         blocks: bool,
-        after_s: float = 0.0,
         is_due: Callable[[], bool] = lambda: True,
         overdue_after_s: float = _OVERDUE_AFTER_S,
     ) -> Task:
         """Run a task from now on.
 
         Args:
-            name: Names the task in the log, such as "maintenance".
+            name: Names the task in the log, such as "maintenance", and its thread if it has one.
             run: What to run.
             interval_s: How long to wait between runs.
             blocks: Whether a run may wait for anything, such as a database or a disk.
-            after_s: How long to wait before the first run.
             is_due: Asked on the scheduler's thread before a run: False skips it. Must not block.
             overdue_after_s: A run that takes longer is logged.
         """
-        attempts = _Attempts(name, run, clock=self._clock)
         task = Task(
-            name,
-            attempts,
-            self._changed,
+            name=name,
+            run=_logs_failures(name, run, clock=self._clock),
             interval_s=interval_s,
             overdue_after_s=overdue_after_s,
             blocks=blocks,
             is_due=is_due,
+            changed=self._changed,
+            wake_at=self._clock(),
         )
         with self._changed:
-            task.next_at = self._clock() + after_s
             self._tasks.append(task)
             self._changed.notify_all()
         return task
@@ -254,92 +236,59 @@ class Scheduler:
             for task in self._tasks:
                 task.is_closed = True
             self._changed.notify_all()
-        deadline = time.monotonic() + timeout_s
-        for _ in self._workers:
-            self._dispatched.put(None)
-        for thread in (self._thread, *self._workers):
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            self._changed.wait_for(lambda: not any(task.is_running for task in self._tasks), timeout_s)
 
     def _loop(self) -> None:
         while not self._is_closed:
-            self._run_due()
+            self._wake_tasks()
             with self._changed:
                 if not self._is_closed:
                     self._changed.wait(self._pause_s())
 
     def _pause_s(self) -> float | None:
-        """Return for how long nothing is to be done; None while there is no task."""
-        wake_at = [task.next_at for task in self._tasks if task.dispatched_at is None]
-        wake_at += [
-            task.dispatched_at + task.overdue_after_s
-            for task in self._tasks
-            if task.dispatched_at is not None and not task.is_overdue
-        ]
-        return max(0.0, min(wake_at) - self._clock()) if wake_at else None
+        """Return for how long nothing is to be done; None: until something changes."""
+        wake_at = min((task.wake_at for task in self._tasks), default=math.inf)
+        return None if math.isinf(wake_at) else max(0.0, wake_at - self._clock())
 
-    def _run_due(self) -> None:
-        now = self._clock()
+    def _wake_tasks(self) -> None:
+        """Begin the runs whose time has come, and log those that have become overdue."""
         with self._changed:
-            self._tasks = [task for task in self._tasks if not task.is_closed]
-            due = [task for task in self._tasks if task.dispatched_at is None and task.next_at <= now + _TOGETHER_S]
-            overdue = [task for task in self._tasks if self._becomes_overdue(task, now)]
+            now = self._clock()
+            self._tasks = [task for task in self._tasks if task.is_running or not task.is_closed]
+            woken = [task for task in self._tasks if task.wake_at <= now + _TOGETHER_S]
+            overdue = [task for task in woken if task.is_running]
+            due = [task for task in woken if not task.is_running]
+            for task in overdue:
+                task.wake_at = math.inf
+            for task in due:
+                task.began_at, task.wake_at = now, now + task.overdue_after_s
         for task in overdue:
             _log.warning("task_overdue", task=task.name, seconds=round(task.overdue_after_s, 1))
         for task in due:
-            self._start(task, now)
+            self._start(task)
 
-    def _becomes_overdue(self, task: Task, now: float) -> bool:
-        is_late = task.dispatched_at is not None and now - task.dispatched_at >= task.overdue_after_s
-        is_news = is_late and not task.is_overdue
-        task.is_overdue = is_late
-        return is_news
-
-    def _start(self, task: Task, now: float) -> None:
-        if not self._is_due(task):
-            task.next_at = now + task.interval_s
-            return
-        with self._changed:
-            task.dispatched_at = now
-        if task.blocks:
-            self._dispatch(task)
-        else:
-            self._run(task)
-
-    def _is_due(self, task: Task) -> bool:
+    def _start(self, task: Task) -> None:
         try:
-            return task.is_due()
+            if not task.is_due():
+                self._end(task)
+            elif task.blocks:
+                threading.Thread(target=self._run, args=(task,), name=f"gatekeeper-{task.name}", daemon=True).start()
+            else:
+                self._run(task)
         except Exception:  # noqa: BLE001 - one task must not stop the others
             _log.exception("task_failed", task=task.name)
-            return False
-
-    def _dispatch(self, task: Task) -> None:
-        with self._changed:
-            busy = sum(other.blocks and other.dispatched_at is not None for other in self._tasks)
-            if len(self._workers) < min(busy, self._max_workers) and not self._is_closed:
-                name = f"gatekeeper-background-{len(self._workers)}"
-                self._workers.append(threading.Thread(target=self._work, name=name, daemon=True))
-                self._workers[-1].start()
-        self._dispatched.put(task)
-
-    def _work(self) -> None:
-        while task := self._dispatched.get():
-            self._run(task)
+            self._end(task)
 
     def _run(self, task: Task) -> None:
-        with self._changed:
-            task.is_running = not task.is_closed
-        if task.is_running:
-            task.attempts.run_once()
+        task.run()
         self._end(task)
 
     def _end(self, task: Task) -> None:
-        now = self._clock()
         with self._changed:
-            took_s = now - (task.dispatched_at or now)
-            was_overdue, task.is_overdue = task.is_overdue, False
-            task.is_running, task.dispatched_at = False, None
-            task.next_at = now + task.interval_s
+            now = self._clock()
+            took_s = now - (task.began_at or now)
+            was_overdue = math.isinf(task.wake_at)
+            task.began_at, task.wake_at = None, now + task.interval_s
             self._changed.notify_all()
         if was_overdue:
             _log.info("task_overdue_ended", task=task.name, seconds=round(took_s, 1))

@@ -56,8 +56,6 @@ _log = structlog.get_logger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 300.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
-# After the first maintenance: the two share one worker.
-_AUDIT_HEAD_AFTER_S = 1.0
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
 _CLIENT_KEY_USES_INTERVAL_S = 60.0
@@ -145,7 +143,7 @@ class GatekeeperServer:
         self._passwords = Passwords(cost=settings.bcrypt_cost)
         self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self.client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
-        # A thread of its own: a revocation must act here in time, even if all workers of the scheduler are held.
+        # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
         self._client_key_refresh = RepeatingThread(
             "client_keys", self.client_keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S
         )
@@ -209,15 +207,8 @@ class GatekeeperServer:
         self._client_key_refresh.start()
         maintenance, add = Maintenance(self.database, self.stores.logins), self.scheduler.add
         add("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S, blocks=True)
-        add(
-            "audit_head",
-            self.audit_head.run,
-            interval_s=_AUDIT_HEAD_INTERVAL_S,
-            after_s=_AUDIT_HEAD_AFTER_S,
-            blocks=True,
-        )
-        every_s = _CLIENT_KEY_USES_INTERVAL_S
-        add("client_key_uses", self.client_keys.flush_uses, interval_s=every_s, after_s=every_s, blocks=True)
+        add("audit_head", self.audit_head.run, interval_s=_AUDIT_HEAD_INTERVAL_S, blocks=True)
+        add("client_key_uses", self.client_keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S, blocks=True)
 
     def stop(self, *, announced: bool = True) -> None:
         """Drain: report NOT_SERVING, continue to serve for `drain_s`, then end calls within the grace period.

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from gatekeeper_grpc import scheduler as scheduler_module
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.scheduler import OnDemandThread, RepeatingThread, Scheduler
+from tests.support.waiting import eventually
 
 TIMEOUT_S = 10.0
 OFTEN_S = 0.001
@@ -170,8 +171,8 @@ class Clock:
 
 
 @contextmanager
-def scheduling(*, workers: int = 3, clock: Callable[[], float] = time.monotonic) -> Iterator[Scheduler]:
-    scheduler = Scheduler(workers=workers, clock=clock)
+def scheduling(*, clock: Callable[[], float] = time.monotonic) -> Iterator[Scheduler]:
+    scheduler = Scheduler(clock=clock)
     scheduler.start()
     try:
         yield scheduler
@@ -195,8 +196,8 @@ class Held:
         self.at_once -= 1
 
 
-def alive(scheduler: Scheduler) -> list[str]:
-    return [thread.name for thread in (scheduler._thread, *scheduler._workers) if thread.is_alive()]
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("gatekeeper-")}
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -208,34 +209,52 @@ def test_a_scheduled_task_runs_at_once_and_then_again(blocks: bool) -> None:
         assert [runs.acquire(timeout=TIMEOUT_S) for _ in range(3)] == [True] * 3
 
 
-def test_no_worker_starts_before_a_task_may_block() -> None:
+def test_a_task_that_never_blocks_has_no_thread() -> None:
+    names: list[str] = []
     ran = threading.Event()
 
+    def run() -> None:
+        names.append(threading.current_thread().name)
+        ran.set()
+
     with scheduling() as scheduler:
-        scheduler.add("quick", ran.set, interval_s=OFTEN_S, blocks=False)
+        scheduler.add("quick", run, interval_s=3_600.0, blocks=False)
         assert ran.wait(TIMEOUT_S)
-        assert alive(scheduler) == ["gatekeeper-scheduler"]
+
+    assert names == ["gatekeeper-scheduler"]
 
 
-def test_a_worker_starts_for_each_task_that_is_held_and_is_used_again() -> None:
-    held, after = [Held(), Held()], threading.Event()
+def test_a_task_that_may_block_has_a_thread_while_it_runs() -> None:
+    held = [Held(), Held()]
 
     with scheduling() as scheduler:
-        workers = []
+        before = threads()
         for number, task in enumerate(held):
             scheduler.add(f"held-{number}", task, interval_s=3_600.0, blocks=True)
             assert task.began.acquire(timeout=TIMEOUT_S)
-            workers.append(alive(scheduler)[1:])
+        during = threads() - before
         for task in held:
             task.released.set()
-        while any(task.dispatched_at is not None for task in scheduler._tasks):
-            time.sleep(OFTEN_S)
-        scheduler.add("after", after.set, interval_s=3_600.0, blocks=True)
-        assert after.wait(TIMEOUT_S)
-        workers.append(alive(scheduler)[1:])
+        assert eventually(lambda: threads() == before)
 
-    names = ["gatekeeper-background-0", "gatekeeper-background-1"]
-    assert workers == [names[:1], names, names]
+    assert during == {"gatekeeper-held-0", "gatekeeper-held-1"}
+
+
+def test_a_thread_that_cannot_start_is_logged_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, start = threading.Event(), threading.Thread.start
+    refusals = iter([RuntimeError("can't start new thread")])
+
+    def start_later(thread: threading.Thread) -> None:
+        for refusal in refusals if thread.name == "gatekeeper-work" else ():
+            raise refusal
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    with capture_logs() as logs, scheduling() as scheduler:
+        scheduler.add("work", ran.set, interval_s=OFTEN_S, blocks=True)
+        assert ran.wait(TIMEOUT_S)
+
+    assert [log["event"] for log in logs] == ["task_failed"]
 
 
 def test_a_held_task_holds_no_other_task() -> None:
@@ -252,18 +271,16 @@ def test_a_held_task_holds_no_other_task() -> None:
     assert held.most_at_once == 1
 
 
-def test_twin_with_one_worker_a_held_task_holds_the_others() -> None:
-    held, quick, blocking = Held(), threading.Semaphore(0), threading.Semaphore(0)
+def test_twin_on_the_thread_of_the_scheduler_a_held_task_holds_the_others() -> None:
+    held, other = Held(), threading.Semaphore(0)
 
-    with scheduling(workers=1) as scheduler:
-        scheduler.add("held", held, interval_s=OFTEN_S, blocks=True)
+    with scheduling() as scheduler:
+        scheduler.add("held", held, interval_s=OFTEN_S, blocks=False)
         assert held.began.acquire(timeout=TIMEOUT_S)
-        scheduler.add("blocking", blocking.release, interval_s=OFTEN_S, blocks=True)
-        scheduler.add("quick", quick.release, interval_s=OFTEN_S, blocks=False)
-        assert [quick.acquire(timeout=TIMEOUT_S) for _ in range(10)] == [True] * 10
-        assert not blocking.acquire(blocking=False)
+        scheduler.add("other", other.release, interval_s=OFTEN_S, blocks=False)
+        assert not other.acquire(timeout=0.1)
         held.released.set()
-        assert blocking.acquire(timeout=TIMEOUT_S)
+        assert other.acquire(timeout=TIMEOUT_S)
 
 
 def test_a_task_that_is_not_due_is_not_dispatched() -> None:
@@ -315,6 +332,7 @@ def test_a_run_that_takes_too_long_is_logged_once_and_so_is_its_end() -> None:
             scheduler.add(f"tick-{number}", ticks.release, interval_s=1e6, blocks=False)
             assert ticks.acquire(timeout=TIMEOUT_S)
         held.released.set()
+        assert eventually(lambda: len(logs) == 2)
 
     assert logs == [
         {"event": "task_overdue", "task": "held", "seconds": 30.0, "log_level": "warning"},
@@ -323,13 +341,13 @@ def test_a_run_that_takes_too_long_is_logged_once_and_so_is_its_end() -> None:
 
 
 def test_an_overdue_run_is_logged_while_nothing_else_wakes_the_scheduler() -> None:
-    held, logged = Held(), threading.Event()
+    held = Held()
 
     with capture_logs() as logs, scheduling() as scheduler:
         scheduler.add("held", held, interval_s=3_600.0, blocks=True, overdue_after_s=0.05)
-        while not logs and not logged.wait(0.01):
-            pass
+        assert eventually(lambda: len(logs) == 1)
         held.released.set()
+        assert eventually(lambda: len(logs) == 2)
 
     assert [log["event"] for log in logs] == ["task_overdue", "task_overdue_ended"]
 
@@ -358,11 +376,12 @@ def test_closing_the_scheduler_waits_for_a_held_task_within_its_timeout() -> Non
     assert held.began.acquire(timeout=TIMEOUT_S)
 
     scheduler.close(timeout_s=0.05)
-    left = alive(scheduler)
+    is_running_after_timeout = held.at_once
     held.released.set()
     scheduler.close()
 
-    assert (left, alive(scheduler)) == (["gatekeeper-background-0"], [])
+    assert (is_running_after_timeout, held.at_once) == (1, 0)
+    assert eventually(lambda: not scheduler._thread.is_alive())
 
 
 def test_requests_during_a_run_are_served_by_one_further_run() -> None:

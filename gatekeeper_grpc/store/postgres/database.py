@@ -68,7 +68,7 @@ class Database:
             reconnect_failed=self._retry_for_waiting_requests,
             # Two: a server that does not answer must not keep the pool from connecting to another one.
             num_workers=2,
-            name="gatekeeper",
+            name="gatekeeper-pool",
             open=False,
         )
 

@@ -39,19 +39,19 @@ def maintenance_is_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.S
     over.set()
 
 
-class OnHeldWorker:
-    """Client keys as the second task of a scheduler with one worker, which maintenance holds."""
+class OnHeldScheduler:
+    """Client keys as a task on the thread of a scheduler, which maintenance holds."""
 
     def __init__(self, name: str, task: Callable[[], object], *, interval_s: float) -> None:
-        self._scheduler = Scheduler(workers=1)
-        self._add = partial(self._scheduler.add, name, task, interval_s=interval_s, blocks=True)
+        self._scheduler = Scheduler()
+        self._add = partial(self._scheduler.add, name, task, interval_s=interval_s, blocks=False)
         self._task = task
 
     def start(self) -> None:
         self._task()
         self._scheduler.start()
         held: Any = Maintenance  # the patched class: its `run` needs no instance
-        self._scheduler.add("maintenance", partial(held.run, None), interval_s=HELD_S, blocks=True)
+        self._scheduler.add("maintenance", partial(held.run, None), interval_s=HELD_S, blocks=False)
         self._add()
 
     def close(self) -> None:
@@ -86,10 +86,10 @@ def test_held_maintenance_does_not_delay_the_revocation_of_a_key(
         assert eventually(lambda: not is_accepted(), timeout_s=REVOKED_WITHIN_S)
 
 
-def test_twin_on_a_held_worker_the_revocation_does_not_arrive(
+def test_twin_on_a_held_scheduler_the_revocation_does_not_arrive(
     start_server: StartServer, dsn: str, maintenance_is_held: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "RepeatingThread", OnHeldWorker)
+    monkeypatch.setattr(server_module, "RepeatingThread", OnHeldScheduler)
     monkeypatch.setattr(server_module, "_CLIENT_KEYS_INTERVAL_S", 0.05)
     with revoked_elsewhere(start_server, dsn, maintenance_is_held) as is_accepted:
         assert not eventually(lambda: not is_accepted(), timeout_s=1.0)
