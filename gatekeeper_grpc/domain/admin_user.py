@@ -1,6 +1,5 @@
 """Admin users, and the events of their authentication."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -59,7 +58,7 @@ def check_username(field: str, username: str) -> None:
 
 
 def admin_user_document(user: AdminUser) -> dict[str, Any]:
-    """Return an admin user as JSON values, for the audit log and stored responses."""
+    """Return an admin user as JSON values, for the audit log."""
     return {
         "admin_id": user.admin_id,
         "username": user.username,
@@ -69,16 +68,3 @@ def admin_user_document(user: AdminUser) -> dict[str, Any]:
         "update_time": user.update_time.isoformat(),
         "revision": user.revision,
     }
-
-
-def admin_user_from_document(document: Mapping[str, Any]) -> AdminUser:
-    """Rebuild the admin user of a document made by `admin_user_document`."""
-    return AdminUser(
-        admin_id=document["admin_id"],
-        username=document["username"],
-        role=Role[document["role"].upper()],
-        enabled=document["enabled"],
-        create_time=datetime.fromisoformat(document["create_time"]),
-        update_time=datetime.fromisoformat(document["update_time"]),
-        revision=document["revision"],
-    )

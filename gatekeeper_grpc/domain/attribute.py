@@ -8,11 +8,14 @@ import json
 import math
 import re
 from collections.abc import Hashable
-from typing import Protocol, TypeAlias
+from typing import Protocol
+
+from typing_extensions import TypeAliasType
 
 from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH
 
-JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+# Recursive: pydantic, which reads stored responses, resolves only an alias with a name.
+JsonValue = TypeAliasType("JsonValue", "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None")
 
 
 class Attributes(Protocol):

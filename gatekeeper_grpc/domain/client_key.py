@@ -1,6 +1,5 @@
 """Client keys, the credentials of calling services."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
@@ -66,7 +65,7 @@ class VerificationKey:
 
 
 def client_key_document(key: ClientKey) -> dict[str, Any]:
-    """Return a key as JSON values, for the audit log and stored responses.
+    """Return a key as JSON values, for the audit log.
 
     Without the secret, and without the time of last use, which is no change of the key.
     """
@@ -79,22 +78,3 @@ def client_key_document(key: ClientKey) -> dict[str, Any]:
         "revoke_time": key.revoke_time and key.revoke_time.isoformat(),
         "revision": key.revision,
     }
-
-
-def client_key_from_document(document: Mapping[str, Any]) -> ClientKey:
-    """Rebuild the key of a document made by `client_key_document`."""
-    return ClientKey(
-        key_id=document["key_id"],
-        config=ClientKeyConfig(
-            name=document["name"],
-            tier=RateTier[document["tier"].upper()],
-            expire_time=_time(document["expire_time"]),
-        ),
-        create_time=datetime.fromisoformat(document["create_time"]),
-        revoke_time=_time(document["revoke_time"]),
-        revision=document["revision"],
-    )
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None

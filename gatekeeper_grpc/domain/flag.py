@@ -1,4 +1,4 @@
-"""The flag, its targets, and the documents in which the audit log and stored responses keep them."""
+"""The flag, its targets, and its document in the audit log and in stored snapshots."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -103,7 +103,7 @@ class Target:
 
 
 def flag_document(flag: Flag) -> dict[str, Any]:
-    """Return the flag as JSON values, for the audit log and stored responses; `flag_from_document` is the inverse."""
+    """Return the flag as JSON values, for the audit log and stored snapshots; `flag_from_document` is the inverse."""
     return {
         **asdict(flag.config),
         "flag_id": flag.flag_id,

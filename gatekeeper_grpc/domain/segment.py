@@ -116,7 +116,7 @@ class CountedSegment:
 
 
 def segment_document(segment: Segment) -> dict[str, Any]:
-    """Return the segment as JSON values, for the audit log and stored responses; see `segment_from_document`."""
+    """Return the segment as JSON values, for the audit log and stored snapshots; see `segment_from_document`."""
     config = segment.config
     return {
         "key": config.key,

@@ -1,4 +1,4 @@
-"""The stored user, and the documents in which the audit log and stored responses keep it."""
+"""The stored user, and its document in the audit log."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,19 +85,3 @@ def user_document(user: User) -> dict[str, Any]:
         "update_time": user.update_time.isoformat(),
         "revision": user.revision,
     }
-
-
-def user_response(user: User) -> dict[str, Any]:
-    """Return the user as JSON values for a stored response, which is sealed; `user_from_response` is the inverse."""
-    return {**user_document(user), "user_id": user.user_id}
-
-
-def user_from_response(response: Mapping[str, Any]) -> User:
-    """Rebuild the user of a response made by `user_response`."""
-    return User(
-        subject_id=UUID(response["subject_id"]),
-        profile=UserProfile(user_id=response["user_id"], attributes=response["attributes"]),
-        create_time=datetime.fromisoformat(response["create_time"]),
-        update_time=datetime.fromisoformat(response["update_time"]),
-        revision=response["revision"],
-    )

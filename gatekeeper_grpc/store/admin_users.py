@@ -6,49 +6,32 @@ a second, which is too long under the head lock.
 """
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from psycopg.rows import kwargs_row
+from pydantic import TypeAdapter
 
-from gatekeeper_grpc.domain.admin_user import AdminUser, admin_user_document, admin_user_from_document
+from gatekeeper_grpc.domain.admin_user import AdminUser, admin_user_document
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.commands import AdminUserUpdate, NewAdminUser, PasswordChange
 from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, Unauthenticated
 from gatekeeper_grpc.domain.etag import check_etag
-from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.logins import revoke_logins
-from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
-ADMIN_USER_CODEC = Codec(to_document=admin_user_document, from_document=admin_user_from_document)
+_CODEC = TypeAdapter(AdminUser)
 
 SELECT_ADMIN_USERS = """
     SELECT admin_id, username, role, enabled, create_time, update_time, revision FROM admin_user
 """
 
 
-def admin_user_from_row(
-    *,
-    admin_id: int,
-    username: str,
-    role: str,
-    enabled: bool,
-    create_time: datetime,
-    update_time: datetime,
-    revision: int,
-) -> AdminUser:
+def admin_user_from_row(*, role: str, **columns: Any) -> AdminUser:
     """Build the admin user of a row of `SELECT_ADMIN_USERS`."""
-    return AdminUser(
-        admin_id=admin_id,
-        username=username,
-        role=Role[role.upper()],
-        enabled=enabled,
-        create_time=create_time,
-        update_time=update_time,
-        revision=revision,
-    )
+    return AdminUser(role=Role[role.upper()], **columns)
 
 
 class AdminUserStore:
@@ -68,13 +51,9 @@ class AdminUserStore:
 
         def act(conn: Connection, head: Head) -> Effect[AdminUser]:
             user = _insert(conn, head, new, password_hash)
-            return Effect(
-                result=user,
-                preview=replace(user, admin_id=0, revision=0),
-                change=_change(ChangeType.CREATED, before=None, after=user),
-            )
+            return Effect(result=user, preview=replace(user, admin_id=0, revision=0), change=_change(None, user))
 
-        return self._mutations.mutate(intent, act, codec=ADMIN_USER_CODEC)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def list(self, *, after: str, limit: int) -> Read[list[AdminUser]]:
@@ -102,12 +81,10 @@ class AdminUserStore:
             return Effect(
                 result=after,
                 preview=replace(after, revision=before.revision, update_time=before.update_time),
-                change=_change(
-                    ChangeType.UPDATED, before=before, after=after, password_changed=password_hash is not None
-                ),
+                change=_change(before, after, password_changed=password_hash is not None),
             )
 
-        return self._mutations.mutate(intent, act, codec=ADMIN_USER_CODEC)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     def delete(self, username: str, etag: str, intent: Intent) -> Written[None]:
         """Delete an admin user with its refresh tokens; its access tokens become invalid.
@@ -123,7 +100,7 @@ class AdminUserStore:
             before = _checked(conn, username, etag)
             _check_manager_remains(conn, before, None)
             conn.execute("DELETE FROM admin_user WHERE admin_id = %(admin_id)s", {"admin_id": before.admin_id})
-            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+            return Effect(result=None, preview=None, change=_change(before, None))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -150,11 +127,7 @@ class AdminUserStore:
                 raise Unauthenticated.credentials()
             after = replace(before, update_time=head.create_time, revision=head.revision)
             _replace(conn, after, password_hash=change.new_hash)
-            return Effect(
-                result=None,
-                preview=None,
-                change=_change(ChangeType.UPDATED, before=before, after=after, password_changed=True),
-            )
+            return Effect(result=None, preview=None, change=_change(before, after, password_changed=True))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -207,7 +180,7 @@ _INSERT = """
     INSERT INTO admin_user (username, password_hash, role, create_time, update_time, revision)
     VALUES (%(username)s, %(password_hash)s, %(role)s, %(create_time)s, %(create_time)s, %(revision)s)
     ON CONFLICT ON CONSTRAINT admin_user_username_key DO NOTHING
-    RETURNING admin_id
+    RETURNING admin_id, username, role, enabled, create_time, update_time, revision
 """
 
 
@@ -219,18 +192,11 @@ def _insert(conn: Connection, head: Head, new: NewAdminUser, password_hash: str)
         "create_time": head.create_time,
         "revision": head.revision,
     }
-    inserted = conn.execute(_INSERT, row).fetchone()
+    with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
+        inserted = cursor.execute(_INSERT, row).fetchone()
     if inserted is None:
         raise AlreadyExists(f"admin user {new.username!r} exists already", metadata={"username": new.username})
-    return AdminUser(
-        admin_id=inserted[0],
-        username=new.username,
-        role=new.role,
-        enabled=True,
-        create_time=head.create_time,
-        update_time=head.create_time,
-        revision=head.revision,
-    )
+    return inserted
 
 
 _UPDATE = """
@@ -255,14 +221,12 @@ def _replace(conn: Connection, after: AdminUser, *, password_hash: str | None) -
     revoke_logins(conn, after.admin_id)
 
 
-def _change(
-    change: ChangeType, *, before: AdminUser | None, after: AdminUser | None, password_changed: bool = False
-) -> Change:
-    user = after or before
-    assert user is not None  # noqa: S101 - a change has at least one side
-    document: dict[str, Any] = {
-        "before": before and admin_user_document(before),
-        "after": after and admin_user_document(after),
-        "password_changed": password_changed,
-    }
-    return Change(resource=ResourceType.ADMIN_USER, key=user.username, change=change, document=document)
+def _change(before: AdminUser | None, after: AdminUser | None, *, password_changed: bool = False) -> Change:
+    return change_of(
+        ResourceType.ADMIN_USER,
+        before,
+        after,
+        key=lambda user: user.username,
+        document=admin_user_document,
+        password_changed=password_changed,
+    )

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from psycopg.rows import class_row, kwargs_row
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.client_key import (
     ClientKey,
@@ -16,54 +17,25 @@ from gatekeeper_grpc.domain.client_key import (
     CreatedClientKey,
     RateTier,
     client_key_document,
-    client_key_from_document,
 )
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
-from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.sealer import Sealer
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
-CLIENT_KEY_CODEC = Codec(to_document=client_key_document, from_document=client_key_from_document)
-
-
-def _created_document(created: CreatedClientKey) -> dict[str, Any]:
-    """For stored responses only, which are sealed: the audit log gets `client_key_document`."""
-    return {"key": client_key_document(created.key), "secret": created.secret}
-
-
-def _created_from_document(document: Mapping[str, Any]) -> CreatedClientKey:
-    return CreatedClientKey(key=client_key_from_document(document["key"]), secret=document["secret"])
-
-
-_CREATED_CODEC = Codec(to_document=_created_document, from_document=_created_from_document)
+_CODEC = TypeAdapter(ClientKey)
+_CREATED_CODEC = TypeAdapter(CreatedClientKey)
 
 SELECT_CLIENT_KEYS = """
     SELECT key_id, name, tier, create_time, expire_time, revoke_time, last_used_time, revision FROM client_keys
 """
 
 
-def client_key_from_row(
-    *,
-    key_id: str,
-    name: str,
-    tier: str,
-    create_time: datetime,
-    expire_time: datetime | None,
-    revoke_time: datetime | None,
-    last_used_time: datetime | None,
-    revision: int,
-) -> ClientKey:
+def client_key_from_row(*, name: str, tier: str, expire_time: datetime | None, **columns: Any) -> ClientKey:
     """Build the client key of a row of `SELECT_CLIENT_KEYS`."""
-    return ClientKey(
-        key_id=key_id,
-        config=ClientKeyConfig(name=name, tier=RateTier[tier.upper()], expire_time=expire_time),
-        create_time=create_time,
-        revoke_time=revoke_time,
-        last_used_time=last_used_time,
-        revision=revision,
-    )
+    return ClientKey(config=ClientKeyConfig(name=name, tier=RateTier[tier.upper()], expire_time=expire_time), **columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +75,7 @@ class ClientKeyStore:
             return Effect(
                 result=CreatedClientKey(key=key, secret=secret),
                 preview=CreatedClientKey(key=replace(key, key_id="", revision=0), secret=""),
-                change=_change(ChangeType.CREATED, before=None, after=key),
+                change=_change(None, key),
             )
 
         return self._mutations.mutate(intent, act, codec=_CREATED_CODEC)
@@ -132,10 +104,10 @@ class ClientKeyStore:
             return Effect(
                 result=after,
                 preview=replace(after, revision=before.revision),
-                change=_change(ChangeType.UPDATED, before=before, after=after),
+                change=_change(before, after),
             )
 
-        return self._mutations.mutate(intent, act, codec=CLIENT_KEY_CODEC)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def load_live(self) -> Sequence[SealedClientKey]:
@@ -204,10 +176,5 @@ _RECORD_USES = """
 """
 
 
-def _change(change: ChangeType, *, before: ClientKey | None, after: ClientKey) -> Change:
-    return Change(
-        resource=ResourceType.CLIENT_KEY,
-        key=after.key_id,
-        change=change,
-        document={"before": before and client_key_document(before), "after": client_key_document(after)},
-    )
+def _change(before: ClientKey | None, after: ClientKey) -> Change:
+    return change_of(ResourceType.CLIENT_KEY, before, after, key=lambda key: key.key_id, document=client_key_document)

@@ -12,15 +12,16 @@ from typing import Any, Protocol
 
 import rfc8785
 from psycopg.rows import class_row
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.erasure import Erased, Mention, StillNamed, Subject
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
-_RESULT = Codec(to_document=asdict, from_document=lambda document: Erased(**document))
+_CODEC = TypeAdapter(Erased)
 _NAMED_AT_MOST = 20
 
 
@@ -76,7 +77,7 @@ class ErasureStore:
                 self._recorder.record(user_id, head.create_time)
             return Effect(result=erased, preview=erased, change=_change(subject, erased, found.documents))
 
-        return self._mutations.mutate(intent, act, codec=_RESULT)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def known_since(self) -> list[tuple[str, datetime]]:

@@ -1,21 +1,21 @@
 """Flags in PostgreSQL: create, read, list, update, delete."""
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, LiteralString
 
 from psycopg.rows import kwargs_row
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import FlagFilter, FlagUpdate
 from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
-from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document, flag_from_document
-from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document
+from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
-FLAG_CODEC = Codec(to_document=flag_document, from_document=flag_from_document)
+_CODEC = TypeAdapter(Flag)
 
 # The columns of `FlagConfig`, by the names of its fields. A new field is added here, and nowhere else in this module
 # unless it has rows of its own, as segment targets have.
@@ -44,24 +44,16 @@ SELECT_FLAGS: LiteralString = """
 
 
 def flag_from_row(
-    *,
-    flag_id: int,
-    create_time: datetime,
-    update_time: datetime,
-    revision: int,
-    segment_keys: list[str] | None,
-    segment_variants: list[str] | None,
-    tags: list[str],
-    **fields: Any,
+    *, segment_keys: list[str] | None, segment_variants: list[str] | None, tags: list[str], **columns: Any
 ) -> Flag:
-    """Build the flag of a row of `SELECT_FLAGS`; `fields` are the other fields of its config."""
+    """Build the flag of a row of `SELECT_FLAGS`."""
     targets = zip(segment_keys or (), segment_variants or (), strict=True)
     config = FlagConfig(
-        **fields,
+        **{field: columns.pop(field) for field in _FIELDS if field != "tags"},
         tags=tuple(tags),
         segment_targets=tuple(SegmentTarget(segment_key=key, variant=variant) for key, variant in targets),
     )
-    return Flag(flag_id=flag_id, config=config, create_time=create_time, update_time=update_time, revision=revision)
+    return Flag(config=config, **columns)
 
 
 class FlagStore:
@@ -82,13 +74,9 @@ class FlagStore:
 
         def act(conn: Connection, head: Head) -> Effect[Flag]:
             flag = _insert(conn, head, config)
-            return Effect(
-                result=flag,
-                preview=replace(flag, revision=0),
-                change=_change(ChangeType.CREATED, before=None, after=flag),
-            )
+            return Effect(result=flag, preview=replace(flag, revision=0), change=_change(None, flag))
 
-        return self._mutations.mutate(intent, act, codec=FLAG_CODEC)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def get(self, key: str) -> Read[Flag]:
@@ -117,15 +105,15 @@ class FlagStore:
         """
 
         def act(conn: Connection, head: Head) -> Effect[Flag]:
-            before = checked_flag(conn, update.key, update.etag)
+            before = find_flag(conn, update.key, etag=update.etag)
             after = _replace(conn, head, before, replace(before.config, **update.changes))
             return Effect(
                 result=after,
                 preview=replace(after, revision=before.revision, update_time=before.update_time),
-                change=_change(ChangeType.UPDATED, before=before, after=after),
+                change=_change(before, after),
             )
 
-        return self._mutations.mutate(intent, act, codec=FLAG_CODEC)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a flag and its targets; an empty etag accepts any state.
@@ -137,9 +125,9 @@ class FlagStore:
         """
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
-            before = checked_flag(conn, key, etag)
+            before = find_flag(conn, key, etag=etag)
             conn.execute("DELETE FROM feature_flags WHERE flag_id = %(flag_id)s", {"flag_id": before.flag_id})
-            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+            return Effect(result=None, preview=None, change=_change(before, None))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -147,27 +135,17 @@ class FlagStore:
 FIND_FLAG = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = %(key)s"
 
 
-def find_flag(conn: Connection, key: str) -> Flag:
+def find_flag(conn: Connection, key: str, *, etag: str = "") -> Flag:
     """Read a flag within a transaction.
-
-    Raises:
-        NotFound: There is none with this key.
-    """
-    with conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
-        flag = cursor.execute(FIND_FLAG, {"key": key}).fetchone()
-    if flag is None:
-        raise NotFound.flag(key)
-    return flag
-
-
-def checked_flag(conn: Connection, key: str, etag: str) -> Flag:
-    """Read a flag that a mutation is about to change.
 
     Raises:
         NotFound: There is none with this key.
         Changed: `etag` is not empty and not the flag's.
     """
-    flag = find_flag(conn, key)
+    with conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
+        flag = cursor.execute(FIND_FLAG, {"key": key}).fetchone()
+    if flag is None:
+        raise NotFound.flag(key)
     check_etag(f"flag {key!r}", etag, current=flag.etag)
     return flag
 
@@ -252,12 +230,5 @@ def _insert_segment_targets(conn: Connection, flag_id: int, targets: tuple[Segme
             raise NotFound.segment(target.segment_key)
 
 
-def _change(change: ChangeType, *, before: Flag | None, after: Flag | None) -> Change:
-    flag = after or before
-    assert flag is not None  # noqa: S101 - a change has at least one side
-    return Change(
-        resource=ResourceType.FLAG,
-        key=flag.key,
-        change=change,
-        document={"before": before and flag_document(before), "after": after and flag_document(after)},
-    )
+def _change(before: Flag | None, after: Flag | None) -> Change:
+    return change_of(ResourceType.FLAG, before, after, key=lambda flag: flag.key, document=flag_document)

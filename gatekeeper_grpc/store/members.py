@@ -5,17 +5,18 @@ from typing import TypeAlias
 from uuid import UUID
 
 from psycopg.rows import scalar_row
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.segment import Segment
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
-from gatekeeper_grpc.store.segments import checked_segment, find_segment
+from gatekeeper_grpc.store.segments import find_segment
 from gatekeeper_grpc.store.subjects import ensure_subjects
 
-_COUNT: Codec[int] = Codec(to_document=int, from_document=int)
+_CODEC = TypeAdapter(int)
 
 # Edits members and returns those subjects whose membership changed.
 _Act: TypeAlias = Callable[[Connection, Segment, MemberEdit], list[UUID]]
@@ -68,7 +69,7 @@ class MemberStore:
 
     def _edit(self, what: str, act: _Act, edit: MemberEdit, intent: Intent) -> Written[int]:
         def mutation(conn: Connection, _head: Head) -> Effect[int]:
-            segment = checked_segment(conn, edit.segment_key, edit.etag)
+            segment = find_segment(conn, edit.segment_key, etag=edit.etag)
             subjects = act(conn, segment, edit)
             change = Change(
                 resource=ResourceType.MEMBERS,
@@ -79,7 +80,7 @@ class MemberStore:
             )
             return Effect(result=len(subjects), preview=len(subjects), change=change)
 
-        return self._mutations.mutate(intent, mutation, codec=_COUNT)
+        return self._mutations.mutate(intent, mutation, codec=_CODEC)
 
 
 LIST_MEMBERS = """

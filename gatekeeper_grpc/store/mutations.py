@@ -8,23 +8,26 @@ the revision at the commit.
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import psycopg
 import rfc8785
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
+from pydantic import TypeAdapter, ValidationError
 
 from gatekeeper_grpc.domain.audit import AuditAnchor, AuditEntry, hash_document, hash_entry
 from gatekeeper_grpc.domain.caller import Caller
-from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated, Unavailable
+from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
+
+Resource = TypeVar("Resource")
 
 CHANNEL = "gatekeeper_revision"
 _SALT_BYTES = 16
@@ -52,15 +55,36 @@ class Effect(Generic[Result]):
     change: Change
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Codec(Generic[Result]):
-    """Converts a result to JSON values and back, to answer a retry of its request."""
-
-    to_document: Callable[[Result], Any]
-    from_document: Callable[[Any], Result]
+NOTHING: TypeAdapter[None] = TypeAdapter(type(None))
 
 
-NOTHING: Codec[None] = Codec(to_document=lambda _: None, from_document=lambda _: None)
+def change_of(
+    resource: ResourceType,
+    before: Resource | None,
+    after: Resource | None,
+    *,
+    key: Callable[[Resource], str],
+    document: Callable[[Resource], dict[str, Any]],
+    **more: object,
+) -> Change:
+    """Return the change of a resource from one state to another; None: it did not exist before, or does not after.
+
+    Args:
+        resource: The kind of resource.
+        before: Its state before.
+        after: Its state after.
+        key: Returns its key.
+        document: Returns a state as JSON values.
+        more: More about the change, for the audit log.
+    """
+    existing = after or before
+    assert existing is not None  # noqa: S101 - a change has at least one side
+    return Change(
+        resource=resource,
+        key=key(existing),
+        change=ChangeType.CREATED if before is None else ChangeType.DELETED if after is None else ChangeType.UPDATED,
+        document={"before": before and document(before), "after": after and document(after), **more},
+    )
 
 
 class MutationRunner:
@@ -89,18 +113,19 @@ class MutationRunner:
 
     @retry_conflicts
     def mutate(
-        self, intent: Intent, act: Callable[[Connection, Head], Effect[Result]], *, codec: Codec[Result]
+        self, intent: Intent, act: Callable[[Connection, Head], Effect[Result]], *, codec: TypeAdapter[Result]
     ) -> Written[Result]:
         """Carry out one mutation; if anything is raised, nothing of it remains.
 
         Args:
             intent: The caller and its conditions.
             act: Checks the current state and writes, inside the transaction, after the head is locked.
-            codec: Converts the result, to store it for a retry of the request.
+            codec: Converts the result to JSON values and back, to answer a retry of the request.
 
         Raises:
             Unauthenticated: The caller was demoted, disabled or given another password since its token was made.
             InvalidArgument: `request_id` was used for another body.
+            FailedPrecondition: The stored result of the request cannot be read by this release.
             Unavailable: The database cannot be reached, or has lost revisions that were served.
             GatekeeperError: Whatever `act` raises.
         """
@@ -120,7 +145,7 @@ class MutationRunner:
             anchor = _record(conn, head, intent, effect.change)
             written = Written(result=effect.result, revision=head.revision, anchor=anchor)
             if intent.request_id:
-                sealed = self._sealed(intent, codec.to_document(effect.result))
+                sealed = self._sealed(intent, codec.dump_python(effect.result, mode="json"))
                 _store_result(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
         if written.anchor:
             self._announce(written.revision)
@@ -135,13 +160,20 @@ class MutationRunner:
         """Seal a result with its request's hash: from a bare hash, a password in the request could be guessed."""
         return self._sealer.seal(rfc8785.dumps({"request_hash": intent.request_hash.hex(), "result": result}))
 
-    def _repeat(self, stored: "_StoredResult", intent: Intent, codec: Codec[Result]) -> Written[Result]:
+    def _repeat(self, stored: "_StoredResult", intent: Intent, codec: TypeAdapter[Result]) -> Written[Result]:
         kept = json.loads(self._sealer.open(stored.result))
         if kept["request_hash"] != intent.request_hash.hex():
             raise InvalidArgument.of(
                 "request_id", "was used for another request before; make a new UUID for each request"
             )
-        result = codec.from_document(kept["result"])
+        try:
+            result = codec.validate_python(kept["result"])
+        except (ValidationError, InvalidArgument) as exc:
+            raise FailedPrecondition(
+                f"this request was carried out at revision {stored.revision}, but another release of Gatekeeper stored"
+                " its response in a format that this one cannot read; read the resource instead",
+                metadata={"revision": str(stored.revision)},
+            ) from exc
         return Written(result=result, revision=stored.revision, anchor=stored.anchor)
 
     @retry_conflicts
@@ -199,7 +231,8 @@ def is_other_history(conn: Connection, revision: int, audit_hash: bytes) -> bool
 
 
 _LOCK_HEAD = """
-    SELECT installation_id, revision + 1, audit_seq + 1, audit_hash FROM revision_head FOR UPDATE
+    SELECT installation_id, revision + 1 AS revision, audit_seq + 1 AS audit_seq, audit_hash AS prev_hash
+    FROM revision_head FOR UPDATE
 """
 
 
@@ -215,16 +248,10 @@ _READ_CLOCK_AND_CALLER = """
 
 def _lock_head(conn: Connection, caller: Caller | None) -> tuple[Head, bool]:
     """Lock the head; return it, and whether the claims of the caller's token are still true (None: always)."""
-    installation_id, revision, audit_seq, prev_hash = one(conn.execute(_LOCK_HEAD))
+    with conn.cursor(row_factory=dict_row) as cursor:
+        locked = one(cursor.execute(_LOCK_HEAD))
     create_time, caller_is_current = one(conn.execute(_READ_CLOCK_AND_CALLER, _claims(caller)))
-    head = Head(
-        installation_id=installation_id,
-        revision=revision,
-        audit_seq=audit_seq,
-        prev_hash=prev_hash,
-        create_time=create_time,
-    )
-    return head, caller_is_current
+    return Head(**locked, create_time=create_time), caller_is_current
 
 
 def _claims(caller: Caller | None) -> dict[str, object]:
@@ -293,12 +320,13 @@ def _store_result(
 _RECORD = """
     WITH change AS (
         INSERT INTO change_log (revision, create_time, resource_type, change_type, environment, key, subjects)
-        VALUES (%(revision)s, %(create_time)s, %(resource)s, %(change)s, %(environment)s, %(key)s, %(subjects)s)
+        VALUES (%(revision)s, %(create_time)s, %(resource_type)s, %(change)s, %(environment)s, %(resource_key)s,
+                %(subjects)s)
     ), entry AS (
         INSERT INTO audit_log (seq, format, revision, create_time, actor, action,
                                environment, resource_type, resource_key, document_hash, prev_hash, hash)
         VALUES (%(seq)s, %(format)s, %(revision)s, %(create_time)s, %(actor)s, %(action)s,
-                %(environment)s, %(resource)s, %(key)s, %(document_hash)s, %(prev_hash)s, %(hash)s)
+                %(environment)s, %(resource_type)s, %(resource_key)s, %(document_hash)s, %(prev_hash)s, %(hash)s)
     ), document AS (
         INSERT INTO audit_documents (seq, salt, document) VALUES (%(seq)s, %(salt)s, %(document)s)
     ), head AS (
@@ -326,20 +354,10 @@ def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> Aud
     )
     anchor = AuditAnchor(seq=entry.seq, hash=hash_entry(entry))
     row = {
-        "revision": entry.revision,
-        "create_time": entry.create_time,
-        "resource": entry.resource_type,
-        "change": change.change,
-        "environment": entry.environment,
-        "key": entry.resource_key,
-        "subjects": list(change.subjects),
-        "seq": entry.seq,
-        "format": entry.format,
-        "actor": entry.actor,
-        "action": entry.action,
-        "document_hash": entry.document_hash,
-        "prev_hash": entry.prev_hash,
+        **asdict(entry),
         "hash": anchor.hash,
+        "change": change.change,
+        "subjects": list(change.subjects),
         "salt": salt,
         "document": document,
         "channel": CHANNEL,

@@ -1,28 +1,27 @@
 """Segments in PostgreSQL: create, read, list, update, delete."""
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import SegmentFilter, SegmentUpdate
 from gatekeeper_grpc.domain.condition import condition_document, condition_from_document
 from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_SCANNED_VALUES
-from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.segment import (
     CountedSegment,
     Match,
     Segment,
     SegmentConfig,
     segment_document,
-    segment_from_document,
 )
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
-from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
@@ -30,17 +29,7 @@ from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 _NAMED_FLAGS = 10
 
 
-def _counted_document(counted: CountedSegment) -> dict[str, Any]:
-    return {"segment": segment_document(counted.segment), "member_count": counted.member_count}
-
-
-def _counted_from_document(document: dict[str, Any]) -> CountedSegment:
-    return CountedSegment(
-        segment=segment_from_document(document["segment"]), member_count=int(document["member_count"])
-    )
-
-
-_COUNTED = Codec(to_document=_counted_document, from_document=_counted_from_document)
+_CODEC = TypeAdapter(CountedSegment)
 
 # Every query for segments starts with this.
 SELECT_SEGMENTS = """
@@ -49,29 +38,16 @@ SELECT_SEGMENTS = """
 
 
 def segment_from_row(
-    *,
-    segment_id: int,
-    key: str,
-    description: str,
-    match: str,
-    conditions: list[dict[str, Any]],
-    create_time: datetime,
-    update_time: datetime,
-    revision: int,
+    *, key: str, description: str, match: str, conditions: list[dict[str, Any]], **columns: Any
 ) -> Segment:
     """Build the segment of a row of `SELECT_SEGMENTS`."""
-    return Segment(
-        segment_id=segment_id,
-        create_time=create_time,
-        update_time=update_time,
-        revision=revision,
-        config=SegmentConfig(
-            key=key,
-            description=description,
-            match=Match(match),
-            conditions=tuple(condition_from_document(condition) for condition in conditions),
-        ),
+    config = SegmentConfig(
+        key=key,
+        description=description,
+        match=Match(match),
+        conditions=tuple(condition_from_document(condition) for condition in conditions),
     )
+    return Segment(config=config, **columns)
 
 
 def _counted_from_row(*, member_count: int, **columns: Any) -> CountedSegment:
@@ -99,10 +75,10 @@ class SegmentStore:
             return Effect(
                 result=CountedSegment(segment=segment, member_count=0),
                 preview=CountedSegment(segment=replace(segment, revision=0), member_count=0),
-                change=_change(ChangeType.CREATED, before=None, after=segment),
+                change=_change(None, segment),
             )
 
-        return self._mutations.mutate(intent, act, codec=_COUNTED)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def get(self, key: str) -> Read[CountedSegment]:
@@ -135,17 +111,17 @@ class SegmentStore:
         """
 
         def act(conn: Connection, head: Head) -> Effect[CountedSegment]:
-            before = checked_segment(conn, update.key, update.etag)
+            before = find_segment(conn, update.key, etag=update.etag)
             after = _replace(conn, head, before, replace(before.config, **update.changes))
             unwritten = replace(after, revision=before.revision, update_time=before.update_time)
             member_count = _count_members(conn, after)
             return Effect(
                 result=CountedSegment(segment=after, member_count=member_count),
                 preview=CountedSegment(segment=unwritten, member_count=member_count),
-                change=_change(ChangeType.UPDATED, before=before, after=after),
+                change=_change(before, after),
             )
 
-        return self._mutations.mutate(intent, act, codec=_COUNTED)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a segment and its members.
@@ -158,10 +134,10 @@ class SegmentStore:
         """
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
-            before = checked_segment(conn, key, etag)
+            before = find_segment(conn, key, etag=etag)
             _check_unused(conn, before)
             conn.execute("DELETE FROM segments WHERE segment_id = %(segment_id)s", {"segment_id": before.segment_id})
-            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+            return Effect(result=None, preview=None, change=_change(before, None))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -169,27 +145,17 @@ class SegmentStore:
 FIND_SEGMENT = SELECT_SEGMENTS + "WHERE environment = '' AND key = %(key)s"
 
 
-def find_segment(conn: Connection, key: str) -> Segment:
+def find_segment(conn: Connection, key: str, *, etag: str = "") -> Segment:
     """Read a segment within a transaction.
-
-    Raises:
-        NotFound: There is none with this key.
-    """
-    with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
-        segment = cursor.execute(FIND_SEGMENT, {"key": key}).fetchone()
-    if segment is None:
-        raise NotFound.segment(key)
-    return segment
-
-
-def checked_segment(conn: Connection, key: str, etag: str) -> Segment:
-    """Read a segment that a mutation is about to change.
 
     Raises:
         NotFound: There is none with this key.
         Changed: `etag` is not empty and not the segment's.
     """
-    segment = find_segment(conn, key)
+    with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
+        segment = cursor.execute(FIND_SEGMENT, {"key": key}).fetchone()
+    if segment is None:
+        raise NotFound.segment(key)
     check_etag(f"segment {key!r}", etag, current=segment.etag)
     return segment
 
@@ -302,12 +268,5 @@ def _check_unused(conn: Connection, segment: Segment) -> None:
     )
 
 
-def _change(change: ChangeType, *, before: Segment | None, after: Segment | None) -> Change:
-    segment = after or before
-    assert segment is not None  # noqa: S101 - a change has at least one side
-    return Change(
-        resource=ResourceType.SEGMENT,
-        key=segment.key,
-        change=change,
-        document={"before": before and segment_document(before), "after": after and segment_document(after)},
-    )
+def _change(before: Segment | None, after: Segment | None) -> Change:
+    return change_of(ResourceType.SEGMENT, before, after, key=lambda segment: segment.key, document=segment_document)

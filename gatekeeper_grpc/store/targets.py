@@ -1,20 +1,20 @@
 """Individual targets of flags in PostgreSQL, up to a million: edits are recorded as deltas, by subject id."""
 
-from dataclasses import asdict
 from uuid import UUID
 
 from psycopg.rows import class_row
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import TargetEdit, TargetEditResult
 from gatekeeper_grpc.domain.flag import Flag, Target
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.store.flags import checked_flag, find_flag
-from gatekeeper_grpc.store.mutations import Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.flags import find_flag
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import ensure_subjects
 
-_RESULT = Codec(to_document=asdict, from_document=lambda document: TargetEditResult(**document))
+_CODEC = TypeAdapter(TargetEditResult)
 
 
 class TargetStore:
@@ -34,11 +34,11 @@ class TargetStore:
         """
 
         def act(conn: Connection, _head: Head) -> Effect[TargetEditResult]:
-            flag = checked_flag(conn, edit.flag_key, edit.etag)
+            flag = find_flag(conn, edit.flag_key, etag=edit.etag)
             done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
             return _effect(edit, done)
 
-        return self._mutations.mutate(intent, act, codec=_RESULT)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def list(self, flag_key: str, *, after: str, limit: int) -> Read[list[Target]]:

@@ -2,27 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
 from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
-from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.domain.user import User, UserProfile, user_document, user_from_response, user_response
+from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.user import User, UserProfile, user_document
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
-from gatekeeper_grpc.store.mutations import NOTHING, Codec, Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import ensure_subjects
 
-_USER = Codec(to_document=user_response, from_document=user_from_response)
+_CODEC = TypeAdapter(User)
 
 # Every query for users starts with this.
 SELECT_USERS = """
@@ -31,23 +31,9 @@ SELECT_USERS = """
 """
 
 
-def user_from_row(
-    *,
-    subject_id: UUID,
-    user_id: str,
-    attributes: dict[str, Any],
-    create_time: datetime,
-    update_time: datetime,
-    revision: int,
-) -> User:
+def user_from_row(*, user_id: str, attributes: dict[str, JsonValue], **columns: Any) -> User:
     """Build the user of a row of `SELECT_USERS`."""
-    return User(
-        subject_id=subject_id,
-        profile=UserProfile(user_id=user_id, attributes=attributes),
-        create_time=create_time,
-        update_time=update_time,
-        revision=revision,
-    )
+    return User(profile=UserProfile(user_id=user_id, attributes=attributes), **columns)
 
 
 class UserStore:
@@ -78,13 +64,9 @@ class UserStore:
         def act(conn: Connection, head: Head) -> Effect[User]:
             user = _insert(conn, head, profile)
             self._check_cap(conn, before={}, after=user.attributes)
-            return Effect(
-                result=user,
-                preview=replace(user, revision=0),
-                change=_change(ChangeType.CREATED, before=None, after=user),
-            )
+            return Effect(result=user, preview=replace(user, revision=0), change=_change(None, user))
 
-        return self._mutations.mutate(intent, act, codec=_USER)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def get(self, user_id: str) -> Read[User]:
@@ -115,16 +97,16 @@ class UserStore:
         """
 
         def act(conn: Connection, head: Head) -> Effect[User]:
-            before = checked_user(conn, update.user_id, update.etag)
+            before = find_user(conn, update.user_id, etag=update.etag)
             after = _replace(conn, head, before, update.applied_to(before.attributes))
             self._check_cap(conn, before=before.attributes, after=after.attributes)
             return Effect(
                 result=after,
                 preview=replace(after, revision=before.revision, update_time=before.update_time),
-                change=_change(ChangeType.UPDATED, before=before, after=after),
+                change=_change(before, after),
             )
 
-        return self._mutations.mutate(intent, act, codec=_USER)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     def delete(self, user_id: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a user's attributes; targets and memberships stay, because they refer to its subject.
@@ -136,9 +118,9 @@ class UserStore:
         """
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
-            before = checked_user(conn, user_id, etag)
+            before = find_user(conn, user_id, etag=etag)
             forget_user(conn, before.subject_id)
-            return Effect(result=None, preview=None, change=_change(ChangeType.DELETED, before=before, after=None))
+            return Effect(result=None, preview=None, change=_change(before, None))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -151,27 +133,17 @@ class UserStore:
 FIND_USER = SELECT_USERS + "WHERE s.user_id = %(user_id)s"
 
 
-def find_user(conn: Connection, user_id: str) -> User:
+def find_user(conn: Connection, user_id: str, *, etag: str = "") -> User:
     """Read a user within a transaction.
-
-    Raises:
-        NotFound: The user is not known.
-    """
-    with conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
-        user = cursor.execute(FIND_USER, {"user_id": user_id}).fetchone()
-    if user is None:
-        raise NotFound.user(user_id)
-    return user
-
-
-def checked_user(conn: Connection, user_id: str, etag: str) -> User:
-    """Read a user that a mutation is about to change.
 
     Raises:
         NotFound: The user is not known.
         Changed: `etag` is not empty and not the user's.
     """
-    user = find_user(conn, user_id)
+    with conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
+        user = cursor.execute(FIND_USER, {"user_id": user_id}).fetchone()
+    if user is None:
+        raise NotFound.user(user_id)
     check_etag(f"user {user_id!r}", etag, current=user.etag)
     return user
 
@@ -243,13 +215,6 @@ def _columns(profile: UserProfile, head: Head) -> dict[str, object]:
     return {"attributes": Jsonb(profile.attributes), "update_time": head.create_time, "revision": head.revision}
 
 
-def _change(change: ChangeType, *, before: User | None, after: User | None) -> Change:
-    user = after or before
-    assert user is not None  # noqa: S101 - a change has at least one side
-    return Change(
-        resource=ResourceType.USER,
-        key=str(user.subject_id),
-        change=change,
-        document={"before": before and user_document(before), "after": after and user_document(after)},
-        subjects=(user.subject_id,),
-    )
+def _change(before: User | None, after: User | None) -> Change:
+    change = change_of(ResourceType.USER, before, after, key=lambda user: str(user.subject_id), document=user_document)
+    return replace(change, subjects=(UUID(change.key),))

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.commands import FlagUpdate
-from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.domain.errors import FailedPrecondition, Unauthenticated
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.store import mutations as mutations_module
@@ -145,3 +147,17 @@ def test_twin_with_the_time_of_the_transaction_it_gets_an_earlier_one(
     first, second = times_of_two_writers(flags, database)
 
     assert first > second
+
+
+def test_a_retry_whose_result_cannot_be_read_gets_a_plain_answer(
+    flags: FlagStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retried = replace(SYSTEM, action="CreateFlag", request_id=uuid4())
+    created = flags.create(FlagConfig(key="beta"), retried)
+    monkeypatch.setattr("gatekeeper_grpc.store.flags._CODEC", TypeAdapter(int))
+
+    with pytest.raises(FailedPrecondition, match="read the resource instead") as refusal:
+        flags.create(FlagConfig(key="beta"), retried)
+
+    assert refusal.value.metadata == {"revision": str(created.revision)}
+    assert flags.get("beta").revision == created.revision

@@ -1,6 +1,5 @@
-"""The user: what may be stored of one, and its documents, of which only the sealed one names its id."""
+"""The user: what may be stored of one, and its document, which does not name its id."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,7 @@ import rfc8785
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.commands import UserUpdate
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.user import User, UserProfile, user_document, user_from_response, user_response
+from gatekeeper_grpc.domain.user import User, UserProfile, user_document
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
 ALICE = User(
@@ -75,12 +74,6 @@ def test_a_bad_user_id_is_refused_by_field(user_id: str) -> None:
         UserProfile(user_id=user_id)
 
     assert refusal.value.metadata == {"field": "user.user_id"}
-
-
-def test_a_user_is_rebuilt_from_its_stored_answer() -> None:
-    answer = json.loads(rfc8785.dumps(user_response(ALICE)))
-
-    assert user_from_response(answer) == ALICE
 
 
 def test_the_audited_document_does_not_name_the_user() -> None:
