@@ -17,164 +17,118 @@ class Settings(BaseSettings):
     Durations are in seconds, addresses are host:port.
     """
 
-    model_config = SettingsConfigDict(env_prefix="GATEKEEPER_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="GATEKEEPER_", frozen=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
-    database_url: SecretStr | None = Field(
-        default=None,
-        validation_alias="DATABASE_URL",
-        description="PostgreSQL, as a libpq URI. Of several hosts, the server finds the one that takes writes, and "
-        "follows it. Absent: an embedded PostgreSQL under GATEKEEPER_DATA_DIR.",
-    )
-    read_database_url: SecretStr | None = Field(
-        default=None,
-        validation_alias="READ_DATABASE_URL",
-        description="A read replica, as a libpq URI, for loading whole snapshots. It may lag. Absent: none.",
-    )
-    migration_database_url: SecretStr | None = Field(
-        default=None,
-        description="The database as the role that owns the schema, if the serving role is a lesser one: for "
-        "`gatekeeper migrate` and `gatekeeper audit archive`. Absent: DATABASE_URL.",
-    )
-    require_least_privilege: bool = Field(
-        default=False, description="Whether to refuse to serve with a database role that can rewrite the audit log."
-    )
-    data_dir: Path = Field(
-        default=Path(".gatekeeper"), description="Directory of the embedded database and of generated secrets."
-    )
-    snapshot_file: Path | None = Field(
-        default=None,
-        description="File of the last-known-good snapshot, for a start without the database. Instances on one machine "
-        "may share it. Absent: `snapshot` in GATEKEEPER_DATA_DIR.",
-    )
-    redis_url: SecretStr | None = Field(
-        default=None,
-        validation_alias="REDIS_URL",
-        description="Redis to announce changes over, in addition to PostgreSQL, and to keep the last-known-good"
-        " snapshot in: redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path,"
-        " or redis+sentinel://host,host/service[/db]. Redis Cluster is not supported. Absent: none.",
-    )
-    pg_bin: Path | None = Field(
-        default=None, description="Directory of the programs of the embedded PostgreSQL. Absent: the bundled ones."
-    )
-    listen: str = Field(default="127.0.0.1:50051", description="Address of the gRPC services. Port 0: any free one.")
-    health_listen: str = Field(
-        default="127.0.0.1:50052",
-        description="Address of a server for gRPC health alone. It answers even if the main server is saturated.",
-    )
-    ops_listen: str = Field(
-        default="127.0.0.1:9464",
-        description="Address of `/metrics`, `/health` and `/ready` over HTTP. Keep it private.",
-    )
-    workers: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="Processes that serve on one port; about one per core. With more than one, a supervisor replaces "
-        "those that die or hang.",
-    )
-    reflection: bool = Field(default=True, description="Whether clients may read the contract by server reflection.")
-    jwt_keys: SecretStr | None = Field(
-        default=None,
-        description="Keys that sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or "
-        "more. Absent: those in GATEKEEPER_DATA_DIR, which are generated if the database is embedded.",
-    )
-    data_keys: SecretStr | None = Field(
-        default=None,
-        description="Keys that encrypt client secrets and stored responses, newest first, in the form of "
-        "GATEKEEPER_JWT_KEYS. Absent: those in GATEKEEPER_DATA_DIR, which are generated if the database is "
-        "embedded.",
-    )
-    audit_signing_key: SecretStr | None = Field(
-        default=None,
-        description="Key that signs audit checkpoints (Ed25519): 32 random bytes in base64. Absent: the one in "
-        "GATEKEEPER_DATA_DIR, which is generated if the database is embedded. Without a key there are no "
-        "checkpoints.",
-    )
-    erasure_key: SecretStr | None = Field(
-        default=None,
-        description="Key of the erasure ledger, 32 bytes or more. Anyone who has both can recognise an erased id. "
-        "Absent: the one in GATEKEEPER_DATA_DIR, which is generated if the database is embedded.",
-    )
-    erasure_ledger: Path | None = Field(
-        default=None,
-        description="File that records erasures outside the database, so that a restore does not bring erased people "
-        "back. Absent: `erasures` in GATEKEEPER_DATA_DIR.",
-    )
-    admin_password: SecretStr | None = Field(
-        default=None,
-        description="Password of the first admin user, `admin`, who is created if there is none. Absent: generated if "
-        "the database is embedded.",
-    )
-    require_signed_calls: bool = Field(
-        default=False, description="Whether evaluation calls must be signed with a client key."
-    )
-    allow_unsigned_bodies: bool = Field(
-        default=True, description="Whether the signature of a unary call may leave out the body (UNSIGNED)."
-    )
-    access_token_ttl_s: int = Field(default=900, ge=60, le=3600, description="Lifetime of an access token.")
-    refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600, description="Lifetime of a refresh token.")
-    bcrypt_cost: int = Field(
-        default=12, ge=10, le=16, description="Cost of a password hash. Each step doubles the time."
-    )
-    evaluation_threads: int = Field(
-        default=4, ge=1, le=64, description="Evaluations that run at the same time. More is slower."
-    )
-    admin_threads: int = Field(default=8, ge=1, le=64, description="Admin calls that run at the same time.")
-    stream_threads: int = Field(
-        default=16, ge=1, le=256, description="Bulk and import streams that run at the same time."
-    )
-    max_watchers: int = Field(
-        default=10_000,
-        ge=1,
-        le=100_000,
-        description="Maximum number of open WatchFlags streams. Each takes some 22 KiB, and 0.1 KiB for each flag key "
-        "it names.",
-    )
-    db_pool_size: int = Field(default=10, ge=2, le=100, description="Maximum number of connections to PostgreSQL.")
-    db_statement_timeout_s: float = Field(default=30.0, gt=0, description="Maximum duration of a statement.")
-    db_hung_after_s: float = Field(
-        default=0.75,
-        ge=0.1,
-        le=60,
-        description="If PostgreSQL answers nothing for this long, it counts as hung: calls that wait for it fail, and"
-        " new calls are refused, until it answers again. On a busy machine, four times as long. Slow statements are not"
-        " affected.",
-    )
-    refresh_interval_s: float = Field(
-        default=1.0, gt=0, le=60, description="How often to read the newest revision if none is announced."
-    )
-    reload_interval_s: float = Field(default=300.0, gt=0, description="How often to reload everything.")
-    stale_after_s: float = Field(
-        default=10.0,
-        gt=0,
-        description="Answers are marked `stale` if the database has not confirmed them for this long.",
-    )
-    ready_max_staleness_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Not ready if the database has not confirmed the snapshot for this long. Absent: ready with a "
-        "snapshot of any age.",
-    )
-    body_timeout_s: float = Field(
-        default=5.0, gt=0, description="How long the message of a request may take to arrive."
-    )
-    stream_idle_timeout_s: float = Field(default=60.0, gt=0, description="How long a stream may be silent.")
-    drain_s: float = Field(
-        default=1.0, ge=0, description="At SIGTERM: how long to serve on after health reports NOT_SERVING."
-    )
-    grace_s: float = Field(
-        default=10.0, ge=0, description="At SIGTERM, after the drain: how long calls may take to end."
-    )
-    log_level: str = Field(
-        default="INFO",
-        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
-        description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR.",
-    )
-    log_format: str = Field(
-        default="auto",
-        pattern="^(auto|json|console)$",
-        description="auto, json or console. auto is console on a terminal, otherwise json.",
-    )
+    database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
+    """PostgreSQL, as a libpq URI. Of several hosts, the server finds the one that takes writes, and follows it. Absent:
+    an embedded PostgreSQL under GATEKEEPER_DATA_DIR.
+    """
+    read_database_url: SecretStr | None = Field(default=None, validation_alias="READ_DATABASE_URL")
+    """A read replica, as a libpq URI, for loading whole snapshots. It may lag. Absent: none."""
+    migration_database_url: SecretStr | None = None
+    """The database as the role that owns the schema, if the serving role is a lesser one: for `gatekeeper migrate` and
+    `gatekeeper audit archive`. Absent: DATABASE_URL.
+    """
+    require_least_privilege: bool = False
+    """Whether to refuse to serve with a database role that can rewrite the audit log."""
+    data_dir: Path = Path(".gatekeeper")
+    """Directory of the embedded database and of generated secrets."""
+    snapshot_file: Path | None = None
+    """File of the last-known-good snapshot, for a start without the database. Instances on one machine may share it.
+    Absent: `snapshot` in GATEKEEPER_DATA_DIR.
+    """
+    redis_url: SecretStr | None = Field(default=None, validation_alias="REDIS_URL")
+    """Redis to announce changes over, in addition to PostgreSQL, and to keep the last-known-good snapshot in:
+    redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path, or
+    redis+sentinel://host,host/service[/db]. Redis Cluster is not supported. Absent: none.
+    """
+    pg_bin: Path | None = None
+    """Directory of the programs of the embedded PostgreSQL. Absent: the bundled ones."""
+    listen: str = "127.0.0.1:50051"
+    """Address of the gRPC services. Port 0: any free one."""
+    health_listen: str = "127.0.0.1:50052"
+    """Address of a server for gRPC health alone. It answers even if the main server is saturated."""
+    ops_listen: str = "127.0.0.1:9464"
+    """Address of `/metrics`, `/health` and `/ready` over HTTP. Keep it private."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that serve on one port; about one per core. With more than one, a supervisor replaces those that die or
+    hang.
+    """
+    reflection: bool = True
+    """Whether clients may read the contract by server reflection."""
+    jwt_keys: SecretStr | None = None
+    """Keys that sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or more. Absent:
+    those in GATEKEEPER_DATA_DIR, which are generated if the database is embedded.
+    """
+    data_keys: SecretStr | None = None
+    """Keys that encrypt client secrets and stored responses, newest first, in the form of GATEKEEPER_JWT_KEYS. Absent:
+    those in GATEKEEPER_DATA_DIR, which are generated if the database is embedded.
+    """
+    audit_signing_key: SecretStr | None = None
+    """Key that signs audit checkpoints (Ed25519): 32 random bytes in base64. Absent: the one in GATEKEEPER_DATA_DIR,
+    which is generated if the database is embedded. Without a key there are no checkpoints.
+    """
+    erasure_key: SecretStr | None = None
+    """Key of the erasure ledger, 32 bytes or more. Anyone who has both can recognise an erased id. Absent: the one in
+    GATEKEEPER_DATA_DIR, which is generated if the database is embedded.
+    """
+    erasure_ledger: Path | None = None
+    """File that records erasures outside the database, so that a restore does not bring erased people back. Absent:
+    `erasures` in GATEKEEPER_DATA_DIR.
+    """
+    admin_password: SecretStr | None = None
+    """Password of the first admin user, `admin`, who is created if there is none. Absent: generated if the database is
+    embedded.
+    """
+    require_signed_calls: bool = False
+    """Whether evaluation calls must be signed with a client key."""
+    allow_unsigned_bodies: bool = True
+    """Whether the signature of a unary call may leave out the body (UNSIGNED)."""
+    access_token_ttl_s: int = Field(default=900, ge=60, le=3600)
+    """Lifetime of an access token."""
+    refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600)
+    """Lifetime of a refresh token."""
+    bcrypt_cost: int = Field(default=12, ge=10, le=16)
+    """Cost of a password hash. Each step doubles the time."""
+    evaluation_threads: int = Field(default=4, ge=1, le=64)
+    """Evaluations that run at the same time. More is slower."""
+    admin_threads: int = Field(default=8, ge=1, le=64)
+    """Admin calls that run at the same time."""
+    stream_threads: int = Field(default=16, ge=1, le=256)
+    """Bulk and import streams that run at the same time."""
+    max_watchers: int = Field(default=10_000, ge=1, le=100_000)
+    """Maximum number of open WatchFlags streams. Each takes some 22 KiB, and 0.1 KiB for each flag key it names."""
+    db_pool_size: int = Field(default=10, ge=2, le=100)
+    """Maximum number of connections to PostgreSQL."""
+    db_statement_timeout_s: float = Field(default=30.0, gt=0)
+    """Maximum duration of a statement."""
+    db_hung_after_s: float = Field(default=0.75, ge=0.1, le=60)
+    """If PostgreSQL answers nothing for this long, it counts as hung: calls that wait for it fail, and new calls are
+    refused, until it answers again. On a busy machine, four times as long. Slow statements are not affected.
+    """
+    refresh_interval_s: float = Field(default=1.0, gt=0, le=60)
+    """How often to read the newest revision if none is announced."""
+    reload_interval_s: float = Field(default=300.0, gt=0)
+    """How often to reload everything."""
+    stale_after_s: float = Field(default=10.0, gt=0)
+    """Answers are marked `stale` if the database has not confirmed them for this long."""
+    ready_max_staleness_s: float | None = Field(default=None, gt=0)
+    """Not ready if the database has not confirmed the snapshot for this long. Absent: ready with a snapshot of any age.
+    """
+    body_timeout_s: float = Field(default=5.0, gt=0)
+    """How long the message of a request may take to arrive."""
+    stream_idle_timeout_s: float = Field(default=60.0, gt=0)
+    """How long a stream may be silent."""
+    drain_s: float = Field(default=1.0, ge=0)
+    """At SIGTERM: how long to serve on after health reports NOT_SERVING."""
+    grace_s: float = Field(default=10.0, ge=0)
+    """At SIGTERM, after the drain: how long calls may take to end."""
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."""
+    log_format: str = Field(default="auto", pattern="^(auto|json|console)$")
+    """auto, json or console. auto is console on a terminal, otherwise json."""
 
     @property
     def is_embedded(self) -> bool:
@@ -207,11 +161,12 @@ def _variable_at(location: tuple[int | str, ...]) -> str:
 
 
 def settings_table(settings: Settings | None = None) -> list[tuple[str, str, str]]:
-    """Return (variable, value, description) of every setting; the defaults if `settings` is None. Masks secrets."""
+    """Return (variable, value, meaning) of every setting; the defaults if `settings` is None. Masks secrets."""
     rows = []
     for name, field in Settings.model_fields.items():
         value = field.default if settings is None else getattr(settings, name)
-        rows.append((variable_of(name), "" if value is None else str(value), field.description or ""))
+        meaning = " ".join((field.description or "").split())  # The docstring under the field, on one line.
+        rows.append((variable_of(name), "" if value is None else str(value), meaning))
     return rows
 
 
