@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import SecretStr
 
@@ -12,6 +13,8 @@ from gatekeeper_grpc.auth.keys import MIN_SECRET_BYTES, KeyRing
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, stored_secret
 from gatekeeper_grpc.privacy.erasure_ledger import DEFAULT_NAME, ErasureLedger
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +38,9 @@ def load_keys(settings: Settings) -> Keys:
         SettingsError: A key is missing or malformed.
     """
     return Keys(
-        tokens=_key_ring(settings, "jwt_keys", settings.jwt_keys),
+        tokens=_required(settings, "jwt_keys", KeyRing.parse, new_key_ring),
         data=load_data_keys(settings),
-        erasure=load_erasure_key(settings),
+        erasure=_required(settings, "erasure_key", _erasure_key, lambda: secrets.token_urlsafe(32)),
         audit=load_audit_signer(settings),
     )
 
@@ -48,25 +51,7 @@ def load_data_keys(settings: Settings) -> DataKeys:
     Raises:
         SettingsError: They are missing or malformed.
     """
-    return DataKeys(_key_ring(settings, "data_keys", settings.data_keys))
-
-
-def load_erasure_key(settings: Settings) -> bytes:
-    """Return the key of the erasure ledger.
-
-    Raises:
-        SettingsError: It is missing or too short.
-    """
-    text = _key_text(settings, "erasure_key", settings.erasure_key, lambda: secrets.token_urlsafe(32))
-    if text is None or len(text.encode()) < MIN_SECRET_BYTES:
-        variable = variable_of("erasure_key")
-        raise SettingsError(f"{variable} must be {MIN_SECRET_BYTES} bytes or more, the same for all instances")
-    return text.encode()
-
-
-def erasure_ledger(settings: Settings, keys: Keys) -> ErasureLedger:
-    """Return the erasure ledger of the settings."""
-    return ErasureLedger(settings.erasure_ledger or settings.data_dir / DEFAULT_NAME, keys.erasure)
+    return DataKeys(_required(settings, "data_keys", KeyRing.parse, new_key_ring))
 
 
 def load_audit_signer(settings: Settings) -> CheckpointSigner | None:
@@ -75,30 +60,40 @@ def load_audit_signer(settings: Settings) -> CheckpointSigner | None:
     Raises:
         SettingsError: The key is malformed.
     """
-    text = _key_text(settings, "audit_signing_key", settings.audit_signing_key, new_signing_key)
-    if text is None:
-        return None
-    try:
-        return CheckpointSigner.parse(text)
-    except ValueError as exc:
-        raise SettingsError(f"{variable_of('audit_signing_key')}: {exc}") from None
+    return _optional(settings, "audit_signing_key", CheckpointSigner.parse, new_signing_key)
 
 
-def _key_ring(settings: Settings, name: str, configured: SecretStr | None) -> KeyRing:
-    text = _key_text(settings, name, configured, new_key_ring)
-    if text is None:
+def erasure_ledger(settings: Settings, keys: Keys) -> ErasureLedger:
+    """Return the erasure ledger of the settings."""
+    return ErasureLedger(settings.erasure_ledger or settings.data_dir / DEFAULT_NAME, keys.erasure)
+
+
+def _erasure_key(text: str) -> bytes:
+    key = text.encode()
+    if len(key) < MIN_SECRET_BYTES:
+        raise ValueError(f"must be {MIN_SECRET_BYTES} bytes or more")
+    return key
+
+
+def _required(settings: Settings, name: str, parse: Callable[[str], Key], make: Callable[[], str]) -> Key:
+    key = _optional(settings, name, parse, make)
+    if key is None:
         raise SettingsError(
-            f"{variable_of(name)} is not set; all instances on a database need the same keys, kid:secret[,...]"
+            f"{variable_of(name)} is not set; all instances on a database need the same (see `gatekeeper config`)"
         )
+    return key
+
+
+def _optional(settings: Settings, name: str, parse: Callable[[str], Key], make: Callable[[], str]) -> Key | None:
+    """Parse the key of a setting, else of the file of that name; make a file if the database is embedded."""
+    configured: SecretStr | None = getattr(settings, name)
+    if configured is not None:
+        text: str | None = configured.get_secret_value()
+    elif settings.is_embedded:
+        text = stored_secret(settings.data_dir, name, make)
+    else:
+        text = read_secret(settings.data_dir, name)
     try:
-        return KeyRing.parse(text)
+        return None if text is None else parse(text)
     except ValueError as exc:
         raise SettingsError(f"{variable_of(name)}: {exc}") from None
-
-
-def _key_text(settings: Settings, name: str, configured: SecretStr | None, make: Callable[[], str]) -> str | None:
-    if configured is not None:
-        return configured.get_secret_value()
-    if settings.is_embedded:
-        return stored_secret(settings.data_dir, name, make)
-    return read_secret(settings.data_dir, name)
