@@ -38,7 +38,7 @@ from gatekeeper_grpc.domain.segment import Segment, SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry
 from gatekeeper_grpc.interceptors.authentication import NoTokens
-from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.listener import bind, new_server
@@ -81,8 +81,8 @@ class EvaluationServer:
         self._cache = SnapshotCache(stale_after_s=math.inf, max_waiters=1, published=self._watchers.published)
         self._publish(Snapshot.build(revision=1, segments=map(_segment, count(1), segments)))
         self._pools = CallPools()
-        interceptors = build_interceptors(verifier=NoTokens(), pools=self._pools)
-        self._server = new_server(self._pools[PoolName.OPERATIONS], interceptors)
+        stages = Stages(verifier=NoTokens(), pools=self._pools)
+        self._server = new_server(self._pools[PoolName.OPERATIONS], stages)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self._cache, self._watchers), self._server)
         self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1:0')}"
         """Where it listens, as `grpc.insecure_channel` takes it."""

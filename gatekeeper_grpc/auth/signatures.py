@@ -38,9 +38,9 @@ _FORMS: Final = {
 _NOBODY: Final = b"\0" * 43
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Signature:
-    """The signature that a client sent with a call, well-formed."""
+    """The signature that a client sent with a call, well-formed; the fields in the order of `_FORMS`."""
 
     key_id: str
     timestamp: str
@@ -58,16 +58,10 @@ def signature_in(metadata: Iterable[tuple[str, str | bytes]]) -> Signature | Non
     sent = [(key, value) for key, value in metadata if key in _FORMS]
     if not sent:
         return None
-    parts = dict(sent)
-    if len(sent) != len(_FORMS) or parts.keys() != _FORMS.keys():
+    parts = {key: value for key, value in sent if isinstance(value, str) and _FORMS[key].fullmatch(value)}
+    if not len(sent) == len(parts) == len(_FORMS):
         raise Unauthenticated.signature()
-    for key, form in _FORMS.items():
-        if not isinstance(parts[key], str) or not form.fullmatch(str(parts[key])):
-            raise Unauthenticated.signature()
-    key_id, timestamp, nonce, content_sha256, signature = (str(parts[key]) for key in _FORMS)
-    return Signature(
-        key_id=key_id, timestamp=timestamp, nonce=nonce, content_sha256=content_sha256, signature=signature
-    )
+    return Signature(*(parts[key] for key in _FORMS))
 
 
 def sign(secret: bytes, *, key_id: str, timestamp: str, nonce: str, content_sha256: str, method: str) -> str:
@@ -147,30 +141,61 @@ class Nonces:
 
 
 class SignatureVerifier:
-    """Verifies the signatures of calls.
+    """Authenticates calls by their signature, and refuses unsigned ones where a signature is required.
 
     Args:
         keys: The client keys.
         nonces: Those used on this instance; they must be kept for twice the clock window.
+        required: Whether calls without a signature are refused.
+        allow_unsigned_bodies: Whether the signature of a unary call may leave its body out; that of a stream always
+            does.
         clock: Returns the current aware time.
     """
 
-    def __init__(self, keys: ClientKeyCache, nonces: Nonces, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        keys: ClientKeyCache,
+        nonces: Nonces,
+        *,
+        required: bool,
+        allow_unsigned_bodies: bool,
+        clock: Clock = utc_now,
+    ) -> None:
         self._keys = keys
         self._nonces = nonces
+        self._required = required
+        self._allow_unsigned_bodies = allow_unsigned_bodies
         self._clock = clock
 
-    def verify(self, sent: Signature, *, method: str) -> SignedCall:
-        """Verify a signature. Takes tens of microseconds and no I/O.
+    def authenticate(
+        self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool
+    ) -> SignedCall | None:
+        """Return the signed call; None if it is not signed and need not be. Takes tens of microseconds and no I/O.
 
         Args:
-            sent: The signature of the call.
+            metadata: What the client sent.
             method: Full name, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags".
+            is_stream: Whether the request or the response is a stream.
 
         Raises:
-            Unauthenticated: The key or the signature is invalid, the time is off, or it was sent before; one text.
+            Unauthenticated: The key or the signature is invalid, the time is off, it was sent before, or it is missing
+                where one is required; one text.
             ResourceExhausted: This instance cannot remember further nonces.
         """
+        sent = signature_in(metadata)
+        if sent is None and not self._required:
+            return None
+        if sent is None or not self._covers_enough(sent, is_stream=is_stream):
+            raise Unauthenticated.signature()
+        return self._verify(sent, method=method)
+
+    def _covers_enough(self, sent: Signature, *, is_stream: bool) -> bool:
+        unsigned_body = sent.content_sha256 == UNSIGNED
+        if is_stream:
+            return unsigned_body
+        return self._allow_unsigned_bodies or not unsigned_body
+
+    def _verify(self, sent: Signature, *, method: str) -> SignedCall:
         key = self._keys.find(sent.key_id)
         expected = sign(
             key.secret if key else _NOBODY,
@@ -187,41 +212,3 @@ class SignatureVerifier:
             raise Unauthenticated.signature()
         self._keys.note_use(key.key_id)
         return SignedCall(key=key, content_sha256=sent.content_sha256)
-
-
-class SignatureAuthenticator:
-    """Authenticates calls by their signature, and refuses unsigned ones where a signature is required.
-
-    Args:
-        verifier: Verifies signatures.
-        required: Whether calls without one are refused.
-        allow_unsigned_bodies: Whether the signature of a unary call may leave its body out; that of a stream always
-            does.
-    """
-
-    def __init__(self, verifier: SignatureVerifier, *, required: bool, allow_unsigned_bodies: bool) -> None:
-        self._verifier = verifier
-        self._required = required
-        self._allow_unsigned_bodies = allow_unsigned_bodies
-
-    def authenticate(
-        self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool
-    ) -> SignedCall | None:
-        """Return the signed call; None if it is not signed and need not be.
-
-        Raises:
-            Unauthenticated: The signature is invalid, or missing where one is required.
-            ResourceExhausted: As `SignatureVerifier.verify`.
-        """
-        sent = signature_in(metadata)
-        if sent is None and not self._required:
-            return None
-        if sent is None or not self._covers_enough(sent, is_stream=is_stream):
-            raise Unauthenticated.signature()
-        return self._verifier.verify(sent, method=method)
-
-    def _covers_enough(self, sent: Signature, *, is_stream: bool) -> bool:
-        unsigned_body = sent.content_sha256 == UNSIGNED
-        if is_stream:
-            return unsigned_body
-        return self._allow_unsigned_bodies or not unsigned_body

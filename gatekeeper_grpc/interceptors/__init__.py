@@ -1,1 +1,1 @@
-"""The stages between grpcio and every servicer; `chain.build_interceptors` builds them."""
+"""The stages between grpcio and every servicer; `chain.Stages` puts them together."""

@@ -1,14 +1,14 @@
-"""Builds the interceptor: the stages that every call passes, and the reason for their order."""
+"""The interceptor: the stages that every call passes, and the reason for their order."""
 
 import contextvars
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gatekeeper_grpc.auth.signatures import SignatureAuthenticator, SignedCall
+from gatekeeper_grpc.auth.signatures import SignatureVerifier, SignedCall
 from gatekeeper_grpc.domain.caller import set_current_caller
 from gatekeeper_grpc.interceptors.authentication import TokenVerifier, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
@@ -29,16 +29,9 @@ else:
     _Handler = grpc.RpcMethodHandler  # Generic in its published types only.
 
 
-def build_interceptors(
-    *,
-    verifier: TokenVerifier,
-    pools: CallPools,
-    policies: Mapping[str, Policy] = POLICIES,
-    signatures: SignatureAuthenticator | None = None,
-    message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
-    stream_timeout: MessageTimeout = STREAM_TIMEOUT,
-) -> tuple[grpc.ServerInterceptor, ...]:
-    """Build the stages between grpcio and every servicer, outermost stage first.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stages(grpc.ServerInterceptor):
+    """The interceptor: what every call passes between grpcio and its servicer, outermost stage first.
 
     1. **Request scope**: all log lines of the call carry its id; the last one has the status that the client receives.
     2. **Errors**: outside every stage that may fail. Otherwise a refusal reaches the client as UNKNOWN, with the text
@@ -50,72 +43,49 @@ def build_interceptors(
 
     The stages are one interceptor. With several, grpcio would call each on its serving thread and wrap the handler
     again for every call. Here the stages of a method are built once, and a call costs that thread a dict lookup.
-
-    Args:
-        verifier: Verifies access tokens.
-        pools: The workers; close them after the server.
-        policies: One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied.
-        signatures: Verifies signatures of signable methods; None: signatures are neither required nor read.
-        message_timeout: How long the message of a unary request may take.
-        stream_timeout: How long a request stream may be silent, and a response unread.
     """
-    dependencies = _Dependencies(
-        verifier=verifier,
-        pools=pools,
-        policies=policies,
-        signatures=signatures,
-        message_timeout=message_timeout,
-        stream_timeout=stream_timeout,
-    )
-    return (_Interceptor(dependencies),)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Dependencies:
-    """What all methods of a server use."""
 
     verifier: TokenVerifier
+    """Verifies access tokens."""
     pools: CallPools
-    policies: Mapping[str, Policy]
-    signatures: SignatureAuthenticator | None
-    message_timeout: MessageTimeout
-    stream_timeout: MessageTimeout
-
-
-class _Interceptor(grpc.ServerInterceptor):
-    """Gives grpcio the handler of a call. Runs on the one serving thread, so takes constant time."""
-
-    def __init__(self, dependencies: _Dependencies) -> None:
-        self._dependencies = dependencies
-        self._served: dict[str, tuple[_Handler, _Handler]] = {}  # method -> (servicer's handler, ours around it)
+    """The workers; close them after the server."""
+    policies: Mapping[str, Policy] = field(default_factory=lambda: POLICIES)
+    """One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied."""
+    signatures: SignatureVerifier | None = None
+    """Verifies signatures of signable methods; None: signatures are neither required nor read."""
+    message_timeout: MessageTimeout = MESSAGE_TIMEOUT
+    """How long the message of a unary request may take."""
+    stream_timeout: MessageTimeout = STREAM_TIMEOUT
+    """How long a request stream may be silent, and a response unread."""
+    _served: dict[str, tuple[_Handler, _Handler]] = field(init=False, default_factory=dict, repr=False)
+    """By method: the servicer's handler, and the one with its stages."""
 
     def intercept_service(
         self, continuation: Callable[[Any], _Handler | None], handler_call_details: grpc.HandlerCallDetails
     ) -> _Handler | None:
-        """Return the handler with its stages; None for an unknown method, which stays UNIMPLEMENTED."""
-        handler = continuation(handler_call_details)
+        """Return the handler with its stages; None for an unknown method, which stays UNIMPLEMENTED.
+
+        Runs on the one serving thread, so takes constant time.
+        """
+        name, handler = handler_call_details.method, continuation(handler_call_details)
         if handler is None:
             return None
-        known, served = self._served.get(handler_call_details.method, (None, None))
-        if known is handler:
-            return served
-        return self._serve(handler_call_details.method, handler)
-
-    def _serve(self, name: str, handler: _Handler) -> _Handler:
-        served = _with_stages(name, handler, self._dependencies)
-        self._served[name] = (handler, served)
+        known, served = self._served.get(name, (None, None))
+        if known is not handler:
+            served = _with_stages(name, handler, self)
+            self._served[name] = (handler, served)
         return served
 
 
-def _with_stages(name: str, handler: _Handler, dependencies: _Dependencies) -> _Handler:
+def _with_stages(name: str, handler: _Handler, stages: Stages) -> _Handler:
     """Wrap a handler of any of the four kinds as one that streams requests, which is the same on the wire.
 
     Only such a handler has a context before the message is here. Messages stay bytes until the worker parses them.
     """
     if not handler.response_streaming:
-        unary = _UnaryResponse(name, handler, dependencies)
+        unary = _UnaryResponse(name, handler, stages)
         return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
-    stream = _response_stream(_behaviour(handler))(name, handler, dependencies)
+    stream = _response_stream(_behaviour(handler))(name, handler, stages)
     return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
 
@@ -138,22 +108,22 @@ class _Method:
 
     experimental_non_blocking = False
 
-    def __init__(self, name: str, handler: _Handler, dependencies: _Dependencies) -> None:
-        policy = dependencies.policies.get(name, DENIED)
-        default = dependencies.stream_timeout if handler.request_streaming else dependencies.message_timeout
+    def __init__(self, name: str, handler: _Handler, stages: Stages) -> None:
+        policy = stages.policies.get(name, DENIED)
+        default = stages.stream_timeout if handler.request_streaming else stages.message_timeout
         self._name = name
         self._policy = policy
         self._behaviour = _behaviour(handler)
-        self._verifier = dependencies.verifier
-        self._signatures = dependencies.signatures if policy.signable else None
+        self._verifier = stages.verifier
+        self._signatures = stages.signatures if policy.signable else None
         self._is_stream = handler.request_streaming or handler.response_streaming
         self._timeout = policy.timeout or default
         self._parser = MessageParser(parse=handler.request_deserializer, max_bytes=policy.max_request_bytes)
         self._argument_from = messages if handler.request_streaming else only_message
         # Only the policy row selects the pool: one that a servicer brought along would be unbounded.
-        self._pool = dependencies.pools[policy.pool]
-        self._slow_readers = dependencies.pools.slow_readers
-        self._response_within_s = (policy.timeout or dependencies.stream_timeout).limit_s
+        self._pool = stages.pools[policy.pool]
+        self._slow_readers = stages.pools.slow_readers
+        self._response_within_s = (policy.timeout or stages.stream_timeout).limit_s
         self.experimental_thread_pool = self._pool
         # A public method has no token to check first, so its calls wait for their message without a worker.
         self.first_message_within_s = self._timeout.limit_s if policy.access is Access.PUBLIC else None

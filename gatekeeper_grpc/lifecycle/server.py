@@ -19,13 +19,13 @@ from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
-from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureAuthenticator, SignatureVerifier
+from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureVerifier
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
@@ -248,14 +248,14 @@ class GatekeeperServer:
 
     def _grpc_server(self, *, shares_port: bool) -> grpc.Server:
         settings = self._settings
-        interceptors = build_interceptors(
+        stages = Stages(
             verifier=self._access_tokens,
             pools=self.pools,
             signatures=self._signatures(),
             message_timeout=_message_timeout(settings.body_timeout_s, limit_when_saturated_s=1.0),
             stream_timeout=_message_timeout(settings.stream_idle_timeout_s, limit_when_saturated_s=5.0),
         )
-        server = new_server(self.pools[PoolName.OPERATIONS], interceptors, shares_port=shares_port)
+        server = new_server(self.pools[PoolName.OPERATIONS], stages, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
         add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
@@ -277,11 +277,12 @@ class GatekeeperServer:
             page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )
 
-    def _signatures(self) -> SignatureAuthenticator:
+    def _signatures(self) -> SignatureVerifier:
         # A signature is valid from CLOCK_WINDOW_S before its time to CLOCK_WINDOW_S after it, and clocks may be set.
         nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
-        return SignatureAuthenticator(
-            SignatureVerifier(self.client_keys, nonces),
+        return SignatureVerifier(
+            self.client_keys,
+            nonces,
             required=self._settings.require_signed_calls,
             allow_unsigned_bodies=self._settings.allow_unsigned_bodies,
         )

@@ -3,7 +3,7 @@
 from grpc_health.v1 import health_pb2_grpc
 
 from gatekeeper_grpc.interceptors.authentication import NoTokens
-from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
 from gatekeeper_grpc.transport.listener import bind, new_server
@@ -14,8 +14,8 @@ class HealthServer:
 
     def __init__(self, reporter: HealthReporter) -> None:
         self._pools = CallPools({PoolName.OPERATIONS: DEFAULT_SIZES[PoolName.OPERATIONS]})
-        interceptors = build_interceptors(verifier=NoTokens(), pools=self._pools)
-        self._server = new_server(self._pools[PoolName.OPERATIONS], interceptors)
+        stages = Stages(verifier=NoTokens(), pools=self._pools)
+        self._server = new_server(self._pools[PoolName.OPERATIONS], stages)
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)
 
     def bind(self, address: str) -> int:

@@ -35,11 +35,11 @@ class ListenError(Exception):
 
 
 def new_server(
-    pool: ThreadPoolExecutor, interceptors: tuple[grpc.ServerInterceptor, ...], *, shares_port: bool = False
+    pool: ThreadPoolExecutor, interceptor: grpc.ServerInterceptor, *, shares_port: bool = False
 ) -> grpc.Server:
     """Make a server. With `shares_port`, other processes may listen on its port, too."""
     options = dict(OPTIONS) | dict([SHARED_PORT] if shares_port else [])
-    return grpc.server(pool, options=tuple(options.items()), interceptors=[*interceptors])
+    return grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
 
 
 def bind(server: grpc.Server, address: str) -> int:

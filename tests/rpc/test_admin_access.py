@@ -11,7 +11,7 @@ import pytest
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, PolicyTableError
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store import mutations
@@ -94,9 +94,7 @@ def test_twin_a_changed_policy_row_fails_its_cells_of_the_matrix(
 ) -> None:
     """The twin of the matrix."""
     changed = {**POLICIES, path_of(rpc): replace(POLICIES[path_of(rpc)], access=access)}
-    monkeypatch.setattr(
-        "gatekeeper_grpc.lifecycle.server.build_interceptors", partial(build_interceptors, policies=changed)
-    )
+    monkeypatch.setattr("gatekeeper_grpc.lifecycle.server.Stages", partial(Stages, policies=changed))
 
     with installed(postgres) as installation:
         cells = [(caller, rpc) for caller in CALLERS for rpc in RPCS]

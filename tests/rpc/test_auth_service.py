@@ -26,7 +26,7 @@ from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.domain.caller import Caller, Role
-from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.postgres.database import Database
@@ -68,8 +68,8 @@ def service(database: Database, tmp_path: Path) -> Iterator[Service]:
     access_tokens = AccessTokens(KeyRing.parse(f"k1:{SECRET}"))
     logins.ensure_first_admin("admin", passwords.hash(PASSWORD))
     pools = CallPools()
-    interceptors = list(build_interceptors(verifier=access_tokens, pools=pools))
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=interceptors)
+    stages = Stages(verifier=access_tokens, pools=pools)
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages])
     add_AuthServiceServicer_to_server(AuthServicer(Sessions(logins, passwords, access_tokens, LoginGuard())), server)
     address = f"unix:{tmp_path}/auth.sock"
     server.add_insecure_port(address)

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, build_interceptors
+from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
@@ -85,7 +85,7 @@ def serve(
 ) -> Iterator[Server]:
     """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
     pools = CallPools({**DEFAULT_SIZES, **sizes}, max_pending_calls=max_pending_calls)
-    interceptors = build_interceptors(
+    stages = Stages(
         verifier=RoleNames(),
         pools=pools,
         policies={f"/{SERVICE}/{name}": policy for name, (_handler, policy) in methods.items() if policy},
@@ -93,13 +93,13 @@ def serve(
         stream_timeout=stream_timeout,
     )
     handlers = {name: handler for name, (handler, _policy) in methods.items()}
-    with running(pools, interceptors, handlers) as server:
+    with running(pools, stages, handlers) as server:
         yield server
 
 
 @contextmanager
-def running(pools: CallPools, interceptors: tuple[Any, ...], handlers: dict[str, Any]) -> Iterator[Server]:
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[*interceptors], options=[("grpc.so_reuseport", 0)])
+def running(pools: CallPools, stages: grpc.ServerInterceptor, handlers: dict[str, Any]) -> Iterator[Server]:
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -10,7 +10,7 @@ import pytest
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper_grpc.interceptors.chain import _Interceptor
+from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport.listener import ListenError
 from tests.support.clients import TIMEOUT_S, created
@@ -113,7 +113,7 @@ def test_health_fails_only_while_the_serving_thread_hangs(
 ) -> None:
     over = threading.Event()
     alive = asked(server, "/health")
-    monkeypatch.setattr(_Interceptor, "intercept_service", lambda *_: over.wait(TIMEOUT_S) and None)
+    monkeypatch.setattr(Stages, "intercept_service", lambda *_: over.wait(TIMEOUT_S) and None)
 
     hung = asked(server, "/health")
     over.set()

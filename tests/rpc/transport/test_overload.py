@@ -377,8 +377,8 @@ def test_twin_a_closed_ordinary_pool_ends_the_serving_thread(monkeypatch: pytest
 @contextmanager
 def health_server() -> Iterator[tuple[health.HealthServicer, health_pb2_grpc.HealthStub]]:
     pools = CallPools()
-    interceptors = chain.build_interceptors(verifier=RoleNames(), pools=pools, policies=POLICIES)
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[*interceptors], options=[("grpc.so_reuseport", 0)])
+    stages = chain.Stages(verifier=RoleNames(), pools=pools, policies=POLICIES)
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=[("grpc.so_reuseport", 0)])
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

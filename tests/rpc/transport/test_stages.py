@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from gatekeeper_grpc.domain.caller import current_caller
-from gatekeeper_grpc.interceptors.chain import build_interceptors
+from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
 from tests.support.stages import (
@@ -66,7 +66,7 @@ def test_a_handler_is_wrapped_once_and_not_for_every_call() -> None:
     handler = unary(echo)
     details = type("Details", (), {"method": f"/{SERVICE}/Echo"})()
     pools = CallPools()
-    (interceptor,) = build_interceptors(verifier=RoleNames(), pools=pools, policies={})
+    interceptor = Stages(verifier=RoleNames(), pools=pools, policies={})
 
     first, again = (interceptor.intercept_service(lambda _details: handler, details) for _ in range(2))
     replaced = interceptor.intercept_service(lambda _details: unary(echo), details)

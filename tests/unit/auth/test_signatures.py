@@ -11,7 +11,6 @@ import pytest
 from gatekeeper_grpc.auth.signatures import (
     UNSIGNED,
     Nonces,
-    SignatureAuthenticator,
     SignatureVerifier,
     SignedCall,
     sign,
@@ -38,8 +37,6 @@ class World:
         self.seconds = 0.0
         self.used: list[str] = []
         self.nonces = Nonces(keep_s=60, capacity=3, clock=lambda: self.seconds)
-        keys: Any = self
-        self.verifier = SignatureVerifier(keys, self.nonces, clock=lambda: self.now)
 
     def find(self, key_id: str) -> VerificationKey | None:
         key = VerificationKey(key_id=KEY_ID, secret=SECRET, tier=RateTier.HIGH, expire_time=None)
@@ -48,9 +45,18 @@ class World:
     def note_use(self, key_id: str) -> None:
         self.used.append(key_id)
 
+    def verifier(self, *, required: bool = False, allow_unsigned_bodies: bool = True) -> SignatureVerifier:
+        keys: Any = self
+        return SignatureVerifier(
+            keys,
+            self.nonces,
+            required=required,
+            allow_unsigned_bodies=allow_unsigned_bodies,
+            clock=lambda: self.now,
+        )
+
     def admit(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> SignedCall | None:
-        authenticator = SignatureAuthenticator(self.verifier, required=required, allow_unsigned_bodies=True)
-        return authenticator.authenticate(metadata, method=method, is_stream=False)
+        return self.verifier(required=required).authenticate(metadata, method=method, is_stream=False)
 
     def refuses(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> bool:
         try:
@@ -134,10 +140,10 @@ def test_unsigned_body_may_be_any(world: World) -> None:
 def test_stream_leaves_its_body_out_and_a_unary_call_where_that_is_allowed(
     world: World, streams: bool, allowed: bool, content: str, passes: bool
 ) -> None:
-    authenticator = SignatureAuthenticator(world.verifier, required=True, allow_unsigned_bodies=allowed)
+    verifier = world.verifier(required=True, allow_unsigned_bodies=allowed)
 
     with nullcontext() if passes else pytest.raises(Unauthenticated):
-        assert authenticator.authenticate(signed(content=content), method=METHOD, is_stream=streams)
+        assert verifier.authenticate(signed(content=content), method=METHOD, is_stream=streams)
 
 
 def test_call_without_a_signature_is_anonymous_unless_one_is_required(world: World) -> None:
