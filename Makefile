@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Where `make run` keeps the embedded database and its secrets.
 export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
+# The tests start hundreds of Python processes: each would compile the whole package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-faults check lint types layers proto proto-check docs bench fmt lock clean

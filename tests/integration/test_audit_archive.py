@@ -259,7 +259,7 @@ def test_nothing_is_dropped_while_somebody_reads_the_log(log: Database, tmp_path
     reports = AuditStore(log).verify()
     next(reports)
 
-    with pytest.raises(Unavailable, match="somebody is reading the audit log"):
+    with pytest.raises(Unavailable, match="another session reads the audit log"):
         archived(log, tmp_path)
     list(reports)
     assert len(archived(log, tmp_path)) == 2
