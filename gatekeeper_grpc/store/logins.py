@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, LiteralString
 from uuid import uuid4
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, kwargs_row
 
 from gatekeeper_grpc.domain.admin_user import AuthEventEntry, check_username
 from gatekeeper_grpc.domain.caller import Caller, Role
@@ -94,7 +94,7 @@ class LoginStore:
             family = {"family_id": uuid4(), "admin_id": owner.admin_id}
             conn.execute(_BEGIN, {**family, "token_hash": _sha256(refresh_token), "expire_time": expire_time})
             _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
-        return owner.caller
+        return owner
 
     @retry_conflicts
     def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str = "") -> Caller:
@@ -109,8 +109,8 @@ class LoginStore:
         with self._database.write() as conn:
             owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
             exchange = {**token, "successor_hash": _sha256(successor), "expire_time": expire_time}
-            if owner and owner.enabled and conn.execute(_EXCHANGE, exchange).rowcount:
-                return owner.caller
+            if owner and conn.execute(_EXCHANGE, exchange).rowcount:
+                return owner
             if owner and conn.execute(_REVOKE_IF_SPENT, token).rowcount:
                 _record(conn, AuthEvent.REFRESH_REUSED, username=owner.username, peer=peer)
         # Not inside the transaction: the error would roll the revocation back.
@@ -213,39 +213,25 @@ _FIND_HASH = """
 
 # NO KEY: other transactions may still insert rows that refer to the owner.
 _OWNER_BY_CREDENTIALS = """
-    SELECT admin_id, username, role, token_epoch, enabled FROM admin_user
+    SELECT admin_id, username, role, token_epoch FROM admin_user
     WHERE username = %(username)s AND password_hash = %(password_hash)s AND enabled
     FOR NO KEY UPDATE
 """
 
 _OWNER_OF_FAMILY = """
-    SELECT admin_id, username, role, token_epoch, enabled FROM admin_user
+    SELECT admin_id, username, role, token_epoch FROM admin_user
     WHERE admin_id = (SELECT admin_id FROM refresh_tokens WHERE token_hash = %(token_hash)s)
     FOR NO KEY UPDATE
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Owner:
-    admin_id: int
-    username: str
-    role: str
-    token_epoch: int
-    enabled: bool
-
-    @property
-    def caller(self) -> Caller:
-        return Caller(
-            admin_id=self.admin_id,
-            username=self.username,
-            role=Role[self.role.upper()],
-            token_epoch=self.token_epoch,
-        )
+def _caller_from_row(*, role: str, **columns: Any) -> Caller:
+    return Caller(role=Role[role.upper()], **columns)
 
 
-def _lock_owner(conn: Connection, query: LiteralString, wanted: dict[str, Any]) -> _Owner | None:
+def _lock_owner(conn: Connection, query: LiteralString, wanted: dict[str, Any]) -> Caller | None:
     """Lock an admin user's row until the end of the transaction; its tokens do not change after that."""
-    with conn.cursor(row_factory=class_row(_Owner)) as cursor:
+    with conn.cursor(row_factory=kwargs_row(_caller_from_row)) as cursor:
         return cursor.execute(query, wanted).fetchone()
 
 
@@ -256,9 +242,10 @@ _BEGIN = """
 
 _EXCHANGE = """
     WITH spent AS (
-        UPDATE refresh_tokens SET spent_time = clock_timestamp()
+        UPDATE refresh_tokens t SET spent_time = clock_timestamp() FROM admin_user a
         WHERE token_hash = %(token_hash)s AND spent_time IS NULL AND expire_time > clock_timestamp()
-        RETURNING family_id, admin_id
+          AND a.admin_id = t.admin_id AND a.enabled
+        RETURNING family_id, t.admin_id
     )
     INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
     SELECT %(successor_hash)s, family_id, admin_id, clock_timestamp(), %(expire_time)s FROM spent

@@ -61,12 +61,6 @@ class MemberStore:
             wanted = {"segment_id": segment.segment_id, "after": after, "limit": limit}
             return Read(result=cursor.execute(LIST_MEMBERS, wanted).fetchall(), revision=current_revision(conn))
 
-    @retry_lost_read
-    def revision(self) -> int:
-        """Read the current revision."""
-        with self._database.read() as conn:
-            return current_revision(conn)
-
     def _edit(self, what: str, act: _Act, edit: MemberEdit, intent: Intent) -> Written[int]:
         def mutation(conn: Connection, _head: Head) -> Effect[int]:
             segment = find_segment(conn, edit.segment_key, etag=edit.etag)

@@ -185,22 +185,17 @@ _INSERT = """
     VALUES (%(key)s, %(description)s, %(match)s, %(conditions)s, %(attribute_names)s, %(scanned_values)s,
             %(update_time)s, %(update_time)s, %(revision)s)
     ON CONFLICT ON CONSTRAINT segments_key_key DO NOTHING
-    RETURNING segment_id
+    RETURNING segment_id, key, description, match, conditions, create_time, update_time, revision
 """
 
 
 def _insert(conn: Connection, head: Head, config: SegmentConfig) -> Segment:
-    row = conn.execute(_INSERT, _columns(config, head)).fetchone()
-    if row is None:
+    with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
+        segment = cursor.execute(_INSERT, _columns(config, head)).fetchone()
+    if segment is None:
         raise AlreadyExists(f"segment {config.key!r} exists already", metadata={"segment_key": config.key})
     _check_caps(conn, config)
-    return Segment(
-        segment_id=row[0],
-        config=config,
-        create_time=head.create_time,
-        update_time=head.create_time,
-        revision=head.revision,
-    )
+    return segment
 
 
 _UPDATE = """

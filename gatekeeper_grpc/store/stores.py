@@ -38,3 +38,11 @@ class Stores:
         self.erasures = ErasureStore(database, mutations, recorder)
         self.exports = ExportStore(database)
         self.audit = AuditStore(database)
+
+    def current_revision(self) -> int:
+        """Read the current revision.
+
+        Raises:
+            Unavailable: The database cannot be reached.
+        """
+        return self.audit.head().revision

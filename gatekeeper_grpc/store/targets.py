@@ -53,12 +53,6 @@ class TargetStore:
             targets = cursor.execute(LIST_TARGETS, wanted).fetchall()
             return Read(result=targets, revision=current_revision(conn))
 
-    @retry_lost_read
-    def revision(self) -> int:
-        """Read the current revision."""
-        with self._database.read() as conn:
-            return current_revision(conn)
-
 
 LIST_TARGETS = """
     SELECT s.user_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)

@@ -67,7 +67,7 @@ class SegmentRpcs(AdminRpcs):
             self._add_members,
             pb.AddSegmentMembersResponse(),
             refresher=self.refresher,
-            current_revision=self.stores.members.revision,
+            current_revision=self.stores.current_revision,
         )
 
     def _add_members(

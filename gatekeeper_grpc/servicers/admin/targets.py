@@ -50,7 +50,7 @@ class TargetRpcs(AdminRpcs):
             self._import,
             pb.ImportTargetsResponse(),
             refresher=self.refresher,
-            current_revision=self.stores.targets.revision,
+            current_revision=self.stores.current_revision,
         )
 
     def _import(

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -68,12 +69,8 @@ def verify_with_archives(
     with database.read() as conn:
         _require_archives(conn, files)
         head = read_head(conn).anchor
-        yield from verify_chain(_all_entries(conn, files), head=head, anchor=anchor)
-
-
-def _all_entries(conn: Connection, files: Iterable[ArchiveFile]) -> Iterator[RecordedEntry]:
-    yield from _entries_of(files)
-    yield from recorded_entries(conn)
+        entries = chain(_entries_of(files), recorded_entries(conn))
+        yield from verify_chain(entries, head=head, anchor=anchor)
 
 
 def _entries_of(files: Iterable[ArchiveFile]) -> Iterator[RecordedEntry]:
@@ -168,16 +165,8 @@ def _require_archives(conn: Connection, files: Iterable[ArchiveFile]) -> None:
 class _Partition:
     name: str
     lower: int
-    upper: int
-
-    @property
-    def first_seq(self) -> int:
-        """The first entry that it can hold; entries are numbered from 1."""
-        return max(self.lower, 1)
-
-    @property
-    def last_seq(self) -> int:
-        return self.upper - 1
+    first_seq: int
+    last_seq: int
 
 
 class AuditArchive:
@@ -221,54 +210,45 @@ class AuditArchive:
 
     def _move(self, partition: _Partition) -> ArchiveFile:
         path = self._folder / f"audit-{partition.first_seq:019}-{partition.last_seq:019}.jsonl"
-        documents = self._export(partition, path)
+        self._export(partition, path)
         file = _checked_file(path)
-        self._drop(partition, file, last=self._verified_end(file), documents=documents)
+        self._drop(partition, file, self._verified(file))
         self._delete_archived_documents()
         return file
 
-    def _export(self, partition: _Partition, path: Path) -> int:
-        """Write the entries of a partition to a file, and return how many of them have a document."""
-        documents = 0
-
-        def lines(entries: Iterable[RecordedEntry]) -> Iterator[bytes]:
-            nonlocal documents
-            for entry in entries:
-                documents += entry.document is not None
-                yield _line_from_entry(entry)
-
+    def _export(self, partition: _Partition, path: Path) -> None:
         with self._database.read() as conn:
-            _written(path, lines(recorded_entries(conn, after=partition.lower - 1, up_to=partition.last_seq)))
+            entries = recorded_entries(conn, after=partition.lower - 1, up_to=partition.last_seq)
+            _written(path, map(_line_from_entry, entries))
         _written(_checksum_path(path), [_checksum_line(path, _sha256_of(path)).encode()])
-        return documents
 
     @retry_lost_read
-    def _verified_end(self, file: ArchiveFile) -> AuditAnchor:
-        """Verify a file on disk, from the start of the log in the database, and return its last entry."""
+    def _verified(self, file: ArchiveFile) -> Verification:
+        """Verify a file on disk, from the start of the log in the database, and return the final report."""
         with self._database.read() as conn:
             start = read_start(conn)
-        *_, last = verify_chain(_read_entries(file.path), start=start)
-        if last.faulty is not None:
-            raise FailedPrecondition(f"nothing was dropped: {last.faulty.message}")
-        if (start.seq + 1, last.verified.seq) != (file.first_seq, file.last_seq):
+        *_, end = verify_chain(_read_entries(file.path), start=start)
+        if end.faulty is not None:
+            raise FailedPrecondition(f"nothing was dropped: {end.faulty.message}")
+        if (start.seq + 1, end.verified.seq) != (file.first_seq, file.last_seq):
             raise FailedPrecondition(f"nothing was dropped: {file.path} does not hold all entries of its partition")
-        return last.verified
+        return end
 
-    def _drop(self, partition: _Partition, file: ArchiveFile, *, last: AuditAnchor, documents: int) -> None:
+    def _drop(self, partition: _Partition, file: ArchiveFile, end: Verification) -> None:
         """Record the archive in its table and in the log, and drop the partition, in one transaction."""
 
         def act(conn: Connection, head: Head) -> Effect[None]:
             _lock_log(conn)
-            _require_documents(conn, file, documents)
+            _require_documents(conn, file, end.verified_entries - end.redacted_documents)
             row = {
                 "first_seq": file.first_seq,
                 "last_seq": file.last_seq,
-                "last_hash": last.hash,
+                "last_hash": end.verified.hash,
                 "sha256": file.sha256,
             }
             conn.execute(_INSERT_ARCHIVE, {**row, "create_time": head.create_time})
             conn.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(partition.name)))
-            document = {**row, "last_hash": last.hash.hex(), "sha256": file.sha256.hex()}
+            document = {**row, "last_hash": end.verified.hash.hex(), "sha256": file.sha256.hex()}
             return Effect(result=None, preview=None, change=_change(document))
 
         self._mutations.mutate(Intent(caller=None, action=ARCHIVE_ACTION), act, codec=NOTHING)
@@ -283,8 +263,11 @@ class AuditArchive:
                 deleted = conn.execute(_DELETE_DOCUMENTS, {"last_seq": last_seq, "limit": _DELETED_AT_ONCE}).rowcount
 
 
+# `first_seq`: the first entry that a partition can hold. Entries are numbered from 1.
 _PARTITIONS: LiteralString = r"""
-    SELECT name, bounds[1]::bigint AS lower, bounds[2]::bigint AS upper FROM (
+    SELECT name, bounds[1]::bigint AS lower, greatest(bounds[1]::bigint, 1) AS first_seq,
+           bounds[2]::bigint - 1 AS last_seq
+    FROM (
         SELECT c.relname AS name,
                regexp_match(pg_get_expr(c.relpartbound, c.oid), '\(''?(\d+)''?\) TO \(''?(\d+)') AS bounds
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'audit_log'::regclass

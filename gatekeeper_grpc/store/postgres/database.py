@@ -100,7 +100,7 @@ class Database:
 
         Raises:
             Unavailable: As for `read`.
-            GatekeeperError: A constraint is violated, see `translated_errors`.
+            GatekeeperError: See `translated_errors`.
         """
         with self._transaction(IsolationLevel.READ_COMMITTED, read_only=False) as conn:
             yield conn

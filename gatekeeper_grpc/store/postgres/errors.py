@@ -1,31 +1,15 @@
 """Translation of psycopg's errors into domain errors; nothing else translates them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
 
 import psycopg
 import psycopg_pool
 from psycopg import errors as pg
 
 from gatekeeper_grpc.domain.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    GatekeeperError,
     InvalidArgument,
     Unavailable,
-)
-
-# The error for each violated constraint, by its name in migrations/. Operations know the key and the field, so they
-# check first; this table catches what they miss.
-_CONSTRAINTS: Mapping[str, GatekeeperError] = MappingProxyType(
-    {
-        "idx_flags_key": AlreadyExists("a flag with this key exists already"),
-        "segments_key_key": AlreadyExists("a segment with this key exists already"),
-        "users_pkey": AlreadyExists("a user with this id is known already"),
-        "admin_user_username_key": AlreadyExists("an admin user with this name exists already"),
-        "flag_segments_segment_fkey": FailedPrecondition("a flag uses this segment", reason="SEGMENT_IN_USE"),
-    }
 )
 
 # The database is unreachable, closing, or too slow: the same call may succeed later.
@@ -56,6 +40,8 @@ class WriteConflict(Unavailable):
 def translated_errors() -> Iterator[None]:
     """Translate the psycopg errors of a block. An error without a rule passes unchanged, and is a bug.
 
+    A violated constraint is such an error: under the head lock, operations check first.
+
     Raises:
         GatekeeperError: The translated error.
     """
@@ -64,10 +50,7 @@ def translated_errors() -> Iterator[None]:
     except pg.IntegrityError as exc:
         if exc.diag.table_name == "audit_log" and not exc.diag.constraint_name:
             raise Unavailable(_NO_PARTITION, retry_after_s=1.0) from exc
-        known = _CONSTRAINTS.get(exc.diag.constraint_name or "")
-        if known is None:
-            raise
-        raise type(known)(str(known), reason=known.reason) from exc
+        raise
     except (pg.UntranslatableCharacter, pg.CharacterNotInRepertoire) as exc:
         raise InvalidArgument("text holds a character that PostgreSQL cannot store") from exc
     except (pg.DeadlockDetected, pg.SerializationFailure) as exc:
