@@ -8,11 +8,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -20,25 +20,23 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gatekeeper_grpc.operations.readiness import Readiness
+from gatekeeper_grpc.scheduler import RepeatingThread
 from gatekeeper_grpc.transport.listener import ListenError
 
 _log = structlog.get_logger(__name__)
 
-_TEXT = "text/plain; charset=utf-8"
 # A client may take this long between two bytes.
 _READ_TIMEOUT_S = 5.0
 # One more connection closes the oldest, never the newest.
 _MAX_CONNECTIONS = 32
-_JOIN_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class Page(NamedTuple):
     """An HTTP response."""
 
     status: HTTPStatus
-    content_type: str
     body: bytes
+    content_type: str = "text/plain; charset=utf-8"
 
 
 _MakePage = Callable[[str], Page]  # From the request's Accept header.
@@ -64,7 +62,7 @@ class HttpServer:
             "/ready": lambda _accept: _ready(readiness()),
         }
         self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
+        self._accepting: RepeatingThread | None = None
 
     def start(self, address: str) -> int:
         """Listen on host:port, and return the port.
@@ -74,19 +72,21 @@ class HttpServer:
         """
         host, _, port = address.rpartition(":")
         try:
-            self._server = _server(host.strip("[]"), int(port), self._pages)
+            self._server = _Server((host.strip("[]"), int(port)), self._pages)
         except (OSError, ValueError) as exc:
             raise ListenError.at(address) from exc
-        self._thread = threading.Thread(target=self._server.serve, name="gatekeeper-ops", daemon=True)
-        self._thread.start()
+        # Sleeps until a client connects; `serve_forever` would poll.
+        self._accepting = RepeatingThread("ops", self._server.handle_request, interval_s=0.0)
+        self._accepting.start()
         return int(self._server.server_address[1])
 
     def close(self) -> None:
         """Stop listening, and close all connections."""
-        if self._server is None or self._thread is None:
+        if self._server is None or self._accepting is None:
             return
-        self._server.stop_accepting()
-        self._thread.join(_JOIN_TIMEOUT_S)
+        self._accepting.stop()
+        _shut_down(self._server.socket)  # It wakes the thread that waits for it.
+        self._accepting.close()
         self._server.server_close()
         self._server = None
 
@@ -100,18 +100,8 @@ class _Server(ThreadingTCPServer):
         self.pages = pages
         self._lock = threading.Lock()  # guards _open
         self._open: dict[socket.socket, None] = {}  # in the order of arrival
-        self._is_stopping = False
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
-
-    def serve(self) -> None:
-        """Accept connections until `stop_accepting`. Sleeps between them; `serve_forever` would poll."""
-        while not self._is_stopping:
-            self.handle_request()
-
-    def stop_accepting(self) -> None:
-        """End `serve`: a listening socket that is shut down wakes the thread that waits for it."""
-        self._is_stopping = True
-        _shut_down(self.socket)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -135,14 +125,6 @@ class _Server(ThreadingTCPServer):
         """Log bugs only: a connection that fails is the client's to notice."""
         if not isinstance(sys.exception(), OSError):
             _log.exception("http_request_failed")
-
-
-class _ServerV6(_Server):
-    address_family = socket.AF_INET6
-
-
-def _server(host: str, port: int, pages: Mapping[str, _MakePage]) -> _Server:
-    return (_ServerV6 if ":" in host else _Server)((host, port), pages)
 
 
 def _shut_down(connection: socket.socket) -> None:
@@ -198,18 +180,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _metrics(registry: CollectorRegistry, accept: str) -> Page:
     encode, content_type = choose_encoder(accept)
-    return Page(status=HTTPStatus.OK, content_type=content_type, body=encode(registry))
+    return Page(HTTPStatus.OK, encode(registry), content_type)
 
 
 def _health(*, alive: bool) -> Page:
-    return _text(*(HTTPStatus.OK, "alive") if alive else (HTTPStatus.SERVICE_UNAVAILABLE, "hung"))
+    return _text(_status(ok=alive), "alive" if alive else "hung")
 
 
 def _ready(readiness: Readiness) -> Page:
-    status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
-    body = json.dumps(asdict(readiness)).encode() + b"\n"
-    return Page(status=status, content_type="application/json", body=body)
+    return Page(_status(ok=readiness.ready), json.dumps(asdict(readiness)).encode() + b"\n", "application/json")
+
+
+def _status(*, ok: bool) -> HTTPStatus:
+    return HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _text(status: HTTPStatus, text: str) -> Page:
-    return Page(status=status, content_type=_TEXT, body=f"{text}\n".encode())
+    return Page(status, f"{text}\n".encode())
