@@ -149,7 +149,6 @@ class Task:
     name: str
     run: Callable[[], None]
     interval_s: float
-    overdue_after_s: float
     blocks: bool
     is_due: Callable[[], bool]
     changed: threading.Condition
@@ -180,10 +179,14 @@ class Scheduler:
     `task_overdue_ended`.
 
     Args:
+        overdue_after_s: A run that takes longer is logged.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, overdue_after_s: float = _OVERDUE_AFTER_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._overdue_after_s = overdue_after_s
         self._clock = clock
         self._changed = threading.Condition()  # guards all below, and the state of the tasks
         self._tasks: list[Task] = []
@@ -202,7 +205,6 @@ class Scheduler:
         interval_s: float,
         blocks: bool,
         is_due: Callable[[], bool] = lambda: True,
-        overdue_after_s: float = _OVERDUE_AFTER_S,
     ) -> Task:
         """Run a task from now on.
 
@@ -212,13 +214,11 @@ class Scheduler:
             interval_s: How long to wait between runs.
             blocks: Whether a run may wait for anything, such as a database or a disk.
             is_due: Asked on the scheduler's thread before a run: False skips it. Must not block.
-            overdue_after_s: A run that takes longer is logged.
         """
         task = Task(
             name=name,
             run=_logs_failures(name, run, clock=self._clock),
             interval_s=interval_s,
-            overdue_after_s=overdue_after_s,
             blocks=blocks,
             is_due=is_due,
             changed=self._changed,
@@ -261,9 +261,9 @@ class Scheduler:
             for task in overdue:
                 task.wake_at = math.inf
             for task in due:
-                task.began_at, task.wake_at = now, now + task.overdue_after_s
+                task.began_at, task.wake_at = now, now + self._overdue_after_s
         for task in overdue:
-            _log.warning("task_overdue", task=task.name, seconds=round(task.overdue_after_s, 1))
+            _log.warning("task_overdue", task=task.name, seconds=round(self._overdue_after_s, 1))
         for task in due:
             self._start(task)
 

@@ -171,8 +171,8 @@ class Clock:
 
 
 @contextmanager
-def scheduling(*, clock: Callable[[], float] = time.monotonic) -> Iterator[Scheduler]:
-    scheduler = Scheduler(clock=clock)
+def scheduling(*, overdue_after_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> Iterator[Scheduler]:
+    scheduler = Scheduler(overdue_after_s=overdue_after_s, clock=clock)
     scheduler.start()
     try:
         yield scheduler
@@ -325,7 +325,7 @@ def test_a_run_that_takes_too_long_is_logged_once_and_so_is_its_end() -> None:
     clock, held, ticks = Clock(), Held(), threading.Semaphore(0)
 
     with capture_logs() as logs, scheduling(clock=clock) as scheduler:
-        scheduler.add("held", held, interval_s=7_200.0, blocks=True, overdue_after_s=30.0)
+        scheduler.add("held", held, interval_s=7_200.0, blocks=True)
         assert held.began.acquire(timeout=TIMEOUT_S)
         clock.now_s += 3_600.0
         for number in range(3):  # Each new task wakes the scheduler.
@@ -343,8 +343,8 @@ def test_a_run_that_takes_too_long_is_logged_once_and_so_is_its_end() -> None:
 def test_an_overdue_run_is_logged_while_nothing_else_wakes_the_scheduler() -> None:
     held = Held()
 
-    with capture_logs() as logs, scheduling() as scheduler:
-        scheduler.add("held", held, interval_s=3_600.0, blocks=True, overdue_after_s=0.05)
+    with capture_logs() as logs, scheduling(overdue_after_s=0.05) as scheduler:
+        scheduler.add("held", held, interval_s=3_600.0, blocks=True)
         assert eventually(lambda: len(logs) == 1)
         held.released.set()
         assert eventually(lambda: len(logs) == 2)
