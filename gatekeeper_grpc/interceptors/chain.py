@@ -85,14 +85,11 @@ def _with_stages(name: str, handler: _Handler, stages: Stages) -> _Handler:
     if not handler.response_streaming:
         unary = _UnaryResponse(name, handler, stages)
         return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
-    stream = _response_stream(_behaviour(handler))(name, handler, stages)
+    behaviour = _behaviour(handler)
+    marks = ("sends_by_response_stream", "experimental_non_blocking")
+    is_non_blocking = any(getattr(behaviour, mark, False) for mark in marks)
+    stream = (_NonBlockingResponse if is_non_blocking else _StreamResponse)(name, handler, stages)
     return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-
-
-def _response_stream(behaviour: Any) -> "type[_StreamResponse | _NonBlockingResponse]":
-    if getattr(behaviour, "sends_by_response_stream", False):
-        return _NonWaitingResponse
-    return _NonBlockingResponse if getattr(behaviour, "experimental_non_blocking", False) else _StreamResponse
 
 
 def _behaviour(handler: _Handler) -> Any:
@@ -173,7 +170,12 @@ class _StreamResponse(_Method):
 
 
 class _NonBlockingResponse(_Method):
-    """A response stream that keeps no worker: the servicer sends through a callback after it has returned."""
+    """A response stream that keeps no worker: the servicer sends after it has returned.
+
+    The third argument of the servicer's method is what it sends with: a callback, as grpcio has it, or, if the method
+    has the attribute `sends_by_response_stream`, a `GrpcResponseStream`. That one never waits, and the servicer cancels
+    clients that do not read.
+    """
 
     experimental_non_blocking = True
 
@@ -183,28 +185,15 @@ class _NonBlockingResponse(_Method):
         worker_context = _CallbacksOnWorkers(context, self._pool)
         if not worker_context.add_callback(partial(log_finished, rpc, context)):
             log_finished(rpc, context)
+        by_stream = getattr(self._behaviour, "sends_by_response_stream", False)
+        send = GrpcResponseStream(context) if by_stream else partial(self._send, send_response, context)
         with errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
-            argument = self._argument(requests, signed)
-            self._behaviour(argument, worker_context, self._sender(context, send_response))
-
-    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> Any:
-        """Return the third argument of the servicer's method, with which it sends."""
-        return partial(self._send, send_response, context)
+            self._behaviour(self._argument(requests, signed), worker_context, send)
 
     def _send(self, send_response: Callable[[Any], None], context: Any, response: Any) -> None:
         with self._slow_readers.sending(context, within_s=self._response_within_s):
             send_response(response)
-
-
-class _NonWaitingResponse(_NonBlockingResponse):
-    """A response stream that keeps no worker and never waits: the servicer sends bytes by a `GrpcResponseStream`.
-
-    A method asks for it with the attribute `sends_by_response_stream`, and cancels clients that do not read itself.
-    """
-
-    def _sender(self, context: Any, send_response: Callable[[Any], None]) -> GrpcResponseStream:  # noqa: ARG002 - it waits
-        return GrpcResponseStream(context)
 
 
 class _CallbacksOnWorkers:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +26,7 @@ from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.interceptors.chain import Stages
+from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
@@ -48,7 +49,6 @@ from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.listener import bind, new_server
-from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
@@ -112,7 +112,12 @@ class GatekeeperServer:
     def _build_stores(self, dsn: str) -> None:
         """Build what writes: the database, mutations, and what announces them."""
         settings, keys = self._settings, self._keys
-        self.database = _database(settings, dsn)
+        self.database = Database(
+            dsn,
+            pool_size=settings.db_pool_size,
+            statement_timeout_s=settings.db_statement_timeout_s,
+            hung_after_s=settings.db_hung_after_s,
+        )
         self._bus = redis_bus(settings, keys)
         self.mutations = MutationRunner(
             self.database,
@@ -138,11 +143,11 @@ class GatekeeperServer:
 
     def _build_authentication(self) -> None:
         """Build what knows callers: admin users by tokens, clients by keys."""
-        settings, keys = self._settings, self._keys
+        settings = self._settings
         self.login_guard = LoginGuard()
         self._passwords = Passwords(cost=settings.bcrypt_cost)
-        self._access_tokens = AccessTokens(keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
-        self.client_keys = ClientKeyCache(self.stores.client_keys, keys.data.open)
+        self._access_tokens = AccessTokens(self._keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
+        self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
         # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
         self._client_key_refresh = RepeatingThread(
             "client_keys", self.client_keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S
@@ -150,10 +155,16 @@ class GatekeeperServer:
 
     def _build_operations(self) -> None:
         """Build what operators see: metrics, readiness, health, the audit head in the log."""
-        self.pools = CallPools(_pool_sizes(self._settings))
+        settings = self._settings
+        sizes = {
+            PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
+            PoolName.ADMIN: PoolSize(workers=settings.admin_threads, queue=64),
+            PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
+        }
+        self.pools = CallPools({**DEFAULT_SIZES, **sizes})
         self.audit_head = AuditHeadReporter(self.stores.audit, Privileges(self.database))
         self.metrics = InstanceMetrics(
-            self._settings,
+            settings,
             self.cache,
             pools=self.pools,
             watchers=self.watchers,
@@ -252,8 +263,8 @@ class GatekeeperServer:
             verifier=self._access_tokens,
             pools=self.pools,
             signatures=self._signatures(),
-            message_timeout=_message_timeout(settings.body_timeout_s, limit_when_saturated_s=1.0),
-            stream_timeout=_message_timeout(settings.stream_idle_timeout_s, limit_when_saturated_s=5.0),
+            message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
+            stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),
         )
         server = new_server(self.pools[PoolName.OPERATIONS], stages, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
@@ -268,7 +279,7 @@ class GatekeeperServer:
     def _admin_servicer(self) -> AdminServicer:
         stores = self.stores
         return AdminServicer(
-            stores,
+            stores=stores,
             refresher=self.sources.refresher,
             passwords=self._passwords,
             own_password=OwnPassword(stores.admin_users, self._passwords, self.login_guard, stores.logins),
@@ -305,25 +316,3 @@ _FILES: tuple[Any, ...] = (
     health_pb2.DESCRIPTOR,
     reflection_pb2.DESCRIPTOR,
 )
-
-
-def _database(settings: Settings, dsn: str) -> Database:
-    return Database(
-        dsn,
-        pool_size=settings.db_pool_size,
-        statement_timeout_s=settings.db_statement_timeout_s,
-        hung_after_s=settings.db_hung_after_s,
-    )
-
-
-def _pool_sizes(settings: Settings) -> dict[PoolName, PoolSize]:
-    return {
-        **DEFAULT_SIZES,
-        PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
-        PoolName.ADMIN: PoolSize(workers=settings.admin_threads, queue=64),
-        PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
-    }
-
-
-def _message_timeout(limit_s: float, *, limit_when_saturated_s: float) -> MessageTimeout:
-    return MessageTimeout(limit_s=limit_s, limit_when_saturated_s=min(limit_s, limit_when_saturated_s))

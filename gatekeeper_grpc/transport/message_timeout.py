@@ -10,4 +10,4 @@ class MessageTimeout:
     limit_s: float
     """The longest wait."""
     limit_when_saturated_s: float
-    """The longest wait while other calls queue for the worker."""
+    """The longest wait while other calls queue for the worker, if that is shorter."""

@@ -1,5 +1,6 @@
 """What the RPCs of AdminService share: what they work with, and how every mutation ends."""
 
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
@@ -22,37 +23,24 @@ class MutationFields(TypedDict):
     audit_anchor: AuditAnchor | None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AdminRpcs(AdminServiceServicer):
-    """The base of AdminService's topics.
+    """The base of AdminService's topics."""
 
-    Args:
-        stores: Read and write the database.
-        refresher: Keeps the snapshot of this instance current.
-        passwords: Hashes passwords.
-        own_password: Changes the password of the caller.
-        client_keys: The client keys in memory.
-        audit_signer: Signs checkpoints of the audit log. None: this installation has no key for that.
-        page_tokens: Makes and reads page tokens.
-    """
-
-    def __init__(
-        self,
-        stores: Stores,
-        *,
-        refresher: Refresher,
-        passwords: Passwords,
-        own_password: OwnPassword,
-        client_keys: ClientKeyCache,
-        audit_signer: CheckpointSigner | None,
-        page_tokens: PageTokens,
-    ) -> None:
-        self.stores = stores
-        self.refresher = refresher
-        self.passwords = passwords
-        self.own_password = own_password
-        self.client_keys = client_keys
-        self.audit_signer = audit_signer
-        self.page_tokens = page_tokens
+    stores: Stores
+    """Read and write the database."""
+    refresher: Refresher
+    """Keeps the snapshot of this instance current."""
+    passwords: Passwords
+    """Hashes passwords."""
+    own_password: OwnPassword
+    """Changes the password of the caller."""
+    client_keys: ClientKeyCache
+    """The client keys in memory."""
+    audit_signer: CheckpointSigner | None
+    """Signs checkpoints of the audit log. None: this installation has no key for that."""
+    page_tokens: PageTokens
+    """Makes and reads page tokens."""
 
     def _refresh_after(self, written: Written[Any]) -> MutationFields:
         """Refresh this instance until it serves a mutation, and return the fields that the response must have.
