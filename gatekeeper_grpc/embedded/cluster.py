@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from gatekeeper_grpc.embedded.home import Home
@@ -27,14 +26,6 @@ _INITDB = (
 _PID_LINE, _STATUS_LINE = 0, 7
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerStatus:
-    """The content of ``postmaster.pid``: the server's process, and whether it accepts connections."""
-
-    pid: int
-    is_ready: bool
-
-
 def ensure_cluster(home: Home, programs: Programs, settings: Mapping[str, str]) -> bool:
     """Make the cluster with its user and database if it does not exist; all of it or nothing.
 
@@ -56,15 +47,14 @@ def ensure_cluster(home: Home, programs: Programs, settings: Mapping[str, str]) 
     return True
 
 
-def server_status(cluster: Path) -> ServerStatus | None:
-    """Read the status of the server of `cluster`; None if it has not written all of it yet, or has ended."""
+def ready_pid(cluster: Path) -> int | None:
+    """Return the process id of the server of `cluster` from ``postmaster.pid``; None if it accepts no connections."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
         return None
-    if len(lines) <= _STATUS_LINE:
-        return None
-    return ServerStatus(pid=int(lines[_PID_LINE]), is_ready=lines[_STATUS_LINE].strip() == "ready")
+    is_ready = len(lines) > _STATUS_LINE and lines[_STATUS_LINE].strip() == "ready"
+    return int(lines[_PID_LINE]) if is_ready else None
 
 
 def options(settings: Mapping[str, str]) -> list[str]:

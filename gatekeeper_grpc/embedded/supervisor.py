@@ -1,9 +1,11 @@
 """Supervises the embedded database: from `start` to `stop` one thread owns it, restarts it after a crash, and ends it.
 
 The kernel sends postgres SIGINT when the thread that started it ends. So one thread makes every start and lives until
-`stop`. A kill -9 of the process ends the thread too, and so the database.
+`stop`. A kill -9 of the process ends the thread too, and so the database. Between starts the thread waits for the end
+of postgres: it notices a crash at once, and does not wake at rest.
 """
 
+import subprocess
 import threading
 import time
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ import structlog
 
 from gatekeeper_grpc.embedded.account import account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
-from gatekeeper_grpc.embedded.cluster import ensure_cluster, server_status
+from gatekeeper_grpc.embedded.cluster import ensure_cluster, ready_pid
 from gatekeeper_grpc.embedded.errors import EmbeddedDatabaseError
 from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.embedded.locks import is_locked
@@ -45,8 +47,8 @@ _DEFAULTS: Mapping[str, str] = MappingProxyType(
 _FIXED: Mapping[str, str] = MappingProxyType({"listen_addresses": "", "logging_collector": "off"})
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
-# How soon a crash is noticed, and the pause between restarts that fail.
-_CHECK_INTERVAL_S = 1.0
+# The pause between restarts that fail.
+_RETRY_S = 1.0
 _JOIN_TIMEOUT_S = 60.0
 
 _log = structlog.get_logger()
@@ -74,6 +76,7 @@ class EmbeddedPostgres:
         self._settings = {**_DEFAULTS, **settings, **_FIXED}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._postmaster: Postmaster | None = None
         self._dsn: str | None = None
         self._initialised = False
 
@@ -124,11 +127,12 @@ class EmbeddedPostgres:
         if self._thread is None:
             return
         self._stopping.set()
+        if self._postmaster is not None:
+            self._postmaster.shut_down()  # Its end wakes the thread.
         self._thread.join(_JOIN_TIMEOUT_S)
         if self._thread.is_alive():
             raise EmbeddedDatabaseError(f"the embedded database of {self._home.data_dir} did not stop")
-        self._thread = None
-        self._dsn = None
+        self._thread = self._postmaster = self._dsn = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -161,11 +165,18 @@ class EmbeddedPostgres:
                 settings=self._settings,
                 stopping=self._stopping,
             )
-            postmaster.start()
-            self._log_start(postmaster, took_s=time.monotonic() - began_s)
+            process = postmaster.start()
+            self._postmaster = postmaster
+            _log.info(
+                "embedded_postgres_started",
+                data_dir=str(self._home.data_dir),
+                pid=process.pid,
+                initialised=self._initialised,
+                took_ms=round((time.monotonic() - began_s) * 1000),
+            )
             started.set_result(dsn(socket_dir))
             try:
-                self._restart_after_crashes(postmaster)
+                self._restart_after_crashes(postmaster, process)
             finally:
                 postmaster.stop()
         _log.info("embedded_postgres_stopped", data_dir=str(self._home.data_dir))
@@ -176,30 +187,27 @@ class EmbeddedPostgres:
         bin_dir = runnable_bin_dir(find_bin_dir(self._bin_dir), account)
         return Programs(bin_dir=bin_dir, account=account, log=self._home.log)
 
-    def _restart_after_crashes(self, postmaster: Postmaster) -> None:
-        while not self._stopping.wait(_CHECK_INTERVAL_S):
-            if postmaster.exit_code is not None:
-                self._restart(postmaster)
-
-    def _restart(self, postmaster: Postmaster) -> None:
+    def _restart_after_crashes(self, postmaster: Postmaster, process: subprocess.Popen[bytes]) -> None:
         data_dir = str(self._home.data_dir)
-        exit_code = postmaster.exit_code
-        _log.warning("embedded_postgres_died", data_dir=data_dir, pid=postmaster.pid, exit_code=exit_code)
+        while True:
+            exit_code = process.wait()
+            if self._stopping.is_set():
+                return
+            _log.warning("embedded_postgres_died", data_dir=data_dir, pid=process.pid, exit_code=exit_code)
+            while (restarted := self._restart(postmaster)) is None:
+                if self._stopping.wait(_RETRY_S):
+                    return
+            process = restarted
+
+    def _restart(self, postmaster: Postmaster) -> subprocess.Popen[bytes] | None:
+        data_dir = str(self._home.data_dir)
         try:
-            postmaster.start()
+            process = postmaster.start()
         except (EmbeddedDatabaseError, OSError) as error:
             _log.error("embedded_postgres_restart_failed", data_dir=data_dir, error=str(error))
-        else:
-            _log.info("embedded_postgres_restarted", data_dir=data_dir, pid=postmaster.pid)
-
-    def _log_start(self, postmaster: Postmaster, *, took_s: float) -> None:
-        _log.info(
-            "embedded_postgres_started",
-            data_dir=str(self._home.data_dir),
-            pid=postmaster.pid,
-            initialised=self._initialised,
-            took_ms=round(took_s * 1000),
-        )
+            return None
+        _log.info("embedded_postgres_restarted", data_dir=data_dir, pid=process.pid)
+        return process
 
 
 def running_dsn(data_dir: Path) -> str:
@@ -222,8 +230,7 @@ def _running_dsn(home: Home) -> str:
         raise EmbeddedDatabaseError(
             f"no embedded database runs in {home.data_dir}: start one with `gatekeeper serve`, without DATABASE_URL"
         )
-    status = server_status(home.cluster)
-    if status is None or not status.is_ready:
+    if ready_pid(home.cluster) is None:
         raise EmbeddedDatabaseError(
             f"the embedded database of {home.data_dir} is starting or stopping: try again in a moment"
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper_grpc.embedded import supervisor
 from tests.faults import postgres as databases
 from tests.faults.postgres import Postgres
 from tests.faults.report import Report
@@ -33,12 +32,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def report(request: pytest.FixtureRequest) -> Report:
     """Collects what is measured."""
     return request.config.stash[_REPORT]
-
-
-@pytest.fixture(autouse=True)
-def restarted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The database under test restarts at once; how soon a crash is noticed is not what fault tests measure."""
-    monkeypatch.setattr(supervisor, "_CHECK_INTERVAL_S", 0.1)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def small_disk(prepared: Path, folder: Path) -> Iterator[SmallDisk]:
 
 
 def _serve(folder: Path) -> None:
-    supervisor._CHECK_INTERVAL_S = 0.1
+    supervisor._RETRY_S = 0.1
     ballast = folder / "ballast"
     with EmbeddedPostgres(folder / "data") as embedded:
         print(f"> {embedded.dsn}", flush=True)  # noqa: T201 - for the process that started this one

@@ -266,8 +266,8 @@ def test_restart_that_fails_is_logged_and_tried_again(used_dir: Path) -> None:
         (used_dir / "set-aside").rename(version)
         assert eventually(lambda: answers(database.dsn))
     events = [entry["event"].removeprefix("embedded_postgres_") for entry in logs]
-    failures = ["died", "restart_failed"] * events.count("restart_failed")
-    assert events == ["started", *failures, "died", "restarted", "stopped"]
+    failures = ["restart_failed"] * events.count("restart_failed")
+    assert events == ["started", "died", *failures, "restarted", "stopped"]
 
 
 def test_restart_waits_for_a_backend_that_outlives_its_postmaster(
@@ -287,14 +287,14 @@ def test_restart_waits_for_a_backend_that_outlives_its_postmaster(
         assert eventually(lambda: answers(database.dsn))
 
 
-def test_supervisor_at_rest_wakes_once_a_second_at_most(used_dir: Path) -> None:
+def test_supervisor_at_rest_does_not_wake(used_dir: Path) -> None:
     others = threading.enumerate()  # The PostgreSQL of this test process may have a supervisor, too.
-    with EmbeddedPostgres(used_dir, settings=FAST):
+    with EmbeddedPostgres(used_dir, settings=FAST) as database:
         (thread,) = (each for each in threading.enumerate() if each.name == "embedded-postgres" and each not in others)
-        before, began = voluntary_switches(thread), time.monotonic()
+        assert answers(database.dsn)
+        before = voluntary_switches(thread)
         time.sleep(3.0)
-        woken, rested_s = voluntary_switches(thread) - before, time.monotonic() - began
-    assert woken <= rested_s + 1
+        assert voluntary_switches(thread) <= before + 1  # It may have fallen asleep since.
 
 
 def voluntary_switches(thread: threading.Thread) -> int:
