@@ -1,19 +1,16 @@
 """Revisions over Redis pub/sub: published after the commit by a thread of its own, received by the other instances."""
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
-import structlog
 from redis.client import PubSub
 
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.redis_bus.link import RedisLink
-
-_log = structlog.get_logger(__name__)
+from gatekeeper_grpc.scheduler import RepeatingThread
 
 # How long Redis may take to confirm a subscription, and to deliver a heartbeat.
 _DELIVERED_WITHIN_S = 1.0
@@ -31,39 +28,32 @@ class RedisAnnouncer:
     def __init__(self, link: RedisLink, channel: str) -> None:
         self._link = link
         self._channel = channel
-        # Committed revisions that are not published yet; None ends the thread.
-        self._waiting: SimpleQueue[int | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="gatekeeper-announce_redis", daemon=True)
+        # Committed revisions that are not published yet.
+        self._waiting: SimpleQueue[int] = SimpleQueue()
+        # The task itself waits for a revision.
+        self._publishing = RepeatingThread("announce_redis", self._publish, interval_s=0.0)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._publishing.start()
 
     def close(self) -> None:
         """Stop, and wait at most 2 s for the current publication."""
-        self._waiting.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(_JOIN_TIMEOUT_S)
+        self._publishing.stop()
+        self._waiting.put(_NO_REVISION)
+        self._publishing.close(timeout_s=_JOIN_TIMEOUT_S)
 
     def announce(self, revision: int) -> None:
         """Publish a committed revision soon; does not wait. Of several waiting ones only the newest is published."""
         self._waiting.put(revision)
 
-    def _run(self) -> None:
-        while (revision := self._waiting.get()) is not None:
-            while not self._waiting.empty():
-                if (another := self._waiting.get()) is None:
-                    return
-                revision = max(revision, another)
-            self._publish(revision)
-
-    def _publish(self, revision: int) -> None:
-        try:
-            self._link.ask(lambda client: client.publish(self._channel, str(revision)))
-        except Unavailable:
-            return  # The link logs it once.
-        except Exception:  # noqa: BLE001 - the next one may be published; a dead thread would be silent
-            _log.exception("announcing_failed", revision=revision)
+    def _publish(self) -> None:
+        newest = self._waiting.get()
+        while not self._waiting.empty():
+            newest = max(newest, self._waiting.get())
+        if not self._publishing.is_stopping:
+            with suppress(Unavailable):  # The link logs it once.
+                self._link.ask(lambda client: client.publish(self._channel, str(newest)))
 
 
 class RedisAnnouncements:

@@ -3,8 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Final, TypeVar
+from contextlib import closing, contextmanager, suppress
+from typing import Final, TypeVar
 
 import redis
 import structlog
@@ -36,12 +36,10 @@ class RedisLink:
         is_quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address = address
-        self._timeout_s = timeout_s
+        self._client = address.connect(timeout_s=timeout_s)  # Which connects later.
         self._is_quiet = is_quiet
         self._clock = clock
         self._lock = threading.Lock()  # guards all below; no command is sent while it is held
-        self._client: redis.Redis | None = None
         self._is_away = False
         self._ask_again_at = 0.0
 
@@ -52,7 +50,7 @@ class RedisLink:
             Unavailable: Redis failed, or failed within the last second.
         """
         with self._failures():
-            return question(self._connected())
+            return question(self._client)
 
     @contextmanager
     def pubsub(self) -> Iterator[PubSub]:
@@ -61,14 +59,8 @@ class RedisLink:
         Raises:
             Unavailable: Redis failed, here or inside the block.
         """
-        with self._failures():
-            # Any: the method is published without types.
-            pubsub: PubSub = self._untyped_client().pubsub()
-            try:
-                yield pubsub
-            finally:
-                with suppress(redis.RedisError, OSError):
-                    pubsub.close()
+        with self._failures(), closing(self._client.pubsub()) as pubsub:  # type: ignore[no-untyped-call]
+            yield pubsub
 
     def has_answered(self) -> None:
         """Close the circuit breaker: a subscription works, and its block will not end soon."""
@@ -76,20 +68,8 @@ class RedisLink:
 
     def close(self) -> None:
         """Close all connections."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            with suppress(redis.RedisError, OSError):
-                client.close()
-
-    def _untyped_client(self) -> Any:
-        return self._connected()
-
-    def _connected(self) -> redis.Redis:
-        with self._lock:
-            if self._client is None:
-                self._client = self._address.connect(timeout_s=self._timeout_s)  # Which connects later.
-            return self._client
+        with suppress(redis.RedisError, OSError):
+            self._client.close()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

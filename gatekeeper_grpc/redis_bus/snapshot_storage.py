@@ -12,7 +12,6 @@ from gatekeeper_grpc.redis_bus.link import RedisLink
 _PIECE_BYTES = 64 << 10
 # The first piece holds the header.
 _FIRST_PIECE_BYTES = 4 << 10
-_READ_ATTEMPTS = 3
 # A writer that takes longer loses its lock, and what it wrote expires.
 _LOCK_MS = 30_000
 # The snapshot of an abandoned installation expires. A running one renews it every hour.
@@ -61,15 +60,15 @@ class RedisSnapshotStorage:
     def read_header(self, size: int) -> bytes:
         """Return the first `size` bytes or fewer; none when nothing is stored."""
         for key in self._keys:
-            if first := self._piece(key, 0):
+            if first := self._pieces(key, 0, 0):
                 return first[:size]
         return b""
 
     def read(self) -> bytes:
         """Return the whole snapshot; nothing when nothing is stored."""
         for key in self._keys:
-            if kept := self._read(key):
-                return kept
+            if pieces := self._pieces(key, 0, -1):
+                return pieces
         return b""
 
     def write(self, pieces: Iterable[bytes]) -> None:
@@ -87,24 +86,11 @@ class RedisSnapshotStorage:
         self._link.ask(lambda client: client.rpush(key, piece))
         self._link.ask(lambda client: client.pexpire(key, _LOCK_MS))
 
-    def _read(self, key: str) -> bytes:
-        """Read piece by piece, and start again when a writer has replaced the snapshot."""
-        for _ in range(_READ_ATTEMPTS):
-            pieces = [*self._pieces(key)]
-            if not pieces or self._piece(key, 0) == pieces[0]:
-                return b"".join(pieces)
-        return b""
-
-    def _pieces(self, key: str) -> Iterator[bytes]:
-        number = 0
-        while piece := self._piece(key, number):
-            yield piece
-            number += 1
-
-    def _piece(self, key: str, number: int) -> bytes:
+    def _pieces(self, key: str, first: int, last: int) -> bytes:
+        """Read these pieces at once, so that no writer replaces the snapshot meanwhile."""
         # Any: without decoding the answers are bytes, which the published types do not say.
-        found: Any = self._link.ask(lambda client: client.lindex(key, number))
-        return bytes(found or b"")
+        found: Any = self._link.ask(lambda client: client.lrange(key, first, last))
+        return b"".join(found)
 
     def _run(self, script: str, keys: Sequence[str], *arguments: object) -> bool:
         answer: Any = self._link.ask(lambda client: client.eval(script, len(keys), *keys, *map(str, arguments)))
