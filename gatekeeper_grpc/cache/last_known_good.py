@@ -46,7 +46,7 @@ def newest_revision(storages: Iterable[SnapshotStorage], sealer: Sealer, *, inst
 
 def _readable_header(storage: SnapshotStorage, sealer: Sealer) -> SnapshotHeader | None:
     try:
-        return decode_header(storage.read_header(HEADER_BYTES), sealer)
+        return decode_header(storage.read(HEADER_BYTES), sealer)
     except (SnapshotRefused, GatekeeperError):  # The snapshot writer logs it.
         return None
 
@@ -57,7 +57,7 @@ def _newest_first(left: tuple[SnapshotHeader, SnapshotStorage], right: tuple[Sna
 
 def _usable_header(storage: SnapshotStorage, sealer: Sealer) -> SnapshotHeader | None:
     try:
-        beginning = storage.read_header(HEADER_BYTES)
+        beginning = storage.read(HEADER_BYTES)
         return decode_header(beginning, sealer) if beginning else None
     except (SnapshotRefused, GatekeeperError) as exc:
         _log.error("last_known_good_refused", storage=storage.name, error=str(exc))

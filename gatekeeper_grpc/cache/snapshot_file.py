@@ -35,20 +35,12 @@ class SnapshotFile:
         finally:
             os.close(descriptor)  # which releases the lock, as the end of the process does
 
-    def read_header(self, size: int) -> bytes:
-        """Return the first `size` bytes or fewer; none when there is no file."""
+    def read(self, size: int | None = None) -> bytes:
+        """Return the snapshot, or the first `size` bytes of it; none when there is no file."""
         with self._failures():
             try:
                 with self._path.open("rb") as file:
                     return file.read(size)
-            except FileNotFoundError:
-                return b""
-
-    def read(self) -> bytes:
-        """Return the whole snapshot; nothing when there is no file."""
-        with self._failures():
-            try:
-                return self._path.read_bytes()
             except FileNotFoundError:
                 return b""
 
@@ -65,9 +57,9 @@ class SnapshotFile:
 
     def _write_new(self, pieces: Iterable[bytes]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(self._new, flags, 0o600), "wb", buffering=0) as file:
-            for piece in pieces:
-                _write_all(file.fileno(), piece)
+        with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:
+            file.writelines(pieces)
+            file.flush()
             os.fsync(file.fileno())
 
     @contextmanager
@@ -84,12 +76,6 @@ def _is_locked_now(descriptor: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_all(descriptor: int, piece: bytes) -> None:
-    remaining = memoryview(piece)
-    while remaining:
-        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -112,8 +112,7 @@ def decode_header(beginning: bytes, sealer: Sealer) -> SnapshotHeader:
     """
     _check_preamble(beginning)
     try:
-        sealed, _ = _cut_frame(memoryview(beginning), _PREAMBLE.size)
-        return _header(_FrameReader(sealer).body(sealed, _Kind.HEADER))
+        return _header(_frames(memoryview(beginning), sealer))
     except (struct.error, ValueError) as exc:
         raise SnapshotRefused(_FOREIGN) from exc
 
@@ -138,9 +137,11 @@ def decode(stored: bytes, sealer: Sealer) -> tuple[SnapshotHeader, Snapshot]:
     check_whole(stored)
     parts = _Parts()
     try:
-        for kind, content in _frames(memoryview(stored)[:-_DIGEST_BYTES], sealer):
+        frames = _frames(memoryview(stored)[:-_DIGEST_BYTES], sealer)
+        header = _header(frames)
+        for kind, content in frames:
             parts.take(kind, content)
-        return parts.header(), parts.snapshot()
+        return header, parts.snapshot(header)
     except (InvalidArgument, LookupError, TypeError, ValueError, struct.error) as exc:
         raise SnapshotRefused(_FOREIGN) from exc
 
@@ -227,37 +228,21 @@ def _json(value: object) -> bytes:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _FrameReader:
-    """Opens frames, which must be of one snapshot and in order."""
-
-    def __init__(self, sealer: Sealer) -> None:
-        self._sealer = sealer
-        self._name: bytes | None = None
-        self._number = 0
-
-    def kind_and_body(self, sealed: bytes) -> tuple[_Kind, bytes]:
-        plain = self._sealer.open(sealed)
-        name, number, kind = _FRAME.unpack_from(plain)
-        if number != self._number or name != (self._name or name):
+def _frames(stored: memoryview, sealer: Sealer) -> Iterator[tuple[_Kind, bytes]]:
+    """Open the frames, which must be of one snapshot, in order and complete; yield their kinds and bodies."""
+    at, names = _PREAMBLE.size, set[bytes]()
+    kind: _Kind | None = None
+    for expected in count():
+        if kind is _Kind.END and at == len(stored):
+            return
+        sealed, at = _cut_frame(stored, at)
+        plain = sealer.open(sealed)
+        name, number, code = _FRAME.unpack_from(plain)
+        names.add(name)
+        if number != expected or len(names) > 1:
             raise ValueError("a frame of another snapshot, or out of order")
-        self._name, self._number = name, number + 1
-        return _Kind(kind), plain[_FRAME.size :]
-
-    def body(self, sealed: bytes, wanted: _Kind) -> bytes:
-        kind, body = self.kind_and_body(sealed)
-        if kind is not wanted:
-            raise ValueError("a frame of another kind")
-        return body
-
-
-def _frames(body: memoryview, sealer: Sealer) -> Iterator[tuple[_Kind, bytes]]:
-    reader, at, kind = _FrameReader(sealer), _PREAMBLE.size, None
-    while at < len(body):
-        sealed, at = _cut_frame(body, at)
-        kind, content = reader.kind_and_body(sealed)
-        yield kind, content
-    if kind is not _Kind.END:
-        raise ValueError("frames are missing")
+        kind = _Kind(code)
+        yield kind, plain[_FRAME.size :]
 
 
 def _cut_frame(body: memoryview, at: int) -> tuple[bytes, int]:
@@ -272,7 +257,6 @@ def _cut_frame(body: memoryview, at: int) -> tuple[bytes, int]:
 class _Parts:
     """The content of the frames read so far."""
 
-    headers: list[SnapshotHeader] = field(default_factory=list)
     documents: defaultdict[_Kind, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     shards: defaultdict[_Kind, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
     counts: defaultdict[_Kind, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
@@ -280,8 +264,6 @@ class _Parts:
 
     def take(self, kind: _Kind, body: bytes) -> None:
         match kind:
-            case _Kind.HEADER:
-                self.headers.append(_header(body))
             case _Kind.FLAGS | _Kind.SEGMENTS:
                 self.documents[kind].extend(json.loads(body))
             case _Kind.TARGETS | _Kind.MEMBERS:
@@ -291,15 +273,8 @@ class _Parts:
             case _Kind.COLUMN:
                 attribute, packed = _cut_frame(memoryview(body), 0)
                 self.columns[attribute.decode()].update(_unpacked(body[packed:]))
-            case _Kind.END:
-                pass
 
-    def header(self) -> SnapshotHeader:
-        (header,) = self.headers
-        return header
-
-    def snapshot(self) -> Snapshot:
-        header = self.header()
+    def snapshot(self, header: SnapshotHeader) -> Snapshot:
         return Snapshot.build(
             installation_id=header.installation_id,
             revision=header.revision,
@@ -337,7 +312,11 @@ def _header_document(header: SnapshotHeader) -> dict[str, object]:
     }
 
 
-def _header(body: bytes) -> SnapshotHeader:
+def _header(frames: Iterator[tuple[_Kind, bytes]]) -> SnapshotHeader:
+    """Read the first of `frames`, which must be the header."""
+    kind, body = next(frames)
+    if kind is not _Kind.HEADER:
+        raise ValueError("a frame of another kind")
     document: Mapping[str, Any] = json.loads(body)
     return SnapshotHeader(
         installation_id=UUID(document["installation_id"]),

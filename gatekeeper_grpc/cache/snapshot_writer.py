@@ -156,7 +156,7 @@ class SnapshotWriter:
 
     def _checked_header(self) -> SnapshotHeader | None:
         """Read the header; the first time everything, which may have been damaged since it was written."""
-        stored = self._storage.read_header(HEADER_BYTES) if self._written else self._storage.read()
+        stored = self._storage.read(HEADER_BYTES) if self._written else self._storage.read()
         if not stored:
             return None
         if not self._written:

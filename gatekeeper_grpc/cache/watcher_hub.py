@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Protocol
@@ -47,30 +48,25 @@ class ResponseStream(Protocol):
 
         Returns False, and sends nothing, if the stream has ended.
         """
-        ...
 
     def end(self, error: Exception) -> None:
         """End the stream with a status."""
-        ...
 
     def cancel(self) -> None:
         """End the stream although the watcher does not read."""
-        ...
 
 
+@dataclass(eq=False, slots=True)
 class Watcher:
     """One open stream. Only the hub's thread uses it after it was made."""
 
-    __slots__ = ("flag_keys", "is_busy", "last_sent_at", "must_send", "position", "stream")
-
-    def __init__(self, stream: ResponseStream, position: Position, flag_keys: frozenset[str], *, now: float) -> None:
-        self.stream = stream
-        self.flag_keys = flag_keys
-        self.position = position
-        self.last_sent_at = now
-        self.is_busy = False
-        # A message is due, even without changes.
-        self.must_send = True
+    stream: ResponseStream
+    position: Position
+    flag_keys: frozenset[str]
+    last_sent_at: float
+    is_busy: bool = False
+    must_send: bool = True
+    """A message is due, even without changes."""
 
 
 class WatcherHub:
@@ -160,7 +156,7 @@ class WatcherHub:
             Unavailable: this instance is shutting down.
         """
         position = self._history.at(from_revision) if from_revision else self._history.position
-        watcher = Watcher(stream, position, flag_keys, now=time.monotonic())
+        watcher = Watcher(stream, position, flag_keys, time.monotonic())
         with self._lock:
             if self._is_closed:
                 raise Unavailable("this instance is shutting down", retry_after_s=_RETRY_AFTER_S)

@@ -57,18 +57,18 @@ class RedisSnapshotStorage:
                 with suppress(Unavailable):  # The lock expires.
                     self._run(_UNLOCK, [self._lock_key], self._token)
 
-    def read_header(self, size: int) -> bytes:
-        """Return the first `size` bytes or fewer; none when nothing is stored."""
-        for key in self._keys:
-            if first := self._pieces(key, 0, 0):
-                return first[:size]
-        return b""
+    def read(self, size: int | None = None) -> bytes:
+        """Return the snapshot, or the first `size` bytes of it; none when nothing is stored.
 
-    def read(self) -> bytes:
-        """Return the whole snapshot; nothing when nothing is stored."""
+        All pieces are read at once, so that no writer replaces the snapshot meanwhile. `size` is at most that of the
+        first piece.
+        """
+        last = -1 if size is None else 0
         for key in self._keys:
-            if pieces := self._pieces(key, 0, -1):
-                return pieces
+            # Any: without decoding the answers are bytes, which the published types do not say.
+            pieces: Any = self._link.ask(lambda client, key=key: client.lrange(key, 0, last))  # type: ignore[misc]
+            if pieces:
+                return b"".join(pieces)[:size]
         return b""
 
     def write(self, pieces: Iterable[bytes]) -> None:
@@ -85,12 +85,6 @@ class RedisSnapshotStorage:
     def _append(self, key: str, piece: bytes) -> None:
         self._link.ask(lambda client: client.rpush(key, piece))
         self._link.ask(lambda client: client.pexpire(key, _LOCK_MS))
-
-    def _pieces(self, key: str, first: int, last: int) -> bytes:
-        """Read these pieces at once, so that no writer replaces the snapshot meanwhile."""
-        # Any: without decoding the answers are bytes, which the published types do not say.
-        found: Any = self._link.ask(lambda client: client.lrange(key, first, last))
-        return b"".join(found)
 
     def _run(self, script: str, keys: Sequence[str], *arguments: object) -> bool:
         answer: Any = self._link.ask(lambda client: client.eval(script, len(keys), *keys, *map(str, arguments)))

@@ -295,7 +295,7 @@ def storage(server: Valkey, *installations: str) -> RedisSnapshotStorage:
 
 
 def test_before_anything_is_kept_there_is_nothing(server: Valkey) -> None:
-    assert (storage(server).read_header(10), storage(server).read()) == (b"", b"")
+    assert (storage(server).read(10), storage(server).read()) == (b"", b"")
 
 
 def test_what_one_instance_keeps_another_finds_whatever_its_size(server: Valkey) -> None:
@@ -304,7 +304,7 @@ def test_what_one_instance_keeps_another_finds_whatever_its_size(server: Valkey)
         put(storage(server), content)
 
         assert storage(server).read() == content
-        assert storage(server).read_header(100) == content[:100]
+        assert storage(server).read(100) == content[:100]
     with server.client() as client:
         assert [key for key in client.keys("*") if b"snapshot" in key] == [storage(server)._keys[0].encode()]
         assert client.ttl(storage(server)._keys[0]) > 29 * 24 * 3600

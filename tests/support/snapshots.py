@@ -51,12 +51,9 @@ class MemoryStorage:
         self._fail_if_told()
         yield not self.is_locked_elsewhere
 
-    def read_header(self, size: int) -> bytes:
-        return self.read()[:size]
-
-    def read(self) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         self._fail_if_told()
-        return self.content
+        return self.content[:size]
 
     def write(self, pieces: Iterable[bytes]) -> None:
         self._clock.advance(1.0)

@@ -34,7 +34,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def test_before_anything_is_written_there_is_nothing(path: Path) -> None:
-    assert (SnapshotFile(path).read_header(10), SnapshotFile(path).read()) == (b"", b"")
+    assert (SnapshotFile(path).read(10), SnapshotFile(path).read()) == (b"", b"")
 
 
 def test_what_is_written_is_read_again_and_replaces_what_was_there(path: Path) -> None:
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_again_and_replaces_what_was_there(path: Path) -
     write(path, NEW)
 
     assert SnapshotFile(path).read() == NEW
-    assert SnapshotFile(path).read_header(10) == NEW[:10]
+    assert SnapshotFile(path).read(10) == NEW[:10]
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".snapshot.lock", "snapshot"]
 
 
