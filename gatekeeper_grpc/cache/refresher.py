@@ -35,9 +35,11 @@ class FallbackSource(Protocol):
 
     def load(self) -> Snapshot:
         """Load everything."""
+        ...
 
     def load_since(self, base: Snapshot) -> Snapshot:
         """Load what changed since `base`; `base` itself when nothing did."""
+        ...
 
 
 class SnapshotSource(FallbackSource, Protocol):
@@ -45,12 +47,15 @@ class SnapshotSource(FallbackSource, Protocol):
 
     def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
         """Load everything; reuse parts of `sharing` that are unchanged."""
+        ...
 
     def head(self) -> int:
         """Read the newest revision, and nothing else."""
+        ...
 
     def newest_of(self, epoch: int) -> int | None:
         """Read the newest revision of an epoch that is not lost; None when nothing is known of that epoch any more."""
+        ...
 
 
 class Announcements(Protocol):
@@ -59,12 +64,15 @@ class Announcements(Protocol):
     @property
     def name(self) -> str:
         """Distinguishes this bus from others in the log, such as "postgresql"."""
+        ...
 
     def listening(self) -> AbstractContextManager[Callable[[float], list[int]]]:
         """Listen inside the block; its function checks the connection and waits so many seconds for revisions."""
+        ...
 
     def wake(self) -> None:
         """End the current wait, from any thread. Without one, do nothing."""
+        ...
 
 
 class Refresher:

@@ -11,12 +11,16 @@ class SnapshotStorage(Protocol):
     @property
     def name(self) -> str:
         """Distinguishes this storage from others, such as "file"."""
+        ...
 
     def locked(self) -> AbstractContextManager[bool]:
         """Hold the write lock inside the block; the block gets False when another writer holds it."""
+        ...
 
     def read(self, size: int | None = None) -> bytes:
         """Return the snapshot, or the first `size` bytes of it; none when the storage is empty."""
+        ...
 
     def write(self, pieces: Iterable[bytes]) -> None:
         """Replace the content by `pieces` atomically. After a failure the old content is still there."""
+        ...

@@ -48,12 +48,15 @@ class ResponseStream(Protocol):
 
         Returns False, and sends nothing, if the stream has ended.
         """
+        ...
 
     def end(self, error: Exception) -> None:
         """End the stream with a status."""
+        ...
 
     def cancel(self) -> None:
         """End the stream although the watcher does not read."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
