@@ -11,7 +11,7 @@ import structlog
 
 from gatekeeper_grpc.auth.data_keys import SealError
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
-from gatekeeper_grpc.domain.client_key import RateTier, VerificationKey
+from gatekeeper_grpc.domain.client_key import RateTier, SealedClientKey, VerificationKey
 from gatekeeper_grpc.domain.errors import GatekeeperError
 
 _log = structlog.get_logger(__name__)
@@ -28,19 +28,6 @@ def new_key_id() -> str:
 def new_client_secret() -> str:
     """Make the secret of a new key: 32 random bytes in base64url without padding."""
     return secrets.token_urlsafe(_SECRET_BYTES)
-
-
-class SealedClientKey(Protocol):
-    """A stored key, with its secret encrypted."""
-
-    @property
-    def key_id(self) -> str: ...  # noqa: D102
-    @property
-    def secret(self) -> bytes: ...  # noqa: D102
-    @property
-    def tier(self) -> str: ...  # noqa: D102
-    @property
-    def expire_time(self) -> datetime | None: ...  # noqa: D102
 
 
 class ClientKeyStore(Protocol):

@@ -77,10 +77,6 @@ class AttributeIndex:
     def __len__(self) -> int:
         return self._count
 
-    def size_bytes(self) -> int:
-        """Return the length of all shards."""
-        return sum(column.size_bytes() for column in self._columns.values())
-
     def find(self, digest: bytes, name: str) -> JsonValue:
         """Return the value of the user with this digest for an attribute; None when there is none."""
         column = self._columns.get(name)
@@ -148,9 +144,6 @@ class _Column:
     def __init__(self, shards: Mapping[int, bytes]) -> None:
         self.shards = shards
         self.count = sum(map(_count, shards.values()))
-
-    def size_bytes(self) -> int:
-        return sum(map(len, self.shards.values()))
 
     def find(self, digest: bytes) -> bytes | None:
         return _find(self.shards.get(_shard_of(digest), _EMPTY_SHARD), digest)

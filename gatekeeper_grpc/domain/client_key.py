@@ -55,6 +55,16 @@ class CreatedClientKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SealedClientKey:
+    """The parts of a key that verify a signature, as stored: with a sealed secret."""
+
+    key_id: str
+    secret: bytes
+    tier: str
+    expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationKey:
     """The parts of a key that verify a signature. `expire_time` None: it never expires."""
 

@@ -4,7 +4,7 @@ Secrets are sealed: a stolen dump does not reveal them, and the server can still
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from gatekeeper_grpc.domain.client_key import (
     ClientKeyConfig,
     CreatedClientKey,
     RateTier,
+    SealedClientKey,
     client_key_document,
 )
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
@@ -36,16 +37,6 @@ SELECT_CLIENT_KEYS = """
 def client_key_from_row(*, name: str, tier: str, expire_time: datetime | None, **columns: Any) -> ClientKey:
     """Build the client key of a row of `SELECT_CLIENT_KEYS`."""
     return ClientKey(config=ClientKeyConfig(name=name, tier=RateTier[tier.upper()], expire_time=expire_time), **columns)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedClientKey:
-    """The part of a key that verifies signatures, with a sealed secret."""
-
-    key_id: str
-    secret: bytes
-    tier: str
-    expire_time: datetime | None
 
 
 class ClientKeyStore:

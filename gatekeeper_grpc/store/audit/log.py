@@ -5,9 +5,9 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeAlias
 
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
@@ -41,6 +41,8 @@ _FETCH_ROWS = 100
 # In documents, every string that is a UUID is a subject id.
 _SUBJECT_IDS = re.compile(rb'"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
 _NAMED_BY_SUBJECT = frozenset({ResourceType.USER, ResourceType.SUBJECT})
+# An entry without its document yet, and the size of the document, 0 if it was redacted.
+_Found: TypeAlias = tuple[DocumentedEntry, int]
 
 
 class AuditStore:
@@ -61,7 +63,7 @@ class AuditStore:
         """Read a page of entries, newest first; with large documents, fewer entries than wanted."""
         with self._database.read() as conn:
             found = _find(conn, wanted)
-            fitting = found[: _fitting([entry.document_bytes for entry in found[: wanted.limit]])]
+            fitting = found[: _fitting([size for _, size in found[: wanted.limit]])]
             return AuditPage(entries=_documented(conn, fitting), has_more=len(found) > len(fitting))
 
     def verify(self, anchor: AuditAnchor | None = None) -> Iterator[Verification]:
@@ -202,17 +204,9 @@ def check_not_archived(anchor: AuditAnchor | None, start: AuditAnchor) -> None:
 # --- Listing ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """An entry that matches a filter; `document_bytes` is None if its document was redacted."""
-
-    entry: AuditEntry
-    hash: bytes
-    document_bytes: int | None
-
-
 def _found_from_row(*, hash: bytes, document_bytes: int | None, **fields: Any) -> _Found:  # noqa: A002 - the column
-    return _Found(entry=AuditEntry(**fields), hash=hash, document_bytes=document_bytes)
+    entry = DocumentedEntry(entry=AuditEntry(**fields), hash=hash, salt=b"", document=None, users={})
+    return entry, document_bytes or 0
 
 
 _SELECT_ENTRIES = """
@@ -252,11 +246,11 @@ def _find(conn: Connection, wanted: AuditFilter) -> list[_Found]:
         return cursor.execute(*list_query(wanted)).fetchall()
 
 
-def _fitting(sizes: Sequence[int | None]) -> int:
+def _fitting(sizes: Sequence[int]) -> int:
     """Return how many of the first documents fit into a page; at least one."""
     room = _PAGE_DOCUMENT_BYTES
     for count, size in enumerate(sizes):
-        room -= size or 0
+        room -= size
         if room < 0:
             return max(1, count)
     return len(sizes)
@@ -267,15 +261,11 @@ _DOCUMENTS = """
 """
 
 
-def _documented(conn: Connection, found: Sequence[_Found]) -> list[DocumentedEntry]:
-    rows = conn.execute(_DOCUMENTS, {"seqs": [each.entry.seq for each in found]})
-    documents = {seq: (salt, document) for seq, salt, document in rows}
-    entries = [_with_document(each, *documents.get(each.entry.seq, (b"", None))) for each in found]
-    return with_users(conn, entries)
-
-
-def _with_document(found: _Found, salt: bytes, document: bytes | None) -> DocumentedEntry:
-    return DocumentedEntry(entry=found.entry, hash=found.hash, salt=salt, document=document, users={})
+def _documented(conn: Connection, found: Iterable[_Found]) -> list[DocumentedEntry]:
+    entries = {entry.entry.seq: entry for entry, _ in found}
+    for seq, salt, document in conn.execute(_DOCUMENTS, {"seqs": list(entries)}):
+        entries[seq] = replace(entries[seq], salt=salt, document=document)
+    return with_users(conn, entries.values())
 
 
 def documented_entries(conn: Connection, seqs: Sequence[int]) -> list[DocumentedEntry]:

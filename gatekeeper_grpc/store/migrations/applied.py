@@ -67,11 +67,6 @@ RECORD: LiteralString = """
 FORGET: LiteralString = "DELETE FROM schema_migrations WHERE version = %(version)s"
 
 
-def row_of(migration: Migration) -> dict[str, object]:
-    """Return the parameters of `RECORD` and `FORGET`."""
-    return {"version": migration.version, "name": migration.name, "checksum": migration.checksum}
-
-
 def read_applied(session: Session) -> Mapping[int, _AppliedRow]:
     """Read the rows of the table, by version; none if there is no table."""
     try:

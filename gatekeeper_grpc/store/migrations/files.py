@@ -95,15 +95,9 @@ def _require_sequence(labels: Sequence[str]) -> None:
 
 
 def _load(folder: Path, label: str) -> Migration:
-    up_path, down_path = folder / f"{label}.up.sql", folder / f"{label}.down.sql"
-    up_sql, down_sql = _read(up_path), _read(down_path)
-    return Migration(
-        version=_version(label),
-        name=label[5:],
-        up_sql=up_sql,
-        down_sql=down_sql,
-        checksum=hashlib.sha256(up_sql.encode()).hexdigest(),
-    )
+    up_sql, down_sql = _read(folder / f"{label}.up.sql"), _read(folder / f"{label}.down.sql")
+    checksum = hashlib.sha256(up_sql.encode()).hexdigest()
+    return Migration(version=_version(label), name=label[5:], up_sql=up_sql, down_sql=down_sql, checksum=checksum)
 
 
 def _read(path: Path) -> str:

@@ -8,6 +8,7 @@ lead to PostgreSQL itself, not to PgBouncer in transaction mode. `files.py` desc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import LiteralString
 
@@ -27,7 +28,6 @@ from gatekeeper_grpc.store.migrations.applied import (
     Session,
     compare,
     read_applied,
-    row_of,
 )
 from gatekeeper_grpc.store.migrations.files import Migration, default_folder, load_migrations
 from gatekeeper_grpc.store.postgres.servers import to_primary
@@ -235,7 +235,7 @@ class Migrator:
                 # While ALTER TABLE waits for a lock, every later reader of that table queues up behind it.
                 session.execute(_LIMIT_LOCK_WAIT, {"timeout": f"{round(self._lock_timeout_s * 1000)}ms"})
                 # The row first: the file may change the search path.
-                session.execute(record, row_of(migration))
+                session.execute(record, asdict(migration))
                 session.execute(script.encode())
         except psycopg.Error as exc:
             if session.broken:

@@ -20,7 +20,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
@@ -54,23 +55,14 @@ class Answer(Enum):
     SILENCE = auto()
 
 
+@dataclass(slots=True, eq=False)
 class _GuardedSocket:
     """The socket of a connection in use."""
 
-    def __init__(self, conn: psycopg.Connection, *, keeps_awake: bool) -> None:
-        # A descriptor of our own: the connection may be closed, and its number reused, by the time we shut it down.
-        self._socket = socket.socket(fileno=os.dup(conn.fileno()))
-        self.keeps_awake = keeps_awake
-        self.answer_by = math.inf
-
-    def shut_down(self) -> None:
-        """Wake the thread that waits for an answer; never blocks."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        self._socket.close()
+    # Of our own: the connection may be closed, and the number of its descriptor reused, by the time we shut it down.
+    duplicate: socket.socket
+    keeps_awake: bool
+    answer_by: float = math.inf
 
 
 class HangWatch:
@@ -125,8 +117,8 @@ class HangWatch:
         Raises:
             OperationalError: The database counts as hung.
         """
-        with closing(_GuardedSocket(conn, keeps_awake=keeps_awake)) as guarded:
-            self._register(conn, guarded)
+        with socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
+            self._register(conn, _GuardedSocket(duplicate, keeps_awake))
             try:
                 yield
             finally:
@@ -209,7 +201,8 @@ class HangWatch:
     def _shut_down(self, sockets: Collection[_GuardedSocket]) -> int:
         # Under the lock, so that no user closes its socket here, whose number could then belong to another file.
         for guarded in sockets:
-            guarded.shut_down()
+            with suppress(OSError):  # The server may have closed it.
+                guarded.duplicate.shutdown(socket.SHUT_RDWR)  # Wakes the thread that waits for an answer; never blocks.
         return len(sockets)
 
 
