@@ -6,7 +6,7 @@ import sys
 import time
 
 import structlog
-from structlog.typing import EventDict
+from structlog.typing import Processor
 
 _log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None) ->
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            *([] if worker is None else [_AddFields(worker=worker)]),
+            *([] if worker is None else [_adds(worker=worker)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *(_CONSOLE if is_console else _JSON),
@@ -40,14 +40,9 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None) ->
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs()])
 
 
-class _AddFields:
-    """Adds fields to every line."""
-
-    def __init__(self, **fields: object) -> None:
-        self._fields = fields
-
-    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
-        return {**self._fields, **event}
+def _adds(**fields: object) -> Processor:
+    """Return what adds fields to every line."""
+    return lambda _logger, _method, event: {**fields, **event}
 
 
 class _LibraryLogs(logging.Handler):

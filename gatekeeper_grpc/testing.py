@@ -37,7 +37,7 @@ from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.domain.segment import Segment, SegmentConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry
-from gatekeeper_grpc.interceptors.authentication import NoTokens
+from gatekeeper_grpc.interceptors.authentication import refuse_token
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
@@ -81,7 +81,7 @@ class EvaluationServer:
         self._cache = SnapshotCache(stale_after_s=math.inf, max_waiters=1, published=self._watchers.published)
         self._publish(Snapshot.build(revision=1, segments=map(_segment, count(1), segments)))
         self._pools = CallPools()
-        stages = Stages(verifier=NoTokens(), pools=self._pools)
+        stages = Stages(verify_token=refuse_token, pools=self._pools)
         self._server = new_server(self._pools[PoolName.OPERATIONS], stages)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self._cache, self._watchers), self._server)
         self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1:0')}"

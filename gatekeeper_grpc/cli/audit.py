@@ -9,7 +9,6 @@ import click
 
 from gatekeeper_grpc.auth.checkpoints import CheckpointError, key_from_text, verify_checkpoint
 from gatekeeper_grpc.cli.databases import opened, owner_dsn, serving_dsn
-from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.audit import AuditAnchor
 from gatekeeper_grpc.domain.audit_verifier import Verification
@@ -19,23 +18,20 @@ from gatekeeper_grpc.store.audit.log import AuditStore
 _ANCHOR = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
 
 
-class _Anchor(click.ParamType[AuditAnchor]):
-    """SEQ:HASH, as `gatekeeper audit anchor` prints it."""
-
-    name = "seq:hash"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> AuditAnchor:
-        found = _ANCHOR.fullmatch(value)
-        if not found:
-            self.fail("must be SEQ:HASH, as `gatekeeper audit anchor` prints it", param, ctx)
-        return AuditAnchor(seq=int(found[1]), hash=bytes.fromhex(found[2]))
+def _anchor(text: str) -> AuditAnchor:
+    found = _ANCHOR.fullmatch(text)
+    if not found:
+        raise click.BadParameter("must be SEQ:HASH, as `gatekeeper audit anchor` prints it")
+    return AuditAnchor(seq=int(found[1]), hash=bytes.fromhex(found[2]))
 
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_anchor_option = click.option("--anchor", type=_Anchor(), help="An anchor kept outside, which the log must contain.")
+_anchor_option = click.option(
+    "--anchor", type=_anchor, metavar="SEQ:HASH", help="An anchor kept outside, which the log must contain."
+)
 
 
-@click.group(context_settings=HELP)
+@click.group()
 def audit() -> None:
     """Verify the audit log, print anchors to keep outside the database, and archive the oldest part."""
 

@@ -4,13 +4,12 @@ import click
 
 from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
 from gatekeeper_grpc.cli.databases import opened, serving_dsn
-from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.lifecycle.keys import load_data_keys
 from gatekeeper_grpc.store.rewrap import SEALED_COLUMNS, SealedStore
 
 
-@click.group("data-keys", context_settings=HELP)
+@click.group("data-keys")
 def data_keys() -> None:
     """Rotate GATEKEEPER_DATA_KEYS: append a new key, move it to the front, rewrap, drop the old one."""
 

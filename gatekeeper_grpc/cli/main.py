@@ -8,7 +8,6 @@ from gatekeeper_grpc.cli.audit import audit
 from gatekeeper_grpc.cli.grants import grants
 from gatekeeper_grpc.cli.keys import data_keys
 from gatekeeper_grpc.cli.migrate import migrate
-from gatekeeper_grpc.cli.options import HELP
 from gatekeeper_grpc.cli.restore import erasure_commands, restore_finish
 from gatekeeper_grpc.config import Settings, SettingsError, load_settings, settings_markdown, settings_table
 from gatekeeper_grpc.domain.errors import GatekeeperError
@@ -17,7 +16,7 @@ from gatekeeper_grpc.lifecycle.signals import exit_now
 from gatekeeper_grpc.logs import configure_logs
 
 
-@click.group(context_settings=HELP)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gatekeeper-grpc")
 @click.pass_context
 def gatekeeper(context: click.Context) -> None:

@@ -63,7 +63,7 @@ class WorkerSupervisor(Collector):
         self._draining = False
         self._reconciled_s = time.monotonic()
         self._process = ProcessCollector(registry=CollectorRegistry())
-        self._health = HealthReporter(self)
+        self._health = HealthReporter(self.readiness)
         self._health_server = HealthServer(self._health)
         self._scheduler = Scheduler()
         self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness)

@@ -1,7 +1,6 @@
 """Authenticates a call by its metadata: `authorization: Bearer <access token>`."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.errors import Unauthenticated
@@ -10,39 +9,27 @@ _HEADER = "authorization"
 _SCHEME = "bearer"
 
 
-class TokenVerifier(Protocol):
-    """Verifies access tokens."""
-
-    def verify(self, token: str) -> Caller:
-        """Return the caller to whom `token` was issued.
-
-        Raises:
-            Unauthenticated: The token is not valid.
-        """
-        ...
+VerifyToken = Callable[[str], Caller]
+"""Returns the caller to whom an access token was issued; raises Unauthenticated if the token is not valid."""
 
 
-class NoTokens:
-    """The verifier of a server whose methods are all public: no token is valid."""
+def refuse_token(_token: str) -> Caller:
+    """Refuse every token: for a server whose methods are all public.
 
-    def verify(self, token: str) -> Caller:
-        """Refuse `token`.
-
-        Raises:
-            Unauthenticated: Always.
-        """
-        del token
-        raise Unauthenticated("this server accepts no tokens")
+    Raises:
+        Unauthenticated: Always.
+    """
+    raise Unauthenticated("this server accepts no tokens")
 
 
-def authenticate(metadata: Iterable[tuple[str, str | bytes]], verifier: TokenVerifier) -> Caller:
+def authenticate(metadata: Iterable[tuple[str, str | bytes]], verify_token: VerifyToken) -> Caller:
     """Return the caller named by the one access token in `metadata`.
 
     Raises:
         Unauthenticated: No token, several, a malformed header or a bad token; always with the same text.
     """
     try:
-        return verifier.verify(_bearer_token(metadata))
+        return verify_token(_bearer_token(metadata))
     except Unauthenticated as cause:
         raise Unauthenticated.access_token() from cause
 

@@ -10,7 +10,7 @@ import grpc
 
 from gatekeeper_grpc.auth.signatures import SignatureVerifier, SignedCall
 from gatekeeper_grpc.domain.caller import set_current_caller
-from gatekeeper_grpc.interceptors.authentication import TokenVerifier, authenticate
+from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize
@@ -45,7 +45,7 @@ class Stages(grpc.ServerInterceptor):
     again for every call. Here the stages of a method are built once, and a call costs that thread a dict lookup.
     """
 
-    verifier: TokenVerifier
+    verify_token: VerifyToken
     """Verifies access tokens."""
     pools: CallPools
     """The workers; close them after the server."""
@@ -111,7 +111,7 @@ class _Method:
         self._name = name
         self._policy = policy
         self._behaviour = _behaviour(handler)
-        self._verifier = stages.verifier
+        self._verify_token = stages.verify_token
         self._signatures = stages.signatures if policy.signable else None
         self._is_stream = handler.request_streaming or handler.response_streaming
         self._timeout = policy.timeout or default
@@ -132,7 +132,7 @@ class _Method:
         """Authenticate, then authorize; return the signature that the message of a signed call must match."""
         if self._policy.access is Access.PUBLIC:
             return self._signed(rpc, context)
-        rpc.caller = authenticate(context.invocation_metadata(), self._verifier)
+        rpc.caller = authenticate(context.invocation_metadata(), self._verify_token)
         set_current_caller(rpc.caller)
         authorize(rpc.caller, self._policy.access)
         return None

@@ -172,7 +172,7 @@ class GatekeeperServer:
             start_reasons=self.startup.reasons,
             writers=self.sources.writers,
         )
-        self.health = HealthReporter(self.metrics)
+        self.health = HealthReporter(self.metrics.readiness)
 
     def _build_listeners(self, *, shares_port: bool) -> None:
         """Build what listens: gRPC, gRPC health, HTTP for operators."""
@@ -260,7 +260,7 @@ class GatekeeperServer:
     def _grpc_server(self, *, shares_port: bool) -> grpc.Server:
         settings = self._settings
         stages = Stages(
-            verifier=self._access_tokens,
+            verify_token=self._access_tokens.verify,
             pools=self.pools,
             signatures=self._signatures(),
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import structlog
@@ -20,14 +20,6 @@ _log = structlog.get_logger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CHECK_EVERY_S = 0.25
-
-
-class ReadinessSource(Protocol):
-    """An instance, or a fleet of workers."""
-
-    def readiness(self) -> Readiness:
-        """Return whether evaluation can be served, and whether the database answered recently."""
-        ...
 
 
 class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published without types.
@@ -67,11 +59,14 @@ class HealthReporter:
     The server ("") and EvaluationService are SERVING while the instance is ready, as in `/ready`. An old snapshot is
     enough for that: a database outage must not make an orchestrator drain every instance. AdminService and AuthService
     are SERVING while the database answers.
+
+    Args:
+        readiness: Whether evaluation can be served, and whether the database answered recently.
     """
 
-    def __init__(self, source: ReadinessSource) -> None:
+    def __init__(self, readiness: Callable[[], Readiness]) -> None:
         self.servicer = _HealthServicer()
-        self._source = source
+        self._readiness = readiness
         self._reported: dict[str, bool] = {}
         self._logged: tuple[bool, tuple[str, ...]] | None = None
         self._task: Task | None = None
@@ -96,7 +91,7 @@ class HealthReporter:
             self._task.close()
 
     def _check(self) -> None:
-        readiness = self._source.readiness()
+        readiness = self._readiness()
         evaluation, database = readiness.ready, readiness.database
         self._report({"": evaluation, EVALUATION: evaluation, ADMIN: database, AUTH: database})
         self._log_change(readiness)

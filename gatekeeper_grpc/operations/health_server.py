@@ -2,7 +2,7 @@
 
 from grpc_health.v1 import health_pb2_grpc
 
-from gatekeeper_grpc.interceptors.authentication import NoTokens
+from gatekeeper_grpc.interceptors.authentication import refuse_token
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
@@ -14,7 +14,7 @@ class HealthServer:
 
     def __init__(self, reporter: HealthReporter) -> None:
         self._pools = CallPools({PoolName.OPERATIONS: DEFAULT_SIZES[PoolName.OPERATIONS]})
-        stages = Stages(verifier=NoTokens(), pools=self._pools)
+        stages = Stages(verify_token=refuse_token, pools=self._pools)
         self._server = new_server(self._pools[PoolName.OPERATIONS], stages)
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)
 

@@ -68,7 +68,7 @@ def service(database: Database, tmp_path: Path) -> Iterator[Service]:
     access_tokens = AccessTokens(KeyRing.parse(f"k1:{SECRET}"))
     logins.ensure_first_admin("admin", passwords.hash(PASSWORD))
     pools = CallPools()
-    stages = Stages(verifier=access_tokens, pools=pools)
+    stages = Stages(verify_token=access_tokens.verify, pools=pools)
     server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages])
     add_AuthServiceServicer_to_server(AuthServicer(Sessions(logins, passwords, access_tokens, LoginGuard())), server)
     address = f"unix:{tmp_path}/auth.sock"

@@ -39,13 +39,11 @@ EDIT = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 TIMEOUT_S = 20.0
 
 
-class RoleNames:
-    """Accepts the name of a role as a token."""
-
-    def verify(self, token: str) -> Caller:
-        if token not in Role.__members__:
-            raise Unauthenticated(f"unknown token {token}")
-        return Caller(admin_id=1, username=f"{token.lower()}-anna", role=Role[token], token_epoch=1)
+def verify_role_name(token: str) -> Caller:
+    """Accept the name of a role as a token."""
+    if token not in Role.__members__:
+        raise Unauthenticated(f"unknown token {token}")
+    return Caller(admin_id=1, username=f"{token.lower()}-anna", role=Role[token], token_epoch=1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def serve(
     """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
     pools = CallPools({**DEFAULT_SIZES, **sizes}, max_pending_calls=max_pending_calls)
     stages = Stages(
-        verifier=RoleNames(),
+        verify_token=verify_role_name,
         pools=pools,
         policies={f"/{SERVICE}/{name}": policy for name, (_handler, policy) in methods.items() if policy},
         message_timeout=message_timeout,

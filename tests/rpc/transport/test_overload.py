@@ -26,7 +26,6 @@ from tests.support.stages import (
     OPEN,
     STREAM,
     TIMEOUT_S,
-    RoleNames,
     Server,
     echo,
     echo_stream,
@@ -36,6 +35,7 @@ from tests.support.stages import (
     stream,
     text,
     unary,
+    verify_role_name,
 )
 from tests.support.waiting import eventually
 
@@ -377,7 +377,7 @@ def test_twin_a_closed_ordinary_pool_ends_the_serving_thread(monkeypatch: pytest
 @contextmanager
 def health_server() -> Iterator[tuple[health.HealthServicer, health_pb2_grpc.HealthStub]]:
     pools = CallPools()
-    stages = chain.Stages(verifier=RoleNames(), pools=pools, policies=POLICIES)
+    stages = chain.Stages(verify_token=verify_role_name, pools=pools, policies=POLICIES)
     server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=[("grpc.so_reuseport", 0)])
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

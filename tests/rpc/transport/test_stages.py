@@ -19,7 +19,6 @@ from tests.support.stages import (
     OPEN,
     SERVICE,
     STREAM,
-    RoleNames,
     echo,
     echo_stream,
     error_info,
@@ -28,6 +27,7 @@ from tests.support.stages import (
     stream,
     text,
     unary,
+    verify_role_name,
 )
 
 
@@ -66,7 +66,7 @@ def test_a_handler_is_wrapped_once_and_not_for_every_call() -> None:
     handler = unary(echo)
     details = type("Details", (), {"method": f"/{SERVICE}/Echo"})()
     pools = CallPools()
-    interceptor = Stages(verifier=RoleNames(), pools=pools, policies={})
+    interceptor = Stages(verify_token=verify_role_name, pools=pools, policies={})
 
     first, again = (interceptor.intercept_service(lambda _details: handler, details) for _ in range(2))
     replaced = interceptor.intercept_service(lambda _details: unary(echo), details)
