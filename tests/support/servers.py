@@ -1,5 +1,6 @@
 """A server of this process for a test: its settings and keys, a channel to it, tokens of its admin users."""
 
+import atexit
 import tempfile
 from collections.abc import Callable
 from itertools import count
@@ -28,7 +29,8 @@ KEYS = Keys(
 
 
 # Where servers of this process keep what is not in the database.
-SCRATCH = tempfile.TemporaryDirectory(prefix="gatekeeper-test-")
+SCRATCH = tempfile.TemporaryDirectory(prefix="gatekeeper-test-", ignore_cleanup_errors=True)
+atexit.register(SCRATCH.cleanup)  # Its own finalizer would print a warning.
 
 
 _numbers = count()

@@ -65,8 +65,15 @@ def traces(dsn: str, text: str, *, files: Path | None = None, keys: DataKeys = K
     found = [column for column, value in _values(dsn, keys) if text.encode() in value]
     if text in dump(dsn):
         found.append("pg_dump")
-    kept = [path for path in files.rglob("*") if path.is_file() and "postgres" not in path.parts] if files else []
-    return found + [path.name for path in kept if text.encode() in path.name.encode() + path.read_bytes()]
+    return found + _traces_in_files(files, text.encode()) if files else found
+
+
+def _traces_in_files(folder: Path, text: bytes) -> list[str]:
+    kept = [path for path in folder.rglob("*") if path.is_file() and "postgres" not in path.parts]
+    try:
+        return [path.name for path in kept if text in path.name.encode() + path.read_bytes()]
+    except FileNotFoundError:  # A server has renamed a file since it was listed.
+        return _traces_in_files(folder, text)
 
 
 def query(dsn: str, text: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
