@@ -37,7 +37,7 @@ class AuditFault(StrEnum):
     """It is not the entry that the anchor names: the log was rewritten."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FaultyEntry:
     """The first bad entry, by its position in the log, with its fault and a message for people."""
 
@@ -133,11 +133,8 @@ class _Chain:
         """Compare an entry with the anchor, if the anchor names this entry."""
         if self._anchor is None or self._anchor.seq != entry.seq or self._anchor.hash == entry.hash:
             return None
-        return FaultyEntry(
-            seq=entry.seq,
-            fault=AuditFault.ANCHOR_MISMATCH,
-            message=f"entry {entry.seq} is not the one that the anchor names: the log was rewritten",
-        )
+        message = f"entry {entry.seq} is not the one that the anchor names: the log was rewritten"
+        return FaultyEntry(entry.seq, AuditFault.ANCHOR_MISMATCH, message)
 
     def check_end(self, head: AuditAnchor | None) -> FaultyEntry | None:
         """Compare the last entry with the head and the anchor."""
@@ -145,11 +142,8 @@ class _Chain:
             return _broken(head.seq + 1, f"entry {head.seq + 1} comes after the head: it was inserted")
         for name, known in (("head", head), ("anchor", self._anchor)):
             if known is not None and self._seq < known.seq:
-                return FaultyEntry(
-                    seq=self._seq + 1,
-                    fault=AuditFault.TAIL_CUT,
-                    message=f"the log ends with entry {self._seq}, but the {name} names entry {known.seq}",
-                )
+                message = f"the log ends with entry {self._seq}, but the {name} names entry {known.seq}"
+                return FaultyEntry(self._seq + 1, AuditFault.TAIL_CUT, message)
         if head is not None and self._hash != head.hash:
             return _broken(head.seq, f"entry {head.seq} has another hash than the head")
         return None
@@ -160,23 +154,20 @@ class _Chain:
             return self._out_of_order(entry, expected)
         if not _matches_hash(entry):
             message = f"entry {expected} was altered: its hash is not the hash of its fields"
-            return FaultyEntry(seq=expected, fault=AuditFault.ENTRY_ALTERED, message=message)
+            return FaultyEntry(expected, AuditFault.ENTRY_ALTERED, message)
         if entry.prev_hash != self._hash:
             return _broken(expected, f"entry {expected} is not chained to the entry before it")
         if entry.document is not None and not _matches_document(entry, entry.document):
             message = f"the document of entry {expected} was altered: its hash is not the one in the entry"
-            return FaultyEntry(seq=expected, fault=AuditFault.DOCUMENT_ALTERED, message=message)
+            return FaultyEntry(expected, AuditFault.DOCUMENT_ALTERED, message)
         return None
 
     @staticmethod
     def _out_of_order(entry: RecordedEntry, expected: int) -> FaultyEntry:
         if entry.seq < expected:
             return _broken(entry.seq, f"entry {entry.seq} is in the position of entry {expected}")
-        return FaultyEntry(
-            seq=entry.seq,
-            fault=AuditFault.ENTRY_MISSING,
-            message=f"entries {expected} to {entry.seq - 1} are missing before entry {entry.seq}",
-        )
+        message = f"entries {expected} to {entry.seq - 1} are missing before entry {entry.seq}"
+        return FaultyEntry(entry.seq, AuditFault.ENTRY_MISSING, message)
 
 
 def _matches_hash(entry: RecordedEntry) -> bool:
@@ -191,4 +182,4 @@ def _matches_document(entry: RecordedEntry, document: bytes) -> bool:
 
 
 def _broken(seq: int, message: str) -> FaultyEntry:
-    return FaultyEntry(seq=seq, fault=AuditFault.CHAIN_BROKEN, message=message)
+    return FaultyEntry(seq, AuditFault.CHAIN_BROKEN, message)

@@ -1,15 +1,12 @@
 """Members of segments in PostgreSQL. They may be a million: edits are recorded as deltas, by subject id."""
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
-from uuid import UUID
+from typing import LiteralString
 
 from psycopg.rows import scalar_row
 from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
@@ -17,9 +14,6 @@ from gatekeeper_grpc.store.segments import find_segment
 from gatekeeper_grpc.store.subjects import ensure_subjects
 
 _CODEC = TypeAdapter(int)
-
-# Edits members and returns those subjects whose membership changed.
-_Act: TypeAlias = Callable[[Connection, Segment, MemberEdit], list[UUID]]
 
 
 class MemberStore:
@@ -37,7 +31,7 @@ class MemberStore:
             Changed: The segment has another etag.
             GatekeeperError: See `MutationRunner.mutate`.
         """
-        return self._edit("added", _add, edit, intent)
+        return self._edit("added", _ADD, edit, intent)
 
     def remove(self, edit: MemberEdit, intent: Intent) -> Written[int]:
         """Remove users from the members, all or none.
@@ -47,7 +41,7 @@ class MemberStore:
             Changed: The segment has another etag.
             GatekeeperError: See `MutationRunner.mutate`.
         """
-        return self._edit("removed", _remove, edit, intent)
+        return self._edit("removed", _REMOVE, edit, intent)
 
     @retry_lost_read
     def list(self, segment_key: str, *, after: str, limit: int) -> Read[list[str]]:
@@ -61,10 +55,13 @@ class MemberStore:
             wanted = {"segment_id": segment.segment_id, "after": after, "limit": limit}
             return Read(result=cursor.execute(LIST_MEMBERS, wanted).fetchall(), revision=current_revision(conn))
 
-    def _edit(self, what: str, act: _Act, edit: MemberEdit, intent: Intent) -> Written[int]:
-        def mutation(conn: Connection, _head: Head) -> Effect[int]:
+    def _edit(self, what: str, query: LiteralString, edit: MemberEdit, intent: Intent) -> Written[int]:
+        def act(conn: Connection, _head: Head) -> Effect[int]:
             segment = find_segment(conn, edit.segment_key, etag=edit.etag)
-            subjects = act(conn, segment, edit)
+            if query is _ADD:
+                ensure_subjects(conn, edit.user_ids)
+            wanted = {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
+            subjects = sorted(subject for (subject,) in conn.execute(query, wanted))
             change = Change(
                 resource=ResourceType.MEMBERS,
                 key=segment.key,
@@ -74,7 +71,7 @@ class MemberStore:
             )
             return Effect(result=len(subjects), preview=len(subjects), change=change)
 
-        return self._mutations.mutate(intent, mutation, codec=_CODEC)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
 
 LIST_MEMBERS = """
@@ -95,20 +92,3 @@ _REMOVE = """
     WHERE m.segment_id = %(segment_id)s AND m.subject_id = s.subject_id AND s.user_id = ANY(%(user_ids)s)
     RETURNING m.subject_id
 """
-
-
-def _add(conn: Connection, segment: Segment, edit: MemberEdit) -> list[UUID]:
-    ensure_subjects(conn, edit.user_ids)
-    return _changed(conn.execute(_ADD, _parameters(segment, edit)))
-
-
-def _remove(conn: Connection, segment: Segment, edit: MemberEdit) -> list[UUID]:
-    return _changed(conn.execute(_REMOVE, _parameters(segment, edit)))
-
-
-def _parameters(segment: Segment, edit: MemberEdit) -> dict[str, object]:
-    return {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
-
-
-def _changed(rows: Iterable[tuple[UUID]]) -> list[UUID]:
-    return sorted(subject for (subject,) in rows)

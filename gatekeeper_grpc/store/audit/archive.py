@@ -74,8 +74,7 @@ def verify_with_archives(
 
 
 def _entries_of(files: Iterable[ArchiveFile]) -> Iterator[RecordedEntry]:
-    for file in files:
-        yield from _read_entries(file.path)
+    return chain.from_iterable(_read_entries(file.path) for file in files)
 
 
 def _read_entries(path: Path) -> Iterator[RecordedEntry]:
@@ -249,7 +248,10 @@ class AuditArchive:
             conn.execute(_INSERT_ARCHIVE, {**row, "create_time": head.create_time})
             conn.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(partition.name)))
             document = {**row, "last_hash": end.verified.hash.hex(), "sha256": file.sha256.hex()}
-            return Effect(result=None, preview=None, change=_change(document))
+            change = Change(
+                resource=ResourceType.INSTALLATION, key="audit_log", change=ChangeType.UPDATED, document=document
+            )
+            return Effect(result=None, preview=None, change=change)
 
         self._mutations.mutate(Intent(caller=None, action=ARCHIVE_ACTION), act, codec=NOTHING)
 
@@ -312,10 +314,6 @@ _DELETE_DOCUMENTS = """
     DELETE FROM audit_documents WHERE seq IN (
         SELECT seq FROM audit_documents WHERE seq <= %(last_seq)s ORDER BY seq LIMIT %(limit)s)
 """
-
-
-def _change(document: dict[str, Any]) -> Change:
-    return Change(resource=ResourceType.INSTALLATION, key="audit_log", change=ChangeType.UPDATED, document=document)
 
 
 class _NoSealer:
