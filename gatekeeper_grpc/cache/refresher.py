@@ -135,8 +135,8 @@ class Refresher:
         self._wake_listeners()
         for thread in (self._refreshing, *self._listening):
             thread.close()
-        for task in (self._reloading, self._reading_head):
-            task.close()
+        self._reloading.close()
+        self._reading_head.close()
 
     def refresh_after_write(self, revision: int) -> None:
         """Wait until the cache shows a committed write, however long the refresh takes.
@@ -290,10 +290,8 @@ def _is_past_a_loss(before: Snapshot, now: Snapshot) -> bool:
 
 def _continues(base: Snapshot, snapshot: Snapshot) -> bool:
     """Whether an unconfirmed snapshot is newer than `base` and of the same history."""
-    is_same_history = base.installation_id == snapshot.installation_id and epoch_of(base.revision) == epoch_of(
-        snapshot.revision
-    )
-    return is_same_history and snapshot.revision > base.revision
+    is_same = base.installation_id == snapshot.installation_id and not _is_past_a_loss(base, snapshot)
+    return is_same and snapshot.revision > base.revision
 
 
 def _summary(snapshot: Snapshot) -> dict[str, int]:

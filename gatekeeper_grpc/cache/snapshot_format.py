@@ -197,17 +197,16 @@ def _user_index(index: UserIndex, entries: _Kind, counts: _Kind) -> Iterator[tup
 
 
 def _packed_shards(shards: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
-    """Yield shards with their numbers, as many at a time as a frame should hold; an empty one when there are none."""
+    """Yield shards with their numbers, as many at a time as a frame should hold; the last may hold none."""
     batch: list[tuple[int, bytes]] = []
-    size, is_any = 0, False
+    size = 0
     for number, shard in shards:
         batch.append((number, shard))
-        size, is_any = size + len(shard), True
+        size += len(shard)
         if size >= _FRAME_BYTES:
             yield _packed(batch)
             batch, size = [], 0
-    if batch or not is_any:
-        yield _packed(batch)
+    yield _packed(batch)
 
 
 def _packed(shards: Sequence[tuple[int, bytes]]) -> bytes:

@@ -78,7 +78,6 @@ class EmbeddedPostgres:
         self._thread: threading.Thread | None = None
         self._postmaster: Postmaster | None = None
         self._dsn: str | None = None
-        self._initialised = False
 
     @property
     def dsn(self) -> str:
@@ -90,11 +89,6 @@ class EmbeddedPostgres:
         if self._dsn is None:
             raise EmbeddedDatabaseError(f"the embedded database of {self._home.data_dir} is not started")
         return self._dsn
-
-    @property
-    def initialised(self) -> bool:
-        """Whether the last start made a new, empty database."""
-        return self._initialised
 
     def start(self) -> None:
         """Start the database, made on first use, and return when it accepts connections.
@@ -156,7 +150,7 @@ class EmbeddedPostgres:
     def _serve(self, started: Future[str]) -> None:
         began_s = time.monotonic()
         programs = self._programs()
-        self._initialised = ensure_cluster(self._home, programs, self._settings)
+        is_new = ensure_cluster(self._home, programs, self._settings)
         with socket_directory(self._home.socket_link, programs.account) as socket_dir:
             postmaster = Postmaster(
                 home=self._home,
@@ -171,7 +165,7 @@ class EmbeddedPostgres:
                 "embedded_postgres_started",
                 data_dir=str(self._home.data_dir),
                 pid=process.pid,
-                initialised=self._initialised,
+                initialised=is_new,
                 took_ms=round((time.monotonic() - began_s) * 1000),
             )
             started.set_result(dsn(socket_dir))

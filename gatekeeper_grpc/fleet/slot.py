@@ -18,8 +18,6 @@ _BACKOFF_MAX_S = 15.0
 # A worker that does not serve by then is killed.
 _START_TIMEOUT_S = 120.0
 
-_KILL_TIMEOUT_S = 1.0
-
 DIED, HUNG = "died", "hung"
 
 
@@ -73,9 +71,9 @@ class Slot:
         return self._next is not None or self._leaving is not None
 
     @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers, the serving one first."""
-        return [worker.pid for worker in self._workers()]
+    def workers(self) -> list[Worker]:
+        """All its workers, the serving one first."""
+        return [worker for worker in (self._current, self._next, self._leaving) if worker is not None]
 
     @property
     def ops_port(self) -> int | None:
@@ -102,28 +100,6 @@ class Slot:
         self._reconcile_current()
         self._reconcile_next()
         self._reconcile_leaving()
-
-    def terminate(self) -> None:
-        """Let all its workers drain."""
-        for worker in self._workers():
-            worker.terminate()
-
-    def kill(self) -> None:
-        """Kill all its workers."""
-        for worker in self._workers():
-            worker.kill()
-
-    def is_empty(self) -> bool:
-        """Return whether all its workers have ended."""
-        return all(worker.exit_code() is not None for worker in self._workers())
-
-    def close(self) -> None:
-        """Release its workers, which have ended."""
-        for worker in self._workers():
-            worker.close()
-
-    def _workers(self) -> list[Worker]:
-        return [worker for worker in (self._current, self._next, self._leaving) if worker is not None]
 
     def _reconcile_current(self) -> None:
         worker = self._current
@@ -197,10 +173,8 @@ class Slot:
             error=_error_of(worker) or None,
         )
         worker.kill()
-        worker.wait(_KILL_TIMEOUT_S)
-        worker.close()
         self.failed_replacement = True
-        self._next = None
+        self._leaving, self._next = worker, None
 
     def _switch_to(self, worker: Worker) -> None:
         self._leaving, self._current, self._next = self._current, worker, None

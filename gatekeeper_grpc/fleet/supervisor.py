@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -106,14 +106,15 @@ class WorkerSupervisor(Collector):
         self._draining = True
         self._health.drain()
         deadline = time.monotonic() + self._drains_within_s
-        for slot in self._slots:
-            slot.terminate()
-        self._wait_until_empty(deadline)
-        for slot in self._slots:
-            slot.kill()
-        self._wait_until_empty(time.monotonic() + _KILL_MARGIN_S)
-        for slot in self._slots:
-            slot.close()
+        workers = [worker for slot in self._slots for worker in slot.workers]
+        for worker in workers:
+            worker.terminate()
+        _wait_until_ended(workers, deadline)
+        for worker in workers:
+            worker.kill()
+        _wait_until_ended(workers, time.monotonic() + _KILL_MARGIN_S)
+        for worker in workers:
+            worker.close()
         self._health.close()
         self._scheduler.close()
         self._health_server.stop()
@@ -186,9 +187,10 @@ class WorkerSupervisor(Collector):
         self._rolling = None
         self._to_roll.clear()
 
-    def _wait_until_empty(self, deadline_s: float) -> None:
-        while not all(slot.is_empty() for slot in self._slots) and time.monotonic() < deadline_s:
-            time.sleep(_POLL_S)
+
+def _wait_until_ended(workers: Iterable[Worker], deadline_s: float) -> None:
+    while any(worker.exit_code() is None for worker in workers) and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
 
 
 def _metrics_of(ops_port: int) -> str:

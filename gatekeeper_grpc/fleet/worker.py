@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from gatekeeper_grpc.fleet.probe import Probe
@@ -101,11 +100,6 @@ class Worker:
     def kill(self) -> None:
         """Kill it."""
         self._process.kill()
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until it has ended, at most `timeout_s`."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
 
     def close(self) -> None:
         """Release its pipe, and stop its probe."""

@@ -3,10 +3,10 @@
 import os
 import secrets
 import select
-import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import structlog
 from psycopg import sql
@@ -38,8 +38,8 @@ class RevisionListener:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._has_warned = False
-        self._lock = threading.Lock()  # guards _subscription against `wake`
-        self._subscription: _Subscription | None = None
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wakeup)
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
@@ -51,8 +51,8 @@ class RevisionListener:
             Unavailable: the connection cannot be made, is lost, or delivers no heartbeat. Each wait begins with a
                 statement that shows whether the connection is alive.
         """
-        with self._database.dedicated() as conn, closing(_Subscription(self._database, conn)) as subscription:
-            self._set(subscription)
+        with self._database.dedicated() as conn:
+            subscription = _Subscription(self._database, conn, self._wakeup)
             try:
                 yield subscription.wait
             except _NothingDelivered:
@@ -60,18 +60,11 @@ class RevisionListener:
                     self._warn()
                 raise
             finally:
-                self._set(None)
                 self._has_warned = self._has_warned and not subscription.has_delivered
 
     def wake(self) -> None:
-        """End the current wait, from any thread."""
-        with self._lock:
-            if self._subscription is not None:
-                self._subscription.wake()
-
-    def _set(self, subscription: "_Subscription | None") -> None:
-        with self._lock:
-            self._subscription = subscription
+        """End the current wait, or the next one, from any thread."""
+        os.eventfd_write(self._wakeup, 1)
 
     def _warn(self) -> None:
         if not self._has_warned:
@@ -90,24 +83,16 @@ class _NothingDelivered(Unavailable):
 class _Subscription:
     """One LISTEN, and the heartbeats that test it."""
 
-    def __init__(self, database: Database, conn: ServerConnection) -> None:
+    def __init__(self, database: Database, conn: ServerConnection, wakeup: int) -> None:
         self._database = database
         self._conn = conn
+        self._wakeup = wakeup
         self._heartbeats = f"gatekeeper_beat_{secrets.token_hex(8)}"
         self._heartbeat_due_at = time.monotonic()
         self._missing_since: float | None = None
         self.has_delivered = False
         for channel in (CHANNEL, self._heartbeats):
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def wake(self) -> None:
-        """End the current wait, or the next one."""
-        os.eventfd_write(self._wakeup, 1)
-
-    def close(self) -> None:
-        """Give up the descriptor. `wake` must not be called any more."""
-        os.close(self._wakeup)
 
     def wait(self, timeout_s: float) -> list[int]:
         """Wait for announced revisions, at most that long; return none when woken, or when a heartbeat is due."""

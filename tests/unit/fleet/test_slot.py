@@ -32,6 +32,9 @@ class OneSlot:
         self.clock.now_s += after_s
         self.slot.reconcile()
 
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self.slot.workers]
+
     def serving(self) -> FakeWorker:
         """Let the newest worker serve."""
         worker = self.workers[-1]
@@ -117,19 +120,32 @@ def test_a_replacement_serves_before_the_old_worker_leaves(slot: OneSlot) -> Non
     new = slot.serving()
 
     assert (left_before, old.done, new.done) == ([], ["leave"], [])
-    assert slot.slot.pids == [new.pid, old.pid]
+    assert slot.pids() == [new.pid, old.pid]
     assert slot.slot.is_replacing
     slot.dies(old)
-    assert (slot.slot.pids, slot.slot.is_replacing) == ([new.pid], False)
+    assert (slot.pids(), slot.slot.is_replacing) == ([new.pid], False)
 
 
 def test_a_replacement_that_fails_leaves_the_old_worker_serving(slot: OneSlot) -> None:
     old = slot.serving()
     slot.slot.replace()
-    slot.dies(slot.workers[-1])
+    failed = slot.workers[-1]
+    slot.dies(failed)
 
     assert (slot.slot.failed_replacement, slot.slot.is_replacing) == (True, False)
-    assert (slot.slot.pids, old.done) == ([old.pid], [])
+    assert (slot.pids(), old.done) == ([old.pid], [])
+    assert failed.done == ["kill", "close"]
+
+
+def test_a_replacement_that_hangs_is_killed_and_the_old_worker_stays(slot: OneSlot) -> None:
+    old = slot.serving()
+    slot.slot.replace()
+    slot.tick(after_s=200.0)
+    hanging = slot.workers[-1]
+
+    assert (slot.slot.failed_replacement, slot.pids()) == (True, [old.pid, hanging.pid])
+    slot.dies(hanging)
+    assert (slot.pids(), slot.slot.is_replacing, old.done) == ([old.pid], False, [])
 
 
 def test_a_replaced_worker_that_does_not_go_is_killed(slot: OneSlot) -> None:
@@ -149,7 +165,7 @@ def test_a_worker_that_dies_during_its_replacement_is_not_restarted(slot: OneSlo
 
     assert slot.slot.readiness() is None
     new = slot.serving()
-    assert (slot.slot.serves, slot.slot.pids) == (True, [new.pid])
+    assert (slot.slot.serves, slot.pids()) == (True, [new.pid])
     assert len(slot.workers) == 2
 
 
@@ -163,13 +179,3 @@ def test_replacing_a_dead_worker_starts_it_at_once(slot: OneSlot) -> None:
     slot.tick()
 
     assert len(slot.workers) == before + 1
-
-
-def test_stopping_reaches_every_worker_there_is(slot: OneSlot) -> None:
-    old = slot.serving()
-    slot.slot.replace()
-    slot.slot.terminate()
-    slot.slot.kill()
-
-    assert [worker.done for worker in (old, slot.workers[-1])] == [["terminate", "kill"]] * 2
-    assert not slot.slot.is_empty()

@@ -121,6 +121,16 @@ def test_a_supervisor_that_has_not_looked_for_long_is_not_alive(fleet: Fleet, mo
     assert (alive, fleet.supervisor.is_alive()) == (True, False)
 
 
+def test_stopping_drains_a_replacement_too_and_kills_what_stays(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "_KILL_MARGIN_S", 0.1)
+    fleet.supervisor.roll()
+    fleet.reconcile()
+    fleet.supervisor._drains_within_s = 0.0
+    fleet.supervisor.stop()
+
+    assert [worker.done for _, worker in fleet.workers] == [["terminate", "kill", "close"]] * (WORKERS + 1)
+
+
 def test_stopping_drains_all_workers_at_once(fleet: Fleet) -> None:
     for _, worker in fleet.workers:
         worker.code = 0
