@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.durable_file import draft_of, replace_file
 
 
 class SnapshotFile:
@@ -17,7 +18,6 @@ class SnapshotFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = path.with_name(f".{path.name}.lock")
-        self._new = path.with_name(f".{path.name}.new")
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
@@ -30,7 +30,7 @@ class SnapshotFile:
             if is_ours:
                 # A writer that was killed left this. It may hold data that has been erased since.
                 with self._failures():
-                    self._new.unlink(missing_ok=True)
+                    draft_of(self._path).unlink(missing_ok=True)
             yield is_ours
         finally:
             os.close(descriptor)  # which releases the lock, as the end of the process does
@@ -47,20 +47,7 @@ class SnapshotFile:
     def write(self, pieces: Iterable[bytes]) -> None:
         """Replace the content by `pieces`, atomically and durably. After a failure the old content is still there."""
         with self._failures():
-            try:
-                self._write_new(pieces)
-                self._new.replace(self._path)
-            except BaseException:
-                self._new.unlink(missing_ok=True)
-                raise
-            _sync_folder(self._path.parent)
-
-    def _write_new(self, pieces: Iterable[bytes]) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
+            replace_file(self._path, pieces)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -76,12 +63,3 @@ def _is_locked_now(descriptor: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

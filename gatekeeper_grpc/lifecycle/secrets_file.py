@@ -1,9 +1,10 @@
 """Generated secrets, each in a file of the data directory that only its owner can read."""
 
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+
+from gatekeeper_grpc.durable_file import replace_file
 
 ADMIN_PASSWORD = "admin_password"  # noqa: S105 - a file's name
 
@@ -26,15 +27,9 @@ def stored_secret(data_dir: Path, name: str, make: Callable[[], str]) -> str:
 
 
 def store_secret(data_dir: Path, name: str, secret: str) -> None:
-    """Store a secret, mode 0600, atomically."""
+    """Store a secret, mode 0600, atomically and durably."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = data_dir / f".{name}.new"
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(f"{secret}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(data_dir / name)
+    replace_file(data_dir / name, [f"{secret}\n".encode()])
 
 
 def new_key_ring() -> str:

@@ -6,7 +6,6 @@ An archive is a file of JSON lines, one entry with its document each, next to a 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,12 +20,14 @@ from gatekeeper_grpc.domain.audit import AuditAnchor, RecordedEntry
 from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
+from gatekeeper_grpc.durable_file import replace_file
 from gatekeeper_grpc.store.audit.log import ARCHIVE_ACTION, read_head, read_start, recorded_entries
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
 _LOCK_TIMEOUT = "2s"
+_FILE_MODE = 0o666
 _DELETED_AT_ONCE = 10_000
 _HEX_FIELDS = ("document_hash", "prev_hash", "hash", "salt")
 
@@ -130,21 +131,6 @@ def _sha256_of(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _written(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file atomically and durably."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
-        file.writelines(chunks)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 _ARCHIVES = """
     SELECT first_seq, last_seq, sha256 FROM audit_archives ORDER BY last_seq
 """
@@ -218,8 +204,8 @@ class AuditArchive:
     def _export(self, partition: _Partition, path: Path) -> None:
         with self._database.read() as conn:
             entries = recorded_entries(conn, after=partition.lower - 1, up_to=partition.last_seq)
-            _written(path, map(_line_from_entry, entries))
-        _written(_checksum_path(path), [_checksum_line(path, _sha256_of(path)).encode()])
+            replace_file(path, map(_line_from_entry, entries), mode=_FILE_MODE)
+        replace_file(_checksum_path(path), [_checksum_line(path, _sha256_of(path)).encode()], mode=_FILE_MODE)
 
     @retry_lost_read
     def _verified(self, file: ArchiveFile) -> Verification:

@@ -146,7 +146,8 @@ def test_a_writer_killed_half_way_leaves_the_old_content(path: Path) -> None:
 
 def test_twin_without_the_new_file_a_killed_writer_tears_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, OLD)
-    torn = WRITE_AND_HANG.replace("with file.locked():", "file._new = file._path; file._path.unlink()\nif True:")
+    without_draft = "from gatekeeper_grpc import durable_file\ndurable_file.draft_of = lambda path: path\nif True:"
+    torn = WRITE_AND_HANG.replace("with file.locked():", without_draft)
     monkeypatch.setattr(sys.modules[__name__], "WRITE_AND_HANG", torn)
     killed_half_way(path)
 
