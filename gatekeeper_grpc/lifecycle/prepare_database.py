@@ -16,7 +16,7 @@ from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
-from gatekeeper_grpc.store.postgres.privileges import Privileges
+from gatekeeper_grpc.store.postgres.privileges import rewriting_powers
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 
 _log = structlog.get_logger(__name__)
@@ -47,15 +47,15 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
         migrator.verify()
     with closing(Database(dsn, pool_size=2, hung_after_s=settings.db_hung_after_s)) as database:
         database.open()
-        _check_privileges(Privileges(database), settings)
+        _check_privileges(database, settings)
         _ensure_first_admin(LoginStore(database), settings)
         if demo and settings.is_embedded:
             _load_demo(database, keys)
 
 
-def _check_privileges(privileges: Privileges, settings: Settings) -> None:
+def _check_privileges(database: Database, settings: Settings) -> None:
     """Warn, or refuse, if the serving role can rewrite the audit log. In an embedded database it always can."""
-    powers = privileges.rewriting_powers()
+    powers = rewriting_powers(database)
     if powers and settings.require_least_privilege:
         raise FailedPrecondition(
             f"the database role can rewrite the audit log: {'; '.join(powers)}. Serve with a role that owns nothing"

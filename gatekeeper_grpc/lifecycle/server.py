@@ -44,7 +44,6 @@ from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
-from gatekeeper_grpc.store.postgres.privileges import Privileges
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
 from gatekeeper_grpc.transport.drain import Drain
@@ -162,7 +161,7 @@ class GatekeeperServer:
             PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
         }
         self.pools = CallPools({**DEFAULT_SIZES, **sizes})
-        self.audit_head = AuditHeadReporter(self.stores.audit, Privileges(self.database))
+        self.audit_head = AuditHeadReporter(self.stores.audit, self.database)
         self.metrics = InstanceMetrics(
             settings,
             self.cache,

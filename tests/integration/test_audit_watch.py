@@ -9,12 +9,11 @@ from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
-from gatekeeper_grpc.store.postgres.privileges import Privileges
 from tests.support.servers import KEYS
 
 
 def test_the_head_is_logged_when_it_moved_and_for_the_last_time_at_the_end(database: Database) -> None:
-    watch = AuditHeadReporter(AuditStore(database), Privileges(database))
+    watch = AuditHeadReporter(AuditStore(database), database)
     flags = FlagStore(database, MutationRunner(database, KEYS.data))
 
     with capture_logs() as logs:
@@ -31,7 +30,7 @@ def test_the_head_is_logged_when_it_moved_and_for_the_last_time_at_the_end(datab
 
 
 def test_a_database_that_is_away_at_the_end_is_logged_and_no_error(database: Database) -> None:
-    watch = AuditHeadReporter(AuditStore(database), Privileges(database))
+    watch = AuditHeadReporter(AuditStore(database), database)
     database.close()
 
     with capture_logs() as logs:

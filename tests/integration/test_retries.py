@@ -140,7 +140,7 @@ def test_twin_without_the_retry_it_fails_although_nothing_is_wrong_with_it(
 def methods_that(use: str) -> list[tuple[str, bool, list[str]]]:
     """Every method of the store that opens a transaction: its name, whether it yields, and its decorators."""
     found: list[tuple[str, bool, list[str]]] = []
-    for path in sorted(Path(gatekeeper_grpc.store.__path__[0]).glob("*.py")):
+    for path in sorted(Path(gatekeeper_grpc.store.__path__[0]).rglob("*.py")):
         source = path.read_text()
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef) and f"database.{use}() as" in (

@@ -304,9 +304,11 @@ def test_twin_with_revisions_from_a_sequence_it_loses_a_commit_for_ever(
 ) -> None:
     house.execute("CREATE SEQUENCE revisions")
     house.execute("CREATE SEQUENCE entries")
-    take_from_sequence = (
-        "SELECT installation_id, nextval('revisions'), nextval('entries'), audit_hash FROM revision_head"
-    )
+    take_from_sequence = """
+        SELECT installation_id, nextval('revisions') AS revision, nextval('entries') AS audit_seq,
+               audit_hash AS prev_hash
+        FROM revision_head
+    """
     monkeypatch.setattr(mutations_module, "_LOCK_HEAD", take_from_sequence)
 
     assert revisions_polled(house) == [2]

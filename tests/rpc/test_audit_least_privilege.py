@@ -1,6 +1,7 @@
 """A server whose database role owns nothing: everything works, and the role cannot rewrite the audit log."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any, LiteralString
 from uuid import uuid4
 
@@ -245,8 +246,9 @@ def test_an_entry_that_the_serving_role_forges_is_found(
 
 
 def powers(dsn: str) -> tuple[str, ...]:
-    with psycopg.connect(dsn) as conn:
-        return rewriting_powers(conn)
+    with closing(Database(dsn)) as database:
+        database.open()
+        return rewriting_powers(database)
 
 
 def test_the_serving_role_has_no_power_to_rewrite_the_log(serving_dsn: str) -> None:

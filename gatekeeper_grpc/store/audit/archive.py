@@ -201,6 +201,7 @@ class AuditArchive:
         self._delete_archived_documents()
         return file
 
+    @retry_lost_read
     def _export(self, partition: _Partition, path: Path) -> None:
         with self._database.read() as conn:
             entries = recorded_entries(conn, after=partition.lower - 1, up_to=partition.last_seq)

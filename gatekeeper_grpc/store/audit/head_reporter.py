@@ -5,7 +5,8 @@ import structlog
 from gatekeeper_grpc.domain.audit import AuditHead
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.store.audit.log import AuditStore
-from gatekeeper_grpc.store.postgres.privileges import Privileges
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.privileges import rewriting_powers
 
 _log = structlog.get_logger(__name__)
 
@@ -17,9 +18,9 @@ class AuditHeadReporter:
     cannot match.
     """
 
-    def __init__(self, audit: AuditStore, privileges: Privileges) -> None:
+    def __init__(self, audit: AuditStore, database: Database) -> None:
         self._audit = audit
-        self._privileges = privileges
+        self._database = database
         self._reported: AuditHead | None = None
         self.can_rewrite: bool | None = None
         """Whether the serving role could rewrite the audit log; None until the first run."""
@@ -31,7 +32,7 @@ class AuditHeadReporter:
             Unavailable: The database cannot be reached.
         """
         self._report_head()
-        self.can_rewrite = bool(self._privileges.rewriting_powers())
+        self.can_rewrite = bool(rewriting_powers(self._database))
 
     def close(self) -> None:
         """Log the head a last time; a database that does not answer is logged instead."""

@@ -10,7 +10,7 @@ from typing import LiteralString
 
 from psycopg import sql
 
-from gatekeeper_grpc.store.postgres.database import Connection, Database
+from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 _ALL = "SELECT, INSERT, UPDATE, DELETE"
@@ -107,19 +107,12 @@ _REWRITING_POWERS: LiteralString = """
 """
 
 
-class Privileges:
-    """The privileges of the role that connects to a database."""
+@retry_lost_read
+def rewriting_powers(database: Database) -> tuple[str, ...]:
+    """Return the powers by which the role that connects could rewrite the audit log, such as "it is a superuser".
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    @retry_lost_read
-    def rewriting_powers(self) -> tuple[str, ...]:
-        """Return the powers by which the role could rewrite the audit log, such as "it is a superuser"."""
-        with self._database.read() as conn:
-            return rewriting_powers(conn)
-
-
-def rewriting_powers(conn: Connection) -> tuple[str, ...]:
-    """Return the same within a transaction."""
-    return tuple(words for (words,) in conn.execute(_REWRITING_POWERS))
+    Raises:
+        Unavailable: The database cannot be reached.
+    """
+    with database.read() as conn:
+        return tuple(words for (words,) in conn.execute(_REWRITING_POWERS))
