@@ -190,13 +190,8 @@ class SnapshotCache:
 
     def recall(self, snapshot: Snapshot) -> bool:
         """Serve a stored snapshot, unconfirmed, until the database delivers one; False when one is served already."""
-        with self._changed:
-            if self._snapshot is not None:
-                return False
-            self._snapshot = snapshot
-            self._published(snapshot)
-            self._changed.notify_all()
-            return True
+        with self._changed:  # A condition may be entered twice.
+            return self._snapshot is None and self.publish(snapshot, confirmed_at=-math.inf)
 
     def request_refresh(self, revision: float = math.inf) -> None:
         """Wake `wait_for_request`, unless `revision` is served by the time it looks.

@@ -66,18 +66,14 @@ class SnapshotWriter:
         self._written: SnapshotHeader | None = None
         self._rested_at = -math.inf
         self._retry_at = -math.inf
-        self._has_failed = False
+        self.has_failed = False
+        """Whether the last attempt to write failed."""
         self._task: Task | None = None
 
     @property
     def storage(self) -> str:
         """The name of the storage."""
         return self._storage.name
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the last attempt to write failed."""
-        return self._has_failed
 
     def start(self, scheduler: Scheduler) -> None:
         """Write from now on."""
@@ -181,11 +177,11 @@ class SnapshotWriter:
 
     def _report(self, error: GatekeeperError | None) -> None:
         """Log when the storage begins to fail, and when it works again."""
-        if error is not None and not self._has_failed:
+        if error is not None and not self.has_failed:
             _log.warning("snapshot_write_failed", storage=self._storage.name, error=str(error))
-        if error is None and self._has_failed:
+        if error is None and self.has_failed:
             _log.info("snapshot_write_recovered", storage=self._storage.name)
-        self._has_failed = error is not None
+        self.has_failed = error is not None
 
 
 def _supersedes(header: SnapshotHeader, stored: SnapshotHeader) -> bool:

@@ -152,7 +152,7 @@ class EmbeddedPostgres:
         programs = self._programs()
         is_new = ensure_cluster(self._home, programs, self._settings)
         with socket_directory(self._home.socket_link, programs.account) as socket_dir:
-            postmaster = Postmaster(
+            self._postmaster = postmaster = Postmaster(
                 home=self._home,
                 programs=programs,
                 socket_dir=socket_dir,
@@ -160,7 +160,6 @@ class EmbeddedPostgres:
                 stopping=self._stopping,
             )
             process = postmaster.start()
-            self._postmaster = postmaster
             _log.info(
                 "embedded_postgres_started",
                 data_dir=str(self._home.data_dir),

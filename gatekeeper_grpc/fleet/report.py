@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 
 _PR_SET_PDEATHSIG = 1
-_MAX_BYTES = 4_096  # What a pipe takes at once.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +21,18 @@ class WorkerReport:
     error: str = ""
     """Why it does not serve."""
 
-    def to_line(self) -> bytes:
-        """Render the report as one line."""
-        clipped = self.error.encode()[: _MAX_BYTES // 2].decode(errors="ignore")
-        return json.dumps(asdict(self) | {"error": clipped}).encode() + b"\n"
+    def send(self, pipe: Connection) -> None:
+        """Send the report to the supervisor."""
+        pipe.send_bytes(json.dumps(asdict(self)).encode())
 
     @classmethod
-    def from_line(cls, line: bytes) -> "WorkerReport":
-        """Parse the line that `to_line` returned."""
-        return cls(**json.loads(line))
+    def receive(cls, pipe: Connection) -> "WorkerReport":
+        """Receive the report that `send` sent.
+
+        Raises:
+            EOFError: The worker ended without a report.
+        """
+        return cls(**json.loads(pipe.recv_bytes()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +50,9 @@ class WorkerArgs:
 
     def report(self, report: WorkerReport) -> None:
         """Send the report to the supervisor, and close the pipe."""
-        try:
-            os.write(self.report_to, report.to_line())
-            os.close(self.report_to)
-        except OSError:  # The supervisor has ended; SIGTERM follows.
-            return
+        # Without the supervisor the pipe is broken; SIGTERM follows.
+        with suppress(OSError), Connection(self.report_to, readable=False) as pipe:
+            report.send(pipe)
 
     def end_with_supervisor(self) -> None:
         """Get SIGTERM from the kernel when the supervisor ends, however it ends; exit at once if it has ended already.

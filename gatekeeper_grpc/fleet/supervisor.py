@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http.client import HTTPException
 
 import structlog
@@ -37,19 +36,15 @@ class FleetError(Exception):
     """No worker serves; the message says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisorPorts:
-    """The ports that the supervisor itself serves."""
-
-    health_port: int
-    ops_port: int
-
-
 class WorkerSupervisor(Collector):
     """Keeps `settings.workers` workers alive, from `start` to `stop`.
 
     One thread starts the workers, outlives them and calls all methods; any thread may call `collect` and `readiness`.
+    `health_port` and `ops_port` are the ports that the supervisor itself serves.
     """
+
+    health_port: int
+    ops_port: int
 
     def __init__(self, settings: Settings, command: Command) -> None:
         self._settings = settings
@@ -68,15 +63,15 @@ class WorkerSupervisor(Collector):
         self._scheduler = Scheduler()
         self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness)
 
-    def start(self) -> SupervisorPorts:
+    def start(self) -> None:
         """Start the first worker, then the others, and wait until each serves or has failed.
 
         Raises:
             ListenError: A port is in use.
             FleetError: The first worker does not serve.
         """
-        health_port = self._health_server.bind(self._settings.health_listen)
-        ops_port = self._ops.start(self._settings.ops_listen)
+        self.health_port = self._health_server.bind(self._settings.health_listen)
+        self.ops_port = self._ops.start(self._settings.ops_listen)
         self._scheduler.start()
         self._health.start(self._scheduler)
         self._health_server.start()
@@ -88,7 +83,6 @@ class WorkerSupervisor(Collector):
                 first.last_error or "the first worker ended before it served; its error is in the log above"
             )
         self._reconcile_until(lambda: all(slot.serves or slot.has_failed for slot in others), self._slots)
-        return SupervisorPorts(health_port=health_port, ops_port=ops_port)
 
     def reconcile(self) -> None:
         """Restart, kill and replace workers as needed, once; call it many times a second."""

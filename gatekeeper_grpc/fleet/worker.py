@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
 
 from gatekeeper_grpc.fleet.probe import Probe
 from gatekeeper_grpc.fleet.report import WorkerReport
-
-_MAX_READ_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,21 +37,17 @@ class Worker:
         self.number = number
         self.report: WorkerReport | None = None
         self.probe: Probe | None = None
-        self._line = b""
         self._started_s = time.monotonic()
-        self._pipe, theirs = os.pipe()
-        os.set_blocking(self._pipe, False)
-        arguments = ["--number", str(number), "--report-to", str(theirs), "--supervisor", str(os.getpid())]
-        try:
+        self._pipe, theirs = Pipe(duplex=False)
+        with theirs:
+            arguments = ["--number", str(number), "--report-to", str(theirs.fileno()), "--supervisor", str(os.getpid())]
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [*command.arguments, *arguments],
                 env=command.environment,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs,),
+                pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in the terminal is for the supervisor.
             )
-        finally:
-            os.close(theirs)
 
     @property
     def pid(self) -> int:
@@ -73,21 +69,14 @@ class Worker:
 
     def read_report(self) -> WorkerReport | None:
         """Return its report if it has just arrived, and start to probe the worker; otherwise None."""
-        if self.report is not None:
+        if self.report is not None or not self._pipe.poll():
             return None
-        try:
-            self._line += os.read(self._pipe, _MAX_READ_BYTES)
-        except BlockingIOError:
-            return None
-        if self._line.endswith(b"\n"):
-            self.report = WorkerReport.from_line(self._line)
-            self._probe_at(self.report.ops_port)
-        return self.report
-
-    def _probe_at(self, ops_port: int | None) -> None:
-        if ops_port is not None:
-            self.probe = Probe(self.number, self.pid, ops_port)
+        with suppress(EOFError, OSError):  # It ended without a report, or while it sent one.
+            self.report = WorkerReport.receive(self._pipe)
+        if self.report is not None and self.report.ops_port is not None:
+            self.probe = Probe(self.number, self.pid, self.report.ops_port)
             self.probe.start()
+        return self.report
 
     def terminate(self) -> None:
         """Let it drain, and end."""
@@ -103,6 +92,6 @@ class Worker:
 
     def close(self) -> None:
         """Release its pipe, and stop its probe."""
-        os.close(self._pipe)
+        self._pipe.close()
         if self.probe:
             self.probe.stop()

@@ -102,9 +102,10 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
         supervisor = WorkerSupervisor(settings, command)
         signals = signal_queue(signal.SIGHUP)
         try:
-            ports = supervisor.start()
+            supervisor.start()
             signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
-            _report_serving(settings, demo=demo, port=port.port, health_port=ports.health_port, ops_port=ports.ops_port)
+            ports = {"port": port.port, "health_port": supervisor.health_port, "ops_port": supervisor.ops_port}
+            _report_serving(settings, demo=demo, **ports)
             _supervise(supervisor, signals)
         finally:
             exit_by_force_after(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)

@@ -60,8 +60,8 @@ class RedisSnapshotStorage:
     def read(self, size: int | None = None) -> bytes:
         """Return the snapshot, or the first `size` bytes of it; none when nothing is stored.
 
-        All pieces are read at once, so that no writer replaces the snapshot meanwhile. `size` is at most that of the
-        first piece.
+        All pieces are read with one command, because a writer may replace them at any time. `size` is at most that of
+        the first piece.
         """
         last = -1 if size is None else 0
         for key in self._keys:
