@@ -342,7 +342,8 @@ def test_server_started_by_hand_is_left_alone_and_reported(used_dir: Path) -> No
             lock.unlink()  # As if the server had never taken them: the next start makes new ones.
         with pytest.raises(EmbeddedDatabaseError, match="a postgres that Gatekeeper did not start"):
             EmbeddedPostgres(used_dir, settings=FAST).start()
-        assert Home(used_dir).postgres_pids() == by_hand
+        # Not all of them: backends of the running server come and go.
+        assert by_hand[0] in Home(used_dir).postgres_pids()
 
 
 @pytest.mark.parametrize("first_start", [True, False])
