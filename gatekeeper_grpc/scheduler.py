@@ -99,47 +99,35 @@ class RepeatingThread:
 
 
 class OnDemandThread:
-    """Runs a task when it is requested, in a thread that lives as long as there are requests, until `close`.
+    """Runs a task when it is requested, in a thread of its own, which starts with the first request, until `close`.
 
-    One thread runs at a time. All requests that arrive during a run are served by one further run. A failing run is
-    logged once, and the first success after it.
+    All requests that arrive during a run are served by one further run. A failing run is logged once, and the first
+    success after it.
     """
 
     def __init__(self, name: str, task: Callable[[], object]) -> None:
-        self._name = name
-        self._run_once = _logs_failures(name, task)
-        self._lock = threading.Lock()  # guards all below
-        self._is_requested = False
-        self._is_closed = False
-        self._thread: threading.Thread | None = None
+        self._task = task
+        self._starting = threading.Lock()  # orders the requests that find no thread
+        self._is_requested = threading.Event()
+        self._thread = RepeatingThread(
+            name, self._serve, interval_s=threading.TIMEOUT_MAX, wait=self._is_requested.wait
+        )
 
     def request(self) -> None:
         """Run the task soon, once and from its beginning; does not wait."""
-        with self._lock:
-            self._is_requested = True
-            if self._thread is None and not self._is_closed:
-                thread = threading.Thread(target=self._run, name=f"gatekeeper-{self._name}", daemon=True)
-                thread.start()  # It waits for this lock before it ends.
-                self._thread = thread
+        self._is_requested.set()
+        with self._starting:
+            self._thread.start()
 
     def close(self, *, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
         """Serve no further request, and wait for the current run to end, at most `timeout_s`."""
-        with self._lock:
-            self._is_closed = True
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout_s)
+        self._thread.stop()
+        self._is_requested.set()  # It wakes the thread.
+        self._thread.close(timeout_s=timeout_s)
 
-    def _run(self) -> None:
-        while self._take_request():
-            self._run_once()
-
-    def _take_request(self) -> bool:
-        with self._lock:
-            is_taken, self._is_requested = self._is_requested and not self._is_closed, False
-            if not is_taken:
-                self._thread = None
-            return is_taken
+    def _serve(self) -> None:
+        self._is_requested.clear()
+        self._task()
 
 
 @dataclass(eq=False, kw_only=True)

@@ -64,15 +64,10 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
 )
 
 
-def _settled() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
-
-
 # grpcio needs a future to count calls for `maximum_concurrent_rpcs`. That limit counts streams and refuses health
 # checks, so the pools bound the work instead, and all calls share one finished future.
-_SETTLED = _settled()
+_SETTLED: Future[None] = Future()
+_SETTLED.set_result(None)
 
 
 class CallPool(ThreadPoolExecutor):

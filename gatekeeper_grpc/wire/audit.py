@@ -5,7 +5,7 @@ from typing import Final
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import audit_pb2
 from gatekeeper_grpc.domain.audit import AuditAnchor, AuditCheckpoint, AuditHead, DocumentedEntry
-from gatekeeper_grpc.domain.audit_verifier import AuditFault, Verification
+from gatekeeper_grpc.domain.audit_verifier import Verification
 from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import check_text
@@ -29,20 +29,12 @@ def anchor_from_proto(request: admin.VerifyAuditLogRequest) -> AuditAnchor | Non
     """
     if not request.HasField("anchor"):
         return None
-    return checked_anchor("anchor", seq=request.anchor.seq, digest=request.anchor.hash)
-
-
-def checked_anchor(field: str, *, seq: int, digest: bytes) -> AuditAnchor:
-    """Build an anchor from parts that a caller gave.
-
-    Raises:
-        InvalidArgument: A part is malformed.
-    """
-    if seq < 0:
-        raise InvalidArgument.of(f"{field}.seq", "must be 0 or more")
-    if len(digest) != _HASH_BYTES:
-        raise InvalidArgument.of(f"{field}.hash", f"must be {_HASH_BYTES} bytes")
-    return AuditAnchor(seq=seq, hash=digest)
+    anchor = request.anchor
+    if anchor.seq < 0:
+        raise InvalidArgument.of("anchor.seq", "must be 0 or more")
+    if len(anchor.hash) != _HASH_BYTES:
+        raise InvalidArgument.of("anchor.hash", f"must be {_HASH_BYTES} bytes")
+    return AuditAnchor(seq=anchor.seq, hash=anchor.hash)
 
 
 def audit_filter_from_proto(request: admin.ListAuditEntriesRequest, *, cursor: str, limit: int) -> AuditFilter:
@@ -114,13 +106,9 @@ def verification_to_proto(report: Verification) -> admin.VerifyAuditLogResponse:
     )
     if report.faulty is not None:
         response.faulty_seq = report.faulty.seq
-        response.fault = _fault_to_proto(report.faulty.fault)
+        response.fault = audit_pb2.AuditFault.Value(f"AUDIT_FAULT_{report.faulty.fault.name}")
         response.message = report.faulty.message
     return response
-
-
-def _fault_to_proto(fault: AuditFault) -> audit_pb2.AuditFault.ValueType:
-    return audit_pb2.AuditFault.Value(f"AUDIT_FAULT_{fault.name}")
 
 
 def checkpoint_to_proto(checkpoint: AuditCheckpoint) -> audit_pb2.AuditCheckpoint:

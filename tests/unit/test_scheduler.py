@@ -225,19 +225,18 @@ def test_a_task_that_never_blocks_has_no_thread() -> None:
 
 
 def test_a_task_that_may_block_has_a_thread_while_it_runs() -> None:
-    held = [Held(), Held()]
+    held, names = [Held(), Held()], {"gatekeeper-held-0", "gatekeeper-held-1"}
 
     with scheduling() as scheduler:
-        before = threads()
         for number, task in enumerate(held):
             scheduler.add(f"held-{number}", task, interval_s=3_600.0, blocks=True)
             assert task.began.acquire(timeout=TIMEOUT_S)
-        during = threads() - before
+        during = threads() & names
         for task in held:
             task.released.set()
-        assert eventually(lambda: threads() == before)
+        assert eventually(lambda: not threads() & names)
 
-    assert during == {"gatekeeper-held-0", "gatekeeper-held-1"}
+    assert during == names
 
 
 def test_a_thread_that_cannot_start_is_logged_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,14 +402,35 @@ def test_requests_during_a_run_are_served_by_one_further_run() -> None:
     assert not runs.acquire(blocking=False)
 
 
-def test_a_task_on_demand_has_a_thread_only_while_it_runs() -> None:
+def test_a_task_on_demand_has_a_thread_from_the_first_request_until_the_close() -> None:
     done = threading.Event()
     task = OnDemandThread("brief", done.set)
+    alive = ["gatekeeper-brief" in threads()]
     task.request()
     assert done.wait(TIMEOUT_S)
+    alive.append("gatekeeper-brief" in threads())
     task.close()
+    alive.append("gatekeeper-brief" in threads())
 
-    assert "gatekeeper-brief" not in {thread.name for thread in threading.enumerate()}
+    assert alive == [False, True, False]
+
+
+def test_first_requests_at_the_same_time_start_one_thread() -> None:
+    ran, together = threading.Semaphore(0), threading.Barrier(8)
+    task = OnDemandThread("work", ran.release)
+
+    def request() -> None:
+        together.wait(TIMEOUT_S)
+        task.request()
+
+    requesting = [threading.Thread(target=request) for _ in range(together.parties)]
+    for thread in requesting:
+        thread.start()
+    for thread in requesting:
+        thread.join(TIMEOUT_S)
+
+    assert ran.acquire(timeout=TIMEOUT_S)
+    task.close()
 
 
 def test_a_failing_task_on_demand_is_logged_and_runs_again() -> None:
