@@ -13,7 +13,7 @@ from gatekeeper_grpc.config import Settings, SettingsError, load_settings, setti
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.embedded import EmbeddedDatabaseError, running_dsn
 from gatekeeper_grpc.lifecycle.signals import exit_now
-from gatekeeper_grpc.logs import configure_logs
+from gatekeeper_grpc.operations.logs import configure_logs
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -39,7 +39,7 @@ INTERRUPTED = 130
 # Frozen at the interpreter's end, or with a call into C that never returns: Python's threads do not run any more.
 HANGS_IN_ITS_END = """
 import ctypes, sys, threading
-from gatekeeper_grpc import logs
+from gatekeeper_grpc.operations import logs
 from gatekeeper_grpc.lifecycle import signals
 
 logs.configure_logs(level="INFO", log_format="json")

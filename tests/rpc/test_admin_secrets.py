@@ -13,7 +13,7 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
-from gatekeeper_grpc.logs import configure_logs
+from gatekeeper_grpc.operations.logs import configure_logs
 from tests.support.clients import (
     UNAUTHENTICATED,
     Installation,

@@ -9,7 +9,7 @@ import structlog
 
 from gatekeeper_grpc.interceptors import request_scope
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished
-from gatekeeper_grpc.logs import configure_logs
+from gatekeeper_grpc.operations.logs import configure_logs
 
 QUIET = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 

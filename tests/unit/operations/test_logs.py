@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from gatekeeper_grpc.logs import configure_logs
+from gatekeeper_grpc.operations.logs import configure_logs
 
 
 class Written(io.StringIO):
