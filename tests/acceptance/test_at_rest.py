@@ -20,7 +20,7 @@ def python_threads(ops_port: int) -> int:
 
 
 def test_a_started_server_has_at_most_16_threads(tmp_path: Path) -> None:
-    """The embedded database included. The first runs of background tasks may need more workers for a moment."""
+    """The embedded database included. The first runs of background tasks have threads for a moment."""
     with serving(tmp_path) as gatekeeper:
         counts: list[int] = []
 
