@@ -402,7 +402,7 @@ def test_requests_during_a_run_are_served_by_one_further_run() -> None:
     assert not runs.acquire(blocking=False)
 
 
-def test_a_task_on_demand_has_a_thread_from_the_first_request_until_the_close() -> None:
+def test_a_task_on_demand_has_a_thread_from_first_request_until_close() -> None:
     done = threading.Event()
     task = OnDemandThread("brief", done.set)
     alive = ["gatekeeper-brief" in threads()]
