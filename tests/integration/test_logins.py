@@ -17,7 +17,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 
 pytestmark = pytest.mark.promise("D3", "D7")
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 HASH = "hash of ada's password"
 PEER = "ipv4:127.0.0.1:1"
 ADA = Caller(admin_id=1, username="ada", role=Role.EDITOR, token_epoch=1)

@@ -20,7 +20,7 @@ from gatekeeper_grpc.store.snapshots import notifications
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from tests.support.servers import KEYS, database_dsn
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 NEVER_S = 3_600.0
 
 

@@ -34,7 +34,7 @@ from tests.support.valkey import Valkey, valkey, watched_pair
 
 pytestmark = pytest.mark.promise("B3")
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 INSTALLATION = KEYS.data.fingerprints
 
 

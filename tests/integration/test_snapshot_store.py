@@ -32,7 +32,7 @@ from tests.support.snapshots import read, written
 
 pytestmark = pytest.mark.promise("A5")
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 INTENT = Intent(caller=None, action="Test")
 USERS = ["alice", "bob", "ünï"]
 KEYS = ["a", "b", "c"]

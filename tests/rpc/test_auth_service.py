@@ -36,7 +36,7 @@ pytestmark = pytest.mark.promise("D3", "D4", "D7")
 
 PASSWORD = "canary-password"
 SECRET = "canary-secret-" + "s" * 32
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -221,7 +221,7 @@ def test_5000_users_by_1000_flags_come_in_messages_below_1_mib_in_order(start_se
         conn.execute(_MANY_FLAGS)
     with connect(start_server()) as channel:
         users = [f"user-{number}" for number in range(5_000)]
-        _, *answers = EvaluationServiceStub(channel).BulkEvaluateFlags(iter([of_users(*users)]), timeout=60.0)
+        _, *answers = EvaluationServiceStub(channel).BulkEvaluateFlags(iter([of_users(*users)]), timeout=200.0)
 
     results = [result for answer in answers for result in answer.results]
     aligned = [number % 3 == 0 for number in range(1_000)]

@@ -15,7 +15,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 # The wait for a refresh was bounded by this.
 BOUND_S = 2.0
 

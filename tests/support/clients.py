@@ -55,7 +55,7 @@ LEAST_ROLE: Mapping[str, Role] = MappingProxyType(
     )
 )
 SEGMENT_KEYS = tuple(f"segment-{number:02}" for number in range(64))
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 _T = TypeVar("_T")
 _numbers = count()

@@ -36,7 +36,7 @@ STREAM = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS)
 EDIT = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
 
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 def verify_role_name(token: str) -> Caller:

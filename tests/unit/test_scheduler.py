@@ -14,7 +14,7 @@ from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.scheduler import OnDemandThread, RepeatingThread, Scheduler
 from tests.support.waiting import eventually
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 OFTEN_S = 0.001
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from gatekeeper_grpc.transport import grpcio_internals
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 SOURCE = Path(grpcio_internals.__file__)
 PRODUCT = SOURCE.parents[1]
 

@@ -25,7 +25,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from tests.support.flags import flag
 from tests.support.waiting import eventually
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 NEVER_S = 3_600.0
 
 

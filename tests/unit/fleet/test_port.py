@@ -9,7 +9,7 @@ import pytest
 from gatekeeper_grpc.fleet.port import ReservedPort
 from gatekeeper_grpc.transport.listener import ListenError
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.transport.listener import ListenError
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=())
 
 

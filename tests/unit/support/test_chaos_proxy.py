@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.proxy import ChaosProxy, Mode, proxied
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 SILENCE_S = 0.2
 
 

@@ -13,7 +13,7 @@ import structlog
 
 from gatekeeper_grpc.transport.deadlines import Deadlines
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture
