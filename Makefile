@@ -46,10 +46,11 @@ run: $(VENV)/.run ## Serve on an embedded PostgreSQL, set up on first start
 	@exec $(BIN)/gatekeeper serve --demo
 
 # worksteal keeps the tests of a module in one process, where they share a server.
-test: $(VENV)/.dev ## Run every test on a real PostgreSQL, and measure branch coverage
-	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n auto --dist worksteal
-	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+# Branch coverage doubles the time, so only `make check` measures it.
+test: $(VENV)/.dev ## Run every test on a real PostgreSQL
+	@$(if $(COVERAGE),$(BIN)/coverage erase,:)
+	@$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -n auto --dist worksteal
+	@$(if $(COVERAGE),$(BIN)/coverage combine --quiet && $(BIN)/coverage report,:)
 
 # One after the other, because the figures of a fault need an otherwise idle machine.
 test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (20 minutes)
@@ -57,7 +58,8 @@ test-faults: $(VENV)/.dev ## Break everything under load, and print what it did 
 
 # --- keeping it good --------------------------------------------------------------------------------------------------
 
-check: lint types layers proto-check test ## Everything CI checks
+check: COVERAGE = 1
+check: lint types layers proto-check test ## Everything CI checks, branch coverage included
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check
