@@ -30,7 +30,7 @@ def new_client_secret() -> str:
     return secrets.token_urlsafe(_SECRET_BYTES)
 
 
-class ClientKeyStore(Protocol):
+class ClientKeyRecords(Protocol):
     """Keeps keys. A Protocol: `auth` does not import the store."""
 
     def load_live(self) -> Iterable[SealedClientKey]:
@@ -51,7 +51,7 @@ class ClientKeyCache:
         clock: Returns the current aware time.
     """
 
-    def __init__(self, store: ClientKeyStore, unseal: Callable[[bytes], bytes], *, clock: Clock = utc_now) -> None:
+    def __init__(self, store: ClientKeyRecords, unseal: Callable[[bytes], bytes], *, clock: Clock = utc_now) -> None:
         self._store = store
         self._unseal = unseal
         self._clock = clock

@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.domain.mutation import Intent, Written
 
 
-class AdminUserStore(Protocol):
+class PasswordRecords(Protocol):
     """Keeps password hashes. A Protocol, like the one below: `auth` does not import the store."""
 
     def own_password_hash(self, admin_id: int) -> str | None:
@@ -41,7 +41,7 @@ class OwnPassword:
     """
 
     def __init__(
-        self, admin_users: AdminUserStore, passwords: Passwords, guard: LoginGuard, failures: FailureRecord
+        self, admin_users: PasswordRecords, passwords: Passwords, guard: LoginGuard, failures: FailureRecord
     ) -> None:
         self._admin_users = admin_users
         self._passwords = passwords

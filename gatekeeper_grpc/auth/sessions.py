@@ -25,7 +25,7 @@ class IssuedTokens:
     role: Role
 
 
-class LoginStore(Protocol):
+class LoginRecords(Protocol):
     """Keeps logins, which are families of refresh tokens. A Protocol: `auth` does not import the store."""
 
     def password_hash(self, username: str) -> str | None:
@@ -76,7 +76,7 @@ class Sessions:
 
     def __init__(
         self,
-        logins: LoginStore,
+        logins: LoginRecords,
         passwords: Passwords,
         access_tokens: AccessTokens,
         guard: LoginGuard,

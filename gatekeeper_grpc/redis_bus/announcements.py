@@ -81,7 +81,7 @@ class RedisAnnouncements:
             Unavailable: Redis is unavailable, the connection is lost, or no heartbeat is delivered.
         """
         with self._link.pubsub() as pubsub:
-            yield _Subscription(self._link, pubsub, self._channels, self._heartbeats).wait
+            yield _RedisSubscription(self._link, pubsub, self._channels, self._heartbeats).wait
 
     def wake(self) -> None:
         """End the current wait, from any thread: by a heartbeat, or after 1 s while Redis is unavailable."""
@@ -89,7 +89,7 @@ class RedisAnnouncements:
             self._link.ask(lambda client: client.publish(self._heartbeats, ""))
 
 
-class _Subscription:
+class _RedisSubscription:
     """One subscription, and the heartbeats that test it."""
 
     def __init__(self, link: RedisLink, pubsub: PubSub, channels: Sequence[str], heartbeats: str) -> None:

@@ -178,7 +178,7 @@ def test_a_connection_that_has_gone_deaf_is_given_up(wait: Callable[[float], lis
 def test_twin_without_a_heartbeat_the_connection_seems_quiet(
     wait: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifications._Subscription, "_send_heartbeat", lambda _subscription: None)
+    monkeypatch.setattr(notifications._PostgresSubscription, "_send_heartbeat", lambda _subscription: None)
     pretend_pooler(wait)
 
     assert not gives_up(wait, within_s=2.0)

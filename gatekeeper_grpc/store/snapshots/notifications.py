@@ -52,7 +52,7 @@ class RevisionListener:
                 statement that shows whether the connection is alive.
         """
         with self._database.dedicated() as conn:
-            subscription = _Subscription(self._database, conn, self._wakeup)
+            subscription = _PostgresSubscription(self._database, conn, self._wakeup)
             try:
                 yield subscription.wait
             except _NothingDelivered:
@@ -80,7 +80,7 @@ class _NothingDelivered(Unavailable):
     """Announcements are not delivered on this connection."""
 
 
-class _Subscription:
+class _PostgresSubscription:
     """One LISTEN, and the heartbeats that test it."""
 
     def __init__(self, database: Database, conn: ServerConnection, wakeup: int) -> None:
