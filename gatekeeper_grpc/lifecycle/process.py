@@ -22,9 +22,8 @@ from gatekeeper_grpc.lifecycle.try_it import try_it
 
 _log = structlog.get_logger(__name__)
 
-# After the drain and grace periods, the process ends even if a call hangs. On a busy machine, stopping the workers and
-# the embedded database takes more than a second.
-_STOP_MARGIN_S = 3.0
+# After the drain and grace periods; then the process ends even if a call hangs.
+_STOP_MARGIN_S = 1.0
 _CHECK_EVERY_S = 0.02
 _ANY_PRIVATE_PORT = "127.0.0.1:0"
 # What the embedded database allows at least.

@@ -253,7 +253,9 @@ def test_sigterm_during_a_roll_ends_everything_in_time(data_dir: Path) -> None:
 
 
 def test_sigterm_drains_all_workers_and_leaves_nothing_behind(data_dir: Path) -> None:
-    with serving(data_dir, **TWO, **in_time()) as gatekeeper, gatekeeper.channel() as channel:
+    # Nothing needs the grace period: long enough that no busy machine ends the fleet by force.
+    settings = {**TWO, **in_time(), "GATEKEEPER_GRACE_S": str(MARGIN_S)}
+    with serving(data_dir, **settings) as gatekeeper, gatekeeper.channel() as channel:
         pids = worker_pids(gatekeeper)
         EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=TIMEOUT_S)
         with grpc.insecure_channel(f"127.0.0.1:{gatekeeper.health_port}") as health:
