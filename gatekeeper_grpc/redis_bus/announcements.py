@@ -101,7 +101,11 @@ class _RedisSubscription:
         self._subscribe((*channels, heartbeats))
 
     def wait(self, timeout_s: float) -> list[int]:
-        """Wait for a message; return the revision that it announces, if it does."""
+        """Wait for a message; return the revision that it announces, if it does.
+
+        Raises:
+            Unavailable: Redis does not answer, or announcements may be lost.
+        """
         self._check_heartbeat()
         message = self._message(min(timeout_s, _WAIT_AT_MOST_S))
         if message is None:

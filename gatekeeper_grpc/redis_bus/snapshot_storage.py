@@ -72,7 +72,11 @@ class RedisSnapshotStorage:
         return b""
 
     def write(self, pieces: Iterable[bytes]) -> None:
-        """Replace the content by `pieces`, atomically for every reader."""
+        """Replace the content by `pieces`, atomically for every reader.
+
+        Raises:
+            Unavailable: Redis does not answer, or took too long.
+        """
         new = f"{self._keys[0]}:{self._token}"
         self._link.ask(lambda client: client.unlink(new))
         for piece in _joined(pieces):

@@ -138,7 +138,12 @@ FIND_ADMIN_USER = SELECT_ADMIN_USERS + "WHERE username = %(username)s"
 
 
 def _checked(conn: Connection, username: str, etag: str) -> AdminUser:
-    """Read an admin user that a mutation is about to change; `NotFound`, or `Changed` if it has another etag."""
+    """Read an admin user that a mutation is about to change.
+
+    Raises:
+        NotFound: There is none of that name.
+        Changed: `etag` is not empty and not the admin user's.
+    """
     with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
         user = cursor.execute(FIND_ADMIN_USER, {"username": username}).fetchone()
     if user is None:

@@ -95,7 +95,11 @@ class _PostgresSubscription:
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
 
     def wait(self, timeout_s: float) -> list[int]:
-        """Wait for announced revisions, at most that long; return none when woken, or when a heartbeat is due."""
+        """Wait for announced revisions, at most that long; return none when woken, or when a heartbeat is due.
+
+        Raises:
+            Unavailable: The connection is lost, or the database is another server now.
+        """
         if not self._database.is_current(self._conn):
             raise Unavailable("the database is another server now", retry_after_s=1.0)
         if time.monotonic() >= self._heartbeat_due_at and self._missing_since is None:
