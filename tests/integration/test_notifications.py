@@ -108,8 +108,11 @@ def test_a_wait_ends_when_it_is_woken(database: Database) -> None:
         assert woken.result(TIMEOUT_S) == []
 
 
-def test_waking_a_listener_that_does_not_wait_does_nothing(database: Database) -> None:
-    RevisionListener(database).wake()
+def test_waking_a_listener_that_does_not_wait_ends_its_next_wait(database: Database) -> None:
+    listener = RevisionListener(database)
+    listener.wake()
+    with listener.listening() as wait, ThreadPoolExecutor(1) as waiting:
+        assert waiting.submit(wait, NEVER_S).result(TIMEOUT_S) == []
 
 
 def test_an_idle_wait_does_not_wake(wait: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
