@@ -15,6 +15,8 @@ def outage(postgres: str, dsn: str) -> Iterator[None]:
     name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]))
     with psycopg.connect(postgres, autocommit=True) as conn:
         conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        # A session that starts is not listed yet, but holds a lock on its database: this statement waits for it.
+        conn.execute(sql.SQL("ALTER DATABASE {} SET TABLESPACE pg_default").format(name))
         cut_connections(dsn, conn)
         yield
         conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
