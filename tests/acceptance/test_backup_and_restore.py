@@ -17,6 +17,7 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
 from tests.support.clients import send
+from tests.support.outages import close_database
 from tests.support.processes import TIMEOUT_S, Gatekeeper, run
 from tests.support.servers import database_dsn
 from tests.support.traces import live, traces
@@ -45,8 +46,7 @@ def test_a_restored_and_finished_backup_replaces_the_database(gatekeeper: Gateke
         code, printed, complaints = run(*finish, data_dir=data_dir, DATABASE_URL=restored)
         assert (code, printed.splitlines()[-1]) == (0, "erased again: 1"), complaints
         with psycopg.connect(database_dsn(gatekeeper.dsn, "postgres"), autocommit=True) as conn:
-            conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-            conn.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
+            close_database(name, conn)
             conn.execute(f"ALTER DATABASE {name} RENAME TO broken")
             conn.execute(f"ALTER DATABASE restored RENAME TO {name}")
 

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
@@ -108,7 +109,7 @@ def answers_after_all_connections_died(database: Database, postgres: str) -> boo
     """Return whether the first call succeeds after two idle connections have died."""
     database._pool.wait()
     with psycopg.connect(postgres, autocommit=True) as conn:
-        assert cut_connections(database.dsn, conn) == 2
+        assert cut_connections(str(conninfo_to_dict(database.dsn)["dbname"]), conn) == 2
     return answers(database)
 
 

@@ -38,6 +38,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.support.clients import TIMEOUT_S, race, send
+from tests.support.outages import close_database
 from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.traces import live, query, traces, user_with
 from tests.support.waiting import eventually
@@ -73,10 +74,8 @@ class Backups:
 
     @contextmanager
     def _nobody_connected(self) -> Iterator[None]:
-        self._run("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.name)
-        terminate = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = {}"
         with psycopg.connect(self.server_dsn, autocommit=True) as conn:
-            conn.execute(sql.SQL(terminate).format(sql.Literal(self.name)))
+            close_database(self.name, conn)
         yield
         self._run("ALTER DATABASE {} ALLOW_CONNECTIONS true", self.name)
 
