@@ -95,9 +95,9 @@ class Settings(BaseSettings):
     evaluation_threads: int = Field(default=4, ge=1, le=64)
     """Evaluations that run at the same time. More is slower."""
     admin_threads: int = Field(default=8, ge=1, le=64)
-    """Admin calls that run at the same time."""
+    """Reads of AdminService that run at the same time. Half as many writes do."""
     stream_threads: int = Field(default=16, ge=1, le=256)
-    """Bulk and import streams that run at the same time."""
+    """Bulk evaluations that run at the same time."""
     max_watchers: int = Field(default=10_000, ge=1, le=100_000)
     """Maximum number of open WatchFlags streams. Each takes some 22 KiB, and 0.1 KiB for each flag key it names."""
     db_pool_size: int = Field(default=10, ge=2, le=100)

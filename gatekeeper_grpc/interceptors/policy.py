@@ -44,24 +44,24 @@ DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)
 """The rules of a method without a row."""
 
 _LOGIN: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGIN)
-# They hash no password, so they are not in the login pool: a flood of logins must not stop them.
-_SESSION: Final = Policy(access=Access.PUBLIC, pool=PoolName.ADMIN)
-_READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN)
-_WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
-_IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.STREAMS)
-_MANAGE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN)
+_REFRESH: Final = Policy(access=Access.PUBLIC, pool=PoolName.REFRESH)
+_LOGOUT: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGOUT)
+_READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_READ)
+_WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE)
+_IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_STREAMS)
+_SUPERVISE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_READ)
+_MANAGE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_WRITE)
 # They hash passwords with bcrypt. Not in the login pool: during a flood of logins, an admin must be able to disable
 # another.
 _MANAGE_PASSWORDS: Final = Policy(access=Role.ADMIN, pool=PoolName.CREDENTIALS)
-_EXPORT: Final = Policy(access=Role.ADMIN, pool=PoolName.STREAMS)
-_VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.STREAMS)
-# It checks the current password with bcrypt.
-_OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.LOGIN)
+_EXPORT: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_STREAMS)
+_VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_STREAMS)
+_OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.OWN_PASSWORD)
 _EVALUATE: Final = Policy(
     access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
 _WATCH: Final = Policy(access=Access.PUBLIC, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
-_EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS, signable=True)
+_EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.BULK, signable=True)
 # grpcio's health service holds its only lock while it sends: a watcher that does not read must be cancelled soon.
 _HEALTH: Final = Policy(
     access=Access.PUBLIC,
@@ -70,13 +70,13 @@ _HEALTH: Final = Policy(
     timeout=MessageTimeout(limit_s=2.0, limit_when_saturated_s=0.1),
 )
 # Not in the health pool: an open reflection stream keeps its worker.
-_REFLECTION: Final = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS, quiet=True)
+_REFLECTION: Final = Policy(access=Access.PUBLIC, pool=PoolName.REFLECTION, quiet=True)
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
         "/gatekeeper.v1.AuthService/Login": _LOGIN,
-        "/gatekeeper.v1.AuthService/RefreshToken": _SESSION,
-        "/gatekeeper.v1.AuthService/Logout": _SESSION,
+        "/gatekeeper.v1.AuthService/RefreshToken": _REFRESH,
+        "/gatekeeper.v1.AuthService/Logout": _LOGOUT,
         "/gatekeeper.v1.AdminService/CreateFlag": _WRITE,
         "/gatekeeper.v1.AdminService/GetFlag": _READ,
         "/gatekeeper.v1.AdminService/ListFlags": _READ,
@@ -102,13 +102,13 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/ExportUserData": _EXPORT,
         "/gatekeeper.v1.AdminService/EraseUser": _MANAGE,
         "/gatekeeper.v1.AdminService/CreateAdminUser": _MANAGE_PASSWORDS,
-        "/gatekeeper.v1.AdminService/ListAdminUsers": _MANAGE,
+        "/gatekeeper.v1.AdminService/ListAdminUsers": _SUPERVISE,
         "/gatekeeper.v1.AdminService/UpdateAdminUser": _MANAGE_PASSWORDS,
         "/gatekeeper.v1.AdminService/DeleteAdminUser": _MANAGE,
         "/gatekeeper.v1.AdminService/ChangePassword": _OWN_PASSWORD,
-        "/gatekeeper.v1.AdminService/ListAuthEvents": _MANAGE,
+        "/gatekeeper.v1.AdminService/ListAuthEvents": _SUPERVISE,
         "/gatekeeper.v1.AdminService/CreateClientKey": _MANAGE,
-        "/gatekeeper.v1.AdminService/ListClientKeys": _MANAGE,
+        "/gatekeeper.v1.AdminService/ListClientKeys": _SUPERVISE,
         "/gatekeeper.v1.AdminService/RevokeClientKey": _MANAGE,
         "/gatekeeper.v1.AdminService/ListAuditEntries": _READ,
         "/gatekeeper.v1.AdminService/VerifyAuditLog": _VERIFY,

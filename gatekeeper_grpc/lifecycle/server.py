@@ -157,8 +157,9 @@ class GatekeeperServer:
         settings = self._settings
         sizes = {
             PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
-            PoolName.ADMIN: PoolSize(workers=settings.admin_threads, queue=64),
-            PoolName.STREAMS: PoolSize(workers=settings.stream_threads, queue=32),
+            PoolName.ADMIN_READ: PoolSize(workers=settings.admin_threads, queue=64),
+            PoolName.ADMIN_WRITE: PoolSize(workers=(settings.admin_threads + 1) // 2, queue=64),
+            PoolName.BULK: PoolSize(workers=settings.stream_threads, queue=32),
         }
         self.pools = CallPools({**DEFAULT_SIZES, **sizes})
         self.audit_head = AuditHeadReporter(self.stores.audit, self.database)

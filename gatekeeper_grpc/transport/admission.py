@@ -29,14 +29,26 @@ class PoolName(StrEnum):
 
     EVALUATION = "evaluation"
     """Evaluates flags in memory, in less than a millisecond."""
-    ADMIN = "admin"
-    """Reads and writes the database."""
-    STREAMS = "streams"
-    """Keeps a worker while the stream is open."""
+    ADMIN_READ = "admin_read"
+    """Reads the database, for a caller with an access token."""
+    ADMIN_WRITE = "admin_write"
+    """Changes the database, one mutation after the other. No read waits behind them."""
+    ADMIN_STREAMS = "admin_streams"
+    """Imports, exports and verifications: each keeps a worker while it is open."""
+    BULK = "bulk"
+    """Bulk evaluations: each keeps a worker while it is open, and anybody may open one."""
+    REFLECTION = "reflection"
+    """Clients that read the contract: each keeps a worker while it is open, and anybody may open one."""
     WATCH = "watch"
     """Opens and ends streams that keep no worker: thousands at once, when watchers reconnect from another instance."""
     LOGIN = "login"
-    """Uses a core for 220 ms a call (bcrypt)."""
+    """Uses a core for 220 ms a call (bcrypt), and anybody may call it."""
+    REFRESH = "refresh"
+    """Exchanges refresh tokens. Not in a pool of calls with a token, because anybody may call it."""
+    LOGOUT = "logout"
+    """Ends logins. Apart from REFRESH, so that a flood of one does not stop the other."""
+    OWN_PASSWORD = "own_password"  # noqa: S105 - the name of a pool
+    """Verifies and hashes the caller's own password. Apart from LOGIN, which anybody can flood."""
     CREDENTIALS = "credentials"
     """Hashes passwords that admins set. Not in LOGIN, which anybody can flood."""
     OPERATIONS = "operations"
@@ -54,10 +66,17 @@ class PoolSize:
 DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
     {
         PoolName.EVALUATION: PoolSize(workers=4, queue=128),  # 4 beat 10 and 16 on two cores: the interpreter lock
-        PoolName.ADMIN: PoolSize(workers=8, queue=64),
-        PoolName.STREAMS: PoolSize(workers=32, queue=32),
+        # Writes and admin streams may all wait for one lock: together they leave connections to the reads.
+        PoolName.ADMIN_READ: PoolSize(workers=8, queue=64),
+        PoolName.ADMIN_WRITE: PoolSize(workers=4, queue=64),
+        PoolName.ADMIN_STREAMS: PoolSize(workers=4, queue=16),
+        PoolName.BULK: PoolSize(workers=16, queue=32),
+        PoolName.REFLECTION: PoolSize(workers=4, queue=16),
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
         PoolName.LOGIN: PoolSize(workers=1, queue=8),
+        PoolName.REFRESH: PoolSize(workers=2, queue=32),
+        PoolName.LOGOUT: PoolSize(workers=1, queue=16),
+        PoolName.OWN_PASSWORD: PoolSize(workers=1, queue=8),
         PoolName.CREDENTIALS: PoolSize(workers=1, queue=32),
         PoolName.OPERATIONS: PoolSize(workers=2, queue=64),
     }

@@ -30,10 +30,10 @@ VIEWER_TOKEN = (("authorization", "Bearer VIEWER"),)
 OPEN = Policy(access=Access.PUBLIC, pool=PoolName.EVALUATION)
 
 
-STREAM = Policy(access=Access.PUBLIC, pool=PoolName.STREAMS)
+STREAM = Policy(access=Access.PUBLIC, pool=PoolName.BULK)
 
 
-EDIT = Policy(access=Role.EDITOR, pool=PoolName.ADMIN)
+EDIT = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE)
 
 
 TIMEOUT_S = 60.0

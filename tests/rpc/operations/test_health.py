@@ -120,8 +120,8 @@ class Jam:
             anybody = stack.enter_context(connect(self._server))
             editor = stack.enter_context(connect(self._server, token=token_for(self._dsn, Role.EDITOR)))
             self._fill_evaluation(EvaluationServiceStub(anybody))
-            self._fill_streams(EvaluationServiceStub(anybody))
-            self._fill_admin(AdminServiceStub(editor), stack)
+            self._fill_bulk(EvaluationServiceStub(anybody))
+            self._fill_writes(AdminServiceStub(editor), stack)
             assert eventually(lambda: all(self._is_full(pool) for pool in FILLED))
             yield
 
@@ -133,14 +133,14 @@ class Jam:
         self._server.cache.at_least = at_least  # type: ignore[method-assign] # evaluation that never ends
         self._call(lambda: stub.EvaluateFlags.future(EvaluateFlagsRequest(context=ANNA)))
 
-    def _fill_streams(self, stub: EvaluationServiceStub) -> None:
+    def _fill_bulk(self, stub: EvaluationServiceStub) -> None:
         def one_message_then_silence() -> Iterator[BulkEvaluateFlagsRequest]:
             yield BulkEvaluateFlagsRequest(contexts=[ANNA])
             self._over.wait(TIMEOUT_S)
 
         self._call(lambda: stub.BulkEvaluateFlags(one_message_then_silence()))
 
-    def _fill_admin(self, stub: AdminServiceStub, stack: ExitStack) -> None:
+    def _fill_writes(self, stub: AdminServiceStub, stack: ExitStack) -> None:
         holder = stack.enter_context(psycopg.connect(self._dsn))
         holder.execute("SELECT FROM revision_head FOR UPDATE")
         self._call(lambda: stub.CreateFlag.future(pb.CreateFlagRequest(flag=Flag(key="waits"))))
@@ -158,7 +158,7 @@ class Jam:
 
 
 WORKERS = 2
-FILLED = (PoolName.EVALUATION, PoolName.STREAMS, PoolName.ADMIN)
+FILLED = (PoolName.EVALUATION, PoolName.BULK, PoolName.ADMIN_WRITE)
 
 
 def test_health_answers_on_both_ports_while_every_other_worker_is_busy(start_server: StartServer, dsn: str) -> None:

@@ -27,7 +27,7 @@ def our_files() -> list[FileDescriptor]:
 
 
 def role_policy(role: Role) -> Policy:
-    return Policy(access=role, pool=PoolName.ADMIN)
+    return Policy(access=role, pool=PoolName.ADMIN_WRITE)
 
 
 BAD_HEADERS: dict[str, tuple[tuple[str, Any], ...]] = {

@@ -151,7 +151,7 @@ def test_a_client_that_disconnects_is_logged_as_cancelled(logs: list[Any]) -> No
         never.set()
         assert closed.wait(TIMEOUT_S)
         server.grpc_server.stop(None).wait(TIMEOUT_S)
-        server.pools[PoolName.STREAMS].shutdown(wait=True)
+        server.pools[PoolName.BULK].shutdown(wait=True)
 
     assert [(line["event"], line["code"]) for line in logs] == [("rpc", "CANCELLED")]
 
@@ -207,7 +207,7 @@ def test_a_non_blocking_method_has_its_errors_mapped_and_its_end_logged(logs: li
     with serve({"Watch": (stream(watch), STREAM)}) as server:
         error = fails(server.stream("Watch"), iter([text()]))
         server.grpc_server.stop(None).wait(TIMEOUT_S)
-        server.pools[PoolName.STREAMS].shutdown(wait=True)
+        server.pools[PoolName.BULK].shutdown(wait=True)
 
     assert (error.code(), error_info(error).reason) == (grpc.StatusCode.NOT_FOUND, "FLAG_NOT_FOUND")
     assert [(line["event"], line["code"], line["call_id"]) for line in logs] == [("rpc", "NOT_FOUND", call_id(error))]

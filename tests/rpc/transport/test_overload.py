@@ -168,7 +168,7 @@ def test_calls_cancelled_before_their_message_are_forgotten() -> None:
 
 
 def test_a_call_without_a_token_is_refused_before_its_message() -> None:
-    sizes = {PoolName.ADMIN: PoolSize(workers=2, queue=300)}
+    sizes = {PoolName.ADMIN_WRITE: PoolSize(workers=2, queue=300)}
     endless = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=ENDLESS)
     with endless as server, HalfOpen(server) as crowd:
         assert codes_of(crowd.open(200)) == {grpc.StatusCode.UNAUTHENTICATED}
@@ -198,10 +198,10 @@ def test_twin_refusing_in_an_ordinary_handler_pins_a_worker_per_call() -> None:
 @contextmanager
 def stalled_admins(timeout: MessageTimeout) -> Iterator[Server]:
     """Two callers with a token occupy both admin workers and send nothing."""
-    sizes = {PoolName.ADMIN: TWO_WORKERS}
+    sizes = {PoolName.ADMIN_WRITE: TWO_WORKERS}
     crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=timeout)
     with crowded as server, HalfOpen(server) as crowd:
-        arrived = arrivals_at(server.pools[PoolName.ADMIN])
+        arrived = arrivals_at(server.pools[PoolName.ADMIN_WRITE])
         crowd.open(2, metadata=EDITOR_TOKEN)
         wait_for(arrived, 2)
         yield server
@@ -219,7 +219,7 @@ def test_twin_with_a_long_timeout_when_saturated_the_victim_starves() -> None:
 
 
 def test_a_silent_stream_is_ended_and_its_worker_freed() -> None:
-    sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
+    sizes = {PoolName.BULK: PoolSize(workers=1, queue=4)}
     brisk = serve({"Stream": (stream(echo_stream), STREAM)}, sizes=sizes, stream_timeout=BRISK)
     with brisk as server, HalfOpen(server) as silent:
         (call,) = silent.open(1, method="Stream", first=(b"",))
@@ -249,7 +249,7 @@ def client_that_does_not_read(timeout: MessageTimeout) -> Iterator[Server]:
         while endlessly:
             yield text("x" * 100_000)
 
-    sizes = {PoolName.STREAMS: PoolSize(workers=1, queue=4)}
+    sizes = {PoolName.BULK: PoolSize(workers=1, queue=4)}
     with serve({"Stream": (stream(endless), STREAM)}, sizes=sizes, stream_timeout=timeout) as server:
         unread = server.stream("Stream")(iter([text("endlessly")]))
         assert full.wait(TIMEOUT_S)
@@ -291,7 +291,7 @@ def retry_after_s(error: Any) -> float:
 @pytest.mark.promise("C2")
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
 def test_a_call_to_a_full_pool_is_refused_and_other_pools_serve(policy: Any) -> None:
-    blocking, other = Blocking(), PoolName.ADMIN if policy is OPEN else PoolName.EVALUATION
+    blocking, other = Blocking(), PoolName.ADMIN_WRITE if policy is OPEN else PoolName.EVALUATION
     methods = {"Block": (unary(blocking), policy), "Echo": (unary(echo), OPEN if policy is EDIT else EDIT)}
     with serve(methods, sizes={policy.pool: PoolSize(workers=1, queue=1)}) as server:
         running = server.unary("Block").future(text("1"), metadata=EDITOR_TOKEN)
@@ -442,5 +442,5 @@ def test_callbacks_of_a_non_blocking_method_run_on_a_worker() -> None:
         call.cancel()
         assert ended.wait(TIMEOUT_S)
 
-    assert ended_on[0].startswith("gatekeeper-streams")
+    assert ended_on[0].startswith("gatekeeper-bulk")
     assert ended_on[1] == "of this call"

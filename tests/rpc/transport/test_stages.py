@@ -145,8 +145,8 @@ def test_the_caller_of_a_call_is_unknown_to_later_calls_of_the_worker() -> None:
     def who(_request: StringValue, _context: Any) -> StringValue:
         return text(current_caller().username)
 
-    one_worker = {PoolName.ADMIN: PoolSize(workers=1, queue=8)}
-    anyone = Policy(access=Access.PUBLIC, pool=PoolName.ADMIN)
+    one_worker = {PoolName.ADMIN_WRITE: PoolSize(workers=1, queue=8)}
+    anyone = Policy(access=Access.PUBLIC, pool=PoolName.ADMIN_WRITE)
     with serve({"Edit": (unary(who), EDIT), "Open": (unary(who), anyone)}, sizes=one_worker) as server:
         assert server.unary("Edit")(text(), metadata=EDITOR_TOKEN).value == "editor-anna"
         assert fails(server.unary("Open"), text()).code() is grpc.StatusCode.UNAUTHENTICATED
