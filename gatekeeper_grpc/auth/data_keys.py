@@ -44,13 +44,15 @@ class DataKeys:
             SealError: No key fits, or a byte was altered.
         """
         kid = self.key_of(sealed)
+        if kid not in self._ciphers:
+            raise SealError(f"data encrypted with key {kid!r} cannot be decrypted: there is no such key")
         header = sealed[: 2 + sealed[1]]
         nonce, ciphertext = sealed[len(header) :][:_NONCE_BYTES], sealed[len(header) + _NONCE_BYTES :]
         try:
             return self._ciphers[kid].decrypt(nonce, ciphertext, header)
-        except (KeyError, InvalidTag, ValueError) as exc:
+        except (InvalidTag, ValueError) as exc:
             raise SealError(
-                f"data encrypted with key {kid!r} cannot be decrypted: the key is missing or the data was altered"
+                f"data encrypted with key {kid!r} cannot be decrypted: the key has another secret, or data was altered"
             ) from exc
 
     def rewrap(self, sealed: bytes) -> bytes:

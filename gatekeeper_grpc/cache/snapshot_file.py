@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gatekeeper_grpc.cache.snapshot_format import SnapshotRefused
+from gatekeeper_grpc.cache.snapshot_storage import MAX_SNAPSHOT_BYTES
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.durable_file import draft_of, replace_file
 
 
 class SnapshotFile:
-    """A file that only its owner can read. Every failure is an `Unavailable` that names the file."""
+    """A file that only its owner can read. A failure names the file: `Unavailable` or `SnapshotRefused`."""
 
     name = "file"
 
@@ -36,18 +38,29 @@ class SnapshotFile:
             os.close(descriptor)  # which releases the lock, as the end of the process does
 
     def read(self, size: int | None = None) -> bytes:
-        """Return the snapshot, or the first `size` bytes of it; none when there is no file."""
+        """Return the snapshot, or the first `size` bytes of it; none when there is no file.
+
+        Raises:
+            SnapshotRefused: The file is larger than a snapshot can be.
+            Unavailable: The file cannot be read.
+        """
         with self._failures():
             try:
                 with self._path.open("rb") as file:
+                    if size is None:
+                        _check_size(os.fstat(file.fileno()).st_size)
                     return file.read(size)
             except FileNotFoundError:
                 return b""
 
     def write(self, pieces: Iterable[bytes]) -> None:
-        """Replace the content by `pieces`, atomically and durably. After a failure the old content is still there."""
+        """Replace the content by `pieces`, atomically and durably. After a failure the old content is still there.
+
+        Raises:
+            Unavailable: The file cannot be written, or would be larger than a snapshot can be.
+        """
         with self._failures():
-            replace_file(self._path, pieces)
+            replace_file(self._path, _bounded(pieces))
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -55,6 +68,8 @@ class SnapshotFile:
             yield
         except OSError as exc:
             raise Unavailable(f"{self._path}: {exc.strerror or exc}", retry_after_s=1.0) from exc
+        except SnapshotRefused as exc:
+            raise SnapshotRefused(f"{self._path}: {exc}") from exc
 
 
 def _is_locked_now(descriptor: int) -> bool:
@@ -63,3 +78,20 @@ def _is_locked_now(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_SNAPSHOT_BYTES:
+        raise SnapshotRefused(
+            f"it has {size:,} bytes, and no snapshot has more than {MAX_SNAPSHOT_BYTES:,}: it has grown by mistake, and"
+            " is replaced as soon as the database is available"
+        )
+
+
+def _bounded(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    written = 0
+    for piece in pieces:
+        written += len(piece)
+        if written > MAX_SNAPSHOT_BYTES:
+            raise Unavailable(f"the snapshot has more than {MAX_SNAPSHOT_BYTES:,} bytes: it is too large to be kept")
+        yield piece

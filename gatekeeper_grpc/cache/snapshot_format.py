@@ -110,11 +110,14 @@ def decode_header(beginning: bytes, sealer: Sealer) -> SnapshotHeader:
     Raises:
         SnapshotRefused: it is not readable with these keys, or damaged, or of another format.
     """
-    _check_preamble(beginning)
+    check_preamble(beginning)
+    ends_at = _end_of_frame(beginning, _PREAMBLE.size)
+    if ends_at > len(beginning):
+        raise SnapshotRefused(_ALTERED if len(beginning) >= HEADER_BYTES else _cut_off(beginning, ends_at))
     try:
         return _header(_frames(memoryview(beginning), sealer))
     except (struct.error, ValueError) as exc:
-        raise SnapshotRefused(_FOREIGN) from exc
+        raise _refusal(exc) from exc
 
 
 def check_whole(stored: bytes) -> None:
@@ -123,9 +126,9 @@ def check_whole(stored: bytes) -> None:
     Raises:
         SnapshotRefused: it is damaged, or of another format.
     """
-    _check_preamble(stored)
-    if hashlib.sha256(memoryview(stored)[:-_DIGEST_BYTES]).digest() != stored[-_DIGEST_BYTES:]:
-        raise SnapshotRefused(_DAMAGED)
+    check_preamble(stored)
+    if not _is_whole(stored):
+        raise SnapshotRefused(_damage(stored))
 
 
 def decode(stored: bytes, sealer: Sealer) -> tuple[SnapshotHeader, Snapshot]:
@@ -143,21 +146,70 @@ def decode(stored: bytes, sealer: Sealer) -> tuple[SnapshotHeader, Snapshot]:
             parts.take(kind, content)
         return header, parts.snapshot(header)
     except (InvalidArgument, LookupError, TypeError, ValueError, struct.error) as exc:
-        raise SnapshotRefused(_FOREIGN) from exc
+        raise _refusal(exc) from exc
 
 
-_DAMAGED = "it is damaged: cut off, or altered; it is replaced as soon as the database is available"
+_REPLACED = "it is replaced as soon as the database is available"
+_ALTERED = f"it is damaged: bytes were altered; {_REPLACED}"
+_REARRANGED = f"it is damaged: its parts are not those of one snapshot, in order and complete; {_REPLACED}"
 _FOREIGN = (
-    "it was not written with the keys of this instance: it belongs to another installation, or GATEKEEPER_DATA_KEYS"
-    " lacks the key of that time; give each installation its own storage, and keep old keys at the end of the ring"
+    "it was not written with the keys of this instance ({}): it belongs to another installation, or"
+    " GATEKEEPER_DATA_KEYS lacks the key of that time; give each installation its own storage, and keep old keys at the"
+    " end of the ring"
 )
 
 
-def _check_preamble(stored: bytes) -> None:
+class _WrongKeys(ValueError):
+    """A frame cannot be opened with these keys."""
+
+
+def _refusal(exc: Exception) -> SnapshotRefused:
+    return SnapshotRefused(_FOREIGN.format(exc) if isinstance(exc, _WrongKeys) else _REARRANGED)
+
+
+def _damage(stored: bytes) -> str:
+    """Say what is wrong with a snapshot whose checksum does not fit."""
+    at = _PREAMBLE.size
+    while (ends_at := _end_of_frame(stored, at)) <= len(stored) - _DIGEST_BYTES:
+        at = ends_at
+    excess = len(stored) - at - _DIGEST_BYTES
+    if excess == 0:
+        return _ALTERED
+    if excess > 0 and _is_whole(memoryview(stored)[: at + _DIGEST_BYTES]):
+        return f"it is damaged: {excess:,} bytes follow its end, so it has grown; {_REPLACED}"
+    return _cut_off(stored, ends_at + _DIGEST_BYTES)
+
+
+def _is_whole(stored: "bytes | memoryview") -> bool:
+    content = memoryview(stored)
+    return hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
+
+
+def _cut_off(stored: bytes, ends_at: int) -> str:
+    return (
+        f"it is damaged: cut off after {len(stored):,} bytes, of which it must have {ends_at:,} or more, or altered;"
+        f" {_REPLACED}"
+    )
+
+
+def _end_of_frame(stored: bytes, at: int) -> int:
+    """Return where the frame ends that begins at `at`; of an incomplete one, where it must end at the earliest."""
+    if at + _LENGTH.size > len(stored):
+        return at + _LENGTH.size
+    return at + _LENGTH.size + int(_LENGTH.unpack_from(stored, at)[0])
+
+
+def check_preamble(stored: bytes) -> None:
+    """Check by its first bytes that a stored snapshot is one, and of this format.
+
+    Raises:
+        NotASnapshot: Gatekeeper did not write it.
+        SnapshotRefused: It is of another format, or cut off.
+    """
     if stored[: len(MAGIC)] != MAGIC[: len(stored)]:
         raise NotASnapshot("it is not a snapshot that Gatekeeper wrote, and is left alone: choose another storage")
     if len(stored) < _PREAMBLE.size:
-        raise SnapshotRefused(_DAMAGED)
+        raise SnapshotRefused(_cut_off(stored, _PREAMBLE.size))
     _, number = _PREAMBLE.unpack_from(stored)
     if number != FORMAT:
         raise SnapshotRefused(
@@ -235,13 +287,20 @@ def _frames(stored: memoryview, sealer: Sealer) -> Iterator[tuple[_Kind, bytes]]
         if kind is _Kind.END and at == len(stored):
             return
         sealed, at = _cut_frame(stored, at)
-        plain = sealer.open(sealed)
+        plain = _opened(sealed, sealer)
         name, number, code = _FRAME.unpack_from(plain)
         names.add(name)
         if number != expected or len(names) > 1:
             raise ValueError("a frame of another snapshot, or out of order")
         kind = _Kind(code)
         yield kind, plain[_FRAME.size :]
+
+
+def _opened(sealed: bytes, sealer: Sealer) -> bytes:
+    try:
+        return sealer.open(sealed)
+    except ValueError as exc:
+        raise _WrongKeys(str(exc)) from exc
 
 
 def _cut_frame(body: memoryview, at: int) -> tuple[bytes, int]:

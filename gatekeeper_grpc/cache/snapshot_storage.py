@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Final, Protocol
+
+MAX_SNAPSHOT_BYTES: Final = 1 << 30
+"""The largest snapshot that is kept: some 37 million targets. A larger file has grown by mistake, and is not read."""
 
 
 class SnapshotStorage(Protocol):

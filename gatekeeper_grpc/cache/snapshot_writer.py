@@ -13,6 +13,7 @@ from gatekeeper_grpc.cache.snapshot_format import (
     NotASnapshot,
     SnapshotHeader,
     SnapshotRefused,
+    check_preamble,
     check_whole,
     decode_header,
     encode,
@@ -152,12 +153,13 @@ class SnapshotWriter:
 
     def _checked_header(self) -> SnapshotHeader | None:
         """Read the header; the first time everything, which may have been damaged since it was written."""
-        stored = self._storage.read(HEADER_BYTES) if self._written else self._storage.read()
-        if not stored:
+        beginning = self._storage.read(HEADER_BYTES)
+        if not beginning:
             return None
+        check_preamble(beginning)  # First: what Gatekeeper did not write is left alone, however large it is.
         if not self._written:
-            check_whole(stored)
-        return decode_header(stored[:HEADER_BYTES], self._sealer)
+            check_whole(self._storage.read())
+        return decode_header(beginning, self._sealer)
 
     def _write(self, snapshot: Snapshot, header: SnapshotHeader) -> None:
         began = self._clock()

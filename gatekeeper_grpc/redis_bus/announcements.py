@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from redis.client import PubSub
 
 from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.revision import announced_revision
 from gatekeeper_grpc.redis_bus.link import RedisLink
 from gatekeeper_grpc.scheduler import RepeatingThread
 
@@ -149,4 +150,4 @@ class _RedisSubscription:
 
 
 def _revision(data: bytes) -> int:
-    return int(data) if data.isdigit() else _NO_REVISION
+    return announced_revision(data.decode("ascii", "replace")) or _NO_REVISION

@@ -14,7 +14,7 @@ from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.store.flags import FlagStore
-from gatekeeper_grpc.store.mutations import MutationRunner
+from gatekeeper_grpc.store.mutations import CHANNEL, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots import notifications
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
@@ -76,6 +76,37 @@ def test_what_is_not_committed_is_not_announced(flags: FlagStore, wait: Callable
 
 def test_a_wait_in_which_nothing_is_announced_ends_in_time(wait: Callable[[float], list[int]]) -> None:
     assert wait(0.01) == []
+
+
+MALFORMED = ["abc", "", "-1", "10000000000000000000000", "9223372036854775808", "1" * 5_000, " 1", "1.0", "\u0661"]
+
+
+def send(dsn: str, *payloads: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for payload in payloads:
+            conn.execute("SELECT pg_notify(%s, %s)", [CHANNEL, payload])
+
+
+@pytest.mark.parametrize("payload", MALFORMED, ids=repr)
+def test_a_malformed_announcement_is_ignored(
+    payload: str, dsn: str, flags: FlagStore, wait: Callable[[float], list[int]]
+) -> None:
+    send(dsn, payload)
+    committed = create(flags, "committed")
+
+    assert heard(wait, until=committed) == [committed]
+
+
+def test_malformed_announcements_are_one_line_in_the_log(
+    dsn: str, flags: FlagStore, wait: Callable[[float], list[int]]
+) -> None:
+    send(dsn, *MALFORMED, *MALFORMED)
+    with capture_logs() as logs:
+        heard(wait, until=create(flags, "committed"))
+
+    assert [log["event"] for log in logs] == ["announcements_ignored"]
+    assert logs[0]["last_sender_pid"] > 0
+    assert "abc" not in str(logs)
 
 
 def test_every_listener_hears_it(database: Database, flags: FlagStore, wait: Callable[[float], list[int]]) -> None:

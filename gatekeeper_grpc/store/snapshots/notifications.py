@@ -1,5 +1,6 @@
 """Listens for the revisions that commits announce."""
 
+import math
 import os
 import secrets
 import select
@@ -12,6 +13,7 @@ import structlog
 from psycopg import sql
 
 from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.revision import announced_revision
 from gatekeeper_grpc.store.mutations import CHANNEL
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.errors import translated_errors
@@ -23,6 +25,8 @@ _log = structlog.get_logger(__name__)
 # Each heartbeat wakes every listening backend of the database for a moment, those of other instances too.
 _HEARTBEAT_EVERY_S = 5.0
 _HEARTBEAT_WITHIN_S = 2.0
+# Any role that may connect can send as many malformed announcements as it likes.
+_REPORT_MALFORMED_EVERY_S = 60.0
 
 
 class RevisionListener:
@@ -38,6 +42,7 @@ class RevisionListener:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._has_warned = False
+        self._malformed = _MalformedAnnouncements()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wakeup)
 
@@ -52,7 +57,7 @@ class RevisionListener:
                 statement that shows whether the connection is alive.
         """
         with self._database.dedicated() as conn:
-            subscription = _PostgresSubscription(self._database, conn, self._wakeup)
+            subscription = _PostgresSubscription(self._database, conn, self._wakeup, self._malformed)
             try:
                 yield subscription.wait
             except _NothingDelivered:
@@ -80,10 +85,29 @@ class _NothingDelivered(Unavailable):
     """Announcements are not delivered on this connection."""
 
 
+class _MalformedAnnouncements:
+    """Counts announcements that name no revision, and reports them once a minute."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._report_due_at = -math.inf
+
+    def note(self, *, sender_pid: int) -> None:
+        self._count += 1
+        now = time.monotonic()
+        if now >= self._report_due_at:
+            # Not the payload: it is not ours, and may be anything.
+            _log.warning("announcements_ignored", channel=CHANNEL, count=self._count, last_sender_pid=sender_pid)
+            self._count, self._report_due_at = 0, now + _REPORT_MALFORMED_EVERY_S
+
+
 class _PostgresSubscription:
     """One LISTEN, and the heartbeats that test it."""
 
-    def __init__(self, database: Database, conn: ServerConnection, wakeup: int) -> None:
+    def __init__(
+        self, database: Database, conn: ServerConnection, wakeup: int, malformed: "_MalformedAnnouncements"
+    ) -> None:
+        self._malformed = malformed
         self._database = database
         self._conn = conn
         self._wakeup = wakeup
@@ -144,8 +168,10 @@ class _PostgresSubscription:
         for notify in self._conn.notifies(timeout=0):
             if notify.channel == self._heartbeats:
                 self.has_delivered, self._missing_since = True, None
+            elif (revision := announced_revision(notify.payload)) is not None:
+                revisions.append(revision)
             else:
-                revisions.append(int(notify.payload))
+                self._malformed.note(sender_pid=notify.pid)
         return revisions
 
     def _check(self) -> None:

@@ -1,6 +1,7 @@
 """The file of the last-known-good snapshot: never torn, readable by its owner only, one writer at a time."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from gatekeeper_grpc.cache import snapshot_file
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
+from gatekeeper_grpc.cache.snapshot_format import SnapshotRefused
 from gatekeeper_grpc.domain.errors import Unavailable
 
 OLD, NEW = b"o" * 100_000, b"n" * 200_000
@@ -108,6 +111,39 @@ def test_a_reader_never_sees_a_torn_file_while_it_is_replaced(path: Path) -> Non
         writing.result()
 
     assert seen <= {OLD, NEW}
+
+
+def grown(path: Path, size: int) -> None:
+    """Let a file grow, without blocks on the disk."""
+    os.truncate(path, size)
+
+
+def test_a_file_that_has_grown_is_refused_without_being_read(path: Path) -> None:
+    write(path, OLD)
+    grown(path, 3 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SnapshotRefused, match=rf"{path}: it has 3,221,225,472 bytes, and no .* than 1,073,741,824"):
+        SnapshotFile(path).read()
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    assert SnapshotFile(path).read(10) == OLD[:10]
+
+
+def test_twin_a_file_within_the_bound_is_read(path: Path) -> None:
+    write(path, OLD)
+    grown(path, 1 << 20)
+
+    assert len(SnapshotFile(path).read()) == 1 << 20
+
+
+def test_a_snapshot_that_is_too_large_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, OLD)
+    monkeypatch.setattr(snapshot_file, "MAX_SNAPSHOT_BYTES", len(NEW) - 1)
+
+    with pytest.raises(Unavailable, match="too large to be kept"):
+        write(path, NEW)
+
+    assert SnapshotFile(path).read() == OLD
 
 
 WRITE_AND_HANG = """

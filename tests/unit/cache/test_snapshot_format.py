@@ -192,19 +192,24 @@ def forgeries() -> dict[str, tuple[bytes, str]]:
     flipped = bytearray(kept)
     flipped[len(kept) // 2] ^= 1
     return {
-        "a bit is flipped": (bytes(flipped), "damaged"),
-        "cut off": (kept[:-100], "damaged"),
-        "cut off in the preamble": (kept[:21], "damaged"),
-        "two bytes too many": (kept + b"xx", "damaged"),
-        "a bit is flipped and the checksum made to fit": (rehashed(bytes(flipped)), "not written with the keys"),
-        "the last frame is left out": (assembled(*cut[:-1]), "not written with the keys"),
-        "a frame in the middle is left out": (assembled(*cut[:2], *cut[3:]), "not written with the keys"),
-        "two frames have changed places": (assembled(cut[0], cut[2], cut[1], *cut[3:]), "not written with the keys"),
-        "a frame of another snapshot": (assembled(cut[0], other_cut[1], *cut[2:]), "not written with the keys"),
-        "written with other keys": (written(life(), ELSEWHERE), "not written with the keys"),
+        "a bit is flipped": (bytes(flipped), "bytes were altered"),
+        "cut off": (kept[:-100], rf"cut off after {len(kept) - 100:,} bytes, of which it must have"),
+        "cut off in the checksum": (kept[:-1], rf"cut off after {len(kept) - 1:,} bytes"),
+        "cut off between two frames": (MAGIC + b"\0\1" + b"".join(cut[:2]), "cut off after"),
+        "cut off in the header": (kept[:100], "cut off after 100 bytes"),
+        "cut off in the preamble": (kept[:21], "cut off after 21 bytes, of which it must have 22"),
+        "two bytes too many": (kept + b"xx", "2 bytes follow its end, so it has grown"),
+        "grown by zeros": (kept + bytes(1_000_000), "1,000,000 bytes follow its end, so it has grown"),
+        "a bit is flipped and the checksum made to fit": (rehashed(bytes(flipped)), "data was altered"),
+        "the last frame is left out": (assembled(*cut[:-1]), "not those of one snapshot"),
+        "a frame in the middle is left out": (assembled(*cut[:2], *cut[3:]), "not those of one snapshot"),
+        "two frames have changed places": (assembled(cut[0], cut[2], cut[1], *cut[3:]), "not those of one snapshot"),
+        "a frame of another snapshot": (assembled(cut[0], other_cut[1], *cut[2:]), "not those of one snapshot"),
+        "written with another key of that name": (written(life(), ELSEWHERE), "key has another secret"),
+        "written with a key that is missing": (written(life(), ROTATED), "'new'.* there is no such key"),
         "a newer format": (rehashed(MAGIC + b"\0\2" + kept[22:]), "format 2, and this Gatekeeper reads format 1"),
         "somebody else's file": (b"root:x:0:0:root:/root:/bin/bash\n" * 10, "left alone"),
-        "nothing but a checksum": (assembled(), "not written with the keys"),
+        "nothing but a checksum": (assembled(), "not those of one snapshot"),
     }
 
 
@@ -214,6 +219,20 @@ def test_what_is_not_as_written_is_refused_and_says_why(fault: str) -> None:
 
     with pytest.raises(SnapshotRefused, match=words):
         decode(kept, KEYS.data)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fault
+        for fault in forgeries()
+        if fault.startswith(("cut off in the header", "cut off in the preamble", "written"))
+    ],
+)
+def test_the_beginning_alone_is_refused_for_the_same_reason(fault: str) -> None:
+    kept, words = forgeries()[fault]
+    with pytest.raises(SnapshotRefused, match=words):
+        decode_header(kept[:HEADER_BYTES], KEYS.data)
 
 
 def test_no_altered_byte_passes_even_with_a_checksum_made_to_fit() -> None:
