@@ -1,8 +1,10 @@
 """The authenticated caller of the current call."""
 
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 
 from gatekeeper_grpc.domain.errors import Unauthenticated
 
@@ -19,8 +21,8 @@ class Role(IntEnum):
 class Caller:
     """An authenticated admin user, as in the access token.
 
-    Each mutation compares `token_epoch` with the stored one in its transaction. A change of role or password, or a
-    disabled account, therefore takes effect at once, although the token has not expired.
+    Each transaction of a call compares `role` and `token_epoch` with the stored ones. A change of role or password, or
+    a disabled account, therefore takes effect at once, although the token has not expired.
     """
 
     admin_id: int
@@ -30,6 +32,7 @@ class Caller:
 
 
 _current: ContextVar[Caller] = ContextVar("gatekeeper_caller")
+_checked_at: ContextVar[float] = ContextVar("gatekeeper_caller_checked_at", default=-inf)
 
 
 def current_caller() -> Caller:
@@ -44,6 +47,21 @@ def current_caller() -> Caller:
         raise Unauthenticated.access_token() from None
 
 
+def caller_if_any() -> Caller | None:
+    """Return the caller of the current call; None outside a call, and in a call that needs no access token."""
+    return _current.get(None)
+
+
 def set_current_caller(caller: Caller) -> None:
     """Make `caller` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
     _current.set(caller)
+
+
+def note_caller_checked() -> None:
+    """Note that a transaction of the current call has compared its caller with the stored admin user."""
+    _checked_at.set(time.monotonic())
+
+
+def caller_check_age_s() -> float:
+    """Return how long ago the current call last compared its caller, in seconds; infinite: it has not."""
+    return time.monotonic() - _checked_at.get()

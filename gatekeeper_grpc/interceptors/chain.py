@@ -4,12 +4,13 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from gatekeeper_grpc.auth.signatures import SignatureVerifier, SignedCall
-from gatekeeper_grpc.domain.caller import set_current_caller
+from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
@@ -22,6 +23,8 @@ from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 # On a busy machine, grpcio may take 100 ms to deliver a message that has arrived: a second is enough when saturated.
 MESSAGE_TIMEOUT = MessageTimeout(limit_s=5.0, limit_when_saturated_s=1.0)
 STREAM_TIMEOUT = MessageTimeout(limit_s=60.0, limit_when_saturated_s=5.0)
+# A stream's own transaction sees one state of the database, in which its caller stays what they were.
+CALLER_CHECK_INTERVAL_S = 0.5
 
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]  # Messages of any method.
@@ -51,6 +54,10 @@ class Stages(grpc.ServerInterceptor):
     """The workers; close them after the server."""
     policies: Mapping[str, Policy] = field(default_factory=lambda: POLICIES)
     """One row per method, keyed by full name ("/package.Service/Method"). A method without a row is denied."""
+    check_caller: Callable[[], None] = lambda: None
+    """Compares the caller of the current call with the stored admin user; raises Unauthenticated if it differs. Called
+    before an answer that no transaction has checked, and again and again while a stream is answered.
+    """
     signatures: SignatureVerifier | None = None
     """Verifies signatures of signable methods; None: signatures are neither required nor read."""
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT
@@ -112,6 +119,7 @@ class _Method:
         self._policy = policy
         self._behaviour = _behaviour(handler)
         self._verify_token = stages.verify_token
+        self._check_caller = stages.check_caller
         self._signatures = stages.signatures if policy.signable else None
         self._is_stream = handler.request_streaming or handler.response_streaming
         self._timeout = policy.timeout or default
@@ -137,6 +145,11 @@ class _Method:
         authorize(rpc.caller, self._policy.access)
         return None
 
+    def _require_caller(self, *, checked_within_s: float = inf) -> None:
+        """Check the caller of a method that needs one, unless a transaction of this call has done so in time."""
+        if self._policy.access is not Access.PUBLIC and caller_check_age_s() >= checked_within_s:
+            self._check_caller()
+
     def _signed(self, rpc: Rpc, context: Any) -> SignedCall | None:
         if self._signatures is None:
             return None
@@ -156,7 +169,9 @@ class _UnaryResponse(_Method):
         rpc = self._open_rpc()
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
-            return self._behaviour(self._argument(requests, signed), context)
+            response = self._behaviour(self._argument(requests, signed), context)
+            self._require_caller()
+            return response
 
 
 class _StreamResponse(_Method):
@@ -166,7 +181,9 @@ class _StreamResponse(_Method):
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
             responses = self._behaviour(self._argument(requests, signed), context)
-            yield from self._slow_readers.guard(responses, context, within_s=self._response_within_s)
+            for response in self._slow_readers.guard(responses, context, within_s=self._response_within_s):
+                self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
+                yield response
 
 
 class _NonBlockingResponse(_Method):

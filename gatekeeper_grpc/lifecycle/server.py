@@ -261,6 +261,7 @@ class GatekeeperServer:
         settings = self._settings
         stages = Stages(
             verify_token=self._access_tokens.verify,
+            check_caller=self.database.check_caller,
             pools=self.pools,
             signatures=self._signatures(),
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),

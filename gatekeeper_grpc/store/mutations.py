@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, LiteralString, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -19,11 +19,12 @@ from psycopg.rows import class_row, dict_row
 from pydantic import TypeAdapter, ValidationError
 
 from gatekeeper_grpc.domain.audit import AuditAnchor, AuditEntry, hash_document, hash_entry
-from gatekeeper_grpc.domain.caller import Caller
+from gatekeeper_grpc.domain.caller import Caller, note_caller_checked
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.sealer import Sealer
+from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, claims
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
 
@@ -135,6 +136,7 @@ class MutationRunner:
             self._check_nothing_lost(head)
             if not caller_is_current:
                 raise Unauthenticated.access_token()
+            note_caller_checked()
             stored = _find_result(conn, intent)
             if stored:
                 return self._repeat(stored, intent, codec)
@@ -238,12 +240,11 @@ _LOCK_HEAD = """
 
 # A statement after the lock: in the locking statement the clock could be read before the wait for the lock, so that
 # times would not rise with revisions, and the caller could be seen as before the last mutation.
-_READ_CLOCK_AND_CALLER = """
-    SELECT clock_timestamp(), %(admin_id)s::bigint IS NULL OR EXISTS (
-        SELECT FROM admin_user
-        WHERE admin_id = %(admin_id)s AND enabled AND role = %(role)s AND token_epoch = %(token_epoch)s
-    )
-"""
+_READ_CLOCK_AND_CALLER: LiteralString = (
+    """
+    SELECT clock_timestamp(), %(admin_id)s::bigint IS NULL OR """
+    + CALLER_IS_CURRENT
+)
 
 
 def _lock_head(conn: Connection, caller: Caller | None) -> tuple[Head, bool]:
@@ -255,9 +256,7 @@ def _lock_head(conn: Connection, caller: Caller | None) -> tuple[Head, bool]:
 
 
 def _claims(caller: Caller | None) -> dict[str, object]:
-    if caller is None:
-        return {"admin_id": None, "role": None, "token_epoch": None}
-    return {"admin_id": caller.admin_id, "role": caller.role.name.lower(), "token_epoch": caller.token_epoch}
+    return claims(caller) if caller else {"admin_id": None, "role": None, "token_epoch": None}
 
 
 @dataclass(frozen=True, slots=True)

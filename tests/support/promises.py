@@ -48,6 +48,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "E1": "Migrations up, down and up give the same schema. An interrupted migration resumes, and of two runners "
         "one migrates.",
         "E2": "After a restore no revision is issued twice, and running instances and watchers notice the loss.",
+        "F3": "An admin user who is demoted, disabled, deleted, logged out or given another password reads nothing "
+        "after 1 s on any instance.",
     }
 )
 _HEAD = """\

@@ -80,6 +80,7 @@ def serve(
     max_pending_calls: int = 2_000,
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
     stream_timeout: MessageTimeout = STREAM_TIMEOUT,
+    check_caller: Callable[[], None] = lambda: None,
 ) -> Iterator[Server]:
     """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
     pools = CallPools({**DEFAULT_SIZES, **sizes}, max_pending_calls=max_pending_calls)
@@ -89,6 +90,7 @@ def serve(
         policies={f"/{SERVICE}/{name}": policy for name, (_handler, policy) in methods.items() if policy},
         message_timeout=message_timeout,
         stream_timeout=stream_timeout,
+        check_caller=check_caller,
     )
     handlers = {name: handler for name, (handler, _policy) in methods.items()}
     with running(pools, stages, handlers) as server:

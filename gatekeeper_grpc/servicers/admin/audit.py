@@ -39,10 +39,11 @@ class AuditRpcs(AdminRpcs):
     def GetAuditCheckpoint(
         self, request: pb.GetAuditCheckpointRequest, context: grpc.ServicerContext
     ) -> pb.GetAuditCheckpointResponse:
+        head = self.stores.audit.head()
         if self.audit_signer is None:
             raise FailedPrecondition(
                 "this server has no key to sign checkpoints with: set GATEKEEPER_AUDIT_SIGNING_KEY",
                 reason="AUDIT_SIGNING_KEY_MISSING",
             )
-        checkpoint = self.audit_signer.sign(self.stores.audit.head())
+        checkpoint = self.audit_signer.sign(head)
         return pb.GetAuditCheckpointResponse(checkpoint=checkpoint_to_proto(checkpoint))

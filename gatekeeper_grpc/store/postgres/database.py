@@ -10,6 +10,7 @@ from psycopg import IsolationLevel
 from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
 
+from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.errors import translated_errors
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
 from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
@@ -88,11 +89,25 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Open a read-only transaction that sees one state of the database.
 
+        In a call with an access token, it first compares the caller with the stored admin user.
+
         Raises:
+            Unauthenticated: The caller was demoted, disabled, deleted or given another password.
             Unavailable: No connection is free within 1 s, or the database cannot be reached or hangs.
         """
         with self._transaction(IsolationLevel.REPEATABLE_READ, read_only=True) as conn:
+            require_current_caller(conn)
             yield conn
+
+    def check_caller(self) -> None:
+        """Compare the caller of the current call with the stored admin user now.
+
+        Raises:
+            Unauthenticated: As for `read`.
+            Unavailable: As for `read`.
+        """
+        with self.read():
+            pass
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
