@@ -14,6 +14,8 @@ from gatekeeper_grpc.scheduler import Scheduler, Task
 ADMIN = "gatekeeper.v1.AdminService"
 AUTH = "gatekeeper.v1.AuthService"
 EVALUATION = "gatekeeper.v1.EvaluationService"
+SERVICES = ("", EVALUATION, ADMIN, AUTH)
+"""What health is reported of; "" is the server."""
 
 _log = structlog.get_logger(__name__)
 
@@ -23,12 +25,22 @@ _CHECK_EVERY_S = 0.25
 
 
 class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published without types.
-    """The published servicer cannot end its Watch streams; open ones would delay every shutdown. This one can."""
+    """Adds to the published servicer what it lacks: List, and an end of its Watch streams, which delay a shutdown."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _watches
         self._watches: dict[grpc.ServicerContext, Callable[[Any], None]] = {}
         super().__init__(experimental_non_blocking=True)
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
+        response = super().Check(request, context)
+        if request.service not in SERVICES:
+            context.set_details(f"no such service; health is reported of {', '.join(filter(None, SERVICES))}")
+        return response
+
+    def List(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002 - it is empty
+        statuses = {name: self.Check(health_pb2.HealthCheckRequest(service=name), context) for name in SERVICES}
+        return health_pb2.HealthListResponse(statuses=statuses)
 
     # pyright reads the base's untyped default, None, as its type.
     def Watch(  # pyright: ignore[reportIncompatibleMethodOverride]

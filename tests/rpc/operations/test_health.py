@@ -61,11 +61,20 @@ def test_everything_is_serving_while_all_is_well(port: str, server: GatekeeperSe
 
 
 @pytest.mark.parametrize("port", PORTS)
+def test_a_list_has_the_health_of_every_service(port: str, server: GatekeeperServer) -> None:
+    with health_stub(server, port) as stub:
+        listed = stub.List(health_pb2.HealthListRequest(), timeout=TIMEOUT_S)
+
+    assert {service: _name(answer) for service, answer in listed.statuses.items()} == health(server, port)
+
+
+@pytest.mark.parametrize("port", PORTS)
 def test_a_service_nobody_knows_is_not_found(port: str, server: GatekeeperServer) -> None:
     with health_stub(server, port) as stub, pytest.raises(grpc.RpcError) as refused:
         stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=TIMEOUT_S)
 
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert AUTH in (refused.value.details() or "")
 
 
 def test_losing_the_database_stops_admin_and_auth_alone_until_it_is_back(
