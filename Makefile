@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-faults check lint types layers proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-faults fuzz check lint types layers proto proto-check docs bench fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,11 @@ test: $(VENV)/.dev ## Run every test on a real PostgreSQL
 # One after the other, because the figures of a fault need an otherwise idle machine.
 test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (20 minutes)
 	@$(BIN)/pytest tests/faults --timeout 600
+
+CALLS ?= 50000
+
+fuzz: $(VENV)/.dev ## Send a server CALLS odd requests, and judge what it does (SEED repeats a run; minutes)
+	@$(BIN)/python -m tests.fuzz --calls $(CALLS) $(if $(SEED),--seed $(SEED))
 
 # --- keeping it good --------------------------------------------------------------------------------------------------
 

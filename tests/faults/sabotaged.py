@@ -21,6 +21,7 @@ from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.cli.main import main
 from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
+from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.bus import RedisBus
@@ -34,6 +35,7 @@ from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
+from gatekeeper_grpc.wire import status
 
 # Any below: a replacement takes the arguments of the method that it replaces.
 _SLOW_LOADS_S = 0.05
@@ -164,6 +166,11 @@ def untranslated_errors() -> None:
     _put(database, translated_errors=nullcontext)
 
 
+def no_row_for_not_found() -> None:
+    """The table of statuses lacks an error kind."""
+    _put(status, CODES={kind: code for kind, code in status.CODES.items() if kind is not NotFound})
+
+
 def no_hang_watch() -> None:
     """A database that hangs is not detected."""
     _put(HangWatch, start=lambda _watch, **_settings: None)
@@ -213,6 +220,7 @@ SABOTAGES = {
         redis_in_the_way,
         nothing_kept,
         untranslated_errors,
+        no_row_for_not_found,
         no_hang_watch,
         no_loss_detection,
         never_stale,
