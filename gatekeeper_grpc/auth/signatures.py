@@ -1,7 +1,7 @@
 """Signed calls: HMAC-SHA256 with a client key, valid once and within 30 seconds. EvaluationService documents them.
 
-The worker verifies a signature from metadata alone. `SignedCall.check_body` compares the body with the signed one when
-it has arrived.
+`verify` needs metadata alone and runs when a call arrives. `use` runs when a worker takes the call: one that is refused
+for lack of room may be sent again as it is. `SignedCall.check_body` compares the body with the signed one.
 """
 
 import hashlib
@@ -75,6 +75,7 @@ class SignedCall:
     """A call with a valid signature: by which key, and for which body."""
 
     key: VerificationKey
+    nonce: str
     content_sha256: str
 
     @property
@@ -167,10 +168,10 @@ class SignatureVerifier:
         self._allow_unsigned_bodies = allow_unsigned_bodies
         self._clock = clock
 
-    def authenticate(
-        self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool
-    ) -> SignedCall | None:
+    def verify(self, metadata: Iterable[tuple[str, str | bytes]], *, method: str, is_stream: bool) -> SignedCall | None:
         """Return the signed call; None if it is not signed and need not be. Takes tens of microseconds and no I/O.
+
+        It is not known yet whether the call was sent before: `use` it.
 
         Args:
             metadata: What the client sent.
@@ -178,9 +179,8 @@ class SignatureVerifier:
             is_stream: Whether the request or the response is a stream.
 
         Raises:
-            Unauthenticated: The key or the signature is invalid, the time is off, it was sent before, or it is missing
-                where one is required; one text.
-            ResourceExhausted: This instance cannot remember further nonces.
+            Unauthenticated: The key or the signature is invalid, the time is off, or it is missing where one is
+                required; one text.
         """
         sent = signature_in(metadata)
         if sent is None and not self._required:
@@ -188,6 +188,17 @@ class SignatureVerifier:
         if sent is None or not self._covers_enough(sent, is_stream=is_stream):
             raise Unauthenticated.signature()
         return self._verify(sent, method=method)
+
+    def use(self, signed: SignedCall) -> None:
+        """Use a verified call, once: only the holder of a key can make this instance remember a nonce.
+
+        Raises:
+            Unauthenticated: It was sent before.
+            ResourceExhausted: This instance cannot remember further nonces.
+        """
+        if not self._nonces.use(signed.key_id, signed.nonce):
+            raise Unauthenticated.signature()
+        self._keys.note_use(signed.key_id)
 
     def _covers_enough(self, sent: Signature, *, is_stream: bool) -> bool:
         unsigned_body = sent.content_sha256 == UNSIGNED
@@ -207,8 +218,6 @@ class SignatureVerifier:
         )
         matches = hmac.compare_digest(expected, sent.signature)
         is_timely = abs(self._clock().timestamp() - int(sent.timestamp)) <= CLOCK_WINDOW_S
-        # The nonce last: only the holder of a key can make this instance remember one.
-        if key is None or not matches or not is_timely or not self._nonces.use(sent.key_id, sent.nonce):
+        if key is None or not matches or not is_timely:
             raise Unauthenticated.signature()
-        self._keys.note_use(key.key_id)
-        return SignedCall(key=key, content_sha256=sent.content_sha256)
+        return SignedCall(key=key, nonce=sent.nonce, content_sha256=sent.content_sha256)

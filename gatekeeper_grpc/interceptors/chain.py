@@ -14,10 +14,11 @@ from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
-from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize
+from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
 from gatekeeper_grpc.transport.admission import CallPool, CallPools
-from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream, RequestReader
+from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
+from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream, RequestReader, arrival_of
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 
 # On a busy machine, grpcio may take 100 ms to deliver a message that has arrived: a second is enough when saturated.
@@ -39,10 +40,12 @@ class Stages(grpc.ServerInterceptor):
     1. **Request scope**: all log lines of the call carry its id; the last one has the status that the client receives.
     2. **Errors**: outside every stage that may fail. Otherwise a refusal reaches the client as UNKNOWN, with the text
        of the exception.
-    3. **Authentication**: from metadata alone, so a refusal does not wait for the message, and an unknown client cannot
-       make the server buffer or parse one. The body of a signed call is compared with its signature before parsing.
-    4. **Policy**: needs the caller; still before the message.
-    5. **Body**: received and parsed last, on the worker, within the method's timeout.
+    3. **Policy**: needs the caller; still before the message.
+    4. **Body**: received before a worker takes the call, parsed last and on the worker. The body of a signed call is
+       compared with its signature before that.
+
+    **Authentication** comes before all of them (`_Method.arrive`), on the serving thread and from metadata alone: a
+    refusal costs no worker, does not wait for the message, and an unknown client cannot make the server buffer one.
 
     The stages are one interceptor. With several, grpcio would call each on its serving thread and wrap the handler
     again for every call. Here the stages of a method are built once, and a call costs that thread a dict lookup.
@@ -130,33 +133,50 @@ class _Method:
         self._slow_readers = stages.pools.slow_readers
         self._response_within_s = (policy.timeout or stages.stream_timeout).limit_s
         self.experimental_thread_pool = self._pool
-        # A public method has no token to check first, so its calls wait for their message without a worker.
-        self.first_message_within_s = self._timeout.limit_s if policy.access is Access.PUBLIC else None
+        self.first_message_within_s = self._timeout.limit_s
 
     def _open_rpc(self) -> Rpc:
         return Rpc(method=self._name, quiet=self._policy.quiet)
 
-    def _admit(self, rpc: Rpc, context: Any) -> SignedCall | None:
-        """Authenticate, then authorize; return the signature that the message of a signed call must match."""
+    def arrive(self, call: ArrivedCall) -> Arrival:
+        """Authenticate a call by its metadata: on the serving thread, so without I/O and in at most 100 us.
+
+        Raises:
+            Unauthenticated: The token or signature is missing, where one is required, or not valid.
+        """
         if self._policy.access is Access.PUBLIC:
-            return self._signed(rpc, context)
-        rpc.caller = authenticate(context.invocation_metadata(), self._verify_token)
-        set_current_caller(rpc.caller)
-        authorize(rpc.caller, self._policy.access)
-        return None
+            return self._arrive_in_public(call)
+        caller = authenticate(call.metadata, self._verify_token)
+        owner = Owner(ADMIN_USER, caller.admin_id)
+        return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy.access))
+
+    def _arrive_in_public(self, call: ArrivedCall) -> Arrival:
+        if self._signatures is not None:
+            signed = self._signatures.verify(call.metadata, method=self._name, is_stream=self._is_stream)
+            if signed is not None:
+                return Arrival(owner=Owner(CLIENT_KEY, signed.key_id), signed=signed)
+        return stranger(call.peer)
+
+    def check_message(self, call: ArrivedCall) -> None:
+        """Refuse a call by its first message, before it takes a place: on the serving thread, like `arrive`."""
+
+    def _admit(self, rpc: Rpc, context: Any) -> SignedCall | None:
+        """Authorize; return the signature that the message of a signed call must match."""
+        arrival = arrival_of(context)
+        if arrival.caller is not None:
+            rpc.caller = arrival.caller
+            set_current_caller(arrival.caller)
+            authorize(arrival.caller, self._policy.access)
+        signed: SignedCall | None = arrival.signed
+        if signed is not None and self._signatures is not None:
+            rpc.client_key = signed.key_id
+            self._signatures.use(signed)
+        return signed
 
     def _require_caller(self, *, checked_within_s: float = inf) -> None:
         """Check the caller of a method that needs one, unless a transaction of this call has done so in time."""
         if self._policy.access is not Access.PUBLIC and caller_check_age_s() >= checked_within_s:
             self._check_caller()
-
-    def _signed(self, rpc: Rpc, context: Any) -> SignedCall | None:
-        if self._signatures is None:
-            return None
-        metadata = context.invocation_metadata()
-        signed = self._signatures.authenticate(metadata, method=self._name, is_stream=self._is_stream)
-        rpc.client_key = signed.key_id if signed else None
-        return signed
 
     def _argument(self, requests: Any, signed: SignedCall | None) -> Any:
         """Return the argument of the servicer's method: its message, or an iterator of messages."""

@@ -147,15 +147,19 @@ def authorize(caller: Caller, access: Role | Access) -> None:
     Raises:
         PermissionDenied: Names the caller's role and the one required.
     """
-    if access is Access.PUBLIC:
+    if may_call(caller, access):
         return
     if access is Access.DENIED:
         raise PermissionDenied("nobody may call this method")
-    if caller.role < access:
-        raise PermissionDenied(
-            f"this call needs role {access.name}, yours is {caller.role.name}",
-            metadata={"role": caller.role.name, "required_role": access.name},
-        )
+    raise PermissionDenied(
+        f"this call needs role {access.name}, yours is {caller.role.name}",
+        metadata={"role": caller.role.name, "required_role": access.name},
+    )
+
+
+def may_call(caller: Caller, access: Role | Access) -> bool:
+    """Return whether `authorize` lets `caller` pass."""
+    return access is Access.PUBLIC or (access is not Access.DENIED and caller.role >= access)
 
 
 def _method_names(files: Iterable[FileDescriptor]) -> set[str]:

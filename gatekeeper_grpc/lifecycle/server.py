@@ -45,9 +45,10 @@ from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.stores import Stores
-from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, HALF, CallPools, PoolName
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.listener import bind, new_server
+from gatekeeper_grpc.transport.shares import PoolSize
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
@@ -157,9 +158,9 @@ class GatekeeperServer:
         settings = self._settings
         sizes = {
             PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
-            PoolName.ADMIN_READ: PoolSize(workers=settings.admin_threads, queue=64),
-            PoolName.ADMIN_WRITE: PoolSize(workers=(settings.admin_threads + 1) // 2, queue=64),
-            PoolName.BULK: PoolSize(workers=settings.stream_threads, queue=32),
+            PoolName.ADMIN_READ: PoolSize(workers=settings.admin_threads, queue=64, share=HALF),
+            PoolName.ADMIN_WRITE: PoolSize(workers=(settings.admin_threads + 1) // 2, queue=64, share=HALF),
+            PoolName.BULK: PoolSize(workers=settings.stream_threads, queue=32, share=HALF),
         }
         self.pools = CallPools({**DEFAULT_SIZES, **sizes})
         self.audit_head = AuditHeadReporter(self.stores.audit, self.database)

@@ -112,13 +112,16 @@ class InstanceMetrics(Collector):
 
     def _pool_metrics(self) -> Iterable[Metric]:
         refused = CounterMetricFamily(
-            "gatekeeper_refused_calls", "Calls refused because their pool was full.", labels=["pool"]
+            "gatekeeper_refused_calls",
+            "Calls refused before a worker took them, by reason.",
+            labels=["pool", "reason"],
         )
         in_flight = GaugeMetricFamily(
             "gatekeeper_calls_in_flight", "Calls that run or wait in a queue.", labels=["pool"]
         )
         for name, pool in self._pools.items():
-            refused.add_metric([name], pool.refused)
+            for reason, count in pool.refused.items():
+                refused.add_metric([name, reason], count)
             in_flight.add_metric([name], pool.in_flight)
         yield refused
         yield in_flight

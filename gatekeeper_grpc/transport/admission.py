@@ -2,26 +2,39 @@
 
 Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
 call, all on grpcio's serving thread until a worker takes it: `CallPool.submit`; held while the server drains (`hold`);
-held until its message is here (`pending_calls`); admitted to the queue of its pool, or refused with RESOURCE_EXHAUSTED.
+authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have; held until its
+message is here (`pending_calls`); given a slot in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
-from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
+import grpc
+import structlog
+
+from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted, Unavailable
 from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
 from gatekeeper_grpc.transport.pending_calls import PendingCalls
+from gatekeeper_grpc.transport.shares import PoolSize, Slots
 from gatekeeper_grpc.transport.slow_readers import SlowReaders
 from gatekeeper_grpc.wire.status import status_from_error
 
+HALF = 0.5
+"""The share of one owner in pools whose calls may take long."""
+
 _RETRY_AFTER_S = 1.0
+_REMEMBERED_STATUSES = 1_024
+
+_log = structlog.get_logger(__name__)
 
 
 class PoolName(StrEnum):
@@ -55,23 +68,28 @@ class PoolName(StrEnum):
     """Health checks, which work while every other pool is full. The default pool of the server."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSize:
-    """How many calls run at once, and how many more may queue for a worker; the next one is refused."""
+class Refusal(StrEnum):
+    """Why a call was refused before a worker took it: a label of the metric."""
 
-    workers: int
-    queue: int
+    FULL = "full"
+    """Every slot of the pool was taken."""
+    SHARE = "share"
+    """Every slot was taken, and the most by the calls of this address, client key or admin user."""
+    UNAUTHENTICATED = "unauthenticated"
+    """It had no valid credentials."""
+    LOCKED_OUT = "locked_out"
+    """It was a login of an address that has to wait after failed ones."""
 
 
 DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
     {
         PoolName.EVALUATION: PoolSize(workers=4, queue=128),  # 4 beat 10 and 16 on two cores: the interpreter lock
         # Writes and admin streams may all wait for one lock: together they leave connections to the reads.
-        PoolName.ADMIN_READ: PoolSize(workers=8, queue=64),
-        PoolName.ADMIN_WRITE: PoolSize(workers=4, queue=64),
-        PoolName.ADMIN_STREAMS: PoolSize(workers=4, queue=16),
-        PoolName.BULK: PoolSize(workers=16, queue=32),
-        PoolName.REFLECTION: PoolSize(workers=4, queue=16),
+        PoolName.ADMIN_READ: PoolSize(workers=8, queue=64, share=HALF),
+        PoolName.ADMIN_WRITE: PoolSize(workers=4, queue=64, share=HALF),
+        PoolName.ADMIN_STREAMS: PoolSize(workers=4, queue=16, share=HALF),
+        PoolName.BULK: PoolSize(workers=16, queue=32, share=HALF),
+        PoolName.REFLECTION: PoolSize(workers=4, queue=16, share=HALF),
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
         PoolName.LOGIN: PoolSize(workers=1, queue=8),
         PoolName.REFRESH: PoolSize(workers=2, queue=32),
@@ -90,24 +108,30 @@ _SETTLED.set_result(None)
 
 
 class CallPool(ThreadPoolExecutor):
-    """The workers of one pool and their bounded queue. Only grpcio submits to it, on its one serving thread.
+    """The workers of one pool and its slots. Only grpcio submits to it, on its one serving thread.
 
     `submit` takes constant time and never raises: an exception would end the serving thread, and so the server.
+
+    A worker serves call after call until none is left that may run, so the queue of the executor is short: it only
+    starts workers.
     """
 
     def __init__(self, name: PoolName, size: PoolSize, *, pending_calls: PendingCalls, hold: CallHold) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
+        self._name = name
         self._size = size
-        self._lock = threading.Lock()  # guards _in_flight
-        self._in_flight = 0
+        self._lock = threading.Lock()  # guards the five below
+        self._slots = Slots(size)
+        self._errands: deque[_Errand] = deque()
+        self._workers = 0
+        self._is_short_of_workers = False
+        self._refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
         self._pending_calls = pending_calls
         self._hold = hold
         # Made once: a flood wins if refusing a call costs more than serving it.
-        full = ResourceExhausted(f"all {name} workers are busy; retry later", retry_after_s=_RETRY_AFTER_S)
-        self._full = status_from_error(full, "")
+        self._full = status_from_error(_full(f"all {name} workers are busy; retry later"), "")
         self._closed = status_from_error(Unavailable("the server is shutting down"), "")
-        self.refused = 0
-        """Calls refused because the queue was full; only the serving thread writes it."""
+        self._over_share = lru_cache(maxsize=_REMEMBERED_STATUSES)(partial(_status_of_share, name))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
         """Take a call that has arrived."""
@@ -117,57 +141,137 @@ class CallPool(ThreadPoolExecutor):
         return _SETTLED
 
     def _receive(self, call: ArrivedCall) -> None:
-        """Admit `call` at once, or when its first message is here if its behaviour asks for that."""
-        within_s = getattr(call.behaviour, "first_message_within_s", None)
-        if within_s is None:
+        """Find out who calls; then admit `call` when its first message is here, without a worker that waits for it."""
+        try:
+            call.note(call.behaviour.arrive(call))
+        except Exception as error:  # noqa: BLE001 - see the class
+            self._refuse(call, error)
+            return
+        if call.arrival.is_denied:
             self._admit(call)
         else:
-            self._pending_calls.hold(call, within_s=within_s, admit=self._admit)
+            within_s = call.behaviour.first_message_within_s
+            self._pending_calls.hold(call, within_s=within_s, admit=self._check_and_admit)
+
+    def _check_and_admit(self, call: ArrivedCall) -> None:
+        """Admit `call`, whose first message is here, unless its method refuses the message at sight."""
+        try:
+            call.behaviour.check_message(call)
+        except Exception as error:  # noqa: BLE001 - see the class
+            self._refuse(call, error)
+        else:
+            self._admit(call)
 
     def _admit(self, call: ArrivedCall) -> None:
-        """Queue `call` for a worker; refuse it if the queue is full."""
-        if not self._take_slot():
-            self.refused += 1
-            call.refuse(self._full)
+        """Queue `call` for a worker; if the pool is full, refuse it or the one that gives way to it."""
+        if self._shutdown:
+            call.refuse(self._closed)
             return
+        with self._lock:
+            loser = self._slots.add(call)
+            held = 0 if loser is None else self._slots.held_by(loser.arrival.owner)
+            needs_worker = loser is not call and self._needs_worker()
+        if loser is not None:
+            self._refuse_for(loser, held=held)
+        if needs_worker:
+            self._start_worker()
+
+    def _refuse_for(self, call: ArrivedCall, *, held: int) -> None:
+        """Refuse a call for which there is no slot, whose owner has `held` others."""
+        self._count(Refusal.SHARE if held > 1 else Refusal.FULL)
+        call.refuse(self._over_share(call.arrival.owner.kind, held) if held > 1 else self._full)
+
+    def _refuse(self, call: ArrivedCall, error: Exception) -> None:
+        """Refuse a call for what its method found at its arrival."""
+        if isinstance(error, ResourceExhausted):
+            self._count(Refusal.LOCKED_OUT)
+        elif isinstance(error, GatekeeperError):
+            self._count(Refusal.UNAUTHENTICATED)
+        else:
+            _log.exception("arrival_failed", pool=self._name, exc_info=error)
+        call.refuse(status_from_error(error, ""))
+
+    def _count(self, reason: Refusal) -> None:
+        with self._lock:
+            self._refused[reason] += 1
+
+    def _needs_worker(self) -> bool:
+        """Return whether one more worker may serve what waits, and count it; with the lock held."""
+        needs = self._workers < self._size.workers or self._is_short_of_workers
+        self._workers += needs
+        return needs
+
+    def _start_worker(self) -> None:
         try:
-            super().submit(self._serve, call)
-        except RuntimeError:  # Closed; or no thread can start now, and the call stays queued for the next worker.
+            super().submit(self._serve_waiting)
+        except RuntimeError:  # Closed; or no thread can start now, and what waits stays queued for the next worker.
+            self._is_short_of_workers = True
             if self._shutdown:
-                self._release_slot()
-                call.refuse(self._closed)
+                self._refuse_waiting()
+        else:
+            self._is_short_of_workers = False
 
-    def _serve(self, call: ArrivedCall) -> None:
-        try:
-            call.serve()
-        finally:
-            self._release_slot()
+    def _serve_waiting(self) -> None:
+        """Serve calls until none is left that may run."""
+        finished: ArrivedCall | _Errand | None = None
+        while (work := self._next(finished)) is not None:
+            try:
+                work.serve()
+            except Exception:  # noqa: BLE001 - grpcio reports the errors of methods itself; the worker must go on
+                _log.exception("work_failed", pool=self._name)
+            finished = work
 
-    def _take_slot(self) -> bool:
+    def _next(self, finished: "ArrivedCall | _Errand | None") -> "ArrivedCall | _Errand | None":
         with self._lock:
-            has_slot = self._in_flight < self._size.workers + self._size.queue
-            self._in_flight += has_slot
-            return has_slot
+            if isinstance(finished, ArrivedCall):
+                self._slots.finish(finished)
+            work = None if self._shutdown else self._errands.popleft() if self._errands else self._slots.start_next()
+            self._workers -= work is None
+            return work
 
-    def _release_slot(self) -> None:
+    def _refuse_waiting(self) -> None:
         with self._lock:
-            self._in_flight -= 1
+            calls = self._slots.take_all()
+        for call in calls:
+            call.refuse(self._closed)
+
+    @property
+    def refused(self) -> Mapping[Refusal, int]:
+        """How many calls were refused before a worker took them, by reason."""
+        return self._refused
 
     @property
     def in_flight(self) -> int:
         """Calls that run or queue."""
-        return self._in_flight
+        return self._slots.running + self._slots.waiting
 
     def is_saturated(self) -> bool:
         """Return whether calls queue for a worker."""
-        return self._in_flight > self._size.workers
+        return self._slots.waiting > 0
 
     def run_on_worker(self, work: Callable[[], None]) -> None:
-        """Run `work` on a worker, however long the queue is; drop it if the pool is closed."""
-        try:
-            super().submit(work)
-        except RuntimeError:
-            return
+        """Run `work` on the next free worker, however long the queue is; drop it if the pool is closed."""
+        with self._lock:
+            self._errands.append(_Errand(work))
+            needs_worker = self._needs_worker()
+        if needs_worker:
+            self._start_worker()
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """Work that is no call and needs no slot."""
+
+    serve: Callable[[], None]
+
+
+def _full(text: str) -> ResourceExhausted:
+    return ResourceExhausted(text, retry_after_s=_RETRY_AFTER_S)
+
+
+def _status_of_share(pool: PoolName, kind: str, held: int) -> grpc.Status:
+    text = f"this {kind} already has {held} {pool} calls, and others wait; retry later"
+    return status_from_error(_full(text), "")
 
 
 class CallPools(Mapping[PoolName, CallPool]):

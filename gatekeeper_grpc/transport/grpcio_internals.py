@@ -9,16 +9,19 @@ with its name. The other tests of tests/rpc/transport notice if a name comes to 
 
 import importlib
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import grpc
 
+from gatekeeper_grpc.transport.arrival import Arrival
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.wire.status import RequestTimeout, status_from_error
 
 _server: Any = importlib.import_module("grpc._server")  # Not in grpcio's published types: Any in all of this module.
 _cygrpc = _server.cygrpc
+
+Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class ArrivedCall:
@@ -29,7 +32,7 @@ class ArrivedCall:
         args: The arguments for that.
     """
 
-    __slots__ = ("_args", "_call", "_serve", "_state", "behaviour")
+    __slots__ = ("_args", "_call", "_serve", "_state", "arrival", "behaviour", "metadata")
 
     def __init__(self, serve: Callable[..., Any], args: tuple[Any, ...]) -> None:
         _in_pool, event, state, behaviour, *_ = args
@@ -38,7 +41,25 @@ class ArrivedCall:
         self._call = event.call
         self._state = state
         self.behaviour = behaviour
+        self.metadata: Metadata = event.invocation_metadata
+        self.arrival: Arrival
         state.gatekeeper_call = event.call  # `peers_being_served` reads it.
+
+    @property
+    def peer(self) -> str:
+        """What gRPC calls the peer, such as "ipv4:192.0.2.7:5001"."""
+        peer: str = self._call.peer().decode()
+        return peer
+
+    @property
+    def message(self) -> bytes | None:
+        """The first message; None before it is here, and if the client sent none."""
+        message: bytes | None = self._state.request
+        return message
+
+    def note(self, arrival: Arrival) -> None:
+        """Keep what is known of the call, also for `arrival_of` on its worker."""
+        self.arrival = self._state.gatekeeper_arrival = arrival
 
     def serve(self) -> None:
         """Serve the call, on a worker."""
@@ -186,6 +207,12 @@ def peers_being_served(server: grpc.Server, *, excluding: Collection[ArrivedCall
         in_progress = server_state.rpc_states - {arrived._state for arrived in excluding}
     calls = [state.gatekeeper_call for state in in_progress if hasattr(state, "gatekeeper_call")]
     return {call.peer().decode() for call in calls}
+
+
+def arrival_of(context: Any) -> Arrival:
+    """Return what was known of a call when it arrived."""
+    arrival: Arrival = context._state.gatekeeper_arrival
+    return arrival
 
 
 def is_aborted(context: Any) -> bool:

@@ -15,8 +15,9 @@ from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.policy import Access, Policy
-from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
+from gatekeeper_grpc.transport.shares import PoolSize
 
 SERVICE = "test.v1.TestService"
 
@@ -43,7 +44,7 @@ def verify_role_name(token: str) -> Caller:
     """Accept the name of a role as a token."""
     if token not in Role.__members__:
         raise Unauthenticated(f"unknown token {token}")
-    return Caller(admin_id=1, username=f"{token.lower()}-anna", role=Role[token], token_epoch=1)
+    return Caller(admin_id=Role[token].value, username=f"{token.lower()}-anna", role=Role[token], token_epoch=1)
 
 
 @dataclass(frozen=True)

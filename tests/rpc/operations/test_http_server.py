@@ -59,7 +59,7 @@ def test_metrics_tell_that_the_role_could_rewrite_the_audit_log(server: Gatekeep
 
 
 def test_metrics_count_the_calls_that_each_full_pool_turned_away(server: GatekeeperServer) -> None:
-    assert scraped(server)['gatekeeper_refused_calls_total{pool="evaluation"}'] == 0
+    assert scraped(server)['gatekeeper_refused_calls_total{pool="evaluation",reason="full"}'] == 0
 
 
 def test_metrics_tell_how_the_process_is_doing(server: GatekeeperServer) -> None:

@@ -41,7 +41,7 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
     "cygrpc.StatusCode": frozenset({"unknown"}),
     "the server": frozenset({"_state"}),
     "the server's state": frozenset({"lock", "rpc_states"}),
-    "the event of a call": frozenset({"call"}),
+    "the event of a call": frozenset({"call", "invocation_metadata"}),
     "the cygrpc call": frozenset({"cancel", "peer", "start_server_batch"}),
     "the context of a call": frozenset({"_rpc_event", "_state"}),
     "the request iterator": frozenset({"_look_for_request", "_raise_or_start_receive_message", "_state"}),
@@ -79,7 +79,7 @@ SPELLINGS = {
     "context._state": "the state of a call",
 }
 OURS = {"arrived", "self"}
-SET_BY_US = {"gatekeeper_call"}
+SET_BY_US = {"gatekeeper_call", "gatekeeper_arrival"}
 
 
 class _Submissions(ThreadPoolExecutor):

@@ -5,21 +5,22 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Published without py.typed.
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
-from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.pending_calls import PendingCalls
+from gatekeeper_grpc.transport.shares import PoolSize
+from tests.support.floods import Blocking, HalfOpen, retry_after_s
 from tests.support.stages import (
     EDIT,
     EDITOR_TOKEN,
@@ -44,38 +45,6 @@ pytestmark = pytest.mark.promise("C1")
 TWO_WORKERS = PoolSize(workers=2, queue=16)
 ENDLESS = MessageTimeout(limit_s=60.0, limit_when_saturated_s=60.0)
 BRISK = MessageTimeout(limit_s=0.3, limit_when_saturated_s=0.3)
-
-
-class HalfOpen:
-    """Calls that send their headers and no message until the end of the block."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._left = threading.Event()
-        self._channels = ExitStack()
-        self._calls: list[Any] = []  # grpcio cancels a call that nobody holds
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._left.set()
-        self._channels.close()
-
-    def open(self, count: int, *, method: str = "Echo", metadata: Any = (), first: tuple[bytes, ...] = ()) -> list[Any]:
-        """Open `count` calls, 100 a connection; each sends `first` and no more."""
-        calls = []
-        for start in range(0, count, 100):
-            option = ("grpc.use_local_subchannel_pool", 1)
-            channel = self._channels.enter_context(grpc.insecure_channel(self._server.target, options=[option]))
-            call: Any = channel.stream_unary(f"/test.v1.TestService/{method}", None, StringValue.FromString)
-            calls += [call.future(self._silence(first), metadata=metadata) for _ in range(min(100, count - start))]
-        self._calls += calls
-        return calls
-
-    def _silence(self, first: tuple[bytes, ...]) -> Iterator[bytes]:
-        yield from first
-        self._left.wait()
 
 
 def codes_of(calls: list[Any]) -> set[grpc.StatusCode]:
@@ -196,26 +165,52 @@ def test_twin_refusing_in_an_ordinary_handler_pins_a_worker_per_call() -> None:
 
 
 @contextmanager
-def stalled_admins(timeout: MessageTimeout) -> Iterator[Server]:
-    """Two callers with a token occupy both admin workers and send nothing."""
-    sizes = {PoolName.ADMIN_WRITE: TWO_WORKERS}
-    crowded = serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=timeout)
-    with crowded as server, HalfOpen(server) as crowd:
-        arrived = arrivals_at(server.pools[PoolName.ADMIN_WRITE])
-        crowd.open(2, metadata=EDITOR_TOKEN)
-        wait_for(arrived, 2)
+def silent_admins(half_open: int) -> Iterator[Server]:
+    """A method on two workers that needs a token, and callers who have one and send nothing else."""
+    sizes = {EDIT.pool: TWO_WORKERS}
+    with serve({"Echo": (unary(echo), EDIT)}, sizes=sizes, message_timeout=ENDLESS) as server:
+        arrived = arrivals_at(server.pools[EDIT.pool])
+        with HalfOpen(server) as crowd:
+            crowd.open(half_open, metadata=EDITOR_TOKEN)
+            wait_for(arrived, half_open)
+            yield server
+
+
+def test_calls_with_a_token_and_no_message_harm_no_other_admin() -> None:
+    with silent_admins(half_open=200) as server:
+        assert len(server.pools.pending_calls) == 200
+        assert victim_codes(server, calls=20, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+
+
+def test_twin_if_workers_wait_for_messages_two_such_calls_starve_admins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PendingCalls, "hold", lambda _self, call, *, admit, **_within: admit(call))
+    with silent_admins(half_open=2) as server:
+        outcome = victim_codes(server, calls=2, timeout_s=0.3, metadata=EDITOR_TOKEN)
+        assert outcome == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+@contextmanager
+def stalled_streams(timeout: MessageTimeout) -> Iterator[Server]:
+    """Two streams occupy both workers of a pool, each after its first message."""
+    endless_echo = replace(STREAM, timeout=ENDLESS)
+    methods = {"Echo": (unary(echo), endless_echo), "Stream": (stream(echo_stream), STREAM)}
+    sizes = {STREAM.pool: TWO_WORKERS}
+    with serve(methods, sizes=sizes, stream_timeout=timeout) as server, HalfOpen(server) as crowd:
+        crowd.open(2, method="Stream", first=(b"",))
+        assert eventually(lambda: server.pools[STREAM.pool].in_flight == 2)
         yield server
 
 
 def test_workers_waiting_for_messages_are_freed_when_calls_queue() -> None:
-    with stalled_admins(MessageTimeout(limit_s=60.0, limit_when_saturated_s=0.05)) as server:
-        assert victim_codes(server, calls=3, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+    with stalled_streams(MessageTimeout(limit_s=60.0, limit_when_saturated_s=0.05)) as server:
+        assert victim_codes(server, calls=3, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
 def test_twin_with_a_long_timeout_when_saturated_the_victim_starves() -> None:
-    with stalled_admins(ENDLESS) as server:
-        outcome = victim_codes(server, calls=2, timeout_s=0.3, metadata=EDITOR_TOKEN)
-        assert outcome == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    with stalled_streams(ENDLESS) as server:
+        assert victim_codes(server, calls=2, timeout_s=0.3) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def test_a_silent_stream_is_ended_and_its_worker_freed() -> None:
@@ -267,27 +262,6 @@ def test_twin_without_a_limit_such_a_client_keeps_its_worker() -> None:
         list(server.stream("Stream")(iter([text()]), timeout=0.5))
 
 
-class Blocking:
-    """A method that keeps its worker until it is released."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Semaphore(0)
-        self.released = threading.Event()
-
-    def __call__(self, request: StringValue, _context: Any) -> StringValue:
-        self.entered.release()
-        assert self.released.wait(TIMEOUT_S)
-        return request
-
-
-def retry_after_s(error: Any) -> float:
-    retry = error_details_pb2.RetryInfo()
-    status = rpc_status.from_call(error)
-    assert status is not None
-    assert status.details[1].Unpack(retry)
-    return float(retry.retry_delay.ToTimedelta().total_seconds())
-
-
 @pytest.mark.promise("C2")
 @pytest.mark.parametrize("policy", [OPEN, EDIT], ids=["open", "with a token"])
 def test_a_call_to_a_full_pool_is_refused_and_other_pools_serve(policy: Any) -> None:
@@ -308,8 +282,8 @@ def test_a_call_to_a_full_pool_is_refused_and_other_pools_serve(policy: Any) -> 
 
     assert (refusal.code(), error_info(refusal).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
     assert retry_after_s(refusal) == 1.0
-    assert server.pools[policy.pool].refused == 1
-    assert server.pools[other].refused == 0
+    assert sum(server.pools[policy.pool].refused.values()) == 1
+    assert sum(server.pools[other].refused.values()) == 0
 
 
 @pytest.mark.promise("C6")

@@ -17,8 +17,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 from gatekeeper_grpc.domain.errors import NotFound, Unavailable
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
-from gatekeeper_grpc.transport.admission import PoolName, PoolSize
+from gatekeeper_grpc.transport.admission import PoolName
 from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
+from gatekeeper_grpc.transport.shares import PoolSize
 from tests.support.stages import TIMEOUT_S, Server, error_info, serve, text
 from tests.support.waiting import eventually
 

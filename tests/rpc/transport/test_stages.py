@@ -12,7 +12,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from gatekeeper_grpc.domain.caller import current_caller
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.interceptors.policy import Access, Policy
-from gatekeeper_grpc.transport.admission import CallPools, PoolName, PoolSize
+from gatekeeper_grpc.transport.admission import CallPools, PoolName
+from gatekeeper_grpc.transport.shares import PoolSize
 from tests.support.stages import (
     EDIT,
     EDITOR_TOKEN,

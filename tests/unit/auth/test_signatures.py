@@ -56,7 +56,11 @@ class World:
         )
 
     def admit(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> SignedCall | None:
-        return self.verifier(required=required).authenticate(metadata, method=method, is_stream=False)
+        verifier = self.verifier(required=required)
+        call = verifier.verify(metadata, method=method, is_stream=False)
+        if call is not None:
+            verifier.use(call)
+        return call
 
     def refuses(self, metadata: Metadata, *, method: str = METHOD, required: bool = False) -> bool:
         try:
@@ -143,7 +147,7 @@ def test_stream_leaves_its_body_out_and_a_unary_call_where_that_is_allowed(
     verifier = world.verifier(required=True, allow_unsigned_bodies=allowed)
 
     with nullcontext() if passes else pytest.raises(Unauthenticated):
-        assert verifier.authenticate(signed(content=content), method=METHOD, is_stream=streams)
+        assert verifier.verify(signed(content=content), method=METHOD, is_stream=streams)
 
 
 def test_call_without_a_signature_is_anonymous_unless_one_is_required(world: World) -> None:
