@@ -58,6 +58,11 @@ def identity(value: JsonValue, *, levels: int = MAX_ATTRIBUTES_DEPTH) -> Hashabl
     return ("object", frozenset((name, identity(item, levels=levels - 1)) for name, item in value.items()))
 
 
+def elements(value: JsonValue) -> frozenset[Hashable]:
+    """Return the `identity` of each element of a list; of other values, nothing."""
+    return frozenset(map(identity, value)) if isinstance(value, list) else frozenset()
+
+
 def text_of(value: JsonValue) -> str:
     """Return `value` if it is text.
 

@@ -14,6 +14,7 @@ from gatekeeper_grpc.domain.attribute import (
     Attributes,
     JsonValue,
     canonical,
+    elements,
     identity,
     member,
     number_of,
@@ -21,11 +22,16 @@ from gatekeeper_grpc.domain.attribute import (
     size_bytes,
     text_of,
 )
+from gatekeeper_grpc.domain.attribute_memo import AttributeMemo
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.ordering import instant, semver_precedence
+from gatekeeper_grpc.domain.text_search import TextSearch
 
 MAX_VALUE_BYTES = 256
 MAX_VALUES = 1_000
+# A condition looks for its texts one by one if that compares at most so many pairs of characters, and otherwise reads
+# the attribute once for all conditions.
+_MAX_COMPARED_CHARS = 4_096
 
 
 class Operator(Enum):
@@ -50,7 +56,7 @@ class Operator(Enum):
     SEMVER_LESS_OR_EQUAL = "SEMVER_LESS_OR_EQUAL"
 
 
-_Test: TypeAlias = Callable[[JsonValue], bool]
+_Test: TypeAlias = Callable[[JsonValue, AttributeMemo], bool]
 _T = TypeVar("_T")
 
 
@@ -101,12 +107,25 @@ class Condition:
         """The top-level attribute that is tested: the first name of a JSON Pointer, unescaped."""
         return self._name
 
-    def matches(self, attributes: Attributes) -> bool:
-        """Return whether a user with these attributes matches. Never raises: malformed values do not match."""
+    @property
+    def sought_texts(self) -> frozenset[str]:
+        """The texts that a CONTAINS condition looks for; of other operators, none."""
+        if self.operator is not Operator.CONTAINS:
+            return frozenset()
+        return frozenset(value for value in self.values if isinstance(value, str))
+
+    def matches(self, attributes: Attributes, memo: AttributeMemo | None = None) -> bool:
+        """Return whether a user with these attributes matches. Never raises: malformed values do not match.
+
+        Conditions that test one user share a `memo`, which then must search for the `sought_texts` of all of them.
+        """
         value = attributes.get(self._name)
         for token in self._inner_tokens:
+            if value is None:  # A pointer may name a hundred levels; attributes have five.
+                break
             value = member(value, token)
-        return (value is not None and self._holds(value)) is not self.negate
+        memo = memo or AttributeMemo(TextSearch(self.sought_texts))
+        return (value is not None and self._holds(value, memo)) is not self.negate
 
 
 def condition_document(condition: Condition) -> dict[str, JsonValue]:
@@ -183,11 +202,9 @@ def _compared(parse: Callable[[JsonValue], _T], is_met: Callable[[_T, _T], bool]
     def compiled(values: tuple[JsonValue, ...]) -> _Test:
         bound = parse(values[0])
 
-        def test(value: JsonValue) -> bool:
-            try:
-                return is_met(parse(value), bound)
-            except ValueError:
-                return False
+        def test(value: JsonValue, memo: AttributeMemo) -> bool:
+            parsed = memo.once(parse, value)
+            return parsed is not None and is_met(parsed, bound)
 
         return test
 
@@ -197,7 +214,7 @@ def _compared(parse: Callable[[JsonValue], _T], is_met: Callable[[_T, _T], bool]
 def _affixed(has_any: Callable[[str, tuple[str, ...]], bool]) -> _Rule:
     def compiled(values: tuple[JsonValue, ...]) -> _Test:
         affixes = tuple(map(text_of, values))
-        return lambda value: isinstance(value, str) and has_any(value, affixes)
+        return lambda value, _memo: isinstance(value, str) and has_any(value, affixes)
 
     return _Rule(value_count=(1, MAX_VALUES), parse=text_of, compiled=compiled)
 
@@ -206,24 +223,31 @@ def _is_one_of(values: tuple[JsonValue, ...]) -> _Test:
     wanted = frozenset(map(identity, values))
     containers_wanted = any(isinstance(value, (list, dict)) for value in values)
 
-    def test(value: JsonValue) -> bool:
+    def test(value: JsonValue, memo: AttributeMemo) -> bool:
         # Text is its own identity. That of a large list takes a millisecond: skipped if no list can match.
         if isinstance(value, str):
             return value in wanted
-        return (containers_wanted or not isinstance(value, (list, dict))) and identity(value) in wanted
+        if isinstance(value, (list, dict)):
+            return containers_wanted and memo.once(identity, value) in wanted
+        return identity(value) in wanted
 
     return test
 
 
 def _contains_any(values: tuple[JsonValue, ...]) -> _Test:
-    texts = [value for value in values if isinstance(value, str)]
-    others = frozenset(identity(value) for value in values if not isinstance(value, str))
+    texts = frozenset(value for value in values if isinstance(value, str))
+    chars = sum(map(len, texts))
+    wanted = frozenset(map(identity, values))
 
-    def test(value: JsonValue) -> bool:
-        # Text equals only text, so Python's `in` is as strict for it in a list as JSON is.
-        if isinstance(value, (str, list)) and any(text in value for text in texts):
-            return True
-        return isinstance(value, list) and bool(others) and not others.isdisjoint(map(identity, value))
+    def test(value: JsonValue, memo: AttributeMemo) -> bool:
+        if isinstance(value, list):
+            contained = memo.once(elements, value)
+            return contained is not None and not wanted.isdisjoint(contained)
+        if not isinstance(value, str):
+            return False
+        if chars * len(value) <= _MAX_COMPARED_CHARS:
+            return any(text in value for text in texts)
+        return not texts.isdisjoint(memo.texts_in(value))
 
     return test
 
@@ -239,7 +263,7 @@ _RULES: Mapping[Operator, _Rule] = {
     Operator.LESS_THAN: _compared(number_of, lt),
     Operator.LESS_OR_EQUAL: _compared(number_of, le),
     # `matches` tests only attributes that are not null.
-    Operator.EXISTS: _Rule(value_count=(0, 0), parse=identity, compiled=lambda _values: lambda _value: True),
+    Operator.EXISTS: _Rule(value_count=(0, 0), parse=identity, compiled=lambda _values: lambda _value, _memo: True),
     Operator.BEFORE: _compared(instant, lt),
     Operator.AFTER: _compared(instant, gt),
     Operator.SEMVER_EQUAL: _compared(semver_precedence, eq),

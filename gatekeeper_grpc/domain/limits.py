@@ -27,6 +27,12 @@ MAX_ATTRIBUTES_DEPTH = 5
 # Over all segments: values of CONTAINS, STARTS_WITH and ENDS_WITH, and stored attribute values that conditions name.
 MAX_SCANNED_VALUES = 1_000
 MAX_STORED_VALUES = 1_000_000
+# CPU: what an evaluation may take at most. A step is one instruction of the interpreter, of which a core runs 30 to 60
+# million a second, or 100 pairs of characters that `in` compares; tests/unit/domain/test_evaluation_cost.py counts.
+MAX_STEPS_PER_FLAG = 200
+MAX_STEPS_PER_SEGMENT_TARGET = 200
+MAX_STEPS_PER_CONDITION = 200
+MAX_STEPS_PER_ATTRIBUTE_BYTE = 80
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 

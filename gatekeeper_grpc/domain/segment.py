@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from gatekeeper_grpc.domain.attribute import Attributes
+from gatekeeper_grpc.domain.attribute_memo import AttributeMemo
 from gatekeeper_grpc.domain.condition import (
     MAX_VALUES,
     Condition,
@@ -18,6 +19,7 @@ from gatekeeper_grpc.domain.condition import (
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_DESCRIPTION_CHARS, check_count, check_key, check_text
+from gatekeeper_grpc.domain.text_search import TextSearch
 
 MAX_CONDITIONS = 64
 
@@ -63,6 +65,10 @@ class SegmentConfig:
         """Return the top-level attributes that the conditions test: all that a snapshot needs of a stored user."""
         return frozenset(condition.attribute_name for condition in self.conditions)
 
+    def sought_texts(self) -> frozenset[str]:
+        """Return the texts that CONTAINS conditions look for."""
+        return frozenset[str]().union(*(condition.sought_texts for condition in self.conditions))
+
     def scanned_value_count(self) -> int:
         """Return how many values evaluation tries one by one; the contract allows 1,000 over all segments."""
         return sum(len(condition.values) for condition in self.conditions if condition.operator in _SCANNING_OPERATORS)
@@ -96,13 +102,17 @@ class Segment:
         """Return the top-level attributes that the conditions test."""
         return self.config.attribute_names()
 
-    def conditions_match(self, attributes: Attributes) -> bool:
-        """Return whether a user with these attributes matches; without conditions, nobody does. Never raises."""
+    def conditions_match(self, attributes: Attributes, memo: AttributeMemo | None = None) -> bool:
+        """Return whether a user with these attributes matches; without conditions, nobody does. Never raises.
+
+        Segments that test one user share a `memo`, which then must search for the `sought_texts` of all of them.
+        """
         config = self.config
+        memo = memo or AttributeMemo(TextSearch(config.sought_texts()))
         # One miss settles ALL, one hit settles ANY. A loop, because a generator for all() costs as much as a condition.
         settling = config.match is _ANY
         for condition in config.conditions:
-            if condition.matches(attributes) is settling:
+            if condition.matches(attributes, memo) is settling:
                 return settling
         return bool(config.conditions) and not settling
 

@@ -1,6 +1,6 @@
 """All flags at one revision, ready to be evaluated. Immutable: a change makes another snapshot."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeVar
@@ -8,17 +8,19 @@ from uuid import UUID
 
 from gatekeeper_grpc.domain.attribute import Attributes
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex, UserAttributes
+from gatekeeper_grpc.domain.attribute_memo import AttributeMemo
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
 from gatekeeper_grpc.domain.evaluator import FlagPlan, SegmentTest, compile_flag, evaluate
 from gatekeeper_grpc.domain.flag import Flag
 from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.segment import Segment
+from gatekeeper_grpc.domain.text_search import TextSearch
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 
 _Resource = TypeVar("_Resource", Flag, Segment, FlagPlan)
 # The id in a snapshot that no database made.
 NO_INSTALLATION: Final = UUID(int=0)
-_NO_TARGETS: Mapping[int, int] = MappingProxyType({})
+_NO_TAGS: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +57,8 @@ class Snapshot:
     the revision of the last complete load; deltas lead from there to `revision`.
 
     `targets` has an index in `VARIANTS` for each flag id of a user; `members` the users of each segment id;
-    `attributes` the stored values of the attributes that segments name. `plans` is derived from the rest: make
-    snapshots with `build` and `after`, which keep it consistent.
+    `attributes` the stored values of the attributes that segments name. `plans` and `search` (for the texts of CONTAINS
+    conditions) are derived from the rest: make snapshots with `build` and `after`, which keep them consistent.
 
     `changes` are the flag changes that lead here, for watchers, as far as the source knows them; None: unknown. They
     are not part of the state.
@@ -71,6 +73,7 @@ class Snapshot:
     members: UserIndex
     attributes: AttributeIndex
     plans: Mapping[str, FlagPlan]
+    search: TextSearch = field(default_factory=TextSearch, compare=False, repr=False)
     audit_hash: bytes = b""
     changes: FlagChanges | None = field(default=None, compare=False, repr=False)
 
@@ -96,13 +99,14 @@ class Snapshot:
         """
         targets = targets or UserIndex()
         by_key = {flag.key: flag for flag in sorted(flags, key=lambda flag: flag.key)}
+        segments_by_key = {segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)}
         return cls(
             installation_id=installation_id,
             revision=revision,
             audit_hash=audit_hash,
             whole_at=revision if whole_at is None else whole_at,
             flags=by_key,
-            segments={segment.key: segment for segment in sorted(segments, key=lambda segment: segment.key)},
+            segments=segments_by_key,
             targets=targets,
             members=members or UserIndex(),
             # An empty index may still name attributes for which no user has a value.
@@ -110,6 +114,7 @@ class Snapshot:
             plans={
                 key: _compiled_before(flag, targets, sharing) or _compile(flag, targets) for key, flag in by_key.items()
             },
+            search=_search_for(segments_by_key.values(), before=sharing),
             changes=changes,
         )
 
@@ -137,6 +142,7 @@ class Snapshot:
             plans=_patched(
                 self.plans, {key: _compile(flags[key], targets) if key in flags else None for key in touched}
             ),
+            search=_search_for(segments.values(), before=self) if delta.segments else self.search,
         )
 
     def select(self, flag_keys: Sequence[str]) -> Selection:
@@ -150,7 +156,7 @@ class Snapshot:
 
     def evaluate(self, plans: Iterable[FlagPlan], context: EvaluationContext) -> list[EvaluationDetail]:
         """Evaluate flags of this snapshot for one user, in order."""
-        targeted = _NO_TARGETS if context.user_id is None else self.targets.find(context.user_id)
+        targeted = _NO_TAGS if context.user_id is None else self.targets.find(context.user_id)
         in_segment = self._segment_test(context)
         return [evaluate(plan, context, targeted, in_segment) for plan in plans]
 
@@ -158,26 +164,26 @@ class Snapshot:
         """Return a function that says whether the user is in a segment, and tests each segment at most once."""
         known: dict[str, bool] = {}
         # Made for the first segment that is tested: most evaluations test none.
-        attributes: Attributes | None = None
+        test: Callable[[Segment], bool] | None = None
 
         def in_segment(key: str) -> bool:
-            nonlocal attributes
+            nonlocal test
             if key not in known:
-                if attributes is None:
-                    attributes = self._attributes_of(context)
-                known[key] = self._is_in(self.segments[key], context.user_id, attributes)
+                test = test or self._membership_test(context)
+                known[key] = test(self.segments[key])
             return known[key]
 
         return in_segment
+
+    def _membership_test(self, context: EvaluationContext) -> Callable[[Segment], bool]:
+        attributes, memo = self._attributes_of(context), AttributeMemo(self.search)
+        member_of = _NO_TAGS if context.user_id is None else self.members.find(context.user_id)
+        return lambda segment: segment.segment_id in member_of or segment.conditions_match(attributes, memo)
 
     def _attributes_of(self, context: EvaluationContext) -> Attributes:
         if context.user_id is None or not self.attributes:
             return context.attributes
         return UserAttributes(context.user_id, context.attributes, self.attributes)
-
-    def _is_in(self, segment: Segment, user_id: str | None, attributes: Attributes) -> bool:
-        is_member = user_id is not None and segment.segment_id in self.members.find(user_id)
-        return is_member or segment.conditions_match(attributes)
 
 
 def _compile(flag: Flag, targets: UserIndex) -> FlagPlan:
@@ -190,6 +196,12 @@ def _compiled_before(flag: Flag, targets: UserIndex, before: Snapshot | None) ->
         return None
     was_targeted = before.targets.count(flag.flag_id) > 0
     return before.plans[flag.key] if was_targeted == (targets.count(flag.flag_id) > 0) else None
+
+
+def _search_for(segments: Iterable[Segment], *, before: Snapshot | None) -> TextSearch:
+    """Return a search for the texts of these segments; the one of a snapshot `before` if that is for the same texts."""
+    texts = frozenset[str]().union(*(segment.config.sought_texts() for segment in segments))
+    return before.search if before is not None and before.search.texts == texts else TextSearch(texts)
 
 
 def _patched_attributes(

@@ -282,3 +282,19 @@ def test_malformed_attribute_is_refused_by_name(attribute: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         condition(Operator.EXISTS, attribute=attribute)
     assert [violation.field for violation in refused.value.violations] == ["attribute"]
+
+
+@given(
+    st.lists(st.text(alphabet="ab", min_size=1, max_size=40), min_size=1, max_size=8),
+    st.text(alphabet="ab", max_size=400),
+)
+def test_long_texts_contain_what_short_ones_do(sought: list[str], text: str) -> None:
+    assert condition(Operator.CONTAINS, *sought).matches({"attribute": text}) is any(each in text for each in sought)
+
+
+def test_the_last_of_1_000_texts_is_found_at_the_end_of_16_kib() -> None:
+    texts = [f"needle-{number:04}" for number in range(1_000)]
+    text = "x" * (16 * 1024 - len(texts[-1])) + texts[-1]
+
+    assert condition(Operator.CONTAINS, *texts).matches({"attribute": text})
+    assert not condition(Operator.CONTAINS, *texts).matches({"attribute": text[:-1]})

@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given, settings
 
+from gatekeeper_grpc.domain.condition import Condition, Operator
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.flag import OFF, ON, Flag, SegmentTarget
+from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry
 from tests.support.flags import flag
+from tests.support.segments import segment
 from tests.support.strategies import Entries, answers, build, index, mail_segment, states
 
 _Key = TypeVar("_Key")
@@ -133,3 +136,18 @@ def test_flags_stay_in_key_order_whatever_changes(changes: dict[str, Flag | None
     after = FOUR.after(SnapshotDelta(revision=2, flags=changes))
 
     assert ([*after.flags], [*after.plans]) == (keys, keys)
+
+
+def test_the_search_for_texts_is_prepared_when_texts_of_segments_change() -> None:
+    first = Snapshot.build(revision=1, segments=[text_segment("a", 1, "x"), text_segment("b", 2, "y")])
+    renamed = first.after(SnapshotDelta(revision=2, segments={"b": text_segment("b", 2, "y", description="new")}))
+    edited = renamed.after(SnapshotDelta(revision=3, segments={"b": text_segment("b", 2, "z")}))
+    reloaded = Snapshot.build(revision=3, segments=edited.segments.values(), sharing=edited)
+
+    assert [snapshot.search.texts for snapshot in (first, edited)] == [{"x", "y"}, {"x", "z"}]
+    assert (renamed.search, reloaded.search) == (first.search, edited.search)
+
+
+def text_segment(key: str, segment_id: int, sought: str, **config: Any) -> Segment:
+    condition = Condition(attribute="email", operator=Operator.CONTAINS, values=(sought,))
+    return segment(key, condition, segment_id=segment_id, **config)
