@@ -27,8 +27,10 @@ _log = structlog.get_logger(__name__)
 
 # A client may take this long between two bytes.
 _READ_TIMEOUT_S = 5.0
-# One more connection closes the oldest, never the newest.
+# Each has a thread. One more connection closes the oldest, never the newest.
 _MAX_CONNECTIONS = 32
+# How long a closed connection's thread may take to end before a new connection is refused.
+_END_WITHIN_S = 1.0
 
 
 class Page(NamedTuple):
@@ -98,27 +100,37 @@ class _Server(ThreadingTCPServer):
 
     def __init__(self, address: tuple[str, int], pages: Mapping[str, _MakePage]) -> None:
         self.pages = pages
-        self._lock = threading.Lock()  # guards _open
-        self._open: dict[socket.socket, None] = {}  # in the order of arrival
+        self._lock = threading.Lock()  # guards _serving
+        # The connection of each thread, in the order of arrival. A thread counts until it has ended.
+        self._serving: dict[threading.Thread, socket.socket] = {}
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection on a thread of its own, once there is room for one; refuse it if none becomes free."""
+        if not self._make_room():
+            self.shutdown_request(request)
+            return
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         with self._lock:
-            self._open[request] = None
-            if len(self._open) > _MAX_CONNECTIONS:
-                _shut_down(next(iter(self._open)))
-        super().process_request(request, client_address)
+            self._serving[thread] = request
+        thread.start()
 
-    def shutdown_request(self, request: Any) -> None:
+    def _make_room(self) -> bool:
+        """Close the oldest connection if there are too many; return whether its thread has ended."""
         with self._lock:
-            self._open.pop(request, None)
-        super().shutdown_request(request)
+            self._serving = {thread: connection for thread, connection in self._serving.items() if thread.is_alive()}
+            if len(self._serving) < _MAX_CONNECTIONS:
+                return True
+            oldest, connection = next(iter(self._serving.items()))
+        _shut_down(connection)
+        oldest.join(_END_WITHIN_S)
+        return not oldest.is_alive()
 
     def server_close(self) -> None:
         super().server_close()
         with self._lock:
-            for connection in self._open:
+            for connection in self._serving.values():
                 _shut_down(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
@@ -141,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _READ_TIMEOUT_S
     server_version = "gatekeeper"
     sys_version = ""
+    # Of a request without a version: HTTP/0.9 has no status and no headers.
+    default_request_version = "HTTP/1.0"
 
     def do_GET(self) -> None:
         self._answer(self._page())
@@ -150,7 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(_text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD"))
 
-    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
+    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = do_POST  # noqa: N815
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
+        """Answer what the base class refuses, such as an unknown method, in plain text; it would send an HTML page."""
+        status = HTTPStatus(code)
+        self._answer(_text(status, status.phrase.lower()))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
         """Log nothing: probes come every second."""
@@ -171,6 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
         if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
         self.end_headers()

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -102,11 +103,50 @@ def test_a_query_does_not_change_the_page(port: int) -> None:
     assert asked(port, "/health?verbose=1")[0].status == 200
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"])
 def test_only_reading_is_allowed(port: int, method: str) -> None:
     response, _ = asked(port, "/health", method=method)
 
     assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        pytest.param("BREW /health HTTP/1.1", b" 501 ", id="unknown method"),
+        pytest.param("<script> /health HTTP/1.1", b" 501 ", id="markup as the method"),
+        pytest.param("GET /health HTTP/9.9", b" 505 ", id="unknown version"),
+        pytest.param("GET /health and more HTTP/1.1", b" 400 ", id="no request line"),
+        pytest.param(f"GET /{'x' * 70_000} HTTP/1.1", b" 414 ", id="long path"),
+        pytest.param("GET /health HTTP/1.1\r\n" + "a: b\r\n" * 200, b" 431 ", id="many headers"),
+    ],
+)
+def test_what_is_no_request_is_refused_in_a_short_plain_text(port: int, request_line: str, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
+        connection.sendall(f"{request_line}\r\n\r\n".encode())
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+
+    assert status in head.splitlines()[0]
+    assert b"Content-Type: text/plain; charset=utf-8" in head.splitlines()
+    assert b"X-Content-Type-Options: nosniff" in head.splitlines()
+    assert len(body) < 64
+    assert b"<" not in body
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that the server sends until it closes the connection, or resets it because it has not read everything."""
+    parts = []
+    try:
+        while part := connection.recv(4096):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/health", "/ready", "/nothing"])
+def test_no_page_is_sniffed_for_another_type(port: int, path: str) -> None:
+    assert asked(port, path)[0].headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_head_is_get_without_the_body(port: int) -> None:
@@ -134,6 +174,39 @@ def test_silent_clients_hold_up_nobody_and_the_oldest_makes_room(port: int) -> N
 
         assert asked(port, "/health")[0].status == 200
         assert silent[0].recv(1) == b""
+
+
+def test_a_burst_of_slow_clients_does_not_exceed_the_bound_of_threads(port: int) -> None:
+    before, most, over = threading.active_count(), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.0005):
+            most[0] = max(most[0], threading.active_count())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ExitStack() as stack:
+        for _ in range(500):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
+        assert asked(port, "/health")[0].status == 200
+        over.set()
+        watcher.join()
+
+    assert most[0] <= before + 1 + ops_module._MAX_CONNECTIONS
+
+
+def test_a_connection_is_refused_while_no_thread_ends(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_module, "_END_WITHIN_S", 0.01)
+    monkeypatch.setattr(ops_module, "_shut_down", lambda _connection: None)
+    before = threading.active_count()
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
+            for _ in range(ops_module._MAX_CONNECTIONS + 1)
+        ]
+
+        assert clients[-1].recv(1) == b""
+        assert threading.active_count() <= before + ops_module._MAX_CONNECTIONS
 
 
 def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatch: pytest.MonkeyPatch) -> None:
