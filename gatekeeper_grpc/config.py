@@ -79,8 +79,8 @@ class Settings(BaseSettings):
     `erasures` in GATEKEEPER_DATA_DIR.
     """
     admin_password: SecretStr | None = None
-    """Password of the first admin user, `admin`, who is created if there is none. Absent: generated if the database is
-    embedded.
+    """Password of the first admin user, `admin`, who is created if there is none: 12 to 1,024 characters. Absent:
+    generated if the database is embedded.
     """
     require_signed_calls: bool = False
     """Whether evaluation calls must be signed with a client key."""
@@ -91,7 +91,9 @@ class Settings(BaseSettings):
     refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600)
     """Lifetime of a refresh token."""
     bcrypt_cost: int = Field(default=12, ge=10, le=16)
-    """Cost of a password hash. Each step doubles the time."""
+    """Cost of a password hash. Each step doubles the time. After a change, each password is hashed again at the next
+    login.
+    """
     evaluation_threads: int = Field(default=4, ge=1, le=64)
     """Evaluations that run at the same time. More is slower."""
     admin_threads: int = Field(default=8, ge=1, le=64)

@@ -1,7 +1,8 @@
 """Login lockout: slows down password guessing without letting an attacker lock out somebody else.
 
 The rule and its reasons: docs/decisions/0007-login-lockout.md. It counts the failures of the last 15 minutes on this
-instance, under the names that were typed: whether an account exists makes no difference.
+instance, for admin users by id and otherwise by the name that was typed. Whether an account exists makes no difference,
+and one that is created under the name of a deleted one begins without failures.
 """
 
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from math import ceil
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import unquote
 
 from gatekeeper_grpc.domain.errors import ResourceExhausted
@@ -19,6 +20,9 @@ from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS
 
 _IPV6_HOME_PREFIX: Final = 64
 _ALL: Final = ("all",)
+
+Account: TypeAlias = int | str
+"""What a try is for: the id of an admin user, or the name that was typed if no enabled one has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,46 +63,46 @@ class LoginGuard:
         self._failures: deque[_Failure] = deque()  # oldest first
         self._times: dict[Hashable, deque[float]] = {}  # times of failures, by what they count for; oldest first
 
-    def admit(self, username: str, peer: str) -> None:
+    def admit(self, account: Account, peer: str) -> None:
         """Let a try pass. A refused try is not counted.
 
         Raises:
             ResourceExhausted: It has to wait; says how long.
         """
-        wait_s = self._wait_s(username, peer)
+        wait_s = self._wait_s(account, peer)
         if wait_s > 0:
             raise ResourceExhausted("too many failed logins; wait before the next try", retry_after_s=ceil(wait_s))
 
-    def failed(self, username: str, peer: str) -> bool:
+    def failed(self, account: Account, peer: str) -> bool:
         """Count a failure; return whether the next try has to wait."""
-        failure = _Failure(self._clock(), (_ALL, *_keys(username, peer)))
+        failure = _Failure(self._clock(), (_ALL, *_keys(account, peer)))
         with self._lock:
             self._failures.append(failure)
             for key in failure.keys:
                 self._times.setdefault(key, deque()).append(failure.at)
             if len(self._failures) > self._rule.failures:
                 self._forget_oldest()
-        return self._wait_s(username, peer) > 0
+        return self._wait_s(account, peer) > 0
 
-    def succeeded(self, username: str, peer: str) -> None:
+    def succeeded(self, account: Account, peer: str) -> None:
         """Forget the failures of an address on this account.
 
         What counts for the address and for all stays: an attacker with an account of their own must not reset those.
         """
-        _address, _account, pair = _keys(username, peer)
+        _address, _account, pair = _keys(account, peer)
         with self._lock:
             self._times.pop(pair, None)
 
-    def _wait_s(self, username: str, peer: str) -> float:
+    def _wait_s(self, account: Account, peer: str) -> float:
         rule, now = self._rule, self._clock()
-        address, account, pair = _keys(username, peer)
+        address, account_key, pair = _keys(account, peer)
         with self._lock:
             self._forget_before(now - rule.window_s)
             own = self._times.get(address)
             if not own:
                 # An address without failures of its own is never locked out by others.
                 return 0.0
-            caps = {address: rule.per_address, account: rule.per_account, _ALL: rule.in_all}
+            caps = {address: rule.per_address, account_key: rule.per_account, _ALL: rule.in_all}
             over_s = max(self._leaves_window(key, cap) for key, cap in caps.items())
             fresh_again_s = own[-1] + rule.window_s
             return max(self._delayed_until(pair), min(over_s, fresh_again_s)) - now
@@ -130,10 +134,12 @@ class LoginGuard:
                 self._times.pop(key, None)
 
 
-def _keys(username: str, peer: str) -> tuple[Hashable, Hashable, Hashable]:
+def _keys(account: Account, peer: str) -> tuple[Hashable, Hashable, Hashable]:
     """Return what a failure counts for: the address, the account, and both."""
     # A name of a megabyte must not be remembered. No account has a longer name than the limit.
-    account, address = username[: MAX_USERNAME_CHARS + 1], address_of(peer)
+    if isinstance(account, str):
+        account = account[: MAX_USERNAME_CHARS + 1]
+    address = address_of(peer)
     return ("address", address), ("account", account), ("pair", address, account)
 
 

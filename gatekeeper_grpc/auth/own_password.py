@@ -52,18 +52,18 @@ class OwnPassword:
         """Change the password. Takes one password check, and one hash if it succeeds, without holding a lock.
 
         Raises:
-            InvalidArgument: The new password is not 1 to 72 bytes of UTF-8 without NUL.
+            InvalidArgument: The new password may not be set, see `Passwords.check`.
             ResourceExhausted: There were too many failures; the caller has to wait.
             Unauthenticated: The current password is wrong, or was changed during the call.
         """
-        self._passwords.check(new, field="new_password")
-        self._guard.admit(caller.username, peer)
+        self._passwords.check(new, username=caller.username, field="new_password")
+        self._guard.admit(caller.admin_id, peer)
         current_hash = self._admin_users.own_password_hash(caller.admin_id)
         matches = self._passwords.verify(current, current_hash)
         change = PasswordChange(
             admin_id=caller.admin_id,
             verified_hash=current_hash if matches else None,
-            new_hash=self._passwords.hash(new, field="new_password") if matches else "",
+            new_hash=self._passwords.rehash(new) if matches else "",
         )
         try:
             written = self._admin_users.change_password(change, intent)
@@ -72,9 +72,9 @@ class OwnPassword:
                 self._record_failure(caller, peer)
             raise
         if matches:
-            self._guard.succeeded(caller.username, peer)
+            self._guard.succeeded(caller.admin_id, peer)
         return written
 
     def _record_failure(self, caller: Caller, peer: str) -> None:
-        locked_out = self._guard.failed(caller.username, peer)
+        locked_out = self._guard.failed(caller.admin_id, peer)
         self._failures.record_failed_change(caller.username, peer=peer, locked_out=locked_out)

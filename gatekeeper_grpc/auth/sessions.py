@@ -8,6 +8,7 @@ from typing import Protocol
 from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.tokens import AccessTokens, Clock, Token, utc_now
+from gatekeeper_grpc.domain.admin_user import Credentials
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
 
@@ -28,12 +29,19 @@ class IssuedTokens:
 class LoginRecords(Protocol):
     """Keeps logins, which are families of refresh tokens. A Protocol: `auth` does not import the store."""
 
-    def password_hash(self, username: str) -> str | None:
-        """Return the hash of an enabled admin user; None when there is none of that name."""
+    def credentials(self, username: str) -> Credentials:
+        """Return the enabled admin user of a name, if there is one, and its hash."""
         ...
 
     def begin(
-        self, username: str, *, password_hash: str, refresh_token: str, expire_time: datetime, peer: str
+        self,
+        username: str,
+        *,
+        password_hash: str,
+        new_hash: str | None,
+        refresh_token: str,
+        expire_time: datetime,
+        peer: str,
     ) -> Caller:
         """Begin a family.
 
@@ -99,22 +107,40 @@ class Sessions:
             ResourceExhausted: There were too many failures, whether the name exists or not.
             Unavailable: The database is unavailable.
         """
-        self._guard.admit(username, peer)
-        password_hash = self._logins.password_hash(username)
+        found = self._logins.credentials(username)
+        account = username if found.admin_id is None else found.admin_id
+        self._guard.admit(account, peer)
         # Verified even without a hash: the response time must not reveal whether the name exists.
-        matches = self._passwords.verify(password, password_hash)
-        if password_hash is None or not matches:
-            self._logins.record_failure(username, peer=peer, locked_out=self._guard.failed(username, peer))
+        matches = self._passwords.verify(password, found.password_hash, highest_cost=found.highest_cost)
+        if found.password_hash is None or not matches:
+            self._logins.record_failure(username, peer=peer, locked_out=self._guard.failed(account, peer))
             raise Unauthenticated.credentials()
+        issued = self._begin_unless_rehashed(username, password, found.password_hash, peer=peer)
+        self._guard.succeeded(account, peer)
+        return issued
+
+    def _begin_unless_rehashed(self, username: str, password: str, password_hash: str, *, peer: str) -> IssuedTokens:
+        """Begin a login; begin it again with the newest hash if another login has hashed the password in between."""
+        try:
+            return self._begin(username, password, password_hash, peer=peer)
+        except Unauthenticated:
+            newest = self._logins.credentials(username).password_hash
+            if newest in (None, password_hash) or not self._passwords.verify(password, newest):
+                raise
+            return self._begin(username, password, newest, peer=peer)
+
+    def _begin(self, username: str, password: str, password_hash: str, *, peer: str) -> IssuedTokens:
+        """Begin a login whose password matches this hash; hash it again if the hash is outdated."""
+        is_outdated = self._passwords.is_outdated(password_hash)
         refresh = self._new_refresh_token()
         caller = self._logins.begin(
             username,
             password_hash=password_hash,
+            new_hash=self._passwords.rehash(password) if is_outdated else None,
             refresh_token=refresh.text,
             expire_time=refresh.expire_time,
             peer=peer,
         )
-        self._guard.succeeded(username, peer)
         return self._issue(caller, refresh)
 
     def refresh(self, refresh_token: str, *, peer: str = "") -> IssuedTokens:

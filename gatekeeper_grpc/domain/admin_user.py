@@ -1,12 +1,16 @@
 """Admin users, and the events of their authentication."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
+
+_NEW_USERNAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +52,35 @@ class AuthEventEntry:
     peer: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a login is checked against.
+
+    Args:
+        admin_id: The enabled admin user with the name that was typed; None: there is none.
+        password_hash: Its password hash; None: there is none.
+        highest_cost: The highest bcrypt cost of the password of any enabled admin user.
+    """
+
+    admin_id: int | None
+    password_hash: str | None = field(repr=False)
+    highest_cost: int
+
+
+def check_new_username(field: str, username: str) -> None:
+    """Check the name of an admin user that is being created.
+
+    Raises:
+        InvalidArgument: It is not 1 to 64 characters of a-z 0-9 . _ @ - that start with a letter or digit.
+    """
+    if not _NEW_USERNAME.fullmatch(username):
+        raise InvalidArgument.of(
+            field, "must be 1 to 64 characters of a-z 0-9 . _ @ - and start with a letter or digit"
+        )
+
+
 def check_username(field: str, username: str) -> None:
-    """Check the name of an admin user.
+    """Check a name that may be the one of a stored admin user: earlier releases accepted other characters.
 
     Raises:
         InvalidArgument: It is not 1 to 128 characters without NUL.

@@ -63,8 +63,16 @@ class Intent:
 
     @property
     def actor(self) -> str:
-        """The caller as the audit log names it: "admin:<username>", or "system"."""
-        return f"admin:{self.caller.username}" if self.caller else "system"
+        """The caller as the audit log names it: "admin:<username>#<id of the admin user>", or "system".
+
+        A name alone is no identity: after a deletion, another person may be given it.
+        """
+        return f"admin:{self.caller.username}#{self.caller.admin_id}" if self.caller else "system"
+
+    @property
+    def requester(self) -> str:
+        """Whose `request_id` it is: "admin#<id of the admin user>", or "system"."""
+        return f"admin#{self.caller.admin_id}" if self.caller else "system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,8 @@ def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:
 
 
 def _create_first_admin(logins: LoginStore, settings: Settings, password: str) -> bool:
-    password_hash = Passwords(cost=settings.bcrypt_cost).hash(password, field=variable_of("admin_password"))
+    passwords = Passwords(cost=settings.bcrypt_cost)
+    password_hash = passwords.hash(password, username=FIRST_ADMIN, field=variable_of("admin_password"))
     return logins.ensure_first_admin(FIRST_ADMIN, password_hash)
 
 

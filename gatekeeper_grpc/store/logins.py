@@ -17,11 +17,11 @@ from uuid import uuid4
 
 from psycopg.rows import class_row, kwargs_row
 
-from gatekeeper_grpc.domain.admin_user import AuthEventEntry, check_username
+from gatekeeper_grpc.domain.admin_user import AuthEventEntry, Credentials, check_new_username
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.commands import AuthEventFilter
 from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.store.postgres.database import Connection, Database
+from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
 MAX_EVENT_TEXT_CHARS = 128
@@ -63,23 +63,32 @@ class LoginStore:
         self._database = database
 
     @retry_lost_read
-    def password_hash(self, username: str) -> str | None:
-        """Return the password hash of an enabled admin user; None if there is none of that name."""
-        if "\0" in username:  # PostgreSQL would refuse to compare it.
-            return None
+    def credentials(self, username: str) -> Credentials:
+        """Return what a login under a name is checked against: the enabled admin user, if there is one of that name."""
+        # PostgreSQL would refuse to compare a NUL. No admin user has the empty name.
+        name = "" if "\0" in username else username
         with self._database.read() as conn:
-            row = conn.execute(_FIND_HASH, {"username": username}).fetchone()
-        return row[0] if row else None
+            admin_id, password_hash = conn.execute(_FIND_CREDENTIALS, {"username": name}).fetchone() or (None, None)
+            (highest_cost,) = one(conn.execute(_HIGHEST_COST))
+        return Credentials(admin_id=admin_id, password_hash=password_hash, highest_cost=highest_cost)
 
     @retry_conflicts
     def begin(
-        self, username: str, *, password_hash: str, refresh_token: str, expire_time: datetime, peer: str = ""
+        self,
+        username: str,
+        *,
+        password_hash: str,
+        new_hash: str | None = None,
+        refresh_token: str,
+        expire_time: datetime,
+        peer: str = "",
     ) -> Caller:
         """Create a family with its first refresh token, and record the login.
 
         Args:
             username: The admin user.
             password_hash: The hash that the password was checked against; it may have changed during the check.
+            new_hash: Replaces that hash, which is of the same password; None: it stays.
             refresh_token: The secret; its hash is stored.
             expire_time: The token's expiry.
             peer: The address of the client, for the record.
@@ -91,6 +100,8 @@ class LoginStore:
             owner = _lock_owner(conn, _OWNER_BY_CREDENTIALS, {"username": username, "password_hash": password_hash})
             if owner is None:
                 raise Unauthenticated.credentials()
+            if new_hash is not None:
+                conn.execute(_REHASH, {"admin_id": owner.admin_id, "new_hash": new_hash})
             family = {"family_id": uuid4(), "admin_id": owner.admin_id}
             conn.execute(_BEGIN, {**family, "token_hash": _sha256(refresh_token), "expire_time": expire_time})
             _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
@@ -163,7 +174,7 @@ class LoginStore:
         """Create an enabled admin user with role admin if there is no admin user; of several instances one does.
 
         Args:
-            username: 1 to 128 characters without NUL.
+            username: See `check_new_username`.
             password_hash: A hash made by `Passwords.hash`.
 
         Returns:
@@ -172,7 +183,7 @@ class LoginStore:
         Raises:
             InvalidArgument: The name is invalid.
         """
-        check_username("username", username)
+        check_new_username("username", username)
         with self._database.write() as conn:
             # Waits for the commit of another instance, which the next statement then sees. Reads and logins continue.
             conn.execute("LOCK TABLE admin_user IN SHARE ROW EXCLUSIVE MODE")
@@ -207,8 +218,18 @@ def revoke_logins(conn: Connection, admin_id: int) -> None:
     conn.execute(_REVOKE_ALL, {"admin_id": admin_id})
 
 
-_FIND_HASH = """
-    SELECT password_hash FROM admin_user WHERE username = %(username)s AND enabled
+_FIND_CREDENTIALS = """
+    SELECT admin_id, password_hash FROM admin_user WHERE username = %(username)s AND enabled
+"""
+
+# Admin users are few: reading all of them costs nothing next to a hash.
+_HIGHEST_COST = r"""
+    SELECT COALESCE(max(substring(password_hash FROM '\$2[aby]\$(1[0-6])\$')::int), 0) FROM admin_user WHERE enabled
+"""
+
+# The password is the same: neither the state of the admin user nor its sessions change.
+_REHASH = """
+    UPDATE admin_user SET password_hash = %(new_hash)s WHERE admin_id = %(admin_id)s
 """
 
 # NO KEY: other transactions may still insert rows that refer to the owner.

@@ -282,7 +282,7 @@ def _find_result(conn: Connection, intent: Intent) -> _StoredResult | None:
     """Return the result that an earlier request with this id has stored, if there is one."""
     if intent.request_id is None or intent.validate_only:
         return None
-    key = {"actor": intent.actor, "action": intent.action, "request_id": intent.request_id}
+    key = {"actor": intent.requester, "action": intent.action, "request_id": intent.request_id}
     with conn.cursor(row_factory=class_row(_StoredResult)) as cursor:
         return cursor.execute(_FIND_RESULT, key).fetchone()
 
@@ -302,7 +302,7 @@ def _store_result(
     conn: Connection, head: Head, intent: Intent, *, anchor: AuditAnchor, change: Change, sealed: bytes
 ) -> None:
     row = {
-        "actor": intent.actor,
+        "actor": intent.requester,
         "action": intent.action,
         "request_id": intent.request_id,
         "revision": head.revision,

@@ -6,7 +6,7 @@ from typing import Any
 
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import admin_user_pb2, audit_pb2
-from gatekeeper_grpc.domain.admin_user import AdminUser, AuthEventEntry, check_username
+from gatekeeper_grpc.domain.admin_user import AdminUser, AuthEventEntry, check_new_username, check_username
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, NewAdminUser
 from gatekeeper_grpc.domain.errors import InvalidArgument
@@ -28,6 +28,7 @@ def admin_user_to_proto(user: AdminUser) -> admin_user_pb2.AdminUser:
         update_time=time_to_proto(user.update_time),
         etag=user.etag,
         revision=user.revision,
+        admin_id=user.admin_id,
     )
 
 
@@ -37,7 +38,7 @@ def new_admin_user_from_proto(request: admin.CreateAdminUserRequest) -> NewAdmin
     Raises:
         InvalidArgument: The username or the role is invalid.
     """
-    check_username("admin_user.username", request.admin_user.username)
+    check_new_username("admin_user.username", request.admin_user.username)
     return NewAdminUser(username=request.admin_user.username, role=_role(request.admin_user))
 
 

@@ -41,7 +41,7 @@ def test_twenty_mutations_leave_twenty_chained_entries(written: Gatekeeper) -> N
     actions = ["CreateFlag", "UpdateFlag", "AddTargets", "DeleteFlag"] * ROUNDS
     assert [entry.action for entry in entries] == actions
     assert [entry.revision for entry in entries] == [2 + number for number in range(len(actions))]
-    assert {entry.actor for entry in entries} == {"admin:admin"}
+    assert {entry.actor for entry in entries} == {"admin:admin#1"}
 
 
 @pytest.mark.parametrize("role", ["origin", "replica"])

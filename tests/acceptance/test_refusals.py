@@ -29,7 +29,7 @@ def complaint(data_dir: Path, **settings: str) -> str:
     [
         ("GATEKEEPER_JWT_KEYS", SECRET, "kid:secret"),
         ("GATEKEEPER_JWT_KEYS", f"k1:{SECRET}", "32 bytes"),
-        ("GATEKEEPER_ADMIN_PASSWORD", f"{SECRET * 11}", "72 bytes"),
+        ("GATEKEEPER_ADMIN_PASSWORD", f"{SECRET * 200}", "1,024 characters"),
         ("DATABASE_URL", f"postgresql://u:{SECRET}@host:{SECRET}@/x", "percent-encode"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_mutation_is_one_revision_with_one_audit_entry_and_one_change(
     names |= recorded_names(installation)
     changed_key = mutation.changed_key(key, response)
     changed_key = names.get(changed_key, changed_key)
-    audited = (mutation.actor(key), mutation.rpc, mutation.resource, changed_key)
+    audited = (mutation.actor(installation, key), mutation.rpc, mutation.resource, changed_key)
     changed = (mutation.resource, mutation.change, changed_key)
     assert installation.query(RECORDED, before) == [(before + 1, *audited, *changed)]
     assert response.revision == installation.revision() == before + 1
@@ -170,7 +170,7 @@ def test_the_audit_entry_tells_the_change_reason(installation: Installation, key
 
 # --- validate_only ---------------------------------------------------------------------------------------------------
 
-SERVER_DECIDES = {"etag", "revision", "create_time", "update_time", "revoke_time", "key_id"}
+SERVER_DECIDES = {"admin_id", "etag", "revision", "create_time", "update_time", "revoke_time", "key_id"}
 
 
 def would_be(response: Any) -> Any:

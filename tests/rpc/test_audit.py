@@ -164,6 +164,9 @@ def test_documents_name_people_by_subject_id_and_resolve_their_user_ids(written:
     [
         ({"actor": ACTOR}, [8, 7, 5, 4, 3, 2, 1]),
         ({"actor": "admin:admin"}, [6]),
+        ({"actor": "admin:admin#3"}, [6]),
+        ({"actor": "admin:admin#1"}, []),
+        ({"actor": "admin:admi"}, []),
         ({"actor": "admin"}, []),
         ({"action": "CreateFlag"}, [8, 2, 1]),
         ({"resource_type": "flag"}, [8, 7, 6, 3, 2, 1]),

@@ -34,7 +34,8 @@ from tests.support.servers import KEYS, connect, settings_for_tests, token_for
 
 pytestmark = pytest.mark.promise("D8")
 
-PASSWORD = "a password"
+PASSWORD = "canary-password"
+NEW_PASSWORD = "another canary-password"
 
 
 @pytest.fixture
@@ -105,11 +106,11 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
     (
         "UpdateAdminUser",
         pb.UpdateAdminUserRequest(
-            admin_user=AdminUser(username="eve"), update_mask=FieldMask(paths=["password"]), password="another one"
+            admin_user=AdminUser(username="eve"), update_mask=FieldMask(paths=["password"]), password=NEW_PASSWORD
         ),
     ),
     ("DeleteAdminUser", pb.DeleteAdminUserRequest(username="eve")),
-    ("ChangePassword", pb.ChangePasswordRequest(current_password=PASSWORD, new_password="another one")),
+    ("ChangePassword", pb.ChangePasswordRequest(current_password=PASSWORD, new_password=NEW_PASSWORD)),
 )
 
 

@@ -155,9 +155,11 @@ class Mutation:
             return acting_as(installation, key)
         return installation.admin_as(self.least_role)
 
-    def actor(self, key: str) -> str:
+    def actor(self, installation: Installation, key: str) -> str:
         """Return what the audit log calls that caller."""
-        return f"admin:{key if self.is_for_oneself else self.least_role.name.lower()}"
+        username = key if self.is_for_oneself else self.least_role.name.lower()
+        ((admin_id,),) = installation.query("SELECT admin_id FROM admin_user WHERE username = %s", username)
+        return f"admin:{username}#{admin_id}"
 
     def request(self, key: str, *, etag: str = "", **fields: object) -> Any:
         """Build the example for what has this key, with an etag where this RPC has it and other fields set."""

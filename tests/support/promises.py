@@ -45,6 +45,7 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "D8": "The application's role cannot rewrite the audit log, and verification finds what a superuser rewrites.",
         "D9": "After an erasure nothing in the database or its dumps names the person, and the audit log verifies. "
         "This holds after restoring an older backup.",
+        "D10": "An admin user is an id, not a name: nothing of a deleted one passes to the next one of that name.",
         "E1": "Migrations up, down and up give the same schema. An interrupted migration resumes, and of two runners "
         "one migrates.",
         "E2": "After a restore no revision is issued twice, and running instances and watchers notice the loss.",

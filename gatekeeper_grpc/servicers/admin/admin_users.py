@@ -30,7 +30,7 @@ class AdminUserRpcs(AdminRpcs):
         self, request: pb.CreateAdminUserRequest, context: grpc.ServicerContext
     ) -> pb.CreateAdminUserResponse:
         new, intent = new_admin_user_from_proto(request), intent_from_proto(request)
-        password_hash = self.passwords.hash(request.password)
+        password_hash = self.passwords.hash(request.password, username=new.username)
         written = self.stores.admin_users.create(new, password_hash=password_hash, intent=intent)
         return pb.CreateAdminUserResponse(
             admin_user=admin_user_to_proto(written.result), **self._refresh_after(written)
@@ -51,7 +51,7 @@ class AdminUserRpcs(AdminRpcs):
     ) -> pb.UpdateAdminUserResponse:
         update, intent = admin_user_update_from_proto(request), intent_from_proto(request)
         new_password = PASSWORD in request.update_mask.paths
-        password_hash = self.passwords.hash(request.password) if new_password else None
+        password_hash = self.passwords.hash(request.password, username=update.username) if new_password else None
         written = self.stores.admin_users.update(update, password_hash=password_hash, intent=intent)
         return pb.UpdateAdminUserResponse(
             admin_user=admin_user_to_proto(written.result), **self._refresh_after(written)

@@ -220,7 +220,10 @@ _SELECT_ENTRIES = """
 # between them. Times may not rise, because a clock can be set back.
 _CONDITIONS: Mapping[str, LiteralString] = {
     "before": "a.seq < %(before)s",
-    "actor": "a.actor = %(actor)s",
+    # A name alone stands for every admin user who has had it: "#" and the id follow it in the entry.
+    "actor": """(a.actor = %(actor)s OR (
+        a.actor >= %(actor)s::text || '#' AND a.actor < %(actor)s::text || '$'
+        AND substr(a.actor, length(%(actor)s::text) + 2) ~ '^[0-9]+$'))""",
     "action": "a.action = %(action)s",
     "resource_type": "a.resource_type = %(resource_type)s",
     "resource_key": "a.resource_key = %(resource_key)s",

@@ -1847,7 +1847,9 @@ class CreateAdminUserRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     password: _builtins.str
-    """The password, 1 to 72 bytes of UTF-8 without NUL."""
+    """The password, 12 to 1,024 characters without NUL. Neither one character repeated, nor made of the username
+    or of "gatekeeper" with nothing else but digits and punctuation.
+    """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
@@ -1980,7 +1982,7 @@ class UpdateAdminUserRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     password: _builtins.str
-    """The new password, if the mask has `password`. 1 to 72 bytes of UTF-8 without NUL."""
+    """The new password, if the mask has `password`, as in `CreateAdminUserRequest`."""
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
@@ -2131,7 +2133,7 @@ class ChangePasswordRequest(_message.Message):
     current_password: _builtins.str
     """The current password."""
     new_password: _builtins.str
-    """The new password, 1 to 72 bytes of UTF-8 without NUL."""
+    """The new password, as in `CreateAdminUserRequest`."""
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
@@ -2468,7 +2470,9 @@ class ListAuditEntriesRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the previous page, sent with the same filters. Empty: the first page."""
     actor: _builtins.str
-    """Only entries with exactly this actor. Empty: any."""
+    """Only entries of this actor, such as "admin:ann#7". Without "#" and the id: of every admin user who has had
+    the name. Empty: any.
+    """
     action: _builtins.str
     """Only entries with exactly this action. Empty: any."""
     resource_type: _builtins.str

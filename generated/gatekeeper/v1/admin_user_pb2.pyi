@@ -59,8 +59,11 @@ class AdminUser(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ADMIN_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
-    """1 to 128 characters without NUL, case-sensitive. Fixed at creation."""
+    """1 to 64 characters of a-z 0-9 . _ @ - that start with a letter or digit. Fixed at creation. Earlier
+    releases accepted up to 128 characters of any kind except NUL; such names can still log in.
+    """
     role: Global___Role.ValueType
     """What the admin user may do. Required."""
     enabled: _builtins.bool
@@ -71,6 +74,10 @@ class AdminUser(_message.Message):
     """
     revision: _builtins.int
     """The revision that last changed the admin user. Output only."""
+    admin_id: _builtins.int
+    """The identity of the admin user, never given to another. The actor of audit entries ends with it. 0 with
+    `validate_only`. Output only.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the admin user was created. Output only."""
@@ -89,10 +96,11 @@ class AdminUser(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
+        admin_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "enabled", b"enabled", "etag", b"etag", "revision", b"revision", "role", b"role", "update_time", b"update_time", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_id", b"admin_id", "create_time", b"create_time", "enabled", b"enabled", "etag", b"etag", "revision", b"revision", "role", b"role", "update_time", b"update_time", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

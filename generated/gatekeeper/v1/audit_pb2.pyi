@@ -111,7 +111,9 @@ class AuditEntry(_message.Message):
     revision: _builtins.int
     """The revision that the mutation produced."""
     actor: _builtins.str
-    """Who made the change: "admin:" and the admin user's name, or "system"."""
+    """Who made the change: "admin:", the admin user's name, "#" and their `admin_id`, such as "admin:ann#7"; or
+    "system". The id tells two people apart who have had one name. Entries of earlier releases have no id.
+    """
     action: _builtins.str
     """The name of the RPC, such as "UpdateFlag"."""
     environment: _builtins.str

@@ -29,7 +29,7 @@ class LoginRequest(_message.Message):
     username: _builtins.str
     """The admin user's name, 1 to 128 characters."""
     password: _builtins.str
-    """The password, 1 to 72 bytes of UTF-8."""
+    """The password, at most 1,024 characters."""
     def __init__(
         self,
         *,

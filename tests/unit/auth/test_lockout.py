@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gatekeeper_grpc.auth.lockout import LockoutRule, LoginGuard, address_of
+from gatekeeper_grpc.auth.lockout import Account, LockoutRule, LoginGuard, address_of
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 
 pytestmark = pytest.mark.promise("D4")
@@ -139,8 +139,8 @@ def test_failures_everywhere_are_capped_per_address_that_failed() -> None:
 class Naive(LoginGuard):
     """The twin: caps hold for everybody, as in most lock-outs."""
 
-    def _wait_s(self, username: str, peer: str) -> float:  # noqa: ARG002 - that is what is wrong with it
-        failures = self._times.get(("account", username), ())
+    def _wait_s(self, account: Account, peer: str) -> float:  # noqa: ARG002 - that is what is wrong with it
+        failures = self._times.get(("account", account), ())
         return self._rule.window_s if len(failures) >= self._rule.per_account else 0.0
 
 

@@ -1,12 +1,15 @@
 """The logic of logging in: one answer and one amount of work for every failure."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from gatekeeper_grpc.auth.lockout import Account
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import Token
+from gatekeeper_grpc.domain.admin_user import Credentials
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated, Unavailable
 
@@ -23,21 +26,41 @@ class World:
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
         self.refusing = False
+        self.hash = "hash of right"
+        self.outdated = False
+        self.costs: list[int] = []
 
-    def password_hash(self, username: str) -> str | None:
-        return "hash of right" if username == "ada" else None
+    def credentials(self, username: str) -> Credentials:
+        is_ada = username == "ada"
+        return Credentials(admin_id=7 if is_ada else None, password_hash=self.hash if is_ada else None, highest_cost=13)
 
-    def verify(self, password: str, password_hash: str | None) -> bool:
+    def verify(self, password: str, password_hash: str | None, *, highest_cost: int = 10) -> bool:
         self.done.append(("verify", password_hash))
-        return password_hash == f"hash of {password}"
+        self.costs.append(highest_cost)
+        return password_hash in (f"hash of {password}", f"newer hash of {password}")
+
+    def is_outdated(self, password_hash: str) -> bool:
+        return self.outdated and not password_hash.startswith("newer")
+
+    def rehash(self, password: str) -> str:
+        return f"newer hash of {password}"
 
     def issue(self, caller: Caller) -> Token:
         return Token(text=f"access of {caller.username}", expire_time=NOW)
 
     def begin(
-        self, username: str, *, password_hash: str, refresh_token: str, expire_time: datetime, peer: str
+        self,
+        username: str,
+        *,
+        password_hash: str,
+        new_hash: str | None,
+        refresh_token: str,
+        expire_time: datetime,
+        peer: str,
     ) -> Caller:
-        self.done.append(("begin", username, password_hash, refresh_token, expire_time, peer))
+        if password_hash != self.hash:
+            raise Unauthenticated.credentials()
+        self.done.append(("begin", username, password_hash, new_hash, refresh_token, expire_time, peer))
         return CALLER
 
     def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str) -> Caller:
@@ -50,16 +73,16 @@ class World:
     def record_failure(self, username: str, *, peer: str, locked_out: bool) -> None:
         self.done.append(("failure", username, peer, locked_out))
 
-    def admit(self, _username: str, _peer: str) -> None:
+    def admit(self, _account: Account, _peer: str) -> None:
         if self.refusing:
             raise ResourceExhausted("wait", retry_after_s=7)
 
-    def failed(self, username: str, peer: str) -> bool:
-        self.done.append(("failed", username, peer))
+    def failed(self, account: Account, peer: str) -> bool:
+        self.done.append(("failed", account, peer))
         return True
 
-    def succeeded(self, username: str, peer: str) -> None:
-        self.done.append(("succeeded", username, peer))
+    def succeeded(self, account: Account, peer: str) -> None:
+        self.done.append(("succeeded", account, peer))
 
 
 @pytest.fixture
@@ -76,8 +99,8 @@ def test_right_password_begins_a_login_against_the_hash_that_was_checked(session
     issued = sessions.log_in("ada", "right", peer=PEER)
 
     tomorrow = NOW + timedelta(days=1)
-    begun = ("begin", "ada", "hash of right", issued.refresh.text, tomorrow, PEER)
-    assert world.done == [("verify", "hash of right"), begun, ("succeeded", "ada", PEER)]
+    begun = ("begin", "ada", "hash of right", None, issued.refresh.text, tomorrow, PEER)
+    assert world.done == [("verify", "hash of right"), begun, ("succeeded", 7, PEER)]
     assert (issued.access.text, issued.refresh.expire_time, issued.role) == ("access of ada", tomorrow, Role.EDITOR)
 
 
@@ -95,7 +118,40 @@ def test_every_failed_login_checks_once_records_once_and_says_the_same(
     with pytest.raises(Unauthenticated, match=r"^these credentials are not valid$"):
         sessions.log_in(username, password, peer=PEER)
 
-    assert world.done == [("verify", checked), ("failed", username, PEER), ("failure", username, PEER, True)]
+    account = 7 if username == "ada" else username
+    assert world.done == [("verify", checked), ("failed", account, PEER), ("failure", username, PEER, True)]
+    assert world.costs == [13]
+
+
+def test_outdated_hash_is_replaced_when_its_password_is_known(sessions: Sessions, world: World) -> None:
+    world.outdated = True
+
+    sessions.log_in("ada", "right", peer=PEER)
+
+    assert [done[3] for done in world.done if done[0] == "begin"] == ["newer hash of right"]
+
+
+def test_login_succeeds_though_another_one_replaced_the_hash_in_between(
+    sessions: Sessions, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = world.credentials("ada")
+    answers = iter([found, replace(found, password_hash="newer hash of right")])
+    monkeypatch.setattr(world, "credentials", lambda _username: next(answers))
+    world.hash, world.outdated = "newer hash of right", True
+
+    assert sessions.log_in("ada", "right", peer=PEER).role is Role.EDITOR
+
+
+def test_login_is_refused_if_the_password_was_changed_during_its_check(
+    sessions: Sessions, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = world.credentials("ada")
+    answers = iter([found, replace(found, password_hash="hash of another")])
+    monkeypatch.setattr(world, "credentials", lambda _username: next(answers))
+    world.hash = "hash of another"
+
+    with pytest.raises(Unauthenticated):
+        sessions.log_in("ada", "right", peer=PEER)
 
 
 @pytest.mark.parametrize("username", ["ada", "eve"])
@@ -141,7 +197,7 @@ def test_an_outage_gives_no_hint_whether_a_password_is_right(world: Any, monkeyp
     def away(*_args: object, **_kwargs: object) -> None:
         raise Unavailable("the database is not reachable")
 
-    monkeypatch.setattr(world, "password_hash", away)
+    monkeypatch.setattr(world, "credentials", away)
     for password in ("right", "wrong"):
         with pytest.raises(Unavailable):
             Sessions(world, world, world, world).log_in("ada", password)

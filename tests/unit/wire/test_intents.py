@@ -37,7 +37,7 @@ def test_an_intent_says_who_what_and_why() -> None:
     said = intent(DeleteFlagRequest(key="a", change_reason="why", validate_only=True, request_id=REQUEST_ID))
 
     assert (said.actor, said.action, said.change_reason, said.validate_only, said.request_id) == (
-        "admin:anna",
+        "admin:anna#1",
         "DeleteFlag",
         "why",
         True,
