@@ -7,7 +7,7 @@ and one that is created under the name of a deleted one begins without failures.
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -30,7 +30,8 @@ class LockoutRule:
     """How many failures within `window_s` are too many.
 
     The first `free_tries` of one address on one account have no consequence. After that a try has to wait 1 s, then
-    twice as long each time, at most `max_delay_s`. At most `failures` are remembered; the oldest go first.
+    twice as long each time, at most `max_delay_s`. At most `failures` are remembered, and the addresses of at most
+    `successes`; the oldest go first.
     """
 
     window_s: float = 900.0
@@ -40,6 +41,7 @@ class LockoutRule:
     per_account: int = 100
     in_all: int = 1_000
     failures: int = 10_000
+    successes: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,10 @@ class LoginGuard:
     def __init__(self, rule: LockoutRule = LockoutRule(), *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rule = rule
         self._clock = clock
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the three below
         self._failures: deque[_Failure] = deque()  # oldest first
         self._times: dict[Hashable, deque[float]] = {}  # times of failures, by what they count for; oldest first
+        self._succeeded: OrderedDict[Hashable, None] = OrderedDict()  # addresses whose last try succeeded; oldest first
 
     def admit(self, account: Account, peer: str) -> None:
         """Let a try pass. A refused try is not counted.
@@ -69,40 +72,60 @@ class LoginGuard:
         Raises:
             ResourceExhausted: It has to wait; says how long.
         """
-        wait_s = self._wait_s(account, peer)
-        if wait_s > 0:
-            raise ResourceExhausted("too many failed logins; wait before the next try", retry_after_s=ceil(wait_s))
+        _require_no_wait(self._wait_s(*_keys(account, peer)))
+
+    def admit_address(self, peer: str) -> None:
+        """Let a try pass whose account is not known yet: by what counts for its address alone.
+
+        Raises:
+            ResourceExhausted: It has to wait for any account; says how long.
+        """
+        _require_no_wait(self._wait_s(_address_key(peer)))
 
     def failed(self, account: Account, peer: str) -> bool:
         """Count a failure; return whether the next try has to wait."""
         failure = _Failure(self._clock(), (_ALL, *_keys(account, peer)))
         with self._lock:
+            self._succeeded.pop(failure.keys[1], None)
             self._failures.append(failure)
             for key in failure.keys:
                 self._times.setdefault(key, deque()).append(failure.at)
             if len(self._failures) > self._rule.failures:
                 self._forget_oldest()
-        return self._wait_s(account, peer) > 0
+        return self._wait_s(*_keys(account, peer)) > 0
 
     def succeeded(self, account: Account, peer: str) -> None:
         """Forget the failures of an address on this account.
 
         What counts for the address and for all stays: an attacker with an account of their own must not reset those.
         """
-        _address, _account, pair = _keys(account, peer)
+        address, _account, pair = _keys(account, peer)
         with self._lock:
             self._times.pop(pair, None)
+            self._succeeded[address] = None
+            self._succeeded.move_to_end(address)
+            if len(self._succeeded) > self._rule.successes:
+                self._succeeded.popitem(last=False)
 
-    def _wait_s(self, account: Account, peer: str) -> float:
+    def succeeded_last(self, peer: str) -> bool:
+        """Return whether the last try of an address succeeded."""
+        return _address_key(peer) in self._succeeded
+
+    def has_failed(self, peer: str) -> bool:
+        """Return whether an address has failed within the window."""
+        with self._lock:
+            self._forget_before(self._clock() - self._rule.window_s)
+            return _address_key(peer) in self._times
+
+    def _wait_s(self, address: Hashable, account: Hashable = None, pair: Hashable = None) -> float:
         rule, now = self._rule, self._clock()
-        address, account_key, pair = _keys(account, peer)
         with self._lock:
             self._forget_before(now - rule.window_s)
             own = self._times.get(address)
             if not own:
                 # An address without failures of its own is never locked out by others.
                 return 0.0
-            caps = {address: rule.per_address, account_key: rule.per_account, _ALL: rule.in_all}
+            caps = {address: rule.per_address, account: rule.per_account, _ALL: rule.in_all}
             over_s = max(self._leaves_window(key, cap) for key, cap in caps.items())
             fresh_again_s = own[-1] + rule.window_s
             return max(self._delayed_until(pair), min(over_s, fresh_again_s)) - now
@@ -140,7 +163,16 @@ def _keys(account: Account, peer: str) -> tuple[Hashable, Hashable, Hashable]:
     if isinstance(account, str):
         account = account[: MAX_USERNAME_CHARS + 1]
     address = address_of(peer)
-    return ("address", address), ("account", account), ("pair", address, account)
+    return _address_key(peer), ("account", account), ("pair", address, account)
+
+
+def _address_key(peer: str) -> Hashable:
+    return ("address", address_of(peer))
+
+
+def _require_no_wait(wait_s: float) -> None:
+    if wait_s > 0:
+        raise ResourceExhausted("too many failed logins; wait before the next try", retry_after_s=ceil(wait_s))
 
 
 def address_of(peer: str) -> str:

@@ -63,6 +63,8 @@ class Stages(grpc.ServerInterceptor):
     """
     signatures: SignatureVerifier | None = None
     """Verifies signatures of signable methods; None: signatures are neither required nor read."""
+    message_checks: Mapping[str, Callable[[ArrivedCall], None]] = field(default_factory=dict)
+    """By method: refuses a call by its first message, before it takes a slot. Runs on the serving thread."""
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT
     """How long the message of a unary request may take."""
     stream_timeout: MessageTimeout = STREAM_TIMEOUT
@@ -107,6 +109,10 @@ def _behaviour(handler: _Handler) -> Any:
     return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
+def _check_nothing(_call: ArrivedCall) -> None:
+    """Refuse no call by its message."""
+
+
 class _Method:
     """One method with its stages: built once, called on a worker for every call.
 
@@ -134,6 +140,7 @@ class _Method:
         self._response_within_s = (policy.timeout or stages.stream_timeout).limit_s
         self.experimental_thread_pool = self._pool
         self.first_message_within_s = self._timeout.limit_s
+        self.check_message = stages.message_checks.get(name, _check_nothing)
 
     def _open_rpc(self) -> Rpc:
         return Rpc(method=self._name, quiet=self._policy.quiet)
@@ -156,9 +163,6 @@ class _Method:
             if signed is not None:
                 return Arrival(owner=Owner(CLIENT_KEY, signed.key_id), signed=signed)
         return stranger(call.peer)
-
-    def check_message(self, call: ArrivedCall) -> None:
-        """Refuse a call by its first message, before it takes a place: on the serving thread, like `arrive`."""
 
     def _admit(self, rpc: Rpc, context: Any) -> SignedCall | None:
         """Authorize; return the signature that the message of a signed call must match."""

@@ -27,6 +27,7 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
+from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
@@ -265,6 +266,7 @@ class GatekeeperServer:
             check_caller=self.database.check_caller,
             pools=self.pools,
             signatures=self._signatures(),
+            message_checks=LoginChecks(self.login_guard).by_method(),
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),
         )

@@ -91,7 +91,8 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.BULK: PoolSize(workers=16, queue=32, share=HALF),
         PoolName.REFLECTION: PoolSize(workers=4, queue=16, share=HALF),
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
-        PoolName.LOGIN: PoolSize(workers=1, queue=8),
+        # The last of twelve that wait is served after 3 s.
+        PoolName.LOGIN: PoolSize(workers=1, queue=12, kept=2),
         PoolName.REFRESH: PoolSize(workers=2, queue=32),
         PoolName.LOGOUT: PoolSize(workers=1, queue=16),
         PoolName.OWN_PASSWORD: PoolSize(workers=1, queue=8),

@@ -1,10 +1,10 @@
 """Login lockout: guessing is slow from every address, and an attacker locks out nobody else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import pytest
 
-from gatekeeper_grpc.auth.lockout import Account, LockoutRule, LoginGuard, address_of
+from gatekeeper_grpc.auth.lockout import LockoutRule, LoginGuard, address_of
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 
 pytestmark = pytest.mark.promise("D4")
@@ -127,6 +127,30 @@ def test_guessing_from_many_addresses_is_capped_for_each_that_failed() -> None:
     assert looked_at <= RULE.per_account + len(peers)
 
 
+def test_an_address_waits_for_any_account_and_its_neighbour_for_none() -> None:
+    world = World()
+    for number in range(RULE.per_address):
+        world.guard.admit_address(VICTIM)
+        world.guard.failed(f"user-{number}", VICTIM)
+
+    with pytest.raises(ResourceExhausted):
+        world.guard.admit_address(VICTIM)
+    world.guard.admit_address("ipv4:198.51.100.200:1")
+
+
+def test_an_address_stands_as_its_last_try_ended() -> None:
+    guard = LoginGuard(LockoutRule(successes=2))
+    standing = [(guard.succeeded_last(VICTIM), guard.has_failed(VICTIM))]
+    for note in (guard.succeeded, guard.failed, guard.succeeded):
+        note("ada", VICTIM)
+        standing.append((guard.succeeded_last(VICTIM), guard.has_failed(VICTIM)))
+    for number in range(2):
+        guard.succeeded("ada", f"ipv4:198.51.100.{number}:1")
+
+    assert standing == [(False, False), (True, False), (False, True), (True, True)]
+    assert not guard.succeeded_last(VICTIM), "more addresses are remembered than the rule says"
+
+
 def test_failures_everywhere_are_capped_per_address_that_failed() -> None:
     world = World(LockoutRule(in_all=50))
     peers = [f"ipv4:198.51.100.{number}:1" for number in range(100)]
@@ -139,8 +163,8 @@ def test_failures_everywhere_are_capped_per_address_that_failed() -> None:
 class Naive(LoginGuard):
     """The twin: caps hold for everybody, as in most lock-outs."""
 
-    def _wait_s(self, account: Account, peer: str) -> float:  # noqa: ARG002 - that is what is wrong with it
-        failures = self._times.get(("account", account), ())
+    def _wait_s(self, address: Hashable, account: Hashable = None, pair: Hashable = None) -> float:  # noqa: ARG002 - that is what is wrong with it
+        failures = self._times.get(account, ())
         return self._rule.window_s if len(failures) >= self._rule.per_account else 0.0
 
 
