@@ -1,9 +1,9 @@
 """All settings, each with default, unit and meaning. The only module that reads the environment."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -84,8 +84,10 @@ class Settings(BaseSettings):
     """
     require_signed_calls: bool = False
     """Whether evaluation calls must be signed with a client key."""
-    allow_unsigned_bodies: bool = True
-    """Whether the signature of a unary call may leave out the body (UNSIGNED)."""
+    allow_unsigned_bodies: bool | None = None
+    """Whether the signature of a unary call may leave out the body (UNSIGNED). It must not if
+    GATEKEEPER_REQUIRE_SIGNED_CALLS is set. Absent: it may if that is not set.
+    """
     access_token_ttl_s: int = Field(default=900, ge=60, le=3600)
     """Lifetime of an access token."""
     refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600)
@@ -131,6 +133,20 @@ class Settings(BaseSettings):
     """Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."""
     log_format: str = Field(default="auto", pattern="^(auto|json|console)$")
     """auto, json or console. auto is console on a terminal, otherwise json."""
+
+    @model_validator(mode="after")
+    def _check_signed_bodies(self) -> Self:
+        if self.require_signed_calls and self.allow_unsigned_bodies:
+            raise ValueError(
+                "GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with GATEKEEPER_REQUIRE_SIGNED_CALLS: a signature"
+                " that leaves out the body can be sent with any body"
+            )
+        return self
+
+    @property
+    def unsigned_bodies(self) -> bool:
+        """Whether the signature of a unary call may leave out the body."""
+        return not self.require_signed_calls if self.allow_unsigned_bodies is None else self.allow_unsigned_bodies
 
     @property
     def is_embedded(self) -> bool:

@@ -1,4 +1,4 @@
-"""Signed calls: HMAC-SHA256 with a client key, valid once and within 30 seconds. EvaluationService documents them.
+"""Signed calls: HMAC-SHA256 with a client key, valid for 30 seconds, once per process; EvaluationService says more.
 
 `verify` needs metadata alone and runs when a call arrives. `use` runs when a worker takes the call: one that is refused
 for lack of room may be sent again as it is. `SignedCall.check_body` compares the body with the signed one.

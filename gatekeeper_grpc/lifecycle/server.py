@@ -299,7 +299,7 @@ class GatekeeperServer:
             self.client_keys,
             nonces,
             required=self._settings.require_signed_calls,
-            allow_unsigned_bodies=self._settings.allow_unsigned_bodies,
+            allow_unsigned_bodies=self._settings.unsigned_bodies,
         )
 
     def _sessions(self) -> Sessions:

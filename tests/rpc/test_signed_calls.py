@@ -76,7 +76,7 @@ def client(server: GatekeeperServer, dsn: str) -> Iterator[Client]:
 @pytest.fixture
 def strict(start_server: StartServer, dsn: str) -> Iterator[Client]:
     """A client of a server that wants every call signed, bodies too."""
-    yield from client_of(start_server(require_signed_calls=True, allow_unsigned_bodies=False), dsn)
+    yield from client_of(start_server(require_signed_calls=True), dsn)
 
 
 def test_signed_and_anonymous_calls_are_served_and_bad_signatures_not(client: Client) -> None:
