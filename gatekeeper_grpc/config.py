@@ -102,8 +102,18 @@ class Settings(BaseSettings):
     """Reads of AdminService that run at the same time. Half as many writes do."""
     stream_threads: int = Field(default=16, ge=1, le=256)
     """Bulk evaluations that run at the same time."""
+    bulk_cpu_budget_s: float = Field(default=20.0, gt=0)
+    """CPU time that one message of BulkEvaluateFlags may take, for each 1,000 flags or part of them. A full message of
+    5,000 users takes about 5 s for 1,000 flags.
+    """
     max_watchers: int = Field(default=10_000, ge=1, le=100_000)
     """Maximum number of open WatchFlags streams. Each takes some 22 KiB, and 0.1 KiB for each flag key it names."""
+    max_flags: int = Field(default=20_000, ge=1)
+    """Maximum number of flags of the installation. Set it alike on every instance, as the next two."""
+    max_segments: int = Field(default=2_000, ge=1)
+    """Maximum number of segments of the installation."""
+    max_users: int = Field(default=10_000_000, ge=1)
+    """Maximum number of users with stored attributes in the installation."""
     db_pool_size: int = Field(default=10, ge=2, le=100)
     """Maximum number of connections to PostgreSQL."""
     db_statement_timeout_s: float = Field(default=30.0, gt=0)

@@ -41,10 +41,12 @@ from gatekeeper_grpc.scheduler import RepeatingThread, Scheduler
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
+from gatekeeper_grpc.servicers.pacing import Pacer
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.quotas import Quotas
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, HALF, CallPools, PoolName
 from gatekeeper_grpc.transport.drain import Drain
@@ -126,7 +128,13 @@ class GatekeeperServer:
             served_revision=self.cache.served_revision,
             announce=self._bus.announce if self._bus else lambda _: None,
         )
-        self.stores = Stores(self.database, self.mutations, sealer=keys.data, recorder=erasure_ledger(settings, keys))
+        self.stores = Stores(
+            self.database,
+            self.mutations,
+            sealer=keys.data,
+            recorder=erasure_ledger(settings, keys),
+            quotas=Quotas(flags=settings.max_flags, segments=settings.max_segments, users=settings.max_users),
+        )
 
     def _build_startup(self, prepare: Callable[[], object]) -> None:
         """Build what fills the cache: the sources of snapshots, and the start-up that opens them."""
@@ -271,7 +279,7 @@ class GatekeeperServer:
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),
         )
         server = new_server(self.pools[PoolName.OPERATIONS], stages, shares_port=shares_port)
-        add_EvaluationServiceServicer_to_server(EvaluationServicer(self.cache, self.watchers), server)
+        add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
         add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
@@ -279,6 +287,11 @@ class GatekeeperServer:
             services = (ADMIN, AUTH, EVALUATION, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(services, server)
         return server
+
+    def _evaluation_servicer(self) -> EvaluationServicer:
+        unary_calls = self.pools[PoolName.EVALUATION]
+        pacer = Pacer(lambda: unary_calls.in_flight, budget_s=self._settings.bulk_cpu_budget_s)
+        return EvaluationServicer(self.cache, self.watchers, pacer)
 
     def _admin_servicer(self) -> AdminServicer:
         stores = self.stores

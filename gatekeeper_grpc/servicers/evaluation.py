@@ -1,14 +1,18 @@
 """EvaluationService: evaluates the snapshot in memory, never the database. WatchFlags is in `watch.py`."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import grpc
 
 from gatekeeper.v1 import evaluation_service_pb2 as pb
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
+from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
+from gatekeeper_grpc.servicers.pacing import Pacer
 from gatekeeper_grpc.servicers.watch import WatchRpcs
 from gatekeeper_grpc.wire.evaluation import (
     bulk_error_to_proto,
@@ -21,7 +25,17 @@ from gatekeeper_grpc.wire.evaluation import (
 
 
 class EvaluationServicer(WatchRpcs):
-    """Evaluates flags for the users of other services, and streams the keys of flags that changed."""
+    """Evaluates flags for the users of other services, and streams the keys of flags that changed.
+
+    Args:
+        cache: The current snapshot.
+        watchers: Who is told of changes.
+        pacer: Has bulk evaluation leave CPU to other calls.
+    """
+
+    def __init__(self, cache: SnapshotCache, watchers: WatcherHub, pacer: Pacer | None = None) -> None:
+        super().__init__(cache, watchers)
+        self._pacer = pacer or Pacer()
 
     def EvaluateFlags(
         self, request: pb.EvaluateFlagsRequest, context: grpc.ServicerContext
@@ -48,10 +62,11 @@ class EvaluationServicer(WatchRpcs):
             return
         snapshot, selection = self._selected(first)
         yield from split_header(selection, revision=snapshot.revision, stale=self._cache.is_stale())
-        yield from split_results(_results(snapshot, selection, first))
+        paced = partial(self._pacer.paced, flags=len(selection.plans), is_active=context.is_active)
+        yield from split_results(paced(_results(snapshot, selection, first)))
         for request in request_iterator:
             _check_same_question(first, request)
-            yield from split_results(_results(snapshot, selection, request))
+            yield from split_results(paced(_results(snapshot, selection, request)))
 
     def _selected(self, request: pb.EvaluateFlagsRequest | pb.BulkEvaluateFlagsRequest) -> tuple[Snapshot, Selection]:
         question = question_from_proto(request)

@@ -14,6 +14,7 @@ from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, 
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
+from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
 
 _CODEC = TypeAdapter(Flag)
 
@@ -59,9 +60,10 @@ def flag_from_row(
 class FlagStore:
     """Flags, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true."""
 
-    def __init__(self, database: Database, mutations: MutationRunner) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner, *, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self._database = database
         self._mutations = mutations
+        self._quotas = quotas
 
     def create(self, config: FlagConfig, intent: Intent) -> Written[Flag]:
         """Create a flag.
@@ -69,11 +71,13 @@ class FlagStore:
         Raises:
             AlreadyExists: The key is taken.
             NotFound: A segment target names no segment.
+            ResourceExhausted: There are as many flags as there may be.
             GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, head: Head) -> Effect[Flag]:
             flag = _insert(conn, head, config)
+            self._quotas.check(conn, "flags")
             return Effect(result=flag, preview=replace(flag, revision=0), change=_change(None, flag))
 
         return self._mutations.mutate(intent, act, codec=_CODEC)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.postgres.database import Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
+from gatekeeper_grpc.store.stored_results import forget_oldest_of_all
 
 _PRUNE_CHANGE_LOG = """
     DELETE FROM change_log WHERE create_time < clock_timestamp() - interval '1 hour'
@@ -43,7 +44,7 @@ class Maintenance:
         with self._database.write() as conn:
             (partitions,) = one(conn.execute("SELECT ensure_audit_partitions()"))
             changes = conn.execute(_PRUNE_CHANGE_LOG).rowcount
-            answers = conn.execute(_PRUNE_RESULTS).rowcount
+            answers = conn.execute(_PRUNE_RESULTS).rowcount + forget_oldest_of_all(conn)
         pruned = self._logins.prune()
         return Maintained(
             audit_partitions=partitions,

@@ -27,6 +27,7 @@ from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, claims
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
+from gatekeeper_grpc.store.stored_results import forget_oldest
 
 Resource = TypeVar("Resource")
 
@@ -313,6 +314,7 @@ def _store_result(
         "create_time": head.create_time,
     }
     conn.execute(_STORE_RESULT, row)
+    forget_oldest(conn, intent.actor, audit_seq=anchor.seq)
 
 
 # One statement, one round trip under the lock. PostgreSQL sends the notification only if the transaction commits.

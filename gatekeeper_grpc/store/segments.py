@@ -24,6 +24,7 @@ from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
+from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
 
 # How many of the flags that use a segment an error names.
 _NAMED_FLAGS = 10
@@ -57,9 +58,10 @@ def _counted_from_row(*, member_count: int, **columns: Any) -> CountedSegment:
 class SegmentStore:
     """Segments, read and changed. Writes go through `MutationRunner`; reads say at which revision they are true."""
 
-    def __init__(self, database: Database, mutations: MutationRunner) -> None:
+    def __init__(self, database: Database, mutations: MutationRunner, *, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self._database = database
         self._mutations = mutations
+        self._quotas = quotas
 
     def create(self, config: SegmentConfig, intent: Intent) -> Written[CountedSegment]:
         """Create a segment.
@@ -72,6 +74,7 @@ class SegmentStore:
 
         def act(conn: Connection, head: Head) -> Effect[CountedSegment]:
             segment = _insert(conn, head, config)
+            self._quotas.check(conn, "segments")
             return Effect(
                 result=CountedSegment(segment=segment, member_count=0),
                 preview=CountedSegment(segment=replace(segment, revision=0), member_count=0),

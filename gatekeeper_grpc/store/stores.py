@@ -11,6 +11,7 @@ from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.quotas import Quotas
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.targets import TargetStore
 from gatekeeper_grpc.store.users import UserStore
@@ -24,15 +25,18 @@ class Stores:
         mutations: Carries out the mutations.
         sealer: Encrypts client secrets.
         recorder: Records erasures outside the database.
+        quotas: How much an installation may have.
     """
 
-    def __init__(self, database: Database, mutations: MutationRunner, *, sealer: Sealer, recorder: Recorder) -> None:
+    def __init__(
+        self, database: Database, mutations: MutationRunner, *, sealer: Sealer, recorder: Recorder, quotas: Quotas
+    ) -> None:
         self.logins = LoginStore(database)
-        self.flags = FlagStore(database, mutations)
+        self.flags = FlagStore(database, mutations, quotas=quotas)
         self.targets = TargetStore(database, mutations)
-        self.segments = SegmentStore(database, mutations)
+        self.segments = SegmentStore(database, mutations, quotas=quotas)
         self.members = MemberStore(database, mutations)
-        self.users = UserStore(database, mutations)
+        self.users = UserStore(database, mutations, quotas=quotas)
         self.admin_users = AdminUserStore(database, mutations)
         self.client_keys = ClientKeyStore(database, mutations, sealer)
         self.erasures = ErasureStore(database, mutations, recorder)

@@ -20,6 +20,7 @@ from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
+from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
 from gatekeeper_grpc.store.subjects import ensure_subjects
 
 _CODEC = TypeAdapter(User)
@@ -43,26 +44,34 @@ class UserStore:
         database: The database.
         mutations: Carries out the mutations.
         attribute_cap: How many stored attribute values segments may name.
+        quotas: How many users there may be.
     """
 
     def __init__(
-        self, database: Database, mutations: MutationRunner, *, attribute_cap: int = MAX_STORED_VALUES
+        self,
+        database: Database,
+        mutations: MutationRunner,
+        *,
+        attribute_cap: int = MAX_STORED_VALUES,
+        quotas: Quotas = DEFAULT_QUOTAS,
     ) -> None:
         self._database = database
         self._mutations = mutations
         self._attribute_cap = attribute_cap
+        self._quotas = quotas
 
     def create(self, profile: UserProfile, intent: Intent) -> Written[User]:
         """Create a user.
 
         Raises:
             AlreadyExists: The user is known.
-            ResourceExhausted: The cap is reached.
+            ResourceExhausted: The cap or the quota is reached.
             GatekeeperError: See `MutationRunner.mutate`.
         """
 
         def act(conn: Connection, head: Head) -> Effect[User]:
             user = _insert(conn, head, profile)
+            self._quotas.check(conn, "users")
             self._check_cap(conn, before={}, after=user.attributes)
             return Effect(result=user, preview=replace(user, revision=0), change=_change(None, user))
 

@@ -37,8 +37,8 @@ class AdminServiceStub:
     - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
     be, with the current revision and etag.
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-    within 24 hours, it gets the first response and nothing changes. Another body under the same id is
-    INVALID_ARGUMENT.
+    within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
+    changes. Another body under the same id is INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -245,8 +245,8 @@ class AdminServiceServicer:
     - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
     be, with the current revision and etag.
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-    within 24 hours, it gets the first response and nothing changes. Another body under the same id is
-    INVALID_ARGUMENT.
+    within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
+    changes. Another body under the same id is INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -259,6 +259,7 @@ class AdminServiceServicer:
         Errors:
         - ALREADY_EXISTS: the key is taken.
         - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -358,6 +359,7 @@ class AdminServiceServicer:
         - ALREADY_EXISTS: the key is taken.
         - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
         and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -446,6 +448,7 @@ class AdminServiceServicer:
         Errors:
         - ALREADY_EXISTS: the id is taken.
         - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -829,8 +832,8 @@ class AdminService:
     - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
     be, with the current revision and etag.
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-    within 24 hours, it gets the first response and nothing changes. Another body under the same id is
-    INVALID_ARGUMENT.
+    within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
+    changes. Another body under the same id is INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The

@@ -38,8 +38,8 @@ class AdminServiceStub:
     - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
       be, with the current revision and etag.
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-      within 24 hours, it gets the first response and nothing changes. Another body under the same id is
-      INVALID_ARGUMENT.
+      within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
+      changes. Another body under the same id is INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -56,6 +56,7 @@ class AdminServiceStub:
     Errors:
     - ALREADY_EXISTS: the key is taken.
     - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
     """
     GetFlag: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagRequest, _admin_service_pb2.GetFlagResponse]
     """Reads a flag. Role: viewer.
@@ -118,6 +119,7 @@ class AdminServiceStub:
     - ALREADY_EXISTS: the key is taken.
     - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
       and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
     """
     GetSegment: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetSegmentRequest, _admin_service_pb2.GetSegmentResponse]
     """Reads a segment. Role: viewer.
@@ -173,6 +175,7 @@ class AdminServiceStub:
     Errors:
     - ALREADY_EXISTS: the id is taken.
     - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
     """
     GetUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetUserRequest, _admin_service_pb2.GetUserResponse]
     """Reads a known user. Role: viewer.
@@ -284,8 +287,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
       be, with the current revision and etag.
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-      within 24 hours, it gets the first response and nothing changes. Another body under the same id is
-      INVALID_ARGUMENT.
+      within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
+      changes. Another body under the same id is INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -299,6 +302,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors:
     - ALREADY_EXISTS: the key is taken.
     - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
     """
     GetFlag: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagRequest, _admin_service_pb2.GetFlagResponse]  # type: ignore[assignment]
     """Reads a flag. Role: viewer.
@@ -361,6 +365,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - ALREADY_EXISTS: the key is taken.
     - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
       and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
     """
     GetSegment: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetSegmentRequest, _admin_service_pb2.GetSegmentResponse]  # type: ignore[assignment]
     """Reads a segment. Role: viewer.
@@ -416,6 +421,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors:
     - ALREADY_EXISTS: the id is taken.
     - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
     """
     GetUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetUserRequest, _admin_service_pb2.GetUserResponse]  # type: ignore[assignment]
     """Reads a known user. Role: viewer.
@@ -526,8 +532,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
       be, with the current revision and etag.
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-      within 24 hours, it gets the first response and nothing changes. Another body under the same id is
-      INVALID_ARGUMENT.
+      within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
+      changes. Another body under the same id is INVALID_ARGUMENT.
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -545,6 +551,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - ALREADY_EXISTS: the key is taken.
         - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
         """
 
     @_abc_1.abstractmethod
@@ -661,6 +668,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         - ALREADY_EXISTS: the key is taken.
         - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
           and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
         """
 
     @_abc_1.abstractmethod
@@ -764,6 +772,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - ALREADY_EXISTS: the id is taken.
         - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
         """
 
     @_abc_1.abstractmethod

@@ -86,6 +86,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION: this installation has no key for signing checkpoints."""
+    ERROR_REASON_CPU_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 31
+    """RESOURCE_EXHAUSTED: a message of BulkEvaluateFlags takes more CPU time than the server allows for one. Send
+    fewer contexts in a message, shorter attributes, or the keys of the flags that you need. Example metadata:
+    budget_s = "20".
+    """
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
+    """RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or have the
+    operator raise the quota. Example metadata: quota = "flags", limit = "20000".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error carries one `google.rpc.ErrorInfo`. Its `domain` is "gatekeeper", its
@@ -157,4 +166,13 @@ compare it. Example metadata: seq = "12", last_archived_seq = "999999".
 """
 ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION: this installation has no key for signing checkpoints."""
+ERROR_REASON_CPU_BUDGET_EXCEEDED: ErrorReason.ValueType  # 31
+"""RESOURCE_EXHAUSTED: a message of BulkEvaluateFlags takes more CPU time than the server allows for one. Send
+fewer contexts in a message, shorter attributes, or the keys of the flags that you need. Example metadata:
+budget_s = "20".
+"""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
+"""RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or have the
+operator raise the quota. Example metadata: quota = "flags", limit = "20000".
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -39,7 +39,7 @@ class EvaluationServiceStub:
     the last two minutes, such as 16 random bytes in hex.
     - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
     as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-    forbids it.
+    forbids it or requires signatures.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
     client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -86,7 +86,7 @@ class EvaluationServiceServicer:
     the last two minutes, such as 16 random bytes in hex.
     - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
     as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-    forbids it.
+    forbids it or requires signatures.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
     client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -123,6 +123,7 @@ class EvaluationServiceServicer:
         - INVALID_ARGUMENT: names the field.
         - FAILED_PRECONDITION (REVISION_NOT_REACHED): `min_revision` does not exist yet.
         - UNAVAILABLE: no snapshot is loaded yet, or `min_revision` cannot be confirmed.
+        - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,7 +196,7 @@ class EvaluationService:
     the last two minutes, such as 16 random bytes in hex.
     - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
     as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-    forbids it.
+    forbids it or requires signatures.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
     client secret as it was returned: its 43 characters, not the bytes that they encode.
 

@@ -40,7 +40,7 @@ class EvaluationServiceStub:
       the last two minutes, such as 16 random bytes in hex.
     - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
       as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-      forbids it.
+      forbids it or requires signatures.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
       client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -77,6 +77,7 @@ class EvaluationServiceStub:
     - INVALID_ARGUMENT: names the field.
     - FAILED_PRECONDITION (REVISION_NOT_REACHED): `min_revision` does not exist yet.
     - UNAVAILABLE: no snapshot is loaded yet, or `min_revision` cannot be confirmed.
+    - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
     """
     WatchFlags: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchFlagsRequest, _evaluation_service_pb2.WatchFlagsResponse]
     """Streams which flags change, for as long as the stream is open, so that a client can cache answers.
@@ -117,7 +118,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
       the last two minutes, such as 16 random bytes in hex.
     - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
       as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-      forbids it.
+      forbids it or requires signatures.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
       client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -151,6 +152,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     - INVALID_ARGUMENT: names the field.
     - FAILED_PRECONDITION (REVISION_NOT_REACHED): `min_revision` does not exist yet.
     - UNAVAILABLE: no snapshot is loaded yet, or `min_revision` cannot be confirmed.
+    - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
     """
     WatchFlags: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchFlagsRequest, _evaluation_service_pb2.WatchFlagsResponse]  # type: ignore[assignment]
     """Streams which flags change, for as long as the stream is open, so that a client can cache answers.
@@ -190,7 +192,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
       the last two minutes, such as 16 random bytes in hex.
     - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
       as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-      forbids it.
+      forbids it or requires signatures.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
       client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -234,6 +236,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: names the field.
         - FAILED_PRECONDITION (REVISION_NOT_REACHED): `min_revision` does not exist yet.
         - UNAVAILABLE: no snapshot is loaded yet, or `min_revision` cannot be confirmed.
+        - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
         """
 
     @_abc_1.abstractmethod
