@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.transport.pending_calls import too_long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class MessageParser:
             InvalidArgument: `body` is too long, or not a message of the method's type.
         """
         if len(body) > self.max_bytes:
-            raise InvalidArgument.of("request", f"must be at most {self.max_bytes} bytes long, not {len(body)}")
+            raise too_long(len(body), self.max_bytes)
         try:
             return body if self.parse is None else self.parse(body)
         except (DecodeError, ValueError) as cause:  # ValueError: text that is not UTF-8

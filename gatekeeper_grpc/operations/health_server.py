@@ -7,15 +7,21 @@ from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
 from gatekeeper_grpc.transport.listener import bind, new_server
+from gatekeeper_grpc.transport.pending_calls import PendingLimits
+
+# A check has the name of a service in it.
+_MAX_MESSAGE_BYTES = 4 << 10
+_PENDING = PendingLimits(calls=256, receiving=32, queued_bytes=64 << 10, max_message_bytes=_MAX_MESSAGE_BYTES)
 
 
 class HealthServer:
     """Serves the status of a reporter, from `start` to `stop`."""
 
     def __init__(self, reporter: HealthReporter) -> None:
-        self._pools = CallPools({PoolName.OPERATIONS: DEFAULT_SIZES[PoolName.OPERATIONS]})
+        self._pools = CallPools({PoolName.OPERATIONS: DEFAULT_SIZES[PoolName.OPERATIONS]}, pending=_PENDING)
         stages = Stages(verify_token=refuse_token, pools=self._pools)
-        self._server = new_server(self._pools[PoolName.OPERATIONS], stages)
+        pool = self._pools[PoolName.OPERATIONS]
+        self._server = new_server(pool, stages, max_message_bytes=_MAX_MESSAGE_BYTES)
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)
 
     def bind(self, address: str) -> int:

@@ -67,6 +67,7 @@ class InstanceMetrics(Collector):
         yield from self._storage_metrics()
         yield from self._readiness_metrics()
         yield from self._pool_metrics()
+        yield from self._pending_metrics()
         yield _gauge("watchers", "Open WatchFlags streams.", len(self._watchers))
         yield _gauge("threads", "Python threads of the process.", threading.active_count())
         yield from self._process.collect()
@@ -125,6 +126,17 @@ class InstanceMetrics(Collector):
             in_flight.add_metric([name], pool.in_flight)
         yield refused
         yield in_flight
+
+    def _pending_metrics(self) -> Iterable[Metric]:
+        pending = self._pools.pending.strangers
+        yield _gauge("pending_calls", "Calls whose first message is not here yet.", len(pending))
+        yield _gauge("held_bytes", "What messages that are not admitted yet may hold now.", pending.held_bytes)
+        yield _gauge("held_bytes_limit", "What they may hold at most.", pending.limits.max_bytes)
+        yield CounterMetricFamily(
+            "gatekeeper_refused_pending_calls",
+            "Calls refused before their message was here, because others waited for theirs.",
+            value=pending.refused,
+        )
 
 
 def _gauge(name: str, meaning: str, value: float | None) -> Metric:

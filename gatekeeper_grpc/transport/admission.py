@@ -23,7 +23,7 @@ from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted, Un
 from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
-from gatekeeper_grpc.transport.pending_calls import PendingCalls
+from gatekeeper_grpc.transport.pending_calls import PendingByTrust, PendingCalls, PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize, Slots
 from gatekeeper_grpc.transport.slow_readers import SlowReaders
 from gatekeeper_grpc.wire.status import status_from_error
@@ -102,6 +102,8 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
 )
 
 
+_PENDING = PendingLimits()
+
 # grpcio needs a future to count calls for `maximum_concurrent_rpcs`. That limit counts streams and refuses health
 # checks, so the pools bound the work instead, and all calls share one finished future.
 _SETTLED: Future[None] = Future()
@@ -117,7 +119,7 @@ class CallPool(ThreadPoolExecutor):
     starts workers.
     """
 
-    def __init__(self, name: PoolName, size: PoolSize, *, pending_calls: PendingCalls, hold: CallHold) -> None:
+    def __init__(self, name: PoolName, size: PoolSize, *, pending: PendingByTrust, hold: CallHold) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
         self._name = name
         self._size = size
@@ -127,7 +129,7 @@ class CallPool(ThreadPoolExecutor):
         self._workers = 0
         self._is_short_of_workers = False
         self._refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
-        self._pending_calls = pending_calls
+        self._pending = pending
         self._hold = hold
         # Made once: a flood wins if refusing a call costs more than serving it.
         self._full = status_from_error(_full(f"all {name} workers are busy; retry later"), "")
@@ -152,7 +154,7 @@ class CallPool(ThreadPoolExecutor):
             self._admit(call)
         else:
             within_s = call.behaviour.first_message_within_s
-            self._pending_calls.hold(call, within_s=within_s, admit=self._check_and_admit)
+            self._pending.of(call.arrival.owner).hold(call, within_s=within_s, admit=self._check_and_admit)
 
     def _check_and_admit(self, call: ArrivedCall) -> None:
         """Admit `call`, whose first message is here, unless its method refuses the message at sight."""
@@ -282,17 +284,19 @@ class CallPools(Mapping[PoolName, CallPool]):
 
     Args:
         sizes: One size for each pool.
-        max_pending_calls: How many calls may be without a message; one more ends the oldest.
+        pending: How much calls of strangers may hold that have no worker yet; calls with credentials as much again.
     """
 
-    def __init__(self, sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES, *, max_pending_calls: int = 2_000) -> None:
+    def __init__(
+        self, sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES, *, pending: PendingLimits = _PENDING
+    ) -> None:
         self._deadlines = Deadlines()
-        self.pending_calls = PendingCalls(self._deadlines, capacity=max_pending_calls)
+        self.pending = PendingByTrust(
+            strangers=PendingCalls(self._deadlines, pending), known=PendingCalls(self._deadlines, pending)
+        )
         self.slow_readers = SlowReaders(self._deadlines)
         self.hold = CallHold()
-        self._pools = {
-            name: CallPool(name, size, pending_calls=self.pending_calls, hold=self.hold) for name, size in sizes.items()
-        }
+        self._pools = {name: CallPool(name, size, pending=self.pending, hold=self.hold) for name, size in sizes.items()}
 
     def __getitem__(self, name: PoolName) -> CallPool:
         return self._pools[name]

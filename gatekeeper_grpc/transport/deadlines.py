@@ -4,7 +4,6 @@ A timer per call would cost more than the call.
 """
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -42,15 +41,15 @@ class Deadlines:
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    def group(self, name: str, end: Callable[[Item], object], *, capacity: int = sys.maxsize) -> "DeadlineGroup[Item]":
+    def group(self, name: str, end: Callable[[Item], object], *, is_logged: bool = True) -> "DeadlineGroup[Item]":
         """Add a group.
 
         Args:
             name: What the log calls its items.
             end: Ends one item, which is removed by then. It must not block.
-            capacity: How many items the group has at most; one more ends the oldest.
+            is_logged: Whether the log tells how many items end.
         """
-        group = DeadlineGroup(self, name, end, capacity=capacity)
+        group = DeadlineGroup(self, name, end, is_logged=is_logged)
         self._groups.append(group)
         return group
 
@@ -102,13 +101,13 @@ class Deadlines:
 class DeadlineGroup(Generic[Item]):
     """Items of one kind, each with a deadline. `add` and `remove` take constant time."""
 
-    def __init__(self, deadlines: Deadlines, name: str, end: Callable[[Item], object], *, capacity: int) -> None:
+    def __init__(self, deadlines: Deadlines, name: str, end: Callable[[Item], object], *, is_logged: bool) -> None:
         self._deadlines = deadlines
         self._lock = deadlines.lock
         self._clock = deadlines.clock
         self._name = name
         self._end = end
-        self._capacity = capacity
+        self._is_logged = is_logged
         self._due: dict[Item, float] = {}  # in the order of arrival
 
     def __len__(self) -> int:
@@ -121,11 +120,6 @@ class DeadlineGroup(Generic[Item]):
             due = self._due.setdefault(item, self._clock() + within_s)
             if due < self._deadlines.wakes_at:
                 self._deadlines.wake_by(due)
-            if len(self._due) <= self._capacity:
-                return
-            oldest = next(iter(self._due))
-            del self._due[oldest]
-        self._end(oldest)
 
     def remove(self, item: Item) -> None:
         """Forget `item`, if it is here."""
@@ -150,4 +144,5 @@ class DeadlineGroup(Generic[Item]):
                 self._end(item)
             except Exception:  # noqa: BLE001 - the next item must still end, and the thread live
                 _log.exception("deadline_failed", group=self._name)
-        _log.info("deadline_exceeded", group=self._name, count=len(items))
+        if self._is_logged:
+            _log.info("deadline_exceeded", group=self._name, count=len(items))

@@ -32,7 +32,12 @@ class ArrivedCall:
         args: The arguments for that.
     """
 
-    __slots__ = ("_args", "_call", "_serve", "_state", "arrival", "behaviour", "metadata")
+    __slots__ = ("_args", "_call", "_serve", "_state", "admit", "arrival", "behaviour", "metadata", "taken")
+
+    admit: Callable[["ArrivedCall"], None]
+    """What takes the call when its message is here. Set by who holds the call."""
+    taken: Callable[[], None] | None
+    """Called once when a worker takes the call or nobody will, if it is set."""
 
     def __init__(self, serve: Callable[..., Any], args: tuple[Any, ...]) -> None:
         _in_pool, event, state, behaviour, *_ = args
@@ -43,6 +48,7 @@ class ArrivedCall:
         self.behaviour = behaviour
         self.metadata: Metadata = event.invocation_metadata
         self.arrival: Arrival
+        self.taken = None
         state.gatekeeper_call = event.call  # `peers_being_served` reads it.
 
     @property
@@ -62,11 +68,13 @@ class ArrivedCall:
         self.arrival = self._state.gatekeeper_arrival = arrival
 
     def serve(self) -> None:
-        """Serve the call, on a worker."""
-        self._serve(*self._args)
+        """Serve the call, on a worker, unless it has been refused."""
+        self._let_go()
+        if not self._state.statused:
+            self._serve(*self._args)
 
-    def receive_then(self, proceed: Callable[[], None]) -> None:
-        """Start to receive the first message.
+    def receive_then(self, proceed: Callable[[], None]) -> bool:
+        """Start to receive the first message; return False if the call is over already.
 
         `proceed` runs on the serving thread, once the message or the end of the requests is here.
         """
@@ -78,8 +86,19 @@ class ArrivedCall:
             return finished
 
         with self._state.condition:
-            self._call.start_server_batch((_cygrpc.ReceiveMessageOperation(0),), received)
-            self._state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+            # After the end of a call, grpcio's serving thread would die of a further event.
+            if is_live := _is_live(self._state):
+                self._call.start_server_batch((_cygrpc.ReceiveMessageOperation(0),), received)
+                self._state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+            return is_live
+
+    def when_over(self, callback: Callable[[], None]) -> bool:
+        """Call `callback` on the serving thread when the call is over; return False if it is over already."""
+        with self._state.condition:
+            is_open = self._state.callbacks is not None
+            if is_open:
+                self._state.callbacks.append(callback)
+            return is_open
 
     def is_live(self) -> bool:
         """Return whether the call can still have a response: it is neither cancelled nor ended."""
@@ -92,12 +111,28 @@ class ArrivedCall:
             if not self._state.statused:
                 self._state.trailing_metadata = status.trailing_metadata
                 _end(self._state, self._call, status)
+        self._let_go()
 
-    def refuse_unless_received(self, status: grpc.Status) -> None:
-        """End the call with `status` if its first message has not arrived."""
+    def refuse_unless_received(self, status: grpc.Status) -> bool:
+        """End the call with `status` if its first message has not arrived; return whether it has not."""
         with self._state.condition:
-            if _server._RECEIVE_MESSAGE_TOKEN in self._state.due:
+            is_missing = self.is_receiving()
+            if is_missing:
                 self.refuse(status)
+            return is_missing
+
+    def is_receiving(self) -> bool:
+        """Return whether a message is being received."""
+        return _server._RECEIVE_MESSAGE_TOKEN in self._state.due
+
+    def cancel(self) -> None:
+        """Reset the call. This frees its memory even if the client reads nothing, not even a refusal."""
+        self._call.cancel()
+
+    def _let_go(self) -> None:
+        taken, self.taken = self.taken, None
+        if taken is not None:
+            taken()
 
 
 class RequestReader(Iterator[bytes]):

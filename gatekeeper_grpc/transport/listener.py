@@ -5,8 +5,10 @@ from typing import Any
 
 import grpc
 
-# More than any method accepts: our own stage refuses the message, for the refusal of grpcio has no readable reason.
-MAX_RECEIVED_BYTES = 8 << 20
+# A little more than any method accepts: within it our own refusal names the limit, beyond it grpcio refuses the header.
+MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)
+LOOKAHEAD_BYTES = 16 << 10
+"""What a client can send of a message that the server has not asked for yet."""
 SHARED_PORT = ("grpc.so_reuseport", 1)
 
 # tests/rpc/transport/test_listener.py proves the effect of each option: grpcio ignores names that it does not know.
@@ -14,6 +16,9 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     # By default, two servers can share a port unnoticed.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
+    # By default a client may send 4 MiB that nobody has asked for, and more once grpcio has measured a fast line.
+    ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_concurrent_streams", 100),
     ("grpc.server_handshake_timeout_ms", 5_000),
     # Clients may send a ping every few seconds; the default policy disconnects them.
@@ -35,10 +40,23 @@ class ListenError(Exception):
 
 
 def new_server(
-    pool: ThreadPoolExecutor, interceptor: grpc.ServerInterceptor, *, shares_port: bool = False
+    pool: ThreadPoolExecutor,
+    interceptor: grpc.ServerInterceptor,
+    *,
+    shares_port: bool = False,
+    max_message_bytes: int | None = None,
 ) -> grpc.Server:
-    """Make a server. With `shares_port`, other processes may listen on its port, too."""
+    """Make a server.
+
+    Args:
+        pool: Gets the calls of methods without a pool of their own.
+        interceptor: What every call passes.
+        shares_port: Whether other processes may listen on its port, too.
+        max_message_bytes: The largest message that it receives, if that is not `MAX_RECEIVED_BYTES`.
+    """
     options = dict(OPTIONS) | dict([SHARED_PORT] if shares_port else [])
+    if max_message_bytes is not None:
+        options["grpc.max_receive_message_length"] = max_message_bytes
     return grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
 
 

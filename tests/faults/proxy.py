@@ -44,10 +44,15 @@ class ChaosProxy:
     """Forwards connections to `upstream`, from `start` to `close`, as well as the current mode lets it.
 
     Runs on a thread of its own. The port stays its own in every mode.
+
+    Args:
+        upstream: Where the connections lead.
+        source: The address of loopback that they come from.
     """
 
-    def __init__(self, upstream: Address) -> None:
+    def __init__(self, upstream: Address, *, source: str = "127.0.0.1") -> None:
         self.upstream = upstream
+        self._source = source
         self.mode = Mode.PASS
         self._latency_s = 0.0
         # Bound, never listening: nobody else gets the port while the proxy refuses.
@@ -123,7 +128,7 @@ class ChaosProxy:
         """Carry one connection until either side ends it."""
         with contextlib.suppress(OSError, asyncio.CancelledError):
             await self._until_passing(_SWALLOWING)
-            there, back = await _connect(self.upstream)
+            there, back = await _connect(self.upstream, self._source)
             try:
                 await asyncio.gather(
                     self._pump(reader, back, stopped_by=_SWALLOWING),
@@ -153,9 +158,9 @@ class ChaosProxy:
 
 
 @contextmanager
-def proxied(upstream: Address) -> Iterator[ChaosProxy]:
+def proxied(upstream: Address, *, source: str = "127.0.0.1") -> Iterator[ChaosProxy]:
     """Run a proxy for the length of the block."""
-    proxy = ChaosProxy(upstream)
+    proxy = ChaosProxy(upstream, source=source)
     proxy.start()
     try:
         yield proxy
@@ -171,11 +176,11 @@ def _bound(port: int) -> socket.socket:
     return bound
 
 
-async def _connect(upstream: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(upstream: Address, source: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if isinstance(upstream, Path):
         # Resolved each time: it may lead through a link, and its own path may be longer than a socket's can be.
         return await asyncio.open_unix_connection(str(upstream.resolve()))
-    return await asyncio.open_connection("127.0.0.1", upstream)
+    return await asyncio.open_connection("127.0.0.1", upstream, local_addr=(source, 0))
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

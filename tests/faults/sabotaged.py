@@ -35,6 +35,7 @@ from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
+from gatekeeper_grpc.transport.receive_slots import ReceiveSlots
 from gatekeeper_grpc.wire import status
 
 # Any below: a replacement takes the arguments of the method that it replaces.
@@ -200,6 +201,11 @@ def deaf() -> None:
     _put(RevisionListener, listening=listening)
 
 
+def all_messages_at_once() -> None:
+    """The messages of all calls are received at once."""
+    _put(ReceiveSlots, _may_start=lambda _slots, _owner, _punctuality: True)
+
+
 def random_buckets() -> None:
     """Users are put in buckets by Python's own hash, which differs between processes."""
     _put(evaluator, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
@@ -225,6 +231,7 @@ SABOTAGES = {
         no_loss_detection,
         never_stale,
         deaf,
+        all_messages_at_once,
         random_buckets,
     )
 }

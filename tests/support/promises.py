@@ -49,6 +49,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "E1": "Migrations up, down and up give the same schema. An interrupted migration resumes, and of two runners "
         "one migrates.",
         "E2": "After a restore no revision is issued twice, and running instances and watchers notice the loss.",
+        "F1": "What strangers can occupy is bounded and stated: messages that are not admitted hold at most 64 MiB, "
+        "and connections, watchers and admitted bulk have limits of their own. Clients at other addresses are served.",
         "F3": "An admin user who is demoted, disabled, deleted, logged out or given another password reads nothing "
         "after 1 s on any instance.",
         "F6": "One bulk stream at full speed raises the p99 of unary calls at most 3 times. The CPU that an evaluation "

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -16,10 +16,16 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
+from gatekeeper_grpc.transport.listener import OPTIONS
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
+from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
+from tests.faults.proxy import proxied
 
 SERVICE = "test.v1.TestService"
+
+
+ADMIN_TOKEN = (("authorization", "Bearer ADMIN"),)
 
 
 EDITOR_TOKEN = (("authorization", "Bearer EDITOR"),)
@@ -38,6 +44,7 @@ EDIT = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE)
 
 
 TIMEOUT_S = 60.0
+PENDING = PendingLimits()
 
 
 def verify_role_name(token: str) -> Caller:
@@ -53,6 +60,16 @@ class Server:
     grpc_server: grpc.Server
     target: str
     channel: grpc.Channel
+
+    @property
+    def port(self) -> int:
+        return int(self.target.rpartition(":")[2])
+
+    @contextmanager
+    def seen_from(self, source: str) -> Iterator["Server"]:
+        """The same server, for a client at another address of loopback."""
+        with proxied(self.port, source=source) as proxy, grpc.insecure_channel(f"127.0.0.1:{proxy.port}") as channel:
+            yield replace(self, channel=channel)
 
     def unary(self, name: str) -> Any:
         return self.channel.unary_unary(f"/{SERVICE}/{name}", StringValue.SerializeToString, StringValue.FromString)
@@ -78,13 +95,13 @@ def serve(
     methods: Mapping[str, tuple[Any, Policy | None]],
     *,
     sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES,
-    max_pending_calls: int = 2_000,
+    pending: PendingLimits = PENDING,
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
     stream_timeout: MessageTimeout = STREAM_TIMEOUT,
     check_caller: Callable[[], None] = lambda: None,
 ) -> Iterator[Server]:
     """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
-    pools = CallPools({**DEFAULT_SIZES, **sizes}, max_pending_calls=max_pending_calls)
+    pools = CallPools({**DEFAULT_SIZES, **sizes}, pending=pending)
     stages = Stages(
         verify_token=verify_role_name,
         pools=pools,
@@ -100,7 +117,7 @@ def serve(
 
 @contextmanager
 def running(pools: CallPools, stages: grpc.ServerInterceptor, handlers: dict[str, Any]) -> Iterator[Server]:
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=[("grpc.so_reuseport", 0)])
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

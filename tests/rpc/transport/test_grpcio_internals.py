@@ -48,6 +48,7 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
     "the state of a call": frozenset(
         {
             "aborted",
+            "callbacks",
             "client",
             "code",
             "condition",

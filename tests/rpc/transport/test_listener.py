@@ -1,6 +1,5 @@
 """Every option of the gRPC server has its effect: grpcio ignores options that it does not know."""
 
-import socket
 import struct
 from collections.abc import Iterator
 
@@ -15,7 +14,9 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport import listener
 from gatekeeper_grpc.transport.listener import ListenError
 from tests.support.clients import TIMEOUT_S
+from tests.support.http2 import ACK, GOAWAY, PING, SETTINGS, Http2
 from tests.support.servers import StartServer
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -63,52 +64,45 @@ def test_a_message_of_4_mib_is_accepted(evaluation: EvaluationServiceStub) -> No
     assert [result.error.field for result in answer.results] == ["contexts[0].attributes"]
 
 
-def test_a_message_above_8_mib_is_refused_before_it_is_buffered(evaluation: EvaluationServiceStub) -> None:
+def refusal_of(size: int, evaluation: EvaluationServiceStub) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as refused:
-        list(evaluation.BulkEvaluateFlags(iter([message_of((8 << 20) + 1)]), timeout=TIMEOUT_S))
+        list(evaluation.BulkEvaluateFlags(iter([message_of(size)]), timeout=TIMEOUT_S))
+    return refused.value.code(), refused.value.details() or ""
 
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+def test_a_message_of_more_than_4_mib_is_invalid(evaluation: EvaluationServiceStub) -> None:
+    code, details = refusal_of((4 << 20) + 1, evaluation)
+
+    assert (code, details) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "request must be at most 4194304 bytes long, not 4194305",
+    )
+
+
+def test_a_message_beyond_what_is_received_is_refused_at_its_head(evaluation: EvaluationServiceStub) -> None:
+    """grpcio refuses it without an ErrorInfo, and names both sizes."""
+    code, details = refusal_of(listener.MAX_RECEIVED_BYTES + 1, evaluation)
+
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"{listener.MAX_RECEIVED_BYTES + 1} vs. {listener.MAX_RECEIVED_BYTES}" in details
+
+
+@without("grpc.max_receive_message_length")
+def test_twin_by_default_grpcio_refuses_it_without_a_reason(options: None, evaluation: EvaluationServiceStub) -> None:
+    assert refusal_of((4 << 20) + 1, evaluation)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 # --- What HTTP/2 itself shows ----------------------------------------------------------------------------------------
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, PING, GOAWAY = 4, 6, 7
+EVALUATE = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 MAX_CONCURRENT_STREAMS = 3
-ACK = 1
 ENHANCE_YOUR_CALM = 11
-
-
-class Http2:
-    """A connection below grpcio, in frames of HTTP/2 (RFC 9113), for what grpcio clients cannot show or do."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        connection.sendall(PREFACE)
-        self.send(SETTINGS, b"")
-
-    def send(self, kind: int, payload: bytes) -> None:
-        """Send a frame of the connection."""
-        self._connection.sendall(len(payload).to_bytes(3, "big") + bytes([kind, 0]) + bytes(4) + payload)
-
-    def receive(self, *kinds: int) -> tuple[int, int, bytes]:
-        """Return type, flags and payload of the next frame of these types."""
-        while True:
-            header = self._read(9)
-            payload = self._read(int.from_bytes(header[:3], "big"))
-            if header[3] in kinds:
-                return header[3], header[4], payload
-
-    def _read(self, size: int) -> bytes:
-        read = self._connection.recv(size, socket.MSG_WAITALL)
-        assert len(read) == size, "the server has closed the connection"
-        return read
 
 
 @pytest.fixture
 def http2(server: GatekeeperServer) -> Iterator[Http2]:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connection:
-        yield Http2(connection)
+    with Http2.connected(server.port) as connection:
+        yield connection
 
 
 def announced_settings(http2: Http2) -> dict[int, int]:
@@ -119,6 +113,31 @@ def announced_settings(http2: Http2) -> dict[int, int]:
 
 def test_a_connection_may_have_100_streams(http2: Http2) -> None:
     assert announced_settings(http2)[MAX_CONCURRENT_STREAMS] == 100
+
+
+def accepted_unasked(http2: Http2, server: GatekeeperServer) -> int:
+    """Occupy every slot of one address; then return how much of one message more the server takes."""
+    http2.read_for(0.5)
+    slots = server.pools.pending.strangers.limits.receiving
+    for _ in range(slots):
+        http2.announce(http2.open_call(EVALUATE), 4 << 20)
+    stream = http2.open_call(EVALUATE)
+    http2.announce(stream, 4 << 20)
+    assert eventually(lambda: len(server.pools.pending.strangers) > slots // 2)
+    sent = 0
+    for _ in range(10):
+        sent += http2.fill(stream, 4 << 20)
+        http2.read_for(0.02)
+    return sent
+
+
+def test_a_client_sends_at_most_16_kib_of_what_nobody_asked_for(http2: Http2, server: GatekeeperServer) -> None:
+    assert accepted_unasked(http2, server) <= listener.LOOKAHEAD_BYTES == 16_384
+
+
+@pytest.mark.parametrize("options", [["grpc.http2.lookahead_bytes"], ["grpc.http2.bdp_probe"]], indirect=True, ids=str)
+def test_twin_with_either_default_it_sends_more(options: None, http2: Http2, server: GatekeeperServer) -> None:
+    assert accepted_unasked(http2, server) > listener.LOOKAHEAD_BYTES
 
 
 @without("grpc.max_concurrent_streams")

@@ -18,10 +18,11 @@ from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
-from gatekeeper_grpc.transport.pending_calls import PendingCalls
+from gatekeeper_grpc.transport.pending_calls import PendingCalls, PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
 from tests.support.floods import Blocking, HalfOpen, retry_after_s
 from tests.support.stages import (
+    ADMIN_TOKEN,
     EDIT,
     EDITOR_TOKEN,
     OPEN,
@@ -90,10 +91,9 @@ def wait_for(arrived: threading.Semaphore, count: int) -> None:
         assert arrived.acquire(timeout=TIMEOUT_S)
 
 
-def test_a_thousand_calls_without_a_message_harm_no_other_call() -> None:
-    with crowded_evaluation(half_open=1_000) as server:
-        assert len(server.pools.pending_calls) == 1_000
-        assert victim_codes(server, calls=100, timeout_s=5.0) == {grpc.StatusCode.OK}
+def test_a_thousand_calls_without_a_message_harm_no_other_address() -> None:
+    with crowded_evaluation(half_open=1_000) as server, server.seen_from("127.0.2.1") as victim:
+        assert victim_codes(victim, calls=100, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
 def test_twin_without_pending_calls_two_such_calls_starve_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,26 +113,19 @@ def test_a_message_that_does_not_arrive_ends_the_call_with_a_timeout(policy: Any
     assert error_info(error).reason == "REQUEST_TIMEOUT"
 
 
-def test_one_pending_call_too_many_ends_the_oldest_not_the_newest() -> None:
-    crowded = serve({"Echo": (unary(echo), OPEN)}, max_pending_calls=3, message_timeout=ENDLESS)
-    with crowded as server, HalfOpen(server) as silent:
-        (oldest,) = silent.open(1)
-        assert eventually(lambda: len(server.pools.pending_calls) == 1)
-        silent.open(3)
-
-        assert codes_of([oldest]) == {grpc.StatusCode.DEADLINE_EXCEEDED}
-        assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
-
-
 @pytest.mark.promise("C6")
-def test_calls_cancelled_before_their_message_are_forgotten() -> None:
-    with serve({"Echo": (unary(echo), OPEN)}, message_timeout=ENDLESS) as server, HalfOpen(server) as silent:
+@pytest.mark.parametrize("receiving", [1, 40], ids=["waiting", "receiving"])
+def test_calls_cancelled_before_their_message_are_forgotten(receiving: int) -> None:
+    pending = PendingLimits(receiving=receiving)
+    silence = serve({"Echo": (unary(echo), OPEN)}, pending=pending, message_timeout=ENDLESS)
+    with silence as server, HalfOpen(server) as silent:
         calls = silent.open(20)
-        assert eventually(lambda: len(server.pools.pending_calls) == 20)
+        assert eventually(lambda: len(server.pools.pending.strangers) > 10)
         for call in calls:
             call.cancel()
 
-        assert eventually(lambda: len(server.pools.pending_calls) == 0)
+        assert eventually(lambda: len(server.pools.pending.strangers) == 0)
+        assert eventually(lambda: server.pools.pending.strangers.held_bytes == 0)
         assert victim_codes(server, calls=1, timeout_s=5.0) == {grpc.StatusCode.OK}
 
 
@@ -178,8 +171,7 @@ def silent_admins(half_open: int) -> Iterator[Server]:
 
 def test_calls_with_a_token_and_no_message_harm_no_other_admin() -> None:
     with silent_admins(half_open=200) as server:
-        assert len(server.pools.pending_calls) == 200
-        assert victim_codes(server, calls=20, timeout_s=5.0, metadata=EDITOR_TOKEN) == {grpc.StatusCode.OK}
+        assert victim_codes(server, calls=20, timeout_s=5.0, metadata=ADMIN_TOKEN) == {grpc.StatusCode.OK}
 
 
 def test_twin_if_workers_wait_for_messages_two_such_calls_starve_admins(
@@ -291,7 +283,7 @@ def test_refused_and_timed_out_calls_leave_nothing_behind() -> None:
     blocking = Blocking()
     methods = {"Block": (unary(blocking), OPEN), "Echo": (unary(echo), OPEN)}
     sizes = {PoolName.EVALUATION: PoolSize(workers=1, queue=0)}
-    with serve(methods, sizes=sizes, message_timeout=BRISK) as server:
+    with serve(methods, sizes=sizes, pending=PendingLimits(receiving=40), message_timeout=BRISK) as server:
         running = server.unary("Block").future(text())
         assert blocking.entered.acquire(timeout=TIMEOUT_S)
         assert victim_codes(server, calls=20, timeout_s=5.0) == {grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -84,16 +84,6 @@ def test_an_item_that_is_added_again_keeps_its_first_deadline() -> None:
     assert ended == ["a"]
 
 
-def test_one_item_above_the_capacity_ends_the_oldest() -> None:
-    ended: list[str] = []
-    with fake_time() as (deadlines, _):
-        group = deadlines.group("calls", ended.append, capacity=2)
-        for item in "abc":
-            group.add(item, within_s=5.0)
-
-    assert (ended, len(group)) == (["a"], 2)
-
-
 def test_an_item_that_fails_to_end_does_not_keep_the_next() -> None:
     ended: list[str] = []
 
