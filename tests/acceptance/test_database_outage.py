@@ -45,7 +45,7 @@ def test_answers_say_stale_once_the_database_is_down_for_too_long(data_dir: Path
     with serving(data_dir, GATEKEEPER_STALE_AFTER_S="0.5") as gatekeeper, gatekeeper.channel() as channel:
         evaluation = EvaluationServiceStub(channel)
         before = evaluation.EvaluateFlags(user(0), timeout=TIMEOUT_S)
-        with hanging(postgres_pids(data_dir)):
+        with hanging(lambda: postgres_pids(data_dir)):
             assert not before.stale
             assert eventually(lambda: evaluation.EvaluateFlags(user(0), timeout=TIMEOUT_S).stale)
         assert eventually(lambda: not evaluation.EvaluateFlags(user(0), timeout=TIMEOUT_S).stale)

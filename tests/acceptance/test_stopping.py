@@ -122,7 +122,7 @@ def test_stream_that_never_ends_is_cut_off_when_the_grace_period_is_over(data_di
 
 def test_database_that_hangs_is_left_behind_when_the_grace_period_is_over(data_dir: Path) -> None:
     with serving(data_dir, GATEKEEPER_GRACE_S=str(GRACE_S)) as gatekeeper, gatekeeper.admin() as admin:
-        with hanging(postgres_pids(data_dir)):
+        with hanging(lambda: postgres_pids(data_dir)):
             stuck = admin.CreateFlag.future(CreateFlagRequest(flag=Flag(key="stuck")), timeout=TIMEOUT_S)
             gatekeeper.process.terminate()
 

@@ -62,7 +62,8 @@ class Chaos:
 
     def _hang_an_instance(self) -> None:
         self.done["instance hung"] += 1
-        with hanging([self._fleet[self._any_index()].gatekeeper.process.pid]):
+        pid = self._fleet[self._any_index()].gatekeeper.process.pid
+        with hanging(lambda: [pid]):
             time.sleep(self._random.uniform(0.3, 1.5))
 
     def _kill_an_instance(self) -> None:

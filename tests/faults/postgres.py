@@ -74,7 +74,7 @@ class Postgres:
 
     def hanging(self) -> AbstractContextManager[None]:
         """Let all its processes hang for the length of the block."""
-        return hanging(postgres_pids(self._home.data_dir))
+        return hanging(lambda: postgres_pids(self._home.data_dir))
 
     @contextmanager
     def route(self) -> Iterator[Route]:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -206,16 +206,22 @@ def kill_postmaster(data_dir: Path) -> int:
 
 
 @contextmanager
-def hanging(pids: list[int]) -> Iterator[None]:
-    """Let processes hang for the length of the block."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+def hanging(pids: Callable[[], Iterable[int]]) -> Iterator[None]:
+    """Let processes hang for the length of the block: those listed, and those that they started before they hung."""
+    stopped: set[int] = set()
     try:
+        while running := set(pids()) - stopped:
+            _signal(running, signal.SIGSTOP)
+            stopped |= running
         yield
     finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        _signal(stopped, signal.SIGCONT)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # A session may have ended since it was listed.
+            os.kill(pid, number)
 
 
 def _matching(line: str, fields: dict[str, object]) -> dict[str, Any] | None:

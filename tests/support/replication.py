@@ -112,7 +112,7 @@ class Node:
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Stop all processes of the server for the length of a block: connections stay open, nothing is answered."""
-        with hanging(self.pids()):
+        with hanging(self.pids):
             yield
 
     def pids(self) -> list[int]:
