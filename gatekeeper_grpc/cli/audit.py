@@ -131,3 +131,11 @@ def _conclude(reports: Iterable[Verification]) -> None:
         sys.exit(1)
     counts = f"{last.verified_entries} entries, of which {last.redacted_documents} have a redacted document"
     click.echo(f"verified {counts}; its head is {last.verified.seq}:{last.verified.hash.hex()}")
+    if last.verified_subjects or last.incomparable_subjects:
+        compared = f"{last.verified_subjects} of {last.verified_subjects + last.incomparable_subjects} people"
+        click.echo(f"{compared} are proven to be whom the log met; nothing is proven of the others")
+    if last.unaccounted_documents:
+        click.echo(
+            f"{last.unaccounted_documents} documents are missing, and no erasure in these files accounts for them:"
+            " verify together with the database"
+        )

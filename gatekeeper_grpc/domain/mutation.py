@@ -85,6 +85,7 @@ class Change:
         change: How it changed.
         document: The resource before and after as JSON values, for the audit log. People appear only as subject ids.
         subjects: The people whose entries in the resource changed.
+        evidence_hash: The hash of what the entry proves apart from its document, see `hash_evidence`; None: nothing.
     """
 
     resource: ResourceType
@@ -92,6 +93,7 @@ class Change:
     change: ChangeType
     document: dict[str, Any]
     subjects: tuple[UUID, ...] = ()
+    evidence_hash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -296,11 +296,11 @@ _RECORD = """
 
 
 def _record(conn: Connection, event: AuthEvent, *, username: str, peer: str) -> None:
-    conn.execute(_RECORD, {"event": event, "username": _recordable(username), "peer": _recordable(peer)})
+    conn.execute(_RECORD, {"event": event, "username": recordable(username), "peer": recordable(peer)})
 
 
-def _recordable(text: str) -> str:
-    """Make any text of a client fit into a bounded column."""
+def recordable(text: str) -> str:
+    """Return any text of a client as it is recorded: it fits into a bounded column."""
     return text.replace("\0", "")[:MAX_EVENT_TEXT_CHARS]
 
 

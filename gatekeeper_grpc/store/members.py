@@ -56,10 +56,9 @@ class MemberStore:
             return Read(result=cursor.execute(LIST_MEMBERS, wanted).fetchall(), revision=current_revision(conn))
 
     def _edit(self, what: str, query: LiteralString, edit: MemberEdit, intent: Intent) -> Written[int]:
-        def act(conn: Connection, _head: Head) -> Effect[int]:
+        def act(conn: Connection, head: Head) -> Effect[int]:
             segment = find_segment(conn, edit.segment_key, etag=edit.etag)
-            if query is _ADD:
-                ensure_subjects(conn, edit.user_ids)
+            evidence_hash = ensure_subjects(conn, head, edit.user_ids) if query is _ADD else None
             wanted = {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
             subjects = sorted(subject for (subject,) in conn.execute(query, wanted))
             change = Change(
@@ -68,6 +67,7 @@ class MemberStore:
                 change=ChangeType.UPDATED,
                 document={what: [str(subject) for subject in subjects]},
                 subjects=tuple(subjects),
+                evidence_hash=evidence_hash,
             )
             return Effect(result=len(subjects), preview=len(subjects), change=change)
 

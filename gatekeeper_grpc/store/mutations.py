@@ -18,7 +18,15 @@ import rfc8785
 from psycopg.rows import class_row, dict_row
 from pydantic import TypeAdapter, ValidationError
 
-from gatekeeper_grpc.domain.audit import AuditAnchor, AuditEntry, hash_document, hash_entry
+from gatekeeper_grpc.domain.audit import (
+    FORMAT,
+    FORMAT_WITH_EVIDENCE,
+    SALT_BYTES,
+    AuditAnchor,
+    AuditEntry,
+    hash_document,
+    hash_entry,
+)
 from gatekeeper_grpc.domain.caller import Caller, note_caller_checked
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
@@ -32,7 +40,6 @@ from gatekeeper_grpc.store.stored_results import forget_oldest
 Resource = TypeVar("Resource")
 
 CHANNEL = "gatekeeper_revision"
-_SALT_BYTES = 16
 # Until flags have environments, everything is in this one.
 _ENVIRONMENT = ""
 
@@ -325,9 +332,11 @@ _RECORD = """
                 %(subjects)s)
     ), entry AS (
         INSERT INTO audit_log (seq, format, revision, create_time, actor, action,
-                               environment, resource_type, resource_key, document_hash, prev_hash, hash)
+                               environment, resource_type, resource_key, document_hash, prev_hash,
+                               evidence_hash, hash)
         VALUES (%(seq)s, %(format)s, %(revision)s, %(create_time)s, %(actor)s, %(action)s,
-                %(environment)s, %(resource_type)s, %(resource_key)s, %(document_hash)s, %(prev_hash)s, %(hash)s)
+                %(environment)s, %(resource_type)s, %(resource_key)s, %(document_hash)s, %(prev_hash)s,
+                %(evidence_hash)s, %(hash)s)
     ), document AS (
         INSERT INTO audit_documents (seq, salt, document) VALUES (%(seq)s, %(salt)s, %(document)s)
     ), head AS (
@@ -339,7 +348,7 @@ _RECORD = """
 
 def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> AuditAnchor:
     """Write the audit entry, the change-log row and the new head, and announce the revision; return the new anchor."""
-    salt = secrets.token_bytes(_SALT_BYTES)
+    salt = secrets.token_bytes(SALT_BYTES)
     document = rfc8785.dumps({**change.document, "change_reason": intent.change_reason})
     entry = AuditEntry(
         seq=head.audit_seq,
@@ -352,6 +361,8 @@ def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> Aud
         resource_key=change.key,
         document_hash=hash_document(salt, document),
         prev_hash=head.prev_hash,
+        evidence_hash=change.evidence_hash,
+        format=FORMAT if change.evidence_hash is None else FORMAT_WITH_EVIDENCE,
     )
     anchor = AuditAnchor(seq=entry.seq, hash=hash_entry(entry))
     row = {

@@ -2,14 +2,32 @@
 
 from collections.abc import Iterable
 
-from gatekeeper_grpc.store.postgres.database import Connection
+from gatekeeper_grpc.store.mutations import Head
+from gatekeeper_grpc.store.postgres.database import Connection, one
 
+# A UUID has 122 random bits. The lines are those of `domain.audit.subject_line`.
 _ENSURE = """
-    INSERT INTO subjects (user_id) SELECT unnest(%(user_ids)s::text[])
-    ON CONFLICT ON CONSTRAINT subjects_user_id_key DO NOTHING
+    WITH met AS (
+        INSERT INTO subjects (user_id, salt)
+        SELECT user_id, uuid_send(gen_random_uuid()) FROM unnest(%(user_ids)s::text[]) AS user_id
+        ON CONFLICT ON CONSTRAINT subjects_user_id_key DO NOTHING
+        RETURNING subject_id, sha256(salt || convert_to(user_id, 'UTF8')) AS commitment
+    ), committed AS (
+        INSERT INTO subject_commitments (seq, subject_id, commitment)
+        SELECT %(seq)s, subject_id, commitment FROM met
+    )
+    SELECT sha256(convert_to(string_agg(
+        'subject ' || subject_id || ' ' || encode(commitment, 'hex') || E'\\n', '' ORDER BY subject_id), 'UTF8'))
+    FROM met
 """
 
 
-def ensure_subjects(conn: Connection, user_ids: Iterable[str]) -> None:
-    """Give each user without a subject id one."""
-    conn.execute(_ENSURE, {"user_ids": list(user_ids)})
+def ensure_subjects(conn: Connection, head: Head, user_ids: Iterable[str]) -> bytes | None:
+    """Give each user without a subject id one, and commit to who they are; once in a mutation.
+
+    Returns:
+        The hash of the commitments, for the entry of the mutation; None if nobody is new.
+    """
+    evidence_hash: bytes | None
+    (evidence_hash,) = one(conn.execute(_ENSURE, {"user_ids": list(user_ids), "seq": head.audit_seq}))
+    return evidence_hash

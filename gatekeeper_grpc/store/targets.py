@@ -33,10 +33,12 @@ class TargetStore:
             GatekeeperError: See `MutationRunner.mutate`.
         """
 
-        def act(conn: Connection, _head: Head) -> Effect[TargetEditResult]:
+        def act(conn: Connection, head: Head) -> Effect[TargetEditResult]:
             flag = find_flag(conn, edit.flag_key, etag=edit.etag)
-            done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
-            return _effect(edit, done)
+            if edit.variant is None:
+                return _effect(edit, _remove(conn, flag, edit), evidence_hash=None)
+            evidence_hash = ensure_subjects(conn, head, edit.user_ids)
+            return _effect(edit, _add(conn, flag, edit, edit.variant), evidence_hash=evidence_hash)
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
 
@@ -65,7 +67,7 @@ LIST_TARGETS = """
 _Done = dict[str, list[UUID]]
 
 
-def _effect(edit: TargetEdit, done: _Done) -> Effect[TargetEditResult]:
+def _effect(edit: TargetEdit, done: _Done, *, evidence_hash: bytes | None) -> Effect[TargetEditResult]:
     result = TargetEditResult(**{f"{what}_count": len(subjects) for what, subjects in done.items()})
     change = Change(
         resource=ResourceType.TARGETS,
@@ -73,6 +75,7 @@ def _effect(edit: TargetEdit, done: _Done) -> Effect[TargetEditResult]:
         change=ChangeType.UPDATED,
         document={"variant": edit.variant, **{what: [str(subject) for subject in ids] for what, ids in done.items()}},
         subjects=tuple(subject for subjects in done.values() for subject in subjects),
+        evidence_hash=evidence_hash,
     )
     return Effect(result=result, preview=result, change=change)
 
@@ -92,9 +95,7 @@ _SET = """
 
 
 def _add(conn: Connection, flag: Flag, edit: TargetEdit, variant: str) -> _Done:
-    user_ids = list(edit.user_ids)
-    ensure_subjects(conn, user_ids)
-    before = conn.execute(_FIND, {"flag_id": flag.flag_id, "user_ids": user_ids}).fetchall()
+    before = conn.execute(_FIND, {"flag_id": flag.flag_id, "user_ids": list(edit.user_ids)}).fetchall()
     added = [subject for subject, old in before if old is None]
     moved = [subject for subject, old in before if old not in (None, variant)]
     conn.execute(_SET, {"flag_id": flag.flag_id, "subjects": added + moved, "variant": variant})

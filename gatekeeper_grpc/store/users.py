@@ -70,10 +70,12 @@ class UserStore:
         """
 
         def act(conn: Connection, head: Head) -> Effect[User]:
+            evidence_hash = ensure_subjects(conn, head, [profile.user_id])
             user = _insert(conn, head, profile)
             self._quotas.check(conn, "users")
             self._check_cap(conn, before={}, after=user.attributes)
-            return Effect(result=user, preview=replace(user, revision=0), change=_change(None, user))
+            change = replace(_change(None, user), evidence_hash=evidence_hash)
+            return Effect(result=user, preview=replace(user, revision=0), change=change)
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
 
@@ -195,7 +197,6 @@ _INSERT = """
 
 
 def _insert(conn: Connection, head: Head, profile: UserProfile) -> User:
-    ensure_subjects(conn, [profile.user_id])
     row = conn.execute(_INSERT, {**_columns(profile, head), "user_id": profile.user_id}).fetchone()
     if row is None:
         raise AlreadyExists(f"user {profile.user_id!r} is known already", metadata={"user_id": profile.user_id})

@@ -87,12 +87,17 @@ def entry_to_proto(documented: DocumentedEntry) -> audit_pb2.AuditEntry:
         resource_type=entry.resource_type,
         resource_key=entry.resource_key,
         document=(documented.document or b"").decode(errors="replace"),
-        redacted=documented.document is None,
+        redacted=documented.document is None or bool(documented.redactions),
         users=documented.users,
         salt=documented.salt,
         document_hash=entry.document_hash,
         prev_hash=entry.prev_hash,
         hash=documented.hash,
+        evidence_hash=entry.evidence_hash or b"",
+        redactions=[
+            audit_pb2.AuditRedaction(erasure_seq=erasure_seq, old_hash=old_hash, new_hash=new_hash)
+            for erasure_seq, old_hash, new_hash in documented.redactions
+        ],
     )
 
 
@@ -103,6 +108,8 @@ def verification_to_proto(report: Verification) -> admin.VerifyAuditLogResponse:
         redacted_documents=report.redacted_documents,
         verified=anchor_to_proto(report.verified),
         complete=report.complete,
+        verified_subjects=report.verified_subjects,
+        incomparable_subjects=report.incomparable_subjects,
     )
     if report.faulty is not None:
         response.faulty_seq = report.faulty.seq

@@ -12,12 +12,15 @@ from psycopg import errors as pg
 
 from gatekeeper_grpc.auth.checkpoints import key_to_text, new_signing_key
 from gatekeeper_grpc.cli.audit import audit
-from gatekeeper_grpc.domain.audit import AuditAnchor
+from gatekeeper_grpc.domain.audit import AuditAnchor, RecordedEntry
 from gatekeeper_grpc.domain.audit_verifier import AuditFault, Verification
+from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
+from gatekeeper_grpc.domain.segment import SegmentConfig
 from gatekeeper_grpc.lifecycle.keys import load_audit_signer
+from gatekeeper_grpc.privacy.reapply import AlreadyRecorded
 from gatekeeper_grpc.store.audit.archive import (
     ArchiveFile,
     AuditArchive,
@@ -26,11 +29,14 @@ from gatekeeper_grpc.store.audit.archive import (
     verify_with_archives,
 )
 from gatekeeper_grpc.store.audit.log import AuditStore
+from gatekeeper_grpc.store.erasure import ErasureStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintenance
+from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database, one
+from gatekeeper_grpc.store.segments import SegmentStore
 from tests.support.servers import KEYS, settings_for_tests
 
 SIZE = 5
@@ -205,14 +211,68 @@ def test_an_anchor_of_an_archived_entry_is_compared_only_with_the_archives(log: 
     assert fault_in(verify_with_archives(log, read_archives(tmp_path), forged)) == (AuditFault.ANCHOR_MISMATCH, 3)
 
 
-def test_a_redacted_document_stays_redacted_in_the_archive(log: Database, tmp_path: Path) -> None:
-    with log.write() as conn:
-        conn.execute("DELETE FROM audit_documents WHERE seq IN (2, 6)")
+def erased(database: Database, user_id: str) -> None:
+    ErasureStore(database, MutationRunner(database, KEYS.data), AlreadyRecorded()).erase(
+        user_id, Intent(caller=None, action="EraseUser")
+    )
+
+
+def test_a_redacted_document_stays_redacted_in_the_archive(small_partitions: Database, tmp_path: Path) -> None:
+    log, mutations = small_partitions, MutationRunner(small_partitions, KEYS.data)
+    members = MemberStore(log, mutations)
+    SegmentStore(log, mutations).create(SegmentConfig(key="team"), Intent(caller=None, action="CreateSegment"))
+    for number in range(8):
+        edit = MemberEdit(segment_key="team", user_ids=("eve", f"user-{number}"))
+        reason = "for eve" if number in (0, 4) else ""
+        members.add(edit, Intent(caller=None, action="AddSegmentMembers", change_reason=reason))
+    make_partitions(log)
+    erased(log, "eve")
+    write_entries(log, 2)
     archived(log, tmp_path)
 
     report = concluded(verify_with_archives(log, read_archives(tmp_path)))
 
     assert (report.complete, report.redacted_documents) == (True, 2)
+    assert (report.verified_subjects, report.incomparable_subjects) == (8, 0)
+    alone = concluded(verify_archives(read_archives(tmp_path)))
+    assert (alone.complete, alone.redacted_documents, alone.unaccounted_documents) == (True, 2, 0)
+    rest = concluded(AuditStore(log).verify())
+    assert (rest.complete, rest.verified_subjects, rest.incomparable_subjects) == (True, 0, 8)
+
+
+def test_what_is_known_of_people_is_compared_with_the_archives(small_partitions: Database, tmp_path: Path) -> None:
+    log, mutations = small_partitions, MutationRunner(small_partitions, KEYS.data)
+    SegmentStore(log, mutations).create(SegmentConfig(key="team"), Intent(caller=None, action="CreateSegment"))
+    edit = MemberEdit(segment_key="team", user_ids=("ann", "bob"))
+    MemberStore(log, mutations).add(edit, Intent(caller=None, action="AddSegmentMembers"))
+    write_entries(log, 7)
+    make_partitions(log)
+    write_entries(log, 3, prefix="more")
+    archived(log, tmp_path)
+    with log.write() as conn:
+        conn.execute("UPDATE subjects SET user_id = 'eve' WHERE user_id = 'bob'")
+
+    assert fault_in(verify_with_archives(log, read_archives(tmp_path))) == (AuditFault.SUBJECT_ALTERED, 2)
+    assert concluded(AuditStore(log).verify()).incomparable_subjects == 2
+
+
+def test_nothing_is_archived_while_a_document_is_missing(log: Database, tmp_path: Path) -> None:
+    with log.write() as conn:
+        conn.execute("DELETE FROM audit_documents WHERE seq = 6")
+
+    with pytest.raises(FailedPrecondition, match="the document of entry 6 is missing"):
+        archived(log, tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_of_an_earlier_release_is_read(log: Database, tmp_path: Path) -> None:
+    """Entries without evidence are written as they always were."""
+    file, _ = archived(log, tmp_path)
+
+    (line, *_) = file.path.read_bytes().splitlines()
+
+    assert list(json.loads(line)) == [*RecordedEntry._fields[:14]]
 
 
 def edited(path: Path) -> None:

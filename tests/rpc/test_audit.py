@@ -16,6 +16,7 @@ from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.audit_pb2 import (
     AUDIT_FAULT_ANCHOR_MISMATCH,
+    AUDIT_FAULT_DOCUMENT_MISSING,
     AUDIT_FAULT_ENTRY_ALTERED,
     AUDIT_FAULT_TAIL_CUT,
     AuditAnchor,
@@ -137,6 +138,7 @@ def test_an_entry_tells_all_that_its_hashes_are_made_of(written: Installation) -
             resource_key=entry.resource_key,
             document_hash=entry.document_hash,
             prev_hash=entry.prev_hash,
+            evidence_hash=entry.evidence_hash or None,
         )
         assert (entry.hash, entry.prev_hash) == (hash_entry(fields), before)
         assert entry.document_hash == hash_document(entry.salt, entry.document.encode())
@@ -276,7 +278,9 @@ def test_a_filter_that_can_never_work_is_refused(written: Installation, filters:
 
 
 def test_a_true_log_is_verified_up_to_its_head(written: Installation) -> None:
-    assert verified(written) == pb.VerifyAuditLogResponse(verified_entries=8, verified=head(written), complete=True)
+    assert verified(written) == pb.VerifyAuditLogResponse(
+        verified_entries=8, verified=head(written), complete=True, verified_subjects=2
+    )
 
 
 def test_the_anchor_of_every_mutation_is_found_in_the_log(installation: Installation) -> None:
@@ -306,12 +310,14 @@ def test_a_foreign_anchor_is_told_apart_from_one_beyond_the_log(written: Install
     assert (beyond.faulty_seq, beyond.fault) == (9, AUDIT_FAULT_TAIL_CUT)
 
 
-def test_redacted_documents_are_counted(installation: Installation) -> None:
-    installation.execute("DELETE FROM audit_documents WHERE seq < 3")
+def test_a_document_that_no_erasure_accounts_for_is_named(installation: Installation) -> None:
+    installation.execute("DELETE FROM audit_documents WHERE seq = 2")
 
     answer = verified(installation)
 
-    assert (answer.complete, answer.verified_entries, answer.redacted_documents) == (True, 3, 2)
+    assert (answer.complete, answer.faulty_seq, answer.fault) == (False, 2, AUDIT_FAULT_DOCUMENT_MISSING)
+    assert answer.message == "the document of entry 2 is missing, and no erasure redacted it"
+    assert answer.redacted_documents == 0
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def test_every_table_has_its_row_of_privileges(dsn: str) -> None:
 
 _ENTRY = "1, 1, 1, now(), 'admin:eve', 'x', '', 'flag', 'x', '\\x00', '\\x00', '\\x00'"
 
+_HASH = "sha256('x')"
+
 TAMPERING = (
     "UPDATE audit_log SET actor = 'admin:eve'",
     "UPDATE audit_log_p000000 SET actor = 'admin:eve'",
@@ -197,6 +199,19 @@ TAMPERING = (
     "SELECT make_audit_partitions(2, 7)",
     "SELECT guard_audit_table('audit_log', '')",
     "UPDATE audit_documents SET document = 'x'",
+    "DELETE FROM audit_documents",
+    # An erasure that is not being recorded, and one that is not recorded in the end.
+    "SELECT redact_audit_documents(2, '{1}', '{x}', '{x}')",
+    "SELECT redact_audit_documents(3, '{1}', '{x}', '{x}')",
+    "SELECT redact_audit_documents(NULL, '{1}', '{x}', '{x}')",
+    f"INSERT INTO audit_redactions VALUES (3, 1, {_HASH}, {_HASH})",
+    f"UPDATE audit_redactions SET new_hash = {_HASH}",
+    "DELETE FROM audit_redactions",
+    "TRUNCATE audit_redactions",
+    f"UPDATE subject_commitments SET commitment = {_HASH}",
+    "DELETE FROM subject_commitments",
+    "TRUNCATE subject_commitments",
+    "CREATE OR REPLACE FUNCTION require_erasure() RETURNS trigger LANGUAGE sql AS 'SELECT NULL'",
     "TRUNCATE audit_documents",
     "INSERT INTO audit_archives VALUES (1, 1, '\\x00', '\\x00', now())",
     "DELETE FROM audit_archives",
@@ -229,6 +244,19 @@ def test_every_tampering_by_the_serving_role_is_refused(serving_dsn: str, dsn: s
 
     assert not_refused == []
     assert log_of(dsn) == tampered_log
+
+
+def test_twin_an_erasure_that_the_log_records_rewrites_documents(
+    admin: AdminServiceStub, dsn: str, tampered_log: list[Any]
+) -> None:
+    admin.CreateUser(pb.CreateUserRequest(user=_ANNA, change_reason="anna asked"), timeout=TIMEOUT_S)
+
+    admin.EraseUser(pb.EraseUserRequest(user_id="anna"), timeout=TIMEOUT_S)
+
+    assert query(dsn, "SELECT erasure_seq, seq FROM audit_redactions") == [(4, 3)]
+    assert log_of(dsn)[:2] == tampered_log
+    *_, last = admin.VerifyAuditLog(pb.VerifyAuditLogRequest(), timeout=TIMEOUT_S)
+    assert (last.complete, last.redacted_documents) == (True, 1)
 
 
 @pytest.mark.parametrize("seq", [0, 3, 4, 999_999])
@@ -267,6 +295,10 @@ def test_the_owner_has_and_a_superuser_has(dsn: str) -> None:
         ("GRANT UPDATE (actor) ON audit_log TO {}", "it may UPDATE audit_log"),
         ("GRANT DELETE ON audit_log_p000001 TO {}", "it may DELETE audit_log_p000001"),
         ("GRANT TRUNCATE ON audit_documents TO {}", "it may TRUNCATE audit_documents"),
+        ("GRANT DELETE ON audit_documents TO {}", "it may DELETE audit_documents"),
+        ("GRANT UPDATE ON audit_redactions TO {}", "it may UPDATE audit_redactions"),
+        ("GRANT DELETE ON subject_commitments TO {}", "it may DELETE subject_commitments"),
+        ("ALTER FUNCTION require_erasure() OWNER TO {}", "it can replace the function require_erasure"),
         ("GRANT TRIGGER ON audit_log TO {}", "it may TRIGGER audit_log"),
         ("ALTER TABLE audit_log_p000001 OWNER TO {}", "it is the owner of audit_log_p000001, or can act as the owner"),
         ("ALTER FUNCTION refuse_audit_change() OWNER TO {}", "it can replace the function refuse_audit_change"),

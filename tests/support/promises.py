@@ -42,9 +42,10 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "D5": "Every RPC admits its roles and refuses all others.",
         "D6": "Bad input is refused by the name of its field: never UNKNOWN or INTERNAL, and nothing is written.",
         "D7": "No secret appears in a log, a response, an audit entry, an export or an error.",
-        "D8": "The application's role cannot rewrite the audit log, and verification finds what a superuser rewrites.",
-        "D9": "After an erasure nothing in the database or its dumps names the person, and the audit log verifies. "
-        "This holds after restoring an older backup.",
+        "D8": "The application's role cannot rewrite the audit log, and verification finds what a superuser rewrites, "
+        "deletes or exchanges.",
+        "D9": "After an erasure nothing in the database or its dumps names the person, except keys and names of "
+        "accounts and attributes, and the audit log verifies. This holds after restoring an older backup.",
         "D10": "An admin user is an id, not a name: nothing of a deleted one passes to the next one of that name.",
         "E1": "Migrations up, down and up give the same schema. An interrupted migration resumes, and of two runners "
         "one migrates.",
@@ -53,6 +54,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "and connections, watchers and admitted bulk have limits of their own. Clients at other addresses are served.",
         "F3": "An admin user who is demoted, disabled, deleted, logged out or given another password reads nothing "
         "after 1 s on any instance.",
+        "F4": "Erasing any id touches what people wrote about that person, and nothing else. A document that is "
+        "missing without an erasure is named.",
         "F6": "One bulk stream at full speed raises the p99 of unary calls at most 3 times. The CPU that an evaluation "
         "and a bulk message may take is bounded, and a client that has left costs none.",
     }

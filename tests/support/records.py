@@ -9,7 +9,7 @@ from gatekeeper_grpc.domain.audit import GENESIS_HASH, AuditEntry, hash_document
 
 _ENTRIES = """
     SELECT seq, format, revision, create_time, actor, action, environment, resource_type, resource_key,
-           document_hash, prev_hash
+           document_hash, prev_hash, evidence_hash
     FROM audit_log ORDER BY seq
 """
 

@@ -10,18 +10,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeAlias
 
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import class_row
 
-from gatekeeper_grpc.domain.audit import AuditAnchor, RecordedEntry
+from gatekeeper_grpc.domain.audit import AuditAnchor, RecordedEntry, Redaction
 from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
 from gatekeeper_grpc.domain.errors import FailedPrecondition, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType
 from gatekeeper_grpc.durable_file import replace_file
-from gatekeeper_grpc.store.audit.log import ARCHIVE_ACTION, read_head, read_start, recorded_entries
+from gatekeeper_grpc.store.audit.log import (
+    ARCHIVE_ACTION,
+    count_subjects,
+    read_head,
+    read_start,
+    recorded_entries,
+    rows_of_log,
+    verify_log,
+    with_evidence,
+)
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
@@ -29,7 +38,11 @@ from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_r
 _LOCK_TIMEOUT = "2s"
 _FILE_MODE = 0o666
 _DELETED_AT_ONCE = 10_000
-_HEX_FIELDS = ("document_hash", "prev_hash", "hash", "salt")
+_HEX_FIELDS = ("document_hash", "prev_hash", "hash", "salt", "evidence_hash")
+# Fields that few entries have, and that archives of earlier releases lack; a line without one has its default.
+_RARE_FIELDS = ("evidence_hash", "evidence", "redactions")
+# What was known about people when the file was written says nothing later.
+_UNKEPT_FIELDS = ("known_subjects", "altered_subjects")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +83,9 @@ def verify_with_archives(
     with database.read() as conn:
         _require_archives(conn, files)
         head = read_head(conn).anchor
-        entries = chain(_entries_of(files), recorded_entries(conn))
-        yield from verify_chain(entries, head=head, anchor=anchor)
+        # Not the evidence in the files: what is known of people now is in the database.
+        entries = with_evidence(conn, chain(_entries_of(files), rows_of_log(conn)))
+        yield from verify_chain(entries, head=head, anchor=anchor, subjects=count_subjects(conn))
 
 
 def _entries_of(files: Iterable[ArchiveFile]) -> Iterator[RecordedEntry]:
@@ -93,15 +107,24 @@ def _line_from_entry(entry: RecordedEntry) -> bytes:
         fields[name] = fields[name] and fields[name].hex()
     # As text, for people; bytes that are not UTF-8 survive, so that verification finds them.
     fields["document"] = entry.document and entry.document.decode(errors="surrogateescape")
+    fields["redactions"] = [(at, old.hex(), new.hex()) for at, old, new in entry.redactions]
+    for name in (*_UNKEPT_FIELDS, *(name for name in _RARE_FIELDS if not fields[name])):
+        del fields[name]
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
 def _entry_from_line(line: bytes) -> RecordedEntry:
     fields = json.loads(line)
     for name in _HEX_FIELDS:
-        fields[name] = None if fields[name] is None else bytes.fromhex(fields[name])
+        value = fields.get(name)
+        fields[name] = None if value is None else bytes.fromhex(value)
     document = fields["document"]
     fields["document"] = None if document is None else document.encode(errors="surrogateescape")
+    fields["evidence"] = tuple(fields.get("evidence", ()))
+    fields["redactions"] = tuple(
+        Redaction(erasure_seq=at, old_hash=bytes.fromhex(old), new_hash=bytes.fromhex(new))
+        for at, old, new in fields.get("redactions", ())
+    )
     return RecordedEntry(**fields)
 
 
@@ -154,6 +177,10 @@ class _Partition:
     last_seq: int
 
 
+# How many documents the entries of a partition have, and how often these were redacted.
+_Contents: TypeAlias = tuple[int, int]
+
+
 class AuditArchive:
     """Moves partitions to files in a folder, oldest first.
 
@@ -176,11 +203,12 @@ class AuditArchive:
             keep_partitions: Keep so many of the newest partitions with entries.
 
         Raises:
-            FailedPrecondition: A partition does not verify; it stays.
+            FailedPrecondition: The log does not verify: an archive must not hide what is missing from it.
             Unavailable: Another session reads the log for too long; the partition stays.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self._delete_archived_documents()
+        self._require_verified()
         for partition in self._chosen(before, keep_partitions):
             yield self._move(partition)
 
@@ -193,20 +221,30 @@ class AuditArchive:
         last_seq = head_seq - 1 if before is None else min(before, head_seq) - 1
         return [partition for partition in chosen if partition.last_seq <= last_seq]
 
+    @retry_lost_read
+    def _require_verified(self) -> None:
+        """Verify the whole log: only later entries can account for a document that is missing from a partition."""
+        with self._database.read() as conn:
+            *_, end = verify_log(conn)
+        if end.faulty is not None:
+            raise FailedPrecondition(f"nothing was dropped: {end.faulty.message}")
+
     def _move(self, partition: _Partition) -> ArchiveFile:
         path = self._folder / f"audit-{partition.first_seq:019}-{partition.last_seq:019}.jsonl"
-        self._export(partition, path)
+        contents = self._export(partition, path)
         file = _checked_file(path)
-        self._drop(partition, file, self._verified(file))
+        self._drop(partition, file, self._verified(file), contents)
         self._delete_archived_documents()
         return file
 
     @retry_lost_read
-    def _export(self, partition: _Partition, path: Path) -> None:
+    def _export(self, partition: _Partition, path: Path) -> _Contents:
         with self._database.read() as conn:
+            contents = _contents(conn, partition)
             entries = recorded_entries(conn, after=partition.lower - 1, up_to=partition.last_seq)
             replace_file(path, map(_line_from_entry, entries), mode=_FILE_MODE)
         replace_file(_checksum_path(path), [_checksum_line(path, _sha256_of(path)).encode()], mode=_FILE_MODE)
+        return contents
 
     @retry_lost_read
     def _verified(self, file: ArchiveFile) -> Verification:
@@ -220,12 +258,14 @@ class AuditArchive:
             raise FailedPrecondition(f"nothing was dropped: {file.path} does not hold all entries of its partition")
         return end
 
-    def _drop(self, partition: _Partition, file: ArchiveFile, end: Verification) -> None:
+    def _drop(self, partition: _Partition, file: ArchiveFile, end: Verification, contents: _Contents) -> None:
         """Record the archive in its table and in the log, and drop the partition, in one transaction."""
 
         def act(conn: Connection, head: Head) -> Effect[None]:
             _lock_log(conn)
-            _require_documents(conn, file, end.verified_entries - end.redacted_documents)
+            if _contents(conn, partition) != contents:
+                file.path.unlink()
+                raise Unavailable("a document was redacted while it was being archived; try again")
             row = {
                 "first_seq": file.first_seq,
                 "last_seq": file.last_seq,
@@ -279,17 +319,17 @@ def _lock_log(conn: Connection) -> None:
         raise Unavailable("another session reads the audit log, possibly to verify it; try again later") from exc
 
 
-_COUNT_DOCUMENTS = """
-    SELECT count(*) FROM audit_documents WHERE seq BETWEEN %(first_seq)s AND %(last_seq)s
+_CONTENTS = """
+    SELECT (SELECT count(*) FROM audit_documents WHERE seq BETWEEN %(first_seq)s AND %(last_seq)s),
+           (SELECT count(*) FROM audit_redactions WHERE seq BETWEEN %(first_seq)s AND %(last_seq)s)
 """
 
 
-def _require_documents(conn: Connection, file: ArchiveFile, documents: int) -> None:
-    """Refuse to continue if a document was redacted after it was written to the file."""
-    (count,) = one(conn.execute(_COUNT_DOCUMENTS, {"first_seq": file.first_seq, "last_seq": file.last_seq}))
-    if count != documents:
-        file.path.unlink()
-        raise Unavailable("a document was redacted while it was being archived; try again")
+def _contents(conn: Connection, partition: _Partition) -> _Contents:
+    contents: _Contents = one(
+        conn.execute(_CONTENTS, {"first_seq": partition.first_seq, "last_seq": partition.last_seq})
+    )
+    return contents
 
 
 _INSERT_ARCHIVE = """

@@ -22,7 +22,10 @@ from gatekeeper_grpc.domain.audit import (
     AuditPage,
     DocumentedEntry,
     RecordedEntry,
+    Redaction,
     hashed_time,
+    redaction_line,
+    subject_line,
 )
 from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
 from gatekeeper_grpc.domain.commands import AuditFilter
@@ -38,11 +41,14 @@ _PAGE_DOCUMENT_BYTES = 1 << 20
 _MAX_VERIFICATIONS = 2
 # A document may have 400 KB: so many rows are at most 40 MB. Other threads run between two fetches.
 _FETCH_ROWS = 100
+_FETCH_EVIDENCE_ROWS = 1_000
 # In documents, every string that is a UUID is a subject id.
 _SUBJECT_IDS = re.compile(rb'"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
 _NAMED_BY_SUBJECT = frozenset({ResourceType.USER, ResourceType.SUBJECT})
 # An entry without its document yet, and the size of the document, 0 if it was redacted.
 _Found: TypeAlias = tuple[DocumentedEntry, int]
+# A row that belongs to the entry in its first column.
+_Row: TypeAlias = tuple[Any, ...]
 
 
 class AuditStore:
@@ -139,7 +145,7 @@ def _recorded_archive(conn: Connection) -> AuditAnchor | None:
 
 RECORDED_ENTRIES = """
     SELECT a.seq, a.format, a.revision, a.create_time, a.actor, a.action, a.environment, a.resource_type,
-           a.resource_key, a.document_hash, a.prev_hash, a.hash, d.salt, d.document
+           a.resource_key, a.document_hash, a.prev_hash, a.hash, d.salt, d.document, a.evidence_hash
     FROM audit_log a LEFT JOIN audit_documents d ON d.seq = a.seq
     WHERE a.seq > %(after)s AND a.seq <= %(up_to)s
     ORDER BY a.seq
@@ -151,11 +157,87 @@ _AFTER_ALL = 2**63 - 1
 
 
 def recorded_entries(conn: Connection, *, after: int = _BEFORE_ALL, up_to: int = _AFTER_ALL) -> Iterator[RecordedEntry]:
-    """Stream entries in order, within a transaction; at most 100 are in memory at a time."""
-    with conn.cursor(name="audit_log", row_factory=lambda _: RecordedEntry._make) as cursor:
+    """Stream entries in order, with their evidence, within a transaction; at most 100 are in memory at a time."""
+    return with_evidence(conn, rows_of_log(conn, after=after, up_to=up_to), after=after)
+
+
+def rows_of_log(conn: Connection, *, after: int = _BEFORE_ALL, up_to: int = _AFTER_ALL) -> Iterator[RecordedEntry]:
+    """Stream entries as `recorded_entries` does, without their evidence."""
+    with conn.cursor(name="audit_log", row_factory=lambda _: lambda row: RecordedEntry(*row)) as cursor:
         cursor.adapters.register_loader("timestamptz", _HashedTimeLoader)
         cursor.itersize = _FETCH_ROWS
         yield from cursor.execute(RECORDED_ENTRIES, {"after": after, "up_to": up_to}, binary=True)
+
+
+# The first column is the entry to which a row belongs.
+_ERASURES: LiteralString = """
+    SELECT erasure_seq, seq, old_hash, new_hash FROM audit_redactions
+    WHERE erasure_seq > %(after)s ORDER BY erasure_seq, seq
+"""
+
+_REDACTIONS: LiteralString = """
+    SELECT seq, erasure_seq, old_hash, new_hash FROM audit_redactions
+    WHERE seq > %(after)s ORDER BY seq, erasure_seq
+"""
+
+# `is_known` is null for a person who was erased.
+_COMMITMENTS: LiteralString = """
+    SELECT c.seq, c.subject_id::text, c.commitment, CASE WHEN s.subject_id IS NOT NULL THEN
+           coalesce(sha256(s.salt || convert_to(s.user_id, 'UTF8')) = c.commitment, false) END AS is_known
+    FROM subject_commitments c LEFT JOIN subjects s USING (subject_id)
+    WHERE c.seq > %(after)s ORDER BY c.seq, c.subject_id
+"""
+
+
+def with_evidence(
+    conn: Connection, entries: Iterable[RecordedEntry], *, after: int = _BEFORE_ALL
+) -> Iterator[RecordedEntry]:
+    """Add to entries, in order, what the database holds in addition to the log; within a transaction.
+
+    Args:
+        conn: The database.
+        entries: In order of `seq`.
+        after: Leave out what belongs to entries up to this one.
+    """
+    erasures = _RowsByEntry(_rows_of_evidence(conn, "erasures", _ERASURES, after))
+    redactions = _RowsByEntry(_rows_of_evidence(conn, "redactions", _REDACTIONS, after))
+    commitments = _RowsByEntry(_rows_of_evidence(conn, "commitments", _COMMITMENTS, after))
+    for entry in entries:
+        found = [rows.of(entry.seq) for rows in (erasures, redactions, commitments)]
+        yield _with(entry, *found) if any(found) else entry
+
+
+def _rows_of_evidence(conn: Connection, name: str, query: LiteralString, after: int) -> Iterator[_Row]:
+    with conn.cursor(name=name) as cursor:
+        cursor.itersize = _FETCH_EVIDENCE_ROWS
+        yield from cursor.execute(query, {"after": after}, binary=True)
+
+
+class _RowsByEntry:
+    """Rows that belong to entries, in the order of the entries."""
+
+    def __init__(self, rows: Iterator[_Row]) -> None:
+        self._rows = rows
+        self._next = next(rows, None)
+
+    def of(self, seq: int) -> list[_Row]:
+        """Take the rows of an entry, and all before it: these belong to no entry, so this one does not match them."""
+        taken = []
+        while self._next is not None and self._next[0] <= seq:
+            taken.append(self._next)
+            self._next = next(self._rows, None)
+        return taken
+
+
+def _with(entry: RecordedEntry, erasure: list[_Row], redactions: list[_Row], met: list[_Row]) -> RecordedEntry:
+    lines = [redaction_line(seq, Redaction(erasure_seq, *hashes)) for erasure_seq, seq, *hashes in erasure]
+    lines += [subject_line(subject_id, commitment) for _, subject_id, commitment, _ in met]
+    return entry._replace(
+        evidence=tuple(lines),
+        redactions=tuple(Redaction(*redaction) for _, *redaction in redactions),
+        known_subjects=sum(is_known is True for *_, is_known in met),
+        altered_subjects=tuple(subject_id for _, subject_id, _, is_known in met if is_known is False),
+    )
 
 
 class _HashedTimeLoader(Loader):
@@ -183,7 +265,14 @@ def verify_log(conn: Connection, anchor: AuditAnchor | None = None) -> Iterator[
     start = read_start(conn)
     check_not_archived(anchor, start)
     # From the first row on, wherever the log should begin: a row before that is forged.
-    return verify_chain(recorded_entries(conn), start=start, head=read_head(conn).anchor, anchor=anchor)
+    entries = with_evidence(conn, rows_of_log(conn), after=start.seq)
+    return verify_chain(entries, start=start, head=read_head(conn).anchor, anchor=anchor, subjects=count_subjects(conn))
+
+
+def count_subjects(conn: Connection) -> int:
+    """Count the people who have a subject id, within a transaction."""
+    (subjects,) = one(conn.execute("SELECT count(*) FROM subjects"))
+    return int(subjects)
 
 
 def check_not_archived(anchor: AuditAnchor | None, start: AuditAnchor) -> None:
@@ -211,7 +300,7 @@ def _found_from_row(*, hash: bytes, document_bytes: int | None, **fields: Any) -
 
 _SELECT_ENTRIES = """
     SELECT a.seq, a.format, a.revision, a.create_time, a.actor, a.action, a.environment, a.resource_type,
-           a.resource_key, a.document_hash, a.prev_hash, a.hash,
+           a.resource_key, a.document_hash, a.prev_hash, a.evidence_hash, a.hash,
            (SELECT octet_length(d.document) FROM audit_documents d WHERE d.seq = a.seq) AS document_bytes
     FROM audit_log a
 """
@@ -263,11 +352,19 @@ _DOCUMENTS = """
     SELECT seq, salt, document FROM audit_documents WHERE seq = ANY(%(seqs)s)
 """
 
+_REDACTIONS_OF = """
+    SELECT seq, erasure_seq, old_hash, new_hash FROM audit_redactions
+    WHERE seq = ANY(%(seqs)s) ORDER BY seq, erasure_seq
+"""
+
 
 def _documented(conn: Connection, found: Iterable[_Found]) -> list[DocumentedEntry]:
     entries = {entry.entry.seq: entry for entry, _ in found}
     for seq, salt, document in conn.execute(_DOCUMENTS, {"seqs": list(entries)}):
         entries[seq] = replace(entries[seq], salt=salt, document=document)
+    for seq, erasure_seq, old_hash, new_hash in conn.execute(_REDACTIONS_OF, {"seqs": list(entries)}):
+        redaction = Redaction(erasure_seq=erasure_seq, old_hash=old_hash, new_hash=new_hash)
+        entries[seq] = replace(entries[seq], redactions=(*entries[seq].redactions, redaction))
     return with_users(conn, entries.values())
 
 

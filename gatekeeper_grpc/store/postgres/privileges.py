@@ -15,7 +15,7 @@ from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 _ALL = "SELECT, INSERT, UPDATE, DELETE"
 
-# Every table has a row; a test checks that. Documents of the audit log may be deleted: that is redaction.
+# Every table has a row; a test checks that. Documents of the audit log change by `redact_audit_documents` alone.
 TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
     {
         "revision_head": "SELECT, UPDATE",
@@ -29,7 +29,9 @@ TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
         "targeted_users": _ALL,
         "change_log": _ALL,
         "audit_log": "SELECT, INSERT",
-        "audit_documents": "SELECT, INSERT, DELETE",
+        "audit_documents": "SELECT, INSERT",
+        "audit_redactions": "SELECT",
+        "subject_commitments": "SELECT, INSERT",
         "audit_archives": "SELECT",
         "auth_events": _ALL,
         "admin_user": _ALL,
@@ -39,6 +41,12 @@ TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
         "schema_migrations": "SELECT",
     }
 )
+
+FUNCTIONS = (
+    "ensure_audit_partitions()",
+    "redact_audit_documents(bigint, bigint[], bytea[], bytea[])",
+)
+"""What the serving role may do to the audit log with the rights of its owner."""
 
 
 def grants(role: str) -> str:
@@ -54,7 +62,7 @@ def grants(role: str) -> str:
         f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {name};",
         f"GRANT USAGE ON SCHEMA public TO {name};",
         *(f"GRANT {privileges} ON {table} TO {name};" for table, privileges in TABLE_PRIVILEGES.items()),
-        f"GRANT EXECUTE ON FUNCTION ensure_audit_partitions() TO {name};",
+        *(f"GRANT EXECUTE ON FUNCTION {function} TO {name};" for function in FUNCTIONS),
         "COMMIT;",
     ]
     return "\n".join(lines) + "\n"
@@ -68,7 +76,8 @@ _REWRITING_POWERS: LiteralString = """
         WHERE r.rolname IN (session_user, current_user)
     ), guarded AS (
         SELECT oid, relname, relowner FROM pg_class
-        WHERE oid IN ('audit_log'::regclass, 'audit_documents'::regclass, 'audit_archives'::regclass)
+        WHERE oid IN ('audit_log'::regclass, 'audit_documents'::regclass, 'audit_archives'::regclass,
+                      'audit_redactions'::regclass, 'subject_commitments'::regclass)
            OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass)
     ), power AS (
         SELECT 1 AS rank, 'it is a superuser' AS words FROM me WHERE rolsuper
@@ -78,14 +87,15 @@ _REWRITING_POWERS: LiteralString = """
         UNION
         SELECT 3, 'it may ' || privilege || ' ' || relname
         FROM me, guarded, unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
-        WHERE NOT rolsuper AND NOT (relname = 'audit_documents' AND privilege = 'DELETE')
+        WHERE NOT rolsuper
           AND (has_table_privilege(rolname, oid, privilege)
                OR privilege = 'UPDATE' AND has_any_column_privilege(rolname, oid, 'UPDATE'))
         UNION
         SELECT 4, 'it can replace the function ' || proname FROM me, pg_proc
         WHERE NOT rolsuper AND pg_has_role(rolname, proowner, 'MEMBER')
           AND proname IN ('refuse_audit_change', 'guard_audit_table', 'make_audit_partitions',
-                          'ensure_audit_partitions')
+                          'ensure_audit_partitions', 'redact_audit_documents', 'hash_of_redactions',
+                          'require_erasure')
         UNION
         SELECT 5, 'it owns, or may create in, the schema ' || nspname FROM me, pg_namespace
         WHERE NOT rolsuper AND oid = (SELECT relnamespace FROM pg_class WHERE oid = 'audit_log'::regclass)

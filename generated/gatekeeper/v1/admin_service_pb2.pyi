@@ -1813,7 +1813,7 @@ class EraseUserResponse(_message.Message):
     memberships_removed: _builtins.int
     """The number of segments that had the user as a member."""
     documents_redacted: _builtins.int
-    """The number of audit documents that were redacted because they literally contained the id."""
+    """The number of audit documents that were redacted."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
         """The audit entry of this mutation. Absent with `validate_only`."""
@@ -2581,10 +2581,12 @@ class VerifyAuditLogResponse(_message.Message):
     FAULT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    VERIFIED_SUBJECTS_FIELD_NUMBER: _builtins.int
+    INCOMPARABLE_SUBJECTS_FIELD_NUMBER: _builtins.int
     verified_entries: _builtins.int
     """The number of verified entries."""
     redacted_documents: _builtins.int
-    """The number of verified entries whose document is redacted."""
+    """The number of verified entries whose document an erasure has redacted."""
     faulty_seq: _builtins.int
     """The first faulty entry. 0: none so far."""
     fault: _audit_pb2.AuditFault.ValueType
@@ -2592,7 +2594,14 @@ class VerifyAuditLogResponse(_message.Message):
     message: _builtins.str
     """For people: a description of the fault."""
     complete: _builtins.bool
-    """True in the last message, if everything was verified."""
+    """True in the last message, if every entry was verified. See also `incomparable_subjects`."""
+    verified_subjects: _builtins.int
+    """The number of people who were met first in a verified entry, and are proven to be whom it met."""
+    incomparable_subjects: _builtins.int
+    """In the last message: the number of people of whom that cannot be proven, because the entry that met them
+    first is archived, or was written by a release before commitments to user ids. Verification does not show
+    an exchange of these.
+    """
     @_builtins.property
     def verified(self) -> _audit_pb2.AuditAnchor:
         """The last verified entry."""
@@ -2607,10 +2616,12 @@ class VerifyAuditLogResponse(_message.Message):
         fault: _audit_pb2.AuditFault.ValueType = ...,
         message: _builtins.str = ...,
         complete: _builtins.bool = ...,
+        verified_subjects: _builtins.int = ...,
+        incomparable_subjects: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["verified", b"verified"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "fault", b"fault", "faulty_seq", b"faulty_seq", "message", b"message", "redacted_documents", b"redacted_documents", "verified", b"verified", "verified_entries", b"verified_entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "fault", b"fault", "faulty_seq", b"faulty_seq", "incomparable_subjects", b"incomparable_subjects", "message", b"message", "redacted_documents", b"redacted_documents", "verified", b"verified", "verified_entries", b"verified_entries", "verified_subjects", b"verified_subjects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -503,16 +503,21 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseUser(self, request, context):
-        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and audit
-        documents that literally contain it (as a whole word: erasing "ann" does not redact "annette"). The audit
-        chain still verifies. Role: admin.
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and logins that
+        were tried with it. In audit documents, "[erased]" replaces it in what people wrote (descriptions, owners,
+        tags, reasons, values of conditions and attributes), as a whole word: erasing "ann" does not touch
+        "annette". In the documents about the user as a known user it replaces all attributes and reasons. The rest
+        of the documents stays, and the audit chain still verifies.
+
+        Not searched: keys of flags and segments, names of attributes, admin users and client keys, and what the
+        server writes: times, operators, variants, roles, numbers. Role: admin.
 
         Errors:
         - INVALID_ARGUMENT: `change_reason` contains the id.
         - UNAVAILABLE: the erasure ledger cannot be written.
         - NOT_FOUND (USER_NOT_FOUND): nothing is stored about the id.
-        - FAILED_PRECONDITION (USER_STILL_NAMED): texts, conditions or attributes of flags, segments or other
-        users literally contain the id. The error names them. Edit them first.
+        - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of flags, segments
+        or other users contain the id. The error names them. Edit them first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

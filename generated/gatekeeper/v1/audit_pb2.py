@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gatekeeper/v1/audit.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x03\n\nAuditEntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x07 \x01(\t\x12\x15\n\rresource_type\x18\x08 \x01(\t\x12\x14\n\x0cresource_key\x18\t \x01(\t\x12\x10\n\x08\x64ocument\x18\n \x01(\t\x12\x10\n\x08redacted\x18\x0b \x01(\x08\x12\x33\n\x05users\x18\x0c \x03(\x0b\x32$.gatekeeper.v1.AuditEntry.UsersEntry\x12\x0c\n\x04salt\x18\r \x01(\x0c\x12\x15\n\rdocument_hash\x18\x0e \x01(\x0c\x12\x11\n\tprev_hash\x18\x0f \x01(\x0c\x12\x0c\n\x04hash\x18\x10 \x01(\x0c\x1a,\n\nUsersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x0b\x41uditAnchor\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"\xa7\x01\n\x0f\x41uditCheckpoint\x12*\n\x06\x61nchor\x18\x01 \x01(\x0b\x32\x1a.gatekeeper.v1.AuditAnchor\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\"k\n\tAuthEvent\x12/\n\x0b\x63reate_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x10\n\x08username\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t*\xe2\x01\n\nAuditFault\x12\x1b\n\x17\x41UDIT_FAULT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_ALTERED\x10\x01\x12\x1c\n\x18\x41UDIT_FAULT_CHAIN_BROKEN\x10\x02\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_MISSING\x10\x03\x12 \n\x1c\x41UDIT_FAULT_DOCUMENT_ALTERED\x10\x04\x12\x18\n\x14\x41UDIT_FAULT_TAIL_CUT\x10\x05\x12\x1f\n\x1b\x41UDIT_FAULT_ANCHOR_MISMATCH\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gatekeeper/v1/audit.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x03\n\nAuditEntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x07 \x01(\t\x12\x15\n\rresource_type\x18\x08 \x01(\t\x12\x14\n\x0cresource_key\x18\t \x01(\t\x12\x10\n\x08\x64ocument\x18\n \x01(\t\x12\x10\n\x08redacted\x18\x0b \x01(\x08\x12\x33\n\x05users\x18\x0c \x03(\x0b\x32$.gatekeeper.v1.AuditEntry.UsersEntry\x12\x0c\n\x04salt\x18\r \x01(\x0c\x12\x15\n\rdocument_hash\x18\x0e \x01(\x0c\x12\x11\n\tprev_hash\x18\x0f \x01(\x0c\x12\x0c\n\x04hash\x18\x10 \x01(\x0c\x12\x15\n\revidence_hash\x18\x11 \x01(\x0c\x12\x31\n\nredactions\x18\x12 \x03(\x0b\x32\x1d.gatekeeper.v1.AuditRedaction\x1a,\n\nUsersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x0e\x41uditRedaction\x12\x13\n\x0b\x65rasure_seq\x18\x01 \x01(\x03\x12\x10\n\x08old_hash\x18\x02 \x01(\x0c\x12\x10\n\x08new_hash\x18\x03 \x01(\x0c\"(\n\x0b\x41uditAnchor\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"\xa7\x01\n\x0f\x41uditCheckpoint\x12*\n\x06\x61nchor\x18\x01 \x01(\x0b\x32\x1a.gatekeeper.v1.AuditAnchor\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\"k\n\tAuthEvent\x12/\n\x0b\x63reate_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x10\n\x08username\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t*\xc7\x02\n\nAuditFault\x12\x1b\n\x17\x41UDIT_FAULT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_ALTERED\x10\x01\x12\x1c\n\x18\x41UDIT_FAULT_CHAIN_BROKEN\x10\x02\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_MISSING\x10\x03\x12 \n\x1c\x41UDIT_FAULT_DOCUMENT_ALTERED\x10\x04\x12\x18\n\x14\x41UDIT_FAULT_TAIL_CUT\x10\x05\x12\x1f\n\x1b\x41UDIT_FAULT_ANCHOR_MISMATCH\x10\x06\x12 \n\x1c\x41UDIT_FAULT_DOCUMENT_MISSING\x10\x07\x12 \n\x1c\x41UDIT_FAULT_EVIDENCE_ALTERED\x10\x08\x12\x1f\n\x1b\x41UDIT_FAULT_SUBJECT_ALTERED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +34,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITENTRY_USERSENTRY']._loaded_options = None
   _globals['_AUDITENTRY_USERSENTRY']._serialized_options = b'8\001'
-  _globals['_AUDITFAULT']._serialized_start=812
-  _globals['_AUDITFAULT']._serialized_end=1038
+  _globals['_AUDITFAULT']._serialized_start=961
+  _globals['_AUDITFAULT']._serialized_end=1288
   _globals['_AUDITENTRY']._serialized_start=78
-  _globals['_AUDITENTRY']._serialized_end=488
-  _globals['_AUDITENTRY_USERSENTRY']._serialized_start=444
-  _globals['_AUDITENTRY_USERSENTRY']._serialized_end=488
-  _globals['_AUDITANCHOR']._serialized_start=490
-  _globals['_AUDITANCHOR']._serialized_end=530
-  _globals['_AUDITCHECKPOINT']._serialized_start=533
-  _globals['_AUDITCHECKPOINT']._serialized_end=700
-  _globals['_AUTHEVENT']._serialized_start=702
-  _globals['_AUTHEVENT']._serialized_end=809
+  _globals['_AUDITENTRY']._serialized_end=562
+  _globals['_AUDITENTRY_USERSENTRY']._serialized_start=518
+  _globals['_AUDITENTRY_USERSENTRY']._serialized_end=562
+  _globals['_AUDITREDACTION']._serialized_start=564
+  _globals['_AUDITREDACTION']._serialized_end=637
+  _globals['_AUDITANCHOR']._serialized_start=639
+  _globals['_AUDITANCHOR']._serialized_end=679
+  _globals['_AUDITCHECKPOINT']._serialized_start=682
+  _globals['_AUDITCHECKPOINT']._serialized_end=849
+  _globals['_AUTHEVENT']._serialized_start=851
+  _globals['_AUTHEVENT']._serialized_end=958
 # @@protoc_insertion_point(module_scope)

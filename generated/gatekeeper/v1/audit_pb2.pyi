@@ -40,6 +40,12 @@ class _AuditFaultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditFault
     """The log ends before its head or before the anchor: its end was cut off."""
     AUDIT_FAULT_ANCHOR_MISMATCH: _AuditFault.ValueType  # 6
     """The entry at the anchor has another hash: the log was rewritten."""
+    AUDIT_FAULT_DOCUMENT_MISSING: _AuditFault.ValueType  # 7
+    """The entry has no document, and no erasure accounts for that: the document was deleted."""
+    AUDIT_FAULT_EVIDENCE_ALTERED: _AuditFault.ValueType  # 8
+    """What the entry proves about redactions or people does not match its `evidence_hash`."""
+    AUDIT_FAULT_SUBJECT_ALTERED: _AuditFault.ValueType  # 9
+    """A person whom the entry met first now has another user id: people were exchanged, or one was renamed."""
 
 class AuditFault(_AuditFault, metaclass=_AuditFaultEnumTypeWrapper):
     """What is wrong with the first faulty entry of the log."""
@@ -58,6 +64,12 @@ AUDIT_FAULT_TAIL_CUT: AuditFault.ValueType  # 5
 """The log ends before its head or before the anchor: its end was cut off."""
 AUDIT_FAULT_ANCHOR_MISMATCH: AuditFault.ValueType  # 6
 """The entry at the anchor has another hash: the log was rewritten."""
+AUDIT_FAULT_DOCUMENT_MISSING: AuditFault.ValueType  # 7
+"""The entry has no document, and no erasure accounts for that: the document was deleted."""
+AUDIT_FAULT_EVIDENCE_ALTERED: AuditFault.ValueType  # 8
+"""What the entry proves about redactions or people does not match its `evidence_hash`."""
+AUDIT_FAULT_SUBJECT_ALTERED: AuditFault.ValueType  # 9
+"""A person whom the entry met first now has another user id: people were exchanged, or one was renamed."""
 Global___AuditFault: _TypeAlias = AuditFault  # noqa: Y015
 
 @_typing.final
@@ -104,10 +116,12 @@ class AuditEntry(_message.Message):
     DOCUMENT_HASH_FIELD_NUMBER: _builtins.int
     PREV_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
+    REDACTIONS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Sequence number of the entry, from 1."""
     format: _builtins.int
-    """Version of the hash format. 1 is the format that is described here."""
+    """Version of the hash format: 2 for an entry with `evidence_hash`, 1 for all others."""
     revision: _builtins.int
     """The revision that the mutation produced."""
     actor: _builtins.str
@@ -126,20 +140,29 @@ class AuditEntry(_message.Message):
     """The key of the resource; for a user, the subject id."""
     document: _builtins.str
     """The state before and after, as canonical JSON (RFC 8785). People appear only as subject ids, which
-    `users` resolves. Empty if redacted.
+    `users` resolves. "[erased]" stands for what an erasure removed. Empty if an erasure of an earlier release
+    has dropped the whole document.
     """
     redacted: _builtins.bool
-    """True if the document was dropped because it named a person who was erased. The chain verifies without it."""
+    """True if an erasure has removed a person from the document. The chain verifies without what was removed."""
     salt: _builtins.bytes
-    """16 random bytes that are part of `document_hash`."""
+    """16 random bytes that are hashed with the document."""
     document_hash: _builtins.bytes
-    """SHA-256 of `salt` followed by the bytes of `document`."""
+    """SHA-256 of `salt` followed by the bytes of `document`, as they were written. Of a redacted document these
+    have the `new_hash` of its last redaction instead.
+    """
     prev_hash: _builtins.bytes
     """`hash` of the entry before; 32 zero bytes for the first entry."""
     hash: _builtins.bytes
     """SHA-256 of the canonical JSON (RFC 8785) of an object with the members action, actor, create_time (ISO
     8601 with six decimals and +00:00), document_hash, environment, format, prev_hash, resource_key,
-    resource_type, revision and seq. Hashes in it are lower-case hex.
+    resource_type, revision and seq; and evidence_hash, if the entry has one. Hashes in it are lower-case hex.
+    """
+    evidence_hash: _builtins.bytes
+    """SHA-256 of what the entry proves in addition to its document, in lines of UTF-8 text. An erasure has a line
+    "redaction <seq> <old_hash> <new_hash>\\n" for each document that it rewrote, by seq. An entry that met
+    people first has a line "subject <subject id> <commitment>\\n" for each of them, by subject id. Hashes and
+    commitments are lower-case hex. Empty: nothing.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -148,6 +171,10 @@ class AuditEntry(_message.Message):
     @_builtins.property
     def users(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The user ids of the subject ids in the document, for subjects that still exist."""
+
+    @_builtins.property
+    def redactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditRedaction]:
+        """What erasures did to the document, oldest first."""
 
     def __init__(
         self,
@@ -168,14 +195,46 @@ class AuditEntry(_message.Message):
         document_hash: _builtins.bytes = ...,
         prev_hash: _builtins.bytes = ...,
         hash: _builtins.bytes = ...,
+        evidence_hash: _builtins.bytes = ...,
+        redactions: _abc.Iterable[Global___AuditRedaction] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "create_time", b"create_time", "document", b"document", "document_hash", b"document_hash", "environment", b"environment", "format", b"format", "hash", b"hash", "prev_hash", b"prev_hash", "redacted", b"redacted", "resource_key", b"resource_key", "resource_type", b"resource_type", "revision", b"revision", "salt", b"salt", "seq", b"seq", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "create_time", b"create_time", "document", b"document", "document_hash", b"document_hash", "environment", b"environment", "evidence_hash", b"evidence_hash", "format", b"format", "hash", b"hash", "prev_hash", b"prev_hash", "redacted", b"redacted", "redactions", b"redactions", "resource_key", b"resource_key", "resource_type", b"resource_type", "revision", b"revision", "salt", b"salt", "seq", b"seq", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
+
+@_typing.final
+class AuditRedaction(_message.Message):
+    """The rewriting of a document by an erasure. The entry of the erasure hashes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_SEQ_FIELD_NUMBER: _builtins.int
+    OLD_HASH_FIELD_NUMBER: _builtins.int
+    NEW_HASH_FIELD_NUMBER: _builtins.int
+    erasure_seq: _builtins.int
+    """Sequence number of the entry of the erasure."""
+    old_hash: _builtins.bytes
+    """Hash of the document before: `document_hash`, or the `new_hash` of the redaction before."""
+    new_hash: _builtins.bytes
+    """Hash of the document after, with its new salt."""
+    def __init__(
+        self,
+        *,
+        erasure_seq: _builtins.int = ...,
+        old_hash: _builtins.bytes = ...,
+        new_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure_seq", b"erasure_seq", "new_hash", b"new_hash", "old_hash", b"old_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditRedaction: _TypeAlias = AuditRedaction  # noqa: Y015
 
 @_typing.final
 class AuditAnchor(_message.Message):

@@ -26,6 +26,7 @@ entries = st.builds(
     resource_key=texts,
     document_hash=hashes,
     prev_hash=hashes,
+    evidence_hash=st.none() | hashes,
 )
 
 EXAMPLE = AuditEntry(
@@ -57,6 +58,7 @@ def test_an_entry_is_hashed_as_the_canonical_json_of_its_fields(entry: AuditEntr
             "resource_type": entry.resource_type,
             "revision": entry.revision,
             "seq": entry.seq,
+            **({} if entry.evidence_hash is None else {"evidence_hash": entry.evidence_hash.hex()}),
         }
     )
 

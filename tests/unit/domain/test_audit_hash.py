@@ -49,6 +49,7 @@ CHANGES: list[dict[str, Any]] = [
     {"resource_key": "old_checkout"},
     {"document_hash": bytes(32)},
     {"prev_hash": bytes(range(32))},
+    {"evidence_hash": bytes(32)},
     {"format": 2},
 ]
 
@@ -66,11 +67,22 @@ texts = st.text(st.characters(codec="utf-8"))
 
 
 @settings(deadline=None, max_examples=200)
-@given(actor=texts, key=texts, seq=st.integers(1, 2**53 - 1), seconds=st.integers(0, 10**9))
-def test_any_entry_is_hashed_in_its_rfc_8785_form(actor: str, key: str, seq: int, seconds: int) -> None:
-    entry = replace(ENTRY, actor=actor, resource_key=key, seq=seq, create_time=datetime.fromtimestamp(seconds, tz=UTC))
+@given(
+    actor=texts,
+    key=texts,
+    seq=st.integers(1, 2**53 - 1),
+    seconds=st.integers(0, 10**9),
+    evidence=st.none() | st.binary(min_size=32, max_size=32),
+)
+def test_any_entry_is_hashed_in_its_rfc_8785_form(
+    actor: str, key: str, seq: int, seconds: int, evidence: bytes | None
+) -> None:
+    time = datetime.fromtimestamp(seconds, tz=UTC)
+    entry = replace(ENTRY, actor=actor, resource_key=key, seq=seq, create_time=time, evidence_hash=evidence)
     fields = {name: getattr(entry, name) for name in AuditEntry.__dataclass_fields__}
-    fields |= {name: fields[name].hex() for name in ("document_hash", "prev_hash")}
+    if evidence is None:
+        del fields["evidence_hash"]
+    fields |= {name: value.hex() for name, value in fields.items() if isinstance(value, bytes)}
     fields["create_time"] = entry.create_time.isoformat(timespec="microseconds")
 
     assert hash_entry(entry) == hashlib.sha256(rfc8785.dumps(fields)).digest()

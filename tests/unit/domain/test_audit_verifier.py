@@ -1,11 +1,22 @@
 """The verifier of the audit log: finds the first bad entry of any log, and says what is wrong with it."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from gatekeeper_grpc.domain.audit import GENESIS, AuditAnchor, RecordedEntry, hash_document, hash_fields
+from gatekeeper_grpc.domain.audit import (
+    GENESIS,
+    AuditAnchor,
+    RecordedEntry,
+    Redaction,
+    hash_document,
+    hash_evidence,
+    hash_fields,
+    redaction_line,
+    subject_line,
+)
 from gatekeeper_grpc.domain.audit_verifier import AuditFault, FaultyEntry, Verification, verify_chain
 
 pytestmark = pytest.mark.promise("D8")
@@ -66,13 +77,182 @@ def test_an_empty_log_is_true() -> None:
     assert report == Verification(verified_entries=0, redacted_documents=0, verified=GENESIS, complete=True)
 
 
-def test_redacted_documents_are_counted_and_are_no_fault() -> None:
-    log = chained(5)
-    log[1:3] = [entry._replace(salt=None, document=None) for entry in log[1:3]]
+# --- What erasures account for ----------------------------------------------------------------------------------------
 
-    report = concluded(verify_chain(log, head=anchor_of(log[-1])))
+
+def hashed(log: Log) -> Log:
+    """Chain a log again, as those who wrote it would have."""
+    prev_hash = GENESIS.hash
+    for index, entry in enumerate(log):
+        fields = (*entry[:10], prev_hash)
+        prev_hash = hash_fields(*fields, entry.evidence_hash)
+        log[index] = RecordedEntry(*fields, prev_hash, *entry[12:])
+    return log
+
+
+def redacted(log: Log, seq: int, *, by: int) -> None:
+    """Let an erasure rewrite the document of an entry."""
+    old = log[seq - 1]
+    assert old.document
+    document = old.document + b" "
+    redaction = Redaction(
+        erasure_seq=by,
+        old_hash=hash_document(old.salt or b"", old.document),
+        new_hash=hash_document(b"n" * 16, document),
+    )
+    log[seq - 1] = old._replace(salt=b"n" * 16, document=document, redactions=(*old.redactions, redaction))
+    erasure = log[by - 1]
+    evidence = (*erasure.evidence, redaction_line(seq, redaction))
+    log[by - 1] = erasure._replace(
+        format=2, resource_type="subject", evidence=evidence, evidence_hash=hash_evidence(evidence)
+    )
+
+
+def dropped(log: Log, *seqs: int, by: int) -> None:
+    """Let an erasure of an earlier release drop documents: it lists them in its own."""
+    for seq in seqs:
+        log[seq - 1] = log[seq - 1]._replace(salt=None, document=None)
+    document = json.dumps({"erased": {}, "redacted": seqs}).encode()
+    document_hash = hash_document(b"s" * 16, document)
+    log[by - 1] = log[by - 1]._replace(
+        resource_type="subject", document=document, salt=b"s" * 16, document_hash=document_hash
+    )
+
+
+def missing(log: Log, seq: int) -> None:
+    log[seq - 1] = log[seq - 1]._replace(salt=None, document=None)
+
+
+def report_of(log: Log) -> Verification:
+    return concluded(verify_chain(log, head=anchor_of(log[-1])))
+
+
+def test_documents_that_erasures_rewrote_are_counted_and_are_no_fault() -> None:
+    log = chained(7)
+    redacted(log, 2, by=5)
+    redacted(log, 3, by=5)
+    redacted(log, 2, by=7)
+
+    report = report_of(hashed(log))
+
+    assert (report.complete, report.redacted_documents, report.unaccounted_documents) == (True, 2, 0)
+
+
+def test_a_missing_document_is_a_fault() -> None:
+    log = chained(5)
+    redacted(log, 2, by=5)
+    hashed(log)
+    missing(log, 3)
+
+    report = report_of(log)
+
+    message = "the document of entry 3 is missing, and no erasure redacted it"
+    assert report.faulty == FaultyEntry(seq=3, fault=AuditFault.DOCUMENT_MISSING, message=message)
+    assert (report.complete, report.redacted_documents, report.unaccounted_documents) == (False, 1, 1)
+
+
+def test_a_redacted_document_that_is_missing_is_a_fault() -> None:
+    log = chained(5)
+    redacted(log, 2, by=5)
+    hashed(log)
+    missing(log, 2)
+
+    assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.DOCUMENT_MISSING, 2)
+
+
+def test_an_erasure_whose_own_document_is_missing_is_a_fault() -> None:
+    log = chained(5)
+    redacted(log, 2, by=4)
+    hashed(log)
+    missing(log, 4)
+
+    assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.DOCUMENT_MISSING, 4)
+
+
+@pytest.mark.parametrize("erasure_seq", [2, 3, 4, 6], ids=["itself", "an earlier one", "no erasure", "none yet"])
+def test_a_redaction_that_is_not_of_a_later_erasure_is_a_fault(erasure_seq: int) -> None:
+    log = chained(5)
+    redacted(log, 3, by=5)
+    hashed(log)
+    log[2] = log[2]._replace(redactions=(log[2].redactions[0]._replace(erasure_seq=erasure_seq),))
+
+    assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.DOCUMENT_ALTERED, 3)
+
+
+@pytest.mark.parametrize("evidence", [(), ("redaction 2\n",)], ids=["gone", "another"])
+def test_an_erasure_with_other_evidence_is_a_fault(evidence: tuple[str, ...]) -> None:
+    log = chained(5)
+    redacted(log, 2, by=5)
+    hashed(log)
+    log[4] = log[4]._replace(evidence=evidence)
+
+    assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.EVIDENCE_ALTERED, 5)
+
+
+def test_a_redaction_that_does_not_follow_from_the_one_before_is_a_fault() -> None:
+    log = chained(5)
+    redacted(log, 2, by=4)
+    redacted(log, 2, by=5)
+    hashed(log)
+    log[1] = log[1]._replace(redactions=log[1].redactions[1:])
+
+    assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.DOCUMENT_ALTERED, 2)
+
+
+def test_documents_that_an_earlier_release_dropped_are_no_fault() -> None:
+    log = chained(5)
+    dropped(log, 2, 3, by=4)
+
+    report = report_of(hashed(log))
 
     assert (report.complete, report.redacted_documents) == (True, 2)
+
+
+def test_a_list_that_an_earlier_release_dropped_hides_what_was_in_it() -> None:
+    """Its own list is gone, and may have named any earlier entry; later ones are still accounted for one by one."""
+    log = chained(8)
+    dropped(log, 2, 3, by=4)
+    dropped(log, 4, by=6)
+    assert report_of(hashed(log)).redacted_documents == 3
+    missing(log, 5)
+
+    assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.DOCUMENT_MISSING, 5)
+
+
+def test_the_erasure_is_named_whose_list_somebody_deleted() -> None:
+    log = chained(5)
+    dropped(log, 2, 3, by=4)
+    hashed(log)
+    missing(log, 4)
+
+    assert fault_in(log, head=anchor_of(log[-1])) == (AuditFault.DOCUMENT_MISSING, 4)
+
+
+def test_of_a_part_of_a_log_a_later_part_may_account_for_what_is_missing() -> None:
+    log = chained(5)
+    dropped(log, 2, by=5)
+
+    report = concluded(verify_chain(hashed(log)[:3]))
+
+    assert (report.complete, report.redacted_documents, report.unaccounted_documents) == (True, 0, 1)
+
+
+def test_a_person_with_another_user_id_is_a_fault() -> None:
+    log = chained(5)
+    evidence = (subject_line("id-1", bytes(32)), subject_line("id-2", bytes(32)))
+    log[2] = log[2]._replace(format=2, evidence=evidence, evidence_hash=hash_evidence(evidence), known_subjects=2)
+    report = concluded(verify_chain(hashed(log), head=anchor_of(log[-1]), subjects=3))
+    assert (report.complete, report.verified_subjects, report.incomparable_subjects) == (True, 2, 1)
+    log[2] = log[2]._replace(known_subjects=1, altered_subjects=("id-2",))
+
+    faulty = report_of(log).faulty
+
+    assert faulty
+    assert (faulty.seq, faulty.fault) == (3, AuditFault.SUBJECT_ALTERED)
+    assert faulty.message.endswith("have another user id now: id-2")
+
+
+# --- Progress ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("entries", "reported_at"), [(3, [3]), (4, [4, 4]), (9, [4, 8, 9])])
@@ -141,7 +321,7 @@ def test_every_altered_field_is_found_at_its_entry(field: str) -> None:
     assert fault_in(log, head=anchor_of(whole[-1])) == (AuditFault.ENTRY_ALTERED, 3)
 
 
-@pytest.mark.parametrize("field", [name for name in RecordedEntry._fields if name not in ("seq", "salt", "document")])
+@pytest.mark.parametrize("field", RecordedEntry._fields[1:12])
 def test_a_field_without_a_value_is_an_altered_entry(field: str) -> None:
     log = chained(5)
     log[2] = altered(log[2], **{field: None})
