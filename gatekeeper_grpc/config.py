@@ -133,8 +133,12 @@ class Settings(BaseSettings):
     """
     body_timeout_s: float = Field(default=5.0, gt=0)
     """How long the message of a request may take to arrive."""
-    stream_idle_timeout_s: float = Field(default=60.0, gt=0)
-    """How long a stream may be silent."""
+    stream_idle_timeout_s: float = Field(default=15.0, gt=0)
+    """How long a stream may be silent: without a message, or, in bulk evaluation, without one that has contexts."""
+    bulk_max_age_s: float = Field(default=3_600.0, gt=0)
+    """How long a bulk evaluation may be open. Then it ends with UNAVAILABLE."""
+    watch_max_age_s: float = Field(default=43_200.0, gt=0)
+    """How long WatchFlags may be open, give or take a fifth. Then it ends with UNAVAILABLE."""
     drain_s: float = Field(default=1.0, ge=0)
     """At SIGTERM: how long to serve on after health reports NOT_SERVING."""
     grace_s: float = Field(default=10.0, ge=0)

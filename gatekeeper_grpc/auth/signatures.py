@@ -200,6 +200,15 @@ class SignatureVerifier:
             raise Unauthenticated.signature()
         self._keys.note_use(signed.key_id)
 
+    def check_key(self, signed: SignedCall) -> None:
+        """Require that the key of a call that is still open is still valid.
+
+        Raises:
+            Unauthenticated: It has expired or was revoked.
+        """
+        if self._keys.find(signed.key_id) is None:
+            raise Unauthenticated.signature()
+
     def _covers_enough(self, sent: Signature, *, is_stream: bool) -> bool:
         unsigned_body = sent.content_sha256 == UNSIGNED
         if is_stream:

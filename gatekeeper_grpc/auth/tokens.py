@@ -98,6 +98,7 @@ class AccessTokens:
             username=claims["username"],
             role=_ROLES[claims["role"]],
             token_epoch=claims["epoch"],
+            expire_time_s=claims["exp"],
         )
 
     def _signed_payload(self, token: str) -> bytes:

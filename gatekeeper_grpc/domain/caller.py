@@ -2,7 +2,7 @@
 
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
 
@@ -29,6 +29,17 @@ class Caller:
     username: str
     role: Role
     token_epoch: int
+    expire_time_s: float = field(default=inf, compare=False)
+    """When the access token expires, in seconds since 1970."""
+
+    def check_token_time(self) -> None:
+        """Require that the access token of a call that is still open has not expired.
+
+        Raises:
+            Unauthenticated: It has.
+        """
+        if time.time() >= self.expire_time_s:
+            raise Unauthenticated.access_token()
 
 
 _current: ContextVar[Caller] = ContextVar("gatekeeper_caller")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,14 +17,18 @@ from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, 
 from gatekeeper_grpc.interceptors.errors import errors_as_status
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
-from gatekeeper_grpc.transport.admission import CallPool, CallPools
+from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream, RequestReader, arrival_of
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
+from gatekeeper_grpc.transport.stream_life import StreamLife
 
 # On a busy machine, grpcio may take 100 ms to deliver a message that has arrived: a second is enough when saturated.
 MESSAGE_TIMEOUT = MessageTimeout(limit_s=5.0, limit_when_saturated_s=1.0)
-STREAM_TIMEOUT = MessageTimeout(limit_s=60.0, limit_when_saturated_s=5.0)
+STREAM_TIMEOUT = MessageTimeout(limit_s=15.0, limit_when_saturated_s=5.0)
+MAX_AGES_S: Mapping[PoolName, float] = MappingProxyType(
+    {PoolName.BULK: 3_600.0, PoolName.REFLECTION: 60.0, PoolName.WATCH: 43_200.0}
+)
 # A stream's own transaction sees one state of the database, in which its caller stays what they were.
 CALLER_CHECK_INTERVAL_S = 0.5
 
@@ -69,6 +74,8 @@ class Stages(grpc.ServerInterceptor):
     """How long the message of a unary request may take."""
     stream_timeout: MessageTimeout = STREAM_TIMEOUT
     """How long a request stream may be silent, and a response unread."""
+    max_ages_s: Mapping[PoolName, float] = field(default_factory=lambda: MAX_AGES_S)
+    """How long a stream may be open, by pool; infinite for a pool that is not here."""
     _served: dict[str, tuple[_Handler, _Handler]] = field(init=False, default_factory=dict, repr=False)
     """By method: the servicer's handler, and the one with its stages."""
 
@@ -109,6 +116,10 @@ def _behaviour(handler: _Handler) -> Any:
     return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
+def _accept() -> None:
+    """Accept a call without a credential."""
+
+
 def _check_nothing(_call: ArrivedCall) -> None:
     """Refuse no call by its message."""
 
@@ -130,6 +141,7 @@ class _Method:
         self._verify_token = stages.verify_token
         self._check_caller = stages.check_caller
         self._signatures = stages.signatures if policy.signable else None
+        self._takes_stream = handler.request_streaming
         self._is_stream = handler.request_streaming or handler.response_streaming
         self._timeout = policy.timeout or default
         self.max_request_bytes = policy.max_request_bytes
@@ -140,6 +152,8 @@ class _Method:
         self._slow_readers = stages.pools.slow_readers
         self._response_within_s = (policy.timeout or stages.stream_timeout).limit_s
         self.experimental_thread_pool = self._pool
+        self._open_streams = stages.pools.open_streams
+        self._max_age_s = stages.max_ages_s.get(policy.pool, inf) if self._is_stream else inf
         self.first_message_within_s = self._timeout.limit_s
         self.check_message = stages.message_checks.get(name, _check_nothing)
 
@@ -183,10 +197,25 @@ class _Method:
         if self._policy.access is not Access.PUBLIC and caller_check_age_s() >= checked_within_s:
             self._check_caller()
 
-    def _argument(self, requests: Any, signed: SignedCall | None) -> Any:
+    def _life(self, rpc: Rpc, signed: SignedCall | None) -> StreamLife:
+        if not self._is_stream:
+            return StreamLife(self._timeout)
+        check = _accept if rpc.caller is None else rpc.caller.check_token_time
+        if signed is not None and self._signatures is not None:
+            check = partial(self._signatures.check_key, signed)
+        return StreamLife(self._timeout, max_age_s=self._max_age_s, check_credential=check)
+
+    def _argument(self, requests: Any, signed: SignedCall | None, life: StreamLife) -> Any:
         """Return the argument of the servicer's method: its message, or an iterator of messages."""
         parser = self._parser if signed is None else checked(self._parser, signed.check_body)
-        return self._argument_from(RequestReader(requests, self._timeout, self._pool.is_saturated), parser)
+        argument = self._argument_from(RequestReader(requests, life, self._pool.is_saturated), parser)
+        return self._noting_progress(argument, life) if self._takes_stream else argument
+
+    def _noting_progress(self, requests: Iterator[Any], life: StreamLife) -> Iterator[Any]:
+        for request in requests:
+            if self._policy.progress_field is None or getattr(request, self._policy.progress_field):
+                life.progressed()
+            yield request
 
 
 class _UnaryResponse(_Method):
@@ -194,7 +223,8 @@ class _UnaryResponse(_Method):
         rpc = self._open_rpc()
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
-            response = self._behaviour(self._argument(requests, signed), context)
+            argument = self._argument(requests, signed, self._life(rpc, signed))
+            response = self._behaviour(argument, context)
             self._require_caller()
             return response
 
@@ -205,8 +235,10 @@ class _StreamResponse(_Method):
         # The scope is open until the last response: an error between responses must pass the same stages.
         with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
-            responses = self._behaviour(self._argument(requests, signed), context)
+            life = self._life(rpc, signed)
+            responses = self._behaviour(self._argument(requests, signed, life), context)
             for response in self._slow_readers.guard(responses, context, within_s=self._response_within_s):
+                life.check()
                 self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
                 yield response
 
@@ -231,7 +263,16 @@ class _NonBlockingResponse(_Method):
         send = GrpcResponseStream(context) if by_stream else partial(self._send, send_response, context)
         with errors_as_status(context, method=self._name, call_id=rpc.call_id):
             signed = self._admit(rpc, context)
-            self._behaviour(self._argument(requests, signed), worker_context, send)
+            self._behaviour(self._argument(requests, signed, self._life(rpc, signed)), worker_context, send)
+            if self._max_age_s < inf:
+                self._keep_within_limits(worker_context, GrpcResponseStream(context), rpc.client_key)
+
+    def _keep_within_limits(self, context: "_CallbacksOnWorkers", stream: GrpcResponseStream, key: str | None) -> None:
+        """End the stream, which goes on without this worker, at its greatest age or with its key."""
+        opened = self._open_streams.add(stream, max_age_s=self._max_age_s, key_id=key)
+        remove = partial(self._open_streams.remove, opened)
+        if not context.add_callback(remove):
+            remove()
 
     def _send(self, send_response: Callable[[Any], None], context: Any, response: Any) -> None:
         with self._slow_readers.sending(context, within_s=self._response_within_s):

@@ -36,6 +36,8 @@ class Policy:
     """Largest request message."""
     timeout: MessageTimeout | None = None
     """How long its messages and responses may take; None: the server's default for this kind of method."""
+    progress_field: str | None = None
+    """The field that must not be empty in a message for its client not to be silent; None: every message counts."""
     signable: bool = False
     """Whether calls may be signed with a client key. The settings may require it."""
 
@@ -61,7 +63,7 @@ _EVALUATE: Final = Policy(
     access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
 _WATCH: Final = Policy(access=Access.PUBLIC, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
-_EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.BULK, signable=True)
+_EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.BULK, signable=True, progress_field="contexts")
 # grpcio's health service holds its only lock while it sends: a watcher that does not read must be cancelled soon.
 _HEALTH: Final = Policy(
     access=Access.PUBLIC,

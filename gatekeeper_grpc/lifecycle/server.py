@@ -26,7 +26,7 @@ from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config import Settings
-from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
+from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
@@ -159,7 +159,7 @@ class GatekeeperServer:
         self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
         # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
         self._client_key_refresh = RepeatingThread(
-            "client_keys", self.client_keys.refresh, interval_s=_CLIENT_KEYS_INTERVAL_S
+            "client_keys", self._refresh_client_keys, interval_s=_CLIENT_KEYS_INTERVAL_S
         )
 
     def _build_operations(self) -> None:
@@ -221,6 +221,12 @@ class GatekeeperServer:
         if self._health_server:
             self._health_server.start()
 
+    def _refresh_client_keys(self) -> None:
+        try:
+            self.client_keys.refresh()
+        finally:  # A key expires without the database, too.
+            self.pools.open_streams.end_of_keys(lambda key_id: self.client_keys.find(key_id) is not None)
+
     def _open_database(self) -> None:
         """Start to read from the database and to write to it."""
         self.database.open()
@@ -277,6 +283,11 @@ class GatekeeperServer:
             message_checks=LoginChecks(self.login_guard).by_method(),
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),
+            max_ages_s={
+                **MAX_AGES_S,
+                PoolName.BULK: settings.bulk_max_age_s,
+                PoolName.WATCH: settings.watch_max_age_s,
+            },
         )
         server = new_server(self.pools[PoolName.OPERATIONS], stages, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)

@@ -23,6 +23,7 @@ from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted, Un
 from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
+from gatekeeper_grpc.transport.open_streams import OpenStreams
 from gatekeeper_grpc.transport.pending_calls import PendingByTrust, PendingCalls, PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize, Slots
 from gatekeeper_grpc.transport.slow_readers import SlowReaders
@@ -228,9 +229,11 @@ class CallPool(ThreadPoolExecutor):
         with self._lock:
             if isinstance(finished, ArrivedCall):
                 self._slots.finish(finished)
-            work = None if self._shutdown else self._errands.popleft() if self._errands else self._slots.start_next()
-            self._workers -= work is None
-            return work
+            if self._errands:
+                return self._errands.popleft()
+            call = None if self._shutdown else self._slots.start_next()
+            self._workers -= call is None
+            return call
 
     def _refuse_waiting(self) -> None:
         with self._lock:
@@ -295,6 +298,7 @@ class CallPools(Mapping[PoolName, CallPool]):
             strangers=PendingCalls(self._deadlines, pending), known=PendingCalls(self._deadlines, pending)
         )
         self.slow_readers = SlowReaders(self._deadlines)
+        self.open_streams = OpenStreams(self._deadlines)
         self.hold = CallHold()
         self._pools = {name: CallPool(name, size, pending=self.pending, hold=self.hold) for name, size in sizes.items()}
 

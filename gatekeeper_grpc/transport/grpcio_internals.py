@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 
 from gatekeeper_grpc.transport.arrival import Arrival
-from gatekeeper_grpc.transport.message_timeout import MessageTimeout
-from gatekeeper_grpc.wire.status import RequestTimeout, status_from_error
+from gatekeeper_grpc.transport.stream_life import StreamLife
+from gatekeeper_grpc.wire.status import status_from_error
 
 _server: Any = importlib.import_module("grpc._server")  # Not in grpcio's published types: Any in all of this module.
 _cygrpc = _server.cygrpc
@@ -138,22 +138,23 @@ class ArrivedCall:
 class RequestReader(Iterator[bytes]):
     """A call's request messages as bytes. The first may have been received before a worker took the call."""
 
-    __slots__ = ("_is_saturated", "_requests", "_state", "_timeout")
+    __slots__ = ("_is_saturated", "_life", "_requests", "_state")
 
-    def __init__(self, requests: Any, timeout: MessageTimeout, is_saturated: Callable[[], bool]) -> None:
+    def __init__(self, requests: Any, life: StreamLife, is_saturated: Callable[[], bool]) -> None:
         self._requests = requests
         self._state = requests._state
-        self._timeout = timeout
+        self._life = life
         self._is_saturated = is_saturated
 
     def __next__(self) -> bytes:
-        """Return the next message; wait for it within the timeout.
+        """Return the next message; wait for it while the call may be open.
 
         Raises:
             StopIteration: The client has sent its last message.
-            RequestTimeout: No message arrived in time.
+            GatekeeperError: The call must end, as `StreamLife` says.
             grpc.RpcError: The client has cancelled the call.
         """
+        self._life.check()
         with self._state.condition:
             if not self._is_receiving():
                 self._requests._raise_or_start_receive_message()
@@ -164,16 +165,11 @@ class RequestReader(Iterator[bytes]):
 
     def _await_message(self) -> bytes:
         started = time.monotonic()
-        pause_s = min(self._timeout.limit_s, self._timeout.limit_when_saturated_s)
         while (message := self._requests._look_for_request()) is None:
-            self._check_timeout(time.monotonic() - started)
-            self._state.condition.wait(pause_s)
+            self._life.check_wait(time.monotonic() - started, is_saturated=self._is_saturated)
+            self._state.condition.wait(self._life.pause_s())
+        self._life.waited(time.monotonic() - started)
         return bytes(message)
-
-    def _check_timeout(self, waited_s: float) -> None:
-        saturated_too_long = waited_s >= self._timeout.limit_when_saturated_s and self._is_saturated()
-        if saturated_too_long or waited_s >= self._timeout.limit_s:
-            raise RequestTimeout(f"no request message arrived within {waited_s:.1f} s")
 
 
 class GrpcResponseStream:

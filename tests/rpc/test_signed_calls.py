@@ -1,8 +1,10 @@
 """Signed evaluation calls through a real server: the stage, its settings, and keys that come and go."""
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -19,6 +21,7 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from tests.support.clients import TIMEOUT_S, UNAUTHENTICATED, refusal_of
 from tests.support.servers import StartServer, connect, token_for
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("D1")
 
@@ -119,6 +122,53 @@ def test_revoked_key_signs_no_further_call(client: Client) -> None:
     client.admin.RevokeClientKey(pb.RevokeClientKeyRequest(key_id=client.key_id), timeout=TIMEOUT_S)
 
     assert refusal_of(lambda: client.evaluate(client.signed())) == UNAUTHENTICATED
+
+
+class HeldBulk:
+    """An open signed bulk evaluation that has been answered once."""
+
+    def __init__(self, client: Client) -> None:
+        self.left = threading.Event()
+        self.call = client.stub.BulkEvaluateFlags(self._requests(), metadata=client.signed(UNSIGNED, method=STREAM))
+        next(self.call)
+
+    def _requests(self) -> Iterator[Any]:
+        yield BULK
+        self.left.wait(TIMEOUT_S)
+
+
+def test_open_streams_end_when_their_key_is_revoked(server: GatekeeperServer, client: Client) -> None:
+    watch = client.stub.WatchFlags(
+        WatchFlagsRequest(), metadata=client.signed(UNSIGNED, method=WATCH), timeout=TIMEOUT_S
+    )
+    anonymous = client.stub.WatchFlags(WatchFlagsRequest(), timeout=TIMEOUT_S)
+    assert next(watch).revision == next(anonymous).revision
+    bulk = HeldBulk(client)
+    assert eventually(lambda: len(server.pools.open_streams) == 2)
+
+    client.admin.RevokeClientKey(pb.RevokeClientKeyRequest(key_id=client.key_id), timeout=TIMEOUT_S)
+
+    assert refusal_of(lambda: list(watch)) == UNAUTHENTICATED
+    assert refusal_of(lambda: list(bulk.call)) == UNAUTHENTICATED
+    assert anonymous.is_active()
+    bulk.left.set()
+    anonymous.cancel()
+    assert eventually(lambda: len(server.pools.open_streams) == 0)
+
+
+def test_twin_streams_that_nobody_ends_outlive_their_key(
+    server: GatekeeperServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.pools.open_streams, "end_of_keys", lambda _is_valid: None)
+    watch = client.stub.WatchFlags(
+        WatchFlagsRequest(), metadata=client.signed(UNSIGNED, method=WATCH), timeout=TIMEOUT_S
+    )
+    next(watch)
+    client.admin.RevokeClientKey(pb.RevokeClientKeyRequest(key_id=client.key_id), timeout=TIMEOUT_S)
+    server._refresh_client_keys()
+
+    assert watch.is_active()
+    watch.cancel()
 
 
 def test_signed_calls_need_no_database(server: GatekeeperServer, client: Client) -> None:

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, WatchFlagsResponse
+from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, WatchFlagsRequest, WatchFlagsResponse
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
@@ -433,6 +433,16 @@ def test_heartbeats_come_while_nothing_happens(start_server: StartServer, monkey
     monkeypatch.setattr(server_module, "WatcherHub", partial(WatcherHub, heartbeat_s=0.05))
     with connect(start_server()) as channel, watching(channel) as watch:
         assert [watch.read() for _ in range(4)] == [WatchFlagsResponse()] * 4
+
+
+def test_a_watch_ends_at_its_greatest_age_to_be_opened_again(start_server: StartServer) -> None:
+    with connect(start_server(watch_max_age_s=0.3)) as channel:
+        watch = EvaluationServiceStub(channel).WatchFlags(WatchFlagsRequest(), timeout=TIMEOUT_S)
+        with pytest.raises(grpc.RpcError) as ended:
+            list(watch)
+
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "open another one" in (ended.value.details() or "")
 
 
 def test_evaluation_answers_with_more_watchers_than_threads(

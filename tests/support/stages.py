@@ -13,7 +13,8 @@ from grpc_status import rpc_status
 
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.interceptors.chain import MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
+from gatekeeper_grpc.interceptors.authentication import VerifyToken
+from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
 from gatekeeper_grpc.transport.listener import OPTIONS
@@ -98,16 +99,19 @@ def serve(
     pending: PendingLimits = PENDING,
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT,
     stream_timeout: MessageTimeout = STREAM_TIMEOUT,
+    max_ages_s: Mapping[PoolName, float] = MAX_AGES_S,
+    verify_token: VerifyToken = verify_role_name,
     check_caller: Callable[[], None] = lambda: None,
 ) -> Iterator[Server]:
     """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
     pools = CallPools({**DEFAULT_SIZES, **sizes}, pending=pending)
     stages = Stages(
-        verify_token=verify_role_name,
+        verify_token=verify_token,
         pools=pools,
         policies={f"/{SERVICE}/{name}": policy for name, (_handler, policy) in methods.items() if policy},
         message_timeout=message_timeout,
         stream_timeout=stream_timeout,
+        max_ages_s=max_ages_s,
         check_caller=check_caller,
     )
     handlers = {name: handler for name, (handler, _policy) in methods.items()}

@@ -68,7 +68,8 @@ class EvaluationServiceStub:
     Send any number of messages. Each is answered in order, in one or more messages below 1 MiB. The first
     answer is a header without results. If the flag keys do not fit into 1 MiB, the first few answers are
     headers. The server's memory does not grow with the number of users. A stream may be silent for at most
-    60 s.
+    15 s, where a message without contexts counts as silence, and open for at most an hour: then it ends with
+    UNAVAILABLE.
 
     A context that cannot be evaluated gets its own `error` and does not end the stream. Every other error
     does.
@@ -143,7 +144,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Send any number of messages. Each is answered in order, in one or more messages below 1 MiB. The first
     answer is a header without results. If the flag keys do not fit into 1 MiB, the first few answers are
     headers. The server's memory does not grow with the number of users. A stream may be silent for at most
-    60 s.
+    15 s, where a message without contexts counts as silence, and open for at most an hour: then it ends with
+    UNAVAILABLE.
 
     A context that cannot be evaluated gets its own `error` and does not end the stream. Every other error
     does.
@@ -227,7 +229,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         Send any number of messages. Each is answered in order, in one or more messages below 1 MiB. The first
         answer is a header without results. If the flag keys do not fit into 1 MiB, the first few answers are
         headers. The server's memory does not grow with the number of users. A stream may be silent for at most
-        60 s.
+        15 s, where a message without contexts counts as silence, and open for at most an hour: then it ends with
+        UNAVAILABLE.
 
         A context that cannot be evaluated gets its own `error` and does not end the stream. Every other error
         does.
