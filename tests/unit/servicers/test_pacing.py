@@ -1,3 +1,4 @@
+import sys
 import time
 from collections.abc import Iterator
 
@@ -5,7 +6,7 @@ import pytest
 
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 from gatekeeper_grpc.servicers import pacing
-from gatekeeper_grpc.servicers.pacing import PAUSE_S, Pacer
+from gatekeeper_grpc.servicers.pacing import PAUSE_S, Pacer, share_interpreter
 
 pytestmark = pytest.mark.promise("F6")
 
@@ -17,6 +18,15 @@ def slices(count: int) -> Iterator[int]:
         while time.perf_counter() < ends:
             pass
         yield number
+
+
+def test_a_thread_gets_the_interpreter_within_half_a_millisecond() -> None:
+    before = sys.getswitchinterval()
+    try:
+        share_interpreter()
+        assert sys.getswitchinterval() <= 0.0005
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("waiting", [0, 1, 7])
