@@ -25,6 +25,9 @@ CREATE TABLE subject_commitments (
 );
 ALTER TABLE subjects ADD COLUMN salt bytea;
 
+-- Whom an event concerns, such as the export of what is held about a person: by the random id that an erasure leaves without a meaning.
+ALTER TABLE auth_events ADD COLUMN subject_id uuid;
+
 SELECT guard_audit_table('audit_redactions', 'UPDATE OR DELETE');
 SELECT guard_audit_table('subject_commitments', 'UPDATE OR DELETE');
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import InvalidArgument
@@ -43,13 +44,14 @@ class AdminUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthEventEntry:
-    """One authentication event: what happened, under which name, from which peer."""
+    """One authentication event: what happened, under which name, from which peer, and whom it concerns, if anybody."""
 
     event_id: int
     create_time: datetime
     event: str
     username: str
     peer: str
+    subject_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

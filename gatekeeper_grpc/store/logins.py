@@ -46,6 +46,8 @@ class AuthEvent(StrEnum):
     """A spent refresh token was presented: it was stolen, or a response was lost. Its family was revoked."""
     LOGGED_OUT = "logged_out"
     """The holder revoked the family."""
+    USER_EXPORTED = "user_exported"
+    """An admin user exported what is held about a person; recorded before anything is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +308,7 @@ def recordable(text: str) -> str:
 
 # Filters that are not given are NULL; the planner folds them away.
 LIST_EVENTS = """
-    SELECT event_id, create_time, event, username, peer FROM auth_events
+    SELECT event_id, create_time, event, username, peer, subject_id FROM auth_events
     WHERE (%(before)s::bigint IS NULL OR event_id < %(before)s)
       AND (%(username)s::text IS NULL OR username = %(username)s)
       AND (%(event)s::text IS NULL OR event = %(event)s)

@@ -73,7 +73,11 @@ _READERS: Mapping[str, Callable[[admin_user_pb2.AdminUser], Any]] = MappingProxy
 def auth_event_to_proto(event: AuthEventEntry) -> audit_pb2.AuthEvent:
     """Convert an authentication event."""
     return audit_pb2.AuthEvent(
-        create_time=time_to_proto(event.create_time), event=event.event, username=event.username, peer=event.peer
+        create_time=time_to_proto(event.create_time),
+        event=event.event,
+        username=event.username,
+        peer=event.peer,
+        subject_id="" if event.subject_id is None else str(event.subject_id),
     )
 
 

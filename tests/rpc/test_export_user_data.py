@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
+import grpc
 import psycopg
 import pytest
 from google.protobuf.json_format import MessageToDict
@@ -157,6 +158,26 @@ _MANY = """
     )
     INSERT INTO segment_members (segment_id, subject_id) SELECT segment_id, subject_id FROM groups, subject
 """
+
+
+@pytest.mark.parametrize("user_id", ["bob", "nobody"])
+def test_who_exported_whose_data_is_recorded_without_the_user_id(installation: Installation, user_id: str) -> None:
+    first, *_ = export(installation, user_id)
+
+    events = send(installation.admin_as(Role.ADMIN), "ListAuthEvents", pb.ListAuthEventsRequest(event="user_exported"))
+    (event,) = events.auth_events
+    assert event.subject_id == first.user.subject_id
+    assert (bool(event.username), event.peer[:15]) == (True, "ipv4:127.0.0.1:")
+    assert user_id not in str(event)
+    assert bool(event.subject_id) is (user_id == "bob")
+
+
+def test_an_export_that_cannot_be_recorded_is_refused(installation: Installation, person: str) -> None:
+    installation.execute("ALTER TABLE auth_events ADD CONSTRAINT full_up CHECK (event <> 'user_exported') NOT VALID")
+
+    refused = refusal_of(lambda: export(installation, person))
+
+    assert refused.code is not grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.EDITOR], ids=lambda role: role.name)

@@ -496,7 +496,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportUserData(self, request, context):
-        """Streams everything that is stored about a user id. Role: admin.
+        """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
+        who exports, see ListAuthEvents. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -202,7 +202,9 @@ class AdminServiceStub:
     - ABORTED (ETAG_MISMATCH): the user has another etag.
     """
     ExportUserData: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]
-    """Streams everything that is stored about a user id. Role: admin."""
+    """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
+    who exports, see ListAuthEvents. Role: admin.
+    """
     EraseUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]
     """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and logins that
     were tried with it. In audit documents, "[erased]" replaces it in what people wrote (descriptions, owners,
@@ -453,7 +455,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - ABORTED (ETAG_MISMATCH): the user has another etag.
     """
     ExportUserData: _aio.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]  # type: ignore[assignment]
-    """Streams everything that is stored about a user id. Role: admin."""
+    """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
+    who exports, see ListAuthEvents. Role: admin.
+    """
     EraseUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]  # type: ignore[assignment]
     """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and logins that
     were tried with it. In audit documents, "[erased]" replaces it in what people wrote (descriptions, owners,
@@ -839,7 +843,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ExportUserDataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.ExportUserDataResponse], _abc.AsyncIterator[_admin_service_pb2.ExportUserDataResponse]]:
-        """Streams everything that is stored about a user id. Role: admin."""
+        """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
+        who exports, see ListAuthEvents. Role: admin.
+        """
 
     @_abc_1.abstractmethod
     def EraseUser(
