@@ -27,6 +27,9 @@ MAX_ATTRIBUTES_DEPTH = 5
 # Over all segments: values of CONTAINS, STARTS_WITH and ENDS_WITH, and stored attribute values that conditions name.
 MAX_SCANNED_VALUES = 1_000
 MAX_STORED_VALUES = 1_000_000
+# Over all segments, and over all flags: an evaluation may test each of them.
+MAX_CONDITIONS_IN_ALL = 10_000
+MAX_SEGMENT_TARGETS_IN_ALL = 50_000
 # CPU: what an evaluation may take at most. A step is one instruction of the interpreter, of which a core runs 30 to 60
 # million a second, or 100 pairs of characters that `in` compares; tests/unit/domain/test_evaluation_cost.py counts.
 MAX_STEPS_PER_FLAG = 200

@@ -14,7 +14,7 @@ from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, 
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
-from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
+from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas, check_segment_targets
 
 _CODEC = TypeAdapter(Flag)
 
@@ -232,6 +232,8 @@ def _insert_segment_targets(conn: Connection, flag_id: int, targets: tuple[Segme
         row = {"flag_id": flag_id, "position": position, "variant": target.variant, "segment_key": target.segment_key}
         if conn.execute(_INSERT_SEGMENT_TARGET, row).rowcount == 0:
             raise NotFound.segment(target.segment_key)
+    if targets:
+        check_segment_targets(conn)
 
 
 def _change(before: Flag | None, after: Flag | None) -> Change:

@@ -8,10 +8,11 @@ from typing import Final, LiteralString
 from psycopg import sql
 
 from gatekeeper_grpc.domain.errors import ResourceExhausted
+from gatekeeper_grpc.domain.limits import MAX_SEGMENT_TARGETS_IN_ALL
 from gatekeeper_grpc.store.postgres.database import Connection, one
 
 # No row of these tables is smaller, so a small table needs no counting: PostgreSQL knows its size at once.
-_LEAST_ROW_BYTES = 64
+_LEAST_ROW_BYTES = 40
 _TABLES: Mapping[str, LiteralString] = MappingProxyType(
     {"flags": "feature_flags", "segments": "segments", "users": "users"}
 )
@@ -46,6 +47,20 @@ class Quotas:
 
 
 DEFAULT_QUOTAS: Final = Quotas()
+
+
+def check_segment_targets(conn: Connection, *, limit: int = MAX_SEGMENT_TARGETS_IN_ALL) -> None:
+    """Check how many segment targets all flags have together, after a flag was written, in the same transaction.
+
+    Raises:
+        ResourceExhausted: There are more than `limit`.
+    """
+    if _most_rows(conn, "flag_segments") > limit and _rows(conn, "flag_segments") > limit:
+        raise ResourceExhausted(
+            f"all flags together may have {limit} segment targets, and would have more: take some out of other flags",
+            reason="QUOTA_EXCEEDED",
+            metadata={"quota": "segment_targets", "limit": str(limit)},
+        )
 
 
 def _most_rows(conn: Connection, table: LiteralString) -> int:

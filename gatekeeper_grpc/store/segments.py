@@ -11,7 +11,7 @@ from gatekeeper_grpc.domain.commands import SegmentFilter, SegmentUpdate
 from gatekeeper_grpc.domain.condition import condition_document, condition_from_document
 from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from gatekeeper_grpc.domain.etag import check_etag
-from gatekeeper_grpc.domain.limits import MAX_SCANNED_VALUES
+from gatekeeper_grpc.domain.limits import MAX_CONDITIONS_IN_ALL, MAX_SCANNED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.segment import (
     CountedSegment,
@@ -245,7 +245,22 @@ def _check_caps(conn: Connection, config: SegmentConfig) -> None:
             metadata={"limit": str(MAX_SCANNED_VALUES), "used": str(used), "wanted": str(wanted)},
         )
     if config.conditions:
+        _check_condition_cap(conn)
         check_attribute_cap(conn)
+
+
+_COUNT_CONDITIONS = "SELECT coalesce(sum(jsonb_array_length(conditions)), 0) FROM segments"
+
+
+def _check_condition_cap(conn: Connection) -> None:
+    (count,) = one(conn.execute(_COUNT_CONDITIONS))
+    if count > MAX_CONDITIONS_IN_ALL:
+        raise ResourceExhausted(
+            f"all segments together may have {MAX_CONDITIONS_IN_ALL} conditions, and with this one would have {count}:"
+            " use IN for values that are compared one by one, or delete segments that no flag uses",
+            reason="QUOTA_EXCEEDED",
+            metadata={"quota": "conditions", "limit": str(MAX_CONDITIONS_IN_ALL)},
+        )
 
 
 USED_BY = """

@@ -6,17 +6,19 @@ from uuid import uuid4
 import pytest
 from psycopg import sql
 
+from gatekeeper_grpc.domain.condition import Condition, Operator
 from gatekeeper_grpc.domain.errors import ResourceExhausted
-from gatekeeper_grpc.domain.flag import FlagConfig
+from gatekeeper_grpc.domain.flag import ON, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.domain.segment import SegmentConfig
 from gatekeeper_grpc.domain.user import UserProfile
 from gatekeeper_grpc.store import quotas as quotas_module
+from gatekeeper_grpc.store import segments as segments_module
 from gatekeeper_grpc.store import stored_results
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database, one
-from gatekeeper_grpc.store.quotas import Quotas
+from gatekeeper_grpc.store.quotas import Quotas, check_segment_targets
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.stored_results import forget_oldest, forget_oldest_of_all
 from gatekeeper_grpc.store.users import UserStore
@@ -99,6 +101,52 @@ def test_no_row_is_smaller_than_the_check_assumes(database: Database) -> None:
         for table in TABLES.values():
             query = sql.SQL("SELECT min(pg_column_size(t.*)) FROM {} t").format(sql.Identifier(table))
             assert one(conn.execute(query))[0] >= quotas_module._LEAST_ROW_BYTES
+
+
+def test_all_flags_together_have_a_bounded_number_of_segment_targets(database: Database) -> None:
+    create_segment(database, "a")
+    targets = (SegmentTarget(segment_key="a", variant=ON),)
+    FlagStore(database, mutations(database)).create(
+        FlagConfig(key="a", segment_targets=targets), Intent(caller=None, action="CreateFlag")
+    )
+
+    with database.write() as conn:
+        check_segment_targets(conn, limit=1)
+        with pytest.raises(ResourceExhausted) as refused:
+            check_segment_targets(conn, limit=0)
+
+    assert (refused.value.reason, refused.value.metadata["quota"]) == ("QUOTA_EXCEEDED", "segment_targets")
+
+
+def test_a_flag_with_too_many_segment_targets_is_refused_whole(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_segment(database, "a")
+    monkeypatch.setattr(check_segment_targets, "__kwdefaults__", {"limit": 0})
+    targets = (SegmentTarget(segment_key="a", variant=ON),)
+
+    with pytest.raises(ResourceExhausted, match="0 segment targets"):
+        FlagStore(database, mutations(database)).create(
+            FlagConfig(key="a", segment_targets=targets), Intent(caller=None, action="CreateFlag")
+        )
+
+    assert rows(database, "feature_flags") == 0
+
+
+def test_all_segments_together_have_a_bounded_number_of_conditions(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments_module, "MAX_CONDITIONS_IN_ALL", 2)
+    conditions = (Condition(attribute="a", operator=Operator.EXISTS),)
+    store = SegmentStore(database, mutations(database))
+    for key in "ab":
+        store.create(SegmentConfig(key=key, conditions=conditions), Intent(caller=None, action="CreateSegment"))
+
+    with pytest.raises(ResourceExhausted, match=r"2 conditions.*would have 3") as refused:
+        store.create(SegmentConfig(key="c", conditions=conditions), Intent(caller=None, action="CreateSegment"))
+
+    assert (refused.value.reason, refused.value.metadata) == ("QUOTA_EXCEEDED", {"quota": "conditions", "limit": "2"})
+    assert rows(database, "segments") == 2
 
 
 def rows(database: Database, table: str) -> int:

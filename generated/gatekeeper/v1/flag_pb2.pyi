@@ -71,8 +71,8 @@ class Flag(_message.Message):
     """The revision that last changed the flag. Output only."""
     @_builtins.property
     def segment_targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentTarget]:
-        """The targeted segments, in the order in which they are tried; at most 64, each segment at most once. Empty
-        by default.
+        """The targeted segments, in the order in which they are tried; at most 64, each segment at most once. All
+        flags together have at most 50,000 (RESOURCE_EXHAUSTED, QUOTA_EXCEEDED). Empty by default.
         """
 
     @_builtins.property

@@ -165,8 +165,9 @@ class Segment(_message.Message):
     """The revision that last changed the segment. Output only."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
-        """Conditions on a user's attributes; at most 64, with at most 1,000 values in total. Without conditions,
-        only members are in the segment.
+        """Conditions on a user's attributes; at most 64, with at most 1,000 values in total. All segments together
+        have at most 10,000 (RESOURCE_EXHAUSTED, QUOTA_EXCEEDED). Without conditions, only members are in the
+        segment.
         """
 
     @_builtins.property
