@@ -169,5 +169,23 @@ class Unavailable(GatekeeperError):
     reason = "UNAVAILABLE"
 
 
+class Busy(Unavailable):
+    """A dependency of the call works, and others use it: the same call will probably succeed soon."""
+
+    reason = "DATABASE_BUSY"
+
+
+class OutcomeUnknown(Unavailable):
+    """A change was sent to the database and not confirmed: it was made, or it was not."""
+
+    reason = "OUTCOME_UNKNOWN"
+
+
+class CallAbandoned(GatekeeperError):
+    """The caller cancelled the call, or its deadline has passed. Nothing was changed, and nobody reads this."""
+
+    reason = "CALL_ABANDONED"
+
+
 class HistoryLost(Unavailable):
     """The database lost revisions that were served, and has created others with the same numbers."""

@@ -12,6 +12,7 @@ import grpc
 import structlog
 
 from gatekeeper_grpc.domain.caller import Caller
+from gatekeeper_grpc.domain.current_call import set_current_call
 from gatekeeper_grpc.transport.grpcio_internals import is_cancelled
 
 CALL_ID_KEY = "x-gatekeeper-call-id"
@@ -43,12 +44,13 @@ def request_scope(rpc: Rpc, context: Any) -> Iterator[None]:
 
 
 def open_rpc(rpc: Rpc, context: Any) -> None:
-    """Send the client the call's id in the trailing metadata, and bind it to the log.
+    """Make the call the current one, send the client its id in the trailing metadata, and bind the id to the log.
 
     It needs no unbinding: grpcio runs each call in its own `contextvars.Context`.
     """
     context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id),))
     structlog.contextvars.bind_contextvars(call_id=rpc.call_id)
+    set_current_call(context)
 
 
 def log_finished(rpc: Rpc, context: Any) -> None:

@@ -176,6 +176,7 @@ class GatekeeperServer:
         self.metrics = InstanceMetrics(
             settings,
             self.cache,
+            database=self.database,
             pools=self.pools,
             watchers=self.watchers,
             audit=self.audit_head,

@@ -268,12 +268,13 @@ class Startup:
 
 
 def _news(exc: Exception | None) -> str:
-    """Return what is worth another log line when it changes: why an unreachable database is unreachable is not."""
-    return "" if exc is None else "unreachable" if isinstance(exc, Unavailable) else str(exc)
+    """Return what is worth another log line when it changes: of an unavailable database, the kind of cause."""
+    return "" if exc is None else exc.reason if isinstance(exc, Unavailable) else str(exc)
 
 
 def _log_failure(exc: Exception) -> None:
     if isinstance(exc, Unavailable):
-        _log.warning("database_unreachable", error=str(exc), remedy="none needed: Gatekeeper retries every 0.25 s")
+        remedy = "Gatekeeper retries every 0.25 s; docs/operations/database-errors.md says what each reason needs"
+        _log.warning("database_unreachable", error=str(exc), reason=exc.reason, remedy=remedy)
     else:
         _log.error("database_refused", error=str(exc), kind=type(exc).__name__)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,10 +14,13 @@ from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
+from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.errors import DATABASE_ERRORS
 from gatekeeper_grpc.transport.admission import CallPools
 
 # The database counts as reachable if it confirmed the snapshot within this many refresh intervals.
 _POLLS_WITHOUT_DATABASE = 3
+_LOCK_SHOWN_FOR_S = 10.0
 
 
 class InstanceMetrics(Collector):
@@ -27,6 +31,7 @@ class InstanceMetrics(Collector):
         settings: Settings,
         cache: SnapshotCache,
         *,
+        database: Database,
         pools: CallPools,
         watchers: Sized,
         audit: AuditHeadReporter,
@@ -34,6 +39,7 @@ class InstanceMetrics(Collector):
         writers: Sequence[SnapshotWriter],
     ) -> None:
         self._cache = cache
+        self._database = database
         self._pools = pools
         self._watchers = watchers
         self._audit = audit
@@ -66,6 +72,7 @@ class InstanceMetrics(Collector):
         yield from self._snapshot_metrics()
         yield from self._storage_metrics()
         yield from self._readiness_metrics()
+        yield from self._database_metrics()
         yield from self._pool_metrics()
         yield from self._pending_metrics()
         yield _gauge("watchers", "Open WatchFlags streams.", len(self._watchers))
@@ -110,6 +117,33 @@ class InstanceMetrics(Collector):
             "1 if the database role can rewrite the audit log, 0 if not, NaN until it is known.",
             self._audit.can_rewrite,
         )
+
+    def _database_metrics(self) -> Iterable[Metric]:
+        errors = CounterMetricFamily(
+            "gatekeeper_database_errors",
+            "Errors of the database, by SQLSTATE or its class; none: the connection was lost or refused.",
+            labels=["sqlstate"],
+        )
+        for sqlstate, count in DATABASE_ERRORS.counts().items():
+            errors.add_metric([sqlstate], count)
+        yield errors
+        yield _gauge("database_round_trip_seconds", "Average round trip to the database.", self._database.round_trip_s)
+        yield _gauge(
+            "database_lock_holder_seconds",
+            "Age of the transaction of another session whose lock made a call fail within the last 10 s, 0 if none"
+            " did, NaN if the database role may not see it.",
+            self._lock_holder_s(),
+        )
+        yield _gauge(
+            "database_commits_stalled",
+            "1 if a commit that was given up still waits in the database and no other is begun, else 0.",
+            self._database.has_stalled_commits(),
+        )
+
+    def _lock_holder_s(self) -> float | None:
+        holder = self._database.lock_holder
+        has_held = holder is not None and time.monotonic() - holder.seen_at < _LOCK_SHOWN_FOR_S
+        return holder.age_s() if holder and has_held else 0.0
 
     def _pool_metrics(self) -> Iterable[Metric]:
         refused = CounterMetricFamily(

@@ -20,6 +20,7 @@ from psycopg.rows import class_row, kwargs_row
 from gatekeeper_grpc.domain.admin_user import AuthEventEntry, Credentials, check_new_username
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.commands import AuthEventFilter
+from gatekeeper_grpc.domain.current_call import detached
 from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
@@ -148,7 +149,8 @@ class LoginStore:
 
     @retry_conflicts
     def _record_failure(self, event: AuthEvent, username: str, *, peer: str, locked_out: bool) -> None:
-        with self._database.write() as conn:
+        # Who hangs up early must not fail unrecorded.
+        with detached(), self._database.write() as conn:
             _record(conn, event, username=username, peer=peer)
             if locked_out:
                 _record(conn, AuthEvent.LOCKED_OUT, username=username, peer=peer)

@@ -138,7 +138,7 @@ class MutationRunner:
             Unavailable: The database cannot be reached, or has lost revisions that were served.
             GatekeeperError: Whatever `act` raises.
         """
-        with self._database.write() as conn:
+        with self._database.write_at_head() as conn:
             head, caller_is_current = _lock_head(conn, intent.caller)
             # First: a database that has lost commits may have lost the caller's newest password as well.
             self._check_nothing_lost(head)
@@ -205,7 +205,7 @@ class MutationRunner:
         Raises:
             Unavailable: The database cannot be reached.
         """
-        with self._database.write() as conn:
+        with self._database.write_at_head() as conn:
             head, _ = _lock_head(conn, None)
             current = head.revision - 1
             is_kept = current >= known_revision and not (

@@ -14,6 +14,8 @@ from grpc_status import rpc_status
 
 from gatekeeper_grpc.domain.errors import (
     AlreadyExists,
+    Busy,
+    CallAbandoned,
     Changed,
     FailedPrecondition,
     FieldViolation,
@@ -51,7 +53,9 @@ CODES: Mapping[type[GatekeeperError], grpc.StatusCode] = MappingProxyType(
         Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
         PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
         ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
         Unavailable: grpc.StatusCode.UNAVAILABLE,
+        CallAbandoned: grpc.StatusCode.CANCELLED,
         RequestTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 )

@@ -14,6 +14,7 @@ from psycopg_pool import ConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
 from gatekeeper_grpc.domain.errors import (
+    Busy,
     GatekeeperError,
     InvalidArgument,
     Unavailable,
@@ -98,8 +99,10 @@ def test_a_call_that_finds_every_connection_taken_is_refused_in_time(dsn: str, m
     with ExitStack() as holders:
         for _ in range(2):
             holders.enter_context(small.read())
-        with pytest.raises(Unavailable):
+        with pytest.raises(Busy) as refused:
             revision(small)
+
+    assert refused.value.reason == "DATABASE_BUSY"
 
     assert revision(small) == 0
     small.close()
@@ -201,8 +204,7 @@ def running(statement: LiteralString) -> Callable[[Connection], object]:
             running(r"""SELECT '"\u0000"'::jsonb ->> 0"""), InvalidArgument, "INVALID_ARGUMENT", id="NUL in JSON"
         ),
         pytest.param(raising(pg.AdminShutdown()), Unavailable, "UNAVAILABLE", id="shut down"),
-        pytest.param(raising(pg.DiskFull()), Unavailable, "UNAVAILABLE", id="disk full"),
-        pytest.param(raising(pg.TooManyConnections()), Unavailable, "UNAVAILABLE", id="no connection left"),
+        pytest.param(raising(pg.DiskFull()), Unavailable, "STORAGE_FULL", id="disk full"),
         pytest.param(running("SELECT pg_terminate_backend(pg_backend_pid())"), Unavailable, "UNAVAILABLE", id="killed"),
     ],
 )

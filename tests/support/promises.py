@@ -56,6 +56,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "after 1 s on any instance.",
         "F4": "Erasing any id touches what people wrote about that person, and nothing else. A document that is "
         "missing without an erasure is named.",
+        "F5": "A slow database, a locked row, a full disk, a refused password and an absent server are told apart, "
+        "each within its bound; a busy machine is none of them.",
         "F6": "One bulk stream at full speed raises the p99 of unary calls at most 3 times. The CPU that an evaluation "
         "and a bulk message may take is bounded, and a client that has left costs none.",
     }

@@ -7,7 +7,7 @@ lead to PostgreSQL itself, not to PgBouncer in transaction mode. `files.py` desc
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import LiteralString
@@ -30,7 +30,9 @@ from gatekeeper_grpc.store.migrations.applied import (
     read_applied,
 )
 from gatekeeper_grpc.store.migrations.files import Migration, default_folder, load_migrations
-from gatekeeper_grpc.store.postgres.servers import to_primary
+from gatekeeper_grpc.store.postgres.errors import ConnectFailed
+from gatekeeper_grpc.store.postgres.servers import Servers
+from gatekeeper_grpc.store.postgres.sqlstates import cause_of
 
 APPLICATION_NAME = "gatekeeper migrate"
 
@@ -170,20 +172,28 @@ class Migrator:
     @contextmanager
     def _session(self) -> Iterator[Session]:
         """Connect in autocommit mode, and translate psycopg's errors into the domain's."""
+        servers = Servers(
+            self._dsn,
+            application_name=APPLICATION_NAME,
+            tcp_user_timeout=str(self._connect_timeout_s * 1000),
+            client_encoding="utf8",  # The encoding of the files.
+        )
         try:
-            with psycopg.connect(
-                to_primary(self._dsn),
-                autocommit=True,
-                application_name=APPLICATION_NAME,
-                connect_timeout=self._connect_timeout_s,
-                tcp_user_timeout=self._connect_timeout_s * 1000,
-                client_encoding="utf8",  # The encoding of the files.
-            ) as session:
+            with closing(servers.connect(timeout_s=self._connect_timeout_s)) as session:
                 yield session
-        except psycopg.OperationalError as exc:
-            raise Unavailable(f"PostgreSQL at {self._host} cannot be reached: {_message_of(exc)}") from exc
         except psycopg.Error as exc:
-            raise FailedPrecondition(f"PostgreSQL at {self._host} refuses: {_message_of(exc)}") from exc
+            raise self._refusal(exc) from exc
+
+    def _refusal(self, exc: psycopg.Error) -> GatekeeperError:
+        at, words = f"PostgreSQL at {self._host}", _message_of(exc)
+        cause = cause_of(exc.sqlstate) if exc.sqlstate else None
+        if isinstance(exc, ConnectFailed) and cause:
+            return Unavailable(f"{at} refuses: {cause.text} (SQLSTATE {exc.sqlstate})", reason=cause.reason)
+        if not isinstance(exc, psycopg.OperationalError):
+            return FailedPrecondition(f"{at} refuses: {words}")
+        if cause is None or cause.reason == Unavailable.reason:
+            return Unavailable(f"{at} cannot be reached: {words}")
+        return Unavailable(f"{at} refuses: {words}", reason=cause.reason)
 
     @contextmanager
     def _only_runner(self) -> Iterator[Session]:
@@ -249,9 +259,11 @@ class Migrator:
             cause = f"another session kept a table locked for {self._lock_timeout_s:g} s"
         # Locks, deadlocks, a full disk: the same file may succeed later.
         kind = Unavailable if isinstance(exc, psycopg.OperationalError) else FailedPrecondition
+        known = cause_of(exc.sqlstate) if exc.sqlstate and kind is Unavailable else None
         return kind(
             f"migration {migration.label} failed{_line_of(exc, script)}: {cause};"
-            " nothing of it was applied; correct this and try again"
+            " nothing of it was applied; correct this and try again",
+            reason=known.reason if known else None,
         )
 
 

@@ -1,25 +1,58 @@
-"""Connections: one pool, opened once, and the two kinds of transaction that the store is made of."""
+"""Connections: one pool, opened once, and the kinds of transaction that the store is made of.
 
+Each step has a bound of its own: a connection within 1 s, a lock within a second or eight round trips, a statement
+within what the caller has left, a COMMIT within two seconds or so (decision 0015).
+"""
+
+import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, TypeVar
 
 import psycopg
+import psycopg_pool
+import structlog
 from psycopg import IsolationLevel
 from psycopg import errors as pg
 from psycopg_pool import ConnectionPool
 
+from gatekeeper_grpc.domain.current_call import is_abandoned, time_left_s
+from gatekeeper_grpc.domain.errors import Busy, CallAbandoned, Unavailable
 from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
-from gatekeeper_grpc.store.postgres.errors import translated_errors
+from gatekeeper_grpc.store.postgres.errors import (
+    DATABASE_ERRORS,
+    CommitUnconfirmed,
+    ForeignLock,
+    WriterQueue,
+    translated_errors,
+)
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
+from gatekeeper_grpc.store.postgres.locks import LockHolder, find_lock_holder
 from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
+from gatekeeper_grpc.store.postgres.sqlstates import BUSY
+from gatekeeper_grpc.store.postgres.turns import Turns
+
+_log = structlog.get_logger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Row = TypeVar("Row")
 
+APPLICATION_NAME = "gatekeeper"
+
 _ACQUIRE_TIMEOUT_S = 1.0
 _MAX_WAITING = 100
+# On a database that gets on, no lock is held for longer; a network with long round trips gets some of them.
+_LOCK_TIMEOUT_S = 1.0
+_LOCK_ROUND_TRIPS = 8
+# With the interval of the watch, a COMMIT takes less than two seconds.
+_COMMIT_TIMEOUT_S = 1.5
+# Beyond the server's own limit: a statement that waits for the server's disk cannot be cancelled.
+_STATEMENT_MARGIN_S = 1.0
+# How soon the average of the round trips follows a change, as in TCP (RFC 6298).
+_ROUND_TRIP_WEIGHT = 1 / 8
+_RETRY_AFTER_S = 1.0
+_REPORT_HOLDER_EVERY_S = 10.0
 
 
 class Database:
@@ -28,7 +61,7 @@ class Database:
     Args:
         dsn: libpq URI or keywords. Of several servers, the pool finds and follows the primary.
         pool_size: The maximum number of connections.
-        statement_timeout_s: The maximum duration of a statement; with the hang watch, of a COMMIT as well.
+        statement_timeout_s: The maximum duration of a statement; less if the caller has less time left.
         hung_after_s: A server that answers nothing for so long counts as hung, on a busy machine after four times as
             long: calls that wait for it fail with `Unavailable`, and new ones fail at once, until it answers again.
             None: no watch.
@@ -51,10 +84,17 @@ class Database:
         self._servers = Servers(
             dsn,
             for_writing=for_writing,
-            application_name="gatekeeper",
+            application_name=APPLICATION_NAME,
             # Times are read in UTC whatever the server's zone is, because the audit log hashes their text.
             options=f"-c timezone=UTC -c statement_timeout={int(statement_timeout_s * 1000)}",
         )
+        self.round_trip_s = 0.0
+        """Average of the latest round trips to the server."""
+        # Others of the pool's connections are for reads, and for writes that do not lock the head.
+        self._head_turns = Turns(max(1, pool_size // 2))
+        self.lock_holder: LockHolder | None = None
+        """The session that last made a call fail by its lock."""
+        self._holder_reported_at = -math.inf
         self._watch = HangWatch(self._servers, on_hang=self._renew)
         self._pool = ConnectionPool(
             connection_class=ServerConnection,
@@ -93,7 +133,8 @@ class Database:
 
         Raises:
             Unauthenticated: The caller was demoted, disabled, deleted or given another password.
-            Unavailable: No connection is free within 1 s, or the database cannot be reached or hangs.
+            Busy: No connection is free within 1 s, or a table is locked.
+            Unavailable: The database cannot be reached or hangs.
         """
         with self._transaction(IsolationLevel.REPEATABLE_READ, read_only=True) as conn:
             require_current_caller(conn)
@@ -114,10 +155,27 @@ class Database:
         """Open a read-write transaction: committed at the end, rolled back if anything is raised.
 
         Raises:
-            Unavailable: As for `read`.
+            Busy: A lock is not free, or no connection.
+            CallAbandoned: The caller is gone; nothing was changed.
+            OutcomeUnknown: The database did not confirm the commit in time, or only a part of it.
+            Unavailable: As for `read`, or a commit that was given up still waits in the database.
             GatekeeperError: See `translated_errors`.
         """
         with self._transaction(IsolationLevel.READ_COMMITTED, read_only=False) as conn:
+            yield conn
+
+    @contextmanager
+    def write_at_head(self) -> Iterator[Connection]:
+        """Open a read-write transaction that is going to lock the head row, which serialises all mutations.
+
+        Such transactions have half of the pool at most, in the order in which they came. While another session keeps
+        the row locked, one at a time tries; the others are refused at once.
+
+        Raises:
+            GatekeeperError: As for `write`.
+        """
+        within_s = min(self._statement_timeout_s, time_left_s())
+        with self._head_turns.turn(within_s=within_s), self.write() as conn:
             yield conn
 
     @contextmanager
@@ -134,12 +192,18 @@ class Database:
         ):
             yield conn
 
+    def has_stalled_commits(self) -> bool:
+        """Return whether writes are refused because a COMMIT that was given up still waits in the server."""
+        return self._watch.has_unsettled()
+
     def is_current(self, conn: ServerConnection) -> bool:
         """Return whether a connection leads to the server that new ones lead to; after a failover it may not."""
         return self._servers.is_current(conn)
 
     @contextmanager
     def _transaction(self, level: IsolationLevel, *, read_only: bool) -> Iterator[Connection]:
+        if not read_only and self._watch.has_unsettled():
+            raise Unavailable(_STALLED, reason="COMMITS_STALLED", retry_after_s=_RETRY_AFTER_S)
         with translated_errors(), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level
@@ -148,14 +212,55 @@ class Database:
             if conn.read_only is not access:
                 conn.read_only = access
             try:
-                with conn.transaction():
+                with _Commit(conn) as commit, conn.transaction():
                     yield conn
-                    # COMMIT comes next, for which PostgreSQL has no timeout.
-                    self._watch.expect_answer(conn, within_s=self._statement_timeout_s)
+                    if not read_only:
+                        self._expect_commit(conn, commit)
             except pg.ReadOnlySqlTransaction:
                 if not read_only:
                     self._renew()  # The server no longer accepts writes: another one may.
                 raise
+            except pg.LockNotAvailable as exc:
+                error = self._blocked(conn)
+                DATABASE_ERRORS.note(exc, reason=error.reason)
+                raise error from exc
+
+    def _expect_commit(self, conn: ServerConnection, commit: "_Commit") -> None:
+        """Bound the COMMIT that comes next, for which PostgreSQL has no timeout.
+
+        Raises:
+            CallAbandoned: The caller is gone, so nobody would learn of the change.
+        """
+        if is_abandoned():
+            raise _abandoned()
+        within_s = max(_COMMIT_TIMEOUT_S, _LOCK_ROUND_TRIPS * self.round_trip_s)
+        self._watch.expect_answer(conn, within_s=within_s, is_committing=True)
+        commit.begin()
+
+    def _blocked(self, conn: ServerConnection) -> Busy:
+        """Find out why a lock was not free, on the connection that waited for it and has rolled back."""
+        holder = find_lock_holder(conn, application_name=APPLICATION_NAME, stuck_after_s=self._lock_timeout_s())
+        if holder is None:
+            return WriterQueue.too_long()
+        self._report(holder)
+        return ForeignLock.held()
+
+    def _report(self, holder: LockHolder) -> None:
+        before, self.lock_holder = self.lock_holder, holder
+        if before and before.pid == holder.pid and holder.seen_at < self._holder_reported_at + _REPORT_HOLDER_EVERY_S:
+            return
+        self._holder_reported_at = holder.seen_at
+        _log.warning(
+            "database_locked",
+            pid=holder.pid,
+            application=holder.application_name,
+            state=holder.state,
+            waits_for=holder.waits_for,
+            open_for_s=holder.open_for_s and round(holder.open_for_s, 1),
+        )
+
+    def _lock_timeout_s(self) -> float:
+        return max(_LOCK_TIMEOUT_S, _LOCK_ROUND_TRIPS * self.round_trip_s)
 
     def _retry_for_waiting_requests(self, pool: ConnectionPool[ServerConnection]) -> None:
         """Make the pool try again for requests that wait already: by itself it does so only for the next one."""
@@ -175,6 +280,8 @@ class Database:
         conn = self._acquire()
         try:
             with self._watch.guard(conn):
+                left_s = time_left_s()
+                self._watch.expect_answer(conn, within_s=left_s + _STATEMENT_MARGIN_S, is_committing=False)
                 yield conn
         finally:
             self._pool.putconn(conn)
@@ -183,23 +290,90 @@ class Database:
         """Take a live connection. The pool's own `check` sleeps for a second after each dead one."""
         deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S
         while not self._watch.is_hung():
-            conn = self._pool.getconn(timeout=max(0.0, deadline - time.monotonic()))
-            if self._is_alive(conn):
+            conn = self._take(timeout_s=max(0.0, deadline - time.monotonic()))
+            if self._prepare(conn):
                 return conn
             conn.close()
             self._pool.putconn(conn)  # The pool replaces a closed one.
         raise psycopg.OperationalError("the database does not answer")
 
-    def _is_alive(self, conn: ServerConnection) -> bool:
-        """Return whether a connection works and leads to the server that new ones lead to."""
+    def _take(self, *, timeout_s: float) -> ServerConnection:
+        try:
+            return self._pool.getconn(timeout=timeout_s)
+        except psycopg_pool.PoolTimeout as exc:
+            if failure := self._servers.last_failure:
+                raise failure from exc
+            if self._watch.in_use() >= self._pool.max_size:
+                raise Busy(BUSY.text, reason=BUSY.reason, retry_after_s=_RETRY_AFTER_S) from exc
+            raise
+
+    def _prepare(self, conn: ServerConnection) -> bool:
+        """Set the limits of the call; return whether the connection works and leads to the server of new ones.
+
+        Raises:
+            CallAbandoned: The caller is gone.
+        """
         if not self._servers.is_current(conn):
             return False
+        timeout_s = min(self._statement_timeout_s, time_left_s())
+        if timeout_s <= 0 or is_abandoned():
+            self._pool.putconn(conn)
+            raise _abandoned()
+        limits = {"statement": _milliseconds(timeout_s), "lock": _milliseconds(self._lock_timeout_s())}
         try:
             with self._watch.guard(conn):
-                ConnectionPool.check_connection(conn)
+                began_at = time.monotonic()
+                conn.execute(_SET_LIMITS, limits)
         except psycopg.OperationalError:
             return False
+        self.round_trip_s += _ROUND_TRIP_WEIGHT * (time.monotonic() - began_at - self.round_trip_s)
         return True
+
+
+_STALLED = (
+    "an earlier change still waits in the database to be confirmed, by a synchronous standby or by the disk; nothing"
+    " was changed"
+)
+# In autocommit, for the session: the transaction would need a round trip more for it. It also shows that the connection
+# is alive, and how long a round trip is.
+_SET_LIMITS = """
+    SELECT set_config('statement_timeout', %(statement)s, false), set_config('lock_timeout', %(lock)s, false)
+"""
+
+
+class _Commit(AbstractContextManager["_Commit"]):
+    """Tells a transaction that was not confirmed from one that was not made."""
+
+    def __init__(self, conn: ServerConnection) -> None:
+        self._conn = conn
+        self._has_begun = False
+        self._warnings_before = 0
+
+    def begin(self) -> None:
+        """COMMIT comes next."""
+        self._has_begun = True
+        self._warnings_before = self._conn.warnings.count
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Refuse to call the outcome known if it is not.
+
+        Raises:
+            CommitUnconfirmed: The connection was lost during the COMMIT; or it succeeded with a warning, because the
+                wait for a synchronous standby was cancelled: a failover would lose the change.
+        """
+        is_cancelled_wait = error is None and self._conn.warnings.count > self._warnings_before
+        is_lost = isinstance(error, psycopg.OperationalError) and self._conn.closed
+        if self._has_begun and (is_cancelled_wait or is_lost):
+            raise CommitUnconfirmed.in_time() from error
+
+
+def _abandoned() -> CallAbandoned:
+    return CallAbandoned("the caller is gone; nothing was changed")
+
+
+def _milliseconds(seconds: float) -> str:
+    """Return a duration as PostgreSQL's settings have it; 0 would mean no limit."""
+    return str(max(1, math.ceil(seconds * 1_000)))
 
 
 def one(cursor: psycopg.Cursor[Row]) -> Row:

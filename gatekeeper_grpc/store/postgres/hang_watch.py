@@ -9,8 +9,10 @@ answering the watch.
 A busy machine answers late as well, and it delays this process as much as a server next to it. While this process is
 late itself, or tasks wait for a CPU, the watch waits `_BUSY_FACTOR` times as long (decision 0012 has the figures).
 
-PostgreSQL has no timeout for a COMMIT that waits for a missing synchronous standby. The transaction sets a deadline for
-it with `expect_answer`.
+PostgreSQL has no timeout for a COMMIT that waits for a missing synchronous standby, or for a disk, and it must not be
+cancelled: a cancelled wait for a standby is answered as a success. The transaction sets a deadline for it with
+`expect_answer`, after which its socket is shut down. The server's side of the transaction goes on, and keeps its locks.
+Until it ends, `has_unsettled` is true, so that no further ones pile up behind it.
 """
 
 import math
@@ -40,10 +42,15 @@ _ASK_EVERY_S = 0.2
 _ASK_EVERY_AT_REST_S = 1.0
 _SLICE_S = 0.05
 _BUSY_FACTOR = 4
+_BUSY_DEADLINE_FACTOR = 2
 # The machine is busy when this share of the wait went by with this thread late, or with any task waiting for a CPU.
 _BUSY_LATE_SHARE = 0.2
 _BUSY_PRESSURE_SHARE = 0.5
 _CPU_PRESSURE = Path("/proc/pressure/cpu")
+
+
+# A backend whose client is gone ends as soon as its COMMIT does.
+_UNSETTLED = "SELECT pid FROM pg_stat_activity WHERE pid IN ({}) AND state IS DISTINCT FROM 'idle'"
 
 
 class Answer(Enum):
@@ -62,7 +69,25 @@ class _GuardedSocket:
     # Of our own: the connection may be closed, and the number of its descriptor reused, by the time we shut it down.
     duplicate: socket.socket
     keeps_awake: bool
-    answer_by: float = math.inf
+    backend_pid: int
+    deadline: "_Deadline | None" = None
+    is_committing: bool = False
+
+
+class _Deadline:
+    """Until when an answer must have come; on a busy machine, `_BUSY_DEADLINE_FACTOR` times as long."""
+
+    def __init__(self, within_s: float) -> None:
+        self._within_s = within_s
+        self._began_at = time.monotonic()
+        self._pressure_before_s = cpu_pressure_s()
+
+    def is_over(self) -> bool:
+        elapsed_s = time.monotonic() - self._began_at
+        if elapsed_s < self._within_s:
+            return False
+        is_busy = cpu_pressure_s() - self._pressure_before_s > _BUSY_PRESSURE_SHARE * elapsed_s
+        return not is_busy or elapsed_s >= _BUSY_DEADLINE_FACTOR * self._within_s
 
 
 class HangWatch:
@@ -81,7 +106,8 @@ class HangWatch:
         self._conn: ServerConnection | None = None
         self._hung = False
         self._in_use: dict[psycopg.Connection, _GuardedSocket] = {}
-        self._lock = threading.Lock()  # guards the two above
+        self._unsettled: frozenset[int] = frozenset()
+        self._lock = threading.Lock()  # guards the three above
         self._awake = threading.Event()  # set while a transaction is open
         self._thread = RepeatingThread("hang_watch", self._check, interval_s=_ASK_EVERY_S, wait=self._wait)
 
@@ -106,6 +132,15 @@ class HangWatch:
         """Return whether the database counts as hung."""
         return self._hung
 
+    def has_unsettled(self) -> bool:
+        """Return whether a COMMIT that was given up still waits in the server, with the locks of its transaction."""
+        return bool(self._unsettled)
+
+    def in_use(self) -> int:
+        """Return how many guarded connections wait for answers."""
+        with self._lock:
+            return sum(guarded.keeps_awake for guarded in self._in_use.values())
+
     @contextmanager
     def guard(self, conn: psycopg.Connection, *, keeps_awake: bool = True) -> Iterator[None]:
         """Use a connection during the block; if the database hangs, waiting for the connection fails.
@@ -118,15 +153,23 @@ class HangWatch:
             OperationalError: The database counts as hung.
         """
         with socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
-            self._register(conn, _GuardedSocket(duplicate, keeps_awake))
+            self._register(conn, _GuardedSocket(duplicate, keeps_awake, conn.info.backend_pid))
             try:
                 yield
             finally:
                 self._unregister(conn)
 
-    def expect_answer(self, conn: psycopg.Connection, *, within_s: float) -> None:
-        """Cut a guarded connection if it is still in use after so long, whether the database hangs or not."""
-        self._in_use[conn].answer_by = time.monotonic() + within_s
+    def expect_answer(self, conn: psycopg.Connection, *, within_s: float, is_committing: bool) -> None:
+        """Cut a guarded connection if it is still in use after so long, whether the database hangs or not.
+
+        Args:
+            conn: The connection.
+            within_s: How long; twice as long while the machine is busy.
+            is_committing: Whether its COMMIT may go on in the server after the cut.
+        """
+        guarded = self._in_use[conn]
+        guarded.is_committing = is_committing
+        guarded.deadline = None if math.isinf(within_s) else _Deadline(within_s)
 
     def _register(self, conn: psycopg.Connection, guarded: _GuardedSocket) -> None:
         with self._lock:
@@ -157,6 +200,22 @@ class HangWatch:
         elif answer is Answer.CAME and self._hung:
             self._hung = False
             _log.warning("database_answers_again")
+        if answer is Answer.CAME and self._unsettled:
+            self._check_unsettled()
+
+    def _check_unsettled(self) -> None:
+        question = _UNSETTLED.format(",".join(map(str, self._unsettled))).encode()
+        try:
+            pids = ask(self._connection(), question, within_s=self._hung_after_s)
+        except psycopg.OperationalError:
+            pids = None
+        if pids is None:
+            self._drop()
+            return
+        with self._lock:
+            self._unsettled &= frozenset(map(int, pids))
+        if not pids:
+            _log.warning("commits_settled")
 
     def _ask(self) -> Answer:
         try:
@@ -193,13 +252,22 @@ class HangWatch:
 
     def _cut_overdue(self) -> None:
         with self._lock:
-            now = time.monotonic()
-            cut = self._shut_down([guarded for guarded in self._in_use.values() if now > guarded.answer_by])
-        if cut:
-            _log.error("commit_unanswered", connections_cut=cut, remedy="look for a missing synchronous standby")
+            overdue = [each for each in self._in_use.values() if each.deadline and each.deadline.is_over()]
+            cut = self._shut_down(overdue)
+            for guarded in overdue:
+                guarded.deadline = None
+        if any(guarded.is_committing for guarded in overdue):
+            _log.error(
+                "commit_unanswered",
+                connections_cut=cut,
+                remedy="look for a synchronous standby that is gone, and for a full or slow disk of the database",
+            )
+        elif overdue:
+            _log.warning("statement_unanswered", connections_cut=cut)
 
     def _shut_down(self, sockets: Collection[_GuardedSocket]) -> int:
         # Under the lock, so that no user closes its socket here, whose number could then belong to another file.
+        self._unsettled |= {guarded.backend_pid for guarded in sockets if guarded.is_committing}
         for guarded in sockets:
             with suppress(OSError):  # The server may have closed it.
                 guarded.duplicate.shutdown(socket.SHUT_RDWR)  # Wakes the thread that waits for an answer; never blocks.
@@ -212,8 +280,17 @@ def answers(conn: ServerConnection, *, within_s: float) -> bool:
     Raises:
         OperationalError: The connection is lost.
     """
+    return ask(conn, b"SELECT 1", within_s=within_s) is not None
+
+
+def ask(conn: ServerConnection, question: bytes, *, within_s: float) -> list[bytes] | None:
+    """Send a query of one column without NULL, and return its values; None: they do not come in time.
+
+    Raises:
+        OperationalError: The connection is lost.
+    """
     pgconn = conn.pgconn
-    pgconn.send_query(b"SELECT 1")
+    pgconn.send_query(question)
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)
     silence = _Silence(within_s)
@@ -222,9 +299,9 @@ def answers(conn: ServerConnection, *, within_s: float) -> bool:
         if poll.poll(_SLICE_S * 1_000):
             pgconn.consume_input()
         if not pgconn.is_busy():
-            return _is_answered(pgconn)
+            return _values(pgconn)
         silence.slices += 1
-    return False
+    return None
 
 
 class _Silence:
@@ -261,8 +338,8 @@ def cpu_pressure_s() -> float:
         return 0.0
 
 
-def _is_answered(pgconn: pq.abc.PGconn) -> bool:
-    succeeded = [result.status == pq.ExecStatus.TUPLES_OK for result in iter(pgconn.get_result, None)]
-    if not all(succeeded):
+def _values(pgconn: pq.abc.PGconn) -> list[bytes]:
+    results = list(iter(pgconn.get_result, None))
+    if not all(result.status == pq.ExecStatus.TUPLES_OK for result in results):
         raise psycopg.OperationalError("the connection was ended by the server")
-    return True
+    return [result.get_value(row, 0) or b"" for result in results for row in range(result.ntuples)]

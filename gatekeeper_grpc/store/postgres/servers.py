@@ -5,6 +5,7 @@ machine, every new connection would take that long. Here the server of the last 
 or is silent for 0.25 s, the others are tried in parallel, and the first that suits wins.
 """
 
+import math
 import select
 import threading
 import time
@@ -18,6 +19,10 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.rows import tuple_row
+
+from gatekeeper_grpc.store.postgres.errors import ConnectFailed
+from gatekeeper_grpc.store.postgres.libpq import sqlstate_of, tell_sqlstate, tell_words
+from gatekeeper_grpc.store.postgres.sqlstates import cause_of
 
 _log = structlog.get_logger(__name__)
 
@@ -42,10 +47,22 @@ class Server:
         return f"{self.host}:{self.port}"
 
 
+class Warnings:
+    """Counts the warnings that a server sends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def note(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Take a notice of the server."""
+        self.count += notice.severity_nonlocalized == "WARNING"
+
+
 class ServerConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection with its server."""
 
     server: Server
+    warnings: "Warnings"
 
     @classmethod
     def connect(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -70,30 +87,41 @@ class Servers:
 
     def __init__(self, dsn: str, *, for_writing: bool = True, **settings: str) -> None:
         self._params = conninfo_to_dict(to_primary(dsn) if for_writing else dsn, **settings)
+        self.last_failure: ConnectFailed | None = None
+        """Why a server was not connected to, since the last connection was made; None: there was no failure."""
         self._found: Server | None = None
         self._lock = threading.Lock()  # guards _found against other writers
 
-    def connect(self, *, abandon: Callable[[], bool] = lambda: False) -> ServerConnection:
-        """Connect, retrying for 2 s, or until `abandon` returns True.
+    def connect(
+        self, *, abandon: Callable[[], bool] = lambda: False, timeout_s: float | None = None
+    ) -> ServerConnection:
+        """Connect, retrying for `timeout_s`, 2 s by default, or until `abandon` returns True.
+
+        A server that refuses for a reason that only an operator can remove, such as a wrong password, is asked once.
 
         Raises:
             ConnectionTimeout: A server was silent to the end.
             OperationalError: The error of a server, when each has failed.
         """
-        attempts = [_Attempt(params) for params in conninfo_attempts(self._params)]
+        deadline = time.monotonic() + (_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s)
+        attempts = [_Attempt(params, failed=self._note) for params in conninfo_attempts(self._params)]
         attempts.sort(key=lambda attempt: attempt.server != self._found)
         try:
-            winner = _race(attempts, deadline=time.monotonic() + _CONNECT_TIMEOUT_S, abandon=abandon)
+            winner = _race(attempts, deadline=deadline, abandon=abandon)
             conn = winner.take()
         finally:
             for attempt in attempts:
                 attempt.end()
+        self.last_failure = None
         self._remember(conn.server)
         return conn
 
     def is_current(self, conn: ServerConnection) -> bool:
         """Return whether a connection leads to the server found last; another one may no longer be the primary."""
         return conn.server == self._found
+
+    def _note(self, failure: ConnectFailed) -> None:
+        self.last_failure = failure
 
     def _remember(self, server: Server) -> None:
         with self._lock:
@@ -113,10 +141,11 @@ def to_primary(dsn: str) -> str:
 class _Attempt:
     """Tries to connect to one server, once for each `start`."""
 
-    def __init__(self, params: dict[str, Any]) -> None:
+    def __init__(self, params: dict[str, Any], *, failed: Callable[[ConnectFailed], object]) -> None:
+        self._failed = failed
         self.server = Server(*(str(params.get(name) or "") for name in ("host", "hostaddr", "port")))
         self.starts_at = 0.0
-        self.error: psycopg.OperationalError | None = None
+        self.error: ConnectFailed | None = None
         self._conninfo = make_conninfo("", **params).encode()
         self._pgconn: pq.abc.PGconn | None = None
         self._status = pq.PollingStatus.FAILED
@@ -125,9 +154,14 @@ class _Attempt:
     def is_running(self) -> bool:
         return self._pgconn is not None
 
+    def may_succeed(self) -> bool:
+        """Return whether it makes sense to go on."""
+        return self.is_running or not math.isinf(self.starts_at)
+
     def start(self) -> bool:
         """Start to connect; return whether the connection is already made."""
         self._pgconn = pq.PGconn.connect_start(self._conninfo)
+        tell_sqlstate(self._pgconn)
         return self.advance()
 
     def advance(self) -> bool:
@@ -136,10 +170,18 @@ class _Attempt:
         bad = self._pgconn.status == pq.ConnStatus.BAD
         self._status = pq.PollingStatus.FAILED if bad else pq.PollingStatus(self._pgconn.connect_poll())
         if self._status == pq.PollingStatus.FAILED:
-            self.error = psycopg.OperationalError(self._pgconn.get_error_message())
-            self.starts_at = time.monotonic() + _RETRY_S
-            self.end()
+            self._fail(self._pgconn.get_error_message())
         return self._status == pq.PollingStatus.OK
+
+    def _fail(self, message: str) -> None:
+        sqlstate = sqlstate_of(message)
+        cause = cause_of(sqlstate) if sqlstate else None
+        # An account that is refused again and again may be locked by the server.
+        pause_s = math.inf if cause and cause.is_permanent else _RETRY_S
+        self.error = ConnectFailed(message, sqlstate)
+        self._failed(self.error)
+        self.starts_at = time.monotonic() + pause_s
+        self.end()
 
     def awaited(self) -> tuple[int, int]:
         """Return the descriptor and the events to poll for."""
@@ -151,9 +193,12 @@ class _Attempt:
         assert self._pgconn is not None  # noqa: S101 - only finished attempts are taken
         pgconn, self._pgconn = self._pgconn, None
         pgconn.nonblocking = 1
+        tell_words(pgconn)
         conn = ServerConnection(pgconn, tuple_row)
         conn.autocommit = True
         conn.server = self.server
+        conn.warnings = Warnings()
+        conn.add_notice_handler(conn.warnings.note)
         return conn
 
     def end(self) -> None:
@@ -167,7 +212,7 @@ def _race(attempts: Sequence[_Attempt], *, deadline: float, abandon: Callable[[]
     """Return the first attempt that succeeds; failed ones start again, until the deadline."""
     for position, attempt in enumerate(attempts):
         attempt.starts_at = time.monotonic() + position * _HEAD_START_S
-    while time.monotonic() < deadline and not abandon():
+    while time.monotonic() < deadline and not abandon() and any(map(_Attempt.may_succeed, attempts)):
         winner = next(filter(_Attempt.start, _due(attempts)), None) or next(
             filter(_Attempt.advance, _ready(attempts)), None
         )

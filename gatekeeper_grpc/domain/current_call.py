@@ -1,0 +1,50 @@
+"""The call that the current thread serves: how long its caller will still wait, and whether anybody waits at all."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+
+class Call(Protocol):
+    """What `grpc.ServicerContext` says about a call."""
+
+    def time_remaining(self) -> float | None:
+        """Return how many seconds the caller still waits; None or infinity: as long as it takes."""
+        ...
+
+    def is_active(self) -> bool:
+        """Return whether the call can still have an answer: not cancelled, not past its deadline."""
+        ...
+
+
+_current: ContextVar[Call | None] = ContextVar("gatekeeper_call", default=None)
+
+
+def set_current_call(call: Call) -> None:
+    """Make `call` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
+    _current.set(call)
+
+
+def time_left_s() -> float:
+    """Return for how many seconds the caller of the current call still waits; infinity without a call or a deadline."""
+    call = _current.get()
+    left_s = call.time_remaining() if call else None
+    return math.inf if left_s is None else left_s
+
+
+def is_abandoned() -> bool:
+    """Return whether nobody waits for the current call any more; False without a call."""
+    call = _current.get()
+    return call is not None and not call.is_active()
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Work without a current call inside the block: what must be done although the caller may be gone."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
