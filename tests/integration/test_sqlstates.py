@@ -10,13 +10,14 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.core import CollectorRegistry
 from psycopg import errors as pg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.postgres import errors, libpq
+from gatekeeper_grpc.store.postgres import servers as servers_module
 from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.postgres.errors import (
     DATABASE_ERRORS,
@@ -25,7 +26,7 @@ from gatekeeper_grpc.store.postgres.errors import (
     WriteConflict,
     translated,
 )
-from gatekeeper_grpc.store.postgres.servers import Servers
+from gatekeeper_grpc.store.postgres.servers import Servers, _Attempt
 from gatekeeper_grpc.store.postgres.sqlstates import _CLASSES, _CODES, cause_of, label_of
 from tests.support.outages import outage
 
@@ -140,7 +141,7 @@ def refusing(dsn: str, postgres: str) -> Iterator[Callable[[str], str]]:
                     conn = stack.enter_context(psycopg.connect(postgres, autocommit=True))
                     conn.execute("CREATE ROLE visitor LOGIN")
                     stack.callback(conn.execute, "DROP ROLE visitor")
-                    name = conn.execute("SELECT quote_ident(%s)", [psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]])
+                    name = conn.execute("SELECT quote_ident(%s)", [conninfo_to_dict(dsn)["dbname"]])
                     conn.execute(f"REVOKE CONNECT ON DATABASE {name.fetchall()[0][0]} FROM PUBLIC".encode())
                     return make_conninfo(dsn, user="visitor")
 
@@ -187,6 +188,30 @@ def test_a_wrong_account_is_tried_once_for_a_connection(dsn: str, monkeypatch: p
         Servers(make_conninfo(dsn, user="nobody")).connect()
 
     assert len(tried) == 1
+
+
+def attempts_with_a_wrong_account(dsn: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often a pool whose account is refused tries, while a call waits for a second."""
+    attempts: list[str] = []
+    fail = _Attempt._fail
+
+    def counted(attempt: _Attempt, message: str) -> None:
+        attempts.append(message)
+        fail(attempt, message)
+
+    monkeypatch.setattr(_Attempt, "_fail", counted)
+    assert refused_connection(make_conninfo(dsn, user="nobody")).reason == "DATABASE_CREDENTIALS_REFUSED"
+    return len(attempts)
+
+
+def test_a_pool_does_not_hammer_a_server_that_refuses_its_account(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attempts_with_a_wrong_account(dsn, monkeypatch) < 10
+
+
+def test_twin_without_the_pause_the_pool_tries_as_fast_as_it_can(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers_module, "_RETRY_REFUSED_S", 0.0)
+
+    assert attempts_with_a_wrong_account(dsn, monkeypatch) > 10
 
 
 def test_words_of_later_errors_are_not_lost(dsn: str) -> None:

@@ -6,7 +6,7 @@ within what the caller has left, a COMMIT within two seconds or so (decision 001
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, TypeVar
 
@@ -53,6 +53,9 @@ _STATEMENT_MARGIN_S = 1.0
 _ROUND_TRIP_WEIGHT = 1 / 8
 _RETRY_AFTER_S = 1.0
 _REPORT_HOLDER_EVERY_S = 10.0
+# A server whose WAL cannot grow ends, and for so long after it said that, a server that is down has the same cause.
+_FULL_FOR_S = 30.0
+_DOWN = frozenset({None, "57P03"})
 
 
 class Database:
@@ -66,6 +69,7 @@ class Database:
             long: calls that wait for it fail with `Unavailable`, and new ones fail at once, until it answers again.
             None: no watch.
         for_writing: Whether, of several servers, only the primary suits.
+        is_storage_full: Tells whether the disk of a server that is down is full, if it is a disk of this machine.
     """
 
     def __init__(
@@ -76,10 +80,13 @@ class Database:
         statement_timeout_s: float = 30.0,
         hung_after_s: float | None = None,
         for_writing: bool = True,
+        is_storage_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self.dsn = dsn
         self._hung_after_s = hung_after_s
         self._statement_timeout_s = statement_timeout_s
+        self._is_storage_full = is_storage_full
+        self._full_at = -math.inf
         self._closing = False
         self._servers = Servers(
             dsn,
@@ -216,6 +223,9 @@ class Database:
                     yield conn
                     if not read_only:
                         self._expect_commit(conn, commit)
+            except (pg.DiskFull, CommitUnconfirmed) as exc:
+                self._note_full_disk(exc)
+                raise
             except pg.ReadOnlySqlTransaction:
                 if not read_only:
                     self._renew()  # The server no longer accepts writes: another one may.
@@ -236,6 +246,13 @@ class Database:
         within_s = max(_COMMIT_TIMEOUT_S, _LOCK_ROUND_TRIPS * self.round_trip_s)
         self._watch.expect_answer(conn, within_s=within_s, is_committing=True)
         commit.begin()
+
+    def _note_full_disk(self, exc: Exception) -> None:
+        cause = exc.__cause__ if isinstance(exc, CommitUnconfirmed) else exc
+        if isinstance(cause, pg.DiskFull):
+            self._full_at = time.monotonic()
+        if cause is not exc and isinstance(cause, psycopg.Error):
+            DATABASE_ERRORS.note(cause, reason=CommitUnconfirmed.reason)
 
     def _blocked(self, conn: ServerConnection) -> Busy:
         """Find out why a lock was not free, on the connection that waited for it and has rolled back."""
@@ -301,11 +318,18 @@ class Database:
         try:
             return self._pool.getconn(timeout=timeout_s)
         except psycopg_pool.PoolTimeout as exc:
-            if failure := self._servers.last_failure:
+            failure = self._servers.last_failure
+            if failure and failure.sqlstate in _DOWN and self._is_full():
+                raise pg.DiskFull("the server went down with a full disk") from exc
+            if failure:
                 raise failure from exc
             if self._watch.in_use() >= self._pool.max_size:
                 raise Busy(BUSY.text, reason=BUSY.reason, retry_after_s=_RETRY_AFTER_S) from exc
             raise
+
+    def _is_full(self) -> bool:
+        """Return whether a server that is down had a full disk: it said so itself, or one can see it."""
+        return time.monotonic() - self._full_at < _FULL_FOR_S or self._is_storage_full()
 
     def _prepare(self, conn: ServerConnection) -> bool:
         """Set the limits of the call; return whether the connection works and leads to the server of new ones.

@@ -31,6 +31,8 @@ _CONNECT_TIMEOUT_S = 2.0
 _HEAD_START_S = 0.25
 # How soon a failed server is tried again.
 _RETRY_S = 0.1
+# A pool that waits for a connection tries as fast as it can, and an account may be locked for that.
+_RETRY_REFUSED_S = 1.0
 _POLL_TIMEOUT_S = 0.05
 _EVENTS = {pq.PollingStatus.READING: select.POLLIN, pq.PollingStatus.WRITING: select.POLLOUT}
 
@@ -89,6 +91,7 @@ class Servers:
         self._params = conninfo_to_dict(to_primary(dsn) if for_writing else dsn, **settings)
         self.last_failure: ConnectFailed | None = None
         """Why a server was not connected to, since the last connection was made; None: there was no failure."""
+        self._refused_at = -math.inf
         self._found: Server | None = None
         self._lock = threading.Lock()  # guards _found against other writers
 
@@ -97,12 +100,14 @@ class Servers:
     ) -> ServerConnection:
         """Connect, retrying for `timeout_s`, 2 s by default, or until `abandon` returns True.
 
-        A server that refuses for a reason that only an operator can remove, such as a wrong password, is asked once.
+        A server that refuses for a reason that only an operator can remove, such as a wrong password, is asked once,
+        and then once a second.
 
         Raises:
             ConnectionTimeout: A server was silent to the end.
             OperationalError: The error of a server, when each has failed.
         """
+        self._wait_after_refusal(abandon)
         deadline = time.monotonic() + (_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s)
         attempts = [_Attempt(params, failed=self._note) for params in conninfo_attempts(self._params)]
         attempts.sort(key=lambda attempt: attempt.server != self._found)
@@ -122,6 +127,12 @@ class Servers:
 
     def _note(self, failure: ConnectFailed) -> None:
         self.last_failure = failure
+        if _is_permanent(failure):
+            self._refused_at = time.monotonic()
+
+    def _wait_after_refusal(self, abandon: Callable[[], bool]) -> None:
+        while time.monotonic() < self._refused_at + _RETRY_REFUSED_S and not abandon():
+            time.sleep(_POLL_TIMEOUT_S)
 
     def _remember(self, server: Server) -> None:
         with self._lock:
@@ -174,13 +185,9 @@ class _Attempt:
         return self._status == pq.PollingStatus.OK
 
     def _fail(self, message: str) -> None:
-        sqlstate = sqlstate_of(message)
-        cause = cause_of(sqlstate) if sqlstate else None
-        # An account that is refused again and again may be locked by the server.
-        pause_s = math.inf if cause and cause.is_permanent else _RETRY_S
-        self.error = ConnectFailed(message, sqlstate)
+        self.error = ConnectFailed(message, sqlstate_of(message))
         self._failed(self.error)
-        self.starts_at = time.monotonic() + pause_s
+        self.starts_at = time.monotonic() + (math.inf if _is_permanent(self.error) else _RETRY_S)
         self.end()
 
     def awaited(self) -> tuple[int, int]:
@@ -206,6 +213,11 @@ class _Attempt:
         if self._pgconn is not None:
             self._pgconn.finish()
             self._pgconn = None
+
+
+def _is_permanent(failure: ConnectFailed) -> bool:
+    cause = cause_of(failure.sqlstate) if failure.sqlstate else None
+    return cause is not None and cause.is_permanent
 
 
 def _race(attempts: Sequence[_Attempt], *, deadline: float, abandon: Callable[[], bool]) -> _Attempt:
