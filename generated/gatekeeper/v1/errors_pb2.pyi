@@ -95,6 +95,52 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or have the
     operator raise the quota. Example metadata: quota = "flags", limit = "20000".
     """
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 40
+    """UNAVAILABLE: the disk of the database is full, and nothing was changed. Reads may go on."""
+    ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 41
+    """UNAVAILABLE: the storage of the database fails: it cannot read or write its files, or they are corrupt."""
+    ERROR_REASON_DATABASE_LOCKED: _ErrorReason.ValueType  # 42
+    """RESOURCE_EXHAUSTED: a session that is not Gatekeeper's, or one that is stuck, holds a lock that this call
+    needs. Nothing was changed. The server's log names the session. `google.rpc.RetryInfo` says when to try
+    again.
+    """
+    ERROR_REASON_DATABASE_BUSY: _ErrorReason.ValueType  # 43
+    """RESOURCE_EXHAUSTED: too many calls use the database at this moment, or wait for each other's changes.
+    Nothing was changed. `google.rpc.RetryInfo` says when to try again.
+    """
+    ERROR_REASON_DATABASE_TIMEOUT: _ErrorReason.ValueType  # 44
+    """UNAVAILABLE: a statement took longer than the caller's deadline or the server's limit, and was cancelled.
+    Nothing was changed.
+    """
+    ERROR_REASON_DATABASE_TOO_MANY_CONNECTIONS: _ErrorReason.ValueType  # 45
+    """UNAVAILABLE: the database has no connection left for this instance."""
+    ERROR_REASON_DATABASE_CREDENTIALS_REFUSED: _ErrorReason.ValueType  # 46
+    """UNAVAILABLE: the database refuses the credentials of this instance. An operator has to correct them."""
+    ERROR_REASON_DATABASE_MISSING: _ErrorReason.ValueType  # 47
+    """UNAVAILABLE: the database that this instance is configured for does not exist."""
+    ERROR_REASON_DATABASE_NOT_ACCEPTING: _ErrorReason.ValueType  # 48
+    """UNAVAILABLE: the database starts, stops or recovers, and takes no connections."""
+    ERROR_REASON_DATABASE_READ_ONLY: _ErrorReason.ValueType  # 49
+    """UNAVAILABLE: the database takes no writes: it is a standby or a fenced primary. Nothing was changed."""
+    ERROR_REASON_DATABASE_PERMISSION_DENIED: _ErrorReason.ValueType  # 50
+    """UNAVAILABLE: the role of this instance lacks a privilege. An operator has to grant it."""
+    ERROR_REASON_DATABASE_SCHEMA_UNFIT: _ErrorReason.ValueType  # 51
+    """UNAVAILABLE: the schema of the database is not the one that this release needs."""
+    ERROR_REASON_DATABASE_OVERLOADED: _ErrorReason.ValueType  # 52
+    """UNAVAILABLE: the database has used up another resource: memory, or a configured limit."""
+    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 53
+    """UNAVAILABLE: the change was sent to the database and not confirmed in time: it was made, or it was not. With a
+    `request_id`, repeat the same call: it makes the change once, and returns the stored response if it was made.
+    Without one, read the resource first.
+    """
+    ERROR_REASON_COMMITS_STALLED: _ErrorReason.ValueType  # 54
+    """UNAVAILABLE: an earlier change still waits in the database to be confirmed, by a synchronous standby or by the
+    disk. Until then no other is begun. Nothing was changed.
+    """
+    ERROR_REASON_CALL_ABANDONED: _ErrorReason.ValueType  # 55
+    """CANCELLED: the caller cancelled the call, or its deadline passed, before the change was committed. Nothing was
+    changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error carries one `google.rpc.ErrorInfo`. Its `domain` is "gatekeeper", its
@@ -174,5 +220,51 @@ budget_s = "20".
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
 """RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or have the
 operator raise the quota. Example metadata: quota = "flags", limit = "20000".
+"""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 40
+"""UNAVAILABLE: the disk of the database is full, and nothing was changed. Reads may go on."""
+ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 41
+"""UNAVAILABLE: the storage of the database fails: it cannot read or write its files, or they are corrupt."""
+ERROR_REASON_DATABASE_LOCKED: ErrorReason.ValueType  # 42
+"""RESOURCE_EXHAUSTED: a session that is not Gatekeeper's, or one that is stuck, holds a lock that this call
+needs. Nothing was changed. The server's log names the session. `google.rpc.RetryInfo` says when to try
+again.
+"""
+ERROR_REASON_DATABASE_BUSY: ErrorReason.ValueType  # 43
+"""RESOURCE_EXHAUSTED: too many calls use the database at this moment, or wait for each other's changes.
+Nothing was changed. `google.rpc.RetryInfo` says when to try again.
+"""
+ERROR_REASON_DATABASE_TIMEOUT: ErrorReason.ValueType  # 44
+"""UNAVAILABLE: a statement took longer than the caller's deadline or the server's limit, and was cancelled.
+Nothing was changed.
+"""
+ERROR_REASON_DATABASE_TOO_MANY_CONNECTIONS: ErrorReason.ValueType  # 45
+"""UNAVAILABLE: the database has no connection left for this instance."""
+ERROR_REASON_DATABASE_CREDENTIALS_REFUSED: ErrorReason.ValueType  # 46
+"""UNAVAILABLE: the database refuses the credentials of this instance. An operator has to correct them."""
+ERROR_REASON_DATABASE_MISSING: ErrorReason.ValueType  # 47
+"""UNAVAILABLE: the database that this instance is configured for does not exist."""
+ERROR_REASON_DATABASE_NOT_ACCEPTING: ErrorReason.ValueType  # 48
+"""UNAVAILABLE: the database starts, stops or recovers, and takes no connections."""
+ERROR_REASON_DATABASE_READ_ONLY: ErrorReason.ValueType  # 49
+"""UNAVAILABLE: the database takes no writes: it is a standby or a fenced primary. Nothing was changed."""
+ERROR_REASON_DATABASE_PERMISSION_DENIED: ErrorReason.ValueType  # 50
+"""UNAVAILABLE: the role of this instance lacks a privilege. An operator has to grant it."""
+ERROR_REASON_DATABASE_SCHEMA_UNFIT: ErrorReason.ValueType  # 51
+"""UNAVAILABLE: the schema of the database is not the one that this release needs."""
+ERROR_REASON_DATABASE_OVERLOADED: ErrorReason.ValueType  # 52
+"""UNAVAILABLE: the database has used up another resource: memory, or a configured limit."""
+ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 53
+"""UNAVAILABLE: the change was sent to the database and not confirmed in time: it was made, or it was not. With a
+`request_id`, repeat the same call: it makes the change once, and returns the stored response if it was made.
+Without one, read the resource first.
+"""
+ERROR_REASON_COMMITS_STALLED: ErrorReason.ValueType  # 54
+"""UNAVAILABLE: an earlier change still waits in the database to be confirmed, by a synchronous standby or by the
+disk. Until then no other is begun. Nothing was changed.
+"""
+ERROR_REASON_CALL_ABANDONED: ErrorReason.ValueType  # 55
+"""CANCELLED: the caller cancelled the call, or its deadline passed, before the change was committed. Nothing was
+changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
