@@ -1,7 +1,7 @@
 """Connections: one pool, opened once, and the kinds of transaction that the store is made of.
 
 Each step has a bound of its own: a connection within 1 s, a lock within a second or eight round trips, a statement
-within what the caller has left, a COMMIT within two seconds or so (decision 0015).
+within what the caller has left, a COMMIT within two seconds or so (decisions 0019 and 0020).
 """
 
 import math
