@@ -174,7 +174,7 @@ class GatekeeperServer:
             PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
             PoolName.ADMIN_READ: PoolSize(workers=settings.admin_threads, queue=64, share=HALF),
             PoolName.ADMIN_WRITE: PoolSize(workers=(settings.admin_threads + 1) // 2, queue=64, share=HALF),
-            PoolName.BULK: PoolSize(workers=settings.stream_threads, queue=32, share=HALF),
+            PoolName.BULK: replace(DEFAULT_SIZES[PoolName.BULK], workers=settings.stream_threads),
         }
         self.pools = CallPools({**DEFAULT_SIZES, **sizes})
         self.audit_head = AuditHeadReporter(self.stores.audit, self.database)

@@ -75,7 +75,7 @@ class Refusal(StrEnum):
     FULL = "full"
     """Every slot of the pool was taken."""
     SHARE = "share"
-    """Every slot was taken, and the most by the calls of this address, client key or admin user."""
+    """Others waited, and this address, client key or admin user had the most calls. The stream may have been open."""
     UNAUTHENTICATED = "unauthenticated"
     """It had no valid credentials."""
     LOCKED_OUT = "locked_out"
@@ -89,8 +89,8 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.ADMIN_READ: PoolSize(workers=8, queue=64, share=HALF),
         PoolName.ADMIN_WRITE: PoolSize(workers=4, queue=64, share=HALF),
         PoolName.ADMIN_STREAMS: PoolSize(workers=4, queue=16, share=HALF),
-        PoolName.BULK: PoolSize(workers=16, queue=32, share=HALF),
-        PoolName.REFLECTION: PoolSize(workers=4, queue=16, share=HALF),
+        PoolName.BULK: PoolSize(workers=16, queue=32, share=HALF, is_preemptive=True),
+        PoolName.REFLECTION: PoolSize(workers=4, queue=16, share=HALF, is_preemptive=True),
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
         # The last of twelve that wait is served after 3 s.
         PoolName.LOGIN: PoolSize(workers=1, queue=12, kept=2),
@@ -175,10 +175,19 @@ class CallPool(ThreadPoolExecutor):
             loser = self._slots.add(call)
             held = 0 if loser is None else self._slots.held_by(loser.arrival.owner)
             needs_worker = loser is not call and self._needs_worker()
+            preempted = None if loser is call else self._slots.preempted_by(call.arrival.owner)
         if loser is not None:
             self._refuse_for(loser, held=held)
+        if preempted is not None:
+            self._preempt(preempted)
         if needs_worker:
             self._start_worker()
+
+    def _preempt(self, call: ArrivedCall) -> None:
+        """End a running stream, for others wait and its owner has the most workers. Its own worker ends it."""
+        kind = call.arrival.owner.kind
+        if call.end_soon(_full(f"this {kind} has the most open {self._name} calls, and others wait; retry later")):
+            self._count(Refusal.SHARE)
 
     def _refuse_for(self, call: ArrivedCall, *, held: int) -> None:
         """Refuse a call for which there is no slot, whose owner has `held` others."""

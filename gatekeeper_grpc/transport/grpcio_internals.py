@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.transport.arrival import Arrival
 from gatekeeper_grpc.transport.stream_life import StreamLife
 from gatekeeper_grpc.wire.status import status_from_error
@@ -66,6 +67,15 @@ class ArrivedCall:
     def note(self, arrival: Arrival) -> None:
         """Keep what is known of the call, also for `arrival_of` on its worker."""
         self.arrival = self._state.gatekeeper_arrival = arrival
+
+    def end_soon(self, error: GatekeeperError) -> bool:
+        """Have the worker of a running stream end it with `error`; False if it has been told before."""
+        with self._state.condition:
+            if hasattr(self._state, "gatekeeper_ending"):
+                return False
+            self._state.gatekeeper_ending = error
+            self._state.condition.notify_all()
+            return True
 
     def serve(self) -> None:
         """Serve the call, on a worker, unless it has been refused."""
@@ -165,9 +175,11 @@ class RequestReader(Iterator[bytes]):
 
     def _await_message(self) -> bytes:
         started = time.monotonic()
+        check_not_ending(self._state)
         while (message := self._requests._look_for_request()) is None:
             self._life.check_wait(time.monotonic() - started, is_saturated=self._is_saturated)
             self._state.condition.wait(self._life.pause_s())
+            check_not_ending(self._state)
         self._life.waited(time.monotonic() - started)
         return bytes(message)
 
@@ -244,6 +256,13 @@ def arrival_of(context: Any) -> Arrival:
     """Return what was known of a call when it arrived."""
     arrival: Arrival = context._state.gatekeeper_arrival
     return arrival
+
+
+def check_not_ending(state: Any) -> None:
+    """Raise what `ArrivedCall.end_soon` was told about a call."""
+    error = getattr(state, "gatekeeper_ending", None)
+    if error is not None:
+        raise error
 
 
 def is_aborted(context: Any) -> bool:

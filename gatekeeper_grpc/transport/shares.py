@@ -22,6 +22,8 @@ class PoolSize:
     """Largest part of the workers that the calls of one owner occupy, from 0 to 1; at least one worker."""
     kept: int = 0
     """How many of the slots only calls with standing PROVEN may take."""
+    is_preemptive: bool = False
+    """Whether a running stream is ended for a call that waits, if its owner occupies at least two workers more."""
 
     @property
     def slots(self) -> int:
@@ -41,7 +43,7 @@ class Slots:
         self._size = size
         self._workers_for_one = size.workers_for_one
         self._waiting: OrderedDict[Owner, deque[ArrivedCall]] = OrderedDict()  # in turn; no queue is empty
-        self._running: dict[Owner, int] = {}
+        self._running: dict[Owner, list[ArrivedCall]] = {}  # no list is empty
         self.waiting = 0
         """How many calls wait."""
         self.running = 0
@@ -63,15 +65,14 @@ class Slots:
     def start_next(self) -> ArrivedCall | None:
         """Start the call whose turn it is; None if none waits, or all owners that wait occupy their workers."""
         for owner in self._waiting:
-            occupied = self._running.get(owner, 0)
-            if occupied < self._workers_for_one:
+            if len(self._running.get(owner, ())) < self._workers_for_one:
                 break
         else:
             return None
         call = self._take(owner, newest=False)
         if owner in self._waiting:
             self._waiting.move_to_end(owner)
-        self._running[owner] = occupied + 1
+        self._running.setdefault(owner, []).append(call)
         self.running += 1
         return call
 
@@ -79,14 +80,23 @@ class Slots:
         """Free the slot of a call that ran."""
         owner = call.arrival.owner
         self.running -= 1
-        if self._running[owner] > 1:
-            self._running[owner] -= 1
-        else:
+        self._running[owner].remove(call)
+        if not self._running[owner]:
             del self._running[owner]
 
     def held_by(self, owner: Owner) -> int:
         """Count the calls of one owner."""
-        return self._running.get(owner, 0) + len(self._waiting.get(owner, ()))
+        return len(self._running.get(owner, ())) + len(self._waiting.get(owner, ()))
+
+    def preempted_by(self, owner: Owner) -> ArrivedCall | None:
+        """Return the running call that is to end for a call of `owner` that waits; None: none is.
+
+        It is the newest of the owner who occupies the most workers. It may have been returned before.
+        """
+        if not self._size.is_preemptive or self.running < self._size.workers:
+            return None
+        most = max(self._running.values(), key=len)
+        return most[-1] if len(most) > len(self._running.get(owner, ())) + 1 else None
 
     def take_all(self) -> list[ArrivedCall]:
         """Remove and return all calls that wait."""

@@ -14,10 +14,24 @@ from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, Policy
 from gatekeeper_grpc.transport.admission import PoolName, Refusal
 from gatekeeper_grpc.transport.arrival import Arrival, stranger
+from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.shares import PoolSize
 from tests.support.addresses import seen_from
 from tests.support.floods import Blocking, HalfOpen, retry_after_s
-from tests.support.stages import EDITOR_TOKEN, OPEN, SERVICE, TIMEOUT_S, VIEWER_TOKEN, Server, serve, text, unary
+from tests.support.stages import (
+    EDITOR_TOKEN,
+    OPEN,
+    SERVICE,
+    STREAM,
+    TIMEOUT_S,
+    VIEWER_TOKEN,
+    Server,
+    echo_stream,
+    serve,
+    stream,
+    text,
+    unary,
+)
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C1")
@@ -49,6 +63,7 @@ def test_a_method_that_can_be_flooded_has_its_workers_to_itself(method: str) -> 
 # --- Shares -----------------------------------------------------------------------------------------------------------
 
 EVALUATION = PoolName.EVALUATION
+ENDLESS = MessageTimeout(limit_s=60.0, limit_when_saturated_s=60.0)
 READ = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_READ)
 
 
@@ -127,6 +142,40 @@ def test_twin_without_a_share_of_the_workers_another_admin_waits() -> None:
     with busy_viewer(share=1.0) as read:
         late = read.future(text("other"), metadata=EDITOR_TOKEN, timeout=0.3)
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def held_streams(server: Server, address: str, count: int, stack: ExitStack) -> list[Any]:
+    """Open streams from an address, which send one message and no more."""
+    target = stack.enter_context(seen_from(address, int(server.target.rpartition(":")[2])))
+    crowd = stack.enter_context(HalfOpen(replace(server, target=target)))
+    return crowd.open(count, method="Stream", first=(b"",))
+
+
+@contextmanager
+def held_by_two_addresses(*, is_preemptive: bool) -> Iterator[tuple[Server, list[Any]]]:
+    """Four workers, two occupied by the streams of each of two addresses."""
+    size = PoolSize(workers=4, queue=4, share=0.5, is_preemptive=is_preemptive)
+    serving = serve({"Stream": (stream(echo_stream), STREAM)}, sizes={STREAM.pool: size}, stream_timeout=ENDLESS)
+    with serving as server, ExitStack() as stack:
+        held = [call for address in ("127.0.1.1", "127.0.1.2") for call in held_streams(server, address, 2, stack)]
+        assert eventually(lambda: server.pools[STREAM.pool].in_flight == 4)
+        yield server, held
+
+
+def test_an_open_stream_of_the_address_with_most_ends_for_another() -> None:
+    with held_by_two_addresses(is_preemptive=True) as (server, held):
+        assert list(server.stream("Stream")(iter([text()]), timeout=TIMEOUT_S)) == [text()]
+        assert eventually(lambda: any(call.done() for call in held))
+        (ended,) = [call for call in held if call.done()]
+
+    words = "this address has the most open bulk calls, and others wait; retry later"
+    assert refusal(ended) == (grpc.StatusCode.RESOURCE_EXHAUSTED, words, 1.0)
+    assert server.pools[STREAM.pool].refused[Refusal.SHARE] == 1
+
+
+def test_twin_without_preemption_held_streams_keep_another_waiting() -> None:
+    with held_by_two_addresses(is_preemptive=False) as (server, _held), pytest.raises(grpc.RpcError, match="Exceeded"):
+        list(server.stream("Stream")(iter([text()]), timeout=0.5))
 
 
 # --- Authentication on arrival ----------------------------------------------------------------------------------------
