@@ -53,7 +53,7 @@ test: $(VENV)/.dev ## Run every test on a real PostgreSQL
 	@$(if $(COVERAGE),$(BIN)/coverage combine --quiet && $(BIN)/coverage report,:)
 
 # One after the other, because the figures of a fault need an otherwise idle machine.
-test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (20 minutes)
+test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (30 minutes)
 	@$(BIN)/pytest tests/faults --timeout 600
 
 CALLS ?= 50000

@@ -5,6 +5,9 @@ import os
 # How long a fault lasts; `FAULT_S=600 make test-faults` makes a record of it.
 FAULT_S = float(os.environ.get("FAULT_S", "30"))
 
+# How long an attack lasts; `ATTACK_S=5` while one is written.
+ATTACK_S = float(os.environ.get("ATTACK_S", "30"))
+
 LOAD = os.getloadavg()[0] / (os.cpu_count() or 1)
 """How many processes wanted each core before we began."""
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -23,6 +24,9 @@ from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.interceptors import chain
+from gatekeeper_grpc.interceptors.policy import POLICIES
+from gatekeeper_grpc.lifecycle import server
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.store import flags
@@ -33,9 +37,12 @@ from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
+from gatekeeper_grpc.transport import admission
+from gatekeeper_grpc.transport.admission import CallPool, PoolName
 from gatekeeper_grpc.transport.drain import Drain
-from gatekeeper_grpc.transport.grpcio_internals import GrpcResponseStream
+from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream
 from gatekeeper_grpc.transport.receive_slots import ReceiveSlots
+from gatekeeper_grpc.transport.shares import PoolSize, Slots
 from gatekeeper_grpc.wire import status
 
 # Any below: a replacement takes the arguments of the method that it replaces.
@@ -126,6 +133,36 @@ def asks_database() -> None:
         server.cache.at_least = ask  # type: ignore[method-assign]
 
     _put(GatekeeperServer, __init__=sabotaged)
+
+
+def no_shares() -> None:
+    """A pool is first come, first served."""
+    _put(PoolSize, workers_for_one=property(lambda size: size.workers))
+    _put(Slots, _gives_way_to=lambda _slots, _call: None)
+    _put(admission, DEFAULT_SIZES={name: replace(size, kept=0) for name, size in admission.DEFAULT_SIZES.items()})
+    _put(server, DEFAULT_SIZES=admission.DEFAULT_SIZES)
+
+
+def one_pool_of_streams() -> None:
+    """Streams that anybody may open share a pool with those of admins."""
+    no_shares()
+    pools = {PoolName.BULK: PoolName.ADMIN_STREAMS, PoolName.REFLECTION: PoolName.ADMIN_STREAMS}
+    _put(chain, POLICIES={name: replace(row, pool=pools.get(row.pool, row.pool)) for name, row in POLICIES.items()})
+
+
+def messages_on_workers() -> None:
+    """A call of an admin waits for its message on a worker."""
+    no_shares()
+    receive = CallPool._receive
+
+    def at_once(pool: CallPool, call: ArrivedCall) -> None:
+        if pool._name not in {PoolName.ADMIN_READ, PoolName.ADMIN_WRITE}:
+            receive(pool, call)
+            return
+        call.note(call.behaviour.arrive(call))
+        pool._admit(call)
+
+    _put(CallPool, _receive=at_once)
 
 
 def no_goaway() -> None:
@@ -221,6 +258,9 @@ SABOTAGES = {
         audit_apart,
         early_answers,
         asks_database,
+        no_shares,
+        one_pool_of_streams,
+        messages_on_workers,
         no_goaway,
         waits_for_watchers,
         redis_in_the_way,
