@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -20,6 +21,8 @@ from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.store.audit.reconcile import reconcile
+from gatekeeper_grpc.store.postgres.database import Database
 
 SEGMENT = "large"
 FLAG = "targets-large"
@@ -76,6 +79,14 @@ def calls_on_all_members(service: AdminServiceStub, metadata: Metadata) -> Itera
     yield "DeleteSegment", took_s(lambda: service.DeleteSegment(delete, metadata=metadata))
 
 
+def reconcile_all(dsn: str) -> None:
+    """Compare everything with the audit log."""
+    with closing(Database(dsn)) as database:
+        database.open()
+        with database.read() as conn:
+            assert not [compared.key for compared in reconcile(conn) if compared.faults]
+
+
 def bytes_each(kib: int, members: int) -> float:
     """Return the bytes per member."""
     return kib * 1_024 / members
@@ -93,10 +104,12 @@ def main(members: int = 1_000_000) -> None:
         with serving(Path(folder), DATABASE_URL=database_url(Path(folder))) as second:
             assert is_on(second, f"user-{members - 1}")
             loaded_kib = second.rss_kib() - empty_kib
+        reconciled_s = took_s(lambda: reconcile_all(database_url(Path(folder))))
         timings = list(calls_on_all_members(service, metadata))
     print(f"  {members} members in messages of {MESSAGE}: {seconds:.1f} s, {members / seconds:,.0f} ids/s")
     print(f"  memory per member: {bytes_each(grown_kib, members):.0f} bytes after the upload, ", end="")
     print(f"{bytes_each(loaded_kib, members):.0f} bytes on an instance that loads them (goal: < 100)")
+    print(f"  gatekeeper audit reconcile: {reconciled_s * 1_000:,.0f} ms")
     for call, took in timings:
         print(f"  {call}: {took * 1_000:,.0f} ms")
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from gatekeeper_grpc.cli.databases import opened, owner_dsn, serving_dsn
 from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.audit import AuditAnchor
 from gatekeeper_grpc.domain.audit_verifier import Verification
+from gatekeeper_grpc.domain.reconciliation import Comparison
 from gatekeeper_grpc.store.audit.archive import AuditArchive, read_archives, verify_archives, verify_with_archives
-from gatekeeper_grpc.store.audit.log import AuditStore
+from gatekeeper_grpc.store.audit.log import AuditStore, read_head
+from gatekeeper_grpc.store.audit.reconcile import reconcile as reconciled
 
 _ANCHOR = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
 
@@ -56,6 +59,50 @@ def verify(settings: Settings, anchor: AuditAnchor | None, archives: Path | None
             _conclude(AuditStore(database).verify(anchor))
         else:
             _conclude(verify_with_archives(database, read_archives(archives), anchor))
+
+
+@audit.command()
+@click.option(
+    "--trust-until",
+    "trusted_seq",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="SEQ",
+    help="Do not report again what entries up to this one found changed behind the log.",
+)
+@click.pass_obj
+def reconcile(settings: Settings, trusted_seq: int) -> None:
+    """Compare all that is stored with the log; exit with 1 if anything was changed behind it.
+
+    Names each flag, segment, user (by subject id), admin user, client key, and each set of targets or members that
+    differs from its last audit entry, or that an entry found changed since the one before. Run `gatekeeper audit
+    verify` as well: this command believes the log.
+    """
+    counts: Counter[str] = Counter()
+    with opened(serving_dsn(settings)) as database, database.read() as conn:
+        for compared in reconciled(conn, trusted_seq=trusted_seq):
+            counts[_outcome(compared)] += 1
+            for fault in compared.faults:
+                click.echo(f"{compared.resource} {compared.key}: {fault}", err=True)
+        head = read_head(conn)
+    click.echo(f"reconciled with the log up to entry {head.anchor.seq}: {_summary(counts)}")
+    if counts[_DIFFER]:
+        sys.exit(1)
+
+
+_AGREE, _DIFFER = "agree", "differ"
+
+
+def _outcome(compared: Comparison) -> str:
+    if compared.faults:
+        return _DIFFER
+    return f"not comparable ({compared.not_comparable})" if compared.not_comparable else _AGREE
+
+
+def _summary(counts: Counter[str]) -> str:
+    """Say how many resources agree, differ and cannot be compared: these are neither right nor wrong."""
+    shown = sorted(counts.keys() - {_AGREE, _DIFFER})
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in (_AGREE, _DIFFER, *shown))
 
 
 @audit.command("verify-archives")

@@ -3,13 +3,16 @@
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
+
+FIRST_ADMIN: Final = "admin"
+"""The name of the admin user that the first start creates, with role admin."""
 
 _NEW_USERNAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 

@@ -68,12 +68,12 @@ _ADMIN_USER = {
 WRITTEN_BY: Mapping[ResourceType, Mapping[str, Shape]] = MappingProxyType(
     {
         ResourceType.FLAG: _FLAG,
-        ResourceType.TARGETS: {"variant": SERVER, "added": SERVER, "moved": SERVER, "removed": SERVER},
+        ResourceType.TARGETS: {"variant": SERVER, "added": SERVER, "moved": SERVER, "removed": SERVER, "set": SERVER},
         ResourceType.SEGMENT: _SEGMENT,
-        ResourceType.MEMBERS: {"added": SERVER, "removed": SERVER},
+        ResourceType.MEMBERS: {"added": SERVER, "removed": SERVER, "set": SERVER},
         ResourceType.USER: _state(subject_id=SERVER, attributes=PEOPLE),
         # `redacted`: the entries that an erasure of an earlier release redacted.
-        ResourceType.SUBJECT: {"erased": SERVER, "redacted": SERVER},
+        ResourceType.SUBJECT: {"erased": SERVER, "redacted": SERVER, "sets": SERVER},
         ResourceType.ADMIN_USER: _ADMIN_USER,
         ResourceType.CLIENT_KEY: _state(
             key_id=SERVER, name=SERVER, tier=SERVER, expire_time=SERVER, revoke_time=SERVER

@@ -6,6 +6,7 @@ import structlog
 
 from gatekeeper_grpc.auth.passwords import Passwords, generate_password
 from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
@@ -21,7 +22,6 @@ from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 
 _log = structlog.get_logger(__name__)
 
-FIRST_ADMIN = "admin"
 # A start does not wait longer for a connection; it tries again.
 _CONNECT_TIMEOUT_S = 2
 DEMO_FLAG = FlagConfig(

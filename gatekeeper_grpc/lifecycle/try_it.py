@@ -3,7 +3,7 @@
 import shlex
 
 from gatekeeper_grpc.config import Settings, variable_of
-from gatekeeper_grpc.lifecycle.prepare_database import FIRST_ADMIN
+from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD
 
 

@@ -23,6 +23,7 @@ from gatekeeper_grpc.domain.erasure import PLACEHOLDER, Erased, Mention, StillNa
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
 from gatekeeper_grpc.domain.redaction import emptied_document, redacted_document
+from gatekeeper_grpc.store.hashed_sets import LeftSets, leave_sets
 from gatekeeper_grpc.store.logins import recordable
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
@@ -82,10 +83,11 @@ class ErasureStore:
             found = _search(conn, subject, search)
             if found.named:
                 raise _still_named_error(user_id, found.named)
-            erased, evidence_hash = _erase(conn, head, subject, found.documents)
+            left = leave_sets(conn, subject.subject_id)
+            erased, evidence_hash = _erase(conn, head, subject, found.documents, left)
             if not intent.validate_only:
                 self._recorder.record(user_id, head.create_time)
-            return Effect(result=erased, preview=erased, change=_change(subject, erased, evidence_hash))
+            return Effect(result=erased, preview=erased, change=_change(subject, erased, evidence_hash, left))
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
 
@@ -216,23 +218,20 @@ _DELETE_RESULTS = """
        OR revision IN (SELECT revision FROM audit_log WHERE seq = ANY(%(documents)s))
 """
 
-# The attributes and the salt of its commitment are deleted with the subject.
-_ERASE = """
-    WITH targets AS (DELETE FROM targeted_users WHERE subject_id = %(subject_id)s RETURNING 1),
-         memberships AS (DELETE FROM segment_members WHERE subject_id = %(subject_id)s RETURNING 1)
-    SELECT (SELECT count(*) FROM targets), (SELECT count(*) FROM memberships)
-"""
 
-
-def _erase(conn: Connection, head: Head, subject: Subject, documents: Sequence[int]) -> tuple[Erased, bytes | None]:
+def _erase(
+    conn: Connection, head: Head, subject: Subject, documents: Sequence[int], left: LeftSets
+) -> tuple[Erased, bytes | None]:
     """Erase a subject; return what was erased, and the hash of the evidence about documents."""
     who = {"subject_id": subject.subject_id, "documents": list(documents)}
     conn.execute(_DELETE_RESULTS, who)
-    targets, memberships = one(conn.execute(_ERASE, who))
     evidence_hash = _redact(conn, head, subject, documents)
     _clear_auth_events(conn, subject.user_id)
+    # The attributes and the salt of its commitment are deleted with the subject.
     conn.execute("DELETE FROM subjects WHERE subject_id = %(subject_id)s", who)
-    erased = Erased(targets_removed=targets, memberships_removed=memberships, documents_redacted=len(documents))
+    erased = Erased(
+        targets_removed=left.targets, memberships_removed=left.memberships, documents_redacted=len(documents)
+    )
     return erased, evidence_hash
 
 
@@ -293,12 +292,12 @@ def _clear_auth_events(conn: Connection, user_id: str) -> None:
         conn.cursor().executemany(_SET_USERNAME, rows)
 
 
-def _change(subject: Subject, erased: Erased, evidence_hash: bytes | None) -> Change:
+def _change(subject: Subject, erased: Erased, evidence_hash: bytes | None, left: LeftSets) -> Change:
     # No `subjects`: the stored result of the erasure has only counts, and stays for a retry.
     return Change(
         resource=ResourceType.SUBJECT,
         key=str(subject.subject_id),
         change=ChangeType.DELETED,
-        document={"erased": asdict(erased)},
+        document={"erased": asdict(erased), "sets": left.documents},
         evidence_hash=evidence_hash,
     )

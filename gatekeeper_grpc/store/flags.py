@@ -11,6 +11,7 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.store.hashed_sets import count_sets
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
@@ -130,6 +131,7 @@ class FlagStore:
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
             before = find_flag(conn, key, etag=etag)
+            count_sets(conn)
             conn.execute("DELETE FROM feature_flags WHERE flag_id = %(flag_id)s", {"flag_id": before.flag_id})
             return Effect(result=None, preview=None, change=_change(before, None))
 

@@ -1,12 +1,15 @@
 """Members of segments in PostgreSQL. They may be a million: edits are recorded as deltas, by subject id."""
 
 from typing import LiteralString
+from uuid import UUID
 
 from psycopg.rows import scalar_row
 from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.set_hash import member_element
+from gatekeeper_grpc.store.hashed_sets import MEMBERS, SetChange, count_sets, read_hash, write_hash
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
@@ -59,19 +62,31 @@ class MemberStore:
         def act(conn: Connection, head: Head) -> Effect[int]:
             segment = find_segment(conn, edit.segment_key, etag=edit.etag)
             evidence_hash = ensure_subjects(conn, head, edit.user_ids) if query is _ADD else None
+            count_sets(conn)
+            before = read_hash(conn, MEMBERS, segment.segment_id)
             wanted = {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
             subjects = sorted(subject for (subject,) in conn.execute(query, wanted))
-            change = Change(
-                resource=ResourceType.MEMBERS,
-                key=segment.key,
-                change=ChangeType.UPDATED,
-                document={what: [str(subject) for subject in subjects]},
-                subjects=tuple(subjects),
-                evidence_hash=evidence_hash,
-            )
-            return Effect(result=len(subjects), preview=len(subjects), change=change)
+            changed = {what: map(member_element, subjects)}
+            change = write_hash(conn, MEMBERS, segment.segment_id, before, **changed)
+            return _effect(segment.key, {what: subjects}, change, evidence_hash=evidence_hash)
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
+
+
+def _effect(
+    segment_key: str, done: dict[str, list[UUID]], change: SetChange, *, evidence_hash: bytes | None
+) -> Effect[int]:
+    changed = {what: [str(subject) for subject in subjects] for what, subjects in done.items()}
+    (subjects,) = done.values()
+    entry = Change(
+        resource=ResourceType.MEMBERS,
+        key=segment_key,
+        change=ChangeType.UPDATED,
+        document={**changed, "set": change.document()},
+        subjects=tuple(subjects),
+        evidence_hash=evidence_hash,
+    )
+    return Effect(result=len(subjects), preview=len(subjects), change=entry)
 
 
 LIST_MEMBERS = """

@@ -21,6 +21,7 @@ from gatekeeper_grpc.domain.segment import (
     segment_document,
 )
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
+from gatekeeper_grpc.store.hashed_sets import count_sets
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
@@ -139,6 +140,7 @@ class SegmentStore:
         def act(conn: Connection, _head: Head) -> Effect[None]:
             before = find_segment(conn, key, etag=etag)
             _check_unused(conn, before)
+            count_sets(conn)
             conn.execute("DELETE FROM segments WHERE segment_id = %(segment_id)s", {"segment_id": before.segment_id})
             return Effect(result=None, preview=None, change=_change(before, None))
 

@@ -1,5 +1,6 @@
 """Individual targets of flags in PostgreSQL, up to a million: edits are recorded as deltas, by subject id."""
 
+from dataclasses import dataclass
 from uuid import UUID
 
 from psycopg.rows import class_row
@@ -8,7 +9,9 @@ from pydantic import TypeAdapter
 from gatekeeper_grpc.domain.commands import TargetEdit, TargetEditResult
 from gatekeeper_grpc.domain.flag import Flag, Target
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.set_hash import target_element
 from gatekeeper_grpc.store.flags import find_flag
+from gatekeeper_grpc.store.hashed_sets import TARGETS, SetChange, count_sets, read_hash, write_hash
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
@@ -35,10 +38,12 @@ class TargetStore:
 
         def act(conn: Connection, head: Head) -> Effect[TargetEditResult]:
             flag = find_flag(conn, edit.flag_key, etag=edit.etag)
-            if edit.variant is None:
-                return _effect(edit, _remove(conn, flag, edit), evidence_hash=None)
-            evidence_hash = ensure_subjects(conn, head, edit.user_ids)
-            return _effect(edit, _add(conn, flag, edit, edit.variant), evidence_hash=evidence_hash)
+            evidence_hash = None if edit.variant is None else ensure_subjects(conn, head, edit.user_ids)
+            count_sets(conn)
+            before = read_hash(conn, TARGETS, flag.flag_id)
+            done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
+            change = write_hash(conn, TARGETS, flag.flag_id, before, added=done.gained, removed=done.lost)
+            return _effect(edit, done.subjects, change, evidence_hash=evidence_hash)
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
 
@@ -63,21 +68,29 @@ LIST_TARGETS = """
 """
 
 
-# The subjects that an edit changed, by the kind of change.
-_Done = dict[str, list[UUID]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What an edit changed: subjects by the kind of change, and the elements that the set lost and gained."""
+
+    subjects: dict[str, list[UUID]]
+    lost: list[bytes]
+    gained: list[bytes]
 
 
-def _effect(edit: TargetEdit, done: _Done, *, evidence_hash: bytes | None) -> Effect[TargetEditResult]:
+def _effect(
+    edit: TargetEdit, done: dict[str, list[UUID]], change: SetChange, *, evidence_hash: bytes | None
+) -> Effect[TargetEditResult]:
     result = TargetEditResult(**{f"{what}_count": len(subjects) for what, subjects in done.items()})
-    change = Change(
+    changed = {what: [str(subject) for subject in subjects] for what, subjects in done.items()}
+    entry = Change(
         resource=ResourceType.TARGETS,
         key=edit.flag_key,
         change=ChangeType.UPDATED,
-        document={"variant": edit.variant, **{what: [str(subject) for subject in ids] for what, ids in done.items()}},
+        document={"variant": edit.variant, **changed, "set": change.document()},
         subjects=tuple(subject for subjects in done.values() for subject in subjects),
         evidence_hash=evidence_hash,
     )
-    return Effect(result=result, preview=result, change=change)
+    return Effect(result=result, preview=result, change=entry)
 
 
 _FIND = """
@@ -97,18 +110,26 @@ _SET = """
 def _add(conn: Connection, flag: Flag, edit: TargetEdit, variant: str) -> _Done:
     before = conn.execute(_FIND, {"flag_id": flag.flag_id, "user_ids": list(edit.user_ids)}).fetchall()
     added = [subject for subject, old in before if old is None]
-    moved = [subject for subject, old in before if old not in (None, variant)]
-    conn.execute(_SET, {"flag_id": flag.flag_id, "subjects": added + moved, "variant": variant})
-    return {"added": added, "moved": moved}
+    moved = {subject: old for subject, old in before if old not in (None, variant)}
+    conn.execute(_SET, {"flag_id": flag.flag_id, "subjects": [*added, *moved], "variant": variant})
+    return _Done(
+        subjects={"added": added, "moved": list(moved)},
+        lost=[target_element(subject, old) for subject, old in moved.items()],
+        gained=[target_element(subject, variant) for subject in (*added, *moved)],
+    )
 
 
 _REMOVE = """
     DELETE FROM targeted_users t USING subjects s
     WHERE t.flag_id = %(flag_id)s AND t.subject_id = s.subject_id AND s.user_id = ANY(%(user_ids)s)
-    RETURNING t.subject_id
+    RETURNING t.subject_id, t.variant
 """
 
 
 def _remove(conn: Connection, flag: Flag, edit: TargetEdit) -> _Done:
     removed = conn.execute(_REMOVE, {"flag_id": flag.flag_id, "user_ids": list(edit.user_ids)}).fetchall()
-    return {"removed": sorted(subject for (subject,) in removed)}
+    return _Done(
+        subjects={"removed": sorted(subject for subject, _ in removed)},
+        lost=[target_element(subject, variant) for subject, variant in removed],
+        gained=[],
+    )

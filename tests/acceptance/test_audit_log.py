@@ -1,5 +1,7 @@
 """The audit log: an entry for each mutation, chained by hashes, and nothing in the database changes it."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,22 @@ def test_switching_the_triggers_off_leaves_a_broken_chain(admin: AdminServiceStu
         superuser.execute(tampering.encode())
     with pytest.raises(AssertionError):
         chained_entries(dsn)
+
+
+def test_an_installation_reconciles_from_its_first_start_on(written: Gatekeeper) -> None:
+    """Its first admin user and its demo flag were made by no RPC."""
+    gatekeeper = [sys.executable, "-m", "gatekeeper_grpc", "audit", "reconcile"]
+    environment = {"DATABASE_URL": written.dsn}
+
+    untouched = subprocess.run(gatekeeper, env=environment, capture_output=True, text=True, check=False)
+    with psycopg.connect(written.dsn) as owner:
+        owner.execute("UPDATE feature_flags SET rollout_percentage = 99 WHERE key = 'new_checkout'")
+        owner.execute("UPDATE admin_user SET role = 'viewer'")
+    tampered = subprocess.run(gatekeeper, env=environment, capture_output=True, text=True, check=False)
+
+    assert (untouched.returncode, untouched.stderr) == (0, "")
+    assert tampered.returncode == 1
+    assert [line.partition(":")[0] for line in tampered.stderr.splitlines()] == [
+        "flag new_checkout",
+        "admin_user admin",
+    ]

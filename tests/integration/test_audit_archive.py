@@ -367,6 +367,26 @@ def test_the_command_archives_and_verifies_archives(log: Database, tmp_path: Pat
     assert run(log, "archive", "--to", folder).exit_code == 2
 
 
+def test_what_is_archived_is_neither_right_nor_wrong(log: Database, tmp_path: Path) -> None:
+    run(log, "archive", "--keep-partitions", "1", "--to", str(tmp_path), migration_database_url=log.dsn)
+
+    result = run(log, "reconcile")
+    with log.write() as conn:
+        conn.execute("UPDATE feature_flags SET description = 'x' WHERE key IN ('flag-0', 'more-0')")
+        conn.execute("UPDATE feature_flags SET revision = 99 WHERE key = 'flag-1'")
+    tampered = run(log, "reconcile")
+
+    # Nine flags and their sets were created before what is left; three flags and their sets after.
+    assert (result.exit_code, result.stdout.partition(": ")[2]) == (
+        0,
+        "6 agree, 0 differ, 18 not comparable (archived)\n",
+    )
+    assert (tampered.exit_code, [line.partition(":")[0] for line in tampered.stderr.splitlines()]) == (
+        1,
+        ["flag flag-1", "flag more-0"],
+    )
+
+
 def test_the_command_signs_checkpoints_that_verify_without_a_database(log: Database, tmp_path: Path) -> None:
     key = new_signing_key()
     signer = load_audit_signer(settings_for_tests(audit_signing_key=key))

@@ -26,6 +26,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.audit.log import AuditStore
+from gatekeeper_grpc.store.audit.reconcile import reconcile
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
@@ -154,6 +155,21 @@ def test_the_log_is_verified_and_maintained_with_the_least_privileges(serving_ds
         assert [report.complete for report in AuditStore(database).verify()] == [True]
     finally:
         database.close()
+
+
+def test_the_least_privileges_are_enough_to_reconcile(admin: AdminServiceStub, serving_dsn: str, dsn: str) -> None:
+    admin.CreateFlag(pb.CreateFlagRequest(flag=_FLAG), timeout=TIMEOUT_S)
+    send(admin, "AddTargets", pb.AddTargetsRequest(flag_key="alpha", user_ids=["anna"], value=True))
+    with closing(Database(serving_dsn)) as database:
+        database.open()
+        with database.read() as conn:
+            before = list(reconcile(conn))
+        run(serving_dsn, "DELETE FROM targeted_users")
+        with database.read() as conn:
+            after = list(reconcile(conn))
+
+    assert [result.key for result in before if result.faults] == []
+    assert [(result.resource, result.key) for result in after if result.faults] == [("targets", "alpha")]
 
 
 def test_every_table_has_its_row_of_privileges(dsn: str) -> None:
