@@ -114,6 +114,11 @@ class Settings(BaseSettings):
     """Maximum number of segments of the installation."""
     max_users: int = Field(default=10_000_000, ge=1)
     """Maximum number of users with stored attributes in the installation."""
+    max_connections: int = Field(default=10_000, ge=16, le=100_000)
+    """Maximum number of client connections, fewer if the limit of open files leaves no room for them. One address has
+    half of them at most. When three quarters are taken, the longest idle one without a call is closed. Each takes some
+    14 KiB.
+    """
     db_pool_size: int = Field(default=10, ge=2, le=100)
     """Maximum number of connections to PostgreSQL."""
     db_statement_timeout_s: float = Field(default=30.0, gt=0)

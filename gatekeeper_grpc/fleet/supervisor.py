@@ -21,6 +21,7 @@ from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.scheduler import Scheduler
+from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S
 
 _log = structlog.get_logger(__name__)
 
@@ -74,6 +75,8 @@ class WorkerSupervisor(Collector):
         self.ops_port = self._ops.start(self._settings.ops_listen)
         self._scheduler.start()
         self._health.start(self._scheduler)
+        sweeper = self._health_server.sweeper
+        self._scheduler.add("connections", sweeper.check, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
         self._health_server.start()
         # Alone, so that a cause that affects all workers is reported once.
         first, *others = self._slots

@@ -15,6 +15,7 @@ from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport
 from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.keys import load_keys
+from gatekeeper_grpc.lifecycle.limits import Limits, log_limits, raise_open_file_limit
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
@@ -47,6 +48,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
         FleetError: The first worker does not start to serve.
     """
     report_crashes()
+    raise_open_file_limit()
     # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if settings.workers > 1:
@@ -64,6 +66,7 @@ def work(settings: Settings, args: WorkerArgs) -> None:
         ListenError: An address cannot be listened on.
     """
     report_crashes()
+    raise_open_file_limit()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     args.end_with_supervisor()
     keys = load_keys(settings)
@@ -133,7 +136,10 @@ def _dsn_of_worker(settings: Settings) -> str:
 
 
 def _report_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
-    _log.info("serving", **ports, listen=settings.listen, workers=settings.workers)
+    limits = Limits.of(settings)
+    log_limits(limits)
+    clients_mib = limits.max_bytes >> 20
+    _log.info("serving", **ports, listen=settings.listen, workers=settings.workers, clients_mib=clients_mib)
     if demo:
         print(try_it(settings, port=ports["port"]), flush=True)
 

@@ -33,6 +33,7 @@ from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STRE
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
+from gatekeeper_grpc.lifecycle.limits import Limits
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HealthReporter
@@ -52,6 +53,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.quotas import Quotas
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, HALF, CallPools, PoolName
+from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.listener import bind, new_server
 from gatekeeper_grpc.transport.shares import PoolSize
@@ -97,6 +99,7 @@ class GatekeeperServer:
     ) -> None:
         check_policies(POLICIES, _FILES)
         self._settings = settings
+        self._limits = Limits.of(settings)
         self._keys = keys
         self.scheduler = Scheduler()
         self._build_cache()
@@ -187,12 +190,15 @@ class GatekeeperServer:
             audit=self.audit_head,
             start_reasons=self.startup.reasons,
             writers=self.sources.writers,
+            open_connections=self._count_connections,
+            max_connections=self._limits.connections.most,
         )
         self.health = HealthReporter(self.metrics.readiness)
 
     def _build_listeners(self, *, shares_port: bool) -> None:
         """Build what listens: gRPC, gRPC health, HTTP for operators."""
         self.grpc_server = self._grpc_server(shares_port=shares_port)
+        self.sweeper = ConnectionSweeper(self.grpc_server, self._limits.connections)
         self.drain = Drain(self.grpc_server, self.pools.hold)
         self._health_server = None if shares_port else HealthServer(self.health)
         self._probe = ServingThreadProbe(self.grpc_server)
@@ -222,6 +228,8 @@ class GatekeeperServer:
             raise
         self.sources.start_writing(self.scheduler)
         self.health.start(self.scheduler)
+        self.sweeper.start(self.port)
+        self.scheduler.add("connections", self._check_connections, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
         self.watchers.start()
         self.grpc_server.start()
         self._probe.start()
@@ -260,12 +268,21 @@ class GatekeeperServer:
         self._close()
         _log.info("stopped")
 
+    def _count_connections(self) -> int:
+        return self.sweeper.count()
+
+    def _check_connections(self) -> None:
+        self.sweeper.check()
+        if self._health_server:
+            self._health_server.sweeper.check()
+
     def _close(self) -> None:
         """Close all parts, each before those that it depends on."""
         is_open = self.startup.state is State.OPEN
         self.startup.close()
         if is_open:
             self.audit_head.close()
+        self.sweeper.close()
         self.pools.close()
         if self._health_server:
             self._health_server.stop()
@@ -296,7 +313,8 @@ class GatekeeperServer:
                 PoolName.WATCH: settings.watch_max_age_s,
             },
         )
-        server = new_server(self.pools[PoolName.OPERATIONS], stages, shares_port=shares_port)
+        most = self._limits.connections.most
+        server = new_server(self.pools[PoolName.OPERATIONS], stages, max_connections=most, shares_port=shares_port)
         add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
         add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)

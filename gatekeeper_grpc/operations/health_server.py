@@ -6,9 +6,11 @@ from gatekeeper_grpc.interceptors.authentication import refuse_token
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
+from gatekeeper_grpc.transport.connections import ConnectionLimits, ConnectionSweeper
 from gatekeeper_grpc.transport.listener import bind, new_server
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 
+MAX_HEALTH_CONNECTIONS = 64
 # A check has the name of a service in it.
 _MAX_MESSAGE_BYTES = 4 << 10
 _PENDING = PendingLimits(calls=256, receiving=32, queued_bytes=64 << 10, max_message_bytes=_MAX_MESSAGE_BYTES)
@@ -21,7 +23,10 @@ class HealthServer:
         self._pools = CallPools({PoolName.OPERATIONS: DEFAULT_SIZES[PoolName.OPERATIONS]}, pending=_PENDING)
         stages = Stages(verify_token=refuse_token, pools=self._pools)
         pool = self._pools[PoolName.OPERATIONS]
-        self._server = new_server(pool, stages, max_message_bytes=_MAX_MESSAGE_BYTES)
+        self._server = new_server(
+            pool, stages, max_connections=MAX_HEALTH_CONNECTIONS, max_message_bytes=_MAX_MESSAGE_BYTES
+        )
+        self.sweeper = ConnectionSweeper(self._server, ConnectionLimits(most=MAX_HEALTH_CONNECTIONS))
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)
 
     def bind(self, address: str) -> int:
@@ -30,7 +35,9 @@ class HealthServer:
         Raises:
             ListenError: The address is taken or not ours.
         """
-        return bind(self._server, address)
+        port = bind(self._server, address)
+        self.sweeper.start(port)
+        return port
 
     def start(self) -> None:
         """Start to serve."""
@@ -38,5 +45,6 @@ class HealthServer:
 
     def stop(self) -> None:
         """End all calls at once and close the port, even if the server was never started."""
+        self.sweeper.close()
         self._server.stop(0).wait(1)
         self._pools.close()

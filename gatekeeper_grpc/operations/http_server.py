@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 # A client may take this long between two bytes.
 _READ_TIMEOUT_S = 5.0
 # Each has a thread. One more connection closes the oldest, never the newest.
-_MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 32
 # How long a closed connection's thread may take to end before a new connection is refused.
 _END_WITHIN_S = 1.0
 
@@ -120,7 +120,7 @@ class _Server(ThreadingTCPServer):
         """Close the oldest connection if there are too many; return whether its thread has ended."""
         with self._lock:
             self._serving = {thread: connection for thread, connection in self._serving.items() if thread.is_alive()}
-            if len(self._serving) < _MAX_CONNECTIONS:
+            if len(self._serving) < MAX_CONNECTIONS:
                 return True
             oldest, connection = next(iter(self._serving.items()))
         _shut_down(connection)

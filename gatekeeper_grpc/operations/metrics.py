@@ -37,6 +37,8 @@ class InstanceMetrics(Collector):
         audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
         writers: Sequence[SnapshotWriter],
+        open_connections: Callable[[], int],
+        max_connections: int,
     ) -> None:
         self._cache = cache
         self._database = database
@@ -45,6 +47,8 @@ class InstanceMetrics(Collector):
         self._audit = audit
         self._start_reasons = start_reasons
         self._writers = writers
+        self._open_connections = open_connections
+        self._max_connections = max_connections
         self._bounds = Bounds(stale_after_s=settings.stale_after_s, max_staleness_s=settings.ready_max_staleness_s)
         self._database_silent_after_s = settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
         self._draining = False
@@ -75,6 +79,8 @@ class InstanceMetrics(Collector):
         yield from self._database_metrics()
         yield from self._pool_metrics()
         yield from self._pending_metrics()
+        yield _gauge("open_connections", "Connections of clients to the gRPC port.", self._open_connections())
+        yield _gauge("max_connections", "Connections above which further ones are refused.", self._max_connections)
         yield _gauge("watchers", "Open WatchFlags streams.", len(self._watchers))
         yield _gauge("threads", "Python threads of the process.", threading.active_count())
         yield from self._process.collect()

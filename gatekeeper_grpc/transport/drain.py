@@ -4,7 +4,7 @@ import time
 
 import grpc
 
-from gatekeeper_grpc.transport.goaway import Connection, Peer, connections, peer_of, stop_accepting
+from gatekeeper_grpc.transport.goaway import Peer, connections, peer_of, stop_accepting
 from gatekeeper_grpc.transport.grpcio_internals import peers_being_served
 from gatekeeper_grpc.transport.hold import CallHold
 
@@ -43,17 +43,16 @@ class Drain:
 
     def _notify(self, port: int) -> int:
         """Send GOAWAY on every connection that can take it now; return how many connections are left."""
-        with self._hold.held(), connections(port) as found:
-            established = [connection for connection in found if connection.has_received_settings()]
-            due = [connection for connection in established if connection.peer not in self._notified]
-            busy = self._busy_after_hold(due)
-            self._notified.update(one.peer for one in due if one.peer not in busy and one.send_goaway())
+        with self._hold.held():
+            established = {connection.peer for connection in connections(port) if connection.has_received_settings()}
+            due = established - self._notified
+            due -= self._busy_after_hold(due)
+            self._notified.update(one.peer for one in connections(port) if one.peer in due and one.send_goaway())
         return len(established)
 
-    def _busy_after_hold(self, due: list[Connection]) -> set[Peer]:
+    def _busy_after_hold(self, peers: set[Peer]) -> set[Peer]:
         """Give calls in progress a moment to end; return the peers whose calls have not."""
         until = time.monotonic() + _HOLD_S
-        peers = {connection.peer for connection in due}
         while (busy := self._busy() & peers) and time.monotonic() < until:
             time.sleep(_BUSY_POLL_INTERVAL_S)
         return busy

@@ -10,8 +10,9 @@ import os
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -27,6 +28,8 @@ _GOAWAY = struct.pack(">I", 8)[1:] + struct.pack(">BBIII", 7, 0, 0, 0x7FFF_FFFF,
 # The offset of `tcpi_bytes_acked` in `struct tcp_info`, and the least size of the server's first frame, SETTINGS.
 _BYTES_ACKED = slice(120, 128)
 _SETTINGS_BYTES = 9
+# The offset of `tcpi_last_data_recv` in `struct tcp_info`.
+_LAST_DATA_RECEIVED_MS = slice(52, 56)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,16 @@ class Connection:
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
         return int.from_bytes(info[_BYTES_ACKED], "little") > _SETTINGS_BYTES
 
+    def idle_s(self) -> float:
+        """Return how long the client has sent nothing."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED_MS.stop)
+        return int.from_bytes(info[_LAST_DATA_RECEIVED_MS], sys.byteorder) / 1_000
+
+    def disconnect(self) -> None:
+        """End the connection at once. gRPC notices and closes its descriptor."""
+        with suppress(OSError):  # The client has disconnected.
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def send_goaway(self) -> bool:
         """Send GOAWAY; False when that is not possible now.
 
@@ -53,6 +66,11 @@ class Connection:
         if sent < len(_GOAWAY):  # A part of a frame makes the connection unusable.
             self._socket.shutdown(socket.SHUT_RDWR)
         return True
+
+
+def open_descriptors() -> int:
+    """Count the descriptors of the process; 0 on a system without /proc."""
+    return sum(1 for _ in os.scandir(_DESCRIPTORS)) if _DESCRIPTORS.exists() else 0
 
 
 def peer_of(name: str) -> Peer | None:
@@ -77,12 +95,12 @@ def stop_accepting(port: int) -> None:
                     os.dup2(unreachable.fileno(), descriptor, inheritable=False)
 
 
-@contextmanager
-def connections(port: int) -> Iterator[list[Connection]]:
-    """Yield the open connections to `port`, valid for the length of the block."""
-    with ExitStack() as stack:
-        found = [stack.enter_context(duplicate) for _, duplicate in _sockets_of(port)]
-        yield [Connection(peer, one) for one in found if (peer := _peer_at(one)) is not None]
+def connections(port: int) -> Iterator[Connection]:
+    """Yield the open connections to `port`, each valid until the next one: there may be no descriptors for them all."""
+    for _, duplicate in _sockets_of(port):
+        with duplicate:
+            if (peer := _peer_at(duplicate)) is not None:
+                yield Connection(peer, duplicate)
 
 
 def _peer_at(found: socket.socket) -> Peer | None:

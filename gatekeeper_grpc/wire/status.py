@@ -3,6 +3,7 @@
 Details stay small: a status travels in response metadata, of which clients accept 8 KiB.
 """
 
+import errno
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -29,6 +30,8 @@ from gatekeeper_grpc.domain.errors import (
 )
 
 ERROR_DOMAIN = "gatekeeper"
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 _MAX_MESSAGE_BYTES = 512
 _MAX_DETAIL_BYTES = 128
@@ -65,17 +68,24 @@ def status_from_error(error: Exception, call_id: str) -> grpc.Status:
     """Build the status a client gets for `error`.
 
     A GatekeeperError becomes the code of its kind and its own message, with one `ErrorInfo`, a `BadRequest` if it names
-    fields and a `RetryInfo` if waiting helps; long texts are cut. Anything else becomes INTERNAL "internal error" with
+    fields and a `RetryInfo` if waiting helps; long texts are cut. If the system refused a descriptor or memory, the
+    server is unavailable, not broken. Anything else becomes INTERNAL "internal error" with
     `call_id` and nothing of the exception: its text may contain a secret.
 
     Args:
         error: The failure of the call.
         call_id: The server's id of the call, as logged.
     """
+    if _is_exhausted(error):
+        error = Unavailable("the server has no free file descriptor or memory; retry later", retry_after_s=1.0)
     if isinstance(error, GatekeeperError) and (code := _code(error)):
         return _status(code, _clipped(str(error), _MAX_MESSAGE_BYTES), _details(error))
     info = _error_info(GatekeeperError.reason, {"call_id": call_id})
     return _status(grpc.StatusCode.INTERNAL, "internal error", [info])
+
+
+def _is_exhausted(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED)
 
 
 def _code(error: GatekeeperError) -> grpc.StatusCode | None:

@@ -39,6 +39,7 @@ from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from gatekeeper_grpc.transport import admission
 from gatekeeper_grpc.transport.admission import CallPool, PoolName
+from gatekeeper_grpc.transport.connections import ConnectionSweeper
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream
 from gatekeeper_grpc.transport.receive_slots import ReceiveSlots
@@ -243,6 +244,11 @@ def all_messages_at_once() -> None:
     _put(ReceiveSlots, _may_start=lambda _slots, _owner, _punctuality: True)
 
 
+def no_connection_gives_way() -> None:
+    """However many connections there are, none is closed."""
+    _put(ConnectionSweeper, check=lambda _sweeper: None)
+
+
 def random_buckets() -> None:
     """Users are put in buckets by Python's own hash, which differs between processes."""
     _put(evaluator, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
@@ -272,6 +278,7 @@ SABOTAGES = {
         never_stale,
         deaf,
         all_messages_at_once,
+        no_connection_gives_way,
         random_buckets,
     )
 }

@@ -52,6 +52,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "E2": "After a restore no revision is issued twice, and running instances and watchers notice the loss.",
         "F1": "What strangers can occupy is bounded and stated: messages that are not admitted hold at most 64 MiB, "
         "and connections, watchers and admitted bulk have limits of their own. Clients at other addresses are served.",
+        "F2": "Nothing above capacity ends as CANCELLED: it is RESOURCE_EXHAUSTED with RetryInfo and counted, or "
+        "UNAVAILABLE by REFUSED_STREAM, which never ran.",
         "F3": "An admin user who is demoted, disabled, deleted, logged out or given another password reads nothing "
         "after 1 s on any instance.",
         "F4": "Erasing any id touches what people wrote about that person, and nothing else. A document that is "

@@ -16,8 +16,8 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.authentication import VerifyToken
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.policy import Access, Policy
+from gatekeeper_grpc.transport import listener
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
-from gatekeeper_grpc.transport.listener import OPTIONS
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
@@ -121,7 +121,7 @@ def serve(
 
 @contextmanager
 def running(pools: CallPools, stages: grpc.ServerInterceptor, handlers: dict[str, Any]) -> Iterator[Server]:
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=OPTIONS)
+    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=listener.OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
+from gatekeeper_grpc.transport import listener
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.pending_calls import PendingCalls, PendingLimits
@@ -410,3 +411,51 @@ def test_callbacks_of_a_non_blocking_method_run_on_a_worker() -> None:
 
     assert ended_on[0].startswith("gatekeeper-bulk")
     assert ended_on[1] == "of this call"
+
+
+@contextmanager
+def busy_serving_thread() -> Iterator[tuple[Server, threading.Event]]:
+    """A server whose serving thread is stuck with its first call until the event is set."""
+    go_on = threading.Event()
+    with serve({"Echo": (unary(echo), OPEN)}) as server:
+        pool, stuck = server.pools[OPEN.pool], threading.Event()
+        submit = pool.submit
+
+        def wait_first(*args: Any) -> Any:
+            stuck.set()
+            assert go_on.wait(TIMEOUT_S)
+            return submit(*args)
+
+        pool.submit = wait_first  # type: ignore[method-assign] # A spy.
+        first = server.unary("Echo").future(text())
+        assert stuck.wait(TIMEOUT_S)
+        yield server, go_on
+        assert first.result() == text()
+
+
+def codes_of_backlog(calls: int) -> set[grpc.StatusCode]:
+    """Open calls while the serving thread takes none; return how they end when it does."""
+    with busy_serving_thread() as (server, go_on), ExitStack() as stack:
+        option = ("grpc.use_local_subchannel_pool", 1)
+        channels = [
+            stack.enter_context(grpc.insecure_channel(server.target, options=[option])) for _ in range(calls // 100)
+        ]
+        futures = [
+            replace(server, channel=channel).unary("Echo").future(text()) for channel in channels for _ in range(100)
+        ]
+        # A call that is dropped ends at once; nothing tells when the others have arrived.
+        eventually(lambda: any(future.done() for future in futures), timeout_s=2.0)
+        go_on.set()
+        return {future.code() for future in futures}
+
+
+@pytest.mark.promise("C2", "F2")
+def test_calls_above_capacity_never_end_as_cancelled() -> None:
+    assert codes_of_backlog(2_000) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_twin_with_the_default_backlog_some_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = tuple(option for option in listener.OPTIONS if "max_pending_requests" not in option[0])
+    monkeypatch.setattr(listener, "OPTIONS", options)
+
+    assert grpc.StatusCode.CANCELLED in codes_of_backlog(4_000)

@@ -169,7 +169,7 @@ def test_silent_clients_hold_up_nobody_and_the_oldest_makes_room(port: int) -> N
     with ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
-            for _ in range(2 * ops_module._MAX_CONNECTIONS)
+            for _ in range(2 * ops_module.MAX_CONNECTIONS)
         ]
 
         assert asked(port, "/health")[0].status == 200
@@ -192,7 +192,7 @@ def test_a_burst_of_slow_clients_does_not_exceed_the_bound_of_threads(port: int)
         over.set()
         watcher.join()
 
-    assert most[0] <= before + 1 + ops_module._MAX_CONNECTIONS
+    assert most[0] <= before + 1 + ops_module.MAX_CONNECTIONS
 
 
 def test_a_connection_is_refused_while_no_thread_ends(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,11 +202,11 @@ def test_a_connection_is_refused_while_no_thread_ends(port: int, monkeypatch: py
     with ExitStack() as stack:
         clients = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
-            for _ in range(ops_module._MAX_CONNECTIONS + 1)
+            for _ in range(ops_module.MAX_CONNECTIONS + 1)
         ]
 
         assert clients[-1].recv(1) == b""
-        assert threading.active_count() <= before + ops_module._MAX_CONNECTIONS
+        assert threading.active_count() <= before + ops_module.MAX_CONNECTIONS
 
 
 def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatch: pytest.MonkeyPatch) -> None:

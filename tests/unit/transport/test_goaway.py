@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from gatekeeper_grpc.transport.goaway import Peer, connections, peer_of, stop_accepting
+from tests.support.waiting import eventually
 
 TIMEOUT_S = 60.0
 
@@ -29,8 +30,7 @@ def test_connections_are_those_of_clients_of_the_port(host: str) -> None:
     with socket.create_server((host, 0), family=family) as listening:
         port = listening.getsockname()[1]
         with socket.create_connection((host, port), TIMEOUT_S) as client, listening.accept()[0]:
-            with connections(port) as found:
-                peers = [connection.peer for connection in found]
+            peers = [connection.peer for connection in connections(port)]
 
             assert peers == [client.getsockname()[:2]]
 
@@ -39,8 +39,7 @@ def test_goaway_is_one_http2_frame() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0]:
-            with connections(port) as found:
-                assert [connection.send_goaway() for connection in found] == [True]
+            assert [connection.send_goaway() for connection in connections(port)] == [True]
 
             # RFC 9113, 6.8: length, type, flags, stream 0; last stream 2^31-1, NO_ERROR.
             assert client.recv(100).hex() == "0000080700000000007fffffff00000000"
@@ -50,12 +49,10 @@ def test_a_client_has_received_settings_after_the_first_frame() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0] as accepted:
-            with connections(port) as found:
-                before = [connection.has_received_settings() for connection in found]
+            before = [connection.has_received_settings() for connection in connections(port)]
             accepted.sendall(bytes(21))
             client.recv(21)
-            with connections(port) as found:
-                after = [connection.has_received_settings() for connection in found]
+            after = [connection.has_received_settings() for connection in connections(port)]
 
     assert (before, after) == ([False], [True])
 
@@ -75,11 +72,33 @@ def test_stop_accepting_refuses_new_connections_and_keeps_open_ones() -> None:
 def test_no_goaway_goes_to_a_closed_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        with (
-            socket.create_connection(("127.0.0.1", port), TIMEOUT_S),
-            listening.accept()[0] as accepted,
-            connections(port) as found,
-        ):
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S), listening.accept()[0] as accepted:
             accepted.shutdown(socket.SHUT_WR)
 
-            assert [connection.send_goaway() for connection in found] == [False]
+            assert [connection.send_goaway() for connection in connections(port)] == [False]
+
+
+def test_a_connection_that_is_disconnected_is_closed_for_its_client() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0]:
+            for connection in connections(port):
+                connection.disconnect()
+
+            assert client.recv(1) == b""
+
+
+def test_a_connection_is_idle_since_its_client_sent_something() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0] as accepted:
+            assert eventually(lambda: idle_s(port) > 0.2)
+            client.sendall(b"x")
+            accepted.recv(1)
+
+            assert idle_s(port) < 0.2
+
+
+def idle_s(port: int) -> float:
+    (found,) = [connection.idle_s() for connection in connections(port)]
+    return found

@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,3 +107,17 @@ def test_the_largest_status_fits_into_the_metadata_that_clients_accept() -> None
 
 def test_a_message_that_is_not_unicode_is_still_sent() -> None:
     assert status_from_error(Unavailable("half a \ud800 pair"), "").details == "half a ? pair"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "files"), OSError(errno.ENFILE, "files"), OSError(errno.ENOMEM, "x"), MemoryError()]
+)
+def test_a_server_without_descriptors_or_memory_is_unavailable(error: Exception) -> None:
+    status = status_from_error(error, "call-1")
+
+    assert status.code is grpc.StatusCode.UNAVAILABLE
+    assert "no free file descriptor or memory" in status.details
+
+
+def test_twin_any_other_error_of_the_system_is_internal() -> None:
+    assert status_from_error(OSError(errno.EACCES, "denied"), "call-1").code is grpc.StatusCode.INTERNAL

@@ -1,0 +1,97 @@
+"""What a process may have open and hold: read from the system and the settings, and stated in the log."""
+
+import resource
+from dataclasses import dataclass
+
+import structlog
+
+from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.operations.health_server import MAX_HEALTH_CONNECTIONS
+from gatekeeper_grpc.operations.http_server import MAX_CONNECTIONS
+from gatekeeper_grpc.transport.connections import ConnectionLimits
+from gatekeeper_grpc.transport.pending_calls import PendingLimits
+
+_log = structlog.get_logger(__name__)
+
+# Fewer are usual for a login shell and too few for a server.
+_ENOUGH_FILES = 4_096
+# Outside the pool: to listen, for the hang watch, to prepare, for a replica, for Redis.
+_OTHER_DATABASE_CONNECTIONS = 16
+# The snapshot, the erasure ledger, the log, the listening sockets, what grpcio and Python have for themselves.
+_OTHER_FILES = 64
+_LEAST_CONNECTIONS = 16
+# Measured: an idle connection, an open WatchFlags with all its keys, and what its client may send unasked.
+_CONNECTION_BYTES = 14 << 10
+_WATCHER_BYTES = (22 + 16) << 10
+# A message and the objects that it is parsed to.
+_BULK_BYTES = 2 * (4 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of one process."""
+
+    open_files: int
+    """What the system lets it have open."""
+    connections: ConnectionLimits
+    """Those of the gRPC port."""
+    connections_bytes: int
+    watchers_bytes: int
+    bulk_bytes: int
+    pending_bytes: int
+    """Messages that are not admitted yet, of strangers; those with credentials may hold as much again."""
+
+    @classmethod
+    def of(cls, settings: Settings, *, open_files: int | None = None) -> "Limits":
+        """Divide what there is: the database, health and files come first, and connections get the rest.
+
+        Args:
+            settings: What the operator decided.
+            open_files: What the process may have open; None: what the system says now.
+        """
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if open_files is None else open_files
+        reserved = settings.db_pool_size + _OTHER_DATABASE_CONNECTIONS + MAX_HEALTH_CONNECTIONS + MAX_CONNECTIONS
+        rest = max(_LEAST_CONNECTIONS, open_files - reserved - _OTHER_FILES)
+        connections = ConnectionLimits(most=min(settings.max_connections, rest))
+        return cls(
+            open_files=open_files,
+            connections=connections,
+            connections_bytes=connections.most * _CONNECTION_BYTES,
+            watchers_bytes=settings.max_watchers * _WATCHER_BYTES,
+            bulk_bytes=settings.stream_threads * _BULK_BYTES,
+            pending_bytes=PendingLimits().max_bytes,
+        )
+
+    @property
+    def max_bytes(self) -> int:
+        """What clients can make the process hold at most, in addition to the snapshot."""
+        return self.connections_bytes + self.watchers_bytes + self.bulk_bytes + 2 * self.pending_bytes
+
+
+def raise_open_file_limit() -> None:
+    """Raise the limit of open files to the highest that the process may set; log both, and a warning if it is low."""
+    before, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before < highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+    _log.info("open_files", before=before, limit=highest)
+    if highest < _ENOUGH_FILES:
+        _log.warning("few_open_files", limit=highest, remedy=f"raise `ulimit -n` to {_ENOUGH_FILES} or more")
+
+
+def log_limits(limits: Limits) -> None:
+    """State the limits, in MiB and connections."""
+    _log.info(
+        "limits",
+        max_connections=limits.connections.most,
+        max_connections_of_address=limits.connections.of_address,
+        connections_mib=_mib(limits.connections_bytes),
+        watchers_mib=_mib(limits.watchers_bytes),
+        bulk_mib=_mib(limits.bulk_bytes),
+        pending_of_strangers_mib=_mib(limits.pending_bytes),
+        pending_of_others_mib=_mib(limits.pending_bytes),
+        clients_mib=_mib(limits.max_bytes),
+    )
+
+
+def _mib(size: int) -> int:
+    return -(-size >> 20)

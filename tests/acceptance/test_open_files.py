@@ -1,0 +1,143 @@
+"""A server that may have 1,024 files open, and more idle connections than that."""
+
+import json
+import resource
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+
+from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from tests.faults.proxy import proxied
+from tests.support.http2 import Http2
+from tests.support.processes import TIMEOUT_S, Gatekeeper, start, stop
+from tests.support.waiting import eventually
+
+FILES = 1_024
+ATTACKING = 1_200
+VICTIMS = 20
+ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
+_LIMITED = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}));"
+_SERVE = f"{_LIMITED} from gatekeeper_grpc.cli.main import main; main()"
+_SABOTAGED = f"{_LIMITED} import runpy; runpy.run_module('tests.faults.sabotaged', run_name='__main__')"
+
+
+@contextmanager
+def serving_with_few_files(data_dir: Path, program: Sequence[str] = ("-c", _SERVE)) -> Iterator[Gatekeeper]:
+    with start("serve", data_dir=data_dir, program=program) as process:
+        try:
+            yield Gatekeeper(process, data_dir)
+        finally:
+            stop(process)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Lets this process have the clients' ends open."""
+    before, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if highest < 4 * FILES:
+        pytest.fail(f"this test needs {4 * FILES} open files; the hard limit is {highest}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, highest))
+
+
+@contextmanager
+def idle_connections(port: int, *, count: int, addresses: int) -> Iterator[None]:
+    """Connections that complete the handshake and do nothing more."""
+    with ExitStack() as stack:
+        for number in range(count):
+            source = (f"127.0.1.{number % addresses + 1}", 0)
+            connection = socket.create_connection(("127.0.0.1", port), TIMEOUT_S, source_address=source)
+            stack.enter_context(connection)
+            try:
+                Http2(connection)
+            except OSError:  # The server has closed it.
+                continue
+        yield
+
+
+def served(port: int, *, timeout_s: float) -> int:
+    """How many victims are served, each on a connection of its own from another address."""
+    with proxied(port, source="127.0.2.1") as proxy:
+        return sum(is_served(proxy.port, timeout_s=timeout_s) for _ in range(VICTIMS))
+
+
+def is_served(port: int, *, timeout_s: float) -> bool:
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        call = EvaluationServiceStub(channel).EvaluateFlags.future(ANNA, timeout=timeout_s, wait_for_ready=True)
+        return call.code() is grpc.StatusCode.OK
+
+
+def readiness(ops_port: int) -> dict[str, object]:
+    with urlopen(f"http://127.0.0.1:{ops_port}/ready", timeout=TIMEOUT_S) as response:
+        answer: dict[str, object] = json.load(response)
+        return answer
+
+
+def open_files(server: Gatekeeper) -> int:
+    return sum(1 for _ in Path(f"/proc/{server.process.pid}/fd").iterdir())
+
+
+@pytest.mark.promise("F1")
+@pytest.mark.parametrize("addresses", [1, 200])
+@pytest.mark.usefixtures("many_files")
+def test_1200_idle_connections_at_1024_files_keep_nobody_out(addresses: int, data_dir: Path) -> None:
+    with (
+        serving_with_few_files(data_dir) as server,
+        idle_connections(server.port, count=ATTACKING, addresses=addresses),
+    ):
+        assert served(server.port, timeout_s=10.0) >= VICTIMS * 0.95
+        assert readiness(server.ops_port)["stale"] is False
+        assert open_files(server) < FILES
+        assert server.logged("connections_closed")
+
+
+@pytest.mark.usefixtures("many_files")
+def test_twin_if_none_gives_way_they_keep_everybody_out(data_dir: Path) -> None:
+    program = ("-c", _SABOTAGED, "no_connection_gives_way")
+    with (
+        serving_with_few_files(data_dir, program) as server,
+        idle_connections(server.port, count=ATTACKING, addresses=1),
+    ):
+        assert served(server.port, timeout_s=0.2) == 0
+
+
+@pytest.mark.usefixtures("many_files")
+def test_100_idle_connections_to_the_health_port_keep_no_probe_out(data_dir: Path) -> None:
+    with serving_with_few_files(data_dir) as server, idle_connections(server.health_port, count=100, addresses=1):
+        assert eventually(lambda: check_health(server.health_port), timeout_s=10.0)
+
+
+def check_health(port: int) -> bool:
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        return bool(check.future(b"", timeout=2.0, wait_for_ready=True).code() is grpc.StatusCode.OK)
+
+
+def test_a_start_states_the_limits_and_warns_of_few_files(data_dir: Path) -> None:
+    with serving_with_few_files(data_dir) as server:
+        opened, limits = server.logged("open_files"), server.logged("limits")
+        warning, serving = server.logged("few_open_files"), server.logged("serving")
+
+    assert (opened["before"], opened["limit"], warning["limit"]) == (FILES, FILES, FILES)
+    assert limits["max_connections"] == FILES - 186
+    assert limits["pending_of_strangers_mib"] <= 64
+    assert serving["clients_mib"] <= limits["clients_mib"]
+
+
+def test_the_soft_limit_of_files_is_raised_to_the_hard_one(data_dir: Path) -> None:
+    lowered = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {FILES}));"
+    with serving_with_few_files(data_dir, ("-c", _SERVE.replace(_LIMITED, lowered))) as server:
+        opened = server.logged("open_files")
+        now = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+
+    assert (opened["before"], opened["limit"], now) == (256, FILES, (FILES, FILES))
