@@ -40,7 +40,8 @@ class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published
 
     def List(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002 - it is empty
         statuses = {name: self.Check(health_pb2.HealthCheckRequest(service=name), context) for name in SERVICES}
-        return health_pb2.HealthListResponse(statuses=statuses)
+        # The published types lack this message.
+        return health_pb2.HealthListResponse(statuses=statuses)  # pyright: ignore[reportAttributeAccessIssue]
 
     # pyright reads the base's untyped default, None, as its type.
     def Watch(  # pyright: ignore[reportIncompatibleMethodOverride]
