@@ -6,7 +6,7 @@ from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.commands import PasswordChange
-from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.domain.mutation import Intent, Written
 
 
@@ -52,11 +52,11 @@ class OwnPassword:
         """Change the password. Takes one password check, and one hash if it succeeds, without holding a lock.
 
         Raises:
-            InvalidArgument: The new password may not be set, see `Passwords.check`.
+            InvalidArgument: The new password may not be set, see `check_new`.
             ResourceExhausted: There were too many failures; the caller has to wait.
             Unauthenticated: The current password is wrong, or was changed during the call.
         """
-        self._passwords.check(new, username=caller.username, field="new_password")
+        self.check_new(caller.username, current, new)
         self._guard.admit(caller.admin_id, peer)
         current_hash = self._admin_users.own_password_hash(caller.admin_id)
         matches = self._passwords.verify(current, current_hash)
@@ -74,6 +74,16 @@ class OwnPassword:
         if matches:
             self._guard.succeeded(caller.admin_id, peer)
         return written
+
+    def check_new(self, username: str, current: str, new: str) -> None:
+        """Check that a password may take the place of the current one.
+
+        Raises:
+            InvalidArgument: It may not be set, see `Passwords.check`, or it is the current one.
+        """
+        self._passwords.check(new, username=username, field="new_password")
+        if new == current:
+            raise InvalidArgument.of("new_password", "must not be the current password")
 
     def _record_failure(self, caller: Caller, peer: str) -> None:
         locked_out = self._guard.failed(caller.admin_id, peer)

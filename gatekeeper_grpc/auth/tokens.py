@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import jwt
 
@@ -75,6 +75,7 @@ class AccessTokens:
             "username": caller.username,
             "role": caller.role.name.lower(),
             "epoch": caller.token_epoch,
+            "sid": str(caller.session_id),
             "iat": int(issue_time.timestamp()),
             "exp": int(expire_time.timestamp()),
             "jti": str(uuid4()),
@@ -99,6 +100,7 @@ class AccessTokens:
             role=_ROLES[claims["role"]],
             token_epoch=claims["epoch"],
             expire_time_s=claims["exp"],
+            session_id=UUID(claims["sid"]),
         )
 
     def _signed_payload(self, token: str) -> bytes:
@@ -147,6 +149,7 @@ def _integer(least: int, most: int) -> _Check:
     return lambda value: type(value) is int and least <= value <= most
 
 
+_UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _ROLES: Mapping[str, Role] = MappingProxyType({role.name.lower(): role for role in Role})
 
 # Every claim, all of them required, and its check.
@@ -160,7 +163,8 @@ _CLAIMS: Mapping[str, _Check] = MappingProxyType(
         "epoch": _integer(1, _MAX_BIGINT),
         "iat": _integer(0, _MAX_BIGINT),
         "exp": _integer(0, _MAX_BIGINT),
-        "jti": _text("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+        "sid": _text(_UUID),
+        "jti": _text(_UUID),
     }
 )
 

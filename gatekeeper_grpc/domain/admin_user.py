@@ -1,12 +1,13 @@
 """Admin users, and the events of their authentication."""
 
 import re
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
@@ -33,6 +34,8 @@ class AdminUser:
     create_time: datetime
     update_time: datetime
     revision: int
+    must_change_password: bool = False
+    """Whether it has to change its password before it can log in."""
 
     @property
     def etag(self) -> str:
@@ -55,6 +58,20 @@ class AuthEventEntry:
     username: str
     peer: str
     subject_id: UUID | None
+    actor: str
+    """Who ended the session of the admin user, if it was another one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A login that has not ended: whose, since when, when its tokens were last exchanged, from where, until when."""
+
+    session_id: UUID
+    username: str
+    create_time: datetime
+    refresh_time: datetime
+    expire_time: datetime
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +87,36 @@ class Credentials:
     admin_id: int | None
     password_hash: str | None = field(repr=False)
     highest_cost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A refresh token, and what it is to be exchanged for.
+
+    Args:
+        token: The refresh token.
+        successor: The one that replaces it.
+        nonce: What the successor was derived from the token with.
+        expire_time: When the successor expires.
+        address: The address of the client, without a port.
+        arrived_at: When the call arrived, in monotonic seconds.
+    """
+
+    token: str = field(repr=False)
+    successor: str = field(repr=False)
+    nonce: bytes = field(repr=False)
+    expire_time: datetime
+    address: str = ""
+    arrived_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchanged:
+    """The owner and session of a refresh token, the nonce from which its successor is derived, and its expiry."""
+
+    caller: Caller
+    nonce: bytes = field(repr=False)
+    expire_time: datetime
 
 
 def check_new_username(field: str, username: str) -> None:
@@ -95,7 +142,10 @@ def check_username(field: str, username: str) -> None:
 
 def admin_user_document(user: AdminUser) -> dict[str, Any]:
     """Return an admin user as JSON values, for the audit log."""
+    # Only if it is set: documents of earlier releases lack it.
+    required = {"must_change_password": True} if user.must_change_password else {}
     return {
+        **required,
         "admin_id": user.admin_id,
         "username": user.username,
         "role": user.role.name.lower(),

@@ -5,8 +5,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
+from typing import Final
+from uuid import UUID
 
 from gatekeeper_grpc.domain.errors import Unauthenticated
+
+NO_SESSION: Final = UUID(int=0)
+"""The session of a caller who has not logged in; it is never stored."""
 
 
 class Role(IntEnum):
@@ -21,14 +26,17 @@ class Role(IntEnum):
 class Caller:
     """An authenticated admin user, as in the access token.
 
-    Each transaction of a call compares `role` and `token_epoch` with the stored ones. A change of role or password, or
-    a disabled account, therefore takes effect at once, although the token has not expired.
+    Each transaction of a call compares `role` and `token_epoch` with the stored ones, and looks for the session. A
+    change of role or password, a disabled account, or a logout therefore takes effect at once, although the token has
+    not expired.
     """
 
     admin_id: int
     username: str
     role: Role
     token_epoch: int
+    session_id: UUID = NO_SESSION
+    """The login that the token descends from."""
     expire_time_s: float = field(default=inf, compare=False)
     """When the access token expires, in seconds since 1970."""
 
@@ -40,6 +48,11 @@ class Caller:
         """
         if time.time() >= self.expire_time_s:
             raise Unauthenticated.access_token()
+
+    @property
+    def name(self) -> str:
+        """The caller as the audit log names it: "admin:<username>#<admin_id>"."""
+        return f"admin:{self.username}#{self.admin_id}"
 
 
 _current: ContextVar[Caller] = ContextVar("gatekeeper_caller")

@@ -119,11 +119,12 @@ class NewAdminUser:
 
     username: str
     role: Role
+    must_change_password: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminUserUpdate:
-    """Changes `role` or `enabled` of an admin user; empty `etag`: in any state of it.
+    """Changes `role`, `enabled` or `must_change_password` of an admin user; empty `etag`: in any state of it.
 
     The store takes the hash of a new password as an argument of its own.
     """
@@ -156,6 +157,16 @@ class AuthEventFilter:
     before: int | None = None
     username: str = ""
     event: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFilter:
+    """Which sessions to list: the first `limit` by id after `after` that match every filter."""
+
+    limit: int
+    after: str = ""
+    admin_id: int | None = None
+    username: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,12 @@ class NotFound(GatekeeperError):
         """No client key has this id."""
         return cls(f"client key {key_id!r} does not exist", reason="CLIENT_KEY_NOT_FOUND", metadata={"key_id": key_id})
 
+    @classmethod
+    def session(cls, session_id: str) -> "NotFound":
+        """No session that the caller may revoke has this id."""
+        message = f"session {session_id!r} does not exist"
+        return cls(message, reason="SESSION_NOT_FOUND", metadata={"session_id": session_id})
+
 
 class AlreadyExists(GatekeeperError):
     """A resource with that identity exists."""
@@ -129,6 +135,16 @@ class FailedPrecondition(GatekeeperError):
             metadata={"username": username},
         )
 
+    @classmethod
+    def password_change_required(cls, username: str) -> "FailedPrecondition":
+        """The password is right, and must be changed before a login."""
+        return cls(
+            "the password must be changed before you can log in: call ChangePassword with username, current_password"
+            " and new_password, without an access token",
+            reason="PASSWORD_CHANGE_REQUIRED",
+            metadata={"username": username},
+        )
+
 
 class Unauthenticated(GatekeeperError):
     """No valid credentials. Never says which part was wrong: that would tell an attacker which part was right."""
@@ -155,6 +171,12 @@ class PermissionDenied(GatekeeperError):
     """Valid credentials without the required role."""
 
     reason = "PERMISSION_DENIED"
+
+    @classmethod
+    def role(cls, role: str, *, required: str) -> "PermissionDenied":
+        """The caller has another role than the call needs at least."""
+        message = f"this call needs role {required}, yours is {role}"
+        return cls(message, metadata={"role": role, "required_role": required})
 
 
 class ResourceExhausted(GatekeeperError):

@@ -63,11 +63,11 @@ class Intent:
 
     @property
     def actor(self) -> str:
-        """The caller as the audit log names it: "admin:<username>#<id of the admin user>", or "system".
+        """The caller as the audit log names it, see `Caller.name`, or "system".
 
         A name alone is no identity: after a deletion, another person may be given it.
         """
-        return f"admin:{self.caller.username}#{self.caller.admin_id}" if self.caller else "system"
+        return self.caller.name if self.caller else "system"
 
     @property
     def requester(self) -> str:

@@ -34,6 +34,11 @@ def authenticate(metadata: Iterable[tuple[str, str | bytes]], verify_token: Veri
         raise Unauthenticated.access_token() from cause
 
 
+def has_token(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Return whether a call has an access token, valid or not."""
+    return any(key == _HEADER for key, _ in metadata)
+
+
 def _bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     values = [value for key, value in metadata if key == _HEADER]
     if len(values) != 1 or not isinstance(values[0], str):

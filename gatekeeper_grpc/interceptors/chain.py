@@ -12,7 +12,7 @@ import grpc
 
 from gatekeeper_grpc.auth.signatures import SignatureVerifier, SignedCall
 from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
-from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate
+from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import errors_as_status
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
@@ -168,6 +168,8 @@ class _Method:
         """
         if self._policy.access is Access.PUBLIC:
             return self._arrive_in_public(call)
+        if self._policy.token_optional and not has_token(call.metadata):
+            return stranger(call.peer)
         caller = authenticate(call.metadata, self._verify_token)
         owner = Owner(ADMIN_USER, caller.admin_id)
         return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy.access))

@@ -39,10 +39,14 @@ class LoginChecks:
     def check_own_password(self, call: ArrivedCall) -> None:
         """Refuse a change of the caller's own password that has to wait: it counts like a login.
 
+        Without an access token it is checked as a login is.
+
         Raises:
             ResourceExhausted: There were too many failures.
         """
-        if call.arrival.caller is not None:
+        if call.arrival.caller is None:
+            self.check_login(call)
+        else:
             self._guard.admit(call.arrival.caller.admin_id, call.peer)
 
     def _standing(self, peer: str) -> Standing:

@@ -38,6 +38,8 @@ class Policy:
     """How long its messages and responses may take; None: the server's default for this kind of method."""
     progress_field: str | None = None
     """The field that must not be empty in a message for its client not to be silent; None: every message counts."""
+    token_optional: bool = False
+    """Whether a call without an access token is let in, for the servicer to authenticate by its message."""
     signable: bool = False
     """Whether calls may be signed with a client key. The settings may require it."""
 
@@ -58,7 +60,10 @@ _MANAGE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_WRITE)
 _MANAGE_PASSWORDS: Final = Policy(access=Role.ADMIN, pool=PoolName.CREDENTIALS)
 _EXPORT: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_STREAMS)
 _VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_STREAMS)
-_OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.OWN_PASSWORD)
+# Any role may end its own sessions; the store knows whose they are.
+_END_SESSION: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_WRITE)
+# Without a token for those who must change their password before a login: name and password are in the message.
+_OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True)
 _EVALUATE: Final = Policy(
     access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
 )
@@ -108,6 +113,8 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/UpdateAdminUser": _MANAGE_PASSWORDS,
         "/gatekeeper.v1.AdminService/DeleteAdminUser": _MANAGE,
         "/gatekeeper.v1.AdminService/ChangePassword": _OWN_PASSWORD,
+        "/gatekeeper.v1.AdminService/ListSessions": _READ,
+        "/gatekeeper.v1.AdminService/RevokeSession": _END_SESSION,
         "/gatekeeper.v1.AdminService/ListAuthEvents": _SUPERVISE,
         "/gatekeeper.v1.AdminService/CreateClientKey": _MANAGE,
         "/gatekeeper.v1.AdminService/ListClientKeys": _SUPERVISE,
@@ -153,10 +160,7 @@ def authorize(caller: Caller, access: Role | Access) -> None:
         return
     if access is Access.DENIED:
         raise PermissionDenied("nobody may call this method")
-    raise PermissionDenied(
-        f"this call needs role {access.name}, yours is {caller.role.name}",
-        metadata={"role": caller.role.name, "required_role": access.name},
-    )
+    raise PermissionDenied.role(caller.role.name, required=access.name)
 
 
 def may_call(caller: Caller, access: Role | Access) -> bool:

@@ -337,6 +337,7 @@ class GatekeeperServer:
             passwords=self._passwords,
             own_password=OwnPassword(stores.admin_users, self._passwords, self.login_guard, stores.logins),
             client_keys=self.client_keys,
+            sessions=self._sessions(),
             audit_signer=self._keys.audit,
             page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )

@@ -25,7 +25,7 @@ from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 _CODEC = TypeAdapter(AdminUser)
 
 SELECT_ADMIN_USERS = """
-    SELECT admin_id, username, role, enabled, create_time, update_time, revision FROM admin_user
+    SELECT admin_id, username, role, enabled, create_time, update_time, revision, must_change_password FROM admin_user
 """
 
 
@@ -125,7 +125,7 @@ class AdminUserStore:
             before, current_hash = _owner(conn, change.admin_id)
             if change.verified_hash is None or change.verified_hash != current_hash:
                 raise Unauthenticated.credentials()
-            after = replace(before, update_time=head.create_time, revision=head.revision)
+            after = replace(before, update_time=head.create_time, revision=head.revision, must_change_password=False)
             _replace(conn, after, password_hash=change.new_hash)
             return Effect(result=None, preview=None, change=_change(before, after, password_changed=True))
 
@@ -182,10 +182,10 @@ def _check_manager_remains(conn: Connection, before: AdminUser, after: AdminUser
 
 
 _INSERT = """
-    INSERT INTO admin_user (username, password_hash, role, create_time, update_time, revision)
-    VALUES (%(username)s, %(password_hash)s, %(role)s, %(create_time)s, %(create_time)s, %(revision)s)
+    INSERT INTO admin_user (username, password_hash, role, create_time, update_time, revision, must_change_password)
+    VALUES (%(username)s, %(password_hash)s, %(role)s, %(create_time)s, %(create_time)s, %(revision)s, %(must_change)s)
     ON CONFLICT ON CONSTRAINT admin_user_username_key DO NOTHING
-    RETURNING admin_id, username, role, enabled, create_time, update_time, revision
+    RETURNING admin_id, username, role, enabled, create_time, update_time, revision, must_change_password
 """
 
 
@@ -196,6 +196,7 @@ def _insert(conn: Connection, head: Head, new: NewAdminUser, password_hash: str)
         "role": new.role.name.lower(),
         "create_time": head.create_time,
         "revision": head.revision,
+        "must_change": new.must_change_password,
     }
     with conn.cursor(row_factory=kwargs_row(admin_user_from_row)) as cursor:
         inserted = cursor.execute(_INSERT, row).fetchone()
@@ -207,7 +208,8 @@ def _insert(conn: Connection, head: Head, new: NewAdminUser, password_hash: str)
 _UPDATE = """
     UPDATE admin_user
     SET role = %(role)s, enabled = %(enabled)s, password_hash = COALESCE(%(password_hash)s, password_hash),
-        token_epoch = token_epoch + 1, update_time = %(update_time)s, revision = %(revision)s
+        must_change_password = %(must_change)s, token_epoch = token_epoch + 1, update_time = %(update_time)s,
+        revision = %(revision)s
     WHERE admin_id = %(admin_id)s
 """
 
@@ -221,6 +223,7 @@ def _replace(conn: Connection, after: AdminUser, *, password_hash: str | None) -
         "password_hash": password_hash,
         "update_time": after.update_time,
         "revision": after.revision,
+        "must_change": after.must_change_password,
     }
     conn.execute(_UPDATE, row)
     revoke_logins(conn, after.admin_id)

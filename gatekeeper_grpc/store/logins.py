@@ -1,27 +1,39 @@
 """Logins in PostgreSQL: passwords, refresh tokens, and authentication events.
 
-All refresh tokens that descend from one login are a family. A token is good for one exchange. A spent token that comes
-back shows that two parties hold it, so its family is revoked. Spent tokens are kept until they expire, to be
-recognised. The database holds only the SHA-256 of refresh tokens.
+All refresh tokens that descend from one login are a family, which is a session. A token is good for one exchange. A
+spent token that comes back shows that two parties hold it, so its family is revoked, unless it is the repetition of an
+exchange whose response was lost (docs/decisions/0023-sessions-and-lost-answers.md). Spent tokens are kept until they
+expire, to be recognised. The database holds only the SHA-256 of refresh tokens. Access tokens name their family and end
+with it.
 
 Every transaction that changes tokens first locks the row of the admin user that owns them; so does one that changes a
 password or disables a user, because it updates that row. A family thus never gains a token while it is being revoked.
 """
 
 import hashlib
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, LiteralString
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from psycopg.rows import class_row, kwargs_row
 
-from gatekeeper_grpc.domain.admin_user import AuthEventEntry, Credentials, check_new_username
-from gatekeeper_grpc.domain.caller import Caller, Role
-from gatekeeper_grpc.domain.commands import AuthEventFilter
+from gatekeeper_grpc.domain.admin_user import (
+    AuthEventEntry,
+    Credentials,
+    Exchange,
+    Exchanged,
+    Session,
+    check_new_username,
+)
+from gatekeeper_grpc.domain.caller import NO_SESSION, Caller, Role
+from gatekeeper_grpc.domain.commands import AuthEventFilter, SessionFilter
 from gatekeeper_grpc.domain.current_call import detached
-from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.domain.errors import FailedPrecondition, NotFound, Unauthenticated, Unavailable
+from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
@@ -43,12 +55,16 @@ class AuthEvent(StrEnum):
     """A caller with a valid access token gave a wrong current password."""
     LOCKED_OUT = "locked_out"
     """The peer reached the limit of failures: it must wait before its next attempt."""
+    REFRESH_REPEATED = "refresh_repeated"
+    """The client of an exchange repeated it within 10 s, and was given the same successor again."""
     REFRESH_REUSED = "refresh_reused"
-    """A spent refresh token was presented: it was stolen, or a response was lost. Its family was revoked."""
+    """A spent refresh token was presented: it was stolen, or used twice. Its family was revoked."""
     LOGGED_OUT = "logged_out"
     """The holder revoked the family."""
     USER_EXPORTED = "user_exported"
     """An admin user exported what is held about a person; recorded before anything is read."""
+    SESSION_REVOKED = "session_revoked"
+    """The owner, or an admin user with role admin, revoked the family by `RevokeSession`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +101,8 @@ class LoginStore:
         refresh_token: str,
         expire_time: datetime,
         peer: str = "",
+        address: str = "",
+        to_change_password: bool = False,
     ) -> Caller:
         """Create a family with its first refresh token, and record the login.
 
@@ -94,41 +112,87 @@ class LoginStore:
             new_hash: Replaces that hash, which is of the same password; None: it stays.
             refresh_token: The secret; its hash is stored.
             expire_time: The token's expiry.
-            peer: The address of the client, for the record.
+            peer: The client as gRPC names it, for the record.
+            address: Its address, without a port.
+            to_change_password: Begin it even if the password must be changed.
 
         Raises:
+            FailedPrecondition: The password must be changed first.
             Unauthenticated: No enabled admin user has that name and hash any more.
         """
         with self._database.write() as conn:
             owner = _lock_owner(conn, _OWNER_BY_CREDENTIALS, {"username": username, "password_hash": password_hash})
             if owner is None:
                 raise Unauthenticated.credentials()
+            if not to_change_password and conn.execute(_MUST_CHANGE, {"admin_id": owner.admin_id}).rowcount:
+                raise FailedPrecondition.password_change_required(owner.username)
             if new_hash is not None:
                 conn.execute(_REHASH, {"admin_id": owner.admin_id, "new_hash": new_hash})
-            family = {"family_id": uuid4(), "admin_id": owner.admin_id}
-            conn.execute(_BEGIN, {**family, "token_hash": _sha256(refresh_token), "expire_time": expire_time})
+            caller = replace(owner, session_id=uuid4())
+            token = {"token_hash": _sha256(refresh_token), "expire_time": expire_time, "address": address}
+            conn.execute(_BEGIN, {**token, "family_id": caller.session_id, "admin_id": owner.admin_id})
             _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
-        return owner
+        return caller
 
     @retry_conflicts
-    def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str = "") -> Caller:
+    def redeem(self, exchange: Exchange, *, peer: str = "", is_awaited: Callable[[], bool] = lambda: True) -> Exchanged:
         """Exchange a refresh token for its successor, and return its owner with the current role and token epoch.
 
-        Of several callers with one token, the first gets a successor, and the next revokes the whole family.
+        Of several callers with one token, the first gets a successor, and the next revokes the whole family. But one
+        that comes from the same address after the first, within 10 s, gets the same successor, once, if that one has
+        not been used.
+
+        Args:
+            exchange: The token and its successor.
+            peer: The client as gRPC names it, for the record.
+            is_awaited: Whether the client still waits for the answer. If not, nothing is spent: it may try again.
 
         Raises:
             Unauthenticated: The token is unknown, spent, revoked or expired, or its owner is disabled.
+            Unavailable: The client no longer waits.
         """
-        token = {"token_hash": _sha256(refresh_token)}
+        token = {"token_hash": _sha256(exchange.token)}
         with self._database.write() as conn:
             owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
-            exchange = {**token, "successor_hash": _sha256(successor), "expire_time": expire_time}
-            if owner and conn.execute(_EXCHANGE, exchange).rowcount:
-                return owner
+            exchanged = owner and (_exchange(conn, owner, exchange) or _repeat(conn, owner, exchange, peer=peer))
+            if exchanged and not is_awaited():
+                raise Unavailable("the client left before its refresh token was exchanged")
+            if exchanged:
+                return exchanged
             if owner and conn.execute(_REVOKE_IF_SPENT, token).rowcount:
                 _record(conn, AuthEvent.REFRESH_REUSED, username=owner.username, peer=peer)
         # Not inside the transaction: the error would roll the revocation back.
         raise Unauthenticated.credentials()
+
+    @retry_lost_read
+    def list_sessions(self, wanted: SessionFilter) -> list[Session]:
+        """Read a page of sessions that have not expired, in order of their ids."""
+        filters = {"admin_id": wanted.admin_id, "username": wanted.username or None, "limit": wanted.limit}
+        with self._database.read() as conn, conn.cursor(row_factory=class_row(Session)) as cursor:
+            return cursor.execute(LIST_SESSIONS, {**filters, "after": wanted.after or NO_SESSION}).fetchall()
+
+    @retry_conflicts
+    def revoke_session(self, session_id: UUID, caller: Caller, *, owner_id: int | None, peer: str = "") -> None:
+        """Delete a session, and record who did it.
+
+        Args:
+            session_id: The session.
+            caller: Who revokes it.
+            owner_id: Only a session of this admin user; None: of any.
+            peer: The client as gRPC names it, for the record.
+
+        Raises:
+            NotFound: There is no such session.
+            Unauthenticated: The caller is no longer current.
+        """
+        wanted = {"session_id": session_id, "admin_id": owner_id}
+        with self._database.write() as conn:
+            require_current_caller(conn)
+            owner = _lock_owner(conn, _OWNER_OF_SESSION, wanted)
+            if owner is None or not conn.execute(_REVOKE_SESSION, wanted).rowcount:
+                raise NotFound.session(str(session_id))
+            actor = "" if owner.admin_id == caller.admin_id else caller.name
+            _record(conn, AuthEvent.SESSION_REVOKED, username=owner.username, peer=peer, actor=actor)
 
     @retry_conflicts
     def revoke(self, refresh_token: str, *, peer: str = "") -> None:
@@ -231,6 +295,10 @@ _HIGHEST_COST = r"""
     SELECT COALESCE(max(substring(password_hash FROM '\$2[aby]\$(1[0-6])\$')::int), 0) FROM admin_user WHERE enabled
 """
 
+_MUST_CHANGE = """
+    SELECT FROM admin_user WHERE admin_id = %(admin_id)s AND must_change_password
+"""
+
 # The password is the same: neither the state of the admin user nor its sessions change.
 _REHASH = """
     UPDATE admin_user SET password_hash = %(new_hash)s WHERE admin_id = %(admin_id)s
@@ -260,20 +328,93 @@ def _lock_owner(conn: Connection, query: LiteralString, wanted: dict[str, Any]) 
         return cursor.execute(query, wanted).fetchone()
 
 
-_BEGIN = """
-    INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
-    VALUES (%(token_hash)s, %(family_id)s, %(admin_id)s, clock_timestamp(), %(expire_time)s)
+_OWNER_OF_SESSION = """
+    SELECT admin_id, username, role, token_epoch FROM admin_user
+    WHERE admin_id = (SELECT admin_id FROM refresh_tokens WHERE family_id = %(session_id)s LIMIT 1)
+      AND (%(admin_id)s::bigint IS NULL OR admin_id = %(admin_id)s)
+    FOR NO KEY UPDATE
 """
 
+_BEGIN = """
+    INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time, login_time, address)
+    SELECT %(token_hash)s, %(family_id)s, %(admin_id)s, now, %(expire_time)s, now, %(address)s
+    FROM clock_timestamp() AS now
+"""
+
+# The nonce of the token before is deleted: its successor has now been used.
 _EXCHANGE = """
     WITH spent AS (
-        UPDATE refresh_tokens t SET spent_time = clock_timestamp() FROM admin_user a
+        UPDATE refresh_tokens t
+        SET spent_time = clock_timestamp(), successor_hash = %(successor_hash)s, successor_nonce = %(nonce)s
+        FROM admin_user a
         WHERE token_hash = %(token_hash)s AND spent_time IS NULL AND expire_time > clock_timestamp()
           AND a.admin_id = t.admin_id AND a.enabled
-        RETURNING family_id, t.admin_id
+        RETURNING family_id, t.admin_id, COALESCE(login_time, t.create_time) AS login_time
+    ), used AS (
+        UPDATE refresh_tokens SET successor_nonce = NULL
+        WHERE family_id = (SELECT family_id FROM spent) AND successor_hash = %(token_hash)s
     )
-    INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
-    SELECT %(successor_hash)s, family_id, admin_id, clock_timestamp(), %(expire_time)s FROM spent
+    INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time, login_time, address)
+    SELECT %(successor_hash)s, family_id, admin_id, clock_timestamp(), %(expire_time)s, login_time, %(address)s
+    FROM spent
+    RETURNING family_id
+"""
+
+# A call that arrived, or a transaction that began, before the token was spent is a racer and no repetition. now() is
+# when this transaction began.
+_REPEAT = """
+    UPDATE refresh_tokens t SET repeat_time = clock_timestamp() FROM refresh_tokens successor, admin_user a
+    WHERE t.token_hash = %(token_hash)s AND t.repeat_time IS NULL
+      AND t.spent_time < LEAST(now(), clock_timestamp() - %(waited)s)
+      AND t.spent_time > clock_timestamp() - interval '10 s'
+      AND successor.token_hash = t.successor_hash AND successor.spent_time IS NULL
+      AND successor.address = %(address)s
+      AND a.admin_id = t.admin_id AND a.enabled
+    RETURNING t.family_id, t.successor_nonce, successor.expire_time
+"""
+
+
+def _exchange(conn: Connection, owner: Caller, exchange: Exchange) -> Exchanged | None:
+    """Spend a token for its successor; None if it cannot be spent."""
+    values = {
+        "token_hash": _sha256(exchange.token),
+        "successor_hash": _sha256(exchange.successor),
+        "nonce": exchange.nonce,
+        "expire_time": exchange.expire_time,
+        "address": exchange.address,
+    }
+    row = conn.execute(_EXCHANGE, values).fetchone()
+    if row is None:
+        return None
+    caller = replace(owner, session_id=row[0])
+    return Exchanged(caller=caller, nonce=exchange.nonce, expire_time=exchange.expire_time)
+
+
+def _repeat(conn: Connection, owner: Caller, exchange: Exchange, *, peer: str) -> Exchanged | None:
+    """Repeat an exchange whose response may have been lost; None if this is no repetition of one."""
+    waited = timedelta(seconds=time.monotonic() - exchange.arrived_at)
+    wanted = {"token_hash": _sha256(exchange.token), "address": exchange.address, "waited": waited}
+    row = conn.execute(_REPEAT, wanted).fetchone()
+    if row is None:
+        return None
+    family_id, nonce, expire_time = row
+    _record(conn, AuthEvent.REFRESH_REPEATED, username=owner.username, peer=peer)
+    return Exchanged(caller=replace(owner, session_id=family_id), nonce=nonce, expire_time=expire_time)
+
+
+# The token that is not spent stands for its session.
+LIST_SESSIONS = """
+    SELECT t.family_id AS session_id, a.username, COALESCE(t.login_time, t.create_time) AS create_time,
+           t.create_time AS refresh_time, t.expire_time, t.address
+    FROM refresh_tokens t JOIN admin_user a USING (admin_id)
+    WHERE t.spent_time IS NULL AND t.expire_time > clock_timestamp() AND t.family_id > %(after)s
+      AND (%(admin_id)s::bigint IS NULL OR t.admin_id = %(admin_id)s)
+      AND (%(username)s::text IS NULL OR a.username = %(username)s)
+    ORDER BY t.family_id LIMIT %(limit)s
+"""
+
+_REVOKE_SESSION = """
+    DELETE FROM refresh_tokens WHERE family_id = %(session_id)s
 """
 
 _REVOKE = """
@@ -295,12 +436,14 @@ def _sha256(refresh_token: str) -> bytes:
 
 
 _RECORD = """
-    INSERT INTO auth_events (event, username, peer) VALUES (%(event)s, %(username)s, %(peer)s)
+    INSERT INTO auth_events (event, username, peer, actor)
+    VALUES (%(event)s, %(username)s, %(peer)s, %(actor)s)
 """
 
 
-def _record(conn: Connection, event: AuthEvent, *, username: str, peer: str) -> None:
-    conn.execute(_RECORD, {"event": event, "username": recordable(username), "peer": recordable(peer)})
+def _record(conn: Connection, event: AuthEvent, *, username: str, peer: str, actor: str = "") -> None:
+    row = {"username": recordable(username), "peer": recordable(peer), "actor": actor}
+    conn.execute(_RECORD, {"event": event, **row})
 
 
 def recordable(text: str) -> str:
@@ -310,7 +453,7 @@ def recordable(text: str) -> str:
 
 # Filters that are not given are NULL; the planner folds them away.
 LIST_EVENTS = """
-    SELECT event_id, create_time, event, username, peer, subject_id FROM auth_events
+    SELECT event_id, create_time, event, username, peer, subject_id, actor FROM auth_events
     WHERE (%(before)s::bigint IS NULL OR event_id < %(before)s)
       AND (%(username)s::text IS NULL OR username = %(username)s)
       AND (%(event)s::text IS NULL OR event = %(event)s)

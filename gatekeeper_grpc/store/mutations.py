@@ -132,7 +132,8 @@ class MutationRunner:
             codec: Converts the result to JSON values and back, to answer a retry of the request.
 
         Raises:
-            Unauthenticated: The caller was demoted, disabled or given another password since its token was made.
+            Unauthenticated: The caller was demoted, disabled, logged out or given another password since its token was
+                made.
             InvalidArgument: `request_id` was used for another body.
             FailedPrecondition: The stored result of the request cannot be read by this release.
             Unavailable: The database cannot be reached, or has lost revisions that were served.
@@ -264,7 +265,7 @@ def _lock_head(conn: Connection, caller: Caller | None) -> tuple[Head, bool]:
 
 
 def _claims(caller: Caller | None) -> dict[str, object]:
-    return claims(caller) if caller else {"admin_id": None, "role": None, "token_epoch": None}
+    return claims(caller) if caller else {"admin_id": None, "role": None, "token_epoch": None, "session_id": None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class ArrivedCall:
     def note(self, arrival: Arrival) -> None:
         """Keep what is known of the call, also for `arrival_of` on its worker."""
         self.arrival = self._state.gatekeeper_arrival = arrival
+        self._state.gatekeeper_arrived_at = time.monotonic()
 
     def end_soon(self, error: GatekeeperError) -> bool:
         """Have the worker of a running stream end it with `error`; False if it has been told before."""
@@ -263,6 +264,12 @@ def check_not_ending(state: Any) -> None:
     error = getattr(state, "gatekeeper_ending", None)
     if error is not None:
         raise error
+
+
+def arrived_at(context: Any) -> float:
+    """Return when a call arrived, in monotonic seconds; it may have waited for a worker since."""
+    at: float = context._state.gatekeeper_arrived_at
+    return at
 
 
 def is_aborted(context: Any) -> bool:

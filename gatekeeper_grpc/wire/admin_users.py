@@ -1,21 +1,24 @@
 """Admin users and authentication events, between domain types and messages."""
 
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 from gatekeeper.v1 import admin_service_pb2 as admin
 from gatekeeper.v1 import admin_user_pb2, audit_pb2
-from gatekeeper_grpc.domain.admin_user import AdminUser, AuthEventEntry, check_new_username, check_username
-from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, NewAdminUser
-from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.admin_user import AdminUser, AuthEventEntry, Session, check_new_username, check_username
+from gatekeeper_grpc.domain.caller import Caller, Role
+from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, NewAdminUser, SessionFilter
+from gatekeeper_grpc.domain.errors import InvalidArgument, PermissionDenied
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
 from gatekeeper_grpc.wire.masks import changes_from_mask
 from gatekeeper_grpc.wire.timestamps import time_to_proto
 
 PASSWORD = "password"  # noqa: S105 - a path of the mask
 _MAX_EVENT_CHARS = 64
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def admin_user_to_proto(user: AdminUser) -> admin_user_pb2.AdminUser:
@@ -29,6 +32,7 @@ def admin_user_to_proto(user: AdminUser) -> admin_user_pb2.AdminUser:
         etag=user.etag,
         revision=user.revision,
         admin_id=user.admin_id,
+        must_change_password=user.must_change_password,
     )
 
 
@@ -39,7 +43,8 @@ def new_admin_user_from_proto(request: admin.CreateAdminUserRequest) -> NewAdmin
         InvalidArgument: The username or the role is invalid.
     """
     check_new_username("admin_user.username", request.admin_user.username)
-    return NewAdminUser(username=request.admin_user.username, role=_role(request.admin_user))
+    user = request.admin_user
+    return NewAdminUser(username=user.username, role=_role(user), must_change_password=user.must_change_password)
 
 
 def admin_user_update_from_proto(request: admin.UpdateAdminUserRequest) -> AdminUserUpdate:
@@ -65,9 +70,51 @@ _READERS: Mapping[str, Callable[[admin_user_pb2.AdminUser], Any]] = MappingProxy
     {
         "role": _role,
         "enabled": lambda user: user.enabled,
+        "must_change_password": lambda user: user.must_change_password,
         PASSWORD: lambda _user: None,  # a field of the request, not of the message
     }
 )
+
+
+def session_to_proto(session: Session, *, current: UUID) -> admin_user_pb2.Session:
+    """Convert a session; `current` is the one of the caller."""
+    return admin_user_pb2.Session(
+        session_id=str(session.session_id),
+        username=session.username,
+        create_time=time_to_proto(session.create_time),
+        refresh_time=time_to_proto(session.refresh_time),
+        expire_time=time_to_proto(session.expire_time),
+        address=session.address,
+        current=session.session_id == current,
+    )
+
+
+def session_filter_from_proto(
+    request: admin.ListSessionsRequest, caller: Caller, *, after: str, limit: int
+) -> SessionFilter:
+    """Convert the filters of a list; below role admin, a caller sees its own sessions only.
+
+    Raises:
+        InvalidArgument: The username is too long.
+        PermissionDenied: The username is another's.
+    """
+    check_text("username", request.username, at_most=MAX_USERNAME_CHARS)
+    if caller.role is Role.ADMIN:
+        return SessionFilter(limit=limit, after=after, username=request.username)
+    if request.username not in ("", caller.username):
+        raise PermissionDenied.role(caller.role.name, required=Role.ADMIN.name)
+    return SessionFilter(limit=limit, after=after, admin_id=caller.admin_id)
+
+
+def session_id_from_proto(session_id: str) -> UUID:
+    """Convert the id of a session.
+
+    Raises:
+        InvalidArgument: It is not a UUID.
+    """
+    if not _UUID.fullmatch(session_id):
+        raise InvalidArgument.of("session_id", "must be the session_id of a session of ListSessions, a UUID")
+    return UUID(session_id)
 
 
 def auth_event_to_proto(event: AuthEventEntry) -> audit_pb2.AuthEvent:
@@ -78,6 +125,7 @@ def auth_event_to_proto(event: AuthEventEntry) -> audit_pb2.AuthEvent:
         username=event.username,
         peer=event.peer,
         subject_id="" if event.subject_id is None else str(event.subject_id),
+        actor=event.actor,
     )
 
 

@@ -1,17 +1,19 @@
 """Logins against a real PostgreSQL: one winner per refresh token, dead families, a bounded record."""
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any, LiteralString
 
 import pytest
 
-from gatekeeper_grpc.domain.admin_user import Credentials
-from gatekeeper_grpc.domain.caller import Caller, Role
-from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
+from gatekeeper_grpc.domain.admin_user import Credentials, Exchange, Exchanged
+from gatekeeper_grpc.domain.caller import NO_SESSION, Caller, Role
+from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated, Unavailable
 from gatekeeper_grpc.store import logins as module
 from gatekeeper_grpc.store.logins import LoginStore, Pruned, revoke_logins
 from gatekeeper_grpc.store.postgres.database import Database
@@ -44,10 +46,29 @@ class Access:
             return conn.execute(query, values).fetchall()
 
     def log_in(self, token: str) -> Caller:
-        return self.store.begin("ada", password_hash=HASH, refresh_token=token, expire_time=in_a_month(), peer=PEER)
+        begun = self.store.begin("ada", password_hash=HASH, refresh_token=token, expire_time=in_a_month(), peer=PEER)
+        return replace(begun, session_id=NO_SESSION)
 
     def redeem(self, token: str, successor: str) -> Caller:
-        return self.store.redeem(token, successor=successor, expire_time=in_a_month(), peer=PEER)
+        return replace(self.exchange(token, successor).caller, session_id=NO_SESSION)
+
+    def exchange(
+        self,
+        token: str,
+        successor: str,
+        *,
+        nonce: bytes = b"",
+        arrived_at: float = math.inf,
+        is_awaited: Callable[[], bool] = lambda: True,
+    ) -> Exchanged:
+        exchange = Exchange(
+            token=token,
+            successor=successor,
+            nonce=nonce or successor.encode(),
+            expire_time=in_a_month(),
+            arrived_at=min(arrived_at, time.monotonic()),
+        )
+        return self.store.redeem(exchange, peer=PEER, is_awaited=is_awaited)
 
     def refuses(self, token: str) -> bool:
         try:
@@ -172,8 +193,9 @@ def test_reuse_of_a_spent_token_kills_only_its_family_and_is_recorded(logins: Ac
 
 def test_of_32_racing_redeemers_one_wins_and_the_family_dies(logins: Access) -> None:
     logins.log_in("first")
+    arrived_at = time.monotonic()
 
-    outcomes = at_once(32, lambda number: (logins.redeem("first", f"second {number}"), number))
+    outcomes = at_once(32, lambda number: (logins.exchange("first", f"second {number}", arrived_at=arrived_at), number))
 
     winners = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
     assert len(winners) == 1
@@ -191,6 +213,67 @@ def test_without_the_check_for_spent_tokens_every_racer_would_win(
     outcomes = at_once(32, lambda number: logins.redeem("first", f"second {number}"))
 
     assert outcomes == [ADA] * 32
+
+
+# --- a lost response --------------------------------------------------------------------------------------------------
+
+
+def test_an_exchange_may_be_repeated_once_and_gives_the_same_successor(logins: Access) -> None:
+    logins.log_in("first")
+    first = logins.exchange("first", "second", nonce=b"n1")
+
+    assert logins.exchange("first", "never used", nonce=b"n2") == first
+    assert logins.redeem("second", "third") == ADA
+    assert [event for event, _, _ in logins.events()] == ["login_succeeded", "refresh_repeated"]
+
+
+NO_REPETITIONS: dict[str, Callable[[Access], object]] = {
+    "a second repetition": lambda logins: logins.redeem("first", "again"),
+    "its successor was used": lambda logins: logins.redeem("second", "third"),
+    "more than 10 s later": lambda logins: logins.run(
+        "UPDATE refresh_tokens SET spent_time = spent_time - interval '10 s' WHERE spent_time IS NOT NULL"
+    ),
+    "from another address": lambda logins: logins.run("UPDATE refresh_tokens SET address = '192.0.2.1'"),
+    "it arrived before the token was spent": lambda logins: logins.run(
+        "UPDATE refresh_tokens SET spent_time = clock_timestamp() + interval '60 s' WHERE spent_time IS NOT NULL"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", NO_REPETITIONS.values(), ids=NO_REPETITIONS.keys())
+def test_any_other_reuse_ends_the_login_and_is_recorded(logins: Access, change: Callable[[Access], object]) -> None:
+    logins.log_in("first")
+    logins.redeem("first", "second")
+    change(logins)
+
+    assert logins.refuses("first")
+    assert logins.count_tokens() == 0
+    assert logins.events()[-1] == ("refresh_reused", "ada", PEER)
+
+
+def test_a_repetition_is_refused_once_the_admin_is_disabled(logins: Access) -> None:
+    logins.log_in("first")
+    logins.redeem("first", "second")
+    logins.run("UPDATE admin_user SET enabled = false")
+
+    assert logins.refuses("first")
+
+
+def test_a_client_that_has_left_spends_nothing(logins: Access) -> None:
+    logins.log_in("first")
+
+    with pytest.raises(Unavailable):
+        logins.exchange("first", "lost", is_awaited=lambda: False)
+
+    assert logins.redeem("first", "second") == ADA
+
+
+def test_only_the_newest_successor_has_a_nonce(logins: Access) -> None:
+    logins.log_in("first")
+    logins.redeem("first", "second")
+    logins.redeem("second", "third")
+
+    assert logins.rows("SELECT successor_nonce FROM refresh_tokens WHERE successor_nonce IS NOT NULL") == [(b"third",)]
 
 
 def test_refused_tokens_leave_no_trace(logins: Access) -> None:
@@ -257,7 +340,8 @@ def wait_until_blocked(logins: Access, call: Future[None]) -> None:
 def revoke_while_redeeming(logins: Access, revoke: Callable[[], None]) -> None:
     """Revoke while an exchange has inserted the successor and not yet committed."""
     token = {"token_hash": module._sha256("first")}
-    exchange = {**token, "successor_hash": module._sha256("second"), "expire_time": in_a_month()}
+    successor = {"successor_hash": module._sha256("second"), "nonce": b"n", "address": ""}
+    exchange = {**token, **successor, "expire_time": in_a_month()}
     with ThreadPoolExecutor(1) as pool:
         with logins.database.write() as conn:
             module._lock_owner(conn, module._OWNER_OF_FAMILY, token)
@@ -357,8 +441,9 @@ def test_prune_deletes_expired_tokens_and_keeps_reusable_spent_ones(logins: Acce
     logins.redeem("first", "second")
 
     assert logins.store.prune() == Pruned(events=0, refresh_tokens=2)
+    logins.redeem("second", "third")
     assert logins.refuses("first")
-    assert logins.refuses("second")
+    assert logins.refuses("third")
 
 
 def test_prune_waits_for_nobody(logins: Access) -> None:
@@ -375,12 +460,12 @@ def test_prune_waits_for_nobody(logins: Access) -> None:
 def test_no_table_holds_a_refresh_token(logins: Access) -> None:
     canaries = [f"canary-{number}" for number in range(3)]
     logins.log_in(canaries[0])
-    logins.redeem(canaries[0], canaries[1])
-    logins.redeem(canaries[1], canaries[2])
+    logins.exchange(canaries[0], canaries[1], nonce=b"1")
+    logins.exchange(canaries[1], canaries[2], nonce=b"2")
     logins.store.revoke("canary-unknown")
 
     stored = str(logins.rows("SELECT t::text FROM refresh_tokens t UNION ALL SELECT e::text FROM auth_events e"))
 
-    assert stored.count("\\\\x") == 3  # Three hashes, as PostgreSQL writes bytes.
+    assert stored.count("\\\\x") == 6  # Three hashes, those of two successors, and a nonce.
     assert "canary" not in stored
     assert b"canary".hex() not in stored

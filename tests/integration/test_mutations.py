@@ -22,7 +22,7 @@ from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
-from tests.support.servers import KEYS
+from tests.support.servers import KEYS, begin_session
 
 SYSTEM = Intent(caller=None, action="Test")
 WRITERS = 8
@@ -42,8 +42,10 @@ def editor(database: Database) -> Caller:
     LoginStore(database).ensure_first_admin("anna", "hash")
     with database.read() as conn:
         row = conn.execute("SELECT admin_id, token_epoch FROM admin_user").fetchone()
-    assert row
-    return Caller(admin_id=row[0], username="anna", role=Role.ADMIN, token_epoch=row[1])
+        assert row
+    with database.write() as conn:
+        session_id = begin_session(conn, row[0])
+    return Caller(admin_id=row[0], username="anna", role=Role.ADMIN, token_epoch=row[1], session_id=session_id)
 
 
 def rename(flags: FlagStore, owner: str, caller: Caller | None = None) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +19,13 @@ from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
 from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN
-from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse, LogoutRequest, RefreshTokenRequest
+from gatekeeper.v1.auth_service_pb2 import (
+    LoginRequest,
+    LoginResponse,
+    LogoutRequest,
+    RefreshTokenRequest,
+    RefreshTokenResponse,
+)
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub, add_AuthServiceServicer_to_server
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.lockout import LoginGuard
@@ -31,6 +38,7 @@ from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
+from tests.support.clients import outcome_of, race
 
 pytestmark = pytest.mark.promise("D3", "D4", "D7")
 
@@ -98,7 +106,9 @@ def test_login_issues_an_access_token_of_15_minutes_and_a_refresh_token(service:
     after = datetime.now(UTC)
 
     caller = service.access_tokens.verify(response.access_token)
-    assert caller == Caller(admin_id=caller.admin_id, username="admin", role=Role.ADMIN, token_epoch=1)
+    assert caller == Caller(
+        admin_id=caller.admin_id, username="admin", role=Role.ADMIN, token_epoch=1, session_id=caller.session_id
+    )
     assert response.role == ROLE_ADMIN
     access_end = response.access_token_expire_time.ToDatetime(tzinfo=UTC)
     refresh_end = response.refresh_token_expire_time.ToDatetime(tzinfo=UTC)
@@ -185,10 +195,35 @@ def test_refresh_gives_new_tokens_with_the_role_and_epoch_of_now(service: Servic
 def test_reuse_of_a_refresh_token_ends_the_login(service: Service) -> None:
     first = service.log_in()
     second = service.refresh(first.refresh_token)
+    third = service.refresh(second.refresh_token)
 
     assert refusal(lambda: service.refresh(first.refresh_token)) == REFUSED
-    assert refusal(lambda: service.refresh(second.refresh_token)) == REFUSED
+    assert refusal(lambda: service.refresh(third.refresh_token)) == REFUSED
     assert service.events()[1:] == ["login_succeeded", "refresh_reused"]
+
+
+def test_a_refresh_whose_answer_was_lost_may_be_repeated_once(service: Service) -> None:
+    first = service.log_in()
+    lost = service.refresh(first.refresh_token)
+
+    again = service.refresh(first.refresh_token)
+
+    assert again.refresh_token == lost.refresh_token
+    assert again.refresh_token_expire_time == lost.refresh_token_expire_time
+    assert refusal(lambda: service.refresh(first.refresh_token)) == REFUSED
+    assert refusal(lambda: service.refresh(again.refresh_token)) == REFUSED
+    assert service.events()[1:] == ["login_succeeded", "refresh_repeated", "refresh_reused"]
+
+
+def test_of_32_racing_refreshes_one_wins_and_the_login_ends(service: Service) -> None:
+    login = service.log_in()
+
+    outcomes = race([partial(outcome_of, partial(service.refresh, login.refresh_token)) for _ in range(32)])
+
+    tokens = {outcome.refresh_token for outcome in outcomes if isinstance(outcome, RefreshTokenResponse)}
+    assert len(tokens) == 1
+    assert refusal(lambda: service.refresh(tokens.pop())) == REFUSED
+    assert service.events()[-1] == "refresh_reused"
 
 
 def test_logout_ends_the_login_without_an_access_token_and_may_be_repeated(service: Service) -> None:
@@ -229,6 +264,7 @@ def test_no_password_or_token_appears_in_logs_errors_or_rows(
         answers = [
             refusal(lambda: service.log_in("admin", f"{PASSWORD}!")),
             refusal(lambda: service.log_in("nobody", PASSWORD)),
+            service.refresh(first.refresh_token).role,
             refusal(lambda: service.refresh(first.refresh_token)),
             refusal(lambda: service.refresh(second.access_token)),
         ]

@@ -59,6 +59,13 @@ def refresh_token(installation: Installation) -> str:
     return logged_in(installation, enlisted(installation).username).refresh_token
 
 
+def end_session(installation: Installation) -> Any:
+    username = enlisted(installation).username
+    logged_in(installation, username)
+    (session,) = read("ListSessions", username=username)(installation).sessions
+    return read("RevokeSession", session_id=session.session_id)(installation)
+
+
 def evaluate(installation: Installation) -> Any:
     request = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
     return EvaluationServiceStub(installation.channels[None]).EvaluateFlags(request, timeout=TIMEOUT_S)
@@ -82,7 +89,7 @@ def mutate(rpc: str) -> Act:
 
 LISTS = (
     *("ListFlags", "ListSegments", "ListUsers", "ListAdminUsers", "ListAuthEvents", "ListClientKeys"),
-    *("ListAuditEntries", "VerifyAuditLog"),
+    *("ListAuditEntries", "VerifyAuditLog", "ListSessions"),
 )
 SUCCESSES: Mapping[str, Act] = MappingProxyType(
     {rpc: mutate(rpc) for rpc in MUTATIONS}
@@ -97,6 +104,7 @@ SUCCESSES: Mapping[str, Act] = MappingProxyType(
         "Login": lambda installation: logged_in(installation, enlisted(installation).username),
         "RefreshToken": authenticate("RefreshToken", lambda at: RefreshTokenRequest(refresh_token=refresh_token(at))),
         "Logout": authenticate("Logout", lambda at: LogoutRequest(refresh_token=refresh_token(at))),
+        "RevokeSession": end_session,
         "EvaluateFlags": evaluate,
         "BulkEvaluateFlags": evaluate_many,
         "WatchFlags": watch,
@@ -146,11 +154,14 @@ PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
         ("EraseUser", "INVALID_ARGUMENT"): "test_erase_user",
         ("UpdateAdminUser", "FAILED_PRECONDITION"): "test_operators",
         ("DeleteAdminUser", "FAILED_PRECONDITION"): "test_operators",
+        ("ListSessions", "PERMISSION_DENIED"): "test_sessions",
+        ("RevokeSession", "NOT_FOUND"): "test_sessions",
         ("ChangePassword", "UNAUTHENTICATED"): "test_operators",
         ("ChangePassword", "RESOURCE_EXHAUSTED"): "test_operators",
         ("Login", "INVALID_ARGUMENT"): "test_auth_service",
         ("Login", "UNAUTHENTICATED"): "test_auth_service",
         ("Login", "RESOURCE_EXHAUSTED"): "test_operators",
+        ("Login", "FAILED_PRECONDITION"): "test_required_password_change",
         ("RefreshToken", "INVALID_ARGUMENT"): "test_auth_service",
         ("RefreshToken", "UNAUTHENTICATED"): "test_auth_service",
         ("Logout", "INVALID_ARGUMENT"): "test_auth_service",

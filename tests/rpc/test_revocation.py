@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
 from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
@@ -15,6 +16,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, AdminUser
+from gatekeeper.v1.auth_service_pb2 import LogoutRequest
+from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner
 from gatekeeper_grpc.domain.caller import caller_if_any
 from gatekeeper_grpc.domain.errors import Unauthenticated
@@ -71,7 +74,9 @@ def fleet(postgres: str) -> Iterator[Fleet]:
         second.start()
         stack.callback(second.stop)
         writes = {rpc: mutation.request(mutation.make(installation)) for rpc, mutation in MUTATIONS.items()}
-        yield Fleet(installation=installation, second=second, requests=reading_requests(installation) | writes)
+        end_nobody = {"RevokeSession": pb.RevokeSessionRequest(session_id=str(UUID(int=1)))}
+        requests = reading_requests(installation) | writes | end_nobody
+        yield Fleet(installation=installation, second=second, requests=requests)
 
 
 def updating(path: str, **fields: Any) -> Callable[[Installation, str, str], object]:
@@ -100,18 +105,44 @@ def change_own_password(installation: Installation, _username: str, token: str) 
         return AdminServiceStub(channel).ChangePassword(request, timeout=TIMEOUT_S)
 
 
+def log_out(installation: Installation, username: str, _token: str) -> object:
+    """End the one session of an admin user by its newest refresh token."""
+    auth = AuthServiceStub(installation.channels[None])
+    return auth.Logout(LogoutRequest(refresh_token=REFRESH_TOKENS[username]), timeout=TIMEOUT_S)
+
+
+def end_session(installation: Installation, username: str, token: str) -> object:
+    with connect(installation.server, token=token) as channel:
+        stub = AdminServiceStub(channel)
+        sessions = stub.ListSessions(pb.ListSessionsRequest(username=username), timeout=TIMEOUT_S).sessions
+        (own,) = [session.session_id for session in sessions if session.current]
+        return stub.RevokeSession(pb.RevokeSessionRequest(session_id=own), timeout=TIMEOUT_S)
+
+
+def end_sessions_of(installation: Installation, username: str) -> object:
+    stub = manager(installation)
+    (session,) = stub.ListSessions(pb.ListSessionsRequest(username=username), timeout=TIMEOUT_S).sessions
+    return stub.RevokeSession(pb.RevokeSessionRequest(session_id=session.session_id), timeout=TIMEOUT_S)
+
+
+REFRESH_TOKENS: dict[str, str] = {}
+"""By username: the refresh token of the session that a test stops."""
+
 STOPS: dict[str, Callable[[Installation, str, str], object]] = {
     "demoted": updating("role", role=ROLE_EDITOR),
     "disabled": updating("enabled", enabled=False),
     "password reset by an admin": updating("password"),
     "own password changed": change_own_password,
+    "logged out": log_out,
+    "session ended by itself": end_session,
+    "session ended by an admin": lambda installation, username, _token: end_sessions_of(installation, username),
     "deleted": delete,
     "deleted and created again": recreate,
 }
 
 
 def test_every_rpc_of_the_service_is_called() -> None:
-    assert READS.keys() | MUTATIONS.keys() == {rpc.name for rpc in SERVICE.methods}
+    assert READS.keys() | MUTATIONS.keys() | {"RevokeSession"} == {rpc.name for rpc in SERVICE.methods}
 
 
 @pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
@@ -119,7 +150,8 @@ def test_no_rpc_of_any_instance_serves_a_token_that_lost_its_rights(
     fleet: Fleet, stop: Callable[[Installation, str, str], object]
 ) -> None:
     user = enlisted(fleet.installation, role=ROLE_ADMIN)
-    token = logged_in(fleet.installation, user.username).access_token
+    login = logged_in(fleet.installation, user.username)
+    token, REFRESH_TOKENS[user.username] = login.access_token, login.refresh_token
 
     stop(fleet.installation, user.username, token)
 

@@ -35,6 +35,7 @@ LEAST_ROLE: Mapping[str, Role] = MappingProxyType(
         (
             *("GetFlag", "ListFlags", "ListTargets", "GetSegment", "ListSegments", "ListSegmentMembers"),
             *("GetUser", "ListUsers", "ListAuditEntries", "VerifyAuditLog", "GetAuditCheckpoint", "ChangePassword"),
+            *("ListSessions", "RevokeSession"),
         ),
         Role.VIEWER,
     )

@@ -1,11 +1,13 @@
 """A server of this process for a test: its settings and keys, a channel to it, tokens of its admin users."""
 
 import atexit
+import secrets
 import tempfile
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import grpc
 import psycopg
@@ -83,8 +85,22 @@ def access_token(dsn: str, username: str) -> str:
     find = "SELECT admin_id, upper(role), token_epoch FROM admin_user WHERE username = %s"
     with psycopg.connect(dsn) as conn:
         ((admin_id, role, token_epoch),) = conn.execute(find, (username,))
-    caller = Caller(admin_id=admin_id, username=username, role=Role[role], token_epoch=token_epoch)
+        session_id = begin_session(conn, admin_id)
+    caller = Caller(
+        admin_id=admin_id, username=username, role=Role[role], token_epoch=token_epoch, session_id=session_id
+    )
     return AccessTokens(KEYS.tokens).issue(caller).text
+
+
+def begin_session(conn: psycopg.Connection[Any], admin_id: int) -> UUID:
+    """Begin a session of an admin user, whose refresh token nobody knows, and return its id."""
+    session_id = uuid4()
+    insert = """
+        INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
+        VALUES (%s, %s, %s, now(), now() + interval '30 days')
+    """
+    conn.execute(insert, (secrets.token_bytes(32), session_id, admin_id))
+    return session_id
 
 
 class Bearer(

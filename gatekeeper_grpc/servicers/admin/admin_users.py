@@ -8,8 +8,8 @@ import grpc
 
 from gatekeeper.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.admin_user import check_username
-from gatekeeper_grpc.domain.caller import current_caller
-from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.caller import Role, caller_if_any, current_caller, set_current_caller
+from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.admin_users import (
     PASSWORD,
@@ -18,13 +18,16 @@ from gatekeeper_grpc.wire.admin_users import (
     auth_event_filter_from_proto,
     auth_event_to_proto,
     new_admin_user_from_proto,
+    session_filter_from_proto,
+    session_id_from_proto,
+    session_to_proto,
 )
 from gatekeeper_grpc.wire.intents import intent_from_proto
 from gatekeeper_grpc.wire.paging import read_limit
 
 
 class AdminUserRpcs(AdminRpcs):
-    """CreateAdminUser, ListAdminUsers, UpdateAdminUser, DeleteAdminUser, ChangePassword, ListAuthEvents."""
+    """CreateAdminUser, ListAdminUsers, UpdateAdminUser, DeleteAdminUser, ChangePassword, sessions, ListAuthEvents."""
 
     def CreateAdminUser(
         self, request: pb.CreateAdminUserRequest, context: grpc.ServicerContext
@@ -68,6 +71,8 @@ class AdminUserRpcs(AdminRpcs):
     def ChangePassword(
         self, request: pb.ChangePasswordRequest, context: grpc.ServicerContext
     ) -> pb.ChangePasswordResponse:
+        if caller_if_any() is None:
+            self._prove_password(request, context)
         intent = intent_from_proto(request)
         if not request.current_password:
             raise InvalidArgument.of("current_password", "must not be empty")
@@ -75,6 +80,35 @@ class AdminUserRpcs(AdminRpcs):
             current_caller(), request.current_password, request.new_password, intent=intent, peer=context.peer()
         )
         return pb.ChangePasswordResponse(**self._refresh_after(written))
+
+    def _prove_password(self, request: pb.ChangePasswordRequest, context: grpc.ServicerContext) -> None:
+        """Make the admin user whose name and password are in the request the caller.
+
+        Raises:
+            Unauthenticated: The name or the password is missing or wrong.
+            InvalidArgument: The new password may not be set.
+        """
+        if not request.username or not request.current_password:
+            raise Unauthenticated.access_token()
+        self.own_password.check_new(request.username, request.current_password, request.new_password)
+        caller = self.sessions.begin_password_change(request.username, request.current_password, peer=context.peer())
+        set_current_caller(caller)
+
+    def ListSessions(self, request: pb.ListSessionsRequest, context: grpc.ServicerContext) -> pb.ListSessionsResponse:
+        caller, after = current_caller(), self.page_tokens.cursor(request)
+        wanted = session_filter_from_proto(request, caller, after=after, limit=read_limit(request))
+        found = self.stores.logins.list_sessions(wanted)
+        sessions, next_page_token = self.page_tokens.page(request, found, lambda session: str(session.session_id))
+        converted = (session_to_proto(session, current=caller.session_id) for session in sessions)
+        return pb.ListSessionsResponse(sessions=converted, next_page_token=next_page_token)
+
+    def RevokeSession(
+        self, request: pb.RevokeSessionRequest, context: grpc.ServicerContext
+    ) -> pb.RevokeSessionResponse:
+        caller, session_id = current_caller(), session_id_from_proto(request.session_id)
+        owner_id = None if caller.role is Role.ADMIN else caller.admin_id
+        self.stores.logins.revoke_session(session_id, caller, owner_id=owner_id, peer=context.peer())
+        return pb.RevokeSessionResponse()
 
     def ListAuthEvents(
         self, request: pb.ListAuthEventsRequest, context: grpc.ServicerContext

@@ -9,6 +9,7 @@ from gatekeeper_grpc.auth.checkpoints import CheckpointSigner
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
+from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.domain.mutation import Written
 from gatekeeper_grpc.store.stores import Stores
@@ -35,6 +36,8 @@ class AdminRpcs(AdminServiceServicer):
     """Hashes passwords."""
     own_password: OwnPassword
     """Changes the password of the caller."""
+    sessions: Sessions
+    """Begins a session for a caller who must change the password before a login."""
     client_keys: ClientKeyCache
     """The client keys in memory."""
     audit_signer: CheckpointSigner | None

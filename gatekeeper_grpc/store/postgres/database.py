@@ -139,7 +139,7 @@ class Database:
         In a call with an access token, it first compares the caller with the stored admin user.
 
         Raises:
-            Unauthenticated: The caller was demoted, disabled, deleted or given another password.
+            Unauthenticated: The caller was demoted, disabled, deleted, logged out or given another password.
             Busy: No connection is free within 1 s, or a table is locked.
             Unavailable: The database cannot be reached or hangs.
         """

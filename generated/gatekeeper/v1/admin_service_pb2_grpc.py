@@ -196,6 +196,16 @@ class AdminServiceStub:
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordRequest.SerializeToString,
                 response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListSessions',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.RevokeSession = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/RevokeSession',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionResponse.FromString,
+                _registered_method=True)
         self.ListAuthEvents = channel.unary_unary(
                 '/gatekeeper.v1.AdminService/ListAuthEvents',
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsRequest.SerializeToString,
@@ -567,11 +577,35 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ChangePassword(self, request, context):
-        """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer.
+        """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
+        who cannot log in, because the password must be changed, sends no access token but `username`.
 
         Errors:
-        - UNAUTHENTICATED: the current password is wrong.
+        - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
+        user with that username.
         - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+
+        Errors:
+        - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSession(self, request, context):
+        """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
+        invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+
+        Errors:
+        - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
+        role is below admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -782,6 +816,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ChangePassword,
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordRequest.FromString,
                     response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSessionsRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'RevokeSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSession,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionResponse.SerializeToString,
             ),
             'ListAuthEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuthEvents,
@@ -1619,6 +1663,60 @@ class AdminService:
             '/gatekeeper.v1.AdminService/ChangePassword',
             gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordRequest.SerializeToString,
             gatekeeper_dot_v1_dot_admin__service__pb2.ChangePasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/ListSessions',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListSessionsRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatekeeper.v1.AdminService/RevokeSession',
+            gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -248,11 +248,27 @@ class AdminServiceStub:
     - FAILED_PRECONDITION (LAST_ADMIN): no enabled admin user with role admin would remain.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]
-    """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer.
+    """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
+    who cannot log in, because the password must be changed, sends no access token but `username`.
 
     Errors:
-    - UNAUTHENTICATED: the current password is wrong.
+    - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
+      user with that username.
     - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
+    """
+    ListSessions: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListSessionsRequest, _admin_service_pb2.ListSessionsResponse]
+    """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+
+    Errors:
+    - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+    """
+    RevokeSession: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeSessionRequest, _admin_service_pb2.RevokeSessionResponse]
+    """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
+    invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+
+    Errors:
+    - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
+      role is below admin.
     """
     ListAuthEvents: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]
     """Lists logins, failed logins and other authentication events, newest first. Role: admin."""
@@ -501,11 +517,27 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - FAILED_PRECONDITION (LAST_ADMIN): no enabled admin user with role admin would remain.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]  # type: ignore[assignment]
-    """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer.
+    """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
+    who cannot log in, because the password must be changed, sends no access token but `username`.
 
     Errors:
-    - UNAUTHENTICATED: the current password is wrong.
+    - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
+      user with that username.
     - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
+    """
+    ListSessions: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListSessionsRequest, _admin_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+
+    Errors:
+    - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+    """
+    RevokeSession: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeSessionRequest, _admin_service_pb2.RevokeSessionResponse]  # type: ignore[assignment]
+    """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
+    invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+
+    Errors:
+    - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
+      role is below admin.
     """
     ListAuthEvents: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]  # type: ignore[assignment]
     """Lists logins, failed logins and other authentication events, newest first. Role: admin."""
@@ -925,11 +957,39 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ChangePasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ChangePasswordResponse, _abc.Awaitable[_admin_service_pb2.ChangePasswordResponse]]:
-        """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer.
+        """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
+        who cannot log in, because the password must be changed, sends no access token but `username`.
 
         Errors:
-        - UNAUTHENTICATED: the current password is wrong.
+        - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
+          user with that username.
         - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _admin_service_pb2.ListSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListSessionsResponse, _abc.Awaitable[_admin_service_pb2.ListSessionsResponse]]:
+        """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+
+        Errors:
+        - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeSession(
+        self,
+        request: _admin_service_pb2.RevokeSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RevokeSessionResponse, _abc.Awaitable[_admin_service_pb2.RevokeSessionResponse]]:
+        """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
+        invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+
+        Errors:
+        - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
+          role is below admin.
         """
 
     @_abc_1.abstractmethod

@@ -47,6 +47,58 @@ ROLE_ADMIN: Role.ValueType  # 3
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
+class Session(_message.Message):
+    """A login that has not ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REFRESH_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """A UUID."""
+    username: _builtins.str
+    """The admin user who logged in."""
+    address: _builtins.str
+    """The address from which the tokens were last issued, without a port; of an IPv6 address, its /64."""
+    current: _builtins.bool
+    """Whether the access token of this call belongs to the session."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the admin user logged in."""
+
+    @_builtins.property
+    def refresh_time(self) -> _timestamp_pb2.Timestamp:
+        """When the tokens of the session were last issued: at the login, or by the last `RefreshToken`."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the session ends unless its tokens are refreshed before."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        username: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        refresh_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        address: _builtins.str = ...,
+        current: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "refresh_time", b"refresh_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "create_time", b"create_time", "current", b"current", "expire_time", b"expire_time", "refresh_time", b"refresh_time", "session_id", b"session_id", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
 class AdminUser(_message.Message):
     """A person, or a tool, that administers Gatekeeper."""
 
@@ -60,6 +112,7 @@ class AdminUser(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ADMIN_ID_FIELD_NUMBER: _builtins.int
+    MUST_CHANGE_PASSWORD_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     """1 to 64 characters of a-z 0-9 . _ @ - that start with a letter or digit. Fixed at creation. Earlier
     releases accepted up to 128 characters of any kind except NUL; such names can still log in.
@@ -77,6 +130,10 @@ class AdminUser(_message.Message):
     admin_id: _builtins.int
     """The identity of the admin user, never given to another. The actor of audit entries ends with it. 0 with
     `validate_only`. Output only.
+    """
+    must_change_password: _builtins.bool
+    """Whether the admin user has to change the password before they can log in, as `ChangePassword` allows
+    without an access token. A change of their own password ends it. False by default.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -97,10 +154,11 @@ class AdminUser(_message.Message):
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
         admin_id: _builtins.int = ...,
+        must_change_password: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_id", b"admin_id", "create_time", b"create_time", "enabled", b"enabled", "etag", b"etag", "revision", b"revision", "role", b"role", "update_time", b"update_time", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_id", b"admin_id", "create_time", b"create_time", "enabled", b"enabled", "etag", b"etag", "must_change_password", b"must_change_password", "revision", b"revision", "role", b"role", "update_time", b"update_time", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

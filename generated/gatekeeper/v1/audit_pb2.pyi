@@ -321,9 +321,10 @@ class AuthEvent(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     event: _builtins.str
-    """The kind of event, such as "login_succeeded", "login_failed", "refresh_reused", "logged_out" or
-    "user_exported".
+    """The kind of event, such as "login_succeeded", "login_failed", "refresh_reused", "logged_out",
+    "session_revoked" or "user_exported".
     """
     username: _builtins.str
     """The username that was given, at most 128 characters. It may not exist."""
@@ -333,6 +334,8 @@ class AuthEvent(_message.Message):
     """The random id, as in the audit log, of the person whom the event concerns: for "user_exported", whose data
     the admin user exported. Empty: nobody, or nothing was held about the id.
     """
+    actor: _builtins.str
+    """Who ended the session, as in `AuditEntry.actor`, if it was not its owner. Empty for other events."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -345,10 +348,11 @@ class AuthEvent(_message.Message):
         username: _builtins.str = ...,
         peer: _builtins.str = ...,
         subject_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "event", b"event", "peer", b"peer", "subject_id", b"subject_id", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "event", b"event", "peer", b"peer", "subject_id", b"subject_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

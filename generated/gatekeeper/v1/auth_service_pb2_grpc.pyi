@@ -41,13 +41,17 @@ class AuthServiceStub:
     Errors:
     - INVALID_ARGUMENT: the username or the password is missing.
     - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
+    - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed first, with
+      `ChangePassword`.
     - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
       says.
     - UNAVAILABLE: the database is down.
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
-    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again revokes every
-    token of that login, because one of its two holders has stolen it.
+    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends the
+    session, because one of its two holders has stolen it. One exception, for a response that was lost: within
+    10 seconds, a client with the same address may repeat the call once, and gets the same refresh token, if
+    that one has not been used.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -55,8 +59,8 @@ class AuthServiceStub:
     - UNAVAILABLE: the database is down.
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
-    """Revokes the refresh tokens of one login. Works after the access token has expired. An unknown token is
-    not an error.
+    """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after the access
+    token has expired. An unknown token is not an error.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -76,13 +80,17 @@ class AuthServiceAsyncStub(AuthServiceStub):
     Errors:
     - INVALID_ARGUMENT: the username or the password is missing.
     - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
+    - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed first, with
+      `ChangePassword`.
     - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
       says.
     - UNAVAILABLE: the database is down.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
-    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again revokes every
-    token of that login, because one of its two holders has stolen it.
+    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends the
+    session, because one of its two holders has stolen it. One exception, for a response that was lost: within
+    10 seconds, a client with the same address may repeat the call once, and gets the same refresh token, if
+    that one has not been used.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -90,8 +98,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     - UNAVAILABLE: the database is down.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]  # type: ignore[assignment]
-    """Revokes the refresh tokens of one login. Works after the access token has expired. An unknown token is
-    not an error.
+    """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after the access
+    token has expired. An unknown token is not an error.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -114,6 +122,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT: the username or the password is missing.
         - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
+        - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed first, with
+          `ChangePassword`.
         - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
           says.
         - UNAVAILABLE: the database is down.
@@ -125,8 +135,10 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RefreshTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.RefreshTokenResponse, _abc.Awaitable[_auth_service_pb2.RefreshTokenResponse]]:
-        """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again revokes every
-        token of that login, because one of its two holders has stolen it.
+        """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends the
+        session, because one of its two holders has stolen it. One exception, for a response that was lost: within
+        10 seconds, a client with the same address may repeat the call once, and gets the same refresh token, if
+        that one has not been used.
 
         Errors:
         - INVALID_ARGUMENT: no token was given.
@@ -140,8 +152,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.LogoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.LogoutResponse, _abc.Awaitable[_auth_service_pb2.LogoutResponse]]:
-        """Revokes the refresh tokens of one login. Works after the access token has expired. An unknown token is
-        not an error.
+        """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after the access
+        token has expired. An unknown token is not an error.
 
         Errors:
         - INVALID_ARGUMENT: no token was given.

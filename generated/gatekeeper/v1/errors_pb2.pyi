@@ -141,6 +141,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """CANCELLED: the caller cancelled the call, or its deadline passed, before the change was committed. Nothing was
     changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
     """
+    ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """NOT_FOUND: no session that the caller may end has that id. Example metadata: session_id =
+    "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52".
+    """
+    ERROR_REASON_PASSWORD_CHANGE_REQUIRED: _ErrorReason.ValueType  # 33
+    """FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log in. Call
+    `ChangePassword` without an access token. Example metadata: username = "ann".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error carries one `google.rpc.ErrorInfo`. Its `domain` is "gatekeeper", its
@@ -266,5 +274,13 @@ disk. Until then no other is begun. Nothing was changed.
 ERROR_REASON_CALL_ABANDONED: ErrorReason.ValueType  # 55
 """CANCELLED: the caller cancelled the call, or its deadline passed, before the change was committed. Nothing was
 changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
+"""
+ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 30
+"""NOT_FOUND: no session that the caller may end has that id. Example metadata: session_id =
+"6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52".
+"""
+ERROR_REASON_PASSWORD_CHANGE_REQUIRED: ErrorReason.ValueType  # 33
+"""FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log in. Call
+`ChangePassword` without an access token. Example metadata: username = "ann".
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,5 +1,6 @@
 """The logic of logging in: one answer and one amount of work for every failure."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,9 +10,9 @@ import pytest
 from gatekeeper_grpc.auth.lockout import Account
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import Token
-from gatekeeper_grpc.domain.admin_user import Credentials
+from gatekeeper_grpc.domain.admin_user import Credentials, Exchange, Exchanged
 from gatekeeper_grpc.domain.caller import Caller, Role
-from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated, Unavailable
+from gatekeeper_grpc.domain.errors import FailedPrecondition, ResourceExhausted, Unauthenticated, Unavailable
 
 pytestmark = pytest.mark.promise("D4", "D7")
 
@@ -28,6 +29,8 @@ class World:
         self.refusing = False
         self.hash = "hash of right"
         self.outdated = False
+        self.nonce = b""
+        self.must_change = False
         self.costs: list[int] = []
 
     def credentials(self, username: str) -> Credentials:
@@ -57,15 +60,21 @@ class World:
         refresh_token: str,
         expire_time: datetime,
         peer: str,
+        address: str,
+        to_change_password: bool,
     ) -> Caller:
         if password_hash != self.hash:
             raise Unauthenticated.credentials()
-        self.done.append(("begin", username, password_hash, new_hash, refresh_token, expire_time, peer))
+        if self.must_change and not to_change_password:
+            raise FailedPrecondition.password_change_required(username)
+        self.done.append(("begin", username, password_hash, new_hash, refresh_token, expire_time, peer, address))
         return CALLER
 
-    def redeem(self, refresh_token: str, *, successor: str, expire_time: datetime, peer: str) -> Caller:
-        self.done.append(("redeem", refresh_token, successor, expire_time, peer))
-        return CALLER
+    def redeem(self, exchange: Exchange, *, peer: str, is_awaited: Callable[[], bool]) -> Exchanged:
+        assert is_awaited()
+        spent = (exchange.token, exchange.successor, exchange.expire_time, exchange.address)
+        self.done.append(("redeem", *spent, peer))
+        return Exchanged(caller=CALLER, nonce=self.nonce or exchange.nonce, expire_time=exchange.expire_time)
 
     def revoke(self, refresh_token: str, *, peer: str) -> None:
         self.done.append(("revoke", refresh_token, peer))
@@ -99,7 +108,7 @@ def test_right_password_begins_a_login_against_the_hash_that_was_checked(session
     issued = sessions.log_in("ada", "right", peer=PEER)
 
     tomorrow = NOW + timedelta(days=1)
-    begun = ("begin", "ada", "hash of right", None, issued.refresh.text, tomorrow, PEER)
+    begun = ("begin", "ada", "hash of right", None, issued.refresh.text, tomorrow, PEER, "127.0.0.1")
     assert world.done == [("verify", "hash of right"), begun, ("succeeded", 7, PEER)]
     assert (issued.access.text, issued.refresh.expire_time, issued.role) == ("access of ada", tomorrow, Role.EDITOR)
 
@@ -166,11 +175,30 @@ def test_try_that_has_to_wait_costs_no_password_check_and_no_record(
     assert world.done == []
 
 
+def test_a_password_that_must_be_changed_begins_only_a_session_of_a_minute(sessions: Sessions, world: World) -> None:
+    world.must_change = True
+
+    with pytest.raises(FailedPrecondition):
+        sessions.log_in("ada", "right", peer=PEER)
+    assert sessions.begin_password_change("ada", "right", peer=PEER) == CALLER
+
+    assert [done[5] for done in world.done if done[0] == "begin"] == [NOW + timedelta(minutes=1)]
+
+
 def test_refresh_exchanges_a_token_for_another(sessions: Sessions, world: World) -> None:
     issued = sessions.refresh("spent", peer=PEER)
 
-    assert world.done == [("redeem", "spent", issued.refresh.text, NOW + timedelta(days=1), PEER)]
+    assert world.done == [("redeem", "spent", issued.refresh.text, NOW + timedelta(days=1), "127.0.0.1", PEER)]
     assert issued.access.text == "access of ada"
+
+
+def test_a_repeated_exchange_gives_the_successor_of_the_first(sessions: Sessions, world: World) -> None:
+    world.nonce = b"of the first exchange"
+
+    first, second = (sessions.refresh("spent").refresh.text for _ in range(2))
+
+    assert first == second
+    assert sessions.refresh("another").refresh.text != first
 
 
 def test_logout_revokes(sessions: Sessions, world: World) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import jwt
 import pytest
@@ -25,7 +26,8 @@ IAT = int(NOW.timestamp())
 NEW = SigningKey(kid="new", secret="n" * 32)
 OLD = SigningKey(kid="old", secret="o" * 32)
 ALGORITHM_HEADER = {"alg": "HS256", "kid": "new", "typ": "JWT"}
-CALLER = Caller(admin_id=7, username="ada", role=Role.EDITOR, token_epoch=3)
+SESSION = UUID("5d7d3c1e-7d0a-4a55-9c6e-2f0c1c9e8a11")
+CALLER = Caller(admin_id=7, username="ada", role=Role.EDITOR, token_epoch=3, session_id=SESSION)
 CLAIMS: dict[str, Any] = {
     "iss": "gatekeeper",
     "aud": "gatekeeper-admin",
@@ -35,6 +37,7 @@ CLAIMS: dict[str, Any] = {
     "epoch": 3,
     "iat": IAT,
     "exp": IAT + 900,
+    "sid": "5d7d3c1e-7d0a-4a55-9c6e-2f0c1c9e8a11",
     "jti": "1b4e28ba-2fa1-4d3b-a3f5-ef19b5a7633b",
 }
 
@@ -216,6 +219,9 @@ NOT_OUR_CLAIMS: list[tuple[str, Any]] = [
     ("exp", IAT),
     ("exp", IAT - 900),
     ("exp", None),
+    ("sid", "5D7D3C1E-7D0A-4A55-9C6E-2F0C1C9E8A11"),
+    ("sid", ""),
+    ("sid", None),
     ("jti", "1B4E28BA-2FA1-4D3B-A3F5-EF19B5A7633B"),
     ("jti", "1b4e28ba2fa14d3ba3f5ef19b5a7633b"),
     ("jti", 7),

@@ -37,7 +37,16 @@ KEY = ClientKey(
 )
 RESULTS = {
     Flag: FLAG,
-    AdminUser: AdminUser(admin_id=1, username="ann", role=Role.EDITOR, enabled=False, revision=0, **TIMES),
+    AdminUser: AdminUser(
+        admin_id=1,
+        username="ann",
+        role=Role.EDITOR,
+        enabled=False,
+        create_time=TIMES["create_time"],
+        update_time=TIMES["update_time"],
+        revision=0,
+        must_change_password=True,
+    ),
     ClientKey: KEY,
     CreatedClientKey: CreatedClientKey(key=KEY, secret="s3cret"),
     TargetEditResult: TargetEditResult(added_count=1, moved_count=2),
