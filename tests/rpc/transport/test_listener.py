@@ -1,5 +1,6 @@
 """Every option of the gRPC server has its effect: grpcio ignores options that it does not know."""
 
+import socket
 import struct
 from collections.abc import Iterator
 
@@ -162,3 +163,30 @@ def test_a_client_may_ping_as_often_as_it_likes(http2: Http2) -> None:
 @without("grpc.http2.max_ping_strikes", "grpc.http2.min_recv_ping_interval_without_data_ms")
 def test_twin_with_the_default_policy_the_server_disconnects(options: None, http2: Http2) -> None:
     assert answers_to_pings(http2)[-1] == ENHANCE_YOUR_CALM
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Gives a time limit half a second: the name of an option must be right for that to have an effect."""
+    monkeypatch.setattr(listener, "OPTIONS", tuple((dict(listener.OPTIONS) | {request.param: 500}).items()))
+
+
+@pytest.mark.parametrize("brisk", ["grpc.max_connection_idle_ms"], indirect=True)
+def test_a_client_without_a_call_is_sent_away(brisk: None, http2: Http2) -> None:
+    kind, _, _ = http2.receive(GOAWAY)
+
+    assert kind == GOAWAY
+
+
+@pytest.mark.parametrize("brisk", ["grpc.server_handshake_timeout_ms"], indirect=True)
+def test_a_connection_that_says_nothing_is_closed(brisk: None, server: GatekeeperServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as silent:
+        while silent.recv(1_024):  # The server's own settings come first.
+            continue
+
+
+@pytest.mark.parametrize("brisk", ["grpc.keepalive_time_ms"], indirect=True)
+def test_a_client_that_sends_nothing_is_asked_whether_it_is_there(brisk: None, http2: Http2) -> None:
+    kind, flags, _ = http2.receive(PING)
+
+    assert (kind, flags & ACK) == (PING, 0)
