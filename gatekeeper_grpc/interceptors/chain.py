@@ -144,7 +144,8 @@ class _Method:
         self._takes_stream = handler.request_streaming
         self._is_stream = handler.request_streaming or handler.response_streaming
         self._timeout = policy.timeout or default
-        self.max_request_bytes = policy.max_request_bytes
+        if not handler.request_streaming:  # The refusal of a stream says what was applied, so the servicer makes it.
+            self.max_request_bytes = policy.max_request_bytes
         self._parser = MessageParser(parse=handler.request_deserializer, max_bytes=policy.max_request_bytes)
         self._argument_from = messages if handler.request_streaming else only_message
         # Only the policy row selects the pool: one that a servicer brought along would be unbounded.

@@ -145,6 +145,7 @@ def test_what_is_not_there_cannot_be_read(installation: Installation, rpc: str) 
 PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("CreateFlag", "NOT_FOUND"): "test_admin_flags",
+        ("CreateFlag", "RESOURCE_EXHAUSTED"): "test_quotas",
         ("CreateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
         ("UpdateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
         ("DeleteSegment", "FAILED_PRECONDITION"): "test_admin_segments",
@@ -169,6 +170,7 @@ PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
         ("EvaluateFlags", "FAILED_PRECONDITION"): "test_evaluate_flags",
         ("BulkEvaluateFlags", "INVALID_ARGUMENT"): "test_bulk_evaluate",
         ("BulkEvaluateFlags", "FAILED_PRECONDITION"): "test_bulk_evaluate",
+        ("BulkEvaluateFlags", "RESOURCE_EXHAUSTED"): "test_bulk_pacing",
         ("VerifyAuditLog", "RESOURCE_EXHAUSTED"): "test_audit",
         ("GetAuditCheckpoint", "FAILED_PRECONDITION"): "test_audit",
         ("WatchFlags", "INVALID_ARGUMENT"): "test_watch_flags",
