@@ -11,6 +11,7 @@ from functools import partial
 from heapq import merge
 from itertools import chain, groupby, takewhile
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, LiteralString, NamedTuple, TypeAlias
 
 import psycopg
@@ -77,6 +78,9 @@ def _segment(row: dict[str, Any]) -> dict[str, Any]:
     return segment_document(segment)
 
 
+# What the document of an admin user leaves out.
+_ADMIN_DEFAULTS: Mapping[str, Any] = MappingProxyType({"must_change_password": False})
+
 _TABLES = (
     _Table(
         resource=ResourceType.FLAG,
@@ -104,7 +108,7 @@ _TABLES = (
         resource=ResourceType.ADMIN_USER,
         rows=SELECT_ADMIN_USERS + " ORDER BY username",
         key="username",
-        document=lambda row: admin_user_document(admin_user_from_row(**row)),
+        document=lambda row: {**_ADMIN_DEFAULTS, **admin_user_document(admin_user_from_row(**row))},
     ),
     _Table(
         resource=ResourceType.CLIENT_KEY,
@@ -156,7 +160,8 @@ class _Log:
     def compare_rows(self, table: _Table) -> Iterator[Comparison]:
         """Compare all resources of a kind."""
         resource = table.resource
-        sources = [self._rows(table), self._entries(resource, _changes_of_resource)]
+        defaults = _ADMIN_DEFAULTS if resource is ResourceType.ADMIN_USER else {}
+        sources = [self._rows(table), self._entries(resource, partial(_changes_of_resource, defaults))]
         if resource is ResourceType.USER:
             sources.append(self._erased_users())
         origin = self._origin_of_admin if resource is ResourceType.ADMIN_USER else self._origin
@@ -328,18 +333,20 @@ def _split(group: Iterator[_Item]) -> tuple[Any, Iterator[Any]]:
     return (first, rest) if order == _NOW else (None, chain([first], rest))
 
 
-def _changes_of_resource(seq: int, document: bytes | None) -> list[Recorded]:
+def _changes_of_resource(defaults: Mapping[str, Any], seq: int, document: bytes | None) -> list[Recorded]:
     """Read the change in a document. Entries about a resource that record no change of it are passed over."""
     fields = _parsed(document)
     if isinstance(fields, Unknown):
         return [Recorded(seq, fields, fields)]
     if not {"before", "after"} <= fields.keys():
         return []
-    return [Recorded(seq, _as_state(fields["before"]), _as_state(fields["after"]))]
+    return [Recorded(seq, _as_state(fields["before"], defaults), _as_state(fields["after"], defaults))]
 
 
-def _as_state(value: Any) -> State:
-    return value if value is None or isinstance(value, dict) else REDACTED
+def _as_state(value: Any, defaults: Mapping[str, Any] = MappingProxyType({})) -> State:
+    if value is None:
+        return None
+    return {**defaults, **value} if isinstance(value, dict) else REDACTED
 
 
 class _SetChange(NamedTuple):
