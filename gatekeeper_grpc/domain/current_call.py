@@ -1,7 +1,8 @@
 """The call that the current thread serves: how long its caller will still wait, and whether anybody waits at all."""
 
 import math
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -19,31 +20,37 @@ class Call(Protocol):
         ...
 
 
-_current: ContextVar[Call | None] = ContextVar("gatekeeper_call", default=None)
+def _no_call() -> None:
+    return None
+
+
+# A weak reference: the call itself owns the context that this variable is in. A cycle would keep every finished call,
+# and its HTTP/2 stream, until the garbage collector runs.
+_current: ContextVar[Callable[[], Call | None]] = ContextVar("gatekeeper_call", default=_no_call)
 
 
 def set_current_call(call: Call) -> None:
     """Make `call` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
-    _current.set(call)
+    _current.set(weakref.ref(call))
 
 
 def time_left_s() -> float:
     """Return for how many seconds the caller of the current call still waits; infinity without a call or a deadline."""
-    call = _current.get()
+    call = _current.get()()
     left_s = call.time_remaining() if call else None
     return math.inf if left_s is None else left_s
 
 
 def is_abandoned() -> bool:
     """Return whether nobody waits for the current call any more; False without a call."""
-    call = _current.get()
+    call = _current.get()()
     return call is not None and not call.is_active()
 
 
 @contextmanager
 def detached() -> Iterator[None]:
     """Work without a current call inside the block: what must be done although the caller may be gone."""
-    token = _current.set(None)
+    token = _current.set(_no_call)
     try:
         yield
     finally:

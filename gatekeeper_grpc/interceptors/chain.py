@@ -211,7 +211,8 @@ class _Method:
     def _argument(self, requests: Any, signed: SignedCall | None, life: StreamLife) -> Any:
         """Return the argument of the servicer's method: its message, or an iterator of messages."""
         parser = self._parser if signed is None else checked(self._parser, signed.check_body)
-        argument = self._argument_from(RequestReader(requests, life, self._pool.is_saturated), parser)
+        reader = RequestReader(requests, life, self._pool.is_saturated, takes_stream=self._takes_stream)
+        argument = self._argument_from(reader, parser)
         return self._noting_progress(argument, life) if self._takes_stream else argument
 
     def _noting_progress(self, requests: Iterator[Any], life: StreamLife) -> Iterator[Any]:

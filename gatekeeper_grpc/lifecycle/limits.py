@@ -23,8 +23,8 @@ _LEAST_CONNECTIONS = 16
 # Measured: an idle connection, an open WatchFlags with all its keys, and what its client may send unasked.
 _CONNECTION_BYTES = 14 << 10
 _WATCHER_BYTES = (22 + 16) << 10
-# A message and the objects that it is parsed to.
-_BULK_BYTES = 2 * (4 << 20)
+# A message, the objects that it is parsed to, and the next message.
+_BULK_BYTES = 3 * (4 << 20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

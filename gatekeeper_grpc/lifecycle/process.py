@@ -48,7 +48,6 @@ def serve(settings: Settings, *, demo: bool) -> None:
         FleetError: The first worker does not start to serve.
     """
     report_crashes()
-    raise_open_file_limit()
     # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if settings.workers > 1:
@@ -82,6 +81,7 @@ def work(settings: Settings, args: WorkerArgs) -> None:
 def _serve_alone(settings: Settings, *, demo: bool) -> None:
     keys = load_keys(settings)
     with _database(settings) as dsn:
+        raise_open_file_limit()
         prepare = partial(prepare_database, settings, dsn, keys, demo=demo)
         server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
         server.start()
@@ -94,6 +94,7 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
 def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
     keys = load_keys(settings)
     with closing(ReservedPort(settings.listen)) as port, _database(settings) as dsn:
+        raise_open_file_limit()
         if settings.is_embedded:
             prepare_database(settings, dsn, keys, demo=demo)
         command = Command.like_ours(

@@ -147,11 +147,18 @@ class ArrivedCall:
 
 
 class RequestReader(Iterator[bytes]):
-    """A call's request messages as bytes. The first may have been received before a worker took the call."""
+    """A call's request messages as bytes. The first may have been received before a worker took the call.
 
-    __slots__ = ("_is_saturated", "_life", "_requests", "_state")
+    A stream is received one message ahead: otherwise each message would wait for a round trip to the client, because
+    the window for it opens only when it is asked for.
+    """
 
-    def __init__(self, requests: Any, life: StreamLife, is_saturated: Callable[[], bool]) -> None:
+    __slots__ = ("_is_saturated", "_life", "_requests", "_state", "_takes_stream")
+
+    def __init__(
+        self, requests: Any, life: StreamLife, is_saturated: Callable[[], bool], *, takes_stream: bool
+    ) -> None:
+        self._takes_stream = takes_stream
         self._requests = requests
         self._state = requests._state
         self._life = life
@@ -169,7 +176,10 @@ class RequestReader(Iterator[bytes]):
         with self._state.condition:
             if not self._is_receiving():
                 self._requests._raise_or_start_receive_message()
-            return self._await_message()
+            message = self._await_message()
+            if self._takes_stream and _is_live(self._state):
+                self._requests._raise_or_start_receive_message()
+            return message
 
     def _is_receiving(self) -> bool:
         return self._state.request is not None or _server._RECEIVE_MESSAGE_TOKEN in self._state.due

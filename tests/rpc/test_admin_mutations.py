@@ -146,9 +146,10 @@ def test_a_mutation_that_fails_writes_nothing(
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr("gatekeeper_grpc.store.mutations._record", fault)
+    caller = mutation.caller(installation, key)
     before = installation.contents()
 
-    refusal = refusal_of(lambda: mutation.ask(installation, key))
+    refusal = refusal_of(lambda: mutation.ask(installation, key, caller=caller))
 
     assert (refusal.reason, installation.contents()) == ("INTERNAL", before)
 
@@ -190,9 +191,10 @@ def would_be(response: Any) -> Any:
 def test_validate_only_answers_what_would_be_and_writes_nothing(
     installation: Installation, key: str, mutation: Mutation
 ) -> None:
+    caller = mutation.caller(installation, key)
     before = installation.contents()
 
-    rehearsed = mutation.ask(installation, key, validate_only=True)
+    rehearsed = mutation.ask(installation, key, caller=caller, validate_only=True)
 
     assert installation.contents() == before
     assert (rehearsed.revision, rehearsed.HasField("audit_anchor")) == (installation.revision(), False)
@@ -358,5 +360,8 @@ def test_the_audit_log_tells_members_as_deltas_by_subject_id(installation: Insta
     added, removed = documents_of(installation, key, "AddSegmentMembers", "RemoveSegmentMembers")
 
     names = recorded_names(installation)
+    sets = [document.pop("set") for document in (added, removed)]
     assert added == {"added": [names["bob"]], "change_reason": ""}
     assert removed == {"removed": sorted((names["anna"], names["bob"])), "change_reason": ""}
+    assert [(each["before"]["count"], each["after"]["count"]) for each in sets] == [(1, 2), (2, 0)]
+    assert sets[0]["after"] == sets[1]["before"]

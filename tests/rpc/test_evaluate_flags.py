@@ -291,6 +291,7 @@ def test_a_write_can_be_read_on_another_instance_at_once_every_time(start_server
 # --- Without the database --------------------------------------------------------------------------------------------
 
 UNAVAILABLE = Refusal(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", {})
+CLOSED = Refusal(grpc.StatusCode.UNAVAILABLE, "DATABASE_NOT_ACCEPTING", {})
 
 
 @pytest.mark.promise("A4", "B1")
@@ -307,7 +308,7 @@ def test_evaluation_outlives_the_database_and_says_when_it_is_stale(
             assert ask(channel, key) == EvaluateFlagsResponse(flags={key: True}, revision=revision, stale=True)
             assert ask(channel, key, min_revision=revision).flags[key]
             assert refusal_of(lambda: ask(channel, key, min_revision=revision + 1)) == UNAVAILABLE
-            assert refusal_of(lambda: created_within(2.0, house)) == UNAVAILABLE
+            assert refusal_of(lambda: created_within(2.0, house)) == CLOSED
         assert eventually(lambda: not ask(channel, key).stale)
         set_default(house, key, False)
         assert ask(channel, key) == EvaluateFlagsResponse(flags={key: False}, revision=revision + 1)

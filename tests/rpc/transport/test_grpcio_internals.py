@@ -80,7 +80,7 @@ SPELLINGS = {
     "context._state": "the state of a call",
 }
 OURS = {"arrived", "self"}
-SET_BY_US = {"gatekeeper_call", "gatekeeper_arrival", "gatekeeper_ending"}
+SET_BY_US = {"gatekeeper_arrival", "gatekeeper_arrived_at", "gatekeeper_call", "gatekeeper_ending"}
 
 
 class _Submissions(ThreadPoolExecutor):
