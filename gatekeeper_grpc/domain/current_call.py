@@ -29,9 +29,18 @@ def _no_call() -> None:
 _current: ContextVar[Callable[[], Call | None]] = ContextVar("gatekeeper_call", default=_no_call)
 
 
-def set_current_call(call: Call) -> None:
+_arrived_at: ContextVar[float] = ContextVar("gatekeeper_call_arrived_at")
+
+
+def set_current_call(call: Call, *, arrived_at: float) -> None:
     """Make `call` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
     _current.set(weakref.ref(call))
+    _arrived_at.set(arrived_at)
+
+
+def call_arrived_at() -> float:
+    """Return when the current call arrived, in monotonic seconds; it may have waited for a worker since."""
+    return _arrived_at.get()
 
 
 def time_left_s() -> float:

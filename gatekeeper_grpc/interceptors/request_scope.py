@@ -13,7 +13,7 @@ import structlog
 
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.current_call import set_current_call
-from gatekeeper_grpc.transport.grpcio_internals import is_cancelled
+from gatekeeper_grpc.transport.grpcio_internals import arrived_at, is_cancelled
 
 CALL_ID_KEY = "x-gatekeeper-call-id"
 
@@ -50,7 +50,7 @@ def open_rpc(rpc: Rpc, context: Any) -> None:
     """
     context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id),))
     structlog.contextvars.bind_contextvars(call_id=rpc.call_id)
-    set_current_call(context)
+    set_current_call(context, arrived_at=arrived_at(context))
 
 
 def log_finished(rpc: Rpc, context: Any) -> None:

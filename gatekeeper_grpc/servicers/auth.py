@@ -14,8 +14,8 @@ from gatekeeper.v1.auth_service_pb2 import (
 )
 from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceServicer
 from gatekeeper_grpc.auth.sessions import IssuedTokens, Sessions
+from gatekeeper_grpc.domain.current_call import call_arrived_at
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.transport.grpcio_internals import arrived_at
 from gatekeeper_grpc.wire.timestamps import time_to_proto
 
 
@@ -34,7 +34,7 @@ class AuthServicer(AuthServiceServicer):
     def RefreshToken(self, request: RefreshTokenRequest, context: grpc.ServicerContext) -> RefreshTokenResponse:
         _check_given("refresh_token", request.refresh_token)
         issued = self._sessions.refresh(
-            request.refresh_token, peer=context.peer(), arrived_at=arrived_at(context), is_awaited=context.is_active
+            request.refresh_token, peer=context.peer(), arrived_at=call_arrived_at(), is_awaited=context.is_active
         )
         return RefreshTokenResponse(**_fields(issued))
 

@@ -36,7 +36,7 @@ LOCK_HEAD = "SELECT FROM revision_head FOR UPDATE"
 NEXT = "UPDATE revision_head SET revision = revision + 1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True)
 class FakeCall:
     """A call whose caller waits for so long, or has gone."""
 
@@ -53,8 +53,14 @@ class FakeCall:
 @pytest.fixture
 def call() -> Iterator[Callable[[FakeCall], None]]:
     """Makes a call the current one of this thread until the end of the test."""
+    calls: list[FakeCall] = []
+
+    def begin(call: FakeCall) -> None:
+        calls.append(call)  # grpcio keeps a call that it serves.
+        current_call.set_current_call(call, arrived_at=time.monotonic())
+
     with current_call.detached():
-        yield current_call.set_current_call
+        yield begin
 
 
 def create(database: Database, key: str) -> int:

@@ -50,6 +50,6 @@ def test_a_finished_call_is_freed_without_the_garbage_collector(call: Callable[[
 
 def test_twin_with_a_strong_reference_from_its_own_context_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     keep = "gatekeeper_grpc.interceptors.request_scope.set_current_call"
-    monkeypatch.setattr(keep, lambda call: current_call._current.set(lambda: call))
+    monkeypatch.setattr(keep, lambda call, **_: current_call._current.set(lambda: call))
 
     assert remaining_after(echo_once) == CALLS
