@@ -1,15 +1,19 @@
 """What a process may have open and hold: read from the system and the settings, and stated in the log."""
 
 import resource
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import structlog
 
 from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.operations.health_server import MAX_HEALTH_CONNECTIONS
 from gatekeeper_grpc.operations.http_server import MAX_CONNECTIONS
+from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionLimits
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
+from gatekeeper_grpc.transport.shares import PoolSize
 
 _log = structlog.get_logger(__name__)
 
@@ -23,8 +27,8 @@ _LEAST_CONNECTIONS = 16
 # Measured: an idle connection, an open WatchFlags with all its keys, and what its client may send unasked.
 _CONNECTION_BYTES = 14 << 10
 _WATCHER_BYTES = (22 + 16) << 10
-# A message, the objects that it is parsed to, and the next message.
-_BULK_BYTES = 3 * (4 << 20)
+# A worker has a message, the objects that it is parsed to, and, of a stream, the next message.
+_MESSAGES_OF_A_WORKER = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +41,8 @@ class Limits:
     """Those of the gRPC port."""
     connections_bytes: int
     watchers_bytes: int
-    bulk_bytes: int
+    admitted_bytes: int
+    """Messages that workers have."""
     pending_bytes: int
     """Messages that are not admitted yet, of strangers; those with credentials may hold as much again."""
 
@@ -58,14 +63,30 @@ class Limits:
             connections=connections,
             connections_bytes=connections.most * _CONNECTION_BYTES,
             watchers_bytes=settings.max_watchers * _WATCHER_BYTES,
-            bulk_bytes=settings.stream_threads * _BULK_BYTES,
+            admitted_bytes=sum(size.workers * _largest_message(pool) for pool, size in pool_sizes(settings).items())
+            * _MESSAGES_OF_A_WORKER,
             pending_bytes=PendingLimits().max_bytes,
         )
 
     @property
     def max_bytes(self) -> int:
         """What clients can make the process hold at most, in addition to the snapshot."""
-        return self.connections_bytes + self.watchers_bytes + self.bulk_bytes + 2 * self.pending_bytes
+        return self.connections_bytes + self.watchers_bytes + self.admitted_bytes + 2 * self.pending_bytes
+
+
+def pool_sizes(settings: Settings) -> Mapping[PoolName, PoolSize]:
+    """Return the size of each pool of a server."""
+    workers = {
+        PoolName.EVALUATION: settings.evaluation_threads,
+        PoolName.ADMIN_READ: settings.admin_threads,
+        PoolName.ADMIN_WRITE: (settings.admin_threads + 1) // 2,
+        PoolName.BULK: settings.stream_threads,
+    }
+    return {name: replace(size, workers=workers.get(name, size.workers)) for name, size in DEFAULT_SIZES.items()}
+
+
+def _largest_message(pool: PoolName) -> int:
+    return max(policy.max_request_bytes for policy in POLICIES.values() if policy.pool is pool)
 
 
 def raise_open_file_limit() -> None:
@@ -86,7 +107,7 @@ def log_limits(limits: Limits) -> None:
         max_connections_of_address=limits.connections.of_address,
         connections_mib=_mib(limits.connections_bytes),
         watchers_mib=_mib(limits.watchers_bytes),
-        bulk_mib=_mib(limits.bulk_bytes),
+        admitted_mib=_mib(limits.admitted_bytes),
         pending_of_strangers_mib=_mib(limits.pending_bytes),
         pending_of_others_mib=_mib(limits.pending_bytes),
         clients_mib=_mib(limits.max_bytes),

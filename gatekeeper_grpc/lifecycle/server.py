@@ -33,7 +33,7 @@ from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STRE
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
-from gatekeeper_grpc.lifecycle.limits import Limits
+from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HealthReporter
@@ -52,11 +52,10 @@ from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.quotas import Quotas
 from gatekeeper_grpc.store.stores import Stores
-from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, HALF, CallPools, PoolName
+from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.listener import bind, new_server
-from gatekeeper_grpc.transport.shares import PoolSize
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
@@ -173,13 +172,7 @@ class GatekeeperServer:
     def _build_operations(self) -> None:
         """Build what operators see: metrics, readiness, health, the audit head in the log."""
         settings = self._settings
-        sizes = {
-            PoolName.EVALUATION: PoolSize(workers=settings.evaluation_threads, queue=128),
-            PoolName.ADMIN_READ: PoolSize(workers=settings.admin_threads, queue=64, share=HALF),
-            PoolName.ADMIN_WRITE: PoolSize(workers=(settings.admin_threads + 1) // 2, queue=64, share=HALF),
-            PoolName.BULK: replace(DEFAULT_SIZES[PoolName.BULK], workers=settings.stream_threads),
-        }
-        self.pools = CallPools({**DEFAULT_SIZES, **sizes})
+        self.pools = CallPools(pool_sizes(settings))
         self.audit_head = AuditHeadReporter(self.stores.audit, self.database)
         self.metrics = InstanceMetrics(
             settings,
