@@ -1,5 +1,6 @@
 """What a process may have open and hold: read from the system and the settings, and stated in the log."""
 
+import ctypes
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,11 @@ _OTHER_DATABASE_CONNECTIONS = 16
 # The snapshot, the erasure ledger, the log, the listening sockets, what grpcio and Python have for themselves.
 _OTHER_FILES = 64
 _LEAST_CONNECTIONS = 16
+_M_ARENA_MAX = -8  # malloc.h
+_MAX_ARENAS = 4
+_M_MMAP_THRESHOLD = -3
+# Large messages go back to the system as soon as they are freed. Below, allocating would become slower.
+_RETURNED_BYTES = 1 << 20
 # Measured: an idle connection, an open WatchFlags with all its keys, and what its client may send unasked.
 _CONNECTION_BYTES = 14 << 10
 _WATCHER_BYTES = (22 + 16) << 10
@@ -97,6 +103,18 @@ def raise_open_file_limit() -> None:
     _log.info("open_files", before=before, limit=highest)
     if highest < _ENOUGH_FILES:
         _log.warning("few_open_files", limit=highest, remedy=f"raise `ulimit -n` to {_ENOUGH_FILES} or more")
+
+
+def limit_kept_memory() -> None:
+    """Have glibc keep less of what was freed; call it before threads start. Without effect on another C library.
+
+    By default it has eight arenas for each core, and each keeps what its threads once had: with 300 unfinished messages
+    of 4 MiB a server grew by 114 MiB instead of 66.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, _MAX_ARENAS)
+        mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
 
 
 def log_limits(limits: Limits) -> None:

@@ -15,7 +15,7 @@ from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport
 from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.keys import load_keys
-from gatekeeper_grpc.lifecycle.limits import Limits, log_limits, raise_open_file_limit
+from gatekeeper_grpc.lifecycle.limits import Limits, limit_kept_memory, log_limits, raise_open_file_limit
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
@@ -48,6 +48,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
         FleetError: The first worker does not start to serve.
     """
     report_crashes()
+    limit_kept_memory()
     # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if settings.workers > 1:
@@ -65,6 +66,7 @@ def work(settings: Settings, args: WorkerArgs) -> None:
         ListenError: An address cannot be listened on.
     """
     report_crashes()
+    limit_kept_memory()
     raise_open_file_limit()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     args.end_with_supervisor()
