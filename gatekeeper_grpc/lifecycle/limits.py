@@ -75,9 +75,9 @@ class Limits:
         )
 
     @property
-    def max_bytes(self) -> int:
+    def clients_mib(self) -> int:
         """What clients can make the process hold at most, in addition to the snapshot."""
-        return self.connections_bytes + self.watchers_bytes + self.admitted_bytes + 2 * self.pending_bytes
+        return _mib(self.connections_bytes + self.watchers_bytes + self.admitted_bytes + 2 * self.pending_bytes)
 
 
 def pool_sizes(settings: Settings) -> Mapping[PoolName, PoolSize]:
@@ -128,7 +128,7 @@ def log_limits(limits: Limits) -> None:
         admitted_mib=_mib(limits.admitted_bytes),
         pending_of_strangers_mib=_mib(limits.pending_bytes),
         pending_of_others_mib=_mib(limits.pending_bytes),
-        clients_mib=_mib(limits.max_bytes),
+        clients_mib=limits.clients_mib,
     )
 
 

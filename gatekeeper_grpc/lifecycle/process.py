@@ -141,8 +141,7 @@ def _dsn_of_worker(settings: Settings) -> str:
 def _report_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
     limits = Limits.of(settings)
     log_limits(limits)
-    clients_mib = limits.max_bytes >> 20
-    _log.info("serving", **ports, listen=settings.listen, workers=settings.workers, clients_mib=clients_mib)
+    _log.info("serving", **ports, listen=settings.listen, workers=settings.workers, clients_mib=limits.clients_mib)
     if demo:
         print(try_it(settings, port=ports["port"]), flush=True)
 

@@ -131,7 +131,7 @@ def test_a_start_states_the_limits_and_warns_of_few_files(data_dir: Path) -> Non
     assert (opened["before"], opened["limit"], warning["limit"]) == (FILES, FILES, FILES)
     assert limits["max_connections"] == FILES - 186
     assert limits["pending_of_strangers_mib"] <= 64
-    assert serving["clients_mib"] <= limits["clients_mib"]
+    assert serving["clients_mib"] == limits["clients_mib"]
 
 
 def test_the_soft_limit_of_files_is_raised_to_the_hard_one(data_dir: Path) -> None:
