@@ -8,10 +8,10 @@ COPY requirements.lock ./
 RUN pip install --require-hashes --requirement requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY gatekeeper_grpc gatekeeper_grpc
-COPY generated generated
+COPY clients/python clients/python
 COPY migrations migrations
 # The lock file also has the build tools; the server does not need them.
-RUN pip install --no-deps --no-build-isolation . \
+RUN pip install --no-deps --no-build-isolation ./clients/python . \
  && pip uninstall --yes editables hatchling packaging pathspec pluggy tomlkit trove-classifiers \
  && python -m pip uninstall --yes pip setuptools
 

@@ -27,10 +27,10 @@ $(BIN)/python:
 PIP = $(shell if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "$(BIN)/python -m pip"; else echo "$(PYTHON) -m pip --python $(BIN)/python"; fi)
 PIP_INSTALL = $(PIP) --disable-pip-version-check install --quiet --require-hashes
 
-$(VENV)/.run: requirements.lock pyproject.toml | $(BIN)/python
+$(VENV)/.run: requirements.lock pyproject.toml clients/python/pyproject.toml | $(BIN)/python
 	@echo "installing the server's dependencies ..."
 	@$(PIP_INSTALL) -r requirements.lock
-	@$(PIP) --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable clients/python --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
@@ -83,29 +83,33 @@ fmt: $(VENV)/.dev ## Format the code and sort its imports
 	@$(BIN)/ruff check --fix
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos
+# protoc names a Python package after the proto's, and `gatekeeper` belongs to others, so imports are rewritten.
+STUBS = clients/python/gatekeeper_client/v1
 
 # The descriptor set serves clients without reflection. `buf breaking` compares with it, so v1 stays additive.
-proto: $(VENV)/.dev ## Generate generated/ from protos/, refusing a change that breaks clients
+proto: $(VENV)/.dev ## Generate stubs and descriptors from protos/, refusing a change that breaks clients
 	@$(BIN)/buf lint protos
 	@test ! -f generated/gatekeeper.binpb || $(BIN)/buf breaking protos --against generated/gatekeeper.binpb
-	@$(MAKE) --no-print-directory generate INTO=generated
+	@$(MAKE) --no-print-directory generate INTO=.
 
 .PHONY: generate
 generate:
-	@rm -rf $(INTO)/gatekeeper && mkdir -p $(INTO)
-	@$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	  --python_out=$(INTO) --grpc_python_out=$(INTO) --mypy_out=quiet:$(INTO) --mypy_grpc_out=quiet:$(INTO) \
-	  protos/gatekeeper/v1/*.proto
-	@find $(INTO)/gatekeeper -type d -exec touch {}/__init__.py ';'
-	@$(BIN)/buf build protos --exclude-source-info -o $(INTO)/gatekeeper.binpb
+	@mkdir -p $(INTO)/$(STUBS) $(INTO)/generated
+	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT \
+	  && $(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	    --python_out=$$made --grpc_python_out=$$made --mypy_out=quiet:$$made --mypy_grpc_out=quiet:$$made \
+	    protos/gatekeeper/v1/*.proto \
+	  && sed -i 's/^from gatekeeper\.v1 import /from gatekeeper_client.v1 import /' $$made/gatekeeper/v1/*.py* \
+	  && touch $$made/gatekeeper/v1/__init__.py && rm -rf $(INTO)/$(STUBS) && mv $$made/gatekeeper/v1 $(INTO)/$(STUBS)
+	@$(BIN)/buf build protos --exclude-source-info -o $(INTO)/generated/gatekeeper.binpb
 
 proto-check: $(VENV)/.dev ## Prove that protos/ is well-formed, compatible, and that generated/ is fresh
 	@$(BIN)/buf format --diff --exit-code protos
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against generated/gatekeeper.binpb
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(MAKE) --no-print-directory generate INTO=$$fresh \
-	  && diff -r -x __pycache__ $$fresh generated \
-	  || { echo "generated/ is not what protos/ says: run 'make proto' and commit it" >&2; exit 1; }
+	  && diff -r $$fresh/generated generated && diff -r -x __pycache__ $$fresh/$(STUBS) $(STUBS) \
+	  || { echo "generated/ or $(STUBS) is not what protos/ says: run 'make proto' and commit it" >&2; exit 1; }
 
 docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.md
 	@table=$$($(BIN)/gatekeeper config --markdown) \
@@ -118,8 +122,8 @@ bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments
 	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
 
 lock: $(VENV)/.dev ## Resolve the newest dependencies into the hash-pinned lock files
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@$(BIN)/uv pip compile --no-emit-package gatekeeper-grpc-client --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --no-emit-package gatekeeper-grpc-client --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 clean: ## Remove what make created, the embedded database included
 	@rm -rf $(VENV) $(GATEKEEPER_DATA_DIR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

@@ -20,9 +20,9 @@ from typing import Any
 
 from bench.evaluate import FLAGS, create_flags
 from bench.processes import Instance, serving
-from gatekeeper.v1 import evaluation_service_pb2 as evaluation
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 IDS_PER_MESSAGE = 5_000
 # Between two calls: an interactive client makes some 300 calls a second.

@@ -16,9 +16,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from bench.processes import serving
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext as ContextMessage
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as ContextMessage
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cache.last_known_good import newest_stored

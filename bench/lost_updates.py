@@ -14,9 +14,9 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.processes import Instance, Metadata, log_in, serving
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import flag_pb2
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import flag_pb2
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 
 KEY = "contended"
 

@@ -17,9 +17,9 @@ from typing import Any
 import grpc
 
 from bench.processes import Instance, serving
-from gatekeeper.v1 import evaluation_service_pb2 as evaluation
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 CALLS_A_CONNECTION = 100
 QUESTION = evaluation.EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))

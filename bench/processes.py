@@ -14,8 +14,8 @@ from typing import TextIO
 
 import grpc
 
-from gatekeeper.v1 import auth_service_pb2
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1 import auth_service_pb2
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 PASSWORD = "bench-password"  # noqa: S105 - of a throw-away database

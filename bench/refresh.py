@@ -16,9 +16,9 @@ from pathlib import Path
 import psycopg
 
 from bench.processes import Instance, database_url, serving
-from gatekeeper.v1 import evaluation_service_pb2 as evaluation
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.commands import FlagUpdate

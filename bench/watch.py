@@ -20,12 +20,12 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.evaluate import create_flags
 from bench.processes import Instance, Metadata, database_url, log_in, serving
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import evaluation_service_pb2 as evaluation
-from gatekeeper.v1 import flag_pb2
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
+from gatekeeper_client.v1 import flag_pb2
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 PROCESSES = 2
 CLIENT_THREADS = 2

@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 
-from gatekeeper.v1 import evaluation_service_pb2 as evaluation
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 STREAMS_PER_CONNECTION = 100
 

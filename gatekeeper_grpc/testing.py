@@ -3,9 +3,9 @@
 Answers come from the real evaluator, behind the real interceptors, on a free port of the loopback interface:
 
 >>> import grpc
->>> from gatekeeper.v1.evaluation_pb2 import EvaluationContext
->>> from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
->>> from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+>>> from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+>>> from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+>>> from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 >>> from gatekeeper_grpc.testing import serve
 >>> alice = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
 >>> with serve({"new_checkout": False}) as gatekeeper, grpc.insecure_channel(gatekeeper.address) as channel:
@@ -26,7 +26,7 @@ from itertools import count
 from types import MappingProxyType
 from typing import Self
 
-from gatekeeper.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer

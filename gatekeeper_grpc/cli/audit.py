@@ -120,7 +120,7 @@ def checkpoint(settings: Settings) -> None:
     from google.protobuf.json_format import MessageToJson  # noqa: PLC0415 - as below
 
     # Imported here: protobuf takes a while to import, and no other command needs it.
-    from gatekeeper.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
+    from gatekeeper_client.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.keys import load_audit_signer  # noqa: PLC0415
     from gatekeeper_grpc.wire.audit import checkpoint_to_proto  # noqa: PLC0415
 
@@ -139,7 +139,7 @@ def verify_checkpoint_file(file: Iterable[bytes], public_key: str) -> None:
     """Verify a signed checkpoint in FILE, the JSON of GetAuditCheckpoint, without a database; print its anchor."""
     from google.protobuf.json_format import Parse, ParseError  # noqa: PLC0415 - as above
 
-    from gatekeeper.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
+    from gatekeeper_client.v1.admin_service_pb2 import GetAuditCheckpointResponse  # noqa: PLC0415
     from gatekeeper_grpc.wire.audit import checkpoint_from_proto  # noqa: PLC0415
 
     try:

@@ -14,10 +14,10 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from gatekeeper.v1 import admin_service_pb2, auth_service_pb2, evaluation_service_pb2
-from gatekeeper.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
-from gatekeeper.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
-from gatekeeper.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_client.v1 import admin_service_pb2, auth_service_pb2, evaluation_service_pb2
+from gatekeeper_client.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.own_password import OwnPassword

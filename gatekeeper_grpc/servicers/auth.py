@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 
-from gatekeeper.v1.auth_service_pb2 import (
+from gatekeeper_client.v1.auth_service_pb2 import (
     LoginRequest,
     LoginResponse,
     LogoutRequest,
@@ -12,7 +12,7 @@ from gatekeeper.v1.auth_service_pb2 import (
     RefreshTokenRequest,
     RefreshTokenResponse,
 )
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceServicer
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceServicer
 from gatekeeper_grpc.auth.sessions import IssuedTokens, Sessions
 from gatekeeper_grpc.domain.current_call import call_arrived_at
 from gatekeeper_grpc.domain.errors import InvalidArgument

@@ -5,8 +5,8 @@ from functools import partial
 
 import grpc
 
-from gatekeeper.v1 import evaluation_service_pb2 as pb
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1 import evaluation_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain.errors import InvalidArgument

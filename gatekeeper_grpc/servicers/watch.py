@@ -4,8 +4,8 @@ from functools import partial
 
 import grpc
 
-from gatekeeper.v1 import evaluation_service_pb2 as pb
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer
+from gatekeeper_client.v1 import evaluation_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import ResponseStream, WatcherHub
 from gatekeeper_grpc.wire.watch import check_watch_request

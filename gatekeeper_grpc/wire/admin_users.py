@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import admin_user_pb2, audit_pb2
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import admin_user_pb2, audit_pb2
 from gatekeeper_grpc.domain.admin_user import AdminUser, AuthEventEntry, Session, check_new_username, check_username
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, NewAdminUser, SessionFilter

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import audit_pb2
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import audit_pb2
 from gatekeeper_grpc.domain.audit import AuditAnchor, AuditCheckpoint, AuditHead, DocumentedEntry
 from gatekeeper_grpc.domain.audit_verifier import Verification
 from gatekeeper_grpc.domain.commands import AuditFilter

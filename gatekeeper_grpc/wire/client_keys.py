@@ -1,7 +1,7 @@
 """Client keys, between domain types and messages."""
 
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import client_key_pb2
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import client_key_pb2
 from gatekeeper_grpc.domain.client_key import ClientKey, ClientKeyConfig, RateTier
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import check_text

@@ -1,6 +1,6 @@
 """Export of what is held about a person, from domain types to messages."""
 
-from gatekeeper.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_grpc.domain.erasure import ExportedTarget, ExportedUser, ExportPart
 from gatekeeper_grpc.domain.flag import ON
 from gatekeeper_grpc.domain.mutation import Read

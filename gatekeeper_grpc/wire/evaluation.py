@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from google.protobuf.struct_pb2 import Struct
 
-from gatekeeper.v1 import evaluation_pb2
-from gatekeeper.v1 import evaluation_service_pb2 as service
+from gatekeeper_client.v1 import evaluation_pb2
+from gatekeeper_client.v1 import evaluation_service_pb2 as service
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Question

@@ -5,8 +5,8 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
 
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import flag_pb2
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import flag_pb2
 from gatekeeper_grpc.domain.commands import FlagFilter, FlagUpdate, TargetEdit
 from gatekeeper_grpc.domain.flag import OFF, ON, Flag, FlagConfig, SegmentTarget, Target
 from gatekeeper_grpc.domain.limits import (

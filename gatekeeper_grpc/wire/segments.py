@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import segment_pb2
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import segment_pb2
 from gatekeeper_grpc.domain.commands import MemberEdit, SegmentFilter, SegmentUpdate
 from gatekeeper_grpc.domain.condition import MAX_VALUES, Condition, Operator
 from gatekeeper_grpc.domain.errors import InvalidArgument

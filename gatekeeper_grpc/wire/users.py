@@ -1,7 +1,7 @@
 """Stored users, between domain types and messages."""
 
-from gatekeeper.v1 import admin_service_pb2 as admin
-from gatekeeper.v1 import user_pb2
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import user_pb2
 from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import MAX_USER_ID_BYTES, check_text

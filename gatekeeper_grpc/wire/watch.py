@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from gatekeeper.v1 import evaluation_service_pb2 as pb
+from gatekeeper_client.v1 import evaluation_service_pb2 as pb
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.wire.evaluation import check_flag_keys

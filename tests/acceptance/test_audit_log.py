@@ -9,9 +9,14 @@ import psycopg
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1.admin_service_pb2 import AddTargetsRequest, CreateFlagRequest, DeleteFlagRequest, UpdateFlagRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import (
+    AddTargetsRequest,
+    CreateFlagRequest,
+    DeleteFlagRequest,
+    UpdateFlagRequest,
+)
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.support.processes import Gatekeeper, copied, serving
 from tests.support.records import chained_entries
 

@@ -6,16 +6,16 @@ from queue import SimpleQueue
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1.admin_service_pb2 import UpdateFlagRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import (
+from gatekeeper_client.v1.admin_service_pb2 import UpdateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import (
     BulkEvaluateFlagsRequest,
     BulkEvaluateFlagsResponse,
     BulkEvaluationHeader,
 )
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.support.processes import Gatekeeper
 
 USERS_PER_MESSAGE = 1_000

@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.support.processes import TIMEOUT_S, Gatekeeper, kill_postmaster, serving
 from tests.support.records import chained_entries, flag_revisions
 from tests.support.waiting import eventually

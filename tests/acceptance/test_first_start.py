@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.v1.admin_service_pb2 import DeleteFlagRequest, GetFlagRequest, ListFlagsRequest
+from gatekeeper_client.v1.admin_service_pb2 import DeleteFlagRequest, GetFlagRequest, ListFlagsRequest
 from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, serving
 
 TOOLS = Path(sys.executable).parent  # buf is among them, grpcurl is not.

@@ -12,9 +12,9 @@ from urllib.request import urlopen
 import grpc
 import pytest
 
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.proxy import proxied
 from tests.support.http2 import Http2
 from tests.support.processes import TIMEOUT_S, Gatekeeper, start, stop

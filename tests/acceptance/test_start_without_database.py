@@ -14,14 +14,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.auth_service_pb2 import LoginRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, run, serving
 from tests.support.replication import Node, running_node

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import grpc
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.proxy import ChaosProxy, Mode
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, start, stop

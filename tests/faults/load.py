@@ -12,10 +12,10 @@ from typing import Protocol
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest, UpdateFlagRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest, UpdateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsResponse
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.support.processes import TIMEOUT_S
 
 # Enough to see a fault, little enough to leave the machine idle most of the time.

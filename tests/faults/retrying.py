@@ -6,8 +6,8 @@ from contextlib import ExitStack, closing, contextmanager
 
 import grpc
 
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.fleet import ALICE
 from tests.faults.load import Load

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gatekeeper.v1.admin_service_pb2 import CreateAdminUserRequest, CreateFlagRequest
-from gatekeeper.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateAdminUserRequest, CreateFlagRequest
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.faults.figures import ATTACK_S, BUSY_S
 from tests.faults.http2 import NEVER_BEGUN
 from tests.faults.victims import FLAG, PASSWORD, Victims, victims

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.faults.figures import BUS_ALIVE_P99_S, BUS_DEAD_S, BUSY_S, EVALUATION_DEADLINE_S, ROUNDS
 from tests.faults.fleet import Fleet, Instance, fleet
 from tests.faults.history import Verdict, check

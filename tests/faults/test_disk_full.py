@@ -8,8 +8,8 @@ import grpc
 import psycopg
 import pytest
 
-from gatekeeper.v1.auth_service_pb2 import RefreshTokenRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.auth_service_pb2 import RefreshTokenRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import fleet
 from tests.faults.load import Editor, Load, Writer, at_work

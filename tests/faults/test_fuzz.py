@@ -5,8 +5,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.faults.report import Report
 from tests.fuzz.run import Plan, fuzz
 from tests.fuzz.state import state_faults

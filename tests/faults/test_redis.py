@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from gatekeeper.v1.auth_service_pb2 import LoginRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from tests.faults.figures import ADMIN_FAILS_WITHIN_S, BUS_ALIVE_P99_S, BUSY_S, FAULT_S, ROUNDS
 from tests.faults.fleet import Instance, fleet
 from tests.faults.load import Editor, Load, at_work, visible_after_s

@@ -11,10 +11,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest
-from gatekeeper.v1.evaluation_service_pb2 import WatchFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper_client.v1.evaluation_service_pb2 import WatchFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.faults.figures import BUSY_S, ROUNDS, TOLD_WITHIN_S, WATCHED_P99_FACTOR, WATCHED_P99_NOISE_S
 from tests.faults.fleet import Instance, fleet
 from tests.faults.load import Load, at_work

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.figures import BUS_ALIVE_P99_S, EVALUATION_DEADLINE_S, ROUNDS
 from tests.faults.fleet import ALICE, Instance, fleet
 from tests.faults.load import Load, at_work

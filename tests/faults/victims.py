@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from gatekeeper.v1.admin_service_pb2 import ImportTargetsRequest, ListFlagsRequest, VerifyAuditLogRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.auth_service_pb2 import LoginRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.admin_service_pb2 import ImportTargetsRequest, ListFlagsRequest, VerifyAuditLogRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.fleet import ALICE
 from tests.faults.proxy import proxied
 from tests.support.processes import connect

@@ -15,10 +15,15 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest, DeleteFlagRequest, GetFlagRequest, UpdateFlagRequest
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import (
+    CreateFlagRequest,
+    DeleteFlagRequest,
+    GetFlagRequest,
+    UpdateFlagRequest,
+)
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.flag import ON, flag_from_document
 from tests.faults.fleet import Fleet, Instance
 from tests.faults.history import Action, Evaluation, FlagState, Operation, Outcome, Read, Step, Write

@@ -6,11 +6,11 @@ from pathlib import Path
 import grpc
 import psycopg
 
-from gatekeeper.v1.admin_service_pb2 import VerifyAuditLogRequest
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.admin_service_pb2 import VerifyAuditLogRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, serving
 from tests.support.servers import Bearer, access_token
 

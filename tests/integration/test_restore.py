@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 from structlog.testing import capture_logs
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.domain.caller import Role

@@ -9,7 +9,7 @@ import grpc
 import psycopg
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, PolicyTableError

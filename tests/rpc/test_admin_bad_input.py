@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
-from gatekeeper.v1.segment_pb2 import Segment
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper_client.v1.segment_pb2 import Segment
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import (
     SEGMENT_KEYS,

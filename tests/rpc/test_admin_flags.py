@@ -6,9 +6,9 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.evaluation_pb2 import REASON_SPLIT, REASON_STATIC, REASON_TARGETING_MATCH
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget, Target
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_pb2 import REASON_SPLIT, REASON_STATIC, REASON_TARGETING_MATCH
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget, Target
 from tests.support.clients import (
     SEGMENT_KEYS,
     Installation,

@@ -8,8 +8,8 @@ import grpc
 import psycopg
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.store.mutations import CHANNEL

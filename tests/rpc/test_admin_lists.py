@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag, Target
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag, Target
 from gatekeeper_grpc.wire.paging import PageTokens
 from tests.support.clients import (
     Installation,

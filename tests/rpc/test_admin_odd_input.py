@@ -8,8 +8,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import (
     NOT_A_MESSAGE,

@@ -12,9 +12,9 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from psycopg.rows import dict_row
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.audit import GENESIS_HASH, AuditEntry, hash_document, hash_entry
 from tests.support.clients import (
     Installation,

@@ -10,13 +10,18 @@ import grpc
 import psycopg
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_TARGETING_MATCH, EvaluationContext, EvaluationDetail
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import SegmentTarget
-from gatekeeper.v1.segment_pb2 import Segment
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import (
+    REASON_DEFAULT,
+    REASON_TARGETING_MATCH,
+    EvaluationContext,
+    EvaluationDetail,
+)
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import SegmentTarget
+from gatekeeper_client.v1.segment_pb2 import Segment
 from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Intent, Written
 from gatekeeper_grpc.domain.snapshot import Snapshot

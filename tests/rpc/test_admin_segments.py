@@ -10,13 +10,13 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1 import segment_pb2
-from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_TARGETING_MATCH, EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
-from gatekeeper.v1.segment_pb2 import Condition, ConditionOperator, Segment
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import segment_pb2
+from gatekeeper_client.v1.evaluation_pb2 import REASON_DEFAULT, REASON_TARGETING_MATCH, EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper_client.v1.segment_pb2 import Condition, ConditionOperator, Segment
 from tests.support.clients import (
     Installation,
     Refusal,

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_STATIC, REASON_TARGETING_MATCH, EvaluationDetail
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import REASON_DEFAULT, REASON_STATIC, REASON_TARGETING_MATCH, EvaluationDetail
 from tests.support.clients import (
     Installation,
     created,

@@ -14,10 +14,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Target
-from gatekeeper.v1.user_pb2 import User
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Target
+from gatekeeper_client.v1.user_pb2 import User
 from tests.support.clients import (
     Installation,
     Refusal,

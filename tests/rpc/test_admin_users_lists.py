@@ -7,8 +7,8 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.user_pb2 import User
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.user_pb2 import User
 from tests.support.clients import Installation, installed, invalid, refusal_of
 
 USERS: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.audit_pb2 import (
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.audit_pb2 import (
     AUDIT_FAULT_ANCHOR_MISMATCH,
     AUDIT_FAULT_DOCUMENT_MISSING,
     AUDIT_FAULT_ENTRY_ALTERED,
@@ -22,7 +22,7 @@ from gatekeeper.v1.audit_pb2 import (
     AuditAnchor,
     AuditEntry,
 )
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, verify_checkpoint
 from gatekeeper_grpc.domain import audit as domain
 from gatekeeper_grpc.domain.audit import GENESIS_HASH, hash_document, hash_entry

@@ -12,13 +12,13 @@ from google.protobuf.struct_pb2 import Value
 from psycopg import errors as pg
 from psycopg import sql
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
-from gatekeeper.v1.client_key_pb2 import RATE_TIER_STANDARD, ClientKey
-from gatekeeper.v1.flag_pb2 import Flag
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
-from gatekeeper.v1.user_pb2 import User
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_STANDARD, ClientKey
+from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
+from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.domain.caller import Role

@@ -18,13 +18,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Value
 from psycopg import sql
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, ROLE_VIEWER, AdminUser
-from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_IN, CONDITION_OPERATOR_STARTS_WITH, Condition, Segment
-from gatekeeper.v1.user_pb2 import User
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_IN, CONDITION_OPERATOR_STARTS_WITH, Condition, Segment
+from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.cli.audit import audit
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.domain.set_hash import EMPTY, target_element

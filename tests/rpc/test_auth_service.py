@@ -18,15 +18,15 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Publi
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
-from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN
-from gatekeeper.v1.auth_service_pb2 import (
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN
+from gatekeeper_client.v1.auth_service_pb2 import (
     LoginRequest,
     LoginResponse,
     LogoutRequest,
     RefreshTokenRequest,
     RefreshTokenResponse,
 )
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub, add_AuthServiceServicer_to_server
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub, add_AuthServiceServicer_to_server
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords

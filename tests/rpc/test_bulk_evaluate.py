@@ -9,17 +9,17 @@ import psycopg
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import (
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import (
     BulkEvaluateFlagsRequest,
     BulkEvaluateFlagsResponse,
     BulkEvaluationError,
     BulkEvaluationHeader,
     BulkEvaluationResult,
 )
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.evaluation import EvaluationDetail
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, created, installed, invalid, refusal_of, send

@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 import pytest
 
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.servicers.pacing import Pacer

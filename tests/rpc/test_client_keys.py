@@ -11,8 +11,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from structlog.testing import capture_logs
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, RATE_TIER_STANDARD, RATE_TIER_UNLIMITED, ClientKey
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, RATE_TIER_STANDARD, RATE_TIER_UNLIMITED, ClientKey
 from tests.support.clients import (
     TIMEOUT_S,
     Installation,

@@ -13,21 +13,21 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Value
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.audit_pb2 import (
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.audit_pb2 import (
     AUDIT_FAULT_DOCUMENT_ALTERED,
     AUDIT_FAULT_DOCUMENT_MISSING,
     AUDIT_FAULT_EVIDENCE_ALTERED,
     AUDIT_FAULT_SUBJECT_ALTERED,
 )
-from gatekeeper.v1.auth_service_pb2 import LoginRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper.v1.evaluation_pb2 import REASON_DEFAULT, REASON_TARGETING_MATCH, EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_IN, Condition, Segment
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import REASON_DEFAULT, REASON_TARGETING_MATCH, EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_IN, Condition, Segment
 from gatekeeper_grpc.domain.attribute_index import UserAttributes
 from gatekeeper_grpc.domain.audit import hash_document
 from gatekeeper_grpc.domain.caller import Role

@@ -11,11 +11,11 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct, Value
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext, EvaluationDetail, Reason
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext, EvaluationDetail, Reason
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.bucketing import bucket
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer

@@ -9,13 +9,17 @@ from typing import Any
 import grpc
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1 import auth_service_pb2, evaluation_service_pb2
-from gatekeeper.v1.auth_service_pb2 import LogoutRequest, RefreshTokenRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest, WatchFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import auth_service_pb2, evaluation_service_pb2
+from gatekeeper_client.v1.auth_service_pb2 import LogoutRequest, RefreshTokenRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import (
+    BulkEvaluateFlagsRequest,
+    EvaluateFlagsRequest,
+    WatchFlagsRequest,
+)
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import TIMEOUT_S, Installation, new_key, refusal_of, send
 from tests.support.mutations import FLAG, MUTATIONS, SEGMENT, USER, Kind

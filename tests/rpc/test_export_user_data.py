@@ -10,8 +10,8 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Value
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.store import exports
 from tests.support.clients import Installation, denial, installed, invalid, refusal_of, send

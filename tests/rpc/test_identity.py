@@ -5,11 +5,11 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_VIEWER
-from gatekeeper.v1.auth_service_pb2 import LoginRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_VIEWER
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.domain.mutation import Intent
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, outcome_of

@@ -6,9 +6,9 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH

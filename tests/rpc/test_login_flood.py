@@ -9,10 +9,10 @@ import grpc
 import psycopg
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.auth_service_pb2 import LoginRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks

@@ -14,11 +14,11 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from structlog.testing import capture_logs
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, ROLE_VIEWER, AdminUser
-from gatekeeper.v1.auth_service_pb2 import RefreshTokenRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.auth_service_pb2 import RefreshTokenRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.lockout import LockoutRule
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import (

@@ -10,12 +10,12 @@ from typing import Any, LiteralString
 import pytest
 from structlog.testing import capture_logs
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer

@@ -6,9 +6,9 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_EDITOR, AdminUser
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_EDITOR, AdminUser
 from tests.support.clients import TIMEOUT_S, UNAUTHENTICATED, Installation, Refusal, invalid, refusal_of
 from tests.support.operators import PASSWORD, WRONG_CREDENTIALS, acting_as, enlisted, logged_in, manager
 

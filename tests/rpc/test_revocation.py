@@ -13,11 +13,11 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.wrappers_pb2 import StringValue
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, AdminUser
-from gatekeeper.v1.auth_service_pb2 import LogoutRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, AdminUser
+from gatekeeper_client.v1.auth_service_pb2 import LogoutRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner
 from gatekeeper_grpc.domain.caller import caller_if_any
 from gatekeeper_grpc.domain.errors import Unauthenticated

@@ -9,17 +9,17 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct, Value
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.evaluation_pb2 import (
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_pb2 import (
     REASON_SPLIT,
     REASON_TARGETING_MATCH,
     EvaluationContext,
     Reason,
 )
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
-from gatekeeper.v1.segment_pb2 import (
+from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper_client.v1.segment_pb2 import (
     CONDITION_OPERATOR_EQUALS,
     CONDITION_OPERATOR_IN,
     CONDITION_OPERATOR_SEMVER_GREATER_OR_EQUAL,

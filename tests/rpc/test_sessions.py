@@ -5,11 +5,11 @@ from uuid import uuid4
 
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_VIEWER, Session
-from gatekeeper.v1.auth_service_pb2 import LogoutRequest, RefreshTokenRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, Session
+from gatekeeper_client.v1.auth_service_pb2 import LogoutRequest, RefreshTokenRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import TIMEOUT_S, UNAUTHENTICATED, Installation, denial, invalid, not_found, refusal_of
 from tests.support.operators import WRONG_CREDENTIALS, acting_as, enlisted, logged_in, manager

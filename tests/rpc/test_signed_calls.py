@@ -10,12 +10,16 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest, WatchFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import (
+    BulkEvaluateFlagsRequest,
+    EvaluateFlagsRequest,
+    WatchFlagsRequest,
+)
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer

@@ -11,9 +11,9 @@ import pytest
 import structlog
 
 import gatekeeper_grpc.testing
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.condition import Condition, Operator
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.domain.flag import ON, FlagConfig, SegmentTarget

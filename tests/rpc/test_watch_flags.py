@@ -16,13 +16,13 @@ import structlog
 from google.protobuf.field_mask_pb2 import FieldMask
 from structlog.testing import capture_logs
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest, WatchFlagsRequest, WatchFlagsResponse
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag, SegmentTarget
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, WatchFlagsRequest, WatchFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain.caller import Role
@@ -520,8 +520,8 @@ def test_a_watcher_that_never_reads_is_cancelled(
 
 WATCH_AND_HANG = """
 import sys, grpc
-from gatekeeper.v1.evaluation_service_pb2 import WatchFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_service_pb2 import WatchFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 channel = grpc.insecure_channel(f"127.0.0.1:{sys.argv[1]}")
 calls = [EvaluationServiceStub(channel).WatchFlags(WatchFlagsRequest()) for _ in range(50)]
 for call in calls:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest, CreateFlagResponse
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest, CreateFlagResponse
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer

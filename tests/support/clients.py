@@ -17,13 +17,13 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Publi
 from grpc_status import rpc_status
 from psycopg import sql
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.audit_pb2 import AuditAnchor
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext, EvaluationDetail
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.audit_pb2 import AuditAnchor
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext, EvaluationDetail
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from tests.support.servers import KEYS, TEMPLATE, connect, database_dsn, settings_for_tests, token_for

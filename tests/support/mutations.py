@@ -10,13 +10,13 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct, Value
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
-from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
-from gatekeeper.v1.flag_pb2 import Flag
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EXISTS, Condition, Segment
-from gatekeeper.v1.user_pb2 import User
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EXISTS, Condition, Segment
+from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import (
     LEAST_ROLE,

@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.admin_user_pb2 import ROLE_EDITOR, AdminUser
-from gatekeeper.v1.auth_service_pb2 import LoginRequest, LoginResponse
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_EDITOR, AdminUser
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest, LoginResponse
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import TIMEOUT_S, Installation, Refusal
 from tests.support.servers import connect

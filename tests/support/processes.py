@@ -13,9 +13,9 @@ from typing import IO, Any, TypeVar
 
 import grpc
 
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.auth_service_pb2 import LoginRequest
-from gatekeeper.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.embedded import running_dsn
 from gatekeeper_grpc.embedded.home import Home
 from tests.support.servers import Bearer

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from tests.support.clients import Installation, new_key
 from tests.support.mutations import FLAG, SEGMENT, USER
 

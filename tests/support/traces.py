@@ -11,11 +11,11 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Value
 from psycopg import sql
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.flag_pb2 import Flag
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
-from gatekeeper.v1.user_pb2 import User
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
+from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
 from tests.support.clients import send

@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 
-from gatekeeper.v1 import evaluation_service_pb2 as pb
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1 import evaluation_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.support.clients import TIMEOUT_S
 
 CREATED, UPDATED, DELETED = "CREATED", "UPDATED", "DELETED"

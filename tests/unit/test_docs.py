@@ -20,7 +20,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"[\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|proto|sql|toml|yml)")
 PACKAGE = ROOT / "gatekeeper_grpc"
 LOCK = re.compile(r"(\w+) = threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore)\(")
-METRIC = re.compile(r"gatekeeper_(?!grpc)[a-z_]+")
+METRIC = re.compile(r"gatekeeper_(?!grpc|client\b)[a-z_]+")
 VARIABLE = re.compile(r"GATEKEEPER_[A-Z_]+")
 # Made by a run or named as a pattern: in no checkout.
 NOT_TRACKED = re.compile(r"^\.(?:faults|venv|gatekeeper)/|NNNN")

@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 RETIRED = ROOT / "docs" / "retired-words.md"
 EXEMPT = (
     "migrations/",
+    "clients/python/gatekeeper_client/v1/",
     "generated/",
     "CHANGELOG.md",
     "LICENSE",
+    "clients/python/LICENSE",
     "requirements",
     "docs/retired-words.md",
     "tests/golden/",

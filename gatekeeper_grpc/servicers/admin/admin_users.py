@@ -6,7 +6,7 @@ second.
 
 import grpc
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.admin_user import check_username
 from gatekeeper_grpc.domain.caller import Role, caller_if_any, current_caller, set_current_caller
 from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.audit import (

@@ -2,7 +2,7 @@
 
 import grpc
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.auth.client_keys import new_client_secret, new_key_id
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.client_keys import check_key_id, client_key_config_from_proto, client_key_to_proto

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.mutation import Written

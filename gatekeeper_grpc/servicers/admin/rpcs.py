@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceServicer
-from gatekeeper.v1.audit_pb2 import AuditAnchor
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceServicer
+from gatekeeper_client.v1.audit_pb2 import AuditAnchor
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.own_password import OwnPassword

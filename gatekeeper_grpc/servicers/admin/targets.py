@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.commands import TargetEditResult
 from gatekeeper_grpc.domain.limits import check_key
 from gatekeeper_grpc.domain.mutation import Written

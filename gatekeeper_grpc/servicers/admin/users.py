@@ -2,7 +2,7 @@
 
 import grpc
 
-from gatekeeper.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.limits import check_user_id
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.intents import intent_from_proto

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle import server as server_module
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer

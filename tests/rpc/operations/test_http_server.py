@@ -8,8 +8,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport.listener import ListenError

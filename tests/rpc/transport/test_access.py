@@ -11,8 +11,8 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-import gatekeeper.v1
-from gatekeeper.v1 import admin_service_pb2
+import gatekeeper_client.v1
+from gatekeeper_client.v1 import admin_service_pb2
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, Policy, PolicyTableError, check_policies
 from gatekeeper_grpc.transport.admission import PoolName
@@ -22,8 +22,10 @@ pytestmark = pytest.mark.promise("D5")
 
 
 def our_files() -> list[FileDescriptor]:
-    names = [module.name for module in pkgutil.iter_modules(gatekeeper.v1.__path__) if module.name.endswith("_pb2")]
-    return [importlib.import_module(f"gatekeeper.v1.{name}").DESCRIPTOR for name in names]
+    names = [
+        module.name for module in pkgutil.iter_modules(gatekeeper_client.v1.__path__) if module.name.endswith("_pb2")
+    ]
+    return [importlib.import_module(f"gatekeeper_client.v1.{name}").DESCRIPTOR for name in names]
 
 
 def role_policy(role: Role) -> Policy:

@@ -8,9 +8,9 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct, Value
 
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
-from gatekeeper.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport import listener
 from gatekeeper_grpc.transport.listener import ListenError

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from google.protobuf.message import Message
 
-from gatekeeper.v1 import admin_service_pb2 as pb
-from gatekeeper.v1.flag_pb2 import Flag
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.interceptors.body import MessageParser, only_message
 

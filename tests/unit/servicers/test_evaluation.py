@@ -9,8 +9,8 @@ import grpc
 import grpc_testing  # type: ignore[import-untyped] # Published without py.typed.
 import pytest
 
-from gatekeeper.v1 import evaluation_service_pb2 as pb
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1 import evaluation_service_pb2 as pb
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub

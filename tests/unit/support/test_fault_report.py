@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from gatekeeper.v1.evaluation_service_pb2 import EvaluateFlagsResponse
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from tests.faults.load import Acknowledged, Load, at_work
 from tests.faults.report import Report
 from tests.support.waiting import eventually

@@ -8,9 +8,9 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct, Value
 
-from gatekeeper.v1.evaluation_pb2 import EvaluationContext as ContextMessage
-from gatekeeper.v1.evaluation_pb2 import Reason as ReasonMessage
-from gatekeeper.v1.evaluation_service_pb2 import BulkEvaluationResult, EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as ContextMessage
+from gatekeeper_client.v1.evaluation_pb2 import Reason as ReasonMessage
+from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluationResult, EvaluateFlagsRequest
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.evaluator import compile_flag

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1.admin_service_pb2 import CreateFlagRequest, UpdateFlagRequest
-from gatekeeper.v1.flag_pb2 import Flag as FlagMessage
+from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest, UpdateFlagRequest
+from gatekeeper_client.v1.flag_pb2 import Flag as FlagMessage
 from gatekeeper_grpc.domain.flag import ON, Flag, FlagConfig, SegmentTarget
 from gatekeeper_grpc.wire.flags import flag_config_from_proto, flag_to_proto, flag_update_from_proto
 

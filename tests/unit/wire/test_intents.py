@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from gatekeeper.v1.admin_service_pb2 import DeleteFlagRequest
+from gatekeeper_client.v1.admin_service_pb2 import DeleteFlagRequest
 from gatekeeper_grpc.domain.caller import Caller, Role, set_current_caller
 from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.domain.mutation import Intent

@@ -3,7 +3,7 @@
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper.v1.user_pb2 import User
+from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.wire.masks import changes_from_mask
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.v1.admin_service_pb2 import ListFlagsRequest, ListTargetsRequest
+from gatekeeper_client.v1.admin_service_pb2 import ListFlagsRequest, ListTargetsRequest
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.wire.paging import PageTokens, page_size, read_limit
 

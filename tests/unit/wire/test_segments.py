@@ -7,8 +7,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Value
 
-from gatekeeper.v1.admin_service_pb2 import CreateSegmentRequest, UpdateSegmentRequest
-from gatekeeper.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, ConditionOperator, Segment
+from gatekeeper_client.v1.admin_service_pb2 import CreateSegmentRequest, UpdateSegmentRequest
+from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, ConditionOperator, Segment
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.wire.segments import segment_config_from_proto, segment_update_from_proto
 

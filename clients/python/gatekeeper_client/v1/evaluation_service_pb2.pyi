@@ -4,7 +4,7 @@ isort:skip_file
 The service that backend services call."""
 
 from collections import abc as _abc
-from gatekeeper.v1 import evaluation_pb2 as _evaluation_pb2
+from gatekeeper_client.v1 import evaluation_pb2 as _evaluation_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers

@@ -22,7 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from gatekeeper.v1 import admin_user_pb2 as gatekeeper_dot_v1_dot_admin__user__pb2
+from gatekeeper_client.v1 import admin_user_pb2 as gatekeeper_dot_v1_dot_admin__user__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 

@@ -4,7 +4,7 @@ isort:skip_file
 The service that backend services call."""
 
 from collections import abc as _abc
-from gatekeeper.v1 import evaluation_service_pb2 as _evaluation_service_pb2
+from gatekeeper_client.v1 import evaluation_service_pb2 as _evaluation_service_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc

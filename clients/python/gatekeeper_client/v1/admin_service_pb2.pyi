@@ -4,12 +4,12 @@ isort:skip_file
 The service for administration."""
 
 from collections import abc as _abc
-from gatekeeper.v1 import admin_user_pb2 as _admin_user_pb2
-from gatekeeper.v1 import audit_pb2 as _audit_pb2
-from gatekeeper.v1 import client_key_pb2 as _client_key_pb2
-from gatekeeper.v1 import flag_pb2 as _flag_pb2
-from gatekeeper.v1 import segment_pb2 as _segment_pb2
-from gatekeeper.v1 import user_pb2 as _user_pb2
+from gatekeeper_client.v1 import admin_user_pb2 as _admin_user_pb2
+from gatekeeper_client.v1 import audit_pb2 as _audit_pb2
+from gatekeeper_client.v1 import client_key_pb2 as _client_key_pb2
+from gatekeeper_client.v1 import flag_pb2 as _flag_pb2
+from gatekeeper_client.v1 import segment_pb2 as _segment_pb2
+from gatekeeper_client.v1 import user_pb2 as _user_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message

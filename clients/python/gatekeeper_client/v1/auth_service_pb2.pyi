@@ -3,7 +3,7 @@
 isort:skip_file
 Login and sessions of admin users."""
 
-from gatekeeper.v1 import admin_user_pb2 as _admin_user_pb2
+from gatekeeper_client.v1 import admin_user_pb2 as _admin_user_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2

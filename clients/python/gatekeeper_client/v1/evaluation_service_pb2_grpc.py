@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from gatekeeper.v1 import evaluation_service_pb2 as gatekeeper_dot_v1_dot_evaluation__service__pb2
+from gatekeeper_client.v1 import evaluation_service_pb2 as gatekeeper_dot_v1_dot_evaluation__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__

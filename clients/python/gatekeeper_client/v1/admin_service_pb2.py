@@ -22,12 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from gatekeeper.v1 import admin_user_pb2 as gatekeeper_dot_v1_dot_admin__user__pb2
-from gatekeeper.v1 import audit_pb2 as gatekeeper_dot_v1_dot_audit__pb2
-from gatekeeper.v1 import client_key_pb2 as gatekeeper_dot_v1_dot_client__key__pb2
-from gatekeeper.v1 import flag_pb2 as gatekeeper_dot_v1_dot_flag__pb2
-from gatekeeper.v1 import segment_pb2 as gatekeeper_dot_v1_dot_segment__pb2
-from gatekeeper.v1 import user_pb2 as gatekeeper_dot_v1_dot_user__pb2
+from gatekeeper_client.v1 import admin_user_pb2 as gatekeeper_dot_v1_dot_admin__user__pb2
+from gatekeeper_client.v1 import audit_pb2 as gatekeeper_dot_v1_dot_audit__pb2
+from gatekeeper_client.v1 import client_key_pb2 as gatekeeper_dot_v1_dot_client__key__pb2
+from gatekeeper_client.v1 import flag_pb2 as gatekeeper_dot_v1_dot_flag__pb2
+from gatekeeper_client.v1 import segment_pb2 as gatekeeper_dot_v1_dot_segment__pb2
+from gatekeeper_client.v1 import user_pb2 as gatekeeper_dot_v1_dot_user__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2

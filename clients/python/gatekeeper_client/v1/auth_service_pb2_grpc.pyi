@@ -4,7 +4,7 @@ isort:skip_file
 Login and sessions of admin users."""
 
 from collections import abc as _abc
-from gatekeeper.v1 import auth_service_pb2 as _auth_service_pb2
+from gatekeeper_client.v1 import auth_service_pb2 as _auth_service_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
