@@ -1,10 +1,8 @@
 """`gatekeeper serve` whose bulk evaluation neither pauses nor checks anything: the baseline of `bench.fairness`."""
 
-import sys
 from collections.abc import Iterable
 
 from gatekeeper_grpc.cli.main import main
-from gatekeeper_grpc.servicers import pacing
 from gatekeeper_grpc.servicers.pacing import Pacer
 
 
@@ -14,5 +12,4 @@ def _unpaced(_pacer: Pacer, items: Iterable[object], **_checks: object) -> Itera
 
 if __name__ == "__main__":
     Pacer.paced = _unpaced  # type: ignore[method-assign, assignment] # pyright: ignore[reportAttributeAccessIssue]
-    pacing.SWITCH_INTERVAL_S = sys.getswitchinterval()  # type: ignore[misc] # pyright: ignore[reportConstantRedefinition]
     main()

@@ -45,7 +45,7 @@ from gatekeeper_grpc.scheduler import RepeatingThread, Scheduler
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
-from gatekeeper_grpc.servicers.pacing import Pacer, share_interpreter
+from gatekeeper_grpc.servicers.pacing import Pacer
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.mutations import MutationRunner
@@ -207,7 +207,6 @@ class GatekeeperServer:
             ListenError: An address cannot be listened on.
             Exception: What `prepare` raises, if the database is unfit, or away while no snapshot is stored.
         """
-        share_interpreter()
         try:
             self.scheduler.start()
             self.startup.start()
