@@ -100,14 +100,6 @@ class DocumentedEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditPage:
-    """Entries, newest first, and whether there are older ones."""
-
-    entries: Sequence[DocumentedEntry]
-    has_more: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditAnchor:
     """A position in the chain: an entry and its hash. Kept outside the database, it proves the log up to there."""
 

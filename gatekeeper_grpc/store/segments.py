@@ -1,7 +1,8 @@
 """Segments in PostgreSQL: create, read, list, update, delete."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
@@ -11,7 +12,7 @@ from gatekeeper_grpc.domain.commands import SegmentFilter, SegmentUpdate
 from gatekeeper_grpc.domain.condition import condition_document, condition_from_document
 from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from gatekeeper_grpc.domain.etag import check_etag
-from gatekeeper_grpc.domain.limits import MAX_CONDITIONS_IN_ALL, MAX_SCANNED_VALUES
+from gatekeeper_grpc.domain.limits import DEFAULT_PAGE_SIZE, MAX_CONDITIONS_IN_ALL, MAX_SCANNED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.segment import (
     CountedSegment,
@@ -29,7 +30,9 @@ from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
 
 # How many of the flags that use a segment an error names.
 _NAMED_FLAGS = 10
-
+# A default page takes one fetch. A segment may have 256 KB of values: so many rows are some 25 MB.
+_FETCH_ROWS = DEFAULT_PAGE_SIZE + 1
+Page = TypeVar("Page")
 
 _CODEC = TypeAdapter(CountedSegment)
 
@@ -97,12 +100,14 @@ class SegmentStore:
             return Read(result=counted, revision=current_revision(conn))
 
     @retry_lost_read
-    def list(self, wanted: SegmentFilter) -> Read[list[CountedSegment]]:
-        """Read a page of segments in key order."""
+    def list(self, wanted: SegmentFilter, paged: Callable[[Iterable[CountedSegment]], Page]) -> Read[Page]:
+        """Read segments in key order, and return what `paged` makes of those that it takes; few others are read."""
         parameters = {"after": wanted.after, "key_prefix": wanted.key_prefix or None, "limit": wanted.limit}
-        with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(_counted_from_row)) as cursor:
-            segments = cursor.execute(LIST_SEGMENTS, parameters).fetchall()
-            return Read(result=segments, revision=current_revision(conn))
+        with self._database.read() as conn:
+            revision = current_revision(conn)
+            with conn.cursor(name="segments", row_factory=kwargs_row(_counted_from_row)) as cursor:
+                cursor.itersize = _FETCH_ROWS
+                return Read(result=paged(cursor.execute(LIST_SEGMENTS, parameters)), revision=revision)
 
     def update(self, update: SegmentUpdate, intent: Intent) -> Written[CountedSegment]:
         """Change fields of a segment.

@@ -1,7 +1,6 @@
 """Evaluation, between domain types and messages."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf.struct_pb2 import Struct
 
@@ -20,11 +19,7 @@ from gatekeeper_grpc.domain.limits import (
 )
 from gatekeeper_grpc.domain.snapshot import Selection
 from gatekeeper_grpc.wire.json import struct_from_proto
-
-_Item = TypeVar("_Item")
-
-# Messages of a bulk stream stay below 1 MiB, with 16 KiB left for framing.
-MAX_ANSWER_BYTES = (1 << 20) - (16 << 10)
+from gatekeeper_grpc.wire.portions import portions
 
 
 def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) -> EvaluationContext:
@@ -93,7 +88,7 @@ def detail_to_proto(detail: EvaluationDetail) -> evaluation_pb2.EvaluationDetail
 def split_header(selection: Selection, *, revision: int, stale: bool) -> Iterator[service.BulkEvaluateFlagsResponse]:
     """Convert what holds for a whole bulk stream; flag keys that do not fit below 1 MiB continue in further headers."""
     unknown: Sequence[str] = selection.unknown_flag_keys
-    for flag_keys in _portions((plan.key for plan in selection.plans), _framed_length):
+    for flag_keys in portions(plan.key for plan in selection.plans):
         header = service.BulkEvaluationHeader(
             flag_keys=flag_keys, unknown_flag_keys=unknown, revision=revision, stale=stale
         )
@@ -113,23 +108,5 @@ def bulk_error_to_proto(user_id: str, error: InvalidArgument) -> service.BulkEva
 
 def split_results(results: Iterable[service.BulkEvaluationResult]) -> Iterator[service.BulkEvaluateFlagsResponse]:
     """Spread results over messages below 1 MiB, in order; no results: one empty message."""
-    for portion in _portions(results, service.BulkEvaluationResult.ByteSize):
+    for portion in portions(results):
         yield service.BulkEvaluateFlagsResponse(results=portion)
-
-
-def _portions(items: Iterable[_Item], size_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:
-    """Divide items, in order, into as few lists as fit into a message each; no items: one empty list."""
-    portion: list[_Item] = []
-    size = 0
-    for item in items:
-        size += size_of(item)
-        if size > MAX_ANSWER_BYTES and portion:
-            yield portion
-            portion, size = [], size_of(item)
-        portion.append(item)
-    yield portion
-
-
-def _framed_length(flag_key: str) -> int:
-    """Bytes of a flag key in a message: ASCII, and at most 128 of them, so tag and length take three."""
-    return len(flag_key) + 3

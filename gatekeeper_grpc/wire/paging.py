@@ -1,13 +1,18 @@
-"""Page sizes and page tokens. A token is opaque, cannot be altered, and is valid for the filters it was made for."""
+"""Pages and page tokens. A page is bounded in items and in bytes.
+
+A token is opaque, cannot be altered, and is valid for the filters it was made for.
+"""
 
 import copy
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from gatekeeper_grpc.wire import portions
 
 _Item = TypeVar("_Item")
 _MAC_BYTES = 16
@@ -49,13 +54,32 @@ class PageTokens:
         return cursor
 
     def page(
-        self, request: ListRequest, items: Sequence[_Item], key: Callable[[_Item], str]
-    ) -> tuple[Sequence[_Item], str]:
-        """Split items read with `read_limit` into the page and the token of the next page; empty when there is none."""
-        size = page_size(request)
-        if len(items) <= size:
-            return items, ""
-        return items[:size], self.token(request, key(items[size - 1]))
+        self,
+        request: ListRequest,
+        items: Iterable[_Item],
+        *,
+        convert: Callable[[_Item], portions.Item],
+        key: Callable[[_Item], str],
+    ) -> tuple[list[portions.Item], str]:
+        """Return a page, and the token of the next page; empty when there is none.
+
+        A page ends below 1 MiB, so it may be shorter than the request wants. It has one item at least, if there is any.
+
+        Args:
+            request: The request.
+            items: In order. At most one is taken that is not on the page, so they may be read one by one.
+            convert: Makes what the response lists.
+            key: Returns the cursor of an item.
+        """
+        taken = []
+
+        def converted() -> Iterator[portions.Item]:
+            for item in islice(items, read_limit(request)):
+                taken.append(item)
+                yield convert(item)
+
+        page = next(portions.portions(converted()))[: page_size(request)]
+        return page, "" if len(page) == len(taken) else self.token(request, key(taken[len(page) - 1]))
 
     def token(self, request: ListRequest, cursor: str) -> str:
         """Make the token of the page that continues after a cursor."""

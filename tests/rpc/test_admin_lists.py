@@ -278,7 +278,7 @@ def test_a_page_token_of_one_flag_s_targets_is_refused_for_another_flag(admin: A
 
 def made_with(secret: bytes) -> str:
     """Make the token behind the second flag as an installation with this secret would."""
-    _, token = PageTokens([secret]).page(pb.ListFlagsRequest(page_size=2), KEYS_IN_ORDER[:3], str)
+    _, token = PageTokens([secret]).page(pb.ListFlagsRequest(page_size=2), KEYS_IN_ORDER[:3], convert=str, key=str)
     return token
 
 

@@ -219,16 +219,17 @@ def test_a_page_token_belongs_to_its_filters(written: Installation) -> None:
     assert refusal_of(written, page_size=2, page_token=token, actor=ACTOR) == invalid("page_token")
 
 
-def test_a_page_ends_early_where_documents_are_large(installation: Installation) -> None:
-    user_ids = [[f"user-{start + number}" for number in range(10_000)] for start in range(0, 40_000, 10_000)]
+def test_a_page_ends_early_where_documents_or_the_ids_of_users_are_large(installation: Installation) -> None:
+    """Three entries of 1.6 MB, most of it user ids: one page of them is refused by a client with default options."""
+    user_ids = [[f"{start + number:240}".replace(" ", "u") for number in range(5_000)] for start in (0, 5_000, 10_000)]
     imports = (pb.ImportTargetsRequest(flag_key="alpha", user_ids=ids, value=True) for ids in user_ids)
     installation.admin.ImportTargets(imports, timeout=TIMEOUT_S)
 
-    first = page(installation)
-    second = page(installation, page_token=first.next_page_token)
+    pages = [page(installation)]
+    while pages[-1].next_page_token:
+        pages.append(page(installation, page_token=pages[-1].next_page_token))
 
-    assert [entry.seq for entry in (*first.audit_entries, *second.audit_entries)] == [7, 6, 5, 4, 3, 2, 1]
-    assert first.ByteSize() < 4 << 20
+    assert [[entry.seq for entry in each.audit_entries] for each in pages] == [[6], [5], [4], [3, 2, 1]]
 
 
 def test_a_redacted_entry_has_no_document_and_says_so(installation: Installation) -> None:

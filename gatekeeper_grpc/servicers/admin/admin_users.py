@@ -4,6 +4,8 @@ A password is hashed before the store is called: a mutation locks the head for m
 second.
 """
 
+from functools import partial
+
 import grpc
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
@@ -44,10 +46,10 @@ class AdminUserRpcs(AdminRpcs):
     ) -> pb.ListAdminUsersResponse:
         after = self.page_tokens.cursor(request)
         read = self.stores.admin_users.list(after=after, limit=read_limit(request))
-        users, next_page_token = self.page_tokens.page(request, read.result, lambda user: user.username)
-        return pb.ListAdminUsersResponse(
-            admin_users=map(admin_user_to_proto, users), next_page_token=next_page_token, revision=read.revision
+        users, next_page_token = self.page_tokens.page(
+            request, read.result, convert=admin_user_to_proto, key=lambda user: user.username
         )
+        return pb.ListAdminUsersResponse(admin_users=users, next_page_token=next_page_token, revision=read.revision)
 
     def UpdateAdminUser(
         self, request: pb.UpdateAdminUserRequest, context: grpc.ServicerContext
@@ -98,9 +100,13 @@ class AdminUserRpcs(AdminRpcs):
         caller, after = current_caller(), self.page_tokens.cursor(request)
         wanted = session_filter_from_proto(request, caller, after=after, limit=read_limit(request))
         found = self.stores.logins.list_sessions(wanted)
-        sessions, next_page_token = self.page_tokens.page(request, found, lambda session: str(session.session_id))
-        converted = (session_to_proto(session, current=caller.session_id) for session in sessions)
-        return pb.ListSessionsResponse(sessions=converted, next_page_token=next_page_token)
+        sessions, next_page_token = self.page_tokens.page(
+            request,
+            found,
+            convert=partial(session_to_proto, current=caller.session_id),
+            key=lambda session: str(session.session_id),
+        )
+        return pb.ListSessionsResponse(sessions=sessions, next_page_token=next_page_token)
 
     def RevokeSession(
         self, request: pb.RevokeSessionRequest, context: grpc.ServicerContext
@@ -117,5 +123,7 @@ class AdminUserRpcs(AdminRpcs):
         found = self.stores.logins.list_events(
             auth_event_filter_from_proto(request, before=before, limit=read_limit(request))
         )
-        events, next_page_token = self.page_tokens.page(request, found, lambda event: str(event.event_id))
-        return pb.ListAuthEventsResponse(auth_events=map(auth_event_to_proto, events), next_page_token=next_page_token)
+        events, next_page_token = self.page_tokens.page(
+            request, found, convert=auth_event_to_proto, key=lambda event: str(event.event_id)
+        )
+        return pb.ListAuthEventsResponse(auth_events=events, next_page_token=next_page_token)

@@ -1,6 +1,7 @@
 """AdminService: the audit log."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 
@@ -14,7 +15,7 @@ from gatekeeper_grpc.wire.audit import (
     entry_to_proto,
     verification_to_proto,
 )
-from gatekeeper_grpc.wire.paging import page_size
+from gatekeeper_grpc.wire.paging import read_limit
 
 
 class AuditRpcs(AdminRpcs):
@@ -24,11 +25,12 @@ class AuditRpcs(AdminRpcs):
         self, request: pb.ListAuditEntriesRequest, context: grpc.ServicerContext
     ) -> pb.ListAuditEntriesResponse:
         cursor = self.page_tokens.cursor(request)
-        page = self.stores.audit.list(audit_filter_from_proto(request, cursor=cursor, limit=page_size(request)))
-        response = pb.ListAuditEntriesResponse(audit_entries=map(entry_to_proto, page.entries))
-        if page.has_more:
-            response.next_page_token = self.page_tokens.token(request, str(page.entries[-1].entry.seq))
-        return response
+        wanted = audit_filter_from_proto(request, cursor=cursor, limit=read_limit(request))
+        paged = partial(
+            self.page_tokens.page, request, convert=entry_to_proto, key=lambda documented: str(documented.entry.seq)
+        )
+        entries, next_page_token = self.stores.audit.list(wanted, paged)
+        return pb.ListAuditEntriesResponse(audit_entries=entries, next_page_token=next_page_token)
 
     def VerifyAuditLog(
         self, request: pb.VerifyAuditLogRequest, context: grpc.ServicerContext

@@ -31,10 +31,10 @@ class ClientKeyRpcs(AdminRpcs):
     ) -> pb.ListClientKeysResponse:
         after = self.page_tokens.cursor(request)
         read = self.stores.client_keys.list(after=after, limit=read_limit(request))
-        keys, next_page_token = self.page_tokens.page(request, read.result, lambda key: key.key_id)
-        return pb.ListClientKeysResponse(
-            client_keys=map(client_key_to_proto, keys), next_page_token=next_page_token, revision=read.revision
+        keys, next_page_token = self.page_tokens.page(
+            request, read.result, convert=client_key_to_proto, key=lambda key: key.key_id
         )
+        return pb.ListClientKeysResponse(client_keys=keys, next_page_token=next_page_token, revision=read.revision)
 
     def RevokeClientKey(
         self, request: pb.RevokeClientKeyRequest, context: grpc.ServicerContext

@@ -31,10 +31,10 @@ class FlagRpcs(AdminRpcs):
     def ListFlags(self, request: pb.ListFlagsRequest, context: grpc.ServicerContext) -> pb.ListFlagsResponse:
         after = self.page_tokens.cursor(request)
         read = self.stores.flags.list(flag_filter_from_proto(request, after=after, limit=read_limit(request)))
-        flags, next_page_token = self.page_tokens.page(request, read.result, lambda flag: flag.key)
-        return pb.ListFlagsResponse(
-            flags=map(flag_to_proto, flags), next_page_token=next_page_token, revision=read.revision
+        flags, next_page_token = self.page_tokens.page(
+            request, read.result, convert=flag_to_proto, key=lambda flag: flag.key
         )
+        return pb.ListFlagsResponse(flags=flags, next_page_token=next_page_token, revision=read.revision)
 
     def UpdateFlag(self, request: pb.UpdateFlagRequest, context: grpc.ServicerContext) -> pb.UpdateFlagResponse:
         update = flag_update_from_proto(request)

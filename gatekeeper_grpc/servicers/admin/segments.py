@@ -1,6 +1,7 @@
 """AdminService: segments."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 
@@ -38,11 +39,13 @@ class SegmentRpcs(AdminRpcs):
 
     def ListSegments(self, request: pb.ListSegmentsRequest, context: grpc.ServicerContext) -> pb.ListSegmentsResponse:
         after = self.page_tokens.cursor(request)
-        read = self.stores.segments.list(segment_filter_from_proto(request, after=after, limit=read_limit(request)))
-        segments, next_page_token = self.page_tokens.page(request, read.result, lambda counted: counted.segment.key)
-        return pb.ListSegmentsResponse(
-            segments=map(segment_to_proto, segments), next_page_token=next_page_token, revision=read.revision
+        wanted = segment_filter_from_proto(request, after=after, limit=read_limit(request))
+        paged = partial(
+            self.page_tokens.page, request, convert=segment_to_proto, key=lambda counted: counted.segment.key
         )
+        read = self.stores.segments.list(wanted, paged)
+        segments, next_page_token = read.result
+        return pb.ListSegmentsResponse(segments=segments, next_page_token=next_page_token, revision=read.revision)
 
     def UpdateSegment(
         self, request: pb.UpdateSegmentRequest, context: grpc.ServicerContext
@@ -92,5 +95,5 @@ class SegmentRpcs(AdminRpcs):
         check_key("segment_key", request.segment_key)
         after = self.page_tokens.cursor(request)
         read = self.stores.members.list(request.segment_key, after=after, limit=read_limit(request))
-        user_ids, next_page_token = self.page_tokens.page(request, read.result, str)
+        user_ids, next_page_token = self.page_tokens.page(request, read.result, convert=str, key=str)
         return pb.ListSegmentMembersResponse(user_ids=user_ids, next_page_token=next_page_token, revision=read.revision)

@@ -37,10 +37,10 @@ class TargetRpcs(AdminRpcs):
         check_key("flag_key", request.flag_key)
         after = self.page_tokens.cursor(request)
         read = self.stores.targets.list(request.flag_key, after=after, limit=read_limit(request))
-        targets, next_page_token = self.page_tokens.page(request, read.result, lambda target: target.user_id)
-        return pb.ListTargetsResponse(
-            targets=map(target_to_proto, targets), next_page_token=next_page_token, revision=read.revision
+        targets, next_page_token = self.page_tokens.page(
+            request, read.result, convert=target_to_proto, key=lambda target: target.user_id
         )
+        return pb.ListTargetsResponse(targets=targets, next_page_token=next_page_token, revision=read.revision)
 
     def ImportTargets(
         self, request_iterator: Iterator[pb.ImportTargetsRequest], context: grpc.ServicerContext

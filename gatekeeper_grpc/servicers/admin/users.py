@@ -31,10 +31,10 @@ class UserRpcs(AdminRpcs):
     def ListUsers(self, request: pb.ListUsersRequest, context: grpc.ServicerContext) -> pb.ListUsersResponse:
         after = self.page_tokens.cursor(request)
         read = self.stores.users.list(user_filter_from_proto(request, after=after, limit=read_limit(request)))
-        users, next_page_token = self.page_tokens.page(request, read.result, lambda user: user.user_id)
-        return pb.ListUsersResponse(
-            users=map(user_to_proto, users), next_page_token=next_page_token, revision=read.revision
+        users, next_page_token = self.page_tokens.page(
+            request, read.result, convert=user_to_proto, key=lambda user: user.user_id
         )
+        return pb.ListUsersResponse(users=users, next_page_token=next_page_token, revision=read.revision)
 
     def UpdateUser(self, request: pb.UpdateUserRequest, context: grpc.ServicerContext) -> pb.UpdateUserResponse:
         update = user_update_from_proto(request)

@@ -3,11 +3,11 @@
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString, TypeAlias
+from typing import Any, LiteralString, TypeAlias, TypeVar
 
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
@@ -19,7 +19,6 @@ from gatekeeper_grpc.domain.audit import (
     AuditAnchor,
     AuditEntry,
     AuditHead,
-    AuditPage,
     DocumentedEntry,
     RecordedEntry,
     Redaction,
@@ -35,8 +34,8 @@ from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 ARCHIVE_ACTION = "ArchiveAuditLog"
-# A response with its documents and user ids must fit into the 4 MiB that clients accept.
-_PAGE_DOCUMENT_BYTES = 1 << 20
+# Documents are read in parts of so many bytes, or of one document.
+_PART_BYTES = 1 << 20
 # A verification keeps a connection and a core busy, which other calls need as well.
 _MAX_VERIFICATIONS = 2
 # A document may have 400 KB: so many rows are at most 40 MB. Other threads run between two fetches.
@@ -45,6 +44,7 @@ _FETCH_EVIDENCE_ROWS = 1_000
 # In documents, every string that is a UUID is a subject id.
 _SUBJECT_IDS = re.compile(rb'"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
 _NAMED_BY_SUBJECT = frozenset({ResourceType.USER, ResourceType.SUBJECT})
+Page = TypeVar("Page")
 # An entry without its document yet, and the size of the document, 0 if it was redacted.
 _Found: TypeAlias = tuple[DocumentedEntry, int]
 # A row that belongs to the entry in its first column.
@@ -65,12 +65,10 @@ class AuditStore:
             return read_head(conn)
 
     @retry_lost_read
-    def list(self, wanted: AuditFilter) -> AuditPage:
-        """Read a page of entries, newest first; with large documents, fewer entries than wanted."""
+    def list(self, wanted: AuditFilter, paged: Callable[[Iterable[DocumentedEntry]], Page]) -> Page:
+        """Read entries, newest first, and return what `paged` makes of those that it takes; the others are not read."""
         with self._database.read() as conn:
-            found = _find(conn, wanted)
-            fitting = found[: _fitting([size for _, size in found[: wanted.limit]])]
-            return AuditPage(entries=_documented(conn, fitting), has_more=len(found) > len(fitting))
+            return paged(_documented_in_parts(conn, _find(conn, wanted)))
 
     def verify(self, anchor: AuditAnchor | None = None) -> Iterator[Verification]:
         """Verify the whole log against its head and an external anchor.
@@ -330,7 +328,7 @@ def list_query(wanted: AuditFilter) -> tuple[LiteralString, dict[str, object]]:
     given = {name: value for name in _CONDITIONS if (value := getattr(wanted, name)) not in ("", None)}
     conditions: LiteralString = " AND ".join([_CONDITIONS[name] for name in given])
     where: LiteralString = "WHERE " + conditions if given else ""
-    return _SELECT_ENTRIES + where + " ORDER BY a.seq DESC LIMIT %(limit)s", {**given, "limit": wanted.limit + 1}
+    return _SELECT_ENTRIES + where + " ORDER BY a.seq DESC LIMIT %(limit)s", {**given, "limit": wanted.limit}
 
 
 def _find(conn: Connection, wanted: AuditFilter) -> list[_Found]:
@@ -338,9 +336,17 @@ def _find(conn: Connection, wanted: AuditFilter) -> list[_Found]:
         return cursor.execute(*list_query(wanted)).fetchall()
 
 
+def _documented_in_parts(conn: Connection, found: Sequence[_Found]) -> Iterator[DocumentedEntry]:
+    """Read the documents of entries, in the order of these, as they are asked for."""
+    while found:
+        count = _fitting([size for _, size in found])
+        yield from _documented(conn, found[:count])
+        found = found[count:]
+
+
 def _fitting(sizes: Sequence[int]) -> int:
-    """Return how many of the first documents fit into a page; at least one."""
-    room = _PAGE_DOCUMENT_BYTES
+    """Return how many of the first documents fit into a part; at least one."""
+    room = _PART_BYTES
     for count, size in enumerate(sizes):
         room -= size
         if room < 0:

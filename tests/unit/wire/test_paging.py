@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper_client.v1.admin_service_pb2 import ListFlagsRequest, ListTargetsRequest
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.wire.paging import PageTokens, page_size, read_limit
 
@@ -21,7 +22,7 @@ def read(request: ListFlagsRequest, cursor: str) -> list[str]:
 
 
 def next_page_token(request: ListFlagsRequest, tokens: PageTokens = TOKENS) -> str:
-    _, token = tokens.page(request, read(request, tokens.cursor(request)), str)
+    _, token = tokens.page(request, read(request, tokens.cursor(request)), convert=str, key=str)
     return token
 
 
@@ -39,11 +40,38 @@ def test_following_the_tokens_reads_everything_once_in_order(size: int, pages: l
     request = ListFlagsRequest(page_size=size)
     walked: list[list[str]] = []
     while not walked or request.page_token:
-        page, request.page_token = TOKENS.page(request, read(request, TOKENS.cursor(request)), str)
+        page, request.page_token = TOKENS.page(request, read(request, TOKENS.cursor(request)), convert=str, key=str)
         walked.append([*page])
 
     assert [len(page) for page in walked] == pages
     assert [key for page in walked for key in page] == KEYS
+
+
+@pytest.mark.parametrize(
+    ("kib", "pages"),
+    [
+        pytest.param(15, [67, 33], id="a shorter page"),
+        pytest.param(600, [1] * 100, id="one that leaves no room for a second"),
+        pytest.param(2_000, [1] * 100, id="larger than a page alone"),
+    ],
+)
+def test_a_page_is_bounded_in_bytes_too(kib: int, pages: list[int]) -> None:
+    request = ListFlagsRequest(page_size=1_000)
+    converted = 0
+    lengths: list[int] = []
+
+    def large(key: str) -> Flag:
+        nonlocal converted
+        converted += 1
+        return Flag(key=key, description="x" * (kib << 10))
+
+    while not lengths or request.page_token:
+        left = iter(key for key in KEYS[:100] if key > TOKENS.cursor(request))
+        page, request.page_token = TOKENS.page(request, left, convert=large, key=str)
+        lengths.append(len(page))
+
+    assert lengths == pages
+    assert converted <= 100 + len(pages)  # one that is not on it, at most, is taken for a page
 
 
 def test_another_page_size_may_be_asked_for_on_the_way() -> None:
@@ -56,7 +84,7 @@ def test_another_page_size_may_be_asked_for_on_the_way() -> None:
 @given(cursor=st.text(st.characters(codec="utf-8"), max_size=300))
 def test_a_token_carries_any_cursor(cursor: str) -> None:
     request = ListTargetsRequest(flag_key="f", page_size=1)
-    _, request.page_token = TOKENS.page(request, [cursor, "more"], str)
+    _, request.page_token = TOKENS.page(request, [cursor, "more"], convert=str, key=str)
 
     assert TOKENS.cursor(request) == cursor
 
