@@ -1,4 +1,4 @@
-"""The call that the current thread serves: how long its caller will still wait, and whether anybody waits at all."""
+"""The call that the current thread serves: its id, how long its caller will still wait, and whether anybody does."""
 
 import math
 import weakref
@@ -29,13 +29,20 @@ def _no_call() -> None:
 _current: ContextVar[Callable[[], Call | None]] = ContextVar("gatekeeper_call", default=_no_call)
 
 
+_call_id: ContextVar[str] = ContextVar("gatekeeper_call_id", default="")
 _arrived_at: ContextVar[float] = ContextVar("gatekeeper_call_arrived_at")
 
 
-def set_current_call(call: Call, *, arrived_at: float) -> None:
+def set_current_call(call: Call, *, call_id: str, arrived_at: float) -> None:
     """Make `call` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
     _current.set(weakref.ref(call))
+    _call_id.set(call_id)
     _arrived_at.set(arrived_at)
+
+
+def current_call_id() -> str:
+    """Return the server's id of the current call, also after its end; empty without a call."""
+    return _call_id.get()
 
 
 def call_arrived_at() -> float:

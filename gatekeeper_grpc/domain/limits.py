@@ -54,6 +54,17 @@ def check_key(field: str, key: str) -> None:
         )
 
 
+def check_keys(field: str, keys: Collection[str]) -> None:
+    """Check a list of keys.
+
+    Raises:
+        InvalidArgument: One is malformed; names the first.
+    """
+    if not all(map(_KEY.fullmatch, keys)):
+        for position, key in enumerate(keys):
+            check_key(f"{field}[{position}]", key)
+
+
 def check_user_id(field: str, user_id: str) -> None:
     """Check a user id.
 

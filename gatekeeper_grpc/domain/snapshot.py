@@ -149,10 +149,9 @@ class Snapshot:
         """Find the flags that a request names; no keys: all flags."""
         if not flag_keys:
             return Selection(plans=tuple(self.plans.values()), unknown_flag_keys=())
-        return Selection(
-            plans=tuple(self.plans[key] for key in flag_keys if key in self.plans),
-            unknown_flag_keys=tuple(key for key in flag_keys if key not in self.plans),
-        )
+        plans = [plan for key in flag_keys if (plan := self.plans.get(key))]
+        unknown = () if len(plans) == len(flag_keys) else tuple(key for key in flag_keys if key not in self.plans)
+        return Selection(plans=plans, unknown_flag_keys=unknown)
 
     def evaluate(self, plans: Iterable[FlagPlan], context: EvaluationContext) -> list[EvaluationDetail]:
         """Evaluate flags of this snapshot for one user, in order."""

@@ -14,9 +14,9 @@ from gatekeeper_grpc.auth.signatures import SignatureVerifier, SignedCall
 from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
 from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
-from gatekeeper_grpc.interceptors.errors import errors_as_status
+from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
-from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc, request_scope
+from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream, RequestReader, arrival_of
@@ -103,12 +103,18 @@ def _with_stages(name: str, handler: _Handler, stages: Stages) -> _Handler:
     """
     if not handler.response_streaming:
         unary = _UnaryResponse(name, handler, stages)
-        return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(unary, None, _serializer(handler))
     behaviour = _behaviour(handler)
     marks = ("sends_by_response_stream", "experimental_non_blocking")
     is_non_blocking = any(getattr(behaviour, mark, False) for mark in marks)
     stream = (_NonBlockingResponse if is_non_blocking else _StreamResponse)(name, handler, stages)
     return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+
+def _serializer(handler: _Handler) -> Callable[[Any], bytes]:
+    """Return what serialises the responses of a handler, which may be bytes already."""
+    serialize = handler.response_serializer
+    return lambda response: response if type(response) is bytes or serialize is None else serialize(response)
 
 
 def _behaviour(handler: _Handler) -> Any:
@@ -158,8 +164,10 @@ class _Method:
         self.first_message_within_s = self._timeout.limit_s
         self.check_message = stages.message_checks.get(name, _check_nothing)
 
-    def _open_rpc(self) -> Rpc:
-        return Rpc(method=self._name, quiet=self._policy.quiet)
+    def _open_rpc(self, context: Any) -> Rpc:
+        rpc = Rpc(method=self._name, quiet=self._policy.quiet)
+        open_rpc(rpc, context)
+        return rpc
 
     def arrive(self, call: ArrivedCall) -> Arrival:
         """Authenticate a call by its metadata: on the serving thread, so without I/O and in at most 100 us.
@@ -224,20 +232,25 @@ class _Method:
 
 class _UnaryResponse(_Method):
     def __call__(self, requests: Any, context: Any) -> Any:
-        rpc = self._open_rpc()
-        with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
+        rpc = self._open_rpc(context)
+        try:
             signed = self._admit(rpc, context)
             argument = self._argument(requests, signed, self._life(rpc, signed))
             response = self._behaviour(argument, context)
             self._require_caller()
+        except Exception as error:  # noqa: BLE001 - all become a status
+            end_with(error, context, method=self._name, call_id=rpc.call_id)
+        else:
             return response
+        finally:
+            log_finished(rpc, context)
 
 
 class _StreamResponse(_Method):
     def __call__(self, requests: Any, context: Any) -> Iterator[Any]:
-        rpc = self._open_rpc()
+        rpc = self._open_rpc(context)
         # The scope is open until the last response: an error between responses must pass the same stages.
-        with request_scope(rpc, context), errors_as_status(context, method=self._name, call_id=rpc.call_id):
+        try:
             signed = self._admit(rpc, context)
             life = self._life(rpc, signed)
             responses = self._behaviour(self._argument(requests, signed, life), context)
@@ -245,6 +258,10 @@ class _StreamResponse(_Method):
                 life.check()
                 self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
                 yield response
+        except Exception as error:  # noqa: BLE001 - all become a status
+            end_with(error, context, method=self._name, call_id=rpc.call_id)
+        finally:
+            log_finished(rpc, context)
 
 
 class _NonBlockingResponse(_Method):
@@ -258,18 +275,19 @@ class _NonBlockingResponse(_Method):
     experimental_non_blocking = True
 
     def __call__(self, requests: Any, context: Any, send_response: Callable[[Any], None]) -> None:
-        rpc = self._open_rpc()
-        open_rpc(rpc, context)
+        rpc = self._open_rpc(context)
         worker_context = _CallbacksOnWorkers(context, self._pool)
         if not worker_context.add_callback(partial(log_finished, rpc, context)):
             log_finished(rpc, context)
         by_stream = getattr(self._behaviour, "sends_by_response_stream", False)
         send = GrpcResponseStream(context) if by_stream else partial(self._send, send_response, context)
-        with errors_as_status(context, method=self._name, call_id=rpc.call_id):
+        try:
             signed = self._admit(rpc, context)
             self._behaviour(self._argument(requests, signed, self._life(rpc, signed)), worker_context, send)
             if self._max_age_s < inf:
                 self._keep_within_limits(worker_context, GrpcResponseStream(context), rpc.client_key)
+        except Exception as error:  # noqa: BLE001 - all become a status
+            end_with(error, context, method=self._name, call_id=rpc.call_id)
 
     def _keep_within_limits(self, context: "_CallbacksOnWorkers", stream: GrpcResponseStream, key: str | None) -> None:
         """End the stream, which goes on without this worker, at its greatest age or with its key."""

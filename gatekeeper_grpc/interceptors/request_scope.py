@@ -1,11 +1,9 @@
-"""The outermost stage: gives a call its id, binds the id to the log lines of the call, and logs the end of the call."""
+"""The outermost stage: gives a call its id, and logs the end of the call."""
 
 import logging
-import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from random import getrandbits
 from typing import Any
 
 import grpc
@@ -26,31 +24,20 @@ class Rpc:
 
     method: str
     quiet: bool
-    call_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    call_id: str = field(default_factory=lambda: f"{getrandbits(64):016x}")
     started: float = field(default_factory=time.monotonic)
     caller: Caller | None = None
     client_key: str | None = None
     """The public name of the client key that signed the call."""
 
 
-@contextmanager
-def request_scope(rpc: Rpc, context: Any) -> Iterator[None]:
-    """Open `rpc` on its worker, and log it when the block ends."""
-    open_rpc(rpc, context)
-    try:
-        yield
-    finally:
-        log_finished(rpc, context)
-
-
 def open_rpc(rpc: Rpc, context: Any) -> None:
-    """Make the call the current one, send the client its id in the trailing metadata, and bind the id to the log.
+    """Make the call the current one, whose id all its log lines have, and send the client the id.
 
-    It needs no unbinding: grpcio runs each call in its own `contextvars.Context`.
+    It needs no undoing: grpcio runs each call in its own `contextvars.Context`.
     """
     context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id),))
-    structlog.contextvars.bind_contextvars(call_id=rpc.call_id)
-    set_current_call(context, arrived_at=arrived_at(context))
+    set_current_call(context, call_id=rpc.call_id, arrived_at=arrived_at(context))
 
 
 def log_finished(rpc: Rpc, context: Any) -> None:

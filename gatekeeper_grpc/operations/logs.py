@@ -4,9 +4,13 @@ import logging
 import math
 import sys
 import time
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 from structlog.typing import Processor
+
+from gatekeeper_grpc.domain.current_call import current_call_id
 
 _log = structlog.get_logger(__name__)
 
@@ -26,7 +30,7 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None) ->
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            add_call_id,
             *([] if worker is None else [_adds(worker=worker)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -38,6 +42,12 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None) ->
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs()])
+
+
+def add_call_id(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the id of the call that the line is about, unless no call is served."""
+    call_id = current_call_id()
+    return {"call_id": call_id, **event} if call_id else event
 
 
 def _adds(**fields: object) -> Processor:

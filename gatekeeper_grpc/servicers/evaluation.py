@@ -15,6 +15,7 @@ from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
 from gatekeeper_grpc.servicers.pacing import Pacer
 from gatekeeper_grpc.servicers.watch import WatchRpcs
 from gatekeeper_grpc.wire.evaluation import (
+    answer_to_bytes,
     bulk_error_to_proto,
     context_from_proto,
     detail_to_proto,
@@ -37,22 +38,19 @@ class EvaluationServicer(WatchRpcs):
         super().__init__(cache, watchers)
         self._pacer = pacer or Pacer()
 
-    def EvaluateFlags(
+    def EvaluateFlags(  # type: ignore[override] # The response is serialised already.
         self, request: pb.EvaluateFlagsRequest, context: grpc.ServicerContext
-    ) -> pb.EvaluateFlagsResponse:
+    ) -> bytes:
         evaluation_context = context_from_proto("context", request.context)
         snapshot, selection = self._selected(request)
         details = snapshot.evaluate(selection.plans, evaluation_context)
-        response = pb.EvaluateFlagsResponse(
-            flags={plan.key: detail.value for plan, detail in zip(selection.plans, details, strict=True)},
-            unknown_flag_keys=selection.unknown_flag_keys,
-            revision=snapshot.revision,
-            stale=self._cache.is_stale(),
+        rest = pb.EvaluateFlagsResponse(
+            unknown_flag_keys=selection.unknown_flag_keys, revision=snapshot.revision, stale=self._cache.is_stale()
         )
         if request.include_details:
             for plan, detail in zip(selection.plans, details, strict=True):
-                response.details[plan.key].CopyFrom(detail_to_proto(detail))
-        return response
+                rest.details[plan.key].CopyFrom(detail_to_proto(detail))
+        return answer_to_bytes(selection.plans, details, rest)
 
     def BulkEvaluateFlags(
         self, request_iterator: Iterator[pb.BulkEvaluateFlagsRequest], context: grpc.ServicerContext

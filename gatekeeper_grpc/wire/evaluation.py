@@ -1,6 +1,7 @@
 """Evaluation, between domain types and messages."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from google.protobuf.struct_pb2 import Struct
 
@@ -9,17 +10,21 @@ from gatekeeper_client.v1 import evaluation_service_pb2 as service
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Question
+from gatekeeper_grpc.domain.evaluator import FlagPlan
 from gatekeeper_grpc.domain.limits import (
     MAX_ATTRIBUTES_BYTES,
     MAX_FLAG_KEYS,
     check_count,
     check_distinct,
-    check_key,
+    check_keys,
     check_user_id,
 )
 from gatekeeper_grpc.domain.snapshot import Selection
 from gatekeeper_grpc.wire.json import struct_from_proto
 from gatekeeper_grpc.wire.portions import portions
+
+# As many as an installation may have by default: some 3 MiB.
+_REMEMBERED_FLAGS = 10_000
 
 
 def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) -> EvaluationContext:
@@ -56,8 +61,7 @@ def check_flag_keys(flag_keys: Sequence[str]) -> None:
         InvalidArgument: Over 1,000 keys, or one is malformed or repeated.
     """
     check_count("flag_keys", flag_keys, at_most=MAX_FLAG_KEYS)
-    for position, key in enumerate(flag_keys):
-        check_key(f"flag_keys[{position}]", key)
+    check_keys("flag_keys", flag_keys)
     check_distinct("flag_keys", flag_keys)
 
 
@@ -67,7 +71,7 @@ def question_from_proto(request: service.EvaluateFlagsRequest | service.BulkEval
     Raises:
         InvalidArgument: As `check_flag_keys`, or `min_revision` is negative.
     """
-    question = Question(request.flag_keys, request.min_revision)
+    question = Question(tuple(request.flag_keys), request.min_revision)
     check_flag_keys(question.flag_keys)
     if question.min_revision < 0:
         raise InvalidArgument.of("min_revision", "must be 1 or more, or 0 for any revision")
@@ -83,6 +87,25 @@ def detail_to_proto(detail: EvaluationDetail) -> evaluation_pb2.EvaluationDetail
         segment_key=detail.segment_key,
         bucket=detail.bucket,
     )
+
+
+def answer_to_bytes(
+    plans: Sequence[FlagPlan], details: Sequence[EvaluationDetail], rest: service.EvaluateFlagsResponse
+) -> bytes:
+    """Serialise an `EvaluateFlagsResponse`: the value of each flag, and everything else from `rest`.
+
+    A message is the concatenation of its fields, and those of a flag are always the same: joining them takes a tenth of
+    the time of a map field.
+    """
+    entries = [_entries_of(plan.key)[detail.value] for plan, detail in zip(plans, details, strict=True)]
+    return b"".join([*entries, rest.SerializeToString()])
+
+
+@lru_cache(maxsize=_REMEMBERED_FLAGS)
+def _entries_of(flag_key: str) -> tuple[bytes, bytes]:
+    """Return the field that says that a flag is false, and the one that says true, as bytes."""
+    off, on = (service.EvaluateFlagsResponse(flags={flag_key: value}) for value in (False, True))
+    return off.SerializeToString(), on.SerializeToString()
 
 
 def split_header(selection: Selection, *, revision: int, stale: bool) -> Iterator[service.BulkEvaluateFlagsResponse]:

@@ -57,7 +57,7 @@ def call() -> Iterator[Callable[[FakeCall], None]]:
 
     def begin(call: FakeCall) -> None:
         calls.append(call)  # grpcio keeps a call that it serves.
-        current_call.set_current_call(call, arrived_at=time.monotonic())
+        current_call.set_current_call(call, call_id="test", arrived_at=time.monotonic())
 
     with current_call.detached():
         yield begin

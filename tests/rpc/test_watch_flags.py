@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-import structlog
 from google.protobuf.field_mask_pb2 import FieldMask
 from structlog.testing import capture_logs
 
@@ -30,6 +29,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.lifecycle import server as server_module
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.operations.logs import add_call_id
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.wire.watch import watch_message
 from tests.support.clients import (
@@ -558,7 +558,7 @@ def test_at_shutdown_watchers_are_sent_away_without_delaying_it(start_server: St
 
 def test_each_stream_is_logged_once_under_the_id_that_its_client_got(start_server: StartServer) -> None:
     server = start_server()
-    with capture_logs([structlog.contextvars.merge_contextvars]) as logs, connect(server) as channel:
+    with capture_logs([add_call_id]) as logs, connect(server) as channel:
         with watching(channel) as left:
             left.read()
         with watching(channel) as ended:

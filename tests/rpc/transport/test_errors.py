@@ -12,6 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.interceptors.policy import Access, Policy
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
+from gatekeeper_grpc.operations.logs import add_call_id
 from gatekeeper_grpc.transport.admission import PoolName
 from tests.support.stages import (
     EDIT,
@@ -34,7 +35,7 @@ SECRET = "postgresql://u:hunter2@db"
 
 @pytest.fixture
 def logs() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+    with structlog.testing.capture_logs([add_call_id]) as lines:
         yield lines
 
 

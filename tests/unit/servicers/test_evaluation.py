@@ -42,10 +42,9 @@ class House:
     def evaluate(self) -> pb.EvaluateFlagsResponse:
         method = SERVICE.methods_by_name["EvaluateFlags"]
         call = self.server.invoke_unary_unary(method, (), pb.EvaluateFlagsRequest(context=CONTEXT), None)
-        response: pb.EvaluateFlagsResponse
         response, _, code, _ = call.termination()
         assert code is grpc.StatusCode.OK
-        return response
+        return pb.EvaluateFlagsResponse.FromString(response)
 
     def bulk_header(self) -> pb.BulkEvaluationHeader:
         call = self.server.invoke_stream_stream(SERVICE.methods_by_name["BulkEvaluateFlags"], (), None)

@@ -10,13 +10,18 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as ContextMessage
 from gatekeeper_client.v1.evaluation_pb2 import Reason as ReasonMessage
-from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluationResult, EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2 import (
+    BulkEvaluationResult,
+    EvaluateFlagsRequest,
+    EvaluateFlagsResponse,
+)
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
-from gatekeeper_grpc.domain.evaluator import compile_flag
+from gatekeeper_grpc.domain.evaluator import compile_flag, detail
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig
 from gatekeeper_grpc.domain.snapshot import Selection
 from gatekeeper_grpc.wire.evaluation import (
+    answer_to_bytes,
     attributes_from_proto,
     bulk_error_to_proto,
     check_flag_keys,
@@ -221,3 +226,17 @@ def test_no_flags_are_one_header_without_keys() -> None:
 
 def test_no_results_are_one_empty_answer() -> None:
     assert [len(response.results) for response in split_results([])] == [0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 200])
+def test_an_answer_in_bytes_is_the_message_built_field_by_field(count: int) -> None:
+    plans = [compile_flag(flag("k" * (number % 120 + 1) + f".{number}"), has_targets=False) for number in range(count)]
+    details = [detail("on" if number % 3 else "off", Reason.STATIC) for number in range(count)]
+    rest = EvaluateFlagsResponse(unknown_flag_keys=["gone"], revision=2**40, stale=True)
+    for plan, one in zip(plans, details, strict=True):
+        rest.details[plan.key].CopyFrom(detail_to_proto(one))
+
+    whole = EvaluateFlagsResponse()
+    whole.CopyFrom(rest)
+    whole.flags.update({plan.key: one.value for plan, one in zip(plans, details, strict=True)})
+    assert EvaluateFlagsResponse.FromString(answer_to_bytes(plans, details, rest)) == whole
