@@ -18,7 +18,7 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, Not
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.logins import revoke_logins
-from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
@@ -64,7 +64,7 @@ class AdminUserStore:
             return Read(result=users, revision=current_revision(conn))
 
     def update(self, update: AdminUserUpdate, *, password_hash: str | None, intent: Intent) -> Written[AdminUser]:
-        """Change an admin user, and its password if a hash is given, and end its sessions.
+        """Change an admin user, and its password if a hash is given, and end its sessions if that changes anything.
 
         Raises:
             NotFound: There is no such admin user.
@@ -75,6 +75,8 @@ class AdminUserStore:
 
         def act(conn: Connection, head: Head) -> Effect[AdminUser]:
             before = _checked(conn, update.username, update.etag)
+            if password_hash is None and replace(before, **update.changes) == before:
+                return unchanged(before)
             after = replace(before, **update.changes, update_time=head.create_time, revision=head.revision)
             _check_manager_remains(conn, before, after)
             _replace(conn, after, password_hash=password_hash)

@@ -22,7 +22,7 @@ from gatekeeper_grpc.domain.client_key import (
 from gatekeeper_grpc.domain.errors import InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.sealer import Sealer
-from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, change_of
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
 
@@ -80,7 +80,7 @@ class ClientKeyStore:
             return Read(result=keys, revision=current_revision(conn))
 
     def revoke(self, key_id: str, intent: Intent) -> Written[ClientKey]:
-        """Revoke a key; one that was revoked before keeps its time.
+        """Revoke a key; one that was revoked before stays as it is.
 
         Raises:
             NotFound: There is no such key.
@@ -89,7 +89,9 @@ class ClientKeyStore:
 
         def act(conn: Connection, head: Head) -> Effect[ClientKey]:
             before = _find(conn, key_id)
-            after = replace(before, revoke_time=before.revoke_time or head.create_time, revision=head.revision)
+            if before.revoke_time is not None:
+                return unchanged(before)
+            after = replace(before, revoke_time=head.create_time, revision=head.revision)
             revoked = {"key_id": key_id, "revoke_time": after.revoke_time, "revision": after.revision}
             conn.execute(_REVOKE, revoked)
             return Effect(

@@ -12,7 +12,7 @@ from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.store.hashed_sets import count_sets
-from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas, check_segment_targets
@@ -111,7 +111,10 @@ class FlagStore:
 
         def act(conn: Connection, head: Head) -> Effect[Flag]:
             before = find_flag(conn, update.key, etag=update.etag)
-            after = _replace(conn, head, before, replace(before.config, **update.changes))
+            config = replace(before.config, **update.changes)
+            if config == before.config:
+                return unchanged(before)
+            after = _replace(conn, head, before, config)
             return Effect(
                 result=after,
                 preview=replace(after, revision=before.revision, update_time=before.update_time),

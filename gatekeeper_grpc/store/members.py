@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.commands import MemberEdit
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.set_hash import member_element
 from gatekeeper_grpc.store.hashed_sets import MEMBERS, SetChange, count_sets, read_hash, write_hash
-from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import find_segment
@@ -66,6 +66,8 @@ class MemberStore:
             before = read_hash(conn, MEMBERS, segment.segment_id)
             wanted = {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
             subjects = sorted(subject for (subject,) in conn.execute(query, wanted))
+            if not subjects:
+                return unchanged(0)
             changed = {what: map(member_element, subjects)}
             change = write_hash(conn, MEMBERS, segment.segment_id, before, **changed)
             return _effect(segment.key, {what: subjects}, change, evidence_hash=evidence_hash)

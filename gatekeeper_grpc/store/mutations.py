@@ -2,7 +2,7 @@
 
 Every mutation runs in `MutationRunner.mutate`, one at a time, in the order in which they lock the head row. The
 caller's function makes the change; this module adds exactly one revision and one audit entry, and PostgreSQL announces
-the revision at the commit.
+the revision at the commit. A mutation that finds everything as it should be adds neither.
 """
 
 import json
@@ -54,14 +54,29 @@ class Head:
     prev_hash: bytes
     create_time: datetime
 
+    @property
+    def previous(self) -> AuditAnchor:
+        """The last entry before the one that the mutation makes."""
+        return AuditAnchor(seq=self.audit_seq - 1, hash=self.prev_hash)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect(Generic[Result]):
-    """The change that a mutation made, and its result; `preview` is the result under `validate_only`."""
+    """The change that a mutation made, and its result; `preview` is the result under `validate_only`.
+
+    `change` None: everything was as the mutation would have made it, and nothing was written. `subjects` are the people
+    whom the result tells about.
+    """
 
     result: Result
     preview: Result
-    change: Change
+    change: Change | None
+    subjects: tuple[UUID, ...] = ()
+
+
+def unchanged(result: Result, *, subjects: tuple[UUID, ...] = ()) -> Effect[Result]:
+    """Return the effect of a mutation that has nothing to change: its result is the resource as it is."""
+    return Effect(result=result, preview=result, change=None, subjects=subjects)
 
 
 NOTHING: TypeAdapter[None] = TypeAdapter(type(None))
@@ -126,6 +141,8 @@ class MutationRunner:
     ) -> Written[Result]:
         """Carry out one mutation; if anything is raised, nothing of it remains.
 
+        If there was nothing to change, what is returned has the current revision and no anchor.
+
         Args:
             intent: The caller and its conditions.
             act: Checks the current state and writes, inside the transaction, after the head is locked.
@@ -153,11 +170,11 @@ class MutationRunner:
             if intent.validate_only:
                 written = Written(result=effect.preview, revision=head.revision - 1, anchor=None)
                 raise psycopg.Rollback
-            anchor = _record(conn, head, intent, effect.change)
-            written = Written(result=effect.result, revision=head.revision, anchor=anchor)
+            written = _written(conn, head, intent, effect)
             if intent.request_id:
-                sealed = self._sealed(intent, codec.dump_python(effect.result, mode="json"))
-                _store_result(conn, head, intent, anchor=anchor, change=effect.change, sealed=sealed)
+                subjects = effect.change.subjects if effect.change else effect.subjects
+                sealed = self._sealed(intent, written, codec)
+                _store_result(conn, head, intent, anchor=written.anchor, subjects=subjects, sealed=sealed)
         if written.anchor:
             self._announce(written.revision)
         return written
@@ -167,9 +184,11 @@ class MutationRunner:
         if head.revision - 1 < self._served_revision(head.installation_id):
             raise Unavailable("the database has lost revisions that were served", retry_after_s=1.0)
 
-    def _sealed(self, intent: Intent, result: Any) -> bytes:
+    def _sealed(self, intent: Intent, written: Written[Result], codec: TypeAdapter[Result]) -> bytes:
         """Seal a result with its request's hash: from a bare hash, a password in the request could be guessed."""
-        return self._sealer.seal(rfc8785.dumps({"request_hash": intent.request_hash.hex(), "result": result}))
+        result = codec.dump_python(written.result, mode="json")
+        stored = {"request_hash": intent.request_hash.hex(), "result": result, "changed": written.anchor is not None}
+        return self._sealer.seal(rfc8785.dumps(stored))
 
     def _repeat(self, stored: "_StoredResult", intent: Intent, codec: TypeAdapter[Result]) -> Written[Result]:
         kept = json.loads(self._sealer.open(stored.result))
@@ -185,7 +204,9 @@ class MutationRunner:
                 " its response in a format that this one cannot read; read the resource instead",
                 metadata={"revision": str(stored.revision)},
             ) from exc
-        return Written(result=result, revision=stored.revision, anchor=stored.anchor)
+        # Results of earlier releases lack "changed": to them, every mutation was a change.
+        anchor = stored.anchor if kept.get("changed", True) else None
+        return Written(result=result, revision=stored.revision, anchor=anchor)
 
     @retry_conflicts
     def begin_epoch(
@@ -308,21 +329,28 @@ _STORE_RESULT = """
 
 
 def _store_result(
-    conn: Connection, head: Head, intent: Intent, *, anchor: AuditAnchor, change: Change, sealed: bytes
+    conn: Connection,
+    head: Head,
+    intent: Intent,
+    *,
+    anchor: AuditAnchor | None,
+    subjects: tuple[UUID, ...],
+    sealed: bytes,
 ) -> None:
+    revision, anchor = (head.revision, anchor) if anchor else (head.revision - 1, head.previous)
     row = {
         "actor": intent.requester,
         "action": intent.action,
         "request_id": intent.request_id,
-        "revision": head.revision,
+        "revision": revision,
         "audit_seq": anchor.seq,
         "audit_hash": anchor.hash,
-        "subjects": list(change.subjects),
+        "subjects": list(subjects),
         "result": sealed,
         "create_time": head.create_time,
     }
     conn.execute(_STORE_RESULT, row)
-    forget_oldest(conn, intent.actor, audit_seq=anchor.seq)
+    forget_oldest(conn, intent.requester, audit_seq=anchor.seq)
 
 
 # One statement, one round trip under the lock. PostgreSQL sends the notification only if the transaction commits.
@@ -345,6 +373,14 @@ _RECORD = """
     )
     SELECT pg_notify(%(channel)s, %(revision)s::text)
 """
+
+
+def _written(conn: Connection, head: Head, intent: Intent, effect: Effect[Result]) -> Written[Result]:
+    """Record what was changed, if anything was."""
+    if effect.change is None:
+        return Written(result=effect.result, revision=head.revision - 1, anchor=None)
+    anchor = _record(conn, head, intent, effect.change)
+    return Written(result=effect.result, revision=head.revision, anchor=anchor)
 
 
 def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> AuditAnchor:

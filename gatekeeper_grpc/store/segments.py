@@ -23,7 +23,7 @@ from gatekeeper_grpc.domain.segment import (
 )
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from gatekeeper_grpc.store.hashed_sets import count_sets
-from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
@@ -121,9 +121,12 @@ class SegmentStore:
 
         def act(conn: Connection, head: Head) -> Effect[CountedSegment]:
             before = find_segment(conn, update.key, etag=update.etag)
-            after = _replace(conn, head, before, replace(before.config, **update.changes))
+            member_count = _count_members(conn, before)
+            config = replace(before.config, **update.changes)
+            if config == before.config:
+                return unchanged(CountedSegment(segment=before, member_count=member_count))
+            after = _replace(conn, head, before, config)
             unwritten = replace(after, revision=before.revision, update_time=before.update_time)
-            member_count = _count_members(conn, after)
             return Effect(
                 result=CountedSegment(segment=after, member_count=member_count),
                 preview=CountedSegment(segment=unwritten, member_count=member_count),

@@ -12,7 +12,7 @@ from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, Re
 from gatekeeper_grpc.domain.set_hash import target_element
 from gatekeeper_grpc.store.flags import find_flag
 from gatekeeper_grpc.store.hashed_sets import TARGETS, SetChange, count_sets, read_hash, write_hash
-from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
+from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.subjects import ensure_subjects
@@ -42,6 +42,8 @@ class TargetStore:
             count_sets(conn)
             before = read_hash(conn, TARGETS, flag.flag_id)
             done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
+            if not done.lost and not done.gained:
+                return unchanged(TargetEditResult())
             change = write_hash(conn, TARGETS, flag.flag_id, before, added=done.gained, removed=done.lost)
             return _effect(edit, done.subjects, change, evidence_hash=evidence_hash)
 

@@ -9,15 +9,15 @@ from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
-from gatekeeper_grpc.domain.attribute import JsonValue
+from gatekeeper_grpc.domain.attribute import JsonValue, identity
 from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
 from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
-from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
+from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH, MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, user_document
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
-from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of
+from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
@@ -109,7 +109,10 @@ class UserStore:
 
         def act(conn: Connection, head: Head) -> Effect[User]:
             before = find_user(conn, update.user_id, etag=update.etag)
-            after = _replace(conn, head, before, update.applied_to(before.attributes))
+            attributes = update.applied_to(before.attributes)
+            if _are_same(attributes, before.attributes):
+                return unchanged(before, subjects=(before.subject_id,))
+            after = _replace(conn, head, before, attributes)
             self._check_cap(conn, before=before.attributes, after=after.attributes)
             return Effect(
                 result=after,
@@ -207,6 +210,11 @@ def _insert(conn: Connection, head: Head, profile: UserProfile) -> User:
         update_time=head.create_time,
         revision=head.revision,
     )
+
+
+def _are_same(one: Mapping[str, JsonValue], other: Mapping[str, JsonValue]) -> bool:
+    levels = MAX_ATTRIBUTES_DEPTH + 1
+    return identity(dict(one), levels=levels) == identity(dict(other), levels=levels)
 
 
 _UPDATE = """

@@ -181,7 +181,7 @@ def test_update_keeps_the_creation_time_and_renews_time_revision_and_etag(
 ) -> None:
     before = created(installation.admin)
 
-    response = updated(installation, before, "enabled")
+    response = updated(installation, Flag(key=before.key, enabled=True), "enabled")
 
     after = response.flag
     assert after.create_time == before.create_time
@@ -236,7 +236,7 @@ def test_update_refuses_an_unknown_segment_and_keeps_those_it_had(
 
 def test_update_refuses_an_earlier_etag_and_names_the_current_one(installation: Installation) -> None:
     first = created(installation.admin)
-    second = updated(installation, first, "enabled").flag
+    second = updated(installation, Flag(key=first.key, enabled=True), "enabled").flag
 
     refusal = refusal_of(lambda: updated(installation, rich_flag(first.key, etag=first.etag), *UPDATABLE))
 

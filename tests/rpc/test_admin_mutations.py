@@ -3,6 +3,7 @@
 import json
 import time
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.support.clients import (
     Refusal,
     already_exists,
     changed_since_read,
+    invalid,
     new_key,
     outcome_of,
     refusal_of,
@@ -310,12 +312,10 @@ def test_an_etag_that_never_was_is_stale(installation: Installation, key: str, m
 
 
 @EACH_KIND
-def test_every_update_makes_another_etag_even_one_that_changes_nothing(installation: Installation, kind: Kind) -> None:
+def test_every_change_makes_another_etag(installation: Installation, kind: Kind) -> None:
     key = kind.make(installation, new_key())
 
-    etags = {kind.etag(installation, key), *(kind.updated(installation, key).etag for _ in range(3))}
-
-    assert len(etags) == 4
+    assert kind.etag(installation, key) != kind.updated(installation, key).etag
 
 
 @pytest.mark.promise("A3")
@@ -330,6 +330,68 @@ def test_an_etag_of_what_was_deleted_is_stale_for_its_successor(
     refusal = refusal_of(lambda: mutation.ask(installation, key, etag=etag))
 
     assert refusal == stale(mutation, current_etag=mutation.kind.etag(installation, key))
+
+
+# --- What changes nothing --------------------------------------------------------------------------------------------
+
+# What creates or deletes finds the second time that it cannot.
+EACH_REPEATABLE = each(*(each for each in MUTATIONS.values() if each.change == "updated" and not each.is_for_oneself))
+
+
+@pytest.mark.promise("A1")
+@EACH_REPEATABLE
+def test_a_mutation_that_changes_nothing_writes_nothing(
+    installation: Installation, key: str, mutation: Mutation
+) -> None:
+    first = mutation.ask(installation, key)
+    before = installation.contents()
+
+    again = mutation.ask(installation, key)
+    validated = mutation.ask(installation, key, validate_only=True)
+
+    assert installation.contents() == before
+    assert (again.revision, again.HasField("audit_anchor")) == (first.revision, False)
+    assert again == validated
+    if mutation.rpc == mutation.kind.update:
+        assert getattr(again, mutation.kind.field) == getattr(first, mutation.kind.field)
+
+
+@each(*(MUTATIONS[str(kind.update)] for kind in KINDS_WITH_ETAGS))
+def test_that_there_is_nothing_to_change_is_judged_after_the_etag(
+    installation: Installation, key: str, mutation: Mutation
+) -> None:
+    stale_etag = mutation.kind.etag(installation, key)
+    current = getattr(mutation.ask(installation, key), mutation.kind.field).etag
+
+    refusal = refusal_of(lambda: mutation.ask(installation, key, etag=stale_etag))
+
+    assert refusal == stale(mutation, current_etag=current)
+
+
+@EACH_REPEATABLE
+def test_a_retry_of_what_changed_nothing_gets_that_answer_and_changes_nothing(
+    installation: Installation, key: str, mutation: Mutation
+) -> None:
+    """Also when the same request, made now, would change something."""
+    mutation.ask(installation, key)
+    request_id = str(uuid4())
+    first = mutation.ask(installation, key, request_id=request_id)
+    installation.execute(FORGET_ALL)
+    before = installation.contents()
+
+    again = mutation.ask(installation, key, request_id=request_id)
+
+    assert (again, installation.contents()) == (first, before)
+    refusal = refusal_of(lambda: mutation.ask(installation, key, request_id=request_id, change_reason="another"))
+    assert refusal == mutation.refused(invalid("request_id"))
+
+
+# Behind the log, so that no mutation has to undo each of the others.
+FORGET_ALL = """
+    WITH targets AS (DELETE FROM targeted_users), members AS (DELETE FROM segment_members),
+         flags AS (UPDATE feature_flags SET description = ''), groups AS (UPDATE segments SET description = '')
+    UPDATE users SET attributes = '{}'
+"""
 
 
 # --- What the audit log tells ----------------------------------------------------------------------------------------

@@ -293,7 +293,7 @@ def test_update_keeps_the_creation_time_and_the_members(installation: Installati
     before = create(installation, bare_segment(new_key()))
     add_members(installation, before.key, "anna", "bob", "cleo")
 
-    response = updated(installation, before, "description")
+    response = updated(installation, Segment(key=before.key, description="changed"), "description")
 
     after = response.segment
     assert (after.create_time, after.member_count) == (before.create_time, 3)

@@ -258,7 +258,7 @@ def test_update_changes_what_the_mask_names(
 def test_update_keeps_the_creation_time_and_renews_time_revision_and_etag(admin: AdminServiceStub) -> None:
     before = known(admin)
 
-    response = updated(admin, before, "attributes")
+    response = updated(admin, User(user_id=before.user_id, attributes=struct({"plan": "gold"})), "attributes")
 
     after = response.user
     assert after.create_time == before.create_time
