@@ -369,7 +369,7 @@ def test_that_there_is_nothing_to_change_is_judged_after_the_etag(
 
 
 @EACH_REPEATABLE
-def test_a_retry_of_what_changed_nothing_gets_that_answer_and_changes_nothing(
+def test_a_retry_of_what_changed_nothing_gets_the_same_answer(
     installation: Installation, key: str, mutation: Mutation
 ) -> None:
     """Also when the same request, made now, would change something."""

@@ -219,7 +219,7 @@ def test_a_page_token_belongs_to_its_filters(written: Installation) -> None:
     assert refusal_of(written, page_size=2, page_token=token, actor=ACTOR) == invalid("page_token")
 
 
-def test_a_page_ends_early_where_documents_or_the_ids_of_users_are_large(installation: Installation) -> None:
+def test_a_page_ends_early_where_documents_or_user_ids_are_large(installation: Installation) -> None:
     """Three entries of 1.6 MB, most of it user ids: one page of them is refused by a client with default options."""
     user_ids = [[f"{start + number:240}".replace(" ", "u") for number in range(5_000)] for start in (0, 5_000, 10_000)]
     imports = (pb.ImportTargetsRequest(flag_key="alpha", user_ids=ids, value=True) for ids in user_ids)
