@@ -1,6 +1,6 @@
 """The watching side of `bench.watch`, a process of its own: `python -m bench.watchers PORT COUNT`.
 
-Opens COUNT streams, 100 on each connection, and prints "open" once each has received its first message. Then it prints,
+Opens COUNT streams, 90 on each connection, and prints "open" once each has received its first message. Then it prints,
 for each revision that changes a flag, when the first and the last watcher received it: one line of JSON, in seconds of
 the system's monotonic clock, which all processes share.
 """
@@ -17,7 +17,7 @@ import grpc
 from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
-STREAMS_PER_CONNECTION = 100
+STREAMS_PER_CONNECTION = 90
 
 
 class Audience:

@@ -1,15 +1,16 @@
-"""The innermost stage: parses the messages of a call, on its worker.
+"""The innermost stage: parses the messages of a call, on its worker, and serialises the responses.
 
-grpcio would parse on its one serving thread, where a large message delays every other call.
+grpcio would parse on its one serving thread, where a large message delays every other call. It would send a response of
+any length, and the client would refuse it with a status that looks like the server's.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.errors import InvalidArgument, ResourceExhausted
 from gatekeeper_grpc.transport.pending_calls import too_long
 
 
@@ -33,6 +34,44 @@ class MessageParser:
             return body if self.parse is None else self.parse(body)
         except (DecodeError, ValueError) as cause:  # ValueError: text that is not UTF-8
             raise InvalidArgument("the request is not a message of this method's type") from cause
+
+
+# What every gRPC client accepts by default.
+MAX_RESPONSE_BYTES: Final = 4 << 20
+
+
+class MessageSerializer:
+    """Serialises the responses of one method.
+
+    Args:
+        serialize: The method's serializer; None: the responses are bytes.
+        advice: What a client can do whose response would be too long, as a clause.
+    """
+
+    __slots__ = ("_advice", "_serialize")
+
+    def __init__(self, serialize: Callable[[Any], bytes] | None, *, advice: str) -> None:
+        self._serialize = serialize
+        self._advice = advice
+
+    def __call__(self, response: Any) -> bytes:
+        """Return `response` as bytes, which it may be already.
+
+        Raises:
+            ResourceExhausted: A client with gRPC's default options would refuse it.
+        """
+        serialize = self._serialize
+        body: bytes = response if type(response) is bytes or serialize is None else serialize(response)
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise self._too_long(len(body))
+        return body
+
+    def _too_long(self, size: int) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"the response would have {size} bytes, and gRPC clients accept {MAX_RESPONSE_BYTES}: {self._advice}",
+            reason="RESPONSE_TOO_LARGE",
+            metadata={"size": str(size), "limit": str(MAX_RESPONSE_BYTES)},
+        )
 
 
 Parser = Callable[[bytes], Any]

@@ -13,7 +13,7 @@ import grpc
 from gatekeeper_grpc.auth.signatures import SignatureVerifier, SignedCall
 from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
-from gatekeeper_grpc.interceptors.body import MessageParser, checked, messages, only_message
+from gatekeeper_grpc.interceptors.body import MessageParser, MessageSerializer, checked, messages, only_message
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
@@ -103,18 +103,13 @@ def _with_stages(name: str, handler: _Handler, stages: Stages) -> _Handler:
     """
     if not handler.response_streaming:
         unary = _UnaryResponse(name, handler, stages)
-        return grpc.stream_unary_rpc_method_handler(unary, None, _serializer(handler))
+        return grpc.stream_unary_rpc_method_handler(unary, None, None)
     behaviour = _behaviour(handler)
     marks = ("sends_by_response_stream", "experimental_non_blocking")
-    is_non_blocking = any(getattr(behaviour, mark, False) for mark in marks)
-    stream = (_NonBlockingResponse if is_non_blocking else _StreamResponse)(name, handler, stages)
-    return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-
-
-def _serializer(handler: _Handler) -> Callable[[Any], bytes]:
-    """Return what serialises the responses of a handler, which may be bytes already."""
-    serialize = handler.response_serializer
-    return lambda response: response if type(response) is bytes or serialize is None else serialize(response)
+    if any(getattr(behaviour, mark, False) for mark in marks):
+        non_blocking = _NonBlockingResponse(name, handler, stages)
+        return grpc.stream_stream_rpc_method_handler(non_blocking, None, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(_StreamResponse(name, handler, stages), None, None)
 
 
 def _behaviour(handler: _Handler) -> Any:
@@ -148,11 +143,12 @@ class _Method:
         self._check_caller = stages.check_caller
         self._signatures = stages.signatures if policy.signable else None
         self._takes_stream = handler.request_streaming
-        self._is_stream = handler.request_streaming or handler.response_streaming
+        self.is_stream = handler.request_streaming or handler.response_streaming
         self._timeout = policy.timeout or default
         if not handler.request_streaming:  # The refusal of a stream says what was applied, so the servicer makes it.
             self.max_request_bytes = policy.max_request_bytes
         self._parser = MessageParser(parse=handler.request_deserializer, max_bytes=policy.max_request_bytes)
+        self._serialize = MessageSerializer(handler.response_serializer, advice=policy.when_too_large)
         self._argument_from = messages if handler.request_streaming else only_message
         # Only the policy row selects the pool: one that a servicer brought along would be unbounded.
         self._pool = stages.pools[policy.pool]
@@ -160,7 +156,7 @@ class _Method:
         self._response_within_s = (policy.timeout or stages.stream_timeout).limit_s
         self.experimental_thread_pool = self._pool
         self._open_streams = stages.pools.open_streams
-        self._max_age_s = stages.max_ages_s.get(policy.pool, inf) if self._is_stream else inf
+        self._max_age_s = stages.max_ages_s.get(policy.pool, inf) if self.is_stream else inf
         self.first_message_within_s = self._timeout.limit_s
         self.check_message = stages.message_checks.get(name, _check_nothing)
 
@@ -185,7 +181,7 @@ class _Method:
 
     def _arrive_in_public(self, call: ArrivedCall) -> Arrival:
         if self._signatures is not None:
-            signed = self._signatures.verify(call.metadata, method=self._name, is_stream=self._is_stream)
+            signed = self._signatures.verify(call.metadata, method=self._name, is_stream=self.is_stream)
             if signed is not None:
                 return Arrival(owner=Owner(CLIENT_KEY, signed.key_id), signed=signed)
         return stranger(call.peer)
@@ -209,7 +205,7 @@ class _Method:
             self._check_caller()
 
     def _life(self, rpc: Rpc, signed: SignedCall | None) -> StreamLife:
-        if not self._is_stream:
+        if not self.is_stream:
             return StreamLife(self._timeout)
         check = _accept if rpc.caller is None else rpc.caller.check_token_time
         if signed is not None and self._signatures is not None:
@@ -236,7 +232,7 @@ class _UnaryResponse(_Method):
         try:
             signed = self._admit(rpc, context)
             argument = self._argument(requests, signed, self._life(rpc, signed))
-            response = self._behaviour(argument, context)
+            response = self._serialize(self._behaviour(argument, context))
             self._require_caller()
         except Exception as error:  # noqa: BLE001 - all become a status
             end_with(error, context, method=self._name, call_id=rpc.call_id)
@@ -257,7 +253,7 @@ class _StreamResponse(_Method):
             for response in self._slow_readers.guard(responses, context, within_s=self._response_within_s):
                 life.check()
                 self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
-                yield response
+                yield self._serialize(response)
         except Exception as error:  # noqa: BLE001 - all become a status
             end_with(error, context, method=self._name, call_id=rpc.call_id)
         finally:

@@ -1,7 +1,7 @@
 """Who may call which RPC, on which pool: one row per RPC, checked against the protos before the server starts."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
@@ -40,6 +40,8 @@ class Policy:
     """The field that must not be empty in a message for its client not to be silent; None: every message counts."""
     token_optional: bool = False
     """Whether a call without an access token is let in, for the servicer to authenticate by its message."""
+    when_too_large: str = "ask for less"
+    """What a caller is told to do whose response would be longer than clients accept."""
     signable: bool = False
     """Whether calls may be signed with a client key. The settings may require it."""
 
@@ -51,6 +53,7 @@ _LOGIN: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGIN)
 _REFRESH: Final = Policy(access=Access.PUBLIC, pool=PoolName.REFRESH)
 _LOGOUT: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGOUT)
 _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_READ)
+_READ_AUDIT: Final = replace(_READ, when_too_large="leave out the large entry by start_revision and end_revision")
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE)
 _IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_STREAMS)
 _SUPERVISE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_READ)
@@ -65,7 +68,12 @@ _END_SESSION: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_WRITE)
 # Without a token for those who must change their password before a login: name and password are in the message.
 _OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True)
 _EVALUATE: Final = Policy(
-    access=Access.PUBLIC, pool=PoolName.EVALUATION, quiet=True, max_request_bytes=256 * 1024, signable=True
+    access=Access.PUBLIC,
+    pool=PoolName.EVALUATION,
+    quiet=True,
+    max_request_bytes=256 * 1024,
+    when_too_large="name flag_keys, leave out include_details, or call BulkEvaluateFlags, which divides its answer",
+    signable=True,
 )
 _WATCH: Final = Policy(access=Access.PUBLIC, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
 _EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.BULK, signable=True, progress_field="contexts")
@@ -119,7 +127,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/CreateClientKey": _MANAGE,
         "/gatekeeper.v1.AdminService/ListClientKeys": _SUPERVISE,
         "/gatekeeper.v1.AdminService/RevokeClientKey": _MANAGE,
-        "/gatekeeper.v1.AdminService/ListAuditEntries": _READ,
+        "/gatekeeper.v1.AdminService/ListAuditEntries": _READ_AUDIT,
         "/gatekeeper.v1.AdminService/VerifyAuditLog": _VERIFY,
         "/gatekeeper.v1.AdminService/GetAuditCheckpoint": _READ,
         "/gatekeeper.v1.EvaluationService/EvaluateFlags": _EVALUATE,

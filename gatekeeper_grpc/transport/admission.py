@@ -2,8 +2,9 @@
 
 Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
 call, all on grpcio's serving thread until a worker takes it: `CallPool.submit`; held while the server drains (`hold`);
-authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have; held until its
-message is here (`pending_calls`); given a slot in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
+authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have, or if its
+connection has too many streams (`connection_streams`); held until its message is here (`pending_calls`); given a slot
+in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
 """
 
 import threading
@@ -20,6 +21,7 @@ import grpc
 import structlog
 
 from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted, Unavailable
+from gatekeeper_grpc.transport.connection_streams import ConnectionStreams, too_many_streams
 from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
@@ -80,6 +82,8 @@ class Refusal(StrEnum):
     """It had no valid credentials."""
     LOCKED_OUT = "locked_out"
     """It was a login of an address that has to wait after failed ones."""
+    STREAMS = "streams"
+    """It was a stream, and its connection had as many open as it may."""
 
 
 DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
@@ -105,6 +109,8 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
 
 _PENDING = PendingLimits()
 
+_TOO_MANY_STREAMS = status_from_error(too_many_streams(), "")
+
 # grpcio needs a future to count calls for `maximum_concurrent_rpcs`. That limit counts streams and refuses health
 # checks, so the pools bound the work instead, and all calls share one finished future.
 _SETTLED: Future[None] = Future()
@@ -120,7 +126,15 @@ class CallPool(ThreadPoolExecutor):
     starts workers.
     """
 
-    def __init__(self, name: PoolName, size: PoolSize, *, pending: PendingByTrust, hold: CallHold) -> None:
+    def __init__(
+        self,
+        name: PoolName,
+        size: PoolSize,
+        *,
+        pending: PendingByTrust,
+        streams: ConnectionStreams,
+        hold: CallHold,
+    ) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
         self._name = name
         self._size = size
@@ -131,6 +145,7 @@ class CallPool(ThreadPoolExecutor):
         self._is_short_of_workers = False
         self._refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
         self._pending = pending
+        self._streams = streams
         self._hold = hold
         # Made once: a flood wins if refusing a call costs more than serving it.
         self._full = status_from_error(_full(f"all {name} workers are busy; retry later"), "")
@@ -151,7 +166,10 @@ class CallPool(ThreadPoolExecutor):
         except Exception as error:  # noqa: BLE001 - see the class
             self._refuse(call, error)
             return
-        if call.arrival.is_denied:
+        if call.behaviour.is_stream and not self._streams.add(call):
+            self._count(Refusal.STREAMS)
+            call.refuse(_TOO_MANY_STREAMS)
+        elif call.arrival.is_denied:
             self._admit(call)
         else:
             within_s = call.behaviour.first_message_within_s
@@ -309,7 +327,11 @@ class CallPools(Mapping[PoolName, CallPool]):
         self.slow_readers = SlowReaders(self._deadlines)
         self.open_streams = OpenStreams(self._deadlines)
         self.hold = CallHold()
-        self._pools = {name: CallPool(name, size, pending=self.pending, hold=self.hold) for name, size in sizes.items()}
+        streams = ConnectionStreams()
+        self._pools = {
+            name: CallPool(name, size, pending=self.pending, streams=streams, hold=self.hold)
+            for name, size in sizes.items()
+        }
 
     def __getitem__(self, name: PoolName) -> CallPool:
         return self._pools[name]

@@ -149,11 +149,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log in. Call
     `ChangePassword` without an access token. Example metadata: username = "ann".
     """
+    ERROR_REASON_RESPONSE_TOO_LARGE: _ErrorReason.ValueType  # 60
+    """RESOURCE_EXHAUSTED: the response would be longer than the 4 MiB that gRPC clients accept by default. The
+    message says what to ask for instead. Example metadata: size = "4367249", limit = "4194304".
+    """
+    ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 61
+    """RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on another
+    connection. Example metadata: limit = "90".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed. Every error carries one `google.rpc.ErrorInfo`. Its `domain` is "gatekeeper", its
-    `reason` is the name of a value below without the prefix (for example "FLAG_NOT_FOUND"), and its `metadata`
-    has the variables of the message.
+    """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
+    "gatekeeper", its `reason` is the name of a value below without the prefix (for example
+    "FLAG_NOT_FOUND"), and its `metadata` has the variables of the message. Errors of gRPC itself have none:
+    UNIMPLEMENTED for an unknown method, and RESOURCE_EXHAUSTED for a request above 4 MiB and 16 KiB.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -282,5 +291,13 @@ ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 30
 ERROR_REASON_PASSWORD_CHANGE_REQUIRED: ErrorReason.ValueType  # 33
 """FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log in. Call
 `ChangePassword` without an access token. Example metadata: username = "ann".
+"""
+ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 60
+"""RESOURCE_EXHAUSTED: the response would be longer than the 4 MiB that gRPC clients accept by default. The
+message says what to ask for instead. Example metadata: size = "4367249", limit = "4194304".
+"""
+ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 61
+"""RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on another
+connection. Example metadata: limit = "90".
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
