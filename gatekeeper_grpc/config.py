@@ -12,13 +12,19 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """What an operator can set, read from environment variables.
+    """What an operator can set, read from environment variables. An empty one counts as absent.
 
     Durations are in seconds, addresses are host:port.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="GATEKEEPER_", frozen=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+        env_prefix="GATEKEEPER_",
+        # What a template passes for a variable that nobody set.
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")

@@ -12,6 +12,7 @@ from gatekeeper_grpc.cli.restore import erasure_commands, restore_finish
 from gatekeeper_grpc.config import Settings, SettingsError, load_settings, settings_markdown, settings_table
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.embedded import EmbeddedDatabaseError, running_dsn
+from gatekeeper_grpc.lifecycle.connection_urls import check_urls
 from gatekeeper_grpc.lifecycle.signals import exit_now
 from gatekeeper_grpc.operations.logs import configure_logs
 
@@ -22,6 +23,7 @@ from gatekeeper_grpc.operations.logs import configure_logs
 def gatekeeper(context: click.Context) -> None:
     """Gatekeeper, the self-hosted feature-flag service. Settings come from the environment: see `gatekeeper config`."""
     settings = load_settings()
+    check_urls(settings)
     configure_logs(level=settings.log_level, log_format=settings.log_format)
     context.obj = settings
 

@@ -21,15 +21,15 @@ _ADMIN = Role.ADMIN
 _PLAIN = "?sslmode=disable&gssencmode=disable"
 
 
-# Found before PostgreSQL's own. Every other function is found where it was.
+# In the place of PostgreSQL's own.
 _LOSSY_NOTIFY = """
     CREATE SCHEMA lossy;
     CREATE TABLE lossy.notify (share float8);
     INSERT INTO lossy.notify VALUES (0);
-    CREATE FUNCTION lossy.pg_notify(channel text, payload text) RETURNS void LANGUAGE sql VOLATILE AS $$
-        SELECT pg_catalog.pg_notify(channel, payload) FROM lossy.notify WHERE random() >= share
-    $$;
-    ALTER DATABASE gatekeeper SET search_path = lossy, pg_catalog, public
+    ALTER FUNCTION pg_catalog.pg_notify(text, text) RENAME TO pg_notify_all;
+    CREATE FUNCTION pg_catalog.pg_notify(channel text, payload text) RETURNS void LANGUAGE sql VOLATILE AS $$
+        SELECT pg_notify_all(channel, payload) FROM lossy.notify WHERE random() >= share
+    $$
 """
 
 

@@ -45,14 +45,16 @@ _SETTINGS: Mapping[str, str] = {
 class Node:
     """One PostgreSQL server, with its data in a folder of its own, on a port that it keeps through restarts."""
 
-    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, settings: Mapping[str, str] | None = None, programs: Path | None = None
+    ) -> None:
         self.port = _free_port()
         self.data_dir = folder / "data"
         self._settings = {**_SETTINGS, **(settings or {}), "port": str(self.port)}
         account = account_for(self.data_dir)
         folder.mkdir(parents=True)
         os.chown(folder, account.uid, account.gid)
-        self.bin_dir = runnable_bin_dir(find_bin_dir(), account)
+        self.bin_dir = runnable_bin_dir(programs or find_bin_dir(), account)
         self._programs = Programs(bin_dir=self.bin_dir, account=account, log=folder / "postgres.log")
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -200,11 +200,11 @@ def test_migrate_service_makes_the_schema_that_the_servers_demand(empty: str) ->
     assert verified.returncode == 0
 
 
-def test_ci_runs_all_checks_in_a_private_clone_and_the_tests_last() -> None:
+def test_ci_runs_all_checks_in_a_private_clone() -> None:
     script = ROOT / ".ci" / "run"
     (checks,) = re.findall(r"^check: (.+?)\s+##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
     assert script.stat().st_mode & 0o111 == 0o111
-    assert script.read_text().splitlines()[-1] == "make check"
+    assert {"make check", "make test-databases"} <= set(script.read_text().splitlines())
     assert 'git clone --quiet . "$private/' in script.read_text()
     assert checks.split()[-1] == "test"

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import LiteralString
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import scalar_row
 
@@ -30,8 +30,11 @@ from gatekeeper_grpc.store.migrations.applied import (
     read_applied,
 )
 from gatekeeper_grpc.store.migrations.files import Migration, default_folder, load_migrations
+from gatekeeper_grpc.store.migrations.schema import Schema, find_schema, require_encoding, use_schema
+from gatekeeper_grpc.store.postgres.dsn import read_dsn
 from gatekeeper_grpc.store.postgres.errors import ConnectFailed
 from gatekeeper_grpc.store.postgres.servers import Servers
+from gatekeeper_grpc.store.postgres.session import set_session
 from gatekeeper_grpc.store.postgres.sqlstates import cause_of
 
 APPLICATION_NAME = "gatekeeper migrate"
@@ -55,6 +58,16 @@ _PREPARE_SESSION: LiteralString = """
            set_config('lock_timeout', '0', false),
            set_config('client_connection_check_interval', '1s', false)
 """
+
+# What a refused connection needs, where a caller of the service is told less.
+_REFUSALS: Mapping[str, str] = MappingProxyType(
+    {
+        "28P01": "the user name or the password is wrong",
+        "28000": "pg_hba.conf does not let this user in from here, or the role does not exist or may not log in",
+        "3D000": "the database {database} does not exist; create it, or correct the name",
+        "42501": "the role may not connect to the database {database}; GRANT CONNECT ON DATABASE lets it",
+    }
+)
 
 _TRY_LOCK: LiteralString = "SELECT pg_try_advisory_lock(%(key)s)"
 
@@ -92,7 +105,9 @@ class Migrator:
             InvalidArgument: The DSN cannot be read.
         """
         self._dsn = dsn
-        self._host = _host_of(dsn)
+        params = read_dsn(dsn)
+        self._host = params.get("host", "the local socket")
+        self._dbname = params.get("dbname", "")
         self._folder = folder or default_folder()
         self._connect_timeout_s = connect_timeout_s
         self._lock_deadline_s = lock_deadline_s
@@ -115,11 +130,11 @@ class Migrator:
         """
         migrations = load_migrations(self._folder)
         last = len(migrations) if to is None else _existing_version(to, migrations)
-        with self._only_runner() as session:
+        with self._only_runner() as (session, schema):
             states = self._states(session, migrations)
             todo = [step for step in migrations[:last] if states[step.version] is MigrationState.PENDING]
             for step in todo:
-                self._run(session, step, script=step.up_sql, record=RECORD, event="migration_applied")
+                self._run(session, step, script=schema.adapt(step.up_sql), record=RECORD, event="migration_applied")
         return todo
 
     def down(self, *, steps: int | None = None, to: int | None = None) -> list[Migration]:
@@ -141,7 +156,7 @@ class Migrator:
         """
         migrations = load_migrations(self._folder)
         _check_target(steps, to, migrations)
-        with self._only_runner() as session:
+        with self._only_runner() as (session, _):
             states = self._states(session, migrations)
             applied = [step for step in reversed(migrations) if states[step.version] is not MigrationState.PENDING]
             todo = applied[:steps] if to is None else [step for step in applied if step.version > to]
@@ -161,8 +176,12 @@ class Migrator:
         Raises:
             SchemaMismatch: It is older or newer, or an applied file was edited; the message names the remedy.
         """
-        statuses = self.status()
+        migrations = load_migrations(self._folder)
+        with self._session() as session:
+            schema, statuses = find_schema(session), compare(migrations, read_applied(session))
         self._require_known(statuses)
+        if schema.installed is None and schema.elsewhere:
+            raise SchemaMismatch(_not_on_path(schema))
         pending = ", ".join(status.label for status in statuses if status.state is MigrationState.PENDING)
         if pending:
             raise SchemaMismatch(
@@ -176,10 +195,11 @@ class Migrator:
             self._dsn,
             application_name=APPLICATION_NAME,
             tcp_user_timeout=str(self._connect_timeout_s * 1000),
-            client_encoding="utf8",  # The encoding of the files.
         )
         try:
             with closing(servers.connect(timeout_s=self._connect_timeout_s)) as session:
+                require_encoding(session, database=repr(session.info.dbname))
+                set_session(session)
                 yield session
         except psycopg.Error as exc:
             raise self._refusal(exc) from exc
@@ -188,7 +208,8 @@ class Migrator:
         at, words = f"PostgreSQL at {self._host}", _message_of(exc)
         cause = cause_of(exc.sqlstate) if exc.sqlstate else None
         if isinstance(exc, ConnectFailed) and cause:
-            return Unavailable(f"{at} refuses: {cause.text} (SQLSTATE {exc.sqlstate})", reason=cause.reason)
+            words = _REFUSALS.get(exc.sqlstate or "", cause.text).format(database=repr(self._dbname))
+            return Unavailable(f"{at} refuses: {words} (SQLSTATE {exc.sqlstate})", reason=cause.reason)
         if not isinstance(exc, psycopg.OperationalError):
             return FailedPrecondition(f"{at} refuses: {words}")
         if cause is None or cause.reason == Unavailable.reason:
@@ -196,13 +217,16 @@ class Migrator:
         return Unavailable(f"{at} refuses: {words}", reason=cause.reason)
 
     @contextmanager
-    def _only_runner(self) -> Iterator[Session]:
+    def _only_runner(self) -> Iterator[tuple[Session, Schema]]:
         """Connect, take the lock and create the table; the end of the session releases the lock."""
         with self._session() as session:
             session.execute(_PREPARE_SESSION)
             self._take_lock(session)
+            schema = find_schema(session)
+            use_schema(session, schema)
+            schema.require_create()
             session.execute(CREATE_TABLE)
-            yield session
+            yield session, schema
 
     def _take_lock(self, session: Session) -> None:
         # Polled, because pg_advisory_lock has no timeout of its own.
@@ -282,22 +306,11 @@ def _check_target(steps: int | None, to: int | None, migrations: Sequence[Migrat
         _existing_version(to, migrations)
 
 
-def _host_of(dsn: str) -> str:
-    try:
-        fields = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
-        raise _unreadable_dsn() from None  # libpq quotes the DSN.
-    host, port = str(fields.get("host", "the local socket")), str(fields.get("port", "5432"))
-    # A part of a password with a bare @ or / in a URL would become the host, and every message shows the host.
-    if "@" in host or not port.replace(",", "").isdigit():
-        raise _unreadable_dsn()
-    return host
-
-
-def _unreadable_dsn() -> InvalidArgument:
-    return InvalidArgument(
-        "the database DSN (DATABASE_URL) cannot be read:"
-        " percent-encode special characters of its password, such as @ and /"
+def _not_on_path(schema: Schema) -> str:
+    return (
+        f"the role finds no installation on its search path ({schema.search_path}), but the database has one in the"
+        f" schema {', '.join(schema.elsewhere)}: name it with options=-csearch_path in DATABASE_URL, and give the role"
+        " its privileges with `gatekeeper grants`"
     )
 
 

@@ -6,7 +6,7 @@ within what the caller has left, a COMMIT within two seconds or so (decisions 00
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from gatekeeper_grpc.store.postgres.errors import (
 from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
 from gatekeeper_grpc.store.postgres.locks import LockHolder, find_lock_holder
 from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
+from gatekeeper_grpc.store.postgres.session import set_session
 from gatekeeper_grpc.store.postgres.sqlstates import BUSY
 from gatekeeper_grpc.store.postgres.turns import Turns
 
@@ -92,8 +93,6 @@ class Database:
             dsn,
             for_writing=for_writing,
             application_name=APPLICATION_NAME,
-            # Times are read in UTC whatever the server's zone is, because the audit log hashes their text.
-            options=f"-c timezone=UTC -c statement_timeout={int(statement_timeout_s * 1000)}",
         )
         self.round_trip_s = 0.0
         """Average of the latest round trips to the server."""
@@ -343,11 +342,14 @@ class Database:
         if timeout_s <= 0 or is_abandoned():
             self._pool.putconn(conn)
             raise _abandoned()
-        limits = {"statement": _milliseconds(timeout_s), "lock": _milliseconds(self._lock_timeout_s())}
+        limits = {
+            "statement_timeout": _milliseconds(timeout_s),
+            "lock_timeout": _milliseconds(self._lock_timeout_s()),
+        }
         try:
             with self._watch.guard(conn):
                 began_at = time.monotonic()
-                conn.execute(_SET_LIMITS, limits)
+                _set(conn, limits)
         except psycopg.OperationalError:
             return False
         self.round_trip_s += _ROUND_TRIP_WEIGHT * (time.monotonic() - began_at - self.round_trip_s)
@@ -361,8 +363,17 @@ _STALLED = (
 # In autocommit, for the session: the transaction would need a round trip more for it. It also shows that the connection
 # is alive, and how long a round trip is.
 _SET_LIMITS = """
-    SELECT set_config('statement_timeout', %(statement)s, false), set_config('lock_timeout', %(lock)s, false)
+    SELECT set_config('statement_timeout', %(statement_timeout)s, false),
+           set_config('lock_timeout', %(lock_timeout)s, false)
 """
+
+
+def _set(conn: ServerConnection, limits: Mapping[str, str]) -> None:
+    if conn.has_our_settings:
+        conn.execute(_SET_LIMITS, limits)
+    else:
+        set_session(conn, **limits)
+        conn.has_our_settings = True
 
 
 class _Commit(AbstractContextManager["_Commit"]):

@@ -49,18 +49,32 @@ FUNCTIONS = (
 """What the serving role may do to the audit log with the rights of its owner."""
 
 
+# The schema is the one in which the session finds the tables.
+_ON_SCHEMA = """\
+DO $gatekeeper$
+DECLARE
+    ours text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'revision_head'::regclass);
+BEGIN
+    EXECUTE 'REVOKE CREATE ON SCHEMA ' || ours || ' FROM PUBLIC';
+    EXECUTE format('REVOKE ALL ON SCHEMA %s FROM %I', ours, {literal});
+    EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA %s FROM %I', ours, {literal});
+    EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I', ours, {literal});
+    IF ours <> 'public' THEN
+        RAISE NOTICE 'the URL of % must name the schema: options=-csearch_path%%3D%', {literal}, ours;
+    END IF;
+END $gatekeeper$;"""
+
+
 def grants(role: str) -> str:
     """Return the SQL that grants a role what serving needs, and revokes everything else.
 
-    The owner of the schema runs it after every `gatekeeper migrate up`. The role must exist and own nothing.
+    The owner of the schema runs it after every `gatekeeper migrate up`, in a session that finds our tables. The role
+    must exist and own nothing.
     """
     name = sql.Identifier(role).as_string(None)
     lines = [
         "BEGIN;",
-        "REVOKE CREATE ON SCHEMA public FROM PUBLIC;",
-        f"REVOKE ALL ON SCHEMA public FROM {name};",
-        f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {name};",
-        f"GRANT USAGE ON SCHEMA public TO {name};",
+        _ON_SCHEMA.format(literal=sql.Literal(role).as_string(None)),
         *(f"GRANT {privileges} ON {table} TO {name};" for table, privileges in TABLE_PRIVILEGES.items()),
         *(f"GRANT EXECUTE ON FUNCTION {function} TO {name};" for function in FUNCTIONS),
         "COMMIT;",
@@ -93,6 +107,7 @@ _REWRITING_POWERS: LiteralString = """
         UNION
         SELECT 4, 'it can replace the function ' || proname FROM me, pg_proc
         WHERE NOT rolsuper AND pg_has_role(rolname, proowner, 'MEMBER')
+          AND pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'audit_log'::regclass)
           AND proname IN ('refuse_audit_change', 'guard_audit_table', 'make_audit_partitions',
                           'ensure_audit_partitions', 'redact_audit_documents', 'hash_of_redactions',
                           'require_erasure')

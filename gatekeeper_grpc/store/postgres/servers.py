@@ -6,22 +6,25 @@ or is silent for 0.25 s, the others are tried in parallel, and the first that su
 """
 
 import math
+import re
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 import structlog
 from psycopg import pq
-from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_attempts, make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.rows import tuple_row
 
+from gatekeeper_grpc.store.postgres.dsn import read_dsn
 from gatekeeper_grpc.store.postgres.errors import ConnectFailed
 from gatekeeper_grpc.store.postgres.libpq import sqlstate_of, tell_sqlstate, tell_words
+from gatekeeper_grpc.store.postgres.session import with_session_settings
 from gatekeeper_grpc.store.postgres.sqlstates import cause_of
 
 _log = structlog.get_logger(__name__)
@@ -65,6 +68,8 @@ class ServerConnection(psycopg.Connection[tuple[Any, ...]]):
 
     server: Server
     warnings: "Warnings"
+    has_our_settings = False
+    """Whether `set_session` was called."""
 
     @classmethod
     def connect(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -84,11 +89,15 @@ class Servers:
     Args:
         dsn: libpq URI or keywords.
         for_writing: Whether, of several servers, only one that accepts writes suits, see `to_primary`.
-        settings: libpq keywords that override the DSN's.
+        keywords: libpq keywords that override the DSN's.
+
+    Raises:
+        InvalidArgument: The DSN cannot be read.
     """
 
-    def __init__(self, dsn: str, *, for_writing: bool = True, **settings: str) -> None:
-        self._params = conninfo_to_dict(to_primary(dsn) if for_writing else dsn, **settings)
+    def __init__(self, dsn: str, *, for_writing: bool = True, **keywords: str) -> None:
+        params = read_dsn(dsn)
+        self._params = with_session_settings({**(to_primary(params) if for_writing else params), **keywords})
         self.last_failure: ConnectFailed | None = None
         """Why a server was not connected to, since the last connection was made; None: there was no failure."""
         self._refused_at = -math.inf
@@ -141,12 +150,10 @@ class Servers:
             _log.warning("database_server_changed", server=str(server), before=str(before))
 
 
-def to_primary(dsn: str) -> str:
-    """Return a DSN that leads to the server that accepts writes, unless the DSN itself sets `target_session_attrs`."""
-    params = conninfo_to_dict(dsn)
-    if "," in f"{params.get('host', '')}{params.get('hostaddr', '')}":
-        params.setdefault("target_session_attrs", "read-write")
-    return make_conninfo("", **params)
+def to_primary(params: Mapping[str, str]) -> dict[str, str]:
+    """Let parameters lead to the server that accepts writes, unless they set `target_session_attrs` themselves."""
+    has_several = "," in f"{params.get('host', '')}{params.get('hostaddr', '')}"
+    return {**({"target_session_attrs": "read-write"} if has_several else {}), **params}
 
 
 class _Attempt:
@@ -185,7 +192,7 @@ class _Attempt:
         return self._status == pq.PollingStatus.OK
 
     def _fail(self, message: str) -> None:
-        self.error = ConnectFailed(message, sqlstate_of(message))
+        self.error = ConnectFailed(_without_values(message), sqlstate_of(message))
         self._failed(self.error)
         self.starts_at = time.monotonic() + (math.inf if _is_permanent(self.error) else _RETRY_S)
         self.end()
@@ -213,6 +220,11 @@ class _Attempt:
         if self._pgconn is not None:
             self._pgconn.finish()
             self._pgconn = None
+
+
+def _without_values(message: str) -> str:
+    """Return a message of libpq without the value of a parameter, which it quotes where it finds fault with it."""
+    return message if message.startswith("connection to server") else re.sub('"[^"]*"', "...", message, count=1)
 
 
 def _is_permanent(failure: ConnectFailed) -> bool:

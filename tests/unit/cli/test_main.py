@@ -57,9 +57,16 @@ def test_config_prints_every_setting_with_its_present_value() -> None:
     assert [name for name in Settings.model_fields if f"{variable_of(name)}=" not in printed] == []
 
 
-@pytest.mark.parametrize("variable", ["DATABASE_URL", "GATEKEEPER_JWT_KEYS", "GATEKEEPER_ADMIN_PASSWORD"])
-def test_config_masks_secrets(variable: str) -> None:
-    printed = invoke("config", **{variable: SECRET}).stdout
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", f"postgresql://u:{SECRET}@host/x"),
+        ("GATEKEEPER_JWT_KEYS", SECRET),
+        ("GATEKEEPER_ADMIN_PASSWORD", SECRET),
+    ],
+)
+def test_config_masks_secrets(variable: str, value: str) -> None:
+    printed = invoke("config", **{variable: value}).stdout
 
     assert f"{variable}=**********\n" in printed
     assert SECRET not in printed
