@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -50,16 +51,19 @@ class AdminUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthEventEntry:
-    """One authentication event: what happened, under which name, from which peer, and whom it concerns, if anybody."""
+    """One authentication event, or read of personal data: what happened, under which name, and from which peer."""
 
     event_id: int
     create_time: datetime
     event: str
     username: str
     peer: str
-    subject_id: UUID | None
     actor: str
-    """Who ended the session of the admin user, if it was another one."""
+    """Who ended the session of the admin user, if it was another one; who read personal data."""
+    subject_ids: Sequence[UUID]
+    """The first of the people whose data was read."""
+    subject_count: int
+    """How many these are in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,6 +157,7 @@ class AuthEventFilter:
     before: int | None = None
     username: str = ""
     event: str = ""
+    user_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

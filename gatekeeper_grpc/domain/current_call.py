@@ -1,4 +1,4 @@
-"""The call that the current thread serves: its id, how long its caller will still wait, and whether anybody does."""
+"""The call that the current thread serves: its id, from where, how long its caller waits, and whether anybody does."""
 
 import math
 import weakref
@@ -17,6 +17,10 @@ class Call(Protocol):
 
     def is_active(self) -> bool:
         """Return whether the call can still have an answer: not cancelled, not past its deadline."""
+        ...
+
+    def peer(self) -> str:
+        """Return the address of the client as gRPC names it."""
         ...
 
 
@@ -61,6 +65,12 @@ def is_abandoned() -> bool:
     """Return whether nobody waits for the current call any more; False without a call."""
     call = _current.get()()
     return call is not None and not call.is_active()
+
+
+def current_peer() -> str:
+    """Return the address of the client of the current call as gRPC names it; empty without a call."""
+    call = _current.get()()
+    return call.peer() if call else ""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
@@ -98,6 +99,7 @@ class Flag:
 class Target:
     """One individually targeted user of a flag."""
 
+    subject_id: UUID
     user_id: str
     variant: str
 

@@ -7,14 +7,13 @@ from typing import Any, LiteralString
 from psycopg.rows import class_row
 
 from gatekeeper_grpc.domain.audit import DocumentedEntry
-from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.erasure import ExportedMembership, ExportedTarget, ExportedUser, ExportPart, Subject
 from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.mutation import Read
 from gatekeeper_grpc.domain.user import User
+from gatekeeper_grpc.store.access_trace import AccessEvent, record_access
 from gatekeeper_grpc.store.audit.log import documented_entries
 from gatekeeper_grpc.store.erasure import documents_about, find_subject, still_named
-from gatekeeper_grpc.store.logins import AuthEvent, recordable
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
 from gatekeeper_grpc.store.users import find_user
@@ -29,44 +28,39 @@ class ExportStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def export(self, user_id: str, *, caller: Caller, peer: str) -> Iterator[Read[ExportPart]]:
+    def export(self, user_id: str) -> Iterator[Read[ExportPart]]:
         """Yield the user, then all that is held about it; all parts are true at the same revision.
 
-        If nothing is held about the id, the first part says so and is the only one. An authentication event records
-        the export before anything is read.
-
-        Args:
-            user_id: Whose data.
-            caller: Who exports it.
-            peer: The address of the client, for the record.
+        If nothing is held about the id, the first part says so and is the only one. The export is recorded before
+        anything is read.
 
         Raises:
             Unavailable: The database cannot be reached, or the export cannot be recorded.
         """
-        self._record(user_id, caller, peer)
+        self._database.check_caller()
+        self._record(user_id)
         with self._database.read() as conn:
             revision = current_revision(conn)
             for part in _parts(conn, user_id):
                 yield Read(result=part, revision=revision)
 
     @retry_conflicts
-    def _record(self, user_id: str, caller: Caller, peer: str) -> None:
-        row = {"event": AuthEvent.USER_EXPORTED, "username": caller.username, "peer": recordable(peer)}
+    def _record(self, user_id: str) -> None:
         with self._database.write() as conn:
-            conn.execute(_RECORD_EXPORT, {**row, "user_id": user_id})
+            subject = _subject(conn, user_id)
+            record_access(conn, AccessEvent.USER_EXPORTED, [subject.subject_id] if subject else [], is_durable=True)
 
 
-# Without the user id, which an erasure would have to find here.
-_RECORD_EXPORT = """
-    INSERT INTO auth_events (event, username, peer, subject_id)
-    VALUES (%(event)s, %(username)s, %(peer)s, (SELECT subject_id FROM subjects WHERE user_id = %(user_id)s))
-"""
+def _subject(conn: Connection, user_id: str) -> Subject | None:
+    try:
+        return find_subject(conn, user_id)
+    except NotFound:
+        return None
 
 
 def _parts(conn: Connection, user_id: str) -> Iterator[ExportPart]:
-    try:
-        subject = find_subject(conn, user_id)
-    except NotFound:
+    subject = _subject(conn, user_id)
+    if subject is None:
         yield ExportedUser(user_id=user_id)
         return
     named = still_named(conn, subject)

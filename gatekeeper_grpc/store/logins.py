@@ -40,10 +40,12 @@ from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_r
 MAX_EVENT_TEXT_CHARS = 128
 EVENT_AGE = timedelta(days=90)
 MAX_EVENTS = 100_000
+# 1,000 events with so many fit into the 4 MiB that clients accept.
+MAX_LISTED_SUBJECTS = 50
 
 
 class AuthEvent(StrEnum):
-    """The kinds of rows in `auth_events`."""
+    """The kinds of rows in `auth_events` about credentials; the others are in `access_trace.AccessEvent`."""
 
     FIRST_ADMIN_CREATED = "first_admin_created"
     """The first start made an admin user."""
@@ -61,8 +63,6 @@ class AuthEvent(StrEnum):
     """A spent refresh token was presented: it was stolen, or used twice. Its family was revoked."""
     LOGGED_OUT = "logged_out"
     """The holder revoked the family."""
-    USER_EXPORTED = "user_exported"
-    """An admin user exported what is held about a person; recorded before anything is read."""
     SESSION_REVOKED = "session_revoked"
     """The owner, or an admin user with role admin, revoked the family by `RevokeSession`."""
 
@@ -226,6 +226,8 @@ class LoginStore:
             "before": wanted.before,
             "username": wanted.username or None,
             "event": wanted.event or None,
+            "user_id": wanted.user_id or None,
+            "subjects": MAX_LISTED_SUBJECTS,
             "limit": wanted.limit,
         }
         with self._database.read() as conn, conn.cursor(row_factory=class_row(AuthEventEntry)) as cursor:
@@ -264,6 +266,9 @@ class LoginStore:
     @retry_conflicts
     def prune(self, *, event_age: timedelta = EVENT_AGE, max_events: int = MAX_EVENTS) -> Pruned:
         """Delete expired refresh tokens, and events that are too old or too many; call it every few minutes.
+
+        Reads of personal data are deleted by age alone: by a flood of reads, or of logins, nobody can remove the trace
+        of an earlier read.
 
         Skips rows that another transaction has locked, so that pruning never waits.
         """
@@ -453,10 +458,15 @@ def recordable(text: str) -> str:
 
 # Filters that are not given are NULL; the planner folds them away.
 LIST_EVENTS = """
-    SELECT event_id, create_time, event, username, peer, subject_id, actor FROM auth_events
+    SELECT event_id, create_time, event, username, peer, actor,
+           coalesce(subject_ids[1:%(subjects)s], '{}') AS subject_ids,
+           coalesce(cardinality(subject_ids), 0) AS subject_count
+    FROM auth_events
     WHERE (%(before)s::bigint IS NULL OR event_id < %(before)s)
       AND (%(username)s::text IS NULL OR username = %(username)s)
       AND (%(event)s::text IS NULL OR event = %(event)s)
+      AND (%(user_id)s::text IS NULL
+           OR (SELECT subject_id FROM subjects WHERE user_id = %(user_id)s) = ANY(subject_ids))
     ORDER BY event_id DESC LIMIT %(limit)s
 """
 
@@ -470,12 +480,15 @@ _CREATE_FIRST_ADMIN = """
     WHERE NOT EXISTS (SELECT FROM admin_user)
 """
 
-# With fewer events than the bound, the inner query is null and only age counts.
+# With fewer events than the bound, the inner query is null and only age counts. `subject_ids` is null for events about
+# credentials.
 _PRUNE_EVENTS = """
     DELETE FROM auth_events WHERE event_id IN (
         SELECT event_id FROM auth_events
         WHERE create_time < clock_timestamp() - %(age)s
-           OR event_id <= (SELECT event_id FROM auth_events ORDER BY event_id DESC LIMIT 1 OFFSET %(count)s)
+           OR subject_ids IS NULL AND event_id <= (
+               SELECT event_id FROM auth_events WHERE subject_ids IS NULL
+               ORDER BY event_id DESC LIMIT 1 OFFSET %(count)s)
         FOR UPDATE SKIP LOCKED
     )
 """

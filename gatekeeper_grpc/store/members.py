@@ -1,14 +1,17 @@
 """Members of segments in PostgreSQL. They may be a million: edits are recorded as deltas, by subject id."""
 
+from collections.abc import Callable, Iterable
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.rows import scalar_row
+from psycopg.rows import class_row
 from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import MemberEdit
+from gatekeeper_grpc.domain.erasure import Subject
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.set_hash import member_element
+from gatekeeper_grpc.store.access_trace import AccessEvent, Page, recorded_page
 from gatekeeper_grpc.store.hashed_sets import MEMBERS, SetChange, count_sets, read_hash, write_hash
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
@@ -47,16 +50,22 @@ class MemberStore:
         return self._edit("removed", _REMOVE, edit, intent)
 
     @retry_lost_read
-    def list(self, segment_key: str, *, after: str, limit: int) -> Read[list[str]]:
-        """Read a page of a segment's members in user-id order, after `after`.
+    def list(
+        self, segment_key: str, paged: Callable[[Iterable[Subject]], Page], *, after: str, limit: int
+    ) -> Read[Page]:
+        """Read a segment's members in user-id order, after `after`, and return what `paged` makes of them.
 
         Raises:
             NotFound: There is no such segment.
         """
-        with self._database.read() as conn, conn.cursor(row_factory=scalar_row) as cursor:
+        with self._database.read_and_record() as conn, conn.cursor(row_factory=class_row(Subject)) as cursor:
             segment = find_segment(conn, segment_key)
             wanted = {"segment_id": segment.segment_id, "after": after, "limit": limit}
-            return Read(result=cursor.execute(LIST_MEMBERS, wanted).fetchall(), revision=current_revision(conn))
+            members = cursor.execute(LIST_MEMBERS, wanted).fetchall()
+            page = recorded_page(
+                conn, AccessEvent.MEMBERS_LISTED, members, paged, subjects=lambda member: [member.subject_id]
+            )
+            return Read(result=page, revision=current_revision(conn))
 
     def _edit(self, what: str, query: LiteralString, edit: MemberEdit, intent: Intent) -> Written[int]:
         def act(conn: Connection, head: Head) -> Effect[int]:
@@ -92,7 +101,7 @@ def _effect(
 
 
 LIST_MEMBERS = """
-    SELECT s.user_id FROM segment_members m JOIN subjects s USING (subject_id)
+    SELECT subject_id, s.user_id FROM segment_members m JOIN subjects s USING (subject_id)
     WHERE m.segment_id = %(segment_id)s AND s.user_id > %(after)s
     ORDER BY s.user_id LIMIT %(limit)s
 """

@@ -1,5 +1,6 @@
 """Individual targets of flags in PostgreSQL, up to a million: edits are recorded as deltas, by subject id."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from gatekeeper_grpc.domain.commands import TargetEdit, TargetEditResult
 from gatekeeper_grpc.domain.flag import Flag, Target
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.set_hash import target_element
+from gatekeeper_grpc.store.access_trace import AccessEvent, Page, recorded_page
 from gatekeeper_grpc.store.flags import find_flag
 from gatekeeper_grpc.store.hashed_sets import TARGETS, SetChange, count_sets, read_hash, write_hash
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, unchanged
@@ -50,21 +52,24 @@ class TargetStore:
         return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
-    def list(self, flag_key: str, *, after: str, limit: int) -> Read[list[Target]]:
-        """Read a page of a flag's targets in user-id order, after `after`.
+    def list(self, flag_key: str, paged: Callable[[Iterable[Target]], Page], *, after: str, limit: int) -> Read[Page]:
+        """Read a flag's targets in user-id order, after `after`, and return what `paged` makes of them.
 
         Raises:
             NotFound: There is no such flag.
         """
-        with self._database.read() as conn, conn.cursor(row_factory=class_row(Target)) as cursor:
+        with self._database.read_and_record() as conn, conn.cursor(row_factory=class_row(Target)) as cursor:
             flag = find_flag(conn, flag_key)
             wanted = {"flag_id": flag.flag_id, "after": after, "limit": limit}
             targets = cursor.execute(LIST_TARGETS, wanted).fetchall()
-            return Read(result=targets, revision=current_revision(conn))
+            page = recorded_page(
+                conn, AccessEvent.TARGETS_LISTED, targets, paged, subjects=lambda target: [target.subject_id]
+            )
+            return Read(result=page, revision=current_revision(conn))
 
 
 LIST_TARGETS = """
-    SELECT s.user_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)
+    SELECT subject_id, s.user_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)
     WHERE t.flag_id = %(flag_id)s AND s.user_id > %(after)s
     ORDER BY s.user_id LIMIT %(limit)s
 """

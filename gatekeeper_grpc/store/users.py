@@ -1,6 +1,6 @@
 """Known users in PostgreSQL: create, read, list, update, delete."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,7 @@ from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH, MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, user_document
+from gatekeeper_grpc.store.access_trace import AccessEvent, Page, record_access, recorded_page
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
@@ -86,15 +87,18 @@ class UserStore:
         Raises:
             NotFound: The user is not known.
         """
-        with self._database.read() as conn:
-            return Read(result=find_user(conn, user_id), revision=current_revision(conn))
+        with self._database.read_and_record() as conn:
+            user = find_user(conn, user_id)
+            record_access(conn, AccessEvent.USER_READ, [user.subject_id])
+            return Read(result=user, revision=current_revision(conn))
 
     @retry_lost_read
-    def list(self, wanted: UserFilter) -> Read[list[User]]:
-        """Read a page of users in user-id order."""
-        with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
+    def list(self, wanted: UserFilter, paged: Callable[[Iterable[User]], Page]) -> Read[Page]:
+        """Read users in user-id order, and return what `paged` makes of those that it takes."""
+        with self._database.read_and_record() as conn, conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
             users = cursor.execute(LIST_USERS, _list_parameters(wanted)).fetchall()
-            return Read(result=users, revision=current_revision(conn))
+            page = recorded_page(conn, AccessEvent.USERS_LISTED, users, paged, subjects=lambda user: [user.subject_id])
+            return Read(result=page, revision=current_revision(conn))
 
     def update(self, update: UserUpdate, intent: Intent) -> Written[User]:
         """Change attributes of a user.
@@ -120,7 +124,16 @@ class UserStore:
                 change=_change(before, after),
             )
 
-        return self._mutations.mutate(intent, act, codec=_CODEC)
+        written = self._mutations.mutate(intent, act, codec=_CODEC)
+        if written.anchor is None:
+            self._record_shown(written.result)
+        return written
+
+    @retry_lost_read
+    def _record_shown(self, user: User) -> None:
+        """Record that an update without an audit entry shows what is stored: a preview, or one that changes nothing."""
+        with self._database.read_and_record() as conn:
+            record_access(conn, AccessEvent.USER_READ, [user.subject_id])
 
     def delete(self, user_id: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a user's attributes; targets and memberships stay, because they refer to its subject.

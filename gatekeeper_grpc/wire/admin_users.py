@@ -12,7 +12,7 @@ from gatekeeper_grpc.domain.admin_user import AdminUser, AuthEventEntry, Session
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, NewAdminUser, SessionFilter
 from gatekeeper_grpc.domain.errors import InvalidArgument, PermissionDenied
-from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text
+from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text, check_user_id
 from gatekeeper_grpc.wire.masks import changes_from_mask
 from gatekeeper_grpc.wire.timestamps import time_to_proto
 
@@ -118,14 +118,16 @@ def session_id_from_proto(session_id: str) -> UUID:
 
 
 def auth_event_to_proto(event: AuthEventEntry) -> audit_pb2.AuthEvent:
-    """Convert an authentication event."""
+    """Convert an event."""
     return audit_pb2.AuthEvent(
         create_time=time_to_proto(event.create_time),
         event=event.event,
         username=event.username,
         peer=event.peer,
-        subject_id="" if event.subject_id is None else str(event.subject_id),
+        subject_id=str(event.subject_ids[0]) if event.subject_count == 1 else "",
         actor=event.actor,
+        subject_ids=map(str, event.subject_ids),
+        subject_count=event.subject_count,
     )
 
 
@@ -133,10 +135,16 @@ def auth_event_filter_from_proto(request: admin.ListAuthEventsRequest, *, before
     """Convert the filters of a list; `before` is the id of the last event of the previous page, if any.
 
     Raises:
-        InvalidArgument: A filter is too long.
+        InvalidArgument: A filter is too long, or no user can have the id.
     """
     check_text("username", request.username, at_most=MAX_USERNAME_CHARS)
     check_text("event", request.event, at_most=_MAX_EVENT_CHARS)
+    if request.user_id:
+        check_user_id("user_id", request.user_id)
     return AuthEventFilter(
-        limit=limit, before=int(before) if before else None, username=request.username, event=request.event
+        limit=limit,
+        before=int(before) if before else None,
+        username=request.username,
+        event=request.event,
+        user_id=request.user_id,
     )

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -430,6 +431,18 @@ def test_prune_bounds_events_by_age_and_count(logins: Access) -> None:
     assert logins.store.prune(event_age=timedelta(days=1), max_events=5) == Pruned(events=1, refresh_tokens=0)
     assert logins.store.prune(event_age=timedelta(days=1), max_events=3) == Pruned(events=1, refresh_tokens=0)
     assert [username for _, username, _ in logins.events()] == ["n1", "n2", "n3"]
+
+
+def test_neither_logins_nor_reads_remove_the_trace_of_an_earlier_read(logins: Access) -> None:
+    read = "INSERT INTO auth_events (event, username, subject_ids) VALUES ('user_read', 'anna', '{}')"
+    for number in range(5):
+        logins.run(read)
+        logins.store.record_failure(f"n{number}")
+
+    assert logins.store.prune(max_events=3).events == 2
+    assert Counter(event for event, _, _ in logins.events()) == {"user_read": 5, "login_failed": 3}
+    logins.run("UPDATE auth_events SET create_time = create_time - interval '91 days' WHERE event = 'user_read'")
+    assert logins.store.prune(max_events=3).events == 5
     assert logins.store.prune() == Pruned(events=0, refresh_tokens=0)
 
 

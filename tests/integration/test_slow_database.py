@@ -49,6 +49,9 @@ class FakeCall:
     def is_active(self) -> bool:
         return self.is_here
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
 
 @pytest.fixture
 def call() -> Iterator[Callable[[FakeCall], None]]:

@@ -95,6 +95,21 @@ def test_nothing_is_left_of_an_erased_person(house: House) -> None:
     assert erased.documents_redacted == DOCUMENTS_OF_A_LIFE
 
 
+def test_who_read_about_an_erased_person_stays_known_without_the_id(house: House) -> None:
+    user = send(house.admin, "GetUser", pb.GetUserRequest(user_id=house.person)).user
+    send(house.admin, "ListUsers", pb.ListUsersRequest(user_id_prefix=user.user_id))
+    send(house.admin, "ListAuditEntries", pb.ListAuditEntriesRequest())
+    send(house.admin, "ExportUserData", pb.ExportUserDataRequest(user_id=house.person))
+    (found,) = query(house.dsn, "SELECT subject_id::text FROM subjects WHERE user_id = %s", house.person)
+
+    house.erase()
+
+    assert traces(house.dsn, house.person, files=house.data_dir) == []
+    events = send(house.admin, "ListAuthEvents", pb.ListAuthEventsRequest()).auth_events
+    kinds = [event.event for event in events if found[0] in event.subject_ids]
+    assert kinds == ["user_exported", "audit_entries_listed", "users_listed", "user_read"]
+
+
 def test_the_audit_log_verifies_and_counts_what_was_redacted(house: House) -> None:
     erased = house.erase()
 

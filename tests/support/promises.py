@@ -47,6 +47,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "D9": "After an erasure nothing in the database or its dumps names the person, except keys and names of "
         "accounts and attributes, and the audit log verifies. This holds after restoring an older backup.",
         "D10": "An admin user is an id, not a name: nothing of a deleted one passes to the next one of that name.",
+        "D11": "Who reads or exports what is stored about people is recorded, with whom and when, and an erasure "
+        "leaves no id in it. What cannot be recorded is not shown.",
         "E1": "Migrations up, down and up give the same schema. An interrupted migration resumes, and of two runners "
         "one migrates.",
         "E2": "After a restore no revision is issued twice, and running instances and watchers notice the loss.",

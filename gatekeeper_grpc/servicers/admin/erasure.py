@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import grpc
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
-from gatekeeper_grpc.domain.caller import current_caller
 from gatekeeper_grpc.domain.limits import check_user_id
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.erasure import export_to_proto
@@ -19,8 +18,7 @@ class ErasureRpcs(AdminRpcs):
         self, request: pb.ExportUserDataRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExportUserDataResponse]:
         check_user_id("user_id", request.user_id)
-        exported = self.stores.exports.export(request.user_id, caller=current_caller(), peer=context.peer())
-        return map(export_to_proto, exported)
+        return map(export_to_proto, self.stores.exports.export(request.user_id))
 
     def EraseUser(self, request: pb.EraseUserRequest, context: grpc.ServicerContext) -> pb.EraseUserResponse:
         check_user_id("user_id", request.user_id)

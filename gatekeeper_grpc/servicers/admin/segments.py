@@ -1,11 +1,13 @@
 """AdminService: segments."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 
 import grpc
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_grpc.domain.erasure import Subject
 from gatekeeper_grpc.domain.limits import check_key
 from gatekeeper_grpc.domain.mutation import Written
 from gatekeeper_grpc.servicers.admin.message_streams import apply_messages
@@ -94,6 +96,8 @@ class SegmentRpcs(AdminRpcs):
     ) -> pb.ListSegmentMembersResponse:
         check_key("segment_key", request.segment_key)
         after = self.page_tokens.cursor(request)
-        read = self.stores.members.list(request.segment_key, after=after, limit=read_limit(request))
-        user_ids, next_page_token = self.page_tokens.page(request, read.result, convert=str, key=str)
+        user_id: Callable[[Subject], str] = attrgetter("user_id")
+        paged = partial(self.page_tokens.page, request, convert=user_id, key=user_id)
+        read = self.stores.members.list(request.segment_key, paged, after=after, limit=read_limit(request))
+        user_ids, next_page_token = read.result
         return pb.ListSegmentMembersResponse(user_ids=user_ids, next_page_token=next_page_token, revision=read.revision)

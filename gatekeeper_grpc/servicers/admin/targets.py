@@ -1,6 +1,7 @@
 """AdminService: targets."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 
@@ -36,10 +37,9 @@ class TargetRpcs(AdminRpcs):
     def ListTargets(self, request: pb.ListTargetsRequest, context: grpc.ServicerContext) -> pb.ListTargetsResponse:
         check_key("flag_key", request.flag_key)
         after = self.page_tokens.cursor(request)
-        read = self.stores.targets.list(request.flag_key, after=after, limit=read_limit(request))
-        targets, next_page_token = self.page_tokens.page(
-            request, read.result, convert=target_to_proto, key=lambda target: target.user_id
-        )
+        paged = partial(self.page_tokens.page, request, convert=target_to_proto, key=lambda target: target.user_id)
+        read = self.stores.targets.list(request.flag_key, paged, after=after, limit=read_limit(request))
+        targets, next_page_token = read.result
         return pb.ListTargetsResponse(targets=targets, next_page_token=next_page_token, revision=read.revision)
 
     def ImportTargets(

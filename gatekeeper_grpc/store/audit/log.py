@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString, TypeAlias, TypeVar
+from typing import Any, LiteralString, TypeAlias
+from uuid import UUID
 
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
@@ -30,6 +31,7 @@ from gatekeeper_grpc.domain.audit_verifier import Verification, verify_chain
 from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.domain.errors import FailedPrecondition, ResourceExhausted
 from gatekeeper_grpc.domain.mutation import ResourceType
+from gatekeeper_grpc.store.access_trace import AccessEvent, Page, recorded_page
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
@@ -44,7 +46,6 @@ _FETCH_EVIDENCE_ROWS = 1_000
 # In documents, every string that is a UUID is a subject id.
 _SUBJECT_IDS = re.compile(rb'"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
 _NAMED_BY_SUBJECT = frozenset({ResourceType.USER, ResourceType.SUBJECT})
-Page = TypeVar("Page")
 # An entry without its document yet, and the size of the document, 0 if it was redacted.
 _Found: TypeAlias = tuple[DocumentedEntry, int]
 # A row that belongs to the entry in its first column.
@@ -67,8 +68,9 @@ class AuditStore:
     @retry_lost_read
     def list(self, wanted: AuditFilter, paged: Callable[[Iterable[DocumentedEntry]], Page]) -> Page:
         """Read entries, newest first, and return what `paged` makes of those that it takes; the others are not read."""
-        with self._database.read() as conn:
-            return paged(_documented_in_parts(conn, _find(conn, wanted)))
+        with self._database.read_and_record() as conn:
+            entries = _documented_in_parts(conn, _find(conn, wanted))
+            return recorded_page(conn, AccessEvent.AUDIT_ENTRIES_LISTED, entries, paged, subjects=_named)
 
     def verify(self, anchor: AuditAnchor | None = None) -> Iterator[Verification]:
         """Verify the whole log against its head and an external anchor.
@@ -395,6 +397,10 @@ def with_users(conn: Connection, entries: Iterable[DocumentedEntry]) -> list[Doc
         replace(entry, users={subject: users[subject] for subject in subjects & users.keys()})
         for entry, subjects in named
     ]
+
+
+def _named(documented: DocumentedEntry) -> list[UUID]:
+    return [UUID(subject) for subject in documented.users]
 
 
 def _subjects_of(documented: DocumentedEntry) -> set[str]:

@@ -23,6 +23,7 @@ from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.errors import (
     DATABASE_ERRORS,
     CommitUnconfirmed,
+    ConnectionLost,
     ForeignLock,
     WriterQueue,
     translated_errors,
@@ -146,6 +147,22 @@ class Database:
             require_current_caller(conn)
             yield conn
 
+    @contextmanager
+    def read_and_record(self) -> Iterator[Connection]:
+        """Open a transaction that sees one state of the database, like `read`, and may record that it was read.
+
+        Raises:
+            GatekeeperError: As for `read`.
+            Unavailable: The database accepts no writes, or did not confirm the record.
+        """
+        try:
+            with self._transaction(IsolationLevel.REPEATABLE_READ, read_only=False) as conn:
+                require_current_caller(conn)
+                yield conn
+        except CommitUnconfirmed as exc:
+            unrecorded = "the database did not confirm the record of this read"
+            raise ConnectionLost(unrecorded, retry_after_s=_RETRY_AFTER_S) from exc
+
     def check_caller(self) -> None:
         """Compare the caller of the current call with the stored admin user now.
 
@@ -167,6 +184,8 @@ class Database:
             Unavailable: As for `read`, or a commit that was given up still waits in the database.
             GatekeeperError: See `translated_errors`.
         """
+        if self._watch.has_unsettled():
+            raise Unavailable(_STALLED, reason="COMMITS_STALLED", retry_after_s=_RETRY_AFTER_S)
         with self._transaction(IsolationLevel.READ_COMMITTED, read_only=False) as conn:
             yield conn
 
@@ -208,8 +227,6 @@ class Database:
 
     @contextmanager
     def _transaction(self, level: IsolationLevel, *, read_only: bool) -> Iterator[Connection]:
-        if not read_only and self._watch.has_unsettled():
-            raise Unavailable(_STALLED, reason="COMMITS_STALLED", retry_after_s=_RETRY_AFTER_S)
         with translated_errors(), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level

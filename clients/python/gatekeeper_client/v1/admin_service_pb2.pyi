@@ -2296,6 +2296,7 @@ class ListAuthEventsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     USERNAME_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of results in a page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
@@ -2304,6 +2305,10 @@ class ListAuthEventsRequest(_message.Message):
     """Only events with exactly this username. Empty: any."""
     event: _builtins.str
     """Only events of this kind, such as "login_failed". Empty: any."""
+    user_id: _builtins.str
+    """Only reads of personal data that concern this user, also where they are not among the 50 `subject_ids`.
+    None for a user who was erased. Empty: any event.
+    """
     def __init__(
         self,
         *,
@@ -2311,10 +2316,11 @@ class ListAuthEventsRequest(_message.Message):
         page_token: _builtins.str = ...,
         username: _builtins.str = ...,
         event: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "page_size", b"page_size", "page_token", b"page_token", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,12 @@ class AdminServiceStub:
     within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
     changes. Another body under the same id is INVALID_ARGUMENT.
 
+    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
+    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
+    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
+    (QUOTA_EXCEEDED).
+
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
     message says which. In both cases a retry with the same `request_id` is safe.
@@ -257,6 +263,12 @@ class AdminServiceServicer:
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
     within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
     changes. Another body under the same id is INVALID_ARGUMENT.
+
+    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
+    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
+    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
+    (QUOTA_EXCEEDED).
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -612,7 +624,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAuthEvents(self, request, context):
-        """Lists logins, failed logins and other authentication events, newest first. Role: admin.
+        """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
+        first. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -884,6 +897,12 @@ class AdminService:
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
     within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
     changes. Another body under the same id is INVALID_ARGUMENT.
+
+    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
+    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
+    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
+    (QUOTA_EXCEEDED).
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The

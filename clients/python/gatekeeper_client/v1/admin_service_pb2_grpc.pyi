@@ -41,6 +41,12 @@ class AdminServiceStub:
       within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
       changes. Another body under the same id is INVALID_ARGUMENT.
 
+    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
+    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
+    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
+    (QUOTA_EXCEEDED).
+
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
     message says which. In both cases a retry with the same `request_id` is safe.
@@ -271,7 +277,9 @@ class AdminServiceStub:
       role is below admin.
     """
     ListAuthEvents: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]
-    """Lists logins, failed logins and other authentication events, newest first. Role: admin."""
+    """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
+    first. Role: admin.
+    """
     CreateClientKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]
     """Creates a client key and returns its secret, once. Role: admin."""
     ListClientKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientKeysRequest, _admin_service_pb2.ListClientKeysResponse]
@@ -312,6 +320,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
       within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
       changes. Another body under the same id is INVALID_ARGUMENT.
+
+    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
+    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
+    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
+    (QUOTA_EXCEEDED).
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -540,7 +554,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
       role is below admin.
     """
     ListAuthEvents: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]  # type: ignore[assignment]
-    """Lists logins, failed logins and other authentication events, newest first. Role: admin."""
+    """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
+    first. Role: admin.
+    """
     CreateClientKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]  # type: ignore[assignment]
     """Creates a client key and returns its secret, once. Role: admin."""
     ListClientKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientKeysRequest, _admin_service_pb2.ListClientKeysResponse]  # type: ignore[assignment]
@@ -580,6 +596,12 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
       within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
       changes. Another body under the same id is INVALID_ARGUMENT.
+
+    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
+    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
+    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
+    (QUOTA_EXCEEDED).
 
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
     and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
@@ -998,7 +1020,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListAuthEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListAuthEventsResponse, _abc.Awaitable[_admin_service_pb2.ListAuthEventsResponse]]:
-        """Lists logins, failed logins and other authentication events, newest first. Role: admin."""
+        """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
+        first. Role: admin.
+        """
 
     @_abc_1.abstractmethod
     def CreateClientKey(

@@ -312,7 +312,9 @@ Global___AuditCheckpoint: _TypeAlias = AuditCheckpoint  # noqa: Y015
 
 @_typing.final
 class AuthEvent(_message.Message):
-    """A login, or another event about credentials. Kept for a limited time. Not part of the audit log."""
+    """A login or another event about credentials, or a read of personal data. Kept for 90 days; of events about
+    credentials, the latest 100,000. Not part of the audit log.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -322,23 +324,34 @@ class AuthEvent(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    SUBJECT_IDS_FIELD_NUMBER: _builtins.int
+    SUBJECT_COUNT_FIELD_NUMBER: _builtins.int
     event: _builtins.str
-    """The kind of event, such as "login_succeeded", "login_failed", "refresh_reused", "logged_out",
-    "session_revoked" or "user_exported".
+    """The kind of event, such as "login_succeeded", "login_failed", "refresh_reused", "logged_out" or
+    "session_revoked". Reads of personal data: "user_read", "users_listed", "targets_listed", "members_listed",
+    "audit_entries_listed" and "user_exported".
     """
     username: _builtins.str
     """The username that was given, at most 128 characters. It may not exist."""
     peer: _builtins.str
     """The address of the client."""
     subject_id: _builtins.str
-    """The random id, as in the audit log, of the person whom the event concerns: for "user_exported", whose data
-    the admin user exported. Empty: nobody, or nothing was held about the id.
-    """
+    """The only one of `subject_ids`; empty if there are none or several."""
     actor: _builtins.str
-    """Who ended the session, as in `AuditEntry.actor`, if it was not its owner. Empty for other events."""
+    """Who read personal data, or who ended the session if it was not its owner, as in `AuditEntry.actor`. Empty
+    for other events.
+    """
+    subject_count: _builtins.int
+    """How many people's data was read, also if they are more than 50."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
+
+    @_builtins.property
+    def subject_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The random ids, as in the audit log, of the people whose data was read: at most 50. Empty: the event is
+        about credentials, or nothing was held about anybody.
+        """
 
     def __init__(
         self,
@@ -349,10 +362,12 @@ class AuthEvent(_message.Message):
         peer: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         actor: _builtins.str = ...,
+        subject_ids: _abc.Iterable[_builtins.str] | None = ...,
+        subject_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "event", b"event", "peer", b"peer", "subject_id", b"subject_id", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "event", b"event", "peer", b"peer", "subject_count", b"subject_count", "subject_id", b"subject_id", "subject_ids", b"subject_ids", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
