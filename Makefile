@@ -18,13 +18,19 @@ help: ## List the targets
 
 # Debian may ship python3 without venv or ensurepip. Its pip can then install into a bare environment.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Gatekeeper needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=/path/to/python3.11." >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
-	  || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --version >/dev/null 2>&1; } \
-	  || { rm -rf $(VENV); echo "This python3 has neither ensurepip nor pip: install the package python3-venv (or python3-pip) and call make again." >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null \
+	  || { echo "There is no program '$(PYTHON)'. Set PYTHON to a Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d %s" % (sys.version_info[0], sys.version_info[1], sys.version_info >= (3, 11)))' 2>/dev/null); \
+	case "$$version" in \
+	  *True) ;; \
+	  *False) echo "Gatekeeper needs Python 3.11 or newer; '$(PYTHON)' is $${version% *}. Set PYTHON=/path/to/python3.11." >&2; exit 1 ;; \
+	  *) echo "'$(PYTHON)' is no Python. Set PYTHON to a Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1 ;; \
+	esac
+	@"$(PYTHON)" -m venv $(VENV) 2>/dev/null \
+	  || { rm -rf $(VENV); "$(PYTHON)" -m venv --without-pip $(VENV) && "$(PYTHON)" -m pip --version >/dev/null 2>&1; } \
+	  || { rm -rf $(VENV); echo "'$(PYTHON)' has neither ensurepip nor pip: install the package python3-venv (or python3-pip) and call make again." >&2; exit 1; }
 
-PIP = $(shell if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "$(BIN)/python -m pip"; else echo "$(PYTHON) -m pip --python $(BIN)/python"; fi)
+PIP = $(shell if $(BIN)/python -m pip --version >/dev/null 2>&1; then echo "$(BIN)/python -m pip"; else echo '"$(PYTHON)" -m pip --python $(BIN)/python'; fi)
 PIP_INSTALL = $(PIP) --disable-pip-version-check install --quiet --require-hashes
 
 $(VENV)/.run: requirements.lock pyproject.toml clients/python/pyproject.toml | $(BIN)/python

@@ -1,10 +1,28 @@
 """All settings, each with default, unit and meaning. The only module that reads the environment."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.setting_errors import fault_of, nearest_variable
+
+# No duration is longer: clocks and timers overflow at some point above.
+_YEAR_S = 31_536_000
+# Of the client commands, which read them without this module.
+_CLIENT_VARIABLES = ("GATEKEEPER_SERVER", "GATEKEEPER_TOKEN")
+
+
+def _listen_address(value: object) -> object:
+    return ListenAddress.parse(value.strip()) if isinstance(value, str) else value
+
+
+# NoDecode: pydantic-settings would take the text for JSON, because the type is a dataclass.
+Address = Annotated[ListenAddress, NoDecode, BeforeValidator(_listen_address)]
 
 
 class SettingsError(Exception):
@@ -14,7 +32,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """What an operator can set, read from environment variables. An empty one counts as absent.
 
-    Durations are in seconds, addresses are host:port.
+    Durations are in seconds, addresses are host:port or unix:path.
     """
 
     model_config = SettingsConfigDict(
@@ -25,6 +43,7 @@ class Settings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
@@ -52,12 +71,13 @@ class Settings(BaseSettings):
     """
     pg_bin: Path | None = None
     """Directory of the programs of the embedded PostgreSQL. Absent: the bundled ones."""
-    listen: str = "127.0.0.1:50051"
-    """Address of the gRPC services. Port 0: any free one."""
-    health_listen: str = "127.0.0.1:50052"
-    """Address of a server for gRPC health alone. It answers even if the main server is saturated."""
-    ops_listen: str = "127.0.0.1:9464"
-    """Address of `/metrics`, `/health` and `/ready` over HTTP. Keep it private."""
+    listen: Address = ListenAddress(host="127.0.0.1", port=50051)
+    """Address of the gRPC services: host:port, or unix:path with one worker. Port 0: any free one."""
+    health_listen: Address = ListenAddress(host="127.0.0.1", port=50052)
+    """Address of a server for gRPC health alone, as GATEKEEPER_LISTEN. It answers even if the main server is saturated.
+    """
+    ops_listen: Address = ListenAddress(host="127.0.0.1", port=9464)
+    """Address of `/metrics`, `/health` and `/ready` over HTTP: host:port. Keep it private."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that serve on one port; about one per core. With more than one, a supervisor replaces those that die or
     hang.
@@ -96,7 +116,7 @@ class Settings(BaseSettings):
     """
     access_token_ttl_s: int = Field(default=900, ge=60, le=3600)
     """Lifetime of an access token."""
-    refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600)
+    refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600, le=10 * _YEAR_S)
     """Lifetime of a refresh token."""
     bcrypt_cost: int = Field(default=12, ge=10, le=16)
     """Cost of a password hash. Each step doubles the time. After a change, each password is hashed again at the next
@@ -108,7 +128,7 @@ class Settings(BaseSettings):
     """Reads of AdminService that run at the same time. Half as many writes do."""
     stream_threads: int = Field(default=16, ge=1, le=256)
     """Bulk evaluations that run at the same time."""
-    bulk_cpu_budget_s: float = Field(default=20.0, gt=0)
+    bulk_cpu_budget_s: float = Field(default=20.0, gt=0, le=_YEAR_S)
     """CPU time that one message of BulkEvaluateFlags may take, for each 1,000 flags or part of them. A full message of
     5,000 users takes about 5 s for 1,000 flags.
     """
@@ -127,7 +147,7 @@ class Settings(BaseSettings):
     """
     db_pool_size: int = Field(default=10, ge=2, le=100)
     """Maximum number of connections to PostgreSQL."""
-    db_statement_timeout_s: float = Field(default=30.0, gt=0)
+    db_statement_timeout_s: float = Field(default=30.0, gt=0, le=_YEAR_S)
     """Maximum duration of a statement."""
     db_hung_after_s: float = Field(default=0.75, ge=0.1, le=60)
     """If PostgreSQL answers nothing for this long, it counts as hung: calls that wait for it fail, and new calls are
@@ -135,28 +155,28 @@ class Settings(BaseSettings):
     """
     refresh_interval_s: float = Field(default=1.0, gt=0, le=60)
     """How often to read the newest revision if none is announced."""
-    reload_interval_s: float = Field(default=300.0, gt=0)
+    reload_interval_s: float = Field(default=300.0, gt=0, le=_YEAR_S)
     """How often to reload everything."""
-    stale_after_s: float = Field(default=10.0, gt=0)
+    stale_after_s: float = Field(default=10.0, gt=0, le=_YEAR_S)
     """Answers are marked `stale` if the database has not confirmed them for this long."""
-    ready_max_staleness_s: float | None = Field(default=None, gt=0)
+    ready_max_staleness_s: float | None = Field(default=None, gt=0, le=_YEAR_S)
     """Not ready if the database has not confirmed the snapshot for this long. Absent: ready with a snapshot of any age.
     """
-    body_timeout_s: float = Field(default=5.0, gt=0)
+    body_timeout_s: float = Field(default=5.0, gt=0, le=_YEAR_S)
     """How long the message of a request may take to arrive."""
-    stream_idle_timeout_s: float = Field(default=15.0, gt=0)
+    stream_idle_timeout_s: float = Field(default=15.0, gt=0, le=_YEAR_S)
     """How long a stream may be silent: without a message, or, in bulk evaluation, without one that has contexts."""
-    bulk_max_age_s: float = Field(default=3_600.0, gt=0)
+    bulk_max_age_s: float = Field(default=3_600.0, gt=0, le=_YEAR_S)
     """How long a bulk evaluation may be open. Then it ends with UNAVAILABLE."""
-    watch_max_age_s: float = Field(default=43_200.0, gt=0)
+    watch_max_age_s: float = Field(default=43_200.0, gt=0, le=_YEAR_S)
     """How long WatchFlags may be open, give or take a fifth. Then it ends with UNAVAILABLE."""
-    drain_s: float = Field(default=1.0, ge=0)
+    drain_s: float = Field(default=1.0, ge=0, le=_YEAR_S)
     """At SIGTERM: how long to serve on after health reports NOT_SERVING."""
-    grace_s: float = Field(default=10.0, ge=0)
+    grace_s: float = Field(default=10.0, ge=0, le=_YEAR_S)
     """At SIGTERM, after the drain: how long calls may take to end."""
-    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
     """Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."""
-    log_format: str = Field(default="auto", pattern="^(auto|json|console)$")
+    log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(str.lower)] = "auto"
     """auto, json or console. auto is console on a terminal, otherwise json."""
 
     @model_validator(mode="after")
@@ -166,6 +186,26 @@ class Settings(BaseSettings):
                 "GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with GATEKEEPER_REQUIRE_SIGNED_CALLS: a signature"
                 " that leaves out the body can be sent with any body"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_addresses(self) -> Self:
+        """Refuse addresses that are valid alone and cannot be together."""
+        if self.ops_listen.is_unix:
+            raise ValueError(
+                f"GATEKEEPER_OPS_LISTEN: '{self.ops_listen}' must be host:port: HTTP is not served on a Unix socket"
+            )
+        if self.listen.is_unix and self.workers > 1:
+            raise ValueError(
+                f"GATEKEEPER_LISTEN: '{self.listen}' must be host:port with GATEKEEPER_WORKERS={self.workers}:"
+                " workers cannot share a Unix socket"
+            )
+        named = [("listen", self.listen), ("health_listen", self.health_listen), ("ops_listen", self.ops_listen)]
+        for number, (later, address) in enumerate(named):
+            for earlier, taken in named[:number]:
+                if address.overlaps(taken):
+                    other = f"{variable_of(earlier)}, which is {taken}"
+                    raise ValueError(f"{variable_of(later)}: '{address}' must be another address than {other}")
         return self
 
     @property
@@ -188,8 +228,15 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as exc:
-        faults = "; ".join(f"{_variable_at(error['loc'])}: {error['msg']}" for error in exc.errors(include_input=False))
-        raise SettingsError(faults) from None
+        raise SettingsError("; ".join(map(_fault, exc.errors()))) from None
+
+
+def unknown_variables() -> Iterator[tuple[str, str | None]]:
+    """Yield each variable that begins like a setting and is none, with the setting that it may be meant to be."""
+    known = [*map(variable_of, Settings.model_fields), *_CLIENT_VARIABLES]
+    for name in sorted(os.environ):
+        if name.startswith("GATEKEEPER_") and name not in known:
+            yield name, nearest_variable(name, known)
 
 
 def variable_of(field: str) -> str:
@@ -198,9 +245,14 @@ def variable_of(field: str) -> str:
     return alias if isinstance(alias, str) else f"GATEKEEPER_{field.upper()}"
 
 
-def _variable_at(location: tuple[int | str, ...]) -> str:
-    name = str(location[0]) if location else "settings"
-    return variable_of(name) if name in Settings.model_fields else name
+def _fault(error: Any) -> str:
+    """Name the variable and what it must be."""
+    if not error["loc"]:
+        return fault_of(error, None)
+    location = str(error["loc"][0])
+    fields = {name: field for name, field in Settings.model_fields.items() if location in {name, variable_of(name)}}
+    name, field = next(iter(fields.items()))
+    return f"{variable_of(name)}: {fault_of(error, field)}"
 
 
 def settings_table(settings: Settings | None = None) -> list[tuple[str, str, str]]:

@@ -39,6 +39,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry
 from gatekeeper_grpc.interceptors.authentication import refuse_token
 from gatekeeper_grpc.interceptors.chain import Stages
+from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.listener import bind, new_server
@@ -84,7 +85,7 @@ class EvaluationServer:
         stages = Stages(verify_token=refuse_token, pools=self._pools)
         self._server = new_server(self._pools[PoolName.OPERATIONS], stages)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self._cache, self._watchers), self._server)
-        self.address = f"127.0.0.1:{bind(self._server, '127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{bind(self._server, ListenAddress(host='127.0.0.1'))}"
         """Where it listens, as `grpc.insecure_channel` takes it."""
         self._watchers.start()
         self._server.start()

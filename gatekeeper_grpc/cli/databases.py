@@ -3,9 +3,18 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+import click
+
 from gatekeeper_grpc.config import Settings
 from gatekeeper_grpc.embedded import running_dsn
 from gatekeeper_grpc.store.postgres.database import Database
+
+
+@click.command("db-url")
+@click.pass_obj
+def db_url(settings: Settings) -> None:
+    """Print the DSN of the running embedded database, for psql and for further instances."""
+    click.echo(running_dsn(settings.data_dir))
 
 
 def serving_dsn(settings: Settings) -> str:

@@ -3,44 +3,37 @@
 import socket
 from typing import Any
 
+from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.transport.listener import ListenError
-
-_PORTS = range(65_536)
 
 
 class ReservedPort:
     """A bound socket that never listens: connections go to the workers, which bind the same port (SO_REUSEPORT).
 
     Args:
-        address: host:port; port 0 takes any free port.
+        address: Has a port; port 0 takes any free port.
 
     Raises:
         ListenError: Another process has the port, even one that would share it.
     """
 
-    def __init__(self, address: str) -> None:
-        self._host, _, port = address.rpartition(":")
+    def __init__(self, address: ListenAddress) -> None:
         try:
-            self._socket = _reserve(self._host.strip("[]"), int(port))
-        except (OSError, ValueError) as exc:
-            raise ListenError.at(address) from exc
+            self._socket = _reserve(address)
+        except OSError as exc:
+            raise ListenError.at(address, exc) from exc
         self.port = int(self._socket.getsockname()[1])
-
-    @property
-    def address(self) -> str:
-        """The host:port for workers to listen on."""
-        return f"{self._host}:{self.port}"
+        self.address = address.with_port(self.port)
+        """The address for workers to listen on."""
 
     def close(self) -> None:
         """Release the port."""
         self._socket.close()
 
 
-def _reserve(host: str, port: int) -> socket.socket:
-    if port not in _PORTS:
-        raise ValueError(f"there is no port {port}")
-    family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    if port:
+def _reserve(address: ListenAddress) -> socket.socket:
+    family, _, _, _, sockaddr = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    if address.port:
         # Two sockets share a port only if both ask for it: one that does not ask detects any other socket.
         _bound(family, sockaddr, socket.SO_REUSEADDR).close()
     reserved = _bound(family, sockaddr, socket.SO_REUSEADDR, socket.SO_REUSEPORT)

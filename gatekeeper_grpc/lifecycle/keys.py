@@ -45,6 +45,18 @@ def load_keys(settings: Settings) -> Keys:
     )
 
 
+def check_keys(settings: Settings) -> None:
+    """Check the keys as `load_keys` would, and generate none.
+
+    Raises:
+        SettingsError: A key is malformed, or is missing while the database is not embedded.
+    """
+    for name, parse in {"jwt_keys": KeyRing.parse, "data_keys": KeyRing.parse, "erasure_key": _erasure_key}.items():
+        if _found(settings, name, parse) is None and not settings.is_embedded:
+            raise _missing(name)
+    _found(settings, "audit_signing_key", CheckpointSigner.parse)
+
+
 def load_data_keys(settings: Settings) -> DataKeys:
     """Return the keys that encrypt data in the database.
 
@@ -78,21 +90,27 @@ def _erasure_key(text: str) -> bytes:
 def _required(settings: Settings, name: str, parse: Callable[[str], Key], make: Callable[[], str]) -> Key:
     key = _optional(settings, name, parse, make)
     if key is None:
-        raise SettingsError(
-            f"{variable_of(name)} is not set; all instances on a database need the same (see `gatekeeper config`)"
-        )
+        raise _missing(name)
     return key
+
+
+def _missing(name: str) -> SettingsError:
+    return SettingsError(
+        f"{variable_of(name)} is not set; all instances on a database need the same (see `gatekeeper config`)"
+    )
 
 
 def _optional(settings: Settings, name: str, parse: Callable[[str], Key], make: Callable[[], str]) -> Key | None:
     """Parse the key of a setting, else of the file of that name; make a file if the database is embedded."""
+    if settings.is_embedded and getattr(settings, name) is None:
+        stored_secret(settings.data_dir, name, make)
+    return _found(settings, name, parse)
+
+
+def _found(settings: Settings, name: str, parse: Callable[[str], Key]) -> Key | None:
+    """Parse the key of a setting, else of the file of that name; None if there is neither."""
     configured: SecretStr | None = getattr(settings, name)
-    if configured is not None:
-        text: str | None = configured.get_secret_value()
-    elif settings.is_embedded:
-        text = stored_secret(settings.data_dir, name, make)
-    else:
-        text = read_secret(settings.data_dir, name)
+    text = read_secret(settings.data_dir, name) if configured is None else configured.get_secret_value()
     try:
         return None if text is None else parse(text)
     except ValueError as exc:

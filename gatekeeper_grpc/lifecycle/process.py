@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
-from gatekeeper_grpc.config import Settings, SettingsError
+from gatekeeper_grpc.config import Settings, SettingsError, variable_of
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.fleet.port import ReservedPort
 from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport
@@ -20,13 +20,16 @@ from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
 from gatekeeper_grpc.lifecycle.try_it import try_it
+from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.operations.logs import end_quiet, is_quiet
+from gatekeeper_grpc.transport.listener import ListenError, try_address
 
 _log = structlog.get_logger(__name__)
 
 # After the drain and grace periods; then the process ends even if a call hangs.
 _STOP_MARGIN_S = 1.0
 _CHECK_EVERY_S = 0.02
-_ANY_PRIVATE_PORT = "127.0.0.1:0"
+_ANY_PRIVATE_PORT = ListenAddress(host="127.0.0.1")
 # What the embedded database allows at least.
 _DATABASE_CONNECTIONS = 100
 # What a worker opens in addition to its pool: to listen, for the hang watch, to prepare.
@@ -49,6 +52,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
     """
     report_crashes()
     limit_kept_memory()
+    _try_addresses(settings)
     # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if settings.workers > 1:
@@ -80,6 +84,15 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     _stop_at_signal(signals, server, settings)
 
 
+def _try_addresses(settings: Settings) -> None:
+    """Find out whether the server will be able to listen, before it makes a database."""
+    for field in ("listen", "health_listen", "ops_listen"):
+        try:
+            try_address(getattr(settings, field))
+        except ListenError as exc:
+            raise ListenError(f"{variable_of(field)}: {exc}") from exc
+
+
 def _serve_alone(settings: Settings, *, demo: bool) -> None:
     keys = load_keys(settings)
     with _database(settings) as dsn:
@@ -102,8 +115,9 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
         command = Command.like_ours(
             is_prepared=settings.is_embedded,
             DATABASE_URL=dsn,
-            GATEKEEPER_LISTEN=port.address,
-            GATEKEEPER_OPS_LISTEN=_ANY_PRIVATE_PORT,
+            GATEKEEPER_LISTEN=str(port.address),
+            GATEKEEPER_OPS_LISTEN=str(_ANY_PRIVATE_PORT),
+            **({"GATEKEEPER_LOG_LEVEL": "WARNING"} if is_quiet() else {}),
         )
         supervisor = WorkerSupervisor(settings, command)
         signals = signal_queue(signal.SIGHUP)
@@ -141,9 +155,12 @@ def _dsn_of_worker(settings: Settings) -> str:
 def _report_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
     limits = Limits.of(settings)
     log_limits(limits)
-    _log.info("serving", **ports, listen=settings.listen, workers=settings.workers, clients_mib=limits.clients_mib)
+    addresses = {name: str(getattr(settings, name)) for name in ("listen", "health_listen")}
+    found = {name: port for name, port in ports.items() if port}  # A Unix socket has none.
+    _log.info("serving", **found, **addresses, workers=settings.workers, clients_mib=limits.clients_mib)
     if demo:
         print(try_it(settings, port=ports["port"]), flush=True)
+    end_quiet()
 
 
 @contextmanager

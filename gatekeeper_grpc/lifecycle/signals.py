@@ -4,11 +4,8 @@ import faulthandler
 import os
 import select
 import signal
-import sys
 import threading
-from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import NoReturn
 
 import structlog
 
@@ -55,18 +52,6 @@ def next_signal(signals: SimpleQueue[int]) -> int:
         signal.set_wakeup_fd(before)
         os.close(woken)
         os.close(wake)
-
-
-def exit_now(code: int) -> NoReturn:
-    """End the process at once, without the interpreter's finalization.
-
-    Finalization can hang while gRPC's threads exist. On a busy machine, 142 of 172 starts that SIGTERM interrupted hung
-    in it until SIGALRM ended the process; without it, none of 1,600 did.
-    """
-    with suppress(OSError):  # The reader of our output is gone.
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
 
 
 def exit_by_force_after(deadline_s: float) -> None:

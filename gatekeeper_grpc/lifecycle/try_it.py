@@ -1,34 +1,64 @@
-"""The lines that `make run` prints: paste them into a shell to try the server."""
+"""What `make run` prints once it serves: where, who may log in, and four lines to paste into a shell."""
 
 import shlex
+from pathlib import Path
 
 from gatekeeper_grpc.config import Settings, variable_of
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD
+from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.program import program
+
+_README = Path(__file__).parents[2] / "README.md"
+# Of a server that listens on all addresses.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen on
 
 
 def try_it(settings: Settings, *, port: int) -> str:
-    """Return lines to paste into a shell: evaluate, log in, change the rollout."""
-    address = f"{settings.listen.rpartition(':')[0]}:{port}"
-    curl = "buf curl --protocol grpc --http2-prior-knowledge"
-    call = f"http://{address}/gatekeeper.v1"
-    alice = """'{"context":{"user_id":"alice"}}'"""
-    login = f"""'{{"username":"{FIRST_ADMIN}","password":"'"{_admin_password(settings)}"'"}}'"""
-    to_token = r"""tr -d ' \n' | sed 's/.*"accessToken":"\([^"]*\)".*/\1/'"""  # noqa: S105 - a shell filter
-    update = """'{"flag":{"key":"new_checkout","rolloutPercentage":50},"updateMask":"rolloutPercentage"}'"""
-    return f"""Serving on {address}. Paste to try it (.venv/bin/buf is installed by `make install`):
+    """Return the block: at most 14 lines of 80 columns, more only if a path is long. Prose is a comment to a shell.
 
-# Evaluate all flags for a user
-{curl} -d {alice} {call}.EvaluationService/EvaluateFlags
-grpcurl -plaintext -d {alice} {address} gatekeeper.v1.EvaluationService/EvaluateFlags
-# Log in
-TOKEN=$({curl} -d {login} {call}.AuthService/Login | {to_token})
-# Change the rollout
-{curl} -H "authorization: Bearer $TOKEN" -d {update} {call}.AdminService/UpdateFlag
-"""
-
-
-def _admin_password(settings: Settings) -> str:
-    """Return an expression that a shell expands, between double quotes, to the first admin's password."""
+    Args:
+        settings: What the server serves with.
+        port: The port that it serves on; 0 with a Unix socket.
+    """
+    address = _reachable(settings.listen, port)
     file = settings.data_dir.absolute() / ADMIN_PASSWORD
-    return f"$(cat {shlex.quote(str(file))})" if file.exists() else f"${variable_of('admin_password')}"
+    kept = f"kept in {file}" if file.exists() else f"that of {variable_of('admin_password')}"
+    lines = [
+        f"# Gatekeeper serves on {address}. Ctrl-C stops it.",
+        f"# Admin user: {FIRST_ADMIN}",
+        f"# Password: {kept}",
+        "# Try it in another shell:",
+        *_commands(file, server=_server_option(address)),
+        f"# More: {program()} --help",
+        f"# Docs: {_README if _README.exists() else 'README.md and docs/ of the source distribution'}",
+    ]
+    return "\n".join(["", *lines])
+
+
+def _commands(password_file: Path, *, server: str) -> list[str]:
+    gatekeeper = program()
+    login = f"{gatekeeper} login{server} --password-stdin"
+    if password_file.exists():
+        login = f"{login} < {shlex.quote(str(password_file))}"
+    else:
+        login = f'printf %s "${variable_of("admin_password")}" | {login}'
+    return [
+        f"{gatekeeper} evaluate alice{server}",
+        login,
+        f"{gatekeeper} flags set-rollout new_checkout 50{server}",
+        f"{gatekeeper} evaluate alice --explain{server}",
+    ]
+
+
+def _reachable(listen: ListenAddress, port: int) -> ListenAddress:
+    """Return the address for a client on this machine, whose shell may stand in another directory."""
+    if listen.is_unix:
+        return ListenAddress(path=str(Path(listen.path).absolute()))
+    return ListenAddress(host=_LOOPBACK.get(listen.host, listen.host), port=port)
+
+
+def _server_option(address: ListenAddress) -> str:
+    """Return what commands need to find the server; nothing if it is where they expect it."""
+    is_default = address == Settings.model_fields["listen"].default
+    return "" if is_default else f" --server {shlex.quote(str(address))}"

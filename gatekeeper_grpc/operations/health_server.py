@@ -4,6 +4,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from gatekeeper_grpc.interceptors.authentication import refuse_token
 from gatekeeper_grpc.interceptors.chain import Stages
+from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionLimits, ConnectionSweeper
@@ -29,8 +30,8 @@ class HealthServer:
         self.sweeper = ConnectionSweeper(self._server, ConnectionLimits(most=MAX_HEALTH_CONNECTIONS))
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)
 
-    def bind(self, address: str) -> int:
-        """Listen on `address`, which is host:port, and return the port.
+    def bind(self, address: ListenAddress) -> int:
+        """Listen on `address`, and return the port; 0 of a Unix socket.
 
         Raises:
             ListenError: The address is taken or not ours.

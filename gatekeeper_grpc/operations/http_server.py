@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.scheduler import RepeatingThread
 from gatekeeper_grpc.transport.listener import ListenError
@@ -66,17 +67,16 @@ class HttpServer:
         self._server: _Server | None = None
         self._accepting: RepeatingThread | None = None
 
-    def start(self, address: str) -> int:
-        """Listen on host:port, and return the port.
+    def start(self, address: ListenAddress) -> int:
+        """Listen on an address that has a port, and return the port.
 
         Raises:
             ListenError: The address cannot be listened on.
         """
-        host, _, port = address.rpartition(":")
         try:
-            self._server = _Server((host.strip("[]"), int(port)), self._pages)
-        except (OSError, ValueError) as exc:
-            raise ListenError.at(address) from exc
+            self._server = _Server((address.host, address.port), self._pages)
+        except OSError as exc:
+            raise ListenError.at(address, exc) from exc
         # Sleeps until a client connects; `serve_forever` would poll.
         self._accepting = RepeatingThread("ops", self._server.handle_request, interval_s=0.0)
         self._accepting.start()

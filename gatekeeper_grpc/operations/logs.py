@@ -3,12 +3,13 @@
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from gatekeeper_grpc.domain.current_call import current_call_id
 
@@ -17,15 +18,18 @@ _log = structlog.get_logger(__name__)
 # A library's warning is repeated after this time.
 _REPEAT_AFTER_S = 60.0
 _MAX_REMEMBERED = 256
+# Set while only warnings and errors are logged. As a processor, because loggers keep the level that they began with.
+_quiet = threading.Event()
 
 
-def configure_logs(*, level: str, log_format: str, worker: int | None = None) -> None:
+def configure_logs(*, level: str, log_format: str, worker: int | None = None, libraries: bool = True) -> None:
     """Send logs to standard error from now on.
 
     Args:
         level: The lowest level that is logged, such as "INFO".
         log_format: "json", "console", or "auto", which is console on a terminal.
         worker: The number of this worker in a fleet; every line has it.
+        libraries: Log the warnings of libraries, too; their errors are always logged.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     structlog.configure(
@@ -33,6 +37,7 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None) ->
             add_call_id,
             *([] if worker is None else [_adds(worker=worker)]),
             structlog.processors.add_log_level,
+            _drop_while_quiet,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *(_CONSOLE if is_console else _JSON),
         ],
@@ -41,7 +46,28 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None) ->
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs()])
+    logging.basicConfig(level=logging.WARNING if libraries else logging.ERROR, handlers=[_LibraryLogs()])
+
+
+def begin_quiet() -> None:
+    """Log only warnings and errors from now on: the start is read by a person at a terminal."""
+    _quiet.set()
+
+
+def end_quiet() -> None:
+    """Log by the configured level again."""
+    _quiet.clear()
+
+
+def is_quiet() -> bool:
+    """Whether only warnings and errors are logged."""
+    return _quiet.is_set()
+
+
+def _drop_while_quiet(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if _quiet.is_set() and logging.getLevelNamesMapping()[event["level"].upper()] < logging.WARNING:
+        raise structlog.DropEvent
+    return event
 
 
 def add_call_id(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

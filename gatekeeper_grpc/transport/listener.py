@@ -1,9 +1,17 @@
 """Makes gRPC servers with the options of this project, and binds them to addresses."""
 
+import errno
+import os
+import shutil
+import socket
+import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
+
+from gatekeeper_grpc.listen_address import ListenAddress
 
 # A little more than any method accepts: within it our own refusal names the limit, beyond it grpcio refuses the header.
 MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)
@@ -11,6 +19,14 @@ LOOKAHEAD_BYTES = 16 << 10
 """What a client can send of a message that the server has not asked for yet."""
 MAX_BACKLOG = 10_000
 """How many calls wait for the serving thread, which takes some 10,000 a second."""
+_HOSTS = "127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
+_REASONS = {
+    errno.EADDRINUSE: "another process listens there{how_to_find}; stop it, or set another address",
+    errno.EADDRNOTAVAIL: f"this machine has no address {{host}}; {_HOSTS}",
+    errno.EACCES: "this account may not use it; ports above 1023 need no privilege, a Unix socket a writable directory",
+    errno.ENOENT: "its directory does not exist",
+    errno.EEXIST: "there is a file of that name that is no socket",
+}
 SHARED_PORT = ("grpc.so_reuseport", 1)
 
 # tests/rpc/transport/test_listener.py proves the effect of each option: grpcio ignores names that it does not know.
@@ -39,12 +55,24 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 class ListenError(Exception):
-    """The server cannot listen on an address; the message names it."""
+    """The server cannot listen on an address; the message names it, the cause and the remedy."""
 
     @classmethod
-    def at(cls, address: str) -> "ListenError":
+    def at(cls, address: ListenAddress, cause: OSError) -> "ListenError":
         """Make the error for `address`."""
-        return cls(f"cannot listen on {address}: is another process using it?")
+        return cls(f"cannot listen on {address}: {_reason(address, cause)}")
+
+
+def try_address(address: ListenAddress) -> None:
+    """Bind an address for a moment, without listening on it. Port 0 and an abandoned Unix socket can be bound.
+
+    Raises:
+        ListenError: The address is taken, not ours, or no address of a machine.
+    """
+    try:
+        _try_path(Path(address.path)) if address.is_unix else _try_port(address)
+    except OSError as exc:
+        raise ListenError.at(address, exc) from exc
 
 
 def new_server(
@@ -72,13 +100,59 @@ def new_server(
     return grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
 
 
-def bind(server: grpc.Server, address: str) -> int:
-    """Have `server` listen on `address`, which is host:port, and return the port.
+def bind(server: grpc.Server, address: ListenAddress) -> int:
+    """Have `server` listen on `address`, and return the port; 0 of a Unix socket.
 
     Raises:
         ListenError: The address is taken or not ours.
     """
     try:
-        return server.add_insecure_port(address)
-    except RuntimeError as exc:
-        raise ListenError.at(address) from exc
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as exc:  # It has no cause that a program can read.
+        try_address(address)
+        raise ListenError(f"cannot listen on {address}: gRPC refuses it") from exc
+    return 0 if address.is_unix else port
+
+
+def _try_port(address: ListenAddress) -> None:
+    failure: OSError | None = None
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for family, _, _, _, sockaddr in found:
+        try:
+            with socket.socket(family) as trial:
+                # Connections of an earlier process may linger on the port; with this, gRPC listens nevertheless.
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(sockaddr)
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                raise
+            failure = exc
+        else:
+            return
+    if failure:
+        raise failure
+
+
+def _try_path(path: Path) -> None:
+    """Connect, because gRPC would take a socket away from a server that listens on it."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.ENOENT if not path.parent.is_dir() else errno.EACCES, str(path.parent))
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise OSError(errno.EEXIST, str(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        if client.connect_ex(str(path)) == 0:
+            raise OSError(errno.EADDRINUSE, str(path))
+
+
+def _reason(address: ListenAddress, cause: OSError) -> str:
+    if isinstance(cause, socket.gaierror):
+        return f"the name {address.host} has no address; {_HOSTS}"
+    text = _REASONS.get(cause.errno or 0, cause.strerror or str(cause))
+    return text.format(host=address.host, how_to_find=_how_to_find(address))
+
+
+def _how_to_find(address: ListenAddress) -> str:
+    command = f"ss -lxp src {address.path}" if address.is_unix else f"ss -ltnp sport = :{address.port}"
+    return f" (`{command}` shows which)" if shutil.which("ss") else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.cli import main as cli
+from gatekeeper_grpc.cli import operator_settings
 from tests.support.processes import KEYS, run
 
 CANARY = "canary7f3a"
@@ -82,7 +83,7 @@ BROKEN_IN_USE = (
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A command configures the logs of its whole process, which here is pytest."""
-    monkeypatch.setattr(cli, "configure_logs", lambda **_settings: None)
+    monkeypatch.setattr(operator_settings, "configure_logs", lambda **_settings: None)
     monkeypatch.setenv("GATEKEEPER_DATA_DIR", str(tmp_path))
     yield
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,8 @@
-"""`gatekeeper serve --demo` on a machine that has nothing yet, and the lines that it prints to paste."""
+"""`gatekeeper serve --demo` on a machine that has nothing yet."""
 
 import json
 import os
 import re
-import shlex
 import stat
 import subprocess
 import sys
@@ -47,12 +46,6 @@ def first_two(tmp_path_factory: pytest.TempPathFactory) -> TwoStarts:
     return TwoStarts(data_dir=empty, plain=plain, plain_flags=plain_flags, demo=demo, demo_flags=demo_flags)
 
 
-def lines_to_paste(gatekeeper: Gatekeeper) -> list[str]:
-    gatekeeper.printed.first(lambda line: "UpdateFlag" in line)
-    _, to_paste = gatekeeper.printed.text().split("Paste to try it", maxsplit=1)
-    return to_paste.splitlines()[1:]
-
-
 def pasted(lines: list[str], **variables: str) -> list[Any]:
     """What the JSON documents hold that a shell prints for these lines."""
     environment = {"PATH": f"{TOOLS}:{os.defpath}", "HOME": os.environ["HOME"], **variables}
@@ -94,26 +87,6 @@ def test_line_of_the_issue_evaluates_the_demo_flag_without_any_proto_file(
     answers = pasted([evaluate_line(user_id)], GATEKEEPER_LISTEN=f"127.0.0.1:{demo.port}")
 
     assert answers == [{"flags": {"new_checkout": gets_it}, "revision": "1"}]
-
-
-def test_printed_lines_evaluate_log_in_and_raise_the_rollout_for_alice(data_dir: Path) -> None:
-    with serving(data_dir, "--demo") as gatekeeper:
-        lines = [line for line in lines_to_paste(gatekeeper) if not line.startswith("grpcurl")]
-        evaluate = next(line for line in lines if line.endswith("EvaluateFlags"))
-
-        before, update, after = pasted([*lines, evaluate])
-
-    assert before == {"flags": {"new_checkout": False}, "revision": "1"}
-    assert (update["flag"]["rolloutPercentage"], update["revision"]) == (50, "2")
-    assert after == {"flags": {"new_checkout": True}, "revision": "2"}
-
-
-def test_printed_grpcurl_line_asks_the_same_of_the_same_server(demo: Gatekeeper) -> None:
-    (line,) = (line for line in lines_to_paste(demo) if line.startswith("grpcurl"))
-
-    context = '{"context":{"user_id":"alice"}}'
-    address, method = f"127.0.0.1:{demo.port}", "gatekeeper.v1.EvaluationService/EvaluateFlags"
-    assert shlex.split(line) == ["grpcurl", "-plaintext", "-d", context, address, method]
 
 
 def test_second_demo_start_serves_the_same_data(data_dir: Path) -> None:

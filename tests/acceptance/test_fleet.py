@@ -297,10 +297,8 @@ def test_a_shared_port_that_another_fleet_has_is_refused(fleet: Gatekeeper, tmp_
 
     code, _, complaints = run("serve", data_dir=tmp_path, **settings)
 
-    assert (code, complaints) == (
-        1,
-        f"Error: cannot listen on 127.0.0.1:{fleet.port}: is another process using it?\n",
-    )
+    assert code == 1
+    assert complaints.startswith(f"Error: GATEKEEPER_LISTEN: cannot listen on 127.0.0.1:{fleet.port}: another process")
 
 
 def test_a_port_that_a_stranger_shares_is_refused(tmp_path: Path) -> None:
@@ -313,7 +311,8 @@ def test_a_port_that_a_stranger_shares_is_refused(tmp_path: Path) -> None:
 
         code, _, complaints = run("serve", data_dir=tmp_path, **settings)
 
-    assert (code, complaints) == (1, f"Error: cannot listen on {address}: is another process using it?\n")
+    assert code == 1
+    assert complaints.startswith(f"Error: GATEKEEPER_LISTEN: cannot listen on {address}: another process")
 
 
 def test_a_fleet_that_cannot_serve_fails_with_the_error_of_a_worker(tmp_path: Path) -> None:

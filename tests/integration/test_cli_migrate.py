@@ -9,6 +9,7 @@ from psycopg import sql
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.cli import main as cli
+from gatekeeper_grpc.cli import operator_settings
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.store.migrations.files import default_folder, load_migrations
 from tests.support.servers import database_dsn
@@ -23,7 +24,7 @@ def empty(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The DSN of a database without a schema, which is also DATABASE_URL."""
     dsn = database_dsn(postgres, NAME)
     monkeypatch.setenv("DATABASE_URL", dsn)
-    monkeypatch.setattr(cli, "configure_logs", lambda **_settings: None)
+    monkeypatch.setattr(operator_settings, "configure_logs", lambda **_settings: None)
     with capture_logs(), psycopg.connect(postgres, autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(NAME)))
         yield dsn

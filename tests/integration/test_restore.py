@@ -24,6 +24,7 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceSt
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cli import main as cli
+from gatekeeper_grpc.cli import operator_settings
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
@@ -114,7 +115,7 @@ def gatekeeper(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gat
     (tmp_path / "erasure_key").write_text(KEYS.erasure.decode())
     monkeypatch.setenv("DATABASE_URL", dsn)
     monkeypatch.setenv("GATEKEEPER_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(cli, "configure_logs", lambda **_settings: None)
+    monkeypatch.setattr(operator_settings, "configure_logs", lambda **_settings: None)
 
     def run(*arguments: str) -> Result:
         with capture_logs():  # Else they come between what is printed.

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.readiness import Readiness
@@ -32,7 +33,7 @@ def threads_before() -> int:
 @pytest.fixture
 def port(threads_before: int) -> Iterator[int]:
     server = HealthServer(HealthReporter(not_asked))
-    port = server.bind("127.0.0.1:0")
+    port = server.bind(ListenAddress(host="127.0.0.1"))
     server.start()
     yield port
     server.stop()

@@ -38,7 +38,7 @@ def test_a_port_that_is_taken_is_refused_by_its_address(
 ) -> None:
     address = f"127.0.0.1:{server.port}"
 
-    with pytest.raises(ListenError, match=f"cannot listen on {address}: is another process using it?"):
+    with pytest.raises(ListenError, match=f"cannot listen on {address}: another process listens there"):
         start_server(**{setting: address})
 
 

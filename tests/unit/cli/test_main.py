@@ -1,8 +1,6 @@
 """The command line: what commands say about themselves, how failures end, and the lines to paste."""
 
-import json
-import os
-import subprocess
+import shlex
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -13,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gatekeeper_grpc.cli import main as cli
+from gatekeeper_grpc.cli import operator_settings
+from gatekeeper_grpc.cli.lazy import LazyGroup
 from gatekeeper_grpc.config import Settings, load_settings, settings_markdown, variable_of
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.lifecycle.try_it import try_it
@@ -23,7 +23,7 @@ SECRET = "canary-7f3a-canary-7f3a-canary-7f3a"
 @pytest.fixture(autouse=True)
 def own_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands configure the logs of their whole process, which here is pytest."""
-    monkeypatch.setattr(cli, "configure_logs", lambda **_settings: None)
+    monkeypatch.setattr(operator_settings, "configure_logs", lambda **_settings: None)
 
 
 def invoke(*arguments: str, **environment: str) -> Result:
@@ -44,6 +44,14 @@ def test_every_command_explains_itself_with_nothing_running(path: tuple[str, ...
 
     assert (result.exit_code, list(tmp_path.iterdir())) == (0, [])
     assert result.stdout.startswith(f"Usage: {' '.join(['gatekeeper', *path])}")
+
+
+def test_list_of_commands_says_of_each_what_its_own_help_says() -> None:
+    assert isinstance(cli.gatekeeper, LazyGroup)
+
+    said = {name: entry.summary for name, entry in cli.gatekeeper.entries.items()}
+
+    assert said == {name: entry.load().get_short_help_str(200) for name, entry in cli.gatekeeper.entries.items()}
 
 
 def test_version_is_the_packages() -> None:
@@ -81,10 +89,17 @@ def test_config_as_markdown_shows_the_defaults_whatever_is_set() -> None:
     [
         (["db-url"], 1, "gatekeeper: no embedded database runs in "),
         (["migrate", "status"], 1, "gatekeeper: no embedded database runs in "),
-        (["restart"], 2, "Error: No such command 'restart'."),
+        (["restart"], 2, "Error: No such command 'restart'. There are: audit, config, data-keys, db-url, erasures, "),
+        (["migrate", "sideways"], 2, "Error: No such command 'sideways'. There are: down, status, up, verify."),
         (["migrate", "up", "--to", "x"], 2, "Error: Invalid value for '--to': 'x' is not a valid integer."),
     ],
-    ids=["no database to join", "no database to migrate", "unknown command", "bad option"],
+    ids=[
+        "no database to join",
+        "no database to migrate",
+        "unknown command",
+        "unknown command of a group",
+        "bad option",
+    ],
 )
 def test_failure_is_explained_on_standard_error_with_an_exit_code(
     arguments: list[str],
@@ -124,31 +139,77 @@ def test_a_bug_is_reported_with_its_traceback(
     def fail() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli, "load_settings", fail)
+    monkeypatch.setattr(operator_settings, "load_settings", fail)
     monkeypatch.setattr(sys, "argv", ["gatekeeper", "config"])
 
     assert cli.run() == 1
     assert capsys.readouterr().err.splitlines()[-1] == "RuntimeError: a bug"
 
 
-# Stands in for buf: notes down its arguments and answers like Login.
-FAKE_BUF = """
-buf() { printf '%s\\n' "$@" >> calls; printf '{\\n  "accessToken": "a.b-c_d"\\n}\\n'; }
-"""
+def test_config_check_accepts_settings_that_can_be_served_with(tmp_path: Path) -> None:
+    result = invoke("config", "--check", GATEKEEPER_DATA_DIR=str(tmp_path))
+
+    assert (result.exit_code, result.stdout, list(tmp_path.iterdir())) == (0, "the settings are valid\n", [])
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["generated password", "password of the operator's"])
-def test_lines_to_paste_log_in_whatever_the_data_directory_is_called(tmp_path: Path, *, kept: bool) -> None:
-    odd = tmp_path / 'it\'s a $HOME; of "data"'
-    if kept:
-        store_secret(odd, ADMIN_PASSWORD, SECRET)
-    lines = try_it(load_settings(data_dir=odd), port=1).splitlines()
-    script = "\n".join([FAKE_BUF, *(line for line in lines[1:] if not line.startswith("grpcurl"))])
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"GATEKEEPER_LISTEN": "127.0.0.1:99999"}, "GATEKEEPER_LISTEN: '127.0.0.1:99999' must be host:port"),
+        ({"GATEKEEPER_WORKRES": "3"}, "unknown: GATEKEEPER_WORKRES"),
+        ({"GATEKEEPER_JWT_KEYS": SECRET}, "GATEKEEPER_JWT_KEYS: "),
+        ({"DATABASE_URL": "postgresql://db/gatekeeper"}, "GATEKEEPER_JWT_KEYS is not set"),
+    ],
+    ids=["bad address", "unknown variable", "bad key", "missing key"],
+)
+def test_config_check_refuses_what_serve_would_refuse_or_ignore(
+    settings: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["gatekeeper", "config", "--check"])
 
-    environment = {"PATH": os.defpath, **({} if kept else {"GATEKEEPER_ADMIN_PASSWORD": SECRET})}
-    subprocess.run(["sh", "-euc", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert cli.run() == 1
 
-    calls = (tmp_path / "calls").read_text().splitlines()
-    asked = [json.loads(line) for line in calls if line.startswith("{")]
-    assert asked[1] == {"username": "admin", "password": SECRET}
-    assert "authorization: Bearer a.b-c_d" in calls
+    errors = capsys.readouterr().err
+    assert complaint in errors
+    assert SECRET not in errors
+
+
+@pytest.mark.parametrize("name", ["data", 'it\'s a $HOME; of "data"', "Łódź proj ü"])
+def test_login_line_reads_the_kept_password_from_any_data_directory(tmp_path: Path, name: str) -> None:
+    store_secret(tmp_path / name, ADMIN_PASSWORD, SECRET)
+
+    block = try_it(load_settings(data_dir=tmp_path / name), port=50051)
+
+    login = next(line for line in block.splitlines() if " login " in line)
+    command, _, file = login.partition(" < ")
+    assert shlex.split(command)[1:] == ["login", "--password-stdin"]
+    assert Path(*shlex.split(file)).read_text() == f"{SECRET}\n"
+
+
+def test_login_line_without_a_kept_password_takes_the_operators(tmp_path: Path) -> None:
+    block = try_it(load_settings(data_dir=tmp_path), port=50051)
+
+    assert 'printf %s "$GATEKEEPER_ADMIN_PASSWORD" | ' in block
+
+
+@pytest.mark.parametrize(
+    ("listen", "server"),
+    [
+        ("127.0.0.1:50051", ""),
+        ("0.0.0.0:50051", ""),
+        ("[::]:50051", " --server '[::1]:50051'"),
+        ("127.0.0.1:7", " --server 127.0.0.1:7"),
+        ("unix:/run/my sock", " --server 'unix:/run/my sock'"),
+    ],
+)
+def test_lines_to_paste_name_the_server_only_if_it_is_elsewhere(listen: str, server: str, tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, listen=listen)
+
+    lines = try_it(settings, port=settings.listen.port).splitlines()
+
+    (evaluate,) = (line for line in lines if line.partition(" --server")[0].endswith("evaluate alice"))
+    assert evaluate.partition("evaluate alice")[2] == server
+    assert len(lines) <= 14
+    assert sum(not line.startswith("#") for line in lines if line) == 4

@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 
 from gatekeeper_grpc.fleet.port import ReservedPort
+from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.transport.listener import ListenError
 
 TIMEOUT_S = 60.0
@@ -14,7 +15,7 @@ TIMEOUT_S = 60.0
 
 @pytest.fixture
 def reserved() -> Iterator[ReservedPort]:
-    port = ReservedPort("127.0.0.1:0")
+    port = ReservedPort(ListenAddress.parse("127.0.0.1:0"))
     yield port
     port.close()
 
@@ -30,7 +31,7 @@ def shared_socket(port: int) -> socket.socket:
 
 def test_port_0_is_any_free_one(reserved: ReservedPort) -> None:
     assert reserved.port > 0
-    assert reserved.address == f"127.0.0.1:{reserved.port}"
+    assert str(reserved.address) == f"127.0.0.1:{reserved.port}"
 
 
 def test_workers_listen_on_it_and_nothing_listens_before_them(reserved: ReservedPort) -> None:
@@ -43,7 +44,7 @@ def test_workers_listen_on_it_and_nothing_listens_before_them(reserved: Reserved
 
 
 def test_another_supervisor_is_refused_even_before_the_workers_listen(reserved: ReservedPort) -> None:
-    with pytest.raises(ListenError, match=f"cannot listen on {reserved.address}: is another process using it?"):
+    with pytest.raises(ListenError, match=f"cannot listen on {reserved.address}: another process listens there"):
         ReservedPort(reserved.address)
 
 
@@ -56,7 +57,7 @@ def test_a_port_with_a_listener_is_refused(option: int | None) -> None:
         stranger.listen()
 
         with pytest.raises(ListenError):
-            ReservedPort(f"127.0.0.1:{stranger.getsockname()[1]}")
+            ReservedPort(ListenAddress.parse(f"127.0.0.1:{stranger.getsockname()[1]}"))
 
 
 def test_connections_that_linger_after_a_server_do_not_keep_the_port(reserved: ReservedPort) -> None:
@@ -66,11 +67,10 @@ def test_connections_that_linger_after_a_server_do_not_keep_the_port(reserved: R
             earlier.accept()[0].close()  # First to hang up: its side lingers.
             client.recv(1)
 
-    with closing(ReservedPort(f"127.0.0.1:{port}")) as again:
+    with closing(ReservedPort(ListenAddress.parse(f"127.0.0.1:{port}"))) as again:
         assert again.port == port
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:x", "nonsense", "203.0.113.1:0", "127.0.0.1:99999"])
-def test_an_address_that_cannot_be_is_refused(address: str) -> None:
-    with pytest.raises(ListenError, match=address):
-        ReservedPort(address)
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ListenError, match="this machine has no address 203"):
+        ReservedPort(ListenAddress(host="203.0.113.1"))

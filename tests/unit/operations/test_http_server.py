@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.operations import http_server as ops_module
 from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.readiness import Readiness
@@ -40,7 +41,7 @@ def operated() -> Operated:
 @pytest.fixture
 def port(operated: Operated) -> Iterator[int]:
     server = HttpServer(operated, is_alive=lambda: operated.alive, readiness=lambda: operated.readiness)
-    yield server.start("127.0.0.1:0")
+    yield server.start(ListenAddress(host="127.0.0.1"))
     server.close()
 
 
@@ -212,7 +213,7 @@ def test_a_connection_is_refused_while_no_thread_ends(port: int, monkeypatch: py
 def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_module._Handler, "timeout", 0.05)
     server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY)
-    address = ("127.0.0.1", server.start("127.0.0.1:0"))
+    address = ("127.0.0.1", server.start(ListenAddress(host="127.0.0.1")))
     with socket.create_connection(address, TIMEOUT_S) as silent:
         assert silent.recv(1) == b""
     server.close()
@@ -220,14 +221,13 @@ def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatc
 
 def test_after_close_nobody_listens(operated: Operated) -> None:
     server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY)
-    port = server.start("127.0.0.1:0")
+    port = server.start(ListenAddress(host="127.0.0.1"))
     server.close()
 
     with pytest.raises(ConnectionRefusedError):
         asked(port, "/health")
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:x", "nonsense", "203.0.113.1:0"])
-def test_an_address_that_cannot_be_is_an_error(operated: Operated, address: str) -> None:
-    with pytest.raises(ListenError, match=address):
-        HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY).start(address)
+def test_an_address_of_another_machine_is_an_error(operated: Operated) -> None:
+    with pytest.raises(ListenError, match="this machine has no address 203"):
+        HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY).start(ListenAddress(host="203.0.113.1"))

@@ -1,0 +1,86 @@
+"""The server that a client command talks to: its address, a channel to it, and what its refusals mean."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gatekeeper_grpc.cli.client.failures import failure_of
+from gatekeeper_grpc.listen_address import ListenAddress
+
+if TYPE_CHECKING:
+    import grpc
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+TIMEOUT_S = 10.0
+"""How long a command waits for an answer."""
+_DEFAULT = "127.0.0.1:50051"
+_TLS, _PLAIN = "https://", "http://"
+_TLS_PORT = 443
+_FORMS = "must be host:port, unix:/path, or https://host[:port] for TLS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A Gatekeeper server."""
+
+    target: str
+    """What gRPC connects to; also the name under which its login is kept."""
+    is_tls: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Server":
+        """Read host:port, unix:path, http://host:port or https://host[:port].
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        is_tls = text.startswith(_TLS)
+        address = text.removeprefix(_TLS).removeprefix(_PLAIN).removesuffix("/")
+        if is_tls and not address.rpartition(":")[2].isdigit():
+            address = f"{address}:{_TLS_PORT}"
+        return cls(target=str(ListenAddress.parse(address)), is_tls=is_tls)
+
+    @contextmanager
+    def channel(self) -> "Iterator[grpc.Channel]":
+        """Open a channel for the length of a block; an error of a call in it becomes a failure of the command."""
+        # Otherwise gRPC's core writes lines of its own to standard error.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        import grpc  # noqa: PLC0415
+
+        # A proxy of the environment is for web pages: it would be asked for 127.0.0.1, too.
+        options = [("grpc.enable_http_proxy", 0)]
+        if self.is_tls:
+            channel = grpc.secure_channel(self.target, grpc.ssl_channel_credentials(), options)
+        else:
+            channel = grpc.insecure_channel(self.target, options)
+        with channel:
+            try:
+                yield channel
+            except grpc.RpcError as exc:
+                raise failure_of(exc, self.target, timeout_s=TIMEOUT_S) from None
+
+
+def _server(_context: click.Context, _parameter: click.Parameter, value: str) -> Server:
+    try:
+        return Server.parse(value.strip())
+    except ValueError:
+        raise click.BadParameter(f"{value!r} {_FORMS}") from None
+
+
+def server_option(function: Function) -> Function:
+    """Give a command the option --server."""
+    return click.option(
+        "--server",
+        envvar="GATEKEEPER_SERVER",
+        default=_DEFAULT,
+        show_default=True,
+        show_envvar=True,
+        metavar="ADDRESS",
+        callback=_server,
+        help="host:port, unix:/path, or https://host[:port].",
+    )(function)

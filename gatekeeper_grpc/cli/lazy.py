@@ -1,0 +1,54 @@
+"""A group of commands that are imported when they are used, so that `--help` is cheap."""
+
+from collections import UserDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import click
+
+
+class Entry(NamedTuple):
+    """A command that is not imported yet."""
+
+    summary: str
+    """What its help begins with, for the list of commands."""
+    load: Callable[[], click.Command]
+    hidden: bool = False
+
+
+class _Commands(UserDict[str, Any]):
+    """Entries by name; a lookup imports the command."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        entry: Entry = self.data[name]
+        return entry.load()
+
+
+class LazyGroup(click.Group):
+    """A group whose help lists its commands in sections, without importing them.
+
+    Args:
+        sections: The commands by name, below the title of their section.
+        options: As of `click.Group`.
+    """
+
+    def __init__(self, *, sections: Mapping[str, Mapping[str, Entry]], **options: Any) -> None:
+        self._sections = sections
+        self.entries = {name: entry for section in sections.values() for name, entry in section.items()}
+        super().__init__(**options, commands=_Commands(self.entries))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the sections."""
+        for title, section in self._sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, entry.summary) for name, entry in section.items() if not entry.hidden])
+
+
+def list_what_there_is(error: click.exceptions.NoSuchCommand) -> str:
+    """Return the message of an unknown command, with the commands that there are."""
+    group = error.ctx.command if error.ctx else None
+    if not isinstance(group, click.Group) or error.ctx is None:
+        return error.message
+    hidden = {name for name, entry in getattr(group, "entries", {}).items() if entry.hidden}
+    names = sorted(set(group.list_commands(error.ctx)) - hidden)
+    return f"{error.message} There are: {', '.join(names)}."

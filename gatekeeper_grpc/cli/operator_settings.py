@@ -1,0 +1,29 @@
+"""The settings of a command that operates the server, and its logs."""
+
+import structlog
+
+from gatekeeper_grpc.config import Settings, load_settings, unknown_variables
+from gatekeeper_grpc.lifecycle.connection_urls import check_urls
+from gatekeeper_grpc.operations.logs import configure_logs
+
+_log = structlog.get_logger(__name__)
+
+# Those that log for machines; the others print for people.
+_SERVERS = frozenset({"serve", "worker"})
+
+
+def operator_settings(command: str) -> Settings:
+    """Read the settings, configure the logs, and warn of variables that are no settings.
+
+    Raises:
+        SettingsError: A setting has an invalid value.
+    """
+    settings = load_settings()
+    check_urls(settings)
+    is_server = command in _SERVERS
+    log_format = settings.log_format if is_server or settings.log_format != "auto" else "console"
+    configure_logs(level=settings.log_level, log_format=log_format, libraries=is_server)
+    if command != "worker":  # Its supervisor has said it.
+        for name, nearest in unknown_variables():
+            _log.warning("unknown_setting", variable=name, nearest=nearest)
+    return settings

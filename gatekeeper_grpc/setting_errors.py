@@ -1,0 +1,68 @@
+"""What is wrong with settings, in words for operators: pydantic's own speak of patterns and types."""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from annotated_types import Ge, Gt, Le
+from pydantic.fields import FieldInfo
+
+# What may be repeated, by what the type of a field contains. Anything else may be a secret in the wrong variable.
+_HARMLESS = {
+    "Address": re.compile(r"[\w.*\[\]-]{0,64}(:[\da-f.\]]{0,5}){1,8}|unix:[\w./-]{0,120}|\d{1,5}", re.IGNORECASE),
+    "int": re.compile(r"[-+]?[\d.]{1,20}"),
+    "float": re.compile(r"[-+]?([\d.]{1,20}(e[-+]?\d{1,3})?|inf|nan)", re.IGNORECASE),
+    "Literal": re.compile(r"[a-z]{1,10}", re.IGNORECASE),
+    "bool": re.compile(r"[a-z]{1,10}|\d{1,2}", re.IGNORECASE),
+}
+_NUMERIC_TYPES = re.compile(r"(int|float)_\w+|greater_than\w*|less_than\w*|finite_number")
+
+
+def fault_of(error: Mapping[str, Any], field: FieldInfo | None) -> str:
+    """Say what a value must be, as "'70' must be ..."; leave out a value that may be a secret.
+
+    Args:
+        error: One of pydantic's, with its input.
+        field: Of the value; None if the error is about several.
+    """
+    if field is None:
+        return _reason(error, None)
+    return f"{_quoted(error.get('input'), field)}{_reason(error, field)}"
+
+
+def nearest_variable(name: str, known: list[str]) -> str | None:
+    """Return the variable that somebody may have meant; None if none is near."""
+    return next(iter(get_close_matches(name, known, n=1, cutoff=0.75)), None)
+
+
+def _reason(error: Mapping[str, Any], field: FieldInfo | None) -> str:
+    kind = str(error["type"])
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    if field is not None and _NUMERIC_TYPES.fullmatch(kind):
+        return f"must be {_number_of(field)}"
+    if kind.startswith("bool"):
+        return "must be true or false"
+    if kind == "literal_error":
+        return f"must be {error['ctx']['expected'].replace(chr(39), '')}"
+    return str(error["msg"])
+
+
+def _number_of(field: FieldInfo) -> str:
+    """Return what numbers a field takes, such as "a whole number from 1 to 64"."""
+    kind = "a whole number" if "int" in str(field.annotation) else "a number"
+    for bound in field.metadata:
+        match bound:
+            case Gt(gt=limit):
+                kind += f" above {limit}"
+            case Ge(ge=limit):
+                kind += f" of {limit} or more"
+            case Le(le=limit):
+                kind += f", at most {limit}"
+    return kind
+
+
+def _quoted(value: object, field: FieldInfo) -> str:
+    forms = [form for kind, form in _HARMLESS.items() if kind in str(field.annotation)]
+    return f"'{value}' " if isinstance(value, str) and any(form.fullmatch(value) for form in forms) else ""

@@ -1,0 +1,196 @@
+"""The first minute of a newcomer: what a terminal of 80x24 shows, and every printed line pasted into a shell.
+
+The wheel is installed below a path with spaces and letters that are not ASCII; buf and grpcurl are on no PATH.
+"""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import sysconfig
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import START_TIMEOUT_S, TIMEOUT_S, copied, stop
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+COLUMNS, ROWS = 80, 24
+FREE_PORTS = {
+    "GATEKEEPER_LISTEN": "127.0.0.1:0",
+    "GATEKEEPER_HEALTH_LISTEN": "127.0.0.1:0",
+    "GATEKEEPER_OPS_LISTEN": "127.0.0.1:0",
+    "GATEKEEPER_BCRYPT_COST": "10",
+    "GATEKEEPER_DRAIN_S": "0",
+}
+FIRST_LINE, LAST_LINE = "# Gatekeeper serves on ", "# Docs: "
+
+
+@dataclass(slots=True)
+class Terminal:
+    """What a program has written to its terminal."""
+
+    master: int
+    text: str = ""
+    _reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError), os.fdopen(self.master, encoding="utf-8", newline="") as master:  # EIO: it is closed.
+            for line in master:
+                self.text += line.replace("\r\n", "\n")
+
+    def shows(self, beginning: str) -> bool:
+        return any(line.startswith(beginning) for line in self.text.splitlines())
+
+    @property
+    def before_block(self) -> list[str]:
+        return [line for line in self.text.partition(FIRST_LINE)[0].splitlines() if line]
+
+    @property
+    def block(self) -> list[str]:
+        return (FIRST_LINE + self.text.partition(FIRST_LINE)[2]).splitlines()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newcomer:
+    """A person with a shell in a folder, who has installed the wheel there."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.defpath, "HOME": str(self.folder / "home"), "GATEKEEPER_DATA_DIR": str(self.folder / "data")}
+
+    @contextmanager
+    def serving(self, **settings: str) -> Iterator[Terminal]:
+        """Run `gatekeeper serve --demo` on a terminal, until the last line of the block is there."""
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        command: list[str | Path] = [self.folder / ".venv" / "bin" / "gatekeeper", "serve", "--demo"]
+        environment = {**self.environment, **FREE_PORTS, **settings}
+        process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=environment, cwd=self.folder, text=True
+        )
+        os.close(slave)
+        terminal = Terminal(master)
+        try:
+            assert eventually(lambda: terminal.shows(LAST_LINE), timeout_s=START_TIMEOUT_S), terminal.text
+            yield terminal
+        finally:
+            stop(process)
+
+    def paste(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line in another shell, which stands elsewhere, with standard input closed."""
+        shell = ["sh", "-c", f"exec 0<&-\n{line}"]
+        return subprocess.run(
+            shell, env=self.environment, cwd="/", capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
+    folder = tmp_path_factory.mktemp("first") / "Łódź proj ü"
+    (folder / "home").mkdir(parents=True)
+    install_wheel(folder / ".venv", scratch=tmp_path_factory.mktemp("wheel"))
+    return Newcomer(folder=folder)
+
+
+@pytest.fixture(scope="module")
+def first_start(newcomer: Newcomer) -> Iterator[Terminal]:
+    with newcomer.serving() as terminal:
+        yield terminal
+
+
+def install_wheel(venv: Path, *, scratch: Path) -> None:
+    """Install our own wheel as a user would; what it depends on is lent by the environment of the tests."""
+    tools, python = Path(sys.executable).parent, venv / "bin" / "python"
+    subprocess.run(
+        [tools / "hatchling", "build", "-t", "wheel", "-d", scratch], cwd=ROOT, check=True, capture_output=True
+    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (wheel,) = scratch.glob("gatekeeper_grpc-*.whl")
+    install: list[str | Path] = [
+        tools / "uv",
+        "pip",
+        "install",
+        "--quiet",
+        "--offline",
+        "--no-deps",
+        "--python",
+        python,
+        wheel,
+    ]
+    subprocess.run(install, check=True)
+    packages = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    )
+    lent = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    Path(packages.strip(), "lent.pth").write_text(lent, encoding="utf-8")
+
+
+def rows(lines: list[str]) -> int:
+    """How many rows of the terminal the lines take."""
+    return sum(max(1, -(-len(line) // COLUMNS)) for line in lines)
+
+
+def commands(terminal: Terminal) -> list[str]:
+    return [line for line in terminal.block if line and not line.startswith("#")]
+
+
+def test_the_start_is_quiet_and_ends_with_one_block_on_the_last_screen(first_start: Terminal) -> None:
+    said_before = [re.sub(r"password \S+$|/.*", "...", line) for line in first_start.before_block]
+
+    assert said_before == ["First admin user: admin, ...", "(printed once, stored in ..."]
+    assert len(first_start.block) <= 14
+    assert rows(first_start.block) < ROWS
+
+
+def test_the_last_screen_says_where_the_password_is(first_start: Terminal, newcomer: Newcomer) -> None:
+    kept = newcomer.folder / "data" / "admin_password"
+
+    assert f"# Password: kept in {kept}" in first_start.block
+    assert kept.read_text().strip() in first_start.before_block[0]
+
+
+def test_each_printed_line_succeeds_in_a_shell_without_standard_input(
+    first_start: Terminal, newcomer: Newcomer
+) -> None:
+    evaluate, login, set_rollout, explain = commands(first_start)
+
+    pasted = [newcomer.paste(line) for line in (evaluate, login, set_rollout, explain)]
+
+    assert [(one.returncode, one.stderr) for one in pasted] == [(0, "")] * 4
+    assert "new_checkout  false" in pasted[0].stdout
+    assert "as admin, role admin" in pasted[1].stdout
+    assert "rollout:     50%" in pasted[2].stdout
+    assert "new_checkout  true   SPLIT" in pasted[3].stdout
+
+
+def test_prose_of_the_block_is_a_comment_to_a_shell(first_start: Terminal, newcomer: Newcomer) -> None:
+    prose = [line for line in first_start.block if line.startswith("#")]
+
+    assert newcomer.paste("\n".join(prose)).returncode == 0
+
+
+def test_twin_a_second_start_whose_log_level_is_set_is_not_quiet(
+    newcomer: Newcomer, first_started_dir: Path, tmp_path: Path
+) -> None:
+    data_dir = copied(first_started_dir, tmp_path)
+
+    with newcomer.serving(GATEKEEPER_LOG_LEVEL="INFO", GATEKEEPER_DATA_DIR=str(data_dir)) as second:
+        assert any("snapshot_loaded" in line for line in second.before_block)
+        assert not any("password" in line for line in second.before_block)
+        assert len(commands(second)) == 4

@@ -1,0 +1,252 @@
+"""Client commands against a real server: what they print, their exit codes, and what they never import."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from structlog.testing import capture_logs
+
+from gatekeeper_client.v1.auth_service_pb2 import LogoutRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
+from gatekeeper_grpc.cli import main as cli
+from gatekeeper_grpc.cli.client.evaluate import evaluate
+from tests.support.clients import TIMEOUT_S, Installation
+from tests.support.servers import access_token
+
+PASSWORD = "canary-password-of-ann"
+FORBIDDEN = ("psycopg", "pydantic", "pydantic_settings", "structlog", "rich", "gatekeeper_grpc.config")
+
+
+class Said(NamedTuple):
+    """What a command did."""
+
+    code: int
+    printed: str
+    complaint: str
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture(autouse=True)
+def server_logs() -> Iterator[None]:
+    """The server of this process logs to the same standard output."""
+    with capture_logs():
+        yield
+
+
+@pytest.fixture
+def run(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs a client command in this process; nobody is logged in."""
+    monkeypatch.setenv("GATEKEEPER_SERVER", f"127.0.0.1:{installation.server.port}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+    def run(*arguments: str, **variables: str) -> Said:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["gatekeeper", *arguments])
+            code = cli.run()
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def as_editor(run: Run, installation: Installation) -> Run:
+    """Runs a command with an editor's token."""
+    return lambda *arguments: run(*arguments, GATEKEEPER_TOKEN=access_token(installation.dsn, "editor"))
+
+
+@pytest.fixture
+def logged_in(run: Run, installation: Installation, tmp_path: Path) -> Path:
+    """Logs in as ann; returns the file that keeps the login."""
+    if not installation.query("SELECT 1 FROM admin_user WHERE username = 'ann'"):
+        password_hash = Passwords(cost=MIN_COST).hash(PASSWORD, username="ann")
+        installation.execute(
+            "INSERT INTO admin_user (username, password_hash, role, create_time, update_time)"
+            " VALUES ('ann', %s, 'editor', now(), now())",
+            password_hash,
+        )
+    said = log_in(run)
+    assert (said.code, said.printed) == (0, f"logged in to 127.0.0.1:{installation.server.port} as ann, role editor\n")
+    return tmp_path / "gatekeeper" / "sessions.json"
+
+
+def log_in(run: Run, password: str = PASSWORD) -> Said:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", Stdin(f"{password}\n"))
+        return run("login", "--username", "ann", "--password-stdin")
+
+
+class Stdin:
+    """Standard input with a text in it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def read(self) -> str:
+        return self._text
+
+    def isatty(self) -> bool:
+        return False
+
+
+def change_kept(file: Path, **fields: Any) -> None:
+    kept = {server: {**session, **fields} for server, session in json.loads(file.read_text()).items()}
+    file.write_text(json.dumps(kept))
+
+
+def test_a_flag_is_created_changed_and_evaluated(as_editor: Run, run: Run) -> None:
+    created = as_editor("flags", "create", "cli.one", "--rollout", "100", "--tag", "cli", "-o", "json")
+    before = run("evaluate", "bob", "--flag", "cli.one")
+    enabled = as_editor("flags", "enable", "cli.one")
+    after = run("evaluate", "bob", "--flag", "cli.one", "--explain", "-o", "json")
+    rollout = as_editor("flags", "set-rollout", "cli.one", "30", "--dry-run", "-o", "json")
+    listed = as_editor("flags", "list", "--tag", "cli", "-o", "json")
+
+    assert json.loads(created.printed)["key"] == "cli.one"
+    assert before.printed.splitlines()[:2] == ["FLAG     VALUE", "cli.one  false"]
+    assert "enabled:     yes\n" in enabled.printed
+    assert json.loads(after.printed)["details"]["cli.one"]["reason"] == "REASON_STATIC"
+    assert json.loads(rollout.printed)["rollout_percentage"] == 30
+    assert [flag["rollout_percentage"] for flag in json.loads(listed.printed)["flags"]] == [100]
+    assert "enabled:     no\n" not in as_editor("flags", "disable", "cli.one").complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["flags", "get", "no.such"], 3, "gatekeeper: flag 'no.such' does not exist (FLAG_NOT_FOUND)"),
+        (["evaluate", "bob", "--flag", "no.such"], 3, "gatekeeper: no such flag: no.such"),
+        (["flags", "create", "!"], 2, "(INVALID_ARGUMENT)"),
+        (["flags", "set-rollout", "x", "101"], 2, "101 is not in the range 0<=x<=100"),
+        (["evaluate", "bob", "--attr", "plan"], 2, "'plan' must be NAME=VALUE"),
+        (["evaluate", "bob", "--attr", "id=9007199254740993"], 2, "write it as text, 'id=\"9007199254740993\"'"),
+        (["evaluate", "bob", "--server", ":1"], 2, "':1' must be host:port, unix:/path, or https://host[:port]"),
+        (["evaluate", "bob", "--server", "127.0.0.1:1"], 6, "gatekeeper: no server answers at 127.0.0.1:1: start it"),
+    ],
+)
+def test_a_failure_is_one_line_with_an_exit_code_of_its_kind(
+    as_editor: Run, arguments: list[str], code: int, complaint: str
+) -> None:
+    said = as_editor(*arguments)
+
+    assert said.code == code
+    assert complaint in said.complaint.splitlines()[-1]
+
+
+def test_a_key_that_exists_is_a_conflict(as_editor: Run) -> None:
+    codes = [as_editor("flags", "create", "cli.twice").code for _ in range(2)]
+
+    assert codes == [0, 4]
+
+
+def test_without_a_login_the_command_that_logs_in_is_named(run: Run) -> None:
+    said = run("flags", "list")
+
+    assert (said.code, said.printed) == (5, "")
+    assert said.complaint.startswith("gatekeeper: not logged in to 127.0.0.1:")
+    assert said.complaint.endswith("gatekeeper login`\n")
+
+
+def test_a_wrong_password_is_refused_and_not_repeated(run: Run, logged_in: Path) -> None:
+    said = log_in(run, password="canary-wrong-password")
+
+    assert said.code == 5
+    assert "canary" not in said.printed + said.complaint
+
+
+def test_a_login_serves_later_commands_until_it_is_logged_out(run: Run, logged_in: Path) -> None:
+    listed = run("flags", "list")
+    left = run("logout")
+
+    assert (listed.code, left.code) == (0, 0)
+    assert PASSWORD not in logged_in.read_text()
+    assert run("flags", "list").code == 5
+
+
+@pytest.mark.parametrize("fields", [{"expire_time_s": 0}, {"access_token": "not.a.token"}], ids=["expired", "refused"])
+def test_an_access_token_that_is_not_accepted_is_refreshed(run: Run, logged_in: Path, fields: dict[str, Any]) -> None:
+    change_kept(logged_in, **fields)
+    before = json.loads(logged_in.read_text())
+
+    said = run("flags", "list")
+
+    assert said.code == 0
+    assert json.loads(logged_in.read_text()) != before
+
+
+def test_a_login_that_was_ended_elsewhere_is_forgotten(run: Run, logged_in: Path, installation: Installation) -> None:
+    (session,) = json.loads(logged_in.read_text()).values()
+    stub = AuthServiceStub(installation.channels[None])
+    stub.Logout(LogoutRequest(refresh_token=session["refresh_token"]), timeout=TIMEOUT_S)
+
+    said = run("flags", "list")
+
+    assert (said.code, json.loads(logged_in.read_text())) == (5, {})
+    assert "has ended: run `" in said.complaint
+
+
+def test_a_proxy_of_the_environment_is_not_asked(run: Run) -> None:
+    assert run("evaluate", "bob", http_proxy="http://127.0.0.1:1", https_proxy="http://127.0.0.1:1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("n=30", 30),
+        ("n=pro", "pro"),
+        ('n="01"', "01"),
+        ("n=01", "01"),
+        ("n=NaN", "NaN"),
+        ("n=[true,null]", [True, None]),
+    ],
+)
+def test_the_value_of_an_attribute_is_json_or_else_text(attribute: str, value: object) -> None:
+    context = evaluate.make_context("evaluate", ["bob", "--attr", attribute])
+
+    assert context.params["attributes"] == {"n": value}
+
+
+IMPORTS = """
+import sys
+from gatekeeper_grpc.cli import main as cli
+code = cli.run()
+print(*sorted(sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "also_forbidden"),
+    [
+        (["--help"], ("grpc", "google.protobuf")),
+        (["flags", "--help"], ("grpc", "google.protobuf")),
+        (["evaluate", "bob", "--explain"], ()),
+        (["flags", "list", "-o", "json"], ()),
+    ],
+    ids=["help", "help of flags", "evaluate", "flags list"],
+)
+def test_a_client_command_imports_nothing_of_the_server(
+    arguments: list[str], also_forbidden: tuple[str, ...], installation: Installation
+) -> None:
+    environment = {
+        "GATEKEEPER_SERVER": f"127.0.0.1:{installation.server.port}",
+        "GATEKEEPER_TOKEN": access_token(installation.dsn, "viewer"),
+        "GATEKEEPER_LOG_LEVEL": "wrong",
+        "DATABASE_URL": "wrong",
+    }
+
+    command = [sys.executable, "-c", IMPORTS, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert set(done.stderr.split()) & {*FORBIDDEN, *also_forbidden} == set()
