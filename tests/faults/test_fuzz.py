@@ -36,8 +36,9 @@ def test_twin_without_a_row_for_an_error_kind_is_found_out(tmp_path: Path, repor
         ("UPDATE revision_head SET revision = revision + 1", "has 0 audit entries"),
         ("UPDATE revision_head SET audit_hash = sha256('x')", "the audit log does not verify"),
         ("UPDATE feature_flags SET default_variant = 'on'", "after a fresh load"),
+        ("UPDATE feature_flags SET owner = 'mallory'", "flag a: changed behind the log"),
     ],
-    ids=["a revision without entry", "a broken chain", "a flag that nobody changed"],
+    ids=["a revision without entry", "a broken chain", "a flag that nobody changed", "what evaluation does not show"],
 )
 def test_twin_whose_state_is_changed_behind_the_log_is_found_out(
     behind_the_log: str, found: str, tmp_path: Path, report: Report

@@ -11,7 +11,7 @@ from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, serving
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, run, serving
 from tests.support.servers import Bearer, access_token
 
 # Each revision from 1 to the head has one entry.
@@ -26,6 +26,7 @@ def state_faults(server: Gatekeeper, fresh_dir: Path, users: Sequence[str]) -> I
     """Find what is wrong with the state of a server that nobody writes to; asks for the flags of `users`."""
     yield from _unrecorded_revisions(server)
     yield from _audit_faults(server)
+    yield from _unreconciled(server, fresh_dir)
     yield from _differences(server, fresh_dir, users)
 
 
@@ -42,6 +43,12 @@ def _audit_faults(server: Gatekeeper) -> Iterator[str]:
         *_, last = admin.VerifyAuditLog(VerifyAuditLogRequest(), timeout=TIMEOUT_S)
     if last.faulty_seq or not last.complete:
         yield f"the audit log does not verify: {last.message or last}"
+
+
+def _unreconciled(server: Gatekeeper, fresh_dir: Path) -> Iterator[str]:
+    code, _, differences = run("audit", "reconcile", data_dir=fresh_dir, DATABASE_URL=server.dsn)
+    if code:
+        yield f"the log does not reconcile: {differences}"
 
 
 def _differences(server: Gatekeeper, fresh_dir: Path, users: Sequence[str]) -> Iterator[str]:
