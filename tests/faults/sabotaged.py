@@ -26,7 +26,7 @@ from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
-from gatekeeper_grpc.lifecycle import server
+from gatekeeper_grpc.lifecycle import limits
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.store import flags
@@ -141,7 +141,7 @@ def no_shares() -> None:
     _put(PoolSize, workers_for_one=property(lambda size: size.workers))
     _put(Slots, _gives_way_to=lambda _slots, _call: None)
     _put(admission, DEFAULT_SIZES={name: replace(size, kept=0) for name, size in admission.DEFAULT_SIZES.items()})
-    _put(server, DEFAULT_SIZES=admission.DEFAULT_SIZES)
+    _put(limits, DEFAULT_SIZES=admission.DEFAULT_SIZES)
 
 
 def one_pool_of_streams() -> None:
