@@ -8,6 +8,6 @@ Postgres inherits open directories instead of paths (`programs`), so it runs for
 """
 
 from gatekeeper_grpc.embedded.errors import EmbeddedDatabaseError
-from gatekeeper_grpc.embedded.supervisor import EmbeddedPostgres, running_dsn
+from gatekeeper_grpc.embedded.supervisor import EmbeddedPostgres, is_disk_full, running_dsn
 
-__all__ = ["EmbeddedDatabaseError", "EmbeddedPostgres", "running_dsn"]
+__all__ = ["EmbeddedDatabaseError", "EmbeddedPostgres", "is_disk_full", "running_dsn"]

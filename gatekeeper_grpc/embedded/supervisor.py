@@ -19,6 +19,7 @@ import structlog
 from gatekeeper_grpc.embedded.account import account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
 from gatekeeper_grpc.embedded.cluster import ensure_cluster, ready_pid
+from gatekeeper_grpc.embedded.disk_reserve import DiskReserve
 from gatekeeper_grpc.embedded.errors import EmbeddedDatabaseError
 from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.embedded.locks import is_locked
@@ -72,6 +73,7 @@ class EmbeddedPostgres:
             settings: PostgreSQL settings that override the defaults, e.g. ``{"fsync": "off"}`` for tests.
         """
         self._home = Home(data_dir.absolute())
+        self._reserve = DiskReserve(self._home.path)
         self._bin_dir = bin_dir
         self._settings = {**_DEFAULTS, **settings, **_FIXED}
         self._stopping = threading.Event()
@@ -159,7 +161,8 @@ class EmbeddedPostgres:
                 settings=self._settings,
                 stopping=self._stopping,
             )
-            process = postmaster.start()
+            process = self._start(postmaster)
+            self._reserve.take()
             _log.info(
                 "embedded_postgres_started",
                 data_dir=str(self._home.data_dir),
@@ -192,15 +195,25 @@ class EmbeddedPostgres:
                     return
             process = restarted
 
+    def _start(self, postmaster: Postmaster) -> subprocess.Popen[bytes]:
+        self._reserve.give_up_if_full()
+        return postmaster.start()
+
     def _restart(self, postmaster: Postmaster) -> subprocess.Popen[bytes] | None:
         data_dir = str(self._home.data_dir)
         try:
-            process = postmaster.start()
+            process = self._start(postmaster)
         except (EmbeddedDatabaseError, OSError) as error:
             _log.error("embedded_postgres_restart_failed", data_dir=data_dir, error=str(error))
             return None
         _log.info("embedded_postgres_restarted", data_dir=data_dir, pid=process.pid)
         return process
+
+
+def is_disk_full(data_dir: Path) -> bool:
+    """Return whether the disk has no room for changes of the embedded database of `data_dir`, if there is one."""
+    home = Home(data_dir.absolute())
+    return home.path.exists() and DiskReserve(home.path).is_disk_full()
 
 
 def running_dsn(data_dir: Path) -> str:

@@ -1,12 +1,10 @@
 """The composition root: builds one serving instance from its parts, starts it, drains it."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,6 +27,7 @@ from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.embedded import is_disk_full
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
@@ -70,7 +69,6 @@ _CLIENT_KEY_USES_INTERVAL_S = 60.0
 _MAX_NONCES = 500_000
 # How long clients may take to leave after GOAWAY, within the grace period.
 _DRAIN_S = 1.0
-_WAL_SEGMENT_BYTES = 16 << 20
 # Within the margin that a process has to stop.
 _SCHEDULER_CLOSE_TIMEOUT_S = 1.0
 
@@ -126,7 +124,7 @@ class GatekeeperServer:
             pool_size=settings.db_pool_size,
             statement_timeout_s=settings.db_statement_timeout_s,
             hung_after_s=settings.db_hung_after_s,
-            is_storage_full=partial(_is_full, settings.data_dir) if settings.is_embedded else lambda: False,
+            is_storage_full=partial(is_disk_full, settings.data_dir) if settings.is_embedded else lambda: False,
         )
         self._bus = redis_bus(settings, keys)
         self.mutations = MutationRunner(
@@ -362,8 +360,3 @@ _FILES: tuple[Any, ...] = (
     health_pb2.DESCRIPTOR,
     reflection_pb2.DESCRIPTOR,
 )
-
-
-def _is_full(folder: Path) -> bool:
-    """Return whether PostgreSQL could not add a segment to its WAL on the disk of a folder."""
-    return shutil.disk_usage(folder).free < _WAL_SEGMENT_BYTES

@@ -71,7 +71,7 @@ class Database:
             long: calls that wait for it fail with `Unavailable`, and new ones fail at once, until it answers again.
             None: no watch.
         for_writing: Whether, of several servers, only the primary suits.
-        is_storage_full: Tells whether the disk of a server that is down is full, if it is a disk of this machine.
+        is_storage_full: Tells whether the disk of the server is full, if it is a disk of this machine.
     """
 
     def __init__(
@@ -227,6 +227,10 @@ class Database:
 
     @contextmanager
     def _transaction(self, level: IsolationLevel, *, read_only: bool) -> Iterator[Connection]:
+        with translated_errors():
+            if not read_only and self._is_storage_full():
+                # The server would end if it had no room for its WAL, and take the reads with it.
+                raise pg.DiskFull("there is no room for WAL")
         with translated_errors(), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level
