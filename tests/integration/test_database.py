@@ -186,6 +186,31 @@ def test_an_unreachable_database_is_unavailable_without_the_drivers_words(monkey
     assert (str(refused.value), refused.value.retry_after_s) == ("the database is not reachable", 1.0)
 
 
+def test_a_database_that_is_away_is_not_busy_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.01)
+    away = Database("host=/nowhere user=gatekeeper dbname=gatekeeper")
+    away.open()
+    reasons = set()
+    for _ in range(2 * database_module._MAX_WAITING):  # The pool counts those who gave up as waiting.
+        with pytest.raises(GatekeeperError) as refused:
+            revision(away)
+        reasons.add(refused.value.reason)
+    away.close()
+
+    assert reasons == {"UNAVAILABLE"}
+
+
+def test_with_a_full_disk_reads_are_served_and_writes_do_not_begin(dsn: str) -> None:
+    full = Database(dsn, is_storage_full=lambda: True)
+    full.open()
+    assert revision(full) == 0
+    with pytest.raises(Unavailable) as refused, full.write():
+        pytest.fail("the transaction began")
+    full.close()
+
+    assert refused.value.reason == "STORAGE_FULL"
+
+
 def raising(error: Exception) -> Callable[[Connection], object]:
     def act(_conn: Connection) -> None:
         raise error

@@ -337,7 +337,7 @@ class Database:
     def _take(self, *, timeout_s: float) -> ServerConnection:
         try:
             return self._pool.getconn(timeout=timeout_s)
-        except psycopg_pool.PoolTimeout as exc:
+        except (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as exc:
             failure = self._servers.last_failure
             if failure and failure.sqlstate in _DOWN and self._is_full():
                 raise pg.DiskFull("the server went down with a full disk") from exc
