@@ -17,21 +17,20 @@ from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.proxy import proxied
 from tests.support.http2 import Http2
-from tests.support.processes import TIMEOUT_S, Gatekeeper, start, stop
+from tests.support.processes import TIMEOUT_S, Gatekeeper, start, stop, with_files
 from tests.support.waiting import eventually
 
 FILES = 1_024
 ATTACKING = 1_200
 VICTIMS = 20
 ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
-_LIMITED = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}));"
-_SERVE = f"{_LIMITED} from gatekeeper_grpc.cli.main import main; main()"
-_SABOTAGED = f"{_LIMITED} import runpy; runpy.run_module('tests.faults.sabotaged', run_name='__main__')"
 
 
 @contextmanager
-def serving_with_few_files(data_dir: Path, program: Sequence[str] = ("-c", _SERVE)) -> Iterator[Gatekeeper]:
-    with start("serve", data_dir=data_dir, program=program) as process:
+def serving_with_few_files(
+    data_dir: Path, *, program: Sequence[str] = ("gatekeeper_grpc",), soft: int = FILES
+) -> Iterator[Gatekeeper]:
+    with start("serve", data_dir=data_dir, program=program, launcher=with_files(soft, FILES)) as process:
         try:
             yield Gatekeeper(process, data_dir)
         finally:
@@ -103,9 +102,9 @@ def test_1200_idle_connections_at_1024_files_keep_nobody_out(addresses: int, dat
 
 @pytest.mark.usefixtures("many_files")
 def test_twin_if_none_gives_way_they_keep_everybody_out(data_dir: Path) -> None:
-    program = ("-c", _SABOTAGED, "no_connection_gives_way")
+    program = ("tests.faults.sabotaged", "no_connection_gives_way")
     with (
-        serving_with_few_files(data_dir, program) as server,
+        serving_with_few_files(data_dir, program=program) as server,
         idle_connections(server.port, count=ATTACKING, addresses=1),
     ):
         assert served(server.port, timeout_s=0.2) == 0
@@ -135,8 +134,7 @@ def test_a_start_states_the_limits_and_warns_of_few_files(data_dir: Path) -> Non
 
 
 def test_the_soft_limit_of_files_is_raised_to_the_hard_one(data_dir: Path) -> None:
-    lowered = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {FILES}));"
-    with serving_with_few_files(data_dir, ("-c", _SERVE.replace(_LIMITED, lowered))) as server:
+    with serving_with_few_files(data_dir, soft=256) as server:
         opened = server.logged("open_files")
         now = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
 

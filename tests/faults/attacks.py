@@ -11,14 +11,26 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import cycle
 
-from tests.faults.http2 import Connection, Crowd, announced
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from gatekeeper_client.v1.admin_service_pb2 import ListFlagsRequest, UpdateFlagRequest
+from gatekeeper_client.v1.auth_service_pb2 import RefreshTokenRequest
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
+from gatekeeper_client.v1.flag_pb2 import Flag
+from tests.faults.http2 import Connection, Crowd, Metadata, announced
+
+ADDRESS = "127.0.1.1"
 
 EVALUATE = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 BULK = "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags"
 REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 GET_FLAG = "/gatekeeper.v1.AdminService/GetFlag"
+LIST_FLAGS = "/gatekeeper.v1.AdminService/ListFlags"
+UPDATE_FLAG = "/gatekeeper.v1.AdminService/UpdateFlag"
+REFRESH_TOKEN = "/gatekeeper.v1.AuthService/RefreshToken"
 
-_ADDRESS = "127.0.1.1"
 _STREAMS = 100
 """That a connection may have at once."""
 _MESSAGE_BYTES = (8 << 20) - 1
@@ -28,6 +40,8 @@ _KEPT_UP_S = 3.0
 _PAUSE_S = 0.05
 """Between the end of a call and the next try: an attacker that spins would measure its own use of the machine."""
 _POLL_S = 0.05
+_REPLACED_PER_S = 200
+"""How many idle connections are replaced: what opens thousands a second is another attack."""
 
 
 def unfinished(crowd: Crowd, seconds: float, *, calls: int, size: int = _MESSAGE_BYTES) -> None:
@@ -70,11 +84,63 @@ def body_less(crowd: Crowd, seconds: float, *, token: str, per_s: int) -> None:
             opened += 1
             connection = kept[next(turns) % len(kept)]
             if len(connection.open) < _STREAMS:
-                connection.call_raw(GET_FLAG, b"", metadata=(("authorization", f"Bearer {token}"),))
+                connection.call_raw(GET_FLAG, b"", metadata=_bearer(token))
                 connection.flush()
 
 
-ATTACKS: dict[str, Callable[..., None]] = {attack.__name__: attack for attack in (unfinished, held, body_less)}
+def idle(crowd: Crowd, seconds: float, *, connections: int, addresses: int) -> None:
+    """Open connections that answer pings and call nothing; replace some of those that the server closes."""
+    keep, began, replaced = _connected(crowd, connections, addresses=addresses), time.monotonic(), 0
+    keep()
+    for now in _until(seconds, crowd):
+        if replaced < (now - began) * _REPLACED_PER_S:
+            replaced += 1
+            keep(at_once=1)
+
+
+def in_flight(crowd: Crowd, seconds: float, *, calls: int, addresses: int, token: str = "") -> None:
+    """Keep so many calls in flight: evaluations or, with a token, calls of each kind that has a pool of its own."""
+    connections, kinds = _connected(crowd, calls // _STREAMS, addresses=addresses), cycle(_calls(token))
+    for _ in _until(seconds, crowd):
+        for connection in connections():
+            while len(connection.open) < _STREAMS:
+                path, message, metadata = next(kinds)
+                connection.call(path, message, metadata=metadata)
+            connection.flush()
+
+
+def edit(crowd: Crowd, seconds: float, *, key: str, tokens: str) -> None:
+    """Have editors, one for each token, change a flag again and again, each as soon as the last change is answered."""
+    editors = tokens.split(",")
+    connections, values = _connected(crowd, len(editors)), cycle([True, False])
+    for _ in _until(seconds, crowd):
+        for connection, token in zip(connections(), editors, strict=False):
+            if not connection.open:
+                change = UpdateFlagRequest(flag=Flag(key=key, default_value=next(values)), update_mask=_DEFAULT_VALUE)
+                connection.call(UPDATE_FLAG, change.SerializeToString(), metadata=_bearer(token))
+                connection.flush()
+
+
+ATTACKS: dict[str, Callable[..., None]] = {
+    attack.__name__: attack for attack in (unfinished, held, body_less, idle, in_flight, edit)
+}
+
+_DEFAULT_VALUE = FieldMask(paths=["default_value"])
+_CONTEXT = EvaluationContext(user_id="anna")
+
+
+def _calls(token: str) -> list[tuple[str, bytes, Metadata]]:
+    messages: dict[str, Message] = {EVALUATE: EvaluateFlagsRequest(context=_CONTEXT)}
+    if token:
+        messages[BULK] = BulkEvaluateFlagsRequest(contexts=[_CONTEXT])
+        messages[LIST_FLAGS] = ListFlagsRequest()
+        messages[REFRESH_TOKEN] = RefreshTokenRequest(refresh_token="unknown")
+    metadata = {LIST_FLAGS: _bearer(token)}
+    return [(path, message.SerializeToString(), metadata.get(path, ())) for path, message in messages.items()]
+
+
+def _bearer(token: str) -> Metadata:
+    return (("authorization", f"Bearer {token}"),)
 
 
 def _until(seconds: float, crowd: Crowd) -> Iterator[float]:
@@ -85,12 +151,13 @@ def _until(seconds: float, crowd: Crowd) -> Iterator[float]:
         crowd.poll(_POLL_S)
 
 
-def _connected(crowd: Crowd, count: int) -> Callable[[], list[Connection]]:
+def _connected(crowd: Crowd, most: int, *, addresses: int = 1) -> Callable[..., list[Connection]]:
     """Return a function that gives the connections, after it has replaced those that were lost."""
+    sources = cycle(f"127.0.1.{number}" for number in range(1, addresses + 1))
 
-    def connections() -> list[Connection]:
-        for _ in range(count - len(crowd)):
-            if crowd.connect(_ADDRESS) is None:
+    def connections(at_once: int = most) -> list[Connection]:
+        for _ in range(min(at_once, most - len(crowd))):
+            if crowd.connect(next(sources)) is None:
                 break
         return [*crowd]
 

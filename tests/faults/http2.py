@@ -36,6 +36,8 @@ class Tally:
     """Of those, by code, the ones with a text."""
     retry_info: int = 0
     """Calls that were refused with RESOURCE_EXHAUSTED and told when to come back."""
+    slowest_s: dict[str, float] = field(default_factory=dict)
+    """How long a call took at most until it ended, by code."""
     losses: Counter[str] = field(default_factory=Counter)
     """Why connections were lost."""
 
@@ -45,6 +47,7 @@ class Tally:
             "codes": dict(self.codes),
             "in_words": dict(self.in_words),
             "retry_info": self.retry_info,
+            "slowest_s": self.slowest_s,
             "losses": dict(self.losses),
         }
 
@@ -55,8 +58,8 @@ class Connection:
     def __init__(self, port: int, source: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=5.0, source_address=(source, 0))
         self.http2 = H2Connection(H2Configuration(header_encoding="utf-8"))
-        self.open: dict[int, str] = {}
-        """Streams that have not ended, and their paths."""
+        self.open: dict[int, float] = {}
+        """Streams that have not ended, and when they began."""
         self.unsent: dict[int, memoryview] = {}
         """What streams still have to send, once they may."""
         self.http2.initiate_connection()
@@ -82,7 +85,7 @@ class Connection:
             *metadata,
         ]
         self.http2.send_headers(stream, headers)
-        self.open[stream] = path
+        self.open[stream] = time.monotonic()
         if data:
             self.unsent[stream] = memoryview(data)
             self._send_what_may_be_sent()
@@ -206,10 +209,11 @@ class Crowd:
             raise ConnectionResetError
 
     def _end(self, connection: Connection, stream: int, status: dict[str, str]) -> None:
-        connection.open.pop(stream, None)
+        took_s = time.monotonic() - connection.open.pop(stream)
         connection.unsent.pop(stream, None)
         code = _CODES.get(status["grpc-status"], "UNKNOWN")
         self.tally.codes[code] += 1
+        self.tally.slowest_s[code] = max(took_s, self.tally.slowest_s.get(code, 0.0))
         self.tally.in_words[code] += bool(status.get("grpc-message"))
         details = base64.b64decode(status.get("grpc-status-details-bin", "") + "==")
         self.tally.retry_info += code == "RESOURCE_EXHAUSTED" and b"google.rpc.RetryInfo" in details

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import psycopg
 import redis
 
@@ -24,9 +25,10 @@ from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.embedded.disk_reserve import DiskReserve
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
-from gatekeeper_grpc.lifecycle import limits
+from gatekeeper_grpc.lifecycle import limits, server
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.bus import RedisBus
 from gatekeeper_grpc.store import flags
@@ -37,7 +39,7 @@ from gatekeeper_grpc.store.postgres.hang_watch import HangWatch
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
-from gatekeeper_grpc.transport import admission
+from gatekeeper_grpc.transport import admission, listener
 from gatekeeper_grpc.transport.admission import CallPool, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionSweeper
 from gatekeeper_grpc.transport.drain import Drain
@@ -249,6 +251,33 @@ def no_connection_gives_way() -> None:
     _put(ConnectionSweeper, check=lambda _sweeper: None)
 
 
+def no_connection_cap() -> None:
+    """There may be any number of connections."""
+    no_connection_gives_way()
+    make = listener.new_server
+
+    def uncapped(*args: Any, max_connections: int | None = None, **options: Any) -> grpc.Server:
+        return make(*args, **options)
+
+    _put(server, new_server=uncapped)
+
+
+def short_backlog() -> None:
+    """How many calls wait for the serving thread is left to grpcio."""
+    options = tuple(option for option in listener.OPTIONS if "max_pending_requests" not in option[0])
+    _put(listener, OPTIONS=options)
+
+
+def patient_with_locks() -> None:
+    """A lock is waited for as long as the caller waits."""
+    _put(database, _LOCK_TIMEOUT_S=60.0)
+
+
+def no_disk_reserve() -> None:
+    """A database gets no room to start with when the disk is full."""
+    _put(DiskReserve, take=lambda _reserve: False)
+
+
 def random_buckets() -> None:
     """Users are put in buckets by Python's own hash, which differs between processes."""
     _put(evaluator, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
@@ -279,6 +308,10 @@ SABOTAGES = {
         deaf,
         all_messages_at_once,
         no_connection_gives_way,
+        no_connection_cap,
+        short_backlog,
+        patient_with_locks,
+        no_disk_reserve,
         random_buckets,
     )
 }

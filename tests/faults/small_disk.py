@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import psycopg
+
 from gatekeeper_grpc.embedded import EmbeddedPostgres, supervisor
+from gatekeeper_grpc.embedded.disk_reserve import DiskReserve
 from tests.faults.fleet import Route
-from tests.support.processes import TIMEOUT_S
+from tests.support.processes import TIMEOUT_S, copied
 from tests.support.servers import access_token
 
 _SIZE = "160m"
@@ -63,8 +66,7 @@ class SmallDisk:
 def small_disk(prepared: Path, folder: Path) -> Iterator[SmallDisk]:
     """Run a copy of a prepared data directory on a small disk for the length of the block."""
     folder.mkdir()
-    mount = f'mount -t tmpfs -o size={_SIZE},mode=711 small {folder} && cp -a {prepared} {folder}/data && exec "$@"'
-    command = [*_NAMESPACE, "sh", "-c", mount, "sh", sys.executable, "-m", __name__, str(folder)]
+    command = [*on_small_disk(folder), sys.executable, "-m", __name__, str(prepared), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield SmallDisk(process)
@@ -74,24 +76,41 @@ def small_disk(prepared: Path, folder: Path) -> Iterator[SmallDisk]:
             process.wait(TIMEOUT_S)
 
 
-def _serve(folder: Path) -> None:
-    supervisor._RETRY_S = 0.1
-    ballast = folder / "ballast"
-    with EmbeddedPostgres(folder / "data") as embedded:
-        print(f"> {embedded.dsn}", flush=True)  # noqa: T201 - for the process that started this one
-        for order in sys.stdin:
-            if order.strip() == "fill":
-                _fill(ballast)
-            else:
-                ballast.unlink()
-            print("> done", flush=True)  # noqa: T201
+def on_small_disk(folder: Path) -> tuple[str, ...]:
+    """A launcher: the program sees an empty small disk at `folder`, which nobody else sees there."""
+    mount = f'mount -t tmpfs -o size={_SIZE},mode=711 small {folder} && exec "$@"'
+    return *_NAMESPACE, "sh", "-c", mount, "sh"
 
 
-def _fill(ballast: Path) -> None:
+def fill(ballast: Path) -> None:
+    """Fill the disk to the last block with a file."""
     with suppress(OSError), ballast.open("ab", buffering=0) as file:
         while file.write(bytes(_BALLAST_BYTES)):
             pass
 
 
+def exhaust_wal(dsn: str) -> None:
+    """Write to the WAL, and nowhere else, until it cannot grow."""
+    with psycopg.connect(dsn, autocommit=True) as conn, suppress(psycopg.OperationalError):
+        while True:
+            conn.execute("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1000000))")
+
+
+def _serve(prepared: Path, folder: Path) -> None:
+    # As a PostgreSQL is that somebody else runs.
+    supervisor._RETRY_S = 0.1
+    DiskReserve.take = lambda _reserve: False  # type: ignore[assignment, method-assign]
+    copied(prepared, folder)
+    ballast = folder / "ballast"
+    with EmbeddedPostgres(folder / "data") as embedded:
+        print(f"> {embedded.dsn}", flush=True)  # noqa: T201 - for the process that started this one
+        for order in sys.stdin:
+            if order.strip() == "fill":
+                fill(ballast)
+            else:
+                ballast.unlink()
+            print("> done", flush=True)  # noqa: T201
+
+
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(*map(Path, sys.argv[1:]))

@@ -1,87 +1,152 @@
 """Attackers from 127.0.1.x do not take what victims at 127.0.2.x need, and are told so; loopback is not exempt."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES
 from tests.faults.attacks import BULK, REFLECT
 from tests.faults.report import Report
-from tests.faults.siege import Siege, siege
+from tests.faults.siege import EDITORS, Siege, Suite, siege
+from tests.faults.small_disk import on_small_disk
+from tests.faults.victims import FLAG
+from tests.support.processes import with_files
 
 pytestmark = pytest.mark.promise("C1")
 
 _TWIN_S = 8.0
-UNADMITTED_BYTES = 64 << 20
+_FILES = 1_024
+_CONNECTION_BYTES = 14 << 10
+_UNADMITTED_BYTES = 64 << 20
 """For messages that are not admitted yet."""
-OTHER_BYTES = 16 << 20
-"""For the interpreter, the allocator and the victims' calls."""
+_OTHER_STREAMS = frozenset({"bulk", "import", "verification"})
+_LOCKED = "another session of the database holds a lock"
+_EDITORS = {"key": FLAG, "tokens": Siege.editor_tokens}
+_FULL = "the disk of the database is full"
 
 
-@pytest.fixture
-def besieged(tmp_path: Path) -> Iterator[Siege]:
-    """A server as it ships."""
-    with siege(tmp_path / "data") as started:
-        yield started
+def held(path: str, name: str) -> Suite:
+    return Suite(
+        what=f"60 held {name} streams of one address",
+        attack="held",
+        options={"path": path, "streams": 60},
+        sabotage="one_pool_of_streams",
+        twin="pools by trust, and shares of them",
+        violated=_OTHER_STREAMS,
+    )
 
 
-def sabotaged(tmp_path: Path, sabotage: str) -> AbstractContextManager[Siege]:
-    return siege(tmp_path / "data", sabotage=sabotage)
+def unfinished(mib: int) -> Suite:
+    return Suite(
+        what=f"300 unfinished messages of {mib} MiB on 3 connections",
+        attack="unfinished",
+        options={"calls": 300, "size": (mib << 20) - 1},
+        bytes=_UNADMITTED_BYTES,
+        tells_when=mib <= 4,  # Above 4 MiB, grpcio refuses the message at its header.
+        sabotage="all_messages_at_once",
+        twin="few messages at once",
+        violated=frozenset({"memory"}),
+    )
 
 
-@pytest.mark.parametrize(("path", "name"), [(BULK, "bulk"), (REFLECT, "reflection")], ids=["bulk", "reflection"])
-def test_held_streams_take_no_stream_of_others(path: str, name: str, besieged: Siege, report: Report) -> None:
-    with report.fault("C1", f"60 held {name} streams of one address") as row:
-        attacked = besieged.attacked("held", path=path, streams=60)
-        row.also = str(attacked)
-
-    assert attacked.victims.unserved() == []
-    assert attacked.told_when == attacked.codes["RESOURCE_EXHAUSTED"] > 0
-    assert attacked.untold() == []
-
-
-@pytest.mark.parametrize("path", [BULK, REFLECT], ids=["bulk", "reflection"])
-def test_twin_in_one_pool_held_streams_stop_others(path: str, tmp_path: Path, report: Report) -> None:
-    with sabotaged(tmp_path, "one_pool_of_streams") as besieged:
-        attacked = besieged.attacked("held", path=path, streams=60, for_s=_TWIN_S)
-
-    assert {line.partition(":")[0] for line in attacked.victims.unserved()} >= {"bulk", "import", "verification"}
-    report.twin("C1", "pools by trust, and shares of them", str(attacked))
+def idle(addresses: int, sabotage: str, twin: str) -> Suite:
+    return Suite(
+        what=f"1,200 idle connections from {addresses} addresses, at {_FILES:,} files soft and hard",
+        attack="idle",
+        options={"connections": 1_200, "addresses": addresses},
+        launcher=lambda _folder: with_files(_FILES, _FILES),
+        bytes=_FILES * _CONNECTION_BYTES,
+        sabotage=sabotage,
+        twin=twin,
+        violated=frozenset({"evaluation", "admin read", "bulk"}),
+    )
 
 
-def test_a_viewer_without_messages_stops_no_administration(besieged: Siege, report: Report) -> None:
-    with report.fault("C1", "100 admin calls a second without a message, of a viewer") as row:
-        attacked = besieged.attacked("body_less", per_s=100, token=besieged.viewer_token())
-        row.also = str(attacked)
-
-    assert attacked.victims.unserved() == []
-    assert attacked.untold() == []
-
-
-def test_twin_on_workers_calls_without_messages_stop_it(tmp_path: Path, report: Report) -> None:
-    with sabotaged(tmp_path, "messages_on_workers") as besieged:
-        attacked = besieged.attacked("body_less", per_s=100, token=besieged.viewer_token(), for_s=_TWIN_S)
-
-    assert any(line.startswith("admin read") for line in attacked.victims.unserved())
-    report.twin("C1", "waiting for messages without a worker", str(attacked))
+def in_flight(calls: int, addresses: int, **options: object) -> Suite:
+    return Suite(
+        what=f"{calls:,} {'calls of each kind' if options else 'evaluations'} in flight from {addresses} addresses",
+        attack="in_flight",
+        options={"calls": calls, "addresses": addresses, **options},
+        bytes=calls * LOOKAHEAD_BYTES,
+        sabotage="short_backlog",
+        twin="the backlog of calls",
+        violated=frozenset({"words"}),
+    )
 
 
-# Above 4 MiB, grpcio refuses the message at its header.
-@pytest.mark.parametrize("size", [(4 << 20) - 1, (8 << 20) - 1], ids=["4 MiB", "8 MiB"])
-def test_unfinished_messages_cost_64_mib_at_most(size: int, besieged: Siege, report: Report) -> None:
-    with report.fault("C1", f"300 unfinished messages of {size + 1 >> 20} MiB on 3 connections") as row:
-        attacked = besieged.attacked("unfinished", calls=300, size=size)
-        row.also = str(attacked)
+def full_disk(what: str, **options: Any) -> Suite:
+    return Suite(
+        what=f"{what}, next to {EDITORS} editors",
+        attack="edit",
+        options=_EDITORS,
+        launcher=on_small_disk,
+        refused={"import": _FULL, "login": _FULL},
+        attacker_waits_s=2.0,
+        **options,
+    )
 
-    assert attacked.victims.unserved() == []
-    assert attacked.untold() == []
-    assert attacked.grown_bytes < UNADMITTED_BYTES + OTHER_BYTES
+
+SUITES = {
+    "held-bulk": held(BULK, "bulk"),
+    "held-reflection": held(REFLECT, "reflection"),
+    "unfinished-4-mib": unfinished(4),
+    "unfinished-8-mib": unfinished(8),
+    "body-less": Suite(
+        what="100 admin calls a second without a message, of a viewer",
+        attack="body_less",
+        options={"per_s": 100, "token": Siege.viewer_token},
+        sabotage="messages_on_workers",
+        twin="waiting for messages without a worker",
+        violated=frozenset({"admin read"}),
+    ),
+    "idle-one-address": idle(1, "no_connection_gives_way", "idle connections that give way"),
+    "idle-200-addresses": idle(200, "no_connection_cap", "a cap on connections"),
+    "in-flight-2000": in_flight(2_000, 1),
+    "in-flight-4000": in_flight(4_000, 1),
+    "in-flight-mixed": in_flight(4_000, 40, token=Siege.viewer_token),
+    "foreign-lock": Suite(
+        what=f"a foreign session's lock on the head row, next to {EDITORS} editors",
+        attack="edit",
+        options=_EDITORS,
+        fault=Siege.head_locked,
+        refused={"import": _LOCKED},
+        attacker_waits_s=2.0,
+        sabotage="patient_with_locks",
+        twin="the bound for locks",
+        violated=frozenset({"import"}),
+    ),
+    "full-disk": full_disk(
+        "a full disk",
+        fault=Siege.disk_full,
+        sabotage="untranslated_errors",
+        twin="the table of database errors",
+        violated=frozenset({"import", "login"}),
+    ),
+    "full-wal": full_disk(
+        "a full disk, its WAL as well",
+        fault=Siege.wal_full,
+        sabotage="no_disk_reserve",
+        twin="the reserve on the disk",
+        violated=frozenset({"admin read", "verification"}),
+    ),
+}
 
 
-def test_twin_that_receives_all_messages_at_once_costs_more(tmp_path: Path, report: Report) -> None:
-    with sabotaged(tmp_path, "all_messages_at_once") as besieged:
-        attacked = besieged.attacked("unfinished", calls=300, size=(4 << 20) - 1, for_s=_TWIN_S)
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_victims_are_served_and_attackers_told(suite: Suite, tmp_path: Path, report: Report) -> None:
+    with siege(suite, tmp_path) as besieged, report.fault("C1", suite.what) as row:
+        attacked = besieged.attacked(suite)
+        row.recovery_s, row.also = attacked.recovered_s, str(attacked)
 
-    assert attacked.grown_bytes > UNADMITTED_BYTES + OTHER_BYTES
-    report.twin("C1", "few messages at once", str(attacked))
+    assert attacked.violations() == {}
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_twin_without_the_mitigation_they_are_not(suite: Suite, tmp_path: Path, report: Report) -> None:
+    with siege(suite, tmp_path, sabotage=suite.sabotage) as besieged:
+        attacked = besieged.attacked(suite, for_s=_TWIN_S)
+
+    violated = attacked.violations()
+    assert violated.keys() >= suite.violated, violated
+    report.twin("C1", f"{suite.twin} ({suite.what})", f"{sorted(violated)}; {attacked}")

@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import grpc
-import psycopg
 import pytest
 
 from gatekeeper_client.v1.auth_service_pb2 import RefreshTokenRequest
@@ -14,7 +13,7 @@ from tests.faults.figures import BUSY_S, FAULT_S, RECOVERS_WITHIN_S
 from tests.faults.fleet import fleet
 from tests.faults.load import Editor, Load, Writer, at_work
 from tests.faults.report import Report
-from tests.faults.small_disk import small_disk
+from tests.faults.small_disk import exhaust_wal, small_disk
 from tests.support.processes import TIMEOUT_S
 from tests.support.records import chained_entries, flag_revisions
 from tests.support.waiting import eventually
@@ -44,13 +43,6 @@ def test_writes_are_refused_and_evaluation_goes_on_while_the_disk_is_full(
 
 
 _ADMIN_ANSWERS_WITHIN_S = 2.0
-
-
-def exhaust_wal(dsn: str) -> None:
-    """Write to the WAL, and nowhere else, until it cannot grow."""
-    with psycopg.connect(dsn, autocommit=True) as conn, suppress(psycopg.OperationalError):
-        while True:
-            conn.execute("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1000000))")
 
 
 def slowest_refresh_s(auth: AuthServiceStub, *, for_s: float) -> float:

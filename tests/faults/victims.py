@@ -5,7 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 import grpc
 
@@ -16,6 +18,7 @@ from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from tests.faults.attacks import ADDRESS
 from tests.faults.fleet import ALICE
 from tests.faults.proxy import proxied
 from tests.support.processes import connect
@@ -26,7 +29,8 @@ PASSWORD = "a-long-password-of-a-victim"
 
 # Longer than any bound, so that a late answer is seen as late and not as none.
 _DEADLINE_S = 10.0
-_KEPT = 3
+_REFUSED_WITHIN_S = 2.0
+_NONE_REFUSED: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,8 @@ class Kind:
     per_s: float = 2.0
     within_s: float = 2.0
     share: float = 0.95
+    address: str = ""
+    """Where it comes from, if that is not an address of its own."""
 
 
 def _admin(channel: grpc.Channel, token: str) -> AdminServiceStub:
@@ -78,28 +84,31 @@ KINDS: Mapping[str, Kind] = {
     # An instance runs two verifications at a time.
     "verification": Kind(call=_verify, per_s=0.5),
     "login": Kind(call=_log_in, per_s=0.4, within_s=5.0, share=0.9),
+    # Not promised to be served; promised to be told.
+    "neighbour of the attacker": Kind(call=_evaluate, per_s=1.0, share=0.0, address=ADDRESS),
 }
 
 
-@dataclass(slots=True)
-class Seen:
-    """How the calls of one kind went."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended."""
 
-    sent: int = 0
-    in_time: int = 0
-    codes: Counter[str] = field(default_factory=Counter)
-    slowest_s: float = 0.0
-    complaints: list[str] = field(default_factory=list)
+    code: str
+    text: str
+    took_s: float
+
+    def __str__(self) -> str:
+        return f"{self.code} after {self.took_s:.1f} s: {self.text}"
 
 
 class Victims:
     """Call a server from `start` to `close`: each kind from an address of its own, on a kept and on new connections."""
 
     def __init__(self, ports: Mapping[str, int], token: str, *, allowance_s: float) -> None:
-        self.seen = {kind: Seen() for kind in ports}
+        self.outcomes: dict[str, list[Outcome]] = {kind: [] for kind in ports}
+        """How the calls of each kind ended; appended to by two threads."""
         self._token = token
         self._allowance_s = allowance_s
-        self._lock = threading.Lock()  # guards what was seen
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=loop, args=(kind, port), name=f"victim {kind}")
@@ -119,20 +128,39 @@ class Victims:
             if thread.ident is not None:
                 thread.join(2 * _DEADLINE_S)
 
-    def unserved(self, *, but: tuple[str, ...] = ()) -> list[str]:
-        """Name the kinds, `but` some, of which too few calls were served in time, and what was answered instead."""
+    def unserved(self, *, refused: Mapping[str, str] = _NONE_REFUSED) -> dict[str, str]:
+        """Name the kinds of which too few calls were served in time, and what was answered instead.
+
+        Args:
+            refused: Kinds that may be refused in time instead, and what the refusal must say.
+        """
+        found = {}
+        for kind, outcomes in self.outcomes.items():
+            well = [outcome for outcome in outcomes if self._is_well(kind, outcome, refused.get(kind))]
+            if len(well) < KINDS[kind].share * len(outcomes) or not outcomes:
+                others = Counter(str(outcome) for outcome in outcomes if outcome not in well)
+                found[kind] = f"{len(well)} of {len(outcomes)}, others: {others.most_common(4)}"
+        return found
+
+    def untold(self) -> list[str]:
+        """List the calls of any kind that ended without a word, or with CANCELLED."""
+        ended = [(kind, outcome) for kind, outcomes in self.outcomes.items() for outcome in outcomes]
         return [
-            f"{kind}: {seen.in_time} of {seen.sent} served in time, {dict(seen.codes)}, {seen.complaints}"
-            for kind, seen in self.seen.items()
-            if kind not in but and (seen.in_time < KINDS[kind].share * seen.sent or not seen.sent)
+            f"{kind}: {outcome}"
+            for kind, outcome in ended
+            if outcome.code == "CANCELLED" or (outcome.code != "OK" and not outcome.text)
         ]
 
-    def cancelled(self) -> int:
-        """How many calls of any kind ended with CANCELLED."""
-        return sum(seen.codes["CANCELLED"] for seen in self.seen.values())
-
     def __str__(self) -> str:
-        return ", ".join(f"{kind} {seen.in_time}/{seen.sent}" for kind, seen in self.seen.items())
+        served = {kind: sum(map(partial(self._is_well, kind), outcomes)) for kind, outcomes in self.outcomes.items()}
+        return ", ".join(f"{kind} {served[kind]}/{len(outcomes)}" for kind, outcomes in self.outcomes.items())
+
+    def _is_well(self, kind: str, outcome: Outcome, refusal: str | None = None) -> bool:
+        """Whether a call was served in time, or told `refusal` in time."""
+        if outcome.code == "OK":
+            return outcome.took_s <= KINDS[kind].within_s + self._allowance_s
+        is_refusal = refusal is not None and refusal in outcome.text
+        return is_refusal and outcome.took_s <= _REFUSED_WITHIN_S + self._allowance_s
 
     def _keep_connection(self, kind: str, port: int) -> None:
         with connect(port) as channel:
@@ -145,32 +173,21 @@ class Victims:
                 self._call(kind, channel)
 
     def _call(self, kind: str, channel: grpc.Channel) -> None:
-        began, complaint, code = time.monotonic(), "", "OK"
+        began, code, text = time.monotonic(), "OK", ""
         try:
             KINDS[kind].call(channel, self._token)
         except grpc.RpcError as error:
-            code, complaint = (
-                error.code().name,
-                f"{error.code().name} after {time.monotonic() - began:.1f} s: {error.details()}",
-            )
-        took_s = time.monotonic() - began
-        with self._lock:
-            seen = self.seen[kind]
-            seen.sent += 1
-            seen.codes[code] += 1
-            seen.in_time += code == "OK" and took_s <= KINDS[kind].within_s + self._allowance_s
-            seen.slowest_s = max(seen.slowest_s, took_s)
-            if complaint and len(seen.complaints) < _KEPT:
-                seen.complaints.append(complaint)
+            code, text = error.code().name, error.details() or ""
+        self.outcomes[kind].append(Outcome(code, text, time.monotonic() - began))
 
 
 @contextmanager
-def victims(port: int, token: str, *, allowance_s: float, kinds: tuple[str, ...] = tuple(KINDS)) -> Iterator[Victims]:
+def victims(port: int, token: str, *, allowance_s: float) -> Iterator[Victims]:
     """Make victims of the server on `port`, who call it from `start` on; each kind comes from 127.0.2.x."""
     with ExitStack() as stack:
         ports = {
-            kind: stack.enter_context(proxied(port, source=f"127.0.2.{number}")).port
-            for number, kind in enumerate(kinds, start=1)
+            name: stack.enter_context(proxied(port, source=kind.address or f"127.0.2.{number}")).port
+            for number, (name, kind) in enumerate(KINDS.items(), start=1)
         }
         calling = Victims(ports, token, allowance_s=allowance_s)
         try:

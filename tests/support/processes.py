@@ -153,12 +153,29 @@ def serving(data_dir: Path, *options: str, **settings: str) -> Iterator[Gatekeep
 
 
 def start(
-    *arguments: str, data_dir: Path, program: Sequence[str] = ("gatekeeper_grpc",), **settings: str
+    *arguments: str,
+    data_dir: Path,
+    program: Sequence[str] = ("gatekeeper_grpc",),
+    launcher: Sequence[str] = (),
+    **settings: str,
 ) -> subprocess.Popen[str]:
-    """Start a `gatekeeper` command; `program` is the module (or ``-c`` and code) that runs it, with its arguments."""
-    command = [sys.executable, *(["-m"] if program[0] != "-c" else []), *program, *arguments]
+    """Start a `gatekeeper` command.
+
+    Args:
+        arguments: Of the command.
+        data_dir: Its data directory.
+        program: The module (or ``-c`` and code) that runs it, with its arguments.
+        launcher: A program that becomes the one whose command line follows its own, such as `with_files`.
+        settings: Environment variables.
+    """
+    command = [*launcher, sys.executable, *(["-m"] if program[0] != "-c" else []), *program, *arguments]
     environment = {**os.environ, **_QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def with_files(soft: int, hard: int) -> tuple[str, ...]:
+    """A launcher: so many files may be open, and the process may raise that to `hard`."""
+    return "sh", "-c", f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"', "sh"
 
 
 def stop(process: subprocess.Popen[str]) -> None:
