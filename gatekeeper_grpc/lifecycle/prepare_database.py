@@ -8,25 +8,18 @@ from gatekeeper_grpc.auth.passwords import Passwords, generate_password
 from gatekeeper_grpc.config import Settings, variable_of
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.domain.errors import FailedPrecondition
-from gatekeeper_grpc.domain.flag import FlagConfig
-from gatekeeper_grpc.domain.mutation import Intent
+from gatekeeper_grpc.lifecycle.demo import load_demo
 from gatekeeper_grpc.lifecycle.keys import Keys
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
-from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
-from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import rewriting_powers
-from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 
 _log = structlog.get_logger(__name__)
 
 # A start does not wait longer for a connection; it tries again.
 _CONNECT_TIMEOUT_S = 2
-DEMO_FLAG = FlagConfig(
-    key="new_checkout", description="A flag to try Gatekeeper with.", enabled=True, rollout_percentage=30
-)
 
 
 def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) -> None:
@@ -50,7 +43,7 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
         _check_privileges(database, settings)
         _ensure_first_admin(LoginStore(database), settings)
         if demo and settings.is_embedded:
-            _load_demo(database, keys)
+            load_demo(database, keys)
 
 
 def _check_privileges(database: Database, settings: Settings) -> None:
@@ -84,10 +77,3 @@ def _create_first_admin(logins: LoginStore, settings: Settings, password: str) -
     passwords = Passwords(cost=settings.bcrypt_cost)
     password_hash = passwords.hash(password, username=FIRST_ADMIN, field=variable_of("admin_password"))
     return logins.ensure_first_admin(FIRST_ADMIN, password_hash)
-
-
-def _load_demo(database: Database, keys: Keys) -> None:
-    if SnapshotStore(database).load().revision == 0:
-        FlagStore(database, MutationRunner(database, keys.data)).create(
-            DEMO_FLAG, Intent(caller=None, action="CreateFlag")
-        )

@@ -14,6 +14,7 @@ from gatekeeper_grpc.fleet.port import ReservedPort
 from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport
 from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
+from gatekeeper_grpc.lifecycle.demo import Demo, read_demo
 from gatekeeper_grpc.lifecycle.keys import load_keys
 from gatekeeper_grpc.lifecycle.limits import Limits, limit_kept_memory, log_limits, raise_open_file_limit
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
@@ -102,7 +103,7 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
         server.start()
         signals = signal_queue(signal.SIGTERM, signal.SIGINT)
         ports = {"port": server.port, "health_port": server.health_port, "ops_port": server.ops_port}
-        _report_serving(settings, demo=demo, **ports)
+        _report_serving(settings, demo=read_demo(settings, dsn, keys) if demo else None, **ports)
         _stop_at_signal(signals, server, settings)
 
 
@@ -125,7 +126,7 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
             supervisor.start()
             signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
             ports = {"port": port.port, "health_port": supervisor.health_port, "ops_port": supervisor.ops_port}
-            _report_serving(settings, demo=demo, **ports)
+            _report_serving(settings, demo=read_demo(settings, dsn, keys) if demo else None, **ports)
             _supervise(supervisor, signals)
         finally:
             exit_by_force_after(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
@@ -152,14 +153,14 @@ def _dsn_of_worker(settings: Settings) -> str:
     return settings.database_url.get_secret_value()
 
 
-def _report_serving(settings: Settings, *, demo: bool, **ports: int) -> None:
+def _report_serving(settings: Settings, *, demo: Demo | None, **ports: int) -> None:
     limits = Limits.of(settings)
     log_limits(limits)
     addresses = {name: str(getattr(settings, name)) for name in ("listen", "health_listen")}
     found = {name: port for name, port in ports.items() if port}  # A Unix socket has none.
     _log.info("serving", **found, **addresses, workers=settings.workers, clients_mib=limits.clients_mib)
     if demo:
-        print(try_it(settings, port=ports["port"]), flush=True)
+        print(try_it(settings, demo, port=ports["port"]), flush=True)
     end_quiet()
 
 

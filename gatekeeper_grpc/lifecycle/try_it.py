@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gatekeeper_grpc.config import Settings, variable_of
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
+from gatekeeper_grpc.lifecycle.demo import DEMO_FLAG, Demo
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD
 from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.program import program
@@ -14,39 +15,50 @@ _README = Path(__file__).parents[2] / "README.md"
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen on
 
 
-def try_it(settings: Settings, *, port: int) -> str:
+def try_it(settings: Settings, demo: Demo, *, port: int) -> str:
     """Return the block: at most 14 lines of 80 columns, more only if a path is long. Prose is a comment to a shell.
 
     Args:
         settings: What the server serves with.
+        demo: What its database holds.
         port: The port that it serves on; 0 with a Unix socket.
     """
     address = _reachable(settings.listen, port)
-    file = settings.data_dir.absolute() / ADMIN_PASSWORD
-    kept = f"kept in {file}" if file.exists() else f"that of {variable_of('admin_password')}"
     lines = [
+        "",
         f"# Gatekeeper serves on {address}. Ctrl-C stops it.",
         f"# Admin user: {FIRST_ADMIN}",
-        f"# Password: {kept}",
+        f"# Password: {_password(settings, demo)}",
         "# Try it in another shell:",
-        *_commands(file, server=_server_option(address)),
+        *_commands(settings, demo, server=_server_option(address)),
         f"# More: {program()} --help",
         f"# Docs: {_README if _README.exists() else 'README.md and docs/ of the source distribution'}",
     ]
-    return "\n".join(["", *lines])
+    return "\n".join(lines)
 
 
-def _commands(password_file: Path, *, server: str) -> list[str]:
-    gatekeeper = program()
-    login = f"{gatekeeper} login{server} --password-stdin"
-    if password_file.exists():
-        login = f"{login} < {shlex.quote(str(password_file))}"
-    else:
-        login = f'printf %s "${variable_of("admin_password")}" | {login}'
+def _password(settings: Settings, demo: Demo) -> str:
+    if demo.accepts_kept_password:
+        return f"kept in {_kept(settings)}"
+    return f"that of {variable_of('admin_password')}" if demo.accepts_set_password else "the one that was set since"
+
+
+def _kept(settings: Settings) -> Path:
+    return settings.data_dir.absolute() / ADMIN_PASSWORD
+
+
+def _commands(settings: Settings, demo: Demo, *, server: str) -> list[str]:
+    gatekeeper, flag = program(), DEMO_FLAG.key
+    login = f"{gatekeeper} login{server}"
+    if demo.accepts_kept_password:
+        login = f"{login} --password-stdin < {shlex.quote(str(_kept(settings)))}"
+    elif demo.accepts_set_password:
+        login = f'printf %s "${variable_of("admin_password")}" | {login} --password-stdin'
+    change = f"set-rollout {flag} 50" if demo.has_flag else f"create {flag} --enabled --rollout 50"
     return [
         f"{gatekeeper} evaluate alice{server}",
         login,
-        f"{gatekeeper} flags set-rollout new_checkout 50{server}",
+        f"{gatekeeper} flags {change}{server}",
         f"{gatekeeper} evaluate alice --explain{server}",
     ]
 

@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 
-from gatekeeper_client.v1.admin_service_pb2 import DeleteFlagRequest, GetFlagRequest, ListFlagsRequest
+from gatekeeper_client.v1.admin_service_pb2 import (
+    ChangePasswordRequest,
+    DeleteFlagRequest,
+    GetFlagRequest,
+    ListFlagsRequest,
+)
 from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, serving
 
 TOOLS = Path(sys.executable).parent  # buf is among them, grpcurl is not.
@@ -98,8 +103,21 @@ def test_second_demo_start_serves_the_same_data(data_dir: Path) -> None:
     assert (before.revision, after) == (1, before)
 
 
+def test_password_that_was_changed_is_asked_for_and_not_read_from_its_file(data_dir: Path) -> None:
+    with serving(data_dir, "--demo") as first, first.admin() as admin:
+        old = (data_dir / "admin_password").read_text().strip()
+        admin.ChangePassword(ChangePasswordRequest(current_password=old, new_password="another-good-password"))
+    with serving(data_dir, "--demo") as second:
+        login = second.printed.first(lambda line: line if " login " in line else None)
+
+    assert "--password-stdin" not in login
+
+
 def test_demo_flag_that_was_deleted_does_not_come_back(data_dir: Path) -> None:
     with serving(data_dir, "--demo") as first, first.admin() as admin:
         admin.DeleteFlag(DeleteFlagRequest(key="new_checkout"))
     with serving(data_dir, "--demo") as second:
         assert flag_keys(second) == []
+        create = second.printed.first(lambda line: line if " flags " in line else None)
+
+    assert "flags create new_checkout --enabled --rollout 50" in create

@@ -208,3 +208,25 @@ def test_ci_runs_all_checks_in_a_private_clone() -> None:
     assert {"make check", "make test-databases"} <= set(script.read_text().splitlines())
     assert 'git clone --quiet . "$private/' in script.read_text()
     assert checks.split()[-1] == "test"
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (None, "There is no program '{python}'"),
+        ("#!/bin/sh\nexit 0\n", "'{python}' is no Python"),
+        ("#!/bin/sh\necho 3.9 False\n", "needs Python 3.11 or newer; '{python}' is 3.9"),
+    ],
+    ids=["missing", "no Python", "older"],
+)
+def test_make_names_what_is_wrong_with_its_python(tmp_path: Path, script: str | None, complaint: str) -> None:
+    python = tmp_path / "my python"
+    if script:
+        python.write_text(script)
+        python.chmod(0o755)
+
+    command: list[str | Path] = ["make", "-f", ROOT / "Makefile", f"PYTHON={python}", ".venv/bin/python"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert made.returncode == 2
+    assert complaint.format(python=python) in made.stderr

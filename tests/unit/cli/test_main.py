@@ -14,6 +14,7 @@ from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.cli import operator_settings
 from gatekeeper_grpc.cli.lazy import LazyGroup
 from gatekeeper_grpc.config import Settings, load_settings, settings_markdown, variable_of
+from gatekeeper_grpc.lifecycle.demo import Demo
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.lifecycle.try_it import try_it
 
@@ -180,7 +181,7 @@ def test_config_check_refuses_what_serve_would_refuse_or_ignore(
 def test_login_line_reads_the_kept_password_from_any_data_directory(tmp_path: Path, name: str) -> None:
     store_secret(tmp_path / name, ADMIN_PASSWORD, SECRET)
 
-    block = try_it(load_settings(data_dir=tmp_path / name), port=50051)
+    block = try_it(load_settings(data_dir=tmp_path / name), Demo(accepts_kept_password=True), port=50051)
 
     login = next(line for line in block.splitlines() if " login " in line)
     command, _, file = login.partition(" < ")
@@ -189,7 +190,7 @@ def test_login_line_reads_the_kept_password_from_any_data_directory(tmp_path: Pa
 
 
 def test_login_line_without_a_kept_password_takes_the_operators(tmp_path: Path) -> None:
-    block = try_it(load_settings(data_dir=tmp_path), port=50051)
+    block = try_it(load_settings(data_dir=tmp_path), Demo(accepts_set_password=True), port=50051)
 
     assert 'printf %s "$GATEKEEPER_ADMIN_PASSWORD" | ' in block
 
@@ -207,7 +208,7 @@ def test_login_line_without_a_kept_password_takes_the_operators(tmp_path: Path) 
 def test_lines_to_paste_name_the_server_only_if_it_is_elsewhere(listen: str, server: str, tmp_path: Path) -> None:
     settings = load_settings(data_dir=tmp_path, listen=listen)
 
-    lines = try_it(settings, port=settings.listen.port).splitlines()
+    lines = try_it(settings, Demo(), port=settings.listen.port).splitlines()
 
     (evaluate,) = (line for line in lines if line.partition(" --server")[0].endswith("evaluate alice"))
     assert evaluate.partition("evaluate alice")[2] == server
