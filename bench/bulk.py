@@ -35,7 +35,7 @@ def stream(instance: Instance, users: int) -> tuple[float, int]:
     with instance.channel() as channel:
         for response in EvaluationServiceStub(channel).BulkEvaluateFlags(_messages(users)):
             headers += response.HasField("header")
-            results += len(response.results)
+            results += len(response.batch.results)
     assert results == users
     return users / (time.perf_counter() - began), headers
 

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     generated if the database is embedded.
     """
     require_signed_calls: bool = False
-    """Whether evaluation calls must be signed with a client key."""
+    """Whether evaluation calls must be signed with a client key. Bearer keys are refused then."""
     allow_unsigned_bodies: bool | None = None
     """Whether the signature of a unary call may leave out the body (UNSIGNED). It must not if
     GATEKEEPER_REQUIRE_SIGNED_CALLS is set. Absent: it may if that is not set.

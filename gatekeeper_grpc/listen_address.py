@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _UNIX = "unix:"
 # What the kernel takes (sun_path), without its NUL.
@@ -43,6 +43,14 @@ class ListenAddress:
     def is_unix(self) -> bool:
         """Whether it is a Unix socket, which has no port."""
         return bool(self.path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it: a Unix socket, or loopback."""
+        try:
+            return self.is_unix or ip_address(self.host).is_loopback
+        except ValueError:  # A name.
+            return self.host == "localhost"
 
     def with_port(self, port: int) -> "ListenAddress":
         """Return the same host with another port."""

@@ -1,8 +1,10 @@
-"""The valid client keys, in memory: verifying a signature never waits for the database."""
+"""The valid client keys, in memory: verifying a call never waits for the database."""
 
+import hashlib
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -11,7 +13,7 @@ import structlog
 
 from gatekeeper_grpc.auth.data_keys import SealError
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
-from gatekeeper_grpc.domain.client_key import RateTier, SealedClientKey, VerificationKey
+from gatekeeper_grpc.domain.client_key import ClientKeyType, RateTier, SealedClientKey, VerificationKey
 from gatekeeper_grpc.domain.errors import GatekeeperError
 
 _log = structlog.get_logger(__name__)
@@ -20,14 +22,31 @@ _ID_BYTES: Final = 10
 _SECRET_BYTES: Final = 32
 
 
-def new_key_id() -> str:
-    """Make the public name of a new key."""
-    return f"ck_{secrets.token_hex(_ID_BYTES)}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewClientKey:
+    """A new key: its public id, the secret that its holder is shown once, and what verifies calls is made of."""
+
+    key_id: str
+    secret: str = field(repr=False)
+    kept: bytes = field(repr=False)
 
 
-def new_client_secret() -> str:
-    """Make the secret of a new key: 32 random bytes in base64url without padding."""
-    return secrets.token_urlsafe(_SECRET_BYTES)
+def new_client_key(kind: ClientKeyType) -> NewClientKey:
+    """Make a key with a secret of 32 random bytes in base64url without padding, which signs calls.
+
+    The secret of a bearer key also has the key's id, by which it is found. Only its hash is kept.
+    """
+    unique, secret = secrets.token_hex(_ID_BYTES), secrets.token_urlsafe(_SECRET_BYTES)
+    key_id = f"{kind.prefix}{unique}"
+    if kind is ClientKeyType.SIGNING:
+        return NewClientKey(key_id=key_id, secret=secret, kept=secret.encode())
+    bearer = f"gkc_{unique}_{secret}"
+    return NewClientKey(key_id=key_id, secret=bearer, kept=hash_of_bearer(bearer))
+
+
+def hash_of_bearer(secret: str) -> bytes:
+    """Return what is kept of the secret of a bearer key. It is random, so a fast hash does."""
+    return hashlib.sha256(secret.encode()).digest()
 
 
 class ClientKeyRecords(Protocol):
@@ -65,6 +84,10 @@ class ClientKeyCache:
         key = self._keys.get(key_id)
         expired = key is not None and key.expire_time is not None and key.expire_time <= self._clock()
         return None if expired else key
+
+    def has_bearer_keys(self) -> bool:
+        """Return whether there is a key that calls send as it is."""
+        return any(ClientKeyType.of(key_id) is ClientKeyType.BEARER for key_id in self._keys)
 
     def refresh(self) -> None:
         """Load the keys; call it every few seconds.

@@ -9,11 +9,30 @@ from gatekeeper_grpc.domain.limits import MAX_CLIENT_NAME_CHARS, check_text
 
 
 class RateTier(IntEnum):
-    """The rate limit of a client. Reserved; not enforced yet. Values are those of the proto enum."""
+    """The rate limit of a client. Not enforced yet. Values are those of the proto enum."""
 
     STANDARD = 1
     HIGH = 2
     UNLIMITED = 3
+
+
+class ClientKeyType(IntEnum):
+    """How calls use a key. Values are those of the proto enum. The id of a key begins with the prefix of its type."""
+
+    BEARER = 1
+    """Calls send the secret."""
+    SIGNING = 2
+    """Calls are signed with the secret."""
+
+    @property
+    def prefix(self) -> str:
+        """What ids of this type begin with."""
+        return "cb_" if self is ClientKeyType.BEARER else "ck_"
+
+    @classmethod
+    def of(cls, key_id: str) -> "ClientKeyType":
+        """Return the type of a key by its id."""
+        return cls.BEARER if key_id.startswith(cls.BEARER.prefix) else cls.SIGNING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +47,7 @@ class ClientKeyConfig:
 
     name: str
     tier: RateTier
+    type: ClientKeyType = ClientKeyType.SIGNING  # Stored responses of earlier releases have no type, and are of this.
     expire_time: datetime | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +76,7 @@ class CreatedClientKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedClientKey:
-    """The parts of a key that verify a signature, as stored: with a sealed secret."""
+    """The parts of a key that verify a call, as stored: `secret` is sealed, and of a bearer key a hash."""
 
     key_id: str
     secret: bytes
@@ -66,7 +86,7 @@ class SealedClientKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationKey:
-    """The parts of a key that verify a signature. `expire_time` None: it never expires."""
+    """The parts of a key that verify a call. `secret` is, of a bearer key, its hash. `expire_time` None: never."""
 
     key_id: str
     secret: bytes = field(repr=False)

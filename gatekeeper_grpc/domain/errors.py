@@ -162,9 +162,9 @@ class Unauthenticated(GatekeeperError):
         return cls("a valid access token is required: send it as metadata 'authorization: Bearer <token>'")
 
     @classmethod
-    def signature(cls) -> "Unauthenticated":
-        """A signature is missing, not valid or used before."""
-        return cls("a valid signature is required: see EvaluationService for how calls are signed")
+    def client(cls) -> "Unauthenticated":
+        """A client key or signature is missing, not valid or used before."""
+        return cls("a valid client key or signature is required: see EvaluationService; the server's log has the cause")
 
 
 class PermissionDenied(GatekeeperError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gatekeeper_grpc.auth.signatures import SignatureVerifier, SignedCall
+from gatekeeper_grpc.auth.client_calls import ClientCall, ClientVerifier
 from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
 from gatekeeper_grpc.interceptors.body import MessageParser, MessageSerializer, checked, messages, only_message
@@ -66,8 +66,8 @@ class Stages(grpc.ServerInterceptor):
     """Compares the caller of the current call with the stored admin user; raises Unauthenticated if it differs. Called
     before an answer that no transaction has checked, and again and again while a stream is answered.
     """
-    signatures: SignatureVerifier | None = None
-    """Verifies signatures of signable methods; None: signatures are neither required nor read."""
+    clients: ClientVerifier | None = None
+    """Verifies client keys and signatures of signable methods; None: they are neither required nor read."""
     message_checks: Mapping[str, Callable[[ArrivedCall], None]] = field(default_factory=dict)
     """By method: refuses a call by its first message, before it takes a slot. Runs on the serving thread."""
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT
@@ -141,7 +141,7 @@ class _Method:
         self._behaviour = _behaviour(handler)
         self._verify_token = stages.verify_token
         self._check_caller = stages.check_caller
-        self._signatures = stages.signatures if policy.signable else None
+        self._clients = stages.clients if policy.signable else None
         self._takes_stream = handler.request_streaming
         self.is_stream = handler.request_streaming or handler.response_streaming
         self._timeout = policy.timeout or default
@@ -169,7 +169,7 @@ class _Method:
         """Authenticate a call by its metadata: on the serving thread, so without I/O and in at most 100 us.
 
         Raises:
-            Unauthenticated: The token or signature is missing, where one is required, or not valid.
+            Unauthenticated: The token, client key or signature is missing, where one is required, or not valid.
         """
         if self._policy.access is Access.PUBLIC:
             return self._arrive_in_public(call)
@@ -180,41 +180,43 @@ class _Method:
         return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy.access))
 
     def _arrive_in_public(self, call: ArrivedCall) -> Arrival:
-        if self._signatures is not None:
-            signed = self._signatures.verify(call.metadata, method=self._name, is_stream=self.is_stream)
-            if signed is not None:
-                return Arrival(owner=Owner(CLIENT_KEY, signed.key_id), signed=signed)
+        if self._clients is not None:
+            client = self._clients.verify(call, method=self._name, is_stream=self.is_stream)
+            if client is not None:
+                return Arrival(owner=Owner(CLIENT_KEY, client.key_id), client=client)
         return stranger(call.peer)
 
-    def _admit(self, rpc: Rpc, context: Any) -> SignedCall | None:
-        """Authorize; return the signature that the message of a signed call must match."""
+    def _admit(self, rpc: Rpc, context: Any) -> ClientCall | None:
+        """Authorize; return the client whose call it is, if it has said so: the message must match its signature."""
         arrival = arrival_of(context)
         if arrival.caller is not None:
             rpc.caller = arrival.caller
             set_current_caller(arrival.caller)
             authorize(arrival.caller, self._policy.access)
-        signed: SignedCall | None = arrival.signed
-        if signed is not None and self._signatures is not None:
-            rpc.client_key = signed.key_id
-            self._signatures.use(signed)
-        return signed
+        client: ClientCall | None = arrival.client
+        if client is not None and self._clients is not None:
+            rpc.client_key = client.key_id
+            self._clients.use(client)
+        return client
 
     def _require_caller(self, *, checked_within_s: float = inf) -> None:
         """Check the caller of a method that needs one, unless a transaction of this call has done so in time."""
         if self._policy.access is not Access.PUBLIC and caller_check_age_s() >= checked_within_s:
             self._check_caller()
 
-    def _life(self, rpc: Rpc, signed: SignedCall | None) -> StreamLife:
+    def _life(self, rpc: Rpc, client: ClientCall | None) -> StreamLife:
         if not self.is_stream:
             return StreamLife(self._timeout)
         check = _accept if rpc.caller is None else rpc.caller.check_token_time
-        if signed is not None and self._signatures is not None:
-            check = partial(self._signatures.check_key, signed)
+        if client is not None and self._clients is not None:
+            check = partial(self._clients.check_key, client)
         return StreamLife(self._timeout, max_age_s=self._max_age_s, check_credential=check)
 
-    def _argument(self, requests: Any, signed: SignedCall | None, life: StreamLife) -> Any:
+    def _argument(self, requests: Any, client: ClientCall | None, life: StreamLife) -> Any:
         """Return the argument of the servicer's method: its message, or an iterator of messages."""
-        parser = self._parser if signed is None else checked(self._parser, signed.check_body)
+        parser: Callable[[bytes], Any] = self._parser
+        if client is not None and self._clients is not None:
+            parser = checked(parser, partial(self._clients.check_body, client))
         reader = RequestReader(requests, life, self._pool.is_saturated, takes_stream=self._takes_stream)
         argument = self._argument_from(reader, parser)
         return self._noting_progress(argument, life) if self._takes_stream else argument
@@ -230,8 +232,8 @@ class _UnaryResponse(_Method):
     def __call__(self, requests: Any, context: Any) -> Any:
         rpc = self._open_rpc(context)
         try:
-            signed = self._admit(rpc, context)
-            argument = self._argument(requests, signed, self._life(rpc, signed))
+            client = self._admit(rpc, context)
+            argument = self._argument(requests, client, self._life(rpc, client))
             response = self._serialize(self._behaviour(argument, context))
             self._require_caller()
         except Exception as error:  # noqa: BLE001 - all become a status
@@ -247,9 +249,9 @@ class _StreamResponse(_Method):
         rpc = self._open_rpc(context)
         # The scope is open until the last response: an error between responses must pass the same stages.
         try:
-            signed = self._admit(rpc, context)
-            life = self._life(rpc, signed)
-            responses = self._behaviour(self._argument(requests, signed, life), context)
+            client = self._admit(rpc, context)
+            life = self._life(rpc, client)
+            responses = self._behaviour(self._argument(requests, client, life), context)
             for response in self._slow_readers.guard(responses, context, within_s=self._response_within_s):
                 life.check()
                 self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
@@ -278,8 +280,8 @@ class _NonBlockingResponse(_Method):
         by_stream = getattr(self._behaviour, "sends_by_response_stream", False)
         send = GrpcResponseStream(context) if by_stream else partial(self._send, send_response, context)
         try:
-            signed = self._admit(rpc, context)
-            self._behaviour(self._argument(requests, signed, self._life(rpc, signed)), worker_context, send)
+            client = self._admit(rpc, context)
+            self._behaviour(self._argument(requests, client, self._life(rpc, client)), worker_context, send)
             if self._max_age_s < inf:
                 self._keep_within_limits(worker_context, GrpcResponseStream(context), rpc.client_key)
         except Exception as error:  # noqa: BLE001 - all become a status

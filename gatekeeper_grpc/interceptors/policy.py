@@ -43,7 +43,7 @@ class Policy:
     when_too_large: str = "ask for less"
     """What a caller is told to do whose response would be longer than clients accept."""
     signable: bool = False
-    """Whether calls may be signed with a client key. The settings may require it."""
+    """Whether calls may have a client key or be signed with one. The settings may require signatures."""
 
 
 DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)

@@ -28,7 +28,7 @@ class Rpc:
     started: float = field(default_factory=time.monotonic)
     caller: Caller | None = None
     client_key: str | None = None
-    """The public name of the client key that signed the call."""
+    """The public name of the client key of the call."""
 
 
 def open_rpc(rpc: Rpc, context: Any) -> None:

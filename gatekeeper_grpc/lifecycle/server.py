@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import structlog
@@ -16,12 +16,14 @@ from gatekeeper_client.v1 import admin_service_pb2, auth_service_pb2, evaluation
 from gatekeeper_client.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_grpc.auth.client_calls import ClientVerifier
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
+from gatekeeper_grpc.auth.refused_credentials import RefusedCredentials
 from gatekeeper_grpc.auth.sessions import Sessions
-from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces, SignatureVerifier
+from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -54,7 +56,7 @@ from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
 from gatekeeper_grpc.transport.drain import Drain
-from gatekeeper_grpc.transport.listener import bind, new_server
+from gatekeeper_grpc.transport.listener import TellsAuthority, bind, new_server
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
@@ -161,7 +163,9 @@ class GatekeeperServer:
         self.login_guard = LoginGuard()
         self._passwords = Passwords(cost=settings.bcrypt_cost)
         self._access_tokens = AccessTokens(self._keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
+        self._refused_credentials = RefusedCredentials()
         self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
+        self._has_warned = False
         # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
         self._client_key_refresh = RepeatingThread(
             "client_keys", self._refresh_client_keys, interval_s=_CLIENT_KEYS_INTERVAL_S
@@ -178,6 +182,7 @@ class GatekeeperServer:
             database=self.database,
             pools=self.pools,
             watchers=self.watchers,
+            refused_credentials=self._refused_credentials.counts,
             audit=self.audit_head,
             start_reasons=self.startup.reasons,
             writers=self.sources.writers,
@@ -229,8 +234,20 @@ class GatekeeperServer:
     def _refresh_client_keys(self) -> None:
         try:
             self.client_keys.refresh()
+            self._warn_of_bearer_keys()
         finally:  # A key expires without the database, too.
             self.pools.open_streams.end_of_keys(lambda key_id: self.client_keys.find(key_id) is not None)
+
+    def _warn_of_bearer_keys(self) -> None:
+        """Warn once of secrets that travel unencrypted, unless TLS ends in front of this server."""
+        listen = self._settings.listen
+        if not self._has_warned and not listen.is_local and self.client_keys.has_bearer_keys():
+            self._has_warned = True
+            _log.warning(
+                "bearer_keys_without_tls",
+                listen=str(listen),
+                advice="let a proxy with TLS accept the calls, or use keys of CLIENT_KEY_TYPE_SIGNING",
+            )
 
     def _open_database(self) -> None:
         """Start to read from the database and to write to it."""
@@ -293,7 +310,7 @@ class GatekeeperServer:
             verify_token=self._access_tokens.verify,
             check_caller=self.database.check_caller,
             pools=self.pools,
-            signatures=self._signatures(),
+            clients=self._client_verifier(),
             message_checks=LoginChecks(self.login_guard).by_method(),
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),
@@ -305,7 +322,9 @@ class GatekeeperServer:
         )
         most = self._limits.connections.most
         server = new_server(self.pools[PoolName.OPERATIONS], stages, max_connections=most, shares_port=shares_port)
-        add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
+        add_EvaluationServiceServicer_to_server(
+            self._evaluation_servicer(), cast("grpc.Server", TellsAuthority(server))
+        )
         add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
@@ -332,12 +351,13 @@ class GatekeeperServer:
             page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )
 
-    def _signatures(self) -> SignatureVerifier:
+    def _client_verifier(self) -> ClientVerifier:
         # A signature is valid from CLOCK_WINDOW_S before its time to CLOCK_WINDOW_S after it, and clocks may be set.
         nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
-        return SignatureVerifier(
+        return ClientVerifier(
             self.client_keys,
             nonces,
+            self._refused_credentials,
             required=self._settings.require_signed_calls,
             allow_unsigned_bodies=self._settings.unsigned_bodies,
         )

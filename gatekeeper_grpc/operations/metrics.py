@@ -3,12 +3,13 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from gatekeeper_grpc.auth.refused_credentials import Cause
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.config import Settings
@@ -34,6 +35,7 @@ class InstanceMetrics(Collector):
         database: Database,
         pools: CallPools,
         watchers: Sized,
+        refused_credentials: Callable[[], Mapping[Cause, int]],
         audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
         writers: Sequence[SnapshotWriter],
@@ -44,6 +46,7 @@ class InstanceMetrics(Collector):
         self._database = database
         self._pools = pools
         self._watchers = watchers
+        self._refused_credentials = refused_credentials
         self._audit = audit
         self._start_reasons = start_reasons
         self._writers = writers
@@ -166,6 +169,14 @@ class InstanceMetrics(Collector):
             in_flight.add_metric([name], pool.in_flight)
         yield refused
         yield in_flight
+        credentials = CounterMetricFamily(
+            "gatekeeper_refused_credentials",
+            "Evaluation calls refused for their client key or signature, by the cause, which clients are not told.",
+            labels=["cause"],
+        )
+        for cause, count in self._refused_credentials().items():
+            credentials.add_metric([cause], count)
+        yield credentials
 
     def _pending_metrics(self) -> Iterable[Metric]:
         pending = self._pools.pending.strangers

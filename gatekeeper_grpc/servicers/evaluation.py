@@ -19,6 +19,7 @@ from gatekeeper_grpc.wire.evaluation import (
     bulk_error_to_proto,
     context_from_proto,
     detail_to_proto,
+    only_context_from_proto,
     question_from_proto,
     split_header,
     split_results,
@@ -41,7 +42,7 @@ class EvaluationServicer(WatchRpcs):
     def EvaluateFlags(  # type: ignore[override] # The response is serialised already.
         self, request: pb.EvaluateFlagsRequest, context: grpc.ServicerContext
     ) -> bytes:
-        evaluation_context = context_from_proto("context", request.context)
+        evaluation_context = only_context_from_proto(request)
         snapshot, selection = self._selected(request)
         details = snapshot.evaluate(selection.plans, evaluation_context)
         rest = pb.EvaluateFlagsResponse(
@@ -87,7 +88,8 @@ def _result(
     except InvalidArgument as exc:
         return bulk_error_to_proto(message.user_id, exc)
     details = snapshot.evaluate(selection.plans, context)
-    return pb.BulkEvaluationResult(user_id=message.user_id, values=[detail.value for detail in details])
+    evaluation = pb.BulkEvaluation(values=[detail.value for detail in details])
+    return pb.BulkEvaluationResult(user_id=message.user_id, evaluation=evaluation)
 
 
 def _check_same_question(first: pb.BulkEvaluateFlagsRequest, later: pb.BulkEvaluateFlagsRequest) -> None:

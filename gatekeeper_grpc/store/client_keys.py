@@ -1,6 +1,6 @@
-"""Client keys in PostgreSQL: create, list, revoke, load to verify signatures.
+"""Client keys in PostgreSQL: create, list, revoke, load to verify calls.
 
-Secrets are sealed: a stolen dump does not reveal them, and the server can still verify signatures with them.
+What is kept of a secret is sealed: a stolen dump does not reveal it, and the server can still verify calls with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from gatekeeper_grpc.domain.client_key import (
     ClientKey,
     ClientKeyConfig,
+    ClientKeyType,
     CreatedClientKey,
     RateTier,
     SealedClientKey,
@@ -36,7 +37,10 @@ SELECT_CLIENT_KEYS = """
 
 def client_key_from_row(*, name: str, tier: str, expire_time: datetime | None, **columns: Any) -> ClientKey:
     """Build the client key of a row of `SELECT_CLIENT_KEYS`."""
-    return ClientKey(config=ClientKeyConfig(name=name, tier=RateTier[tier.upper()], expire_time=expire_time), **columns)
+    config = ClientKeyConfig(
+        name=name, tier=RateTier[tier.upper()], type=ClientKeyType.of(columns["key_id"]), expire_time=expire_time
+    )
+    return ClientKey(config=config, **columns)
 
 
 class ClientKeyStore:
@@ -47,14 +51,23 @@ class ClientKeyStore:
         self._mutations = mutations
         self._sealer = sealer
 
-    def create(self, config: ClientKeyConfig, *, key_id: str, secret: str, intent: Intent) -> Written[CreatedClientKey]:
+    def create(
+        self, config: ClientKeyConfig, *, key_id: str, secret: str, kept: bytes, intent: Intent
+    ) -> Written[CreatedClientKey]:
         """Create a key. A retry gets the key and secret of the first call, not its own.
+
+        Args:
+            config: What the admin decided.
+            key_id: The id of the new key.
+            secret: What its holder is shown.
+            kept: What calls are verified with.
+            intent: Who creates it, and why.
 
         Raises:
             InvalidArgument: The expiry time is not in the future.
             GatekeeperError: See `MutationRunner.mutate`.
         """
-        sealed = self._sealer.seal(secret.encode())
+        sealed = self._sealer.seal(kept)
 
         def act(conn: Connection, head: Head) -> Effect[CreatedClientKey]:
             if config.expire_time is not None and config.expire_time <= head.create_time:

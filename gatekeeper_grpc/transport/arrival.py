@@ -43,8 +43,8 @@ class Arrival:
     owner: Owner
     caller: Caller | None = None
     """The admin user whose access token the call carries, if its method reads tokens."""
-    signed: Any = None
-    """The valid signature of the call (`auth.signatures.SignedCall`), whose nonce is not used yet."""
+    client: Any = None
+    """The client whose key the call has (`auth.client_calls.ClientCall`); its nonce is not used yet."""
     standing: Standing = Standing.UNKNOWN
     is_denied: bool = False
     """The caller's role does not suffice: the call is refused on a worker, which does not wait for its message."""

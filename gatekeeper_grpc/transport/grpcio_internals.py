@@ -59,6 +59,12 @@ class ArrivedCall:
         return peer
 
     @property
+    def authority(self) -> str:
+        """What the client calls the server, such as "flags.example.com:50051", in lower case."""
+        host: bytes = self._args[1].call_details.host
+        return host.decode("ascii", "replace").lower()
+
+    @property
     def message(self) -> bytes | None:
         """The first message; None before it is here, and if the client sent none."""
         message: bytes | None = self._state.request

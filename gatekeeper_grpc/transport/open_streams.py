@@ -20,7 +20,7 @@ class OpenStream:
 
     stream: GrpcResponseStream
     key_id: str | None
-    """The client key that signed the call."""
+    """The client key of the call."""
     max_age_s: float
 
 
@@ -62,7 +62,7 @@ class OpenStreams:
         with self._lock:
             ended = [opened for key, streams in self._by_key.items() if not is_valid(key) for opened in streams]
         for opened in ended:
-            opened.stream.end(Unauthenticated.signature())
+            opened.stream.end(Unauthenticated.client())
 
 
 def _end_old(opened: OpenStream) -> None:

@@ -2,7 +2,7 @@
 
 from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import client_key_pb2
-from gatekeeper_grpc.domain.client_key import ClientKey, ClientKeyConfig, RateTier
+from gatekeeper_grpc.domain.client_key import ClientKey, ClientKeyConfig, ClientKeyType, RateTier
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import check_text
 from gatekeeper_grpc.wire.timestamps import time_from_proto, time_to_proto
@@ -21,6 +21,7 @@ def client_key_to_proto(key: ClientKey) -> client_key_pb2.ClientKey:
         revoke_time=time_to_proto(key.revoke_time),
         last_used_time=time_to_proto(key.last_used_time),
         revision=key.revision,
+        type=client_key_pb2.ClientKeyType.ValueType(key.config.type),
     )
 
 
@@ -28,12 +29,13 @@ def client_key_config_from_proto(request: admin.CreateClientKeyRequest) -> Clien
     """Convert a new key; fields that the server decides are ignored.
 
     Raises:
-        InvalidArgument: The name, the tier or the time is invalid.
+        InvalidArgument: The name, the tier, the type or the time is invalid.
     """
     key = request.client_key
     return ClientKeyConfig(
         name=key.name,
         tier=_tier(key),
+        type=_type(key),
         expire_time=time_from_proto("client_key.expire_time", key.expire_time) if key.HasField("expire_time") else None,
     )
 
@@ -53,4 +55,13 @@ def _tier(key: client_key_pb2.ClientKey) -> RateTier:
     except ValueError:
         raise InvalidArgument.of(
             "client_key.tier", "must be RATE_TIER_STANDARD, RATE_TIER_HIGH or RATE_TIER_UNLIMITED"
+        ) from None
+
+
+def _type(key: client_key_pb2.ClientKey) -> ClientKeyType:
+    try:
+        return ClientKeyType(key.type)
+    except ValueError:
+        raise InvalidArgument.of(
+            "client_key.type", "must be CLIENT_KEY_TYPE_BEARER or CLIENT_KEY_TYPE_SIGNING"
         ) from None

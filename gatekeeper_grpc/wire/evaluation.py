@@ -28,17 +28,30 @@ _REMEMBERED_FLAGS = 10_000
 
 
 def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) -> EvaluationContext:
-    """Convert the user and the attributes to evaluate against.
+    """Convert the user and the attributes to evaluate against; without a user id, or with an empty one: anonymous.
 
     Raises:
         InvalidArgument: Names the field below `field`.
     """
-    check_user_id(f"{field}.user_id", message.user_id)
+    user_id = message.user_id or None
+    if user_id is not None:
+        check_user_id(f"{field}.user_id", user_id)
     if not message.HasField("attributes"):
-        return EvaluationContext(user_id=message.user_id)
+        return EvaluationContext(user_id=user_id)
     return EvaluationContext(
-        user_id=message.user_id, attributes=attributes_from_proto(f"{field}.attributes", message.attributes)
+        user_id=user_id, attributes=attributes_from_proto(f"{field}.attributes", message.attributes)
     )
+
+
+def only_context_from_proto(request: service.EvaluateFlagsRequest) -> EvaluationContext:
+    """Convert the context of a request. An empty one is an anonymous user; none at all is a client's mistake.
+
+    Raises:
+        InvalidArgument: It is missing, or as `context_from_proto`.
+    """
+    if not request.HasField("context"):
+        raise InvalidArgument.of("context", "must be set; leave it empty for an anonymous user")
+    return context_from_proto("context", request.context)
 
 
 def attributes_from_proto(field: str, message: Struct) -> dict[str, JsonValue]:
@@ -130,6 +143,6 @@ def bulk_error_to_proto(user_id: str, error: InvalidArgument) -> service.BulkEva
 
 
 def split_results(results: Iterable[service.BulkEvaluationResult]) -> Iterator[service.BulkEvaluateFlagsResponse]:
-    """Spread results over messages below 1 MiB, in order; no results: one empty message."""
+    """Spread results over batches below 1 MiB, in order; no results: one empty batch."""
     for portion in portions(results):
-        yield service.BulkEvaluateFlagsResponse(results=portion)
+        yield service.BulkEvaluateFlagsResponse(batch=service.BulkEvaluationBatch(results=portion))

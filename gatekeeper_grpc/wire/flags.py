@@ -1,13 +1,15 @@
 """Flags and targets, between domain types and messages."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol
 
 from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import flag_pb2
 from gatekeeper_grpc.domain.commands import FlagFilter, FlagUpdate, TargetEdit
+from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.flag import OFF, ON, Flag, FlagConfig, SegmentTarget, Target
 from gatekeeper_grpc.domain.limits import (
     MAX_IDS_PER_STREAM_MESSAGE,
@@ -24,6 +26,37 @@ from gatekeeper_grpc.wire.timestamps import time_to_proto
 def variant_of(*, value: bool) -> str:
     """Return the variant of a boolean value."""
     return ON if value else OFF
+
+
+class Served(Protocol):
+    """What a message has that says what users get."""
+
+    value: bool
+    variant: str
+
+    def WhichOneof(self, oneof_group: Literal["served"]) -> Literal["value", "variant"] | None:  # noqa: D102, N802
+        ...
+
+
+def served_variant(message: Served, field: str = "") -> str:
+    """Return the variant that users get by a message, which names it as a value or as a variant.
+
+    Args:
+        message: The message.
+        field: The path of the message, with a dot at its end; empty: the request itself.
+
+    Raises:
+        InvalidArgument: It names none, or one that a boolean flag does not have.
+    """
+    match message.WhichOneof("served"):
+        case "value":
+            return variant_of(value=message.value)
+        case "variant" if message.variant in (ON, OFF):
+            return message.variant
+        case "variant":
+            raise InvalidArgument.of(f"{field}variant", f'must be "{ON}" or "{OFF}"')
+        case _:
+            raise InvalidArgument.of(f"{field}value", f'must be set, or variant to "{ON}" or "{OFF}"')
 
 
 def flag_to_proto(flag: Flag) -> flag_pb2.Flag:
@@ -73,8 +106,10 @@ def _by_domain_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _segment_targets(flag: flag_pb2.Flag) -> tuple[SegmentTarget, ...]:
     return tuple(
-        SegmentTarget(segment_key=target.segment_key, variant=variant_of(value=target.value))
-        for target in flag.segment_targets
+        SegmentTarget(
+            segment_key=target.segment_key, variant=served_variant(target, f"flag.segment_targets[{position}].")
+        )
+        for position, target in enumerate(flag.segment_targets)
     )
 
 
@@ -122,14 +157,11 @@ def targets_from_proto(request: admin.AddTargetsRequest | admin.ImportTargetsReq
     """Convert users to target.
 
     Raises:
-        InvalidArgument: The key or a user id is invalid, or there are too many.
+        InvalidArgument: The key, a user id, the value or the variant is invalid, or there are too many users.
     """
     streamed = isinstance(request, admin.ImportTargetsRequest)
-    return _target_edit(
-        request,
-        variant=variant_of(value=request.value),
-        at_most=MAX_IDS_PER_STREAM_MESSAGE if streamed else MAX_TARGETS_PER_CALL,
-    )
+    edit = _target_edit(request, at_most=MAX_IDS_PER_STREAM_MESSAGE if streamed else MAX_TARGETS_PER_CALL)
+    return replace(edit, variant=served_variant(request))
 
 
 def targets_removal_from_proto(request: admin.RemoveTargetsRequest) -> TargetEdit:
@@ -138,15 +170,15 @@ def targets_removal_from_proto(request: admin.RemoveTargetsRequest) -> TargetEdi
     Raises:
         InvalidArgument: The key or a user id is invalid, or there are too many.
     """
-    return _target_edit(request, variant=None, at_most=MAX_TARGETS_PER_CALL)
+    return _target_edit(request, at_most=MAX_TARGETS_PER_CALL)
 
 
 def _target_edit(
     request: admin.AddTargetsRequest | admin.ImportTargetsRequest | admin.RemoveTargetsRequest,
     *,
-    variant: str | None,
     at_most: int,
 ) -> TargetEdit:
+    """Convert whom an edit is about, without a variant."""
     check_key("flag_key", request.flag_key)
     check_user_ids("user_ids", request.user_ids, at_most=at_most)
-    return TargetEdit(flag_key=request.flag_key, user_ids=tuple(request.user_ids), variant=variant, etag=request.etag)
+    return TargetEdit(flag_key=request.flag_key, user_ids=tuple(request.user_ids), variant=None, etag=request.etag)

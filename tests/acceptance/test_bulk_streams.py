@@ -12,6 +12,7 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import (
     BulkEvaluateFlagsRequest,
     BulkEvaluateFlagsResponse,
+    BulkEvaluationBatch,
     BulkEvaluationHeader,
 )
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -36,7 +37,7 @@ class Conversation:
         """Send a first message without users; returns what holds for the whole stream."""
         self._requests.put(BulkEvaluateFlagsRequest())
         header: BulkEvaluationHeader = next(self._answers).header
-        assert next(self._answers) == BulkEvaluateFlagsResponse()
+        assert next(self._answers) == BulkEvaluateFlagsResponse(batch=BulkEvaluationBatch())
         return header
 
     def ask(self, first: int) -> Iterator[bool]:
@@ -45,8 +46,8 @@ class Conversation:
         contexts = [EvaluationContext(user_id=f"user-{number}") for number in numbers]
         self._requests.put(BulkEvaluateFlagsRequest(contexts=contexts))
         answer: BulkEvaluateFlagsResponse = next(self._answers)
-        assert [result.user_id for result in answer.results] == [context.user_id for context in contexts]
-        return (value for result in answer.results for value in result.values)
+        assert [result.user_id for result in answer.batch.results] == [context.user_id for context in contexts]
+        return (value for result in answer.batch.results for value in result.evaluation.values)
 
     def end(self) -> None:
         """Say that there are no more messages; the server agrees."""

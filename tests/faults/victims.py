@@ -68,7 +68,7 @@ def _bulk(channel: grpc.Channel, _token: str) -> object:
 
 
 def _import(channel: grpc.Channel, token: str) -> object:
-    request = ImportTargetsRequest(flag_key=FLAG, user_ids=["anna", "bob"])
+    request = ImportTargetsRequest(flag_key=FLAG, user_ids=["anna", "bob"], value=False)
     return _admin(channel, token).ImportTargets(iter([request]), timeout=_DEADLINE_S)
 
 

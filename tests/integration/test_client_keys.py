@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 import pytest
 from structlog.testing import capture_logs
 
-from gatekeeper_grpc.auth.client_keys import ClientKeyCache, new_client_secret, new_key_id
+from gatekeeper_grpc.auth.client_keys import ClientKeyCache, new_client_key
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, RateTier
@@ -30,9 +30,9 @@ class Keys:
 
     def create(self, *, expire_time: datetime | None = None) -> tuple[str, str]:
         config = ClientKeyConfig(name="till", tier=RateTier.HIGH, expire_time=expire_time)
-        key_id, secret = new_key_id(), new_client_secret()
-        self.store.create(config, key_id=key_id, secret=secret, intent=Intent(caller=None, action="CreateClientKey"))
-        return key_id, secret
+        new, intent = new_client_key(config.type), Intent(caller=None, action="CreateClientKey")
+        self.store.create(config, key_id=new.key_id, secret=new.secret, kept=new.kept, intent=intent)
+        return new.key_id, new.secret
 
     def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
         with self.database.read() as conn:

@@ -32,7 +32,8 @@ def create(database: Database, keys: DataKeys, request_id: UUID) -> Written[Crea
     store = ClientKeyStore(database, MutationRunner(database, keys), keys)
     intent = Intent(caller=None, action="CreateClientKey", request_id=request_id, request_hash=b"h")
     config = ClientKeyConfig(name="till", tier=RateTier.HIGH)
-    return store.create(config, key_id=f"ck_{request_id}", secret=f"secret of {request_id}", intent=intent)
+    secret = f"secret of {request_id}"
+    return store.create(config, key_id=f"ck_{request_id}", secret=secret, kept=secret.encode(), intent=intent)
 
 
 @pytest.fixture

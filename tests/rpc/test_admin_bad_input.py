@@ -64,10 +64,10 @@ KEY_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
         lambda key: pb.UpdateFlagRequest(flag=Flag(key=key), update_mask=FieldMask(paths=["enabled"])),
     ),
     "DeleteFlag": ("key", lambda key: pb.DeleteFlagRequest(key=key)),
-    "AddTargets": ("flag_key", lambda key: pb.AddTargetsRequest(flag_key=key, user_ids=["a"])),
+    "AddTargets": ("flag_key", lambda key: pb.AddTargetsRequest(flag_key=key, user_ids=["a"], value=False)),
     "RemoveTargets": ("flag_key", lambda key: pb.RemoveTargetsRequest(flag_key=key, user_ids=["a"])),
     "ListTargets": ("flag_key", lambda key: pb.ListTargetsRequest(flag_key=key)),
-    "ImportTargets": ("flag_key", lambda key: pb.ImportTargetsRequest(flag_key=key, user_ids=["a"])),
+    "ImportTargets": ("flag_key", lambda key: pb.ImportTargetsRequest(flag_key=key, user_ids=["a"], value=False)),
     "CreateSegment": ("segment.key", lambda key: pb.CreateSegmentRequest(segment=Segment(key=key))),
     "GetSegment": ("key", lambda key: pb.GetSegmentRequest(key=key)),
     "UpdateSegment": (
@@ -135,7 +135,7 @@ def test_a_list_of_users_is_refused_if_empty_too_long_or_with_a_repetition(
 
 
 def segment_targets(*keys: str) -> list[SegmentTarget]:
-    return [SegmentTarget(segment_key=key) for key in keys]
+    return [SegmentTarget(segment_key=key, value=False) for key in keys]
 
 
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {

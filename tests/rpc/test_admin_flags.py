@@ -41,7 +41,7 @@ def rich_flag(key: str, *, etag: str = "") -> Flag:
         rollout_percentage=25,
         segment_targets=[
             SegmentTarget(segment_key=SEGMENT_KEYS[7], value=True),
-            SegmentTarget(segment_key=SEGMENT_KEYS[3]),
+            SegmentTarget(segment_key=SEGMENT_KEYS[3], value=False),
         ],
         tags=["zeta", "alpha"],
         owner="team-payments",
@@ -54,7 +54,7 @@ def largest_flag(key: str) -> Flag:
         key=key.ljust(128, "x"),
         description="\U0001f389" * 1_024,
         rollout_percentage=100,
-        segment_targets=[SegmentTarget(segment_key=segment_key) for segment_key in SEGMENT_KEYS],
+        segment_targets=[SegmentTarget(segment_key=segment_key, value=False) for segment_key in SEGMENT_KEYS],
         tags=[f"{number:02}" + "é" * 62 for number in range(32)],
         owner="é" * 256,
     )
@@ -126,7 +126,10 @@ def test_create_refuses_a_key_that_is_taken(installation: Installation) -> None:
 
 
 def test_create_refuses_a_segment_that_does_not_exist_and_creates_nothing(installation: Installation) -> None:
-    targets = [SegmentTarget(segment_key=SEGMENT_KEYS[0]), SegmentTarget(segment_key="nobody")]
+    targets = [
+        SegmentTarget(segment_key=SEGMENT_KEYS[0], value=False),
+        SegmentTarget(segment_key="nobody", value=False),
+    ]
     key = new_key()
 
     refusal = refusal_of(lambda: created(installation.admin, key=key, segment_targets=targets))
@@ -227,8 +230,8 @@ def test_update_refuses_an_unknown_flag(installation: Installation) -> None:
 def test_update_refuses_an_unknown_segment_and_keeps_those_it_had(
     installation: Installation,
 ) -> None:
-    before = created(installation.admin, segment_targets=[SegmentTarget(segment_key=SEGMENT_KEYS[0])])
-    wanted = Flag(key=before.key, segment_targets=[SegmentTarget(segment_key="nobody")])
+    before = created(installation.admin, segment_targets=[SegmentTarget(segment_key=SEGMENT_KEYS[0], value=False)])
+    wanted = Flag(key=before.key, segment_targets=[SegmentTarget(segment_key="nobody", value=False)])
 
     assert refusal_of(lambda: updated(installation, wanted, "segment_targets")) == no_segment("nobody")
     assert got(installation, before.key).flag == before

@@ -143,7 +143,7 @@ def test_pages_of_targets_together_are_the_whole_list(admin: AdminServiceStub, p
 def test_a_page_has_100_entries_unless_asked_otherwise(admin: AdminServiceStub) -> None:
     prefix = new_key()
     key, users = created(admin, key=prefix).key, [f"{number:03}" for number in range(101)]
-    admin.AddTargets(pb.AddTargetsRequest(flag_key=key, user_ids=users))
+    admin.AddTargets(pb.AddTargetsRequest(flag_key=key, user_ids=users, value=False))
 
     page = admin.ListTargets(pb.ListTargetsRequest(flag_key=key))
 
@@ -190,11 +190,11 @@ def test_changes_between_pages_neither_repeat_nor_hide_a_flag(admin: AdminServic
 
 def test_changes_between_pages_neither_repeat_nor_hide_a_target(admin: AdminServiceStub) -> None:
     key = created(admin).key
-    admin.AddTargets(pb.AddTargetsRequest(flag_key=key, user_ids=list("bdfh")))
+    admin.AddTargets(pb.AddTargetsRequest(flag_key=key, user_ids=list("bdfh"), value=False))
     request = pb.ListTargetsRequest(flag_key=key, page_size=2)
     first = admin.ListTargets(request)
 
-    admin.AddTargets(pb.AddTargetsRequest(flag_key=key, user_ids=list("ag")))
+    admin.AddTargets(pb.AddTargetsRequest(flag_key=key, user_ids=list("ag"), value=False))
     admin.RemoveTargets(pb.RemoveTargetsRequest(flag_key=key, user_ids=list("df")))
     request.page_token = first.next_page_token
     rest = list(pages(admin.ListTargets, request))

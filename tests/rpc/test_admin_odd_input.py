@@ -70,7 +70,10 @@ TEXTS = {
         "UpdateFlag",
         pb.UpdateFlagRequest(flag=Flag(key=FLAG_KEY), update_mask=FieldMask(paths=[PLACEHOLDER])),
     ),
-    "a user of a stream": ("ImportTargets", pb.ImportTargetsRequest(flag_key=FLAG_KEY, user_ids=[PLACEHOLDER])),
+    "a user of a stream": (
+        "ImportTargets",
+        pb.ImportTargetsRequest(flag_key=FLAG_KEY, user_ids=[PLACEHOLDER], value=False),
+    ),
 }
 
 
@@ -106,7 +109,9 @@ FLAGS = st.builds(
     enabled=st.booleans(),
     default_value=st.booleans(),
     rollout_percentage=st.integers(0, 100) | st.integers(-(2**31), 2**31 - 1),
-    segment_targets=st.lists(st.builds(SegmentTarget, segment_key=KEY_OR_TEXT | st.sampled_from(SEGMENT_KEYS))),
+    segment_targets=st.lists(
+        st.builds(SegmentTarget, segment_key=KEY_OR_TEXT | st.sampled_from(SEGMENT_KEYS), value=st.booleans())
+    ),
     tags=st.lists(TEXT, max_size=3),
     owner=TEXT,
     etag=TEXT,

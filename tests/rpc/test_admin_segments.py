@@ -419,7 +419,7 @@ def test_delete_names_ten_of_many_flags_and_counts_all(installation: Installatio
     segment = create(installation, bare_segment(new_key()))
     prefix = new_key()
     for number in range(12):
-        targets = [SegmentTarget(segment_key=segment.key)]
+        targets = [SegmentTarget(segment_key=segment.key, value=False)]
         created(installation.admin, key=f"{prefix}{number:02}", segment_targets=targets)
 
     refusal = refusal_of(lambda: delete(installation, segment.key))

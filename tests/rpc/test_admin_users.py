@@ -150,7 +150,7 @@ def test_users_are_told_apart_by_case(admin: AdminServiceStub) -> None:
 
 def test_a_user_that_is_targeted_becomes_known_under_the_same_subject(installation: Installation) -> None:
     user_id, flag = new_user(), created(installation.admin)
-    installation.admin.AddTargets(pb.AddTargetsRequest(flag_key=flag.key, user_ids=[user_id]))
+    installation.admin.AddTargets(pb.AddTargetsRequest(flag_key=flag.key, user_ids=[user_id], value=False))
 
     installation.admin.CreateUser(pb.CreateUserRequest(user=User(user_id=user_id)))
 

@@ -19,8 +19,11 @@ from gatekeeper_client.v1.audit_pb2 import (
     AUDIT_FAULT_DOCUMENT_MISSING,
     AUDIT_FAULT_ENTRY_ALTERED,
     AUDIT_FAULT_TAIL_CUT,
+    RESOURCE_TYPE_FLAG,
+    RESOURCE_TYPE_TARGETS,
     AuditAnchor,
     AuditEntry,
+    ResourceType,
 )
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, verify_checkpoint
@@ -111,14 +114,14 @@ def test_entries_are_listed_newest_first(written: Installation) -> None:
 
     assert [entry.seq for entry in entries] == [8, 7, 6, 5, 4, 3, 2, 1]
     assert [(entry.action, entry.resource_type, entry.resource_key) for entry in reversed(entries)] == [
-        ("CreateFlag", "flag", "alpha"),
-        ("CreateFlag", "flag", "beta"),
-        ("UpdateFlag", "flag", "alpha"),
-        ("AddTargets", "targets", "alpha"),
-        ("RemoveTargets", "targets", "alpha"),
-        ("UpdateFlag", "flag", "beta"),
-        ("DeleteFlag", "flag", "beta"),
-        ("CreateFlag", "flag", "beta"),
+        ("CreateFlag", RESOURCE_TYPE_FLAG, "alpha"),
+        ("CreateFlag", RESOURCE_TYPE_FLAG, "beta"),
+        ("UpdateFlag", RESOURCE_TYPE_FLAG, "alpha"),
+        ("AddTargets", RESOURCE_TYPE_TARGETS, "alpha"),
+        ("RemoveTargets", RESOURCE_TYPE_TARGETS, "alpha"),
+        ("UpdateFlag", RESOURCE_TYPE_FLAG, "beta"),
+        ("DeleteFlag", RESOURCE_TYPE_FLAG, "beta"),
+        ("CreateFlag", RESOURCE_TYPE_FLAG, "beta"),
     ]
 
 
@@ -134,7 +137,7 @@ def test_an_entry_tells_all_that_its_hashes_are_made_of(written: Installation) -
             actor=entry.actor,
             action=entry.action,
             environment=entry.environment,
-            resource_type=entry.resource_type,
+            resource_type=ResourceType.Name(entry.resource_type).removeprefix("RESOURCE_TYPE_").lower(),
             resource_key=entry.resource_key,
             document_hash=entry.document_hash,
             prev_hash=entry.prev_hash,
@@ -171,10 +174,10 @@ def test_documents_name_people_by_subject_id_and_resolve_their_user_ids(written:
         ({"actor": "admin:admi"}, []),
         ({"actor": "admin"}, []),
         ({"action": "CreateFlag"}, [8, 2, 1]),
-        ({"resource_type": "flag"}, [8, 7, 6, 3, 2, 1]),
-        ({"resource_type": "targets"}, [5, 4]),
-        ({"resource_type": "flag", "resource_key": "beta"}, [8, 7, 6, 2]),
-        ({"resource_type": "targets", "resource_key": "beta"}, []),
+        ({"resource_type": RESOURCE_TYPE_FLAG}, [8, 7, 6, 3, 2, 1]),
+        ({"resource_type": RESOURCE_TYPE_TARGETS}, [5, 4]),
+        ({"resource_type": RESOURCE_TYPE_FLAG, "resource_key": "beta"}, [8, 7, 6, 2]),
+        ({"resource_type": RESOURCE_TYPE_TARGETS, "resource_key": "beta"}, []),
         ({"start_revision": 6}, [8, 7, 6]),
         ({"end_revision": 2}, [2, 1]),
         ({"start_revision": 3, "end_revision": 5}, [5, 4, 3]),
@@ -182,7 +185,7 @@ def test_documents_name_people_by_subject_id_and_resolve_their_user_ids(written:
         ({"start_revision": 9}, []),
         ({"end_revision": 99}, [8, 7, 6, 5, 4, 3, 2, 1]),
         ({"actor": ACTOR, "action": "UpdateFlag"}, [3]),
-        ({"actor": ACTOR, "resource_type": "flag", "resource_key": "beta", "start_revision": 3}, [8, 7]),
+        ({"actor": ACTOR, "resource_type": RESOURCE_TYPE_FLAG, "resource_key": "beta", "start_revision": 3}, [8, 7]),
     ],
     ids=str,
 )
@@ -195,12 +198,12 @@ def test_time_filters_include_the_start_and_exclude_the_end(written: Installatio
 
     assert seqs(written, start_time=times[6]) == [8, 7, 6]
     assert seqs(written, end_time=times[3]) == [2, 1]
-    assert seqs(written, start_time=times[3], end_time=times[6], resource_type="flag") == [3]
+    assert seqs(written, start_time=times[3], end_time=times[6], resource_type=RESOURCE_TYPE_FLAG) == [3]
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 7, 8])
-@pytest.mark.parametrize("filters", [{}, {"resource_type": "flag"}], ids=["all", "flags"])
-def test_pages_together_are_the_whole_list(written: Installation, page_size: int, filters: dict[str, str]) -> None:
+@pytest.mark.parametrize("filters", [{}, {"resource_type": RESOURCE_TYPE_FLAG}], ids=["all", "flags"])
+def test_pages_together_are_the_whole_list(written: Installation, page_size: int, filters: dict[str, Any]) -> None:
     seen, token = [], ""
     while True:
         response = page(written, page_size=page_size, page_token=token, **filters)
@@ -261,9 +264,9 @@ BEYOND_TIME = Timestamp(seconds=2**62)
         ({"page_token": "made up"}, "page_token"),
         ({"actor": "a\0b"}, "actor"),
         ({"action": "x" * 257}, "action"),
-        ({"resource_type": "planet"}, "resource_type"),
+        ({"resource_type": 99}, "resource_type"),
         ({"resource_key": "alpha"}, "resource_type"),
-        ({"resource_type": "flag", "resource_key": "\0"}, "resource_key"),
+        ({"resource_type": RESOURCE_TYPE_FLAG, "resource_key": "\0"}, "resource_key"),
         ({"start_time": BEYOND_TIME}, "start_time"),
         ({"end_time": BEYOND_TIME}, "end_time"),
         ({"start_revision": -1}, "start_revision"),

@@ -15,7 +15,7 @@ from psycopg import sql
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
-from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_STANDARD, ClientKey
+from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_STANDARD, ClientKey
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper_client.v1.user_pb2 import User
@@ -89,14 +89,19 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
     ("UpdateFlag", pb.UpdateFlagRequest(flag=_FLAG, update_mask=FieldMask(paths=["enabled", "segment_targets"]))),
     ("AddTargets", pb.AddTargetsRequest(flag_key="alpha", user_ids=["anna", "bob"], value=True)),
     ("RemoveTargets", pb.RemoveTargetsRequest(flag_key="alpha", user_ids=["bob"])),
-    ("ImportTargets", pb.ImportTargetsRequest(flag_key="alpha", user_ids=["bob"])),
+    ("ImportTargets", pb.ImportTargetsRequest(flag_key="alpha", user_ids=["bob"], value=False)),
     ("CreateUser", pb.CreateUserRequest(user=_ANNA)),
     ("UpdateUser", pb.UpdateUserRequest(user=User(user_id="anna"), update_mask=FieldMask(paths=["attributes"]))),
     ("DeleteUser", pb.DeleteUserRequest(user_id="anna")),
     ("EraseUser", pb.EraseUserRequest(user_id="bob")),
     ("DeleteFlag", pb.DeleteFlagRequest(key="alpha")),
     ("DeleteSegment", pb.DeleteSegmentRequest(key="beta")),
-    ("CreateClientKey", pb.CreateClientKeyRequest(client_key=ClientKey(name="shop", tier=RATE_TIER_STANDARD))),
+    (
+        "CreateClientKey",
+        pb.CreateClientKeyRequest(
+            client_key=ClientKey(name="shop", tier=RATE_TIER_STANDARD, type=CLIENT_KEY_TYPE_SIGNING)
+        ),
+    ),
     ("RevokeClientKey", lambda admin: pb.RevokeClientKeyRequest(key_id=_only_key_id(admin))),
     (
         "CreateAdminUser",

@@ -21,7 +21,7 @@ from psycopg import sql
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, ROLE_VIEWER, AdminUser
-from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_HIGH, ClientKey
 from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_IN, CONDITION_OPERATOR_STARTS_WITH, Condition, Segment
 from gatekeeper_client.v1.user_pb2 import User
@@ -120,7 +120,7 @@ def furnish(house: House) -> None:
     house.call("CreateFlag", flag=Flag(key="checkout", rollout_percentage=10, segment_targets=aimed, tags=["a"]))
     house.call("CreateUser", user=ANNA)
     house.call("CreateAdminUser", admin_user=AdminUser(username="ops", role=ROLE_EDITOR), password=PASSWORD)
-    house.call("CreateClientKey", client_key=ClientKey(name="shop", tier=RATE_TIER_HIGH))
+    house.call("CreateClientKey", client_key=ClientKey(name="shop", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING))
     for people in (["anna", "bob"], ["carl"]):
         house.call("AddTargets", flag_key="checkout", user_ids=people, value=True)
         house.call("AddSegmentMembers", segment_key="beta", user_ids=people)
@@ -484,7 +484,9 @@ RANDOM: Mapping[str, Callable[[random.Random], dict[str, Any]]] = MappingProxyTy
         },
         "DeleteAdminUser": lambda choice: {"username": choice.choice(_NAMES)},
         "ChangePassword": lambda _: {"current_password": PASSWORD, "new_password": PASSWORD[::-1]},
-        "CreateClientKey": lambda _: {"client_key": ClientKey(name="shop", tier=RATE_TIER_HIGH)},
+        "CreateClientKey": lambda _: {
+            "client_key": ClientKey(name="shop", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING)
+        },
         "RevokeClientKey": lambda _: {"key_id": ""},
     }
 )
@@ -501,7 +503,9 @@ def run_randomly(house: House, seed: int) -> None:
     """Make random mutations, most of which succeed; refusals change nothing."""
     choice = random.Random(seed)
     house.call("CreateAdminUser", admin_user=AdminUser(username="ops", role=ROLE_EDITOR), password=PASSWORD)
-    key = house.call("CreateClientKey", client_key=ClientKey(name="app", tier=RATE_TIER_HIGH)).client_key.key_id
+    key = house.call(
+        "CreateClientKey", client_key=ClientKey(name="app", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING)
+    ).client_key.key_id
     house.call(
         "UpdateAdminUser",
         admin_user=AdminUser(username=FIRST_ADMIN, role=ROLE_ADMIN, enabled=True),

@@ -14,6 +14,7 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import (
     BulkEvaluateFlagsRequest,
     BulkEvaluateFlagsResponse,
+    BulkEvaluation,
     BulkEvaluationError,
     BulkEvaluationHeader,
     BulkEvaluationResult,
@@ -64,7 +65,7 @@ class Conversation:
         return next(self._responses).header
 
     def hear(self) -> list[BulkEvaluationResult]:
-        return [*next(self._responses).results]
+        return [*next(self._responses).batch.results]
 
     def ask(self, request: BulkEvaluateFlagsRequest) -> list[BulkEvaluationResult]:
         """Send a later message and return its answer."""
@@ -90,9 +91,9 @@ def test_the_header_comes_first_and_values_follow_its_order(house: Installation)
             flag_keys=[on, off], unknown_flag_keys=["zz", "aa"], revision=house.revision(), stale=False
         )
     )
-    assert answer == BulkEvaluateFlagsResponse(
-        results=[BulkEvaluationResult(user_id=user, values=[True, False]) for user in USERS]
-    )
+    assert [*answer.batch.results] == [
+        BulkEvaluationResult(user_id=user, evaluation=BulkEvaluation(values=[True, False])) for user in USERS
+    ]
 
 
 def test_without_keys_all_flags_are_evaluated_in_key_order(house: Installation) -> None:
@@ -102,7 +103,7 @@ def test_without_keys_all_flags_are_evaluated_in_key_order(house: Installation) 
     header, answer = stream(house, of_users("anna"))
 
     assert [*header.header.flag_keys] == [flag.key for flag in stored.flags]
-    assert len(answer.results[0].values) == len(stored.flags)
+    assert len(answer.batch.results[0].evaluation.values) == len(stored.flags)
 
 
 def test_each_message_is_answered_in_order(house: Installation) -> None:
@@ -125,7 +126,7 @@ def test_no_contexts_get_an_answer_without_results(position: int, house: Install
 
     _, *answers = stream(house, *requests)
 
-    assert [len(answer.results) for answer in answers] == [1 - (position == 0), 1 - (position == 1)]
+    assert [len(answer.batch.results) for answer in answers] == [1 - (position == 0), 1 - (position == 1)]
 
 
 def test_a_stream_without_any_message_ends_without_an_answer(house: Installation) -> None:
@@ -138,20 +139,21 @@ def test_later_messages_may_repeat_the_question(house: Installation) -> None:
 
     answers = stream(house, of_users("anna", **question), of_users("bob", **question), of_users("carol"))
 
-    assert [len(answer.results) for answer in answers] == [0, 1, 1, 1]
+    assert [len(answer.batch.results) for answer in answers] == [0, 1, 1, 1]
 
 
 def test_a_bad_context_gets_its_own_error_and_the_others_their_values(house: Installation) -> None:
     key = created(house.admin).key
 
-    _, answer = stream(house, of_users("anna", "u" * 257, "", "bob", flag_keys=[key]))
+    _, answer = stream(house, of_users("anna", "u" * 257, "", "a\0", "bob", flag_keys=[key]))
 
     bad_id = "must be 1 to 256 bytes of UTF-8 without NUL"
-    assert [*answer.results] == [
-        BulkEvaluationResult(user_id="anna", values=[False]),
+    assert [*answer.batch.results] == [
+        BulkEvaluationResult(user_id="anna", evaluation=BulkEvaluation(values=[False])),
         BulkEvaluationResult(user_id="u" * 257, error=error("contexts[1].user_id", bad_id)),
-        BulkEvaluationResult(user_id="", error=error("contexts[2].user_id", bad_id)),
-        BulkEvaluationResult(user_id="bob", values=[False]),
+        BulkEvaluationResult(user_id="", evaluation=BulkEvaluation(values=[False])),
+        BulkEvaluationResult(user_id="a\0", error=error("contexts[3].user_id", bad_id)),
+        BulkEvaluationResult(user_id="bob", evaluation=BulkEvaluation(values=[False])),
     ]
 
 
@@ -223,10 +225,10 @@ def test_5000_users_by_1000_flags_come_in_messages_below_1_mib_in_order(start_se
         users = [f"user-{number}" for number in range(5_000)]
         _, *answers = EvaluationServiceStub(channel).BulkEvaluateFlags(iter([of_users(*users)]), timeout=200.0)
 
-    results = [result for answer in answers for result in answer.results]
+    results = [result for answer in answers for result in answer.batch.results]
     aligned = [number % 3 == 0 for number in range(1_000)]
     assert [result.user_id for result in results] == users
-    assert all(result.values == aligned for result in results)
+    assert all(result.evaluation.values == aligned for result in results)
     assert max(answer.ByteSize() for answer in answers) < 1 << 20
 
 
@@ -250,7 +252,7 @@ def values_while_somebody_flips_the_flag(house: Installation) -> tuple[bool, lis
         set_default(house, key, number % 2 == 1)
         answers += conversation.ask(of_users(*USERS))
     conversation.end()
-    return value_at[header.revision], [value for result in answers for value in result.values]
+    return value_at[header.revision], [value for result in answers for value in result.evaluation.values]
 
 
 def test_a_whole_stream_is_true_at_the_revision_of_its_header(house: Installation) -> None:
@@ -282,4 +284,4 @@ def test_a_stream_continues_with_a_flag_that_is_deleted_during_it(house: Install
     before = conversation.hear()
     send(house.admin, "DeleteFlag", pb.DeleteFlagRequest(key=key))
 
-    assert [[*result.values] for result in (*before, *conversation.ask(of_users("bob")))] == [[True], [True]]
+    assert [[*result.evaluation.values] for result in (*before, *conversation.ask(of_users("bob")))] == [[True], [True]]

@@ -98,11 +98,11 @@ def test_a_message_over_its_budget_is_refused_and_a_smaller_one_served(start_ser
         served = list(stub.BulkEvaluateFlags(iter([small]), timeout=TIMEOUT_S))
 
     assert refused == Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "CPU_BUDGET_EXCEEDED", {"budget_s": "0.001"})
-    assert [len(response.results) for response in served] == [0, 1]
+    assert [len(response.batch.results) for response in served] == [0, 1]
 
 
 def test_a_full_message_of_many_flags_stays_within_the_default_budget(server: EvaluationServer) -> None:
     with grpc.insecure_channel(server.address) as channel:
         responses = EvaluationServiceStub(channel).BulkEvaluateFlags(iter([FULL_MESSAGE]), timeout=TIMEOUT_S)
 
-        assert sum(len(response.results) for response in responses) == len(FULL_MESSAGE.contexts)
+        assert sum(len(response.batch.results) for response in responses) == len(FULL_MESSAGE.contexts)

@@ -1,5 +1,6 @@
 """The client key RPCs: what they do, every way in which they refuse, and who sees a secret."""
 
+import hashlib
 import logging
 import re
 import time
@@ -12,7 +13,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from structlog.testing import capture_logs
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
-from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, RATE_TIER_STANDARD, RATE_TIER_UNLIMITED, ClientKey
+from gatekeeper_client.v1.client_key_pb2 import (
+    CLIENT_KEY_TYPE_BEARER,
+    CLIENT_KEY_TYPE_SIGNING,
+    RATE_TIER_HIGH,
+    RATE_TIER_STANDARD,
+    RATE_TIER_UNLIMITED,
+    ClientKey,
+)
 from tests.support.clients import (
     TIMEOUT_S,
     Installation,
@@ -27,7 +35,11 @@ pytestmark = pytest.mark.promise("D5", "D7")
 
 
 def create(installation: Installation, *, expire: datetime | None = None, **fields: Any) -> pb.CreateClientKeyResponse:
-    key = ClientKey(name=fields.pop("name", "checkout"), tier=fields.pop("tier", RATE_TIER_HIGH))
+    key = ClientKey(
+        name=fields.pop("name", "checkout"),
+        tier=fields.pop("tier", RATE_TIER_HIGH),
+        type=fields.pop("type", CLIENT_KEY_TYPE_SIGNING),
+    )
     if expire is not None:
         key.expire_time.FromDatetime(expire)
     return manager(installation).CreateClientKey(
@@ -70,10 +82,23 @@ def test_create_shows_the_key_and_its_secret_and_the_key_is_good_at_once(
     assert live(installation, key.key_id)
 
 
+def test_the_secret_of_a_bearer_key_is_stored_as_a_hash_and_names_the_key(installation: Installation) -> None:
+    response = create(installation, type=CLIENT_KEY_TYPE_BEARER)
+
+    key, found = response.client_key, installation.server.client_keys.find(response.client_key.key_id)
+    assert re.fullmatch(r"cb_[0-9a-f]{20}", key.key_id)
+    assert re.fullmatch(rf"gkc_{key.key_id[3:]}_[A-Za-z0-9_-]{{43}}", response.secret)
+    assert (key.type, listed(installation)[key.key_id]) == (CLIENT_KEY_TYPE_BEARER, key)
+    assert found is not None
+    assert found.secret == hashlib.sha256(response.secret.encode()).digest()
+
+
 BAD_CREATES: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({"name": ""}, "client_key.name"),
     "long name": ({"name": "x" * 129}, "client_key.name"),
     "NUL in name": ({"name": "\0"}, "client_key.name"),
+    "no type": ({"type": 0}, "client_key.type"),
+    "unknown type": ({"type": 77}, "client_key.type"),
     "no tier": ({"tier": 0}, "client_key.tier"),
     "unknown tier": ({"tier": 77}, "client_key.tier"),
     "expired": ({"expire": datetime.now(UTC)}, "client_key.expire_time"),
@@ -95,7 +120,7 @@ def test_create_refuses_and_names_the_field(
 
 @pytest.mark.parametrize("seconds", [2**62, -(2**62)])
 def test_create_refuses_a_time_that_is_none(installation: Installation, seconds: int) -> None:
-    key = ClientKey(name="x", tier=RATE_TIER_HIGH, expire_time=Timestamp(seconds=seconds))
+    key = ClientKey(name="x", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING, expire_time=Timestamp(seconds=seconds))
     refusal = refusal_of(lambda: manager(installation).CreateClientKey(pb.CreateClientKeyRequest(client_key=key)))
 
     assert refusal == invalid("client_key.expire_time")

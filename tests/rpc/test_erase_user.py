@@ -20,6 +20,7 @@ from gatekeeper_client.v1.audit_pb2 import (
     AUDIT_FAULT_DOCUMENT_MISSING,
     AUDIT_FAULT_EVIDENCE_ALTERED,
     AUDIT_FAULT_SUBJECT_ALTERED,
+    RESOURCE_TYPE_FLAG,
 )
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
@@ -265,7 +266,9 @@ def test_a_document_that_named_two_people_loses_one_after_the_other(house: House
     erased = [house.erase(user_id).audit_anchor.seq for user_id in ("carl", "dora")]
 
     (entry,) = send(
-        house.admin, "ListAuditEntries", pb.ListAuditEntriesRequest(resource_type="flag", resource_key="gamma")
+        house.admin,
+        "ListAuditEntries",
+        pb.ListAuditEntriesRequest(resource_type=RESOURCE_TYPE_FLAG, resource_key="gamma"),
     ).audit_entries
     assert json.loads(entry.document)["change_reason"] == "for [erased] and [erased]"
     first, second = entry.redactions

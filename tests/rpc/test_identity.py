@@ -9,7 +9,7 @@ from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_VIEWER
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_HIGH, ClientKey
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.domain.mutation import Intent
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, outcome_of
@@ -30,7 +30,7 @@ def succeed(installation: Installation, username: str) -> None:
 
 def new_client_key(installation: Installation, username: str, request_id: str) -> pb.CreateClientKeyResponse:
     request = pb.CreateClientKeyRequest(
-        client_key=ClientKey(name="checkout", tier=RATE_TIER_HIGH), request_id=request_id
+        client_key=ClientKey(name="checkout", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING), request_id=request_id
     )
     with acting_as(installation, username) as admin:
         return admin.CreateClientKey(request, timeout=TIMEOUT_S)

@@ -57,7 +57,9 @@ def installation(postgres: str) -> Iterator[Installation]:
         )
         installation.admin.CreateSegment(pb.CreateSegmentRequest(segment=segment))
         installation.admin.CreateFlag(pb.CreateFlagRequest(flag=flag))
-        installation.admin.AddTargets(pb.AddTargetsRequest(flag_key=FLAG, user_ids=["karl", "lena", "otto"]))
+        installation.admin.AddTargets(
+            pb.AddTargetsRequest(flag_key=FLAG, user_ids=["karl", "lena", "otto"], value=False)
+        )
         yield installation
 
 
@@ -140,6 +142,6 @@ def test_a_bulk_stream_gives_them_all_the_same_answers(installation: Installatio
     answers = EvaluationServiceStub(installation.channels[None]).BulkEvaluateFlags(iter([request]))
 
     assert len(ANSWERS) == 40
-    assert [list(result.values) for answer in answers for result in answer.results] == [
+    assert [list(result.evaluation.values) for answer in answers for result in answer.batch.results] == [
         [value] for _, _, value, _ in ANSWERS
     ]

@@ -1,4 +1,4 @@
-"""Signed evaluation calls through a real server: the stage, its settings, and keys that come and go."""
+"""Evaluation calls with client keys through a real server: the stage, its settings, and keys that come and go."""
 
 import hashlib
 import threading
@@ -9,10 +9,17 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.client_key_pb2 import (
+    CLIENT_KEY_TYPE_BEARER,
+    CLIENT_KEY_TYPE_SIGNING,
+    RATE_TIER_HIGH,
+    ClientKey,
+    ClientKeyType,
+)
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import (
     BulkEvaluateFlagsRequest,
@@ -37,21 +44,32 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Client:
-    """A calling service with a client key."""
+    """A calling service with a client key of either type."""
 
-    def __init__(self, channel: grpc.Channel, admin: AdminServiceStub) -> None:
+    def __init__(self, channel: grpc.Channel, admin: AdminServiceStub, authority: str) -> None:
         self.stub = EvaluationServiceStub(channel)
         self.admin = admin
-        key = ClientKey(name="till", tier=RATE_TIER_HIGH)
-        created = admin.CreateClientKey(pb.CreateClientKeyRequest(client_key=key), timeout=TIMEOUT_S)
-        self.key_id, self._secret = created.client_key.key_id, created.secret.encode()
+        self.authority = authority
+        self.key_id, secret = self._create(CLIENT_KEY_TYPE_SIGNING)
+        self._secret = secret.encode()
+        self.bearer_id, self.bearer_secret = self._create(CLIENT_KEY_TYPE_BEARER)
+        self.bearer = (("authorization", f"Bearer {self.bearer_secret}"),)
+
+    def _create(self, kind: ClientKeyType.ValueType) -> tuple[str, str]:
+        key = ClientKey(name="till", tier=RATE_TIER_HIGH, type=kind)
+        created = self.admin.CreateClientKey(pb.CreateClientKeyRequest(client_key=key), timeout=TIMEOUT_S)
+        return created.client_key.key_id, created.secret
 
     def signed(
-        self, content: str = hashlib.sha256(REQUEST.SerializeToString()).hexdigest(), *, method: str = UNARY
+        self,
+        content: str = hashlib.sha256(REQUEST.SerializeToString()).hexdigest(),
+        *,
+        method: str = UNARY,
+        authority: str = "",
     ) -> Metadata:
         timestamp, nonce = str(int(time.time())), uuid4().hex
         parts = {"key_id": self.key_id, "timestamp": timestamp, "nonce": nonce, "content_sha256": content}
-        signature = sign(self._secret, method=method, **parts)
+        signature = sign(self._secret, method=method, authority=authority or self.authority, **parts)
         headers = {**parts, "signature": signature}
         return tuple((f"x-gatekeeper-{name.replace('_', '-')}", value) for name, value in headers.items())
 
@@ -71,7 +89,7 @@ class Client:
 
 def client_of(server: GatekeeperServer, dsn: str) -> Iterator[Client]:
     with connect(server) as channel, connect(server, token=token_for(dsn, Role.ADMIN)) as admin:
-        yield Client(channel, AdminServiceStub(admin))
+        yield Client(channel, AdminServiceStub(admin), f"127.0.0.1:{server.port}")
 
 
 @pytest.fixture
@@ -185,5 +203,68 @@ def test_use_of_a_key_is_listed(server: GatekeeperServer, client: Client) -> Non
     client.evaluate(client.signed())
     server.client_keys.flush_uses()
 
-    (key,) = client.admin.ListClientKeys(pb.ListClientKeysRequest(), timeout=TIMEOUT_S).client_keys
-    assert abs(key.last_used_time.seconds - time.time()) < 60
+    keys = client.admin.ListClientKeys(pb.ListClientKeysRequest(), timeout=TIMEOUT_S).client_keys
+    used = {key.key_id: key.last_used_time.seconds for key in keys if key.HasField("last_used_time")}
+    assert used.keys() == {client.key_id}
+    assert abs(used[client.key_id] - time.time()) < 60
+
+
+def test_a_bearer_key_is_known_in_every_rpc_until_it_is_revoked(server: GatekeeperServer, client: Client) -> None:
+    assert client.evaluate(client.bearer) == client.evaluate()
+    assert client.evaluate_many(client.bearer) == 2
+    watch = client.stub.WatchFlags(WatchFlagsRequest(), metadata=client.bearer, timeout=TIMEOUT_S)
+    next(watch)
+
+    client.admin.RevokeClientKey(pb.RevokeClientKeyRequest(key_id=client.bearer_id), timeout=TIMEOUT_S)
+
+    assert refusal_of(lambda: list(watch)) == UNAUTHENTICATED
+    assert refusal_of(lambda: client.evaluate(client.bearer)) == UNAUTHENTICATED
+    assert client.evaluate() > 0
+
+
+def test_a_key_is_used_in_its_own_way_alone(client: Client) -> None:
+    signing_secret_as_bearer = (("authorization", f"Bearer gkc_{client.key_id[3:]}_{client._secret.decode()}"),)
+
+    assert refusal_of(lambda: client.evaluate((*client.bearer, *client.signed()))) == UNAUTHENTICATED
+    assert refusal_of(lambda: client.evaluate(signing_secret_as_bearer)) == UNAUTHENTICATED
+
+
+def test_a_bearer_key_is_refused_where_calls_must_be_signed(strict: Client) -> None:
+    assert refusal_of(lambda: strict.evaluate(strict.bearer)) == UNAUTHENTICATED
+    assert refusal_of(lambda: strict.evaluate_many(strict.bearer)) == UNAUTHENTICATED
+
+
+def test_the_cause_of_a_refusal_is_in_the_log_and_the_metrics_alone(server: GatekeeperServer, client: Client) -> None:
+    wrong = client.bearer_secret[:-4] + "AAAA"
+    with capture_logs() as logs:
+        refusals = [
+            refusal_of(lambda: client.evaluate(client.signed("0" * 64))),
+            refusal_of(lambda: client.evaluate(client.signed(authority="elsewhere:50051"))),
+            refusal_of(lambda: client.evaluate((("authorization", f"Bearer {wrong}"),))),
+        ]
+
+    assert refusals == [UNAUTHENTICATED] * 3
+    causes = {log["cause"]: log for log in logs if log["event"] == "client_credential_refused"}
+    assert causes.keys() == {"other_body", "wrong_signature", "wrong_secret"}
+    assert causes["wrong_signature"]["authority"] == client.authority
+    assert wrong not in str(logs)
+    counted = {
+        sample.labels["cause"]: sample.value
+        for family in server.metrics.collect()
+        for sample in family.samples
+        if sample.name == "gatekeeper_refused_credentials_total" and sample.value
+    }
+    assert counted == dict.fromkeys(causes, 1.0)
+
+
+@pytest.mark.parametrize(("listen", "warns"), [("127.0.0.1:0", False), ("0.0.0.0:0", True)])
+def test_a_bearer_key_on_a_network_without_tls_is_warned_about(
+    start_server: StartServer, dsn: str, listen: str, warns: bool
+) -> None:
+    with capture_logs() as logs:
+        server = start_server(listen=listen)
+        next(client_of(server, dsn))
+        server._refresh_client_keys()
+        server._refresh_client_keys()
+
+    assert [log["log_level"] for log in logs if log["event"] == "bearer_keys_without_tls"] == ["warning"] * warns

@@ -153,7 +153,7 @@ def test_a_bulk_stream_sees_stored_attributes(
 
     _, answer = evaluation.BulkEvaluateFlags(iter([BulkEvaluateFlagsRequest(flag_keys=[flag_key], contexts=contexts)]))
 
-    assert [list(result.values) for result in answer.results] == [[True], [False]]
+    assert [list(result.evaluation.values) for result in answer.batch.results] == [[True], [False]]
 
 
 def test_another_instance_follows_users_by_delta(installation: Installation, ask_other: Ask, flag_key: str) -> None:

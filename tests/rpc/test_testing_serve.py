@@ -61,7 +61,10 @@ def test_many_users_are_evaluated_in_one_stream() -> None:
         stub = EvaluationServiceStub(channel)
         _header, answer = stub.BulkEvaluateFlags(iter([BulkEvaluateFlagsRequest(contexts=contexts)]), timeout=TIMEOUT_S)
 
-    assert [(result.user_id, list(result.values)) for result in answer.results] == [("alice", [True]), ("bob", [False])]
+    assert [(result.user_id, list(result.evaluation.values)) for result in answer.batch.results] == [
+        ("alice", [True]),
+        ("bob", [False]),
+    ]
 
 
 def test_a_call_after_set_flag_has_the_new_value() -> None:

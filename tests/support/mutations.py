@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
-from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_HIGH, ClientKey
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EXISTS, Condition, Segment
 from gatekeeper_client.v1.user_pb2 import User
@@ -85,7 +85,9 @@ def _make_user(installation: Installation, key: str) -> str:
 
 def _make_client_key(installation: Installation, _key: str) -> str:
     admin = installation.admin_as(Role.ADMIN)
-    request = pb.CreateClientKeyRequest(client_key=ClientKey(name="checkout", tier=RATE_TIER_HIGH))
+    request = pb.CreateClientKeyRequest(
+        client_key=ClientKey(name="checkout", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING)
+    )
     return admin.CreateClientKey(request, timeout=TIMEOUT_S).client_key.key_id
 
 
@@ -219,7 +221,11 @@ _EXAMPLES = (
     ),
     _mutation(FLAG, "flag", "deleted", pb.DeleteFlagRequest, lambda key: {"key": key}),
     _mutation(
-        FLAG, "targets", "updated", pb.AddTargetsRequest, lambda key: {"flag_key": key, "user_ids": ["bob", TARGETED]}
+        FLAG,
+        "targets",
+        "updated",
+        pb.AddTargetsRequest,
+        lambda key: {"flag_key": key, "user_ids": ["bob", TARGETED], "value": False},
     ),
     _mutation(
         FLAG,
@@ -233,7 +239,7 @@ _EXAMPLES = (
         "targets",
         "updated",
         pb.ImportTargetsRequest,
-        lambda key: {"flag_key": key, "user_ids": ["bob", TARGETED]},
+        lambda key: {"flag_key": key, "user_ids": ["bob", TARGETED], "value": False},
     ),
     _mutation(
         SEGMENT,
@@ -311,7 +317,7 @@ _EXAMPLES = (
         "client_key",
         "created",
         pb.CreateClientKeyRequest,
-        lambda _key: {"client_key": ClientKey(name="shop", tier=RATE_TIER_HIGH)},
+        lambda _key: {"client_key": ClientKey(name="shop", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING)},
     ),
     _mutation(CLIENT_KEY, "client_key", "updated", pb.RevokeClientKeyRequest, lambda key: {"key_id": key}),
 )

@@ -3,7 +3,7 @@
 import grpc
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
-from gatekeeper_grpc.auth.client_keys import new_client_secret, new_key_id
+from gatekeeper_grpc.auth.client_keys import new_client_key
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.client_keys import check_key_id, client_key_config_from_proto, client_key_to_proto
 from gatekeeper_grpc.wire.intents import intent_from_proto
@@ -17,8 +17,10 @@ class ClientKeyRpcs(AdminRpcs):
         self, request: pb.CreateClientKeyRequest, context: grpc.ServicerContext
     ) -> pb.CreateClientKeyResponse:
         config = client_key_config_from_proto(request)
-        intent = intent_from_proto(request)
-        written = self.stores.client_keys.create(config, key_id=new_key_id(), secret=new_client_secret(), intent=intent)
+        intent, new = intent_from_proto(request), new_client_key(config.type)
+        written = self.stores.client_keys.create(
+            config, key_id=new.key_id, secret=new.secret, kept=new.kept, intent=intent
+        )
         self.client_keys.refresh_after_write()
         return pb.CreateClientKeyResponse(
             client_key=client_key_to_proto(written.result.key),

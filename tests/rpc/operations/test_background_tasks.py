@@ -10,7 +10,7 @@ import pytest
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper_client.v1.client_key_pb2 import RATE_TIER_HIGH, ClientKey
+from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_HIGH, ClientKey
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle import server as server_module
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
@@ -65,7 +65,7 @@ def revoked_elsewhere(start_server: StartServer, dsn: str, began: threading.Sema
     assert all(began.acquire(timeout=TIMEOUT_S) for _ in (here, elsewhere))
     with connect(elsewhere, token=token_for(dsn, Role.ADMIN)) as channel:
         admin = AdminServiceStub(channel)
-        key = ClientKey(name="till", tier=RATE_TIER_HIGH)
+        key = ClientKey(name="till", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING)
         created = admin.CreateClientKey(pb.CreateClientKeyRequest(client_key=key), timeout=TIMEOUT_S)
         key_id = created.client_key.key_id
         here.client_keys.refresh()

@@ -43,7 +43,7 @@ def readiness(server: GatekeeperServer) -> tuple[int, dict[str, Any]]:
 
 def test_metrics_show_the_snapshot_that_is_served(server: GatekeeperServer, admin: AdminServiceStub) -> None:
     flag = created(admin)
-    admin.AddTargets(pb.AddTargetsRequest(flag_key=flag.key, user_ids=["alice", "bob"]))
+    admin.AddTargets(pb.AddTargetsRequest(flag_key=flag.key, user_ids=["alice", "bob"], value=False))
 
     samples = scraped(server)
 

@@ -55,7 +55,7 @@ def test_a_client_in_a_stream_gets_no_goaway_and_can_end_it(server: GatekeeperSe
         requests.put(None)
 
         assert left == 1
-        assert [result.user_id for answer in answers for result in answer.results] == ["anna"]
+        assert [result.user_id for answer in answers for result in answer.batch.results] == ["anna"]
 
 
 def test_a_silent_connection_does_not_delay_the_stop(server: GatekeeperServer) -> None:

@@ -62,7 +62,7 @@ def message_of(size: int) -> BulkEvaluateFlagsRequest:
 def test_a_message_of_4_mib_is_accepted(evaluation: EvaluationServiceStub) -> None:
     _, answer = evaluation.BulkEvaluateFlags(iter([message_of(4 << 20)]), timeout=TIMEOUT_S)
 
-    assert [result.error.field for result in answer.results] == ["contexts[0].attributes"]
+    assert [result.error.field for result in answer.batch.results] == ["contexts[0].attributes"]
 
 
 def refusal_of(size: int, evaluation: EvaluationServiceStub) -> tuple[grpc.StatusCode, str]:

@@ -64,7 +64,7 @@ def test_a_stream_ends_at_its_greatest_age_and_may_be_opened_at_once() -> None:
 
 def test_a_stream_ends_with_its_credential_while_it_waits() -> None:
     def revoked() -> None:
-        raise Unauthenticated.signature()
+        raise Unauthenticated.client()
 
     with pytest.raises(Unauthenticated):
         StreamLife(TIMEOUT, check_credential=revoked).check_wait(0.0, is_saturated=never)

@@ -11,6 +11,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as ContextMessage
 from gatekeeper_client.v1.evaluation_pb2 import Reason as ReasonMessage
 from gatekeeper_client.v1.evaluation_service_pb2 import (
+    BulkEvaluation,
     BulkEvaluationResult,
     EvaluateFlagsRequest,
     EvaluateFlagsResponse,
@@ -82,6 +83,11 @@ def test_attributes_become_the_json_values_they_stand_for(attributes: dict[str, 
     assert context_from_proto("context", message) == EvaluationContext(user_id="alice", attributes=attributes)
 
 
+@pytest.mark.parametrize("message", [ContextMessage(), ContextMessage(user_id="")], ids=["absent", "empty"])
+def test_a_context_without_a_user_id_is_anonymous(message: ContextMessage) -> None:
+    assert context_from_proto("context", message) == EvaluationContext(user_id=None)
+
+
 def test_a_value_without_a_kind_is_null() -> None:
     assert attributes_from_proto("attributes", Struct(fields={"unset": Value()})) == {"unset": None}
 
@@ -95,7 +101,6 @@ def test_attributes_of_16_kib_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        pytest.param(ContextMessage(), "context.user_id", id="no user"),
         pytest.param(ContextMessage(user_id="u" * 257), "context.user_id", id="user id too long"),
         pytest.param(ContextMessage(user_id="a\0"), "context.user_id", id="user id with NUL"),
         pytest.param(
@@ -177,7 +182,7 @@ def test_the_error_of_a_bulk_context_names_reason_field_and_remedy() -> None:
 
     result = bulk_error_to_proto("", error)
 
-    assert (result.error.reason, result.error.field, result.error.message, [*result.values]) == (
+    assert (result.error.reason, result.error.field, result.error.message, [*result.evaluation.values]) == (
         "INVALID_ARGUMENT",
         "contexts[3].user_id",
         "contexts[3].user_id must be 1 to 256 bytes",
@@ -195,11 +200,14 @@ def test_the_error_of_a_bulk_context_names_reason_field_and_remedy() -> None:
     ],
 )
 def test_answers_are_split_below_1_mib_with_their_order_kept(count: int, size: int) -> None:
-    results = [BulkEvaluationResult(user_id=str(number), values=[True] * size) for number in range(count)]
+    results = [
+        BulkEvaluationResult(user_id=str(number), evaluation=BulkEvaluation(values=[True] * size))
+        for number in range(count)
+    ]
 
     responses = list(split_results(results))
 
-    assert [result for response in responses for result in response.results] == results
+    assert [result for response in responses for result in response.batch.results] == results
     assert max(response.ByteSize() for response in responses) < 1 << 20
     assert all(responses[at].ByteSize() > (1 << 20) * 0.9 for at in range(len(responses) - 1))
 
@@ -225,7 +233,7 @@ def test_no_flags_are_one_header_without_keys() -> None:
 
 
 def test_no_results_are_one_empty_answer() -> None:
-    assert [len(response.results) for response in split_results([])] == [0]
+    assert [len(response.batch.results) for response in split_results([])] == [0]
 
 
 @pytest.mark.parametrize("count", [0, 1, 200])

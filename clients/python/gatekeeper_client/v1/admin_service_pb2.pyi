@@ -40,14 +40,16 @@ class CreateFlagRequest(_message.Message):
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
-    """True: check everything and write nothing. See AdminService. The flag in the response then has no etag and
-    no revision.
+    """True: check everything and write nothing. See AdminService. The flag in the response then has
+    no etag and no revision.
     """
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def flag(self) -> _flag_pb2.Flag:
-        """The flag. Output-only fields and `etag` are ignored."""
+        """The flag. REQUIRED. OUTPUT_ONLY fields and `etag` are ignored."""
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class GetFlagRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The flag's key."""
+    """The flag's key. REQUIRED."""
     def __init__(
         self,
         *,
@@ -243,16 +245,18 @@ class UpdateFlagRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def flag(self) -> _flag_pb2.Flag:
-        """`key` identifies the flag. `etag` (optional) is the state that the caller has read. Of the other fields,
-        those that `update_mask` names are written.
+        """REQUIRED. `key` identifies the flag. `etag` (optional) is the state that the caller has read.
+        Of the other fields, those that `update_mask` names are written.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required and not empty. Any of: description, enabled, default_value, rollout_percentage, segment_targets,
+        """REQUIRED. Any of: description, enabled, default_value, rollout_percentage, segment_targets,
         tags, owner. Any other path, including "*", is INVALID_ARGUMENT.
         """
 
@@ -319,17 +323,19 @@ class DeleteFlagRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The flag's key."""
+    """The flag's key. REQUIRED."""
     etag: _builtins.str
-    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED (ETAG_MISMATCH).
-    Empty: no check.
+    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED
+    (ETAG_MISMATCH). Empty: no check.
     """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     def __init__(
         self,
         *,
@@ -384,27 +390,32 @@ class AddTargetsRequest(_message.Message):
     FLAG_KEY_FIELD_NUMBER: _builtins.int
     USER_IDS_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     CHANGE_REASON_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     flag_key: _builtins.str
-    """The flag's key."""
+    """The flag's key. REQUIRED."""
     value: _builtins.bool
-    """The value for these users."""
+    """The value."""
+    variant: _builtins.str
+    """The name of the variant: "on" or "off"."""
     etag: _builtins.str
-    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED (ETAG_MISMATCH).
-    Empty: no check.
+    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED
+    (ETAG_MISMATCH). Empty: no check.
     """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 1,000 users, each at most once."""
+        """1 to 1,000 users, each at most once. REQUIRED."""
 
     def __init__(
         self,
@@ -412,16 +423,19 @@ class AddTargetsRequest(_message.Message):
         flag_key: _builtins.str = ...,
         user_ids: _abc.Iterable[_builtins.str] | None = ...,
         value: _builtins.bool = ...,
+        variant: _builtins.str = ...,
         etag: _builtins.str = ...,
         change_reason: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "flag_key", b"flag_key", "request_id", b"request_id", "user_ids", b"user_ids", "validate_only", b"validate_only", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "flag_key", b"flag_key", "request_id", b"request_id", "served", b"served", "user_ids", b"user_ids", "validate_only", b"validate_only", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_served: _TypeAlias = _typing.Literal["value", "variant"]  # noqa: Y015
+    _WhichOneofArgType_served: _TypeAlias = _typing.Literal["served", b"served"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_served) -> _WhichOneofReturnType_served | None: ...
 
 Global___AddTargetsRequest: _TypeAlias = AddTargetsRequest  # noqa: Y015
 
@@ -474,20 +488,22 @@ class RemoveTargetsRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     flag_key: _builtins.str
-    """The flag's key."""
+    """The flag's key. REQUIRED."""
     etag: _builtins.str
-    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED (ETAG_MISMATCH).
-    Empty: no check.
+    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED
+    (ETAG_MISMATCH). Empty: no check.
     """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 1,000 users, each at most once."""
+        """1 to 1,000 users, each at most once. REQUIRED."""
 
     def __init__(
         self,
@@ -549,7 +565,7 @@ class ListTargetsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     flag_key: _builtins.str
-    """The flag's key."""
+    """The flag's key. REQUIRED."""
     page_size: _builtins.int
     """The maximum number of results in a page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
@@ -610,27 +626,32 @@ class ImportTargetsRequest(_message.Message):
     FLAG_KEY_FIELD_NUMBER: _builtins.int
     USER_IDS_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     CHANGE_REASON_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     flag_key: _builtins.str
-    """The flag's key. It may differ between messages."""
+    """The flag's key. REQUIRED. It may differ between messages."""
     value: _builtins.bool
-    """The value for these users."""
+    """The value."""
+    variant: _builtins.str
+    """The name of the variant: "on" or "off"."""
     etag: _builtins.str
-    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED (ETAG_MISMATCH).
-    Empty: no check.
+    """The flag's etag as last read. If the flag has another one, the call fails with ABORTED
+    (ETAG_MISMATCH). Empty: no check.
     """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check this message and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this message safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this message safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 10,000 users, each at most once in the message."""
+        """1 to 10,000 users, each at most once in the message. REQUIRED."""
 
     def __init__(
         self,
@@ -638,16 +659,19 @@ class ImportTargetsRequest(_message.Message):
         flag_key: _builtins.str = ...,
         user_ids: _abc.Iterable[_builtins.str] | None = ...,
         value: _builtins.bool = ...,
+        variant: _builtins.str = ...,
         etag: _builtins.str = ...,
         change_reason: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "flag_key", b"flag_key", "request_id", b"request_id", "user_ids", b"user_ids", "validate_only", b"validate_only", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "etag", b"etag", "flag_key", b"flag_key", "request_id", b"request_id", "served", b"served", "user_ids", b"user_ids", "validate_only", b"validate_only", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_served: _TypeAlias = _typing.Literal["value", "variant"]  # noqa: Y015
+    _WhichOneofArgType_served: _TypeAlias = _typing.Literal["served", b"served"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_served) -> _WhichOneofReturnType_served | None: ...
 
 Global___ImportTargetsRequest: _TypeAlias = ImportTargetsRequest  # noqa: Y015
 
@@ -706,10 +730,12 @@ class CreateSegmentRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def segment(self) -> _segment_pb2.Segment:
-        """The segment. Output-only fields and `etag` are ignored."""
+        """The segment. REQUIRED. OUTPUT_ONLY fields and `etag` are ignored."""
 
     def __init__(
         self,
@@ -769,7 +795,7 @@ class GetSegmentRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The segment's key."""
+    """The segment's key. REQUIRED."""
     def __init__(
         self,
         *,
@@ -889,16 +915,18 @@ class UpdateSegmentRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def segment(self) -> _segment_pb2.Segment:
-        """`key` identifies the segment. `etag` (optional) is the state that the caller has read. Of the other
-        fields, those that `update_mask` names are written.
+        """REQUIRED. `key` identifies the segment. `etag` (optional) is the state that the caller has
+        read. Of the other fields, those that `update_mask` names are written.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required and not empty. Any of: description, match, conditions. Any other path is INVALID_ARGUMENT."""
+        """REQUIRED. Any of: description, match, conditions. Any other path is INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -963,7 +991,7 @@ class DeleteSegmentRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The segment's key."""
+    """The segment's key. REQUIRED."""
     etag: _builtins.str
     """The segment's etag as last read. If the segment has another one, the call fails with ABORTED
     (ETAG_MISMATCH). Empty: no check.
@@ -973,7 +1001,9 @@ class DeleteSegmentRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     def __init__(
         self,
         *,
@@ -1032,7 +1062,7 @@ class AddSegmentMembersRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     segment_key: _builtins.str
-    """The segment's key. It may differ between messages."""
+    """The segment's key. REQUIRED. It may differ between messages."""
     etag: _builtins.str
     """The segment's etag as last read. If the segment has another one, the call fails with ABORTED
     (ETAG_MISMATCH). Empty: no check.
@@ -1042,10 +1072,12 @@ class AddSegmentMembersRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check this message and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this message safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this message safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 10,000 users, each at most once in the message."""
+        """1 to 10,000 users, each at most once in the message. REQUIRED."""
 
     def __init__(
         self,
@@ -1114,7 +1146,7 @@ class RemoveSegmentMembersRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     segment_key: _builtins.str
-    """The segment's key."""
+    """The segment's key. REQUIRED."""
     etag: _builtins.str
     """The segment's etag as last read. If the segment has another one, the call fails with ABORTED
     (ETAG_MISMATCH). Empty: no check.
@@ -1124,10 +1156,12 @@ class RemoveSegmentMembersRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 1,000 users, each at most once."""
+        """1 to 1,000 users, each at most once. REQUIRED."""
 
     def __init__(
         self,
@@ -1189,7 +1223,7 @@ class ListSegmentMembersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     segment_key: _builtins.str
-    """The segment's key."""
+    """The segment's key. REQUIRED."""
     page_size: _builtins.int
     """The maximum number of results in a page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
@@ -1256,10 +1290,12 @@ class CreateUserRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def user(self) -> _user_pb2.User:
-        """The user. Output-only fields and `etag` are ignored."""
+        """The user. REQUIRED. OUTPUT_ONLY fields and `etag` are ignored."""
 
     def __init__(
         self,
@@ -1319,7 +1355,7 @@ class GetUserRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user's id."""
+    """The user's id. REQUIRED."""
     def __init__(
         self,
         *,
@@ -1379,8 +1415,8 @@ class ListUsersRequest(_message.Message):
     """Only users whose id begins with this. Empty: any."""
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """Only users who have all of these attributes, each with an equal value of the same type. A null matches a
-        stored null. Empty: any.
+        """Only users who have all of these attributes, each with an equal value of the same type. A null
+        matches a stored null. Empty: any.
         """
 
     def __init__(
@@ -1447,19 +1483,22 @@ class UpdateUserRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def user(self) -> _user_pb2.User:
-        """`user_id` identifies the user. `etag` (optional) is the state that the caller has read. `attributes`
-        replace the stored ones.
+        """REQUIRED. `user_id` identifies the user. `etag` (optional) is the state that the caller has
+        read. `attributes` replace the stored ones.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required and not empty: `attributes` (all of them), or `attributes.<name>` (that attribute; it is removed
-        if `user` does not have it). Everything after the first dot is the name, whatever its characters: there
-        is no quoting, and parts inside an attribute cannot be named. The JSON form of a FieldMask cannot express
-        names with capitals or commas; send all `attributes` there, with an etag.
+        """REQUIRED: `attributes` (all of them), or `attributes.<name>` (that attribute; it is removed if
+        `user` does not have it). Everything after the first dot is the name, whatever its characters:
+        there is no quoting, and parts inside an attribute cannot be named. The JSON form of a
+        FieldMask cannot express names with capitals or commas; send all `attributes` there, with an
+        etag.
         """
 
     def __init__(
@@ -1525,17 +1564,19 @@ class DeleteUserRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user's id."""
+    """The user's id. REQUIRED."""
     etag: _builtins.str
-    """The user's etag as last read. If the user has another one, the call fails with ABORTED (ETAG_MISMATCH).
-    Empty: no check.
+    """The user's etag as last read. If the user has another one, the call fails with ABORTED
+    (ETAG_MISMATCH). Empty: no check.
     """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     def __init__(
         self,
         *,
@@ -1589,7 +1630,7 @@ class ExportUserDataRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user's id. The user need not be known."""
+    """The user's id. REQUIRED. The user need not be known."""
     def __init__(
         self,
         *,
@@ -1719,21 +1760,27 @@ class ExportedTarget(_message.Message):
 
     FLAG_KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     flag_key: _builtins.str
-    """The flag's key."""
+    """The flag's key. REQUIRED."""
     value: _builtins.bool
-    """The value for the user."""
+    """The value."""
+    variant: _builtins.str
+    """The name of the variant."""
     def __init__(
         self,
         *,
         flag_key: _builtins.str = ...,
         value: _builtins.bool = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag_key", b"flag_key", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag_key", b"flag_key", "served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_served: _TypeAlias = _typing.Literal["value", "variant"]  # noqa: Y015
+    _WhichOneofArgType_served: _TypeAlias = _typing.Literal["served", b"served"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_served) -> _WhichOneofReturnType_served | None: ...
 
 Global___ExportedTarget: _TypeAlias = ExportedTarget  # noqa: Y015
 
@@ -1772,13 +1819,15 @@ class EraseUserRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user's id. The user need not be known."""
+    """The user's id. REQUIRED. The user need not be known."""
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters, without the user id. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     def __init__(
         self,
         *,
@@ -1847,18 +1896,20 @@ class CreateAdminUserRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     password: _builtins.str
-    """The password, 12 to 1,024 characters without NUL. Neither one character repeated, nor made of the username
-    or of "gatekeeper" with nothing else but digits and punctuation.
+    """The password, 12 to 1,024 characters without NUL. REQUIRED. Neither one character repeated, nor
+    made of the username or of "gatekeeper" with nothing else but digits and punctuation.
     """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def admin_user(self) -> _admin_user_pb2.AdminUser:
-        """The admin user. Output-only fields and `etag` are ignored."""
+        """The admin user. REQUIRED. OUTPUT_ONLY fields and `etag` are ignored."""
 
     def __init__(
         self,
@@ -1988,14 +2039,18 @@ class UpdateAdminUserRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def admin_user(self) -> _admin_user_pb2.AdminUser:
-        """`username` identifies the admin user. `etag` (optional) is the state that the caller has read."""
+        """REQUIRED. `username` identifies the admin user. `etag` (optional) is the state that the caller
+        has read.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required and not empty. Any of: role, enabled, password, must_change_password. Each of them ends the
+        """REQUIRED. Any of: role, enabled, password, must_change_password. Each of them ends the
         sessions of the admin user.
         """
 
@@ -2063,17 +2118,19 @@ class DeleteAdminUserRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
-    """The admin user's name."""
+    """The admin user's name. REQUIRED."""
     etag: _builtins.str
-    """The admin user's etag as last read. If the admin user has another one, the call fails with ABORTED
-    (ETAG_MISMATCH). Empty: no check.
+    """The admin user's etag as last read. If the admin user has another one, the call fails with
+    ABORTED (ETAG_MISMATCH). Empty: no check.
     """
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     def __init__(
         self,
         *,
@@ -2132,15 +2189,17 @@ class ChangePasswordRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     USERNAME_FIELD_NUMBER: _builtins.int
     current_password: _builtins.str
-    """The current password."""
+    """The current password. REQUIRED."""
     new_password: _builtins.str
-    """The new password, as in `CreateAdminUserRequest`."""
+    """The new password, as in `CreateAdminUserRequest`. REQUIRED."""
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     username: _builtins.str
     """Whose password to change, in a call without an access token. Ignored in one with a token."""
     def __init__(
@@ -2255,7 +2314,7 @@ class RevokeSessionRequest(_message.Message):
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session's id."""
+    """The session's id. REQUIRED."""
     def __init__(
         self,
         *,
@@ -2306,8 +2365,8 @@ class ListAuthEventsRequest(_message.Message):
     event: _builtins.str
     """Only events of this kind, such as "login_failed". Empty: any."""
     user_id: _builtins.str
-    """Only reads of personal data that concern this user, also where they are not among the 50 `subject_ids`.
-    None for a user who was erased. Empty: any event.
+    """Only reads of personal data that concern this user, also where they are not among the 50
+    `subject_ids`. None for a user who was erased. Empty: any event.
     """
     def __init__(
         self,
@@ -2369,10 +2428,14 @@ class CreateClientKeyRequest(_message.Message):
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     @_builtins.property
     def client_key(self) -> _client_key_pb2.ClientKey:
-        """`name`, `tier` and `expire_time` (optional) of the key. Other fields are ignored."""
+        """REQUIRED. `name`, `type`, `tier` and `expire_time` (optional) of the key. Other fields are
+        ignored.
+        """
 
     def __init__(
         self,
@@ -2401,8 +2464,10 @@ class CreateClientKeyResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """The HMAC secret: 32 random bytes in base64url, 43 characters. Returned only once. Empty with
-    `validate_only`.
+    """The secret. Returned only once. Empty with `validate_only`.
+    - CLIENT_KEY_TYPE_BEARER: what follows "Bearer ": "gkc_", the key id without "ck_", "_", and 32
+      random bytes in base64url (43 characters).
+    - CLIENT_KEY_TYPE_SIGNING: the HMAC secret: 32 random bytes in base64url, 43 characters.
     """
     revision: _builtins.int
     """The revision that this call produced. With `validate_only`, the current revision."""
@@ -2499,13 +2564,15 @@ class RevokeClientKeyRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
-    """The id of the key."""
+    """The id of the key. REQUIRED."""
     change_reason: _builtins.str
     """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
     """True: check everything and write nothing. See AdminService."""
     request_id: _builtins.str
-    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See AdminService."""
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
     def __init__(
         self,
         *,
@@ -2577,13 +2644,13 @@ class ListAuditEntriesRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the previous page, sent with the same filters. Empty: the first page."""
     actor: _builtins.str
-    """Only entries of this actor, such as "admin:ann#7". Without "#" and the id: of every admin user who has had
-    the name. Empty: any.
+    """Only entries of this actor, such as "admin:ann#7". Without "#" and the id: of every admin user
+    who has had the name. Empty: any.
     """
     action: _builtins.str
     """Only entries with exactly this action. Empty: any."""
-    resource_type: _builtins.str
-    """Only entries about this kind of resource. Required with `resource_key`. Empty: any."""
+    resource_type: _audit_pb2.ResourceType.ValueType
+    """Only entries about this kind of resource. Must be set with `resource_key`. Unspecified: any."""
     resource_key: _builtins.str
     """Only entries about exactly this resource. Empty: any."""
     start_revision: _builtins.int
@@ -2605,7 +2672,7 @@ class ListAuditEntriesRequest(_message.Message):
         page_token: _builtins.str = ...,
         actor: _builtins.str = ...,
         action: _builtins.str = ...,
-        resource_type: _builtins.str = ...,
+        resource_type: _audit_pb2.ResourceType.ValueType = ...,
         resource_key: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
@@ -2657,9 +2724,9 @@ class VerifyAuditLogRequest(_message.Message):
     ANCHOR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def anchor(self) -> _audit_pb2.AuditAnchor:
-        """An anchor that was kept outside the database. The log must contain this entry unchanged. Absent: no such
-        check; a log that was cut off at its end, together with its head, then looks like a shorter log. An
-        anchor of an archived entry: FAILED_PRECONDITION (AUDIT_ENTRY_ARCHIVED).
+        """An anchor that was kept outside the database. The log must contain this entry unchanged.
+        Absent: no such check; a log that was cut off at its end, together with its head, then looks
+        like a shorter log. An anchor of an archived entry: FAILED_PRECONDITION (AUDIT_ENTRY_ARCHIVED).
         """
 
     def __init__(
@@ -2705,9 +2772,9 @@ class VerifyAuditLogResponse(_message.Message):
     verified_subjects: _builtins.int
     """The number of people who were met first in a verified entry, and are proven to be whom it met."""
     incomparable_subjects: _builtins.int
-    """In the last message: the number of people of whom that cannot be proven, because the entry that met them
-    first is archived, or was written by a release before commitments to user ids. Verification does not show
-    an exchange of these.
+    """In the last message: the number of people of whom that cannot be proven, because the entry that
+    met them first is archived, or was written by a release before commitments to user ids.
+    Verification does not show an exchange of these.
     """
     @_builtins.property
     def verified(self) -> _audit_pb2.AuditAnchor:

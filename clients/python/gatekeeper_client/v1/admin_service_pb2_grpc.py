@@ -29,26 +29,28 @@ class AdminServiceStub:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
-    change is visible on the instance that answered. These request fields mean the same everywhere:
-    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
-    and the error names the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call
+    returns, the change is visible on the instance that answered. These request fields mean the same
+    everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
+    (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
-    be, with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-    within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
-    changes. Another body under the same id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as
+    it would be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and
+    body again within 24 hours and within its next 10,000 requests with an id, it gets the first
+    response and nothing changes. Another body under the same id is INVALID_ARGUMENT.
 
-    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
-    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
-    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
-    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
-    (QUOTA_EXCEEDED).
+    Every read of what is stored about users leaves an event that says who read it, see
+    ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
+    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
+    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
+    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
-    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
-    message says which. In both cases a retry with the same `request_id` is safe.
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
+    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
+    instance cannot show it yet. The message says which. In both cases a retry with the same
+    `request_id` is safe.
     """
 
     def __init__(self, channel):
@@ -253,26 +255,28 @@ class AdminServiceServicer:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
-    change is visible on the instance that answered. These request fields mean the same everywhere:
-    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
-    and the error names the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call
+    returns, the change is visible on the instance that answered. These request fields mean the same
+    everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
+    (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
-    be, with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-    within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
-    changes. Another body under the same id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as
+    it would be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and
+    body again within 24 hours and within its next 10,000 requests with an id, it gets the first
+    response and nothing changes. Another body under the same id is INVALID_ARGUMENT.
 
-    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
-    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
-    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
-    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
-    (QUOTA_EXCEEDED).
+    Every read of what is stored about users leaves an event that says who read it, see
+    ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
+    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
+    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
+    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
-    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
-    message says which. In both cases a retry with the same `request_id` is safe.
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
+    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
+    instance cannot show it yet. The message says which. In both cases a retry with the same
+    `request_id` is safe.
     """
 
     def CreateFlag(self, request, context):
@@ -281,7 +285,8 @@ class AdminServiceServicer:
         Errors:
         - ALREADY_EXISTS: the key is taken.
         - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
-        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by
+        default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -308,8 +313,8 @@ class AdminServiceServicer:
         """Changes the fields of a flag that `update_mask` names. Role: editor.
 
         Errors:
-        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target, does not
-        exist.
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+        does not exist.
         - ABORTED (ETAG_MISMATCH): the flag has another etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -328,8 +333,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddTargets(self, request, context):
-        """Targets users individually. A user who is targeted with the other value is moved. Either all users are
-        changed or none. Role: editor.
+        """Targets users individually. A user who is targeted with the other value is moved. Either all
+        users are changed or none. Role: editor.
 
         Errors:
         - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -361,10 +366,11 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportTargets(self, request_iterator, context):
-        """Targets many users. Each message is a mutation of its own, applied in order, completely or not at all. If
-        one fails, the call ends with its error. The metadata of the error has the number of messages applied
-        before it (`applied_messages`) and the last revision made (`applied_revision`). Set a `request_id` in
-        each message to make the whole call safe to retry. Role: editor.
+        """Targets many users. Each message is a mutation of its own, applied in order, completely or not
+        at all. If one fails, the call ends with its error. The metadata of the error has the number of
+        messages applied before it (`applied_messages`) and the last revision made
+        (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+        Role: editor.
 
         Errors:
         - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -379,9 +385,10 @@ class AdminServiceServicer:
 
         Errors:
         - ALREADY_EXISTS: the key is taken.
-        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-        and ENDS_WITH, or name more than 1,000,000 stored attribute values.
-        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
+        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+        STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by
+        default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -410,8 +417,8 @@ class AdminServiceServicer:
         Errors:
         - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
         - ABORTED (ETAG_MISMATCH): the segment has another etag.
-        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-        and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+        STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -430,10 +437,11 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddSegmentMembers(self, request_iterator, context):
-        """Adds many members to segments. Each message is a mutation of its own, applied in order, completely or not
-        at all. If one fails, the call ends with its error. The metadata of the error has the number of messages
-        applied before it (`applied_messages`) and the last revision made (`applied_revision`). Set a
-        `request_id` in each message to make the whole call safe to retry. Role: editor.
+        """Adds many members to segments. Each message is a mutation of its own, applied in order,
+        completely or not at all. If one fails, the call ends with its error. The metadata of the error
+        has the number of messages applied before it (`applied_messages`) and the last revision made
+        (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+        Role: editor.
 
         Errors:
         - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
@@ -470,7 +478,8 @@ class AdminServiceServicer:
         Errors:
         - ALREADY_EXISTS: the id is taken.
         - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
-        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by
+        default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -506,8 +515,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUser(self, request, context):
-        """Deletes the stored attributes of a known user. Targets, memberships and the audit log are unchanged.
-        Role: editor.
+        """Deletes the stored attributes of a known user. Targets, memberships and the audit log are
+        unchanged. Role: editor.
 
         Errors:
         - NOT_FOUND (USER_NOT_FOUND): no user with that id is known.
@@ -518,29 +527,30 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportUserData(self, request, context):
-        """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
-        who exports, see ListAuthEvents. Role: admin.
+        """Streams everything that is stored about a user id. Before anything is read, an event
+        "user_exported" records who exports, see ListAuthEvents. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EraseUser(self, request, context):
-        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and logins that
-        were tried with it. In audit documents, "[erased]" replaces it in what people wrote (descriptions, owners,
-        tags, reasons, values of conditions and attributes), as a whole word: erasing "ann" does not touch
-        "annette". In the documents about the user as a known user it replaces all attributes and reasons. The rest
-        of the documents stays, and the audit chain still verifies.
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and
+        logins that were tried with it. In audit documents, "[erased]" replaces it in what people wrote
+        (descriptions, owners, tags, reasons, values of conditions and attributes), as a whole word:
+        erasing "ann" does not touch "annette". In the documents about the user as a known user it
+        replaces all attributes and reasons. The rest of the documents stays, and the audit chain still
+        verifies.
 
-        Not searched: keys of flags and segments, names of attributes, admin users and client keys, and what the
-        server writes: times, operators, variants, roles, numbers. Role: admin.
+        Not searched: keys of flags and segments, names of attributes, admin users and client keys, and
+        what the server writes: times, operators, variants, roles, numbers. Role: admin.
 
         Errors:
         - INVALID_ARGUMENT: `change_reason` contains the id.
         - UNAVAILABLE: the erasure ledger cannot be written.
         - NOT_FOUND (USER_NOT_FOUND): nothing is stored about the id.
-        - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of flags, segments
-        or other users contain the id. The error names them. Edit them first.
+        - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of
+        flags, segments or other users contain the id. The error names them. Edit them first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -564,8 +574,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAdminUser(self, request, context):
-        """Changes the role of an admin user, whether they may log in, or their password. Their tokens become
-        invalid at once. Role: admin.
+        """Changes the role of an admin user, whether they may log in, or their password. Their tokens
+        become invalid at once. Role: admin.
 
         Errors:
         - NOT_FOUND (ADMIN_USER_NOT_FOUND): no admin user has that name.
@@ -589,12 +599,13 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ChangePassword(self, request, context):
-        """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
-        who cannot log in, because the password must be changed, sends no access token but `username`.
+        """Changes the caller's own password. All tokens of the caller become invalid at once. Role:
+        viewer. A caller who cannot log in, because the password must be changed, sends no access token
+        but `username`.
 
         Errors:
-        - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
-        user with that username.
+        - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an
+        enabled admin user with that username.
         - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -602,7 +613,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+        """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role:
+        viewer.
 
         Errors:
         - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
@@ -612,20 +624,21 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeSession(self, request, context):
-        """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
-        invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+        """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens
+        become invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked".
+        Role: viewer.
 
         Errors:
-        - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
-        role is below admin.
+        - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the
+        caller's role is below admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuthEvents(self, request, context):
-        """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
-        first. Role: admin.
+        """Lists logins, failed logins and other events about credentials, and who read personal data
+        about whom, newest first. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -663,10 +676,12 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyAuditLog(self, request, context):
-        """Recomputes every hash of the audit log, reports progress, and names the first faulty entry. Role: viewer.
+        """Recomputes every hash of the audit log, reports progress, and names the first faulty entry.
+        Role: viewer.
 
         Errors:
-        - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again later.
+        - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again
+        later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -676,7 +691,8 @@ class AdminServiceServicer:
         """Returns the head of the audit log with the server's signature. Role: viewer.
 
         Errors:
-        - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing checkpoints.
+        - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing
+        checkpoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -887,26 +903,28 @@ class AdminService:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
-    change is visible on the instance that answered. These request fields mean the same everywhere:
-    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
-    and the error names the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call
+    returns, the change is visible on the instance that answered. These request fields mean the same
+    everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
+    (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
-    be, with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-    within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
-    changes. Another body under the same id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as
+    it would be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and
+    body again within 24 hours and within its next 10,000 requests with an id, it gets the first
+    response and nothing changes. Another body under the same id is INVALID_ARGUMENT.
 
-    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
-    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
-    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
-    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
-    (QUOTA_EXCEEDED).
+    Every read of what is stored about users leaves an event that says who read it, see
+    ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
+    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
+    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
+    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
-    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
-    message says which. In both cases a retry with the same `request_id` is safe.
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
+    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
+    instance cannot show it yet. The message says which. In both cases a retry with the same
+    `request_id` is safe.
     """
 
     @staticmethod

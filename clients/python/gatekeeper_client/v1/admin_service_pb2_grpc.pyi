@@ -30,26 +30,28 @@ class AdminServiceStub:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
-    change is visible on the instance that answered. These request fields mean the same everywhere:
-    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
-      and the error names the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call
+    returns, the change is visible on the instance that answered. These request fields mean the same
+    everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
+      (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
-      be, with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-      within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
-      changes. Another body under the same id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as
+      it would be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and
+      body again within 24 hours and within its next 10,000 requests with an id, it gets the first
+      response and nothing changes. Another body under the same id is INVALID_ARGUMENT.
 
-    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
-    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
-    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
-    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
-    (QUOTA_EXCEEDED).
+    Every read of what is stored about users leaves an event that says who read it, see
+    ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
+    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
+    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
+    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
-    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
-    message says which. In both cases a retry with the same `request_id` is safe.
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
+    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
+    instance cannot show it yet. The message says which. In both cases a retry with the same
+    `request_id` is safe.
     """
 
     @_typing.overload
@@ -62,7 +64,8 @@ class AdminServiceStub:
     Errors:
     - ALREADY_EXISTS: the key is taken.
     - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
-    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by
+      default).
     """
     GetFlag: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagRequest, _admin_service_pb2.GetFlagResponse]
     """Reads a flag. Role: viewer.
@@ -76,8 +79,8 @@ class AdminServiceStub:
     """Changes the fields of a flag that `update_mask` names. Role: editor.
 
     Errors:
-    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target, does not
-      exist.
+    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+      does not exist.
     - ABORTED (ETAG_MISMATCH): the flag has another etag.
     """
     DeleteFlag: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteFlagRequest, _admin_service_pb2.DeleteFlagResponse]
@@ -88,8 +91,8 @@ class AdminServiceStub:
     - ABORTED (ETAG_MISMATCH): the flag has another etag.
     """
     AddTargets: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AddTargetsRequest, _admin_service_pb2.AddTargetsResponse]
-    """Targets users individually. A user who is targeted with the other value is moved. Either all users are
-    changed or none. Role: editor.
+    """Targets users individually. A user who is targeted with the other value is moved. Either all
+    users are changed or none. Role: editor.
 
     Errors:
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -109,10 +112,11 @@ class AdminServiceStub:
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
     """
     ImportTargets: _grpc.StreamUnaryMultiCallable[_admin_service_pb2.ImportTargetsRequest, _admin_service_pb2.ImportTargetsResponse]
-    """Targets many users. Each message is a mutation of its own, applied in order, completely or not at all. If
-    one fails, the call ends with its error. The metadata of the error has the number of messages applied
-    before it (`applied_messages`) and the last revision made (`applied_revision`). Set a `request_id` in
-    each message to make the whole call safe to retry. Role: editor.
+    """Targets many users. Each message is a mutation of its own, applied in order, completely or not
+    at all. If one fails, the call ends with its error. The metadata of the error has the number of
+    messages applied before it (`applied_messages`) and the last revision made
+    (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+    Role: editor.
 
     Errors:
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -123,9 +127,10 @@ class AdminServiceStub:
 
     Errors:
     - ALREADY_EXISTS: the key is taken.
-    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-      and ENDS_WITH, or name more than 1,000,000 stored attribute values.
-    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
+    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+      STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by
+      default).
     """
     GetSegment: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetSegmentRequest, _admin_service_pb2.GetSegmentResponse]
     """Reads a segment. Role: viewer.
@@ -141,8 +146,8 @@ class AdminServiceStub:
     Errors:
     - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
     - ABORTED (ETAG_MISMATCH): the segment has another etag.
-    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-      and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+      STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
     """
     DeleteSegment: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSegmentRequest, _admin_service_pb2.DeleteSegmentResponse]
     """Deletes a segment with its members. Role: editor.
@@ -153,10 +158,11 @@ class AdminServiceStub:
     - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use the segment; the error names them.
     """
     AddSegmentMembers: _grpc.StreamUnaryMultiCallable[_admin_service_pb2.AddSegmentMembersRequest, _admin_service_pb2.AddSegmentMembersResponse]
-    """Adds many members to segments. Each message is a mutation of its own, applied in order, completely or not
-    at all. If one fails, the call ends with its error. The metadata of the error has the number of messages
-    applied before it (`applied_messages`) and the last revision made (`applied_revision`). Set a
-    `request_id` in each message to make the whole call safe to retry. Role: editor.
+    """Adds many members to segments. Each message is a mutation of its own, applied in order,
+    completely or not at all. If one fails, the call ends with its error. The metadata of the error
+    has the number of messages applied before it (`applied_messages`) and the last revision made
+    (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+    Role: editor.
 
     Errors:
     - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
@@ -181,7 +187,8 @@ class AdminServiceStub:
     Errors:
     - ALREADY_EXISTS: the id is taken.
     - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
-    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by
+      default).
     """
     GetUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetUserRequest, _admin_service_pb2.GetUserResponse]
     """Reads a known user. Role: viewer.
@@ -200,33 +207,34 @@ class AdminServiceStub:
     - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
     """
     DeleteUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteUserRequest, _admin_service_pb2.DeleteUserResponse]
-    """Deletes the stored attributes of a known user. Targets, memberships and the audit log are unchanged.
-    Role: editor.
+    """Deletes the stored attributes of a known user. Targets, memberships and the audit log are
+    unchanged. Role: editor.
 
     Errors:
     - NOT_FOUND (USER_NOT_FOUND): no user with that id is known.
     - ABORTED (ETAG_MISMATCH): the user has another etag.
     """
     ExportUserData: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]
-    """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
-    who exports, see ListAuthEvents. Role: admin.
+    """Streams everything that is stored about a user id. Before anything is read, an event
+    "user_exported" records who exports, see ListAuthEvents. Role: admin.
     """
     EraseUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]
-    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and logins that
-    were tried with it. In audit documents, "[erased]" replaces it in what people wrote (descriptions, owners,
-    tags, reasons, values of conditions and attributes), as a whole word: erasing "ann" does not touch
-    "annette". In the documents about the user as a known user it replaces all attributes and reasons. The rest
-    of the documents stays, and the audit chain still verifies.
+    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and
+    logins that were tried with it. In audit documents, "[erased]" replaces it in what people wrote
+    (descriptions, owners, tags, reasons, values of conditions and attributes), as a whole word:
+    erasing "ann" does not touch "annette". In the documents about the user as a known user it
+    replaces all attributes and reasons. The rest of the documents stays, and the audit chain still
+    verifies.
 
-    Not searched: keys of flags and segments, names of attributes, admin users and client keys, and what the
-    server writes: times, operators, variants, roles, numbers. Role: admin.
+    Not searched: keys of flags and segments, names of attributes, admin users and client keys, and
+    what the server writes: times, operators, variants, roles, numbers. Role: admin.
 
     Errors:
     - INVALID_ARGUMENT: `change_reason` contains the id.
     - UNAVAILABLE: the erasure ledger cannot be written.
     - NOT_FOUND (USER_NOT_FOUND): nothing is stored about the id.
-    - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of flags, segments
-      or other users contain the id. The error names them. Edit them first.
+    - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of
+      flags, segments or other users contain the id. The error names them. Edit them first.
     """
     CreateAdminUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]
     """Creates an admin user. Role: admin.
@@ -237,8 +245,8 @@ class AdminServiceStub:
     ListAdminUsers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAdminUsersRequest, _admin_service_pb2.ListAdminUsersResponse]
     """Lists admin users by name, in pages. Role: admin."""
     UpdateAdminUser: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateAdminUserRequest, _admin_service_pb2.UpdateAdminUserResponse]
-    """Changes the role of an admin user, whether they may log in, or their password. Their tokens become
-    invalid at once. Role: admin.
+    """Changes the role of an admin user, whether they may log in, or their password. Their tokens
+    become invalid at once. Role: admin.
 
     Errors:
     - NOT_FOUND (ADMIN_USER_NOT_FOUND): no admin user has that name.
@@ -254,31 +262,34 @@ class AdminServiceStub:
     - FAILED_PRECONDITION (LAST_ADMIN): no enabled admin user with role admin would remain.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]
-    """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
-    who cannot log in, because the password must be changed, sends no access token but `username`.
+    """Changes the caller's own password. All tokens of the caller become invalid at once. Role:
+    viewer. A caller who cannot log in, because the password must be changed, sends no access token
+    but `username`.
 
     Errors:
-    - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
-      user with that username.
+    - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an
+      enabled admin user with that username.
     - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListSessionsRequest, _admin_service_pb2.ListSessionsResponse]
-    """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+    """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role:
+    viewer.
 
     Errors:
     - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
     """
     RevokeSession: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeSessionRequest, _admin_service_pb2.RevokeSessionResponse]
-    """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
-    invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+    """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens
+    become invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked".
+    Role: viewer.
 
     Errors:
-    - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
-      role is below admin.
+    - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the
+      caller's role is below admin.
     """
     ListAuthEvents: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]
-    """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
-    first. Role: admin.
+    """Lists logins, failed logins and other events about credentials, and who read personal data
+    about whom, newest first. Role: admin.
     """
     CreateClientKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]
     """Creates a client key and returns its secret, once. Role: admin."""
@@ -293,16 +304,19 @@ class AdminServiceStub:
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditEntriesRequest, _admin_service_pb2.ListAuditEntriesResponse]
     """Lists audit entries, newest first, in pages. Role: viewer."""
     VerifyAuditLog: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditLogRequest, _admin_service_pb2.VerifyAuditLogResponse]
-    """Recomputes every hash of the audit log, reports progress, and names the first faulty entry. Role: viewer.
+    """Recomputes every hash of the audit log, reports progress, and names the first faulty entry.
+    Role: viewer.
 
     Errors:
-    - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again later.
+    - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again
+      later.
     """
     GetAuditCheckpoint: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetAuditCheckpointRequest, _admin_service_pb2.GetAuditCheckpointResponse]
     """Returns the head of the audit log with the server's signature. Role: viewer.
 
     Errors:
-    - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing checkpoints.
+    - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing
+      checkpoints.
     """
 
 @_typing.type_check_only
@@ -310,26 +324,28 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
-    change is visible on the instance that answered. These request fields mean the same everywhere:
-    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
-      and the error names the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call
+    returns, the change is visible on the instance that answered. These request fields mean the same
+    everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
+      (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
-      be, with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-      within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
-      changes. Another body under the same id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as
+      it would be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and
+      body again within 24 hours and within its next 10,000 requests with an id, it gets the first
+      response and nothing changes. Another body under the same id is INVALID_ARGUMENT.
 
-    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
-    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
-    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
-    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
-    (QUOTA_EXCEEDED).
+    Every read of what is stored about users leaves an event that says who read it, see
+    ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
+    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
+    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
+    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
-    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
-    message says which. In both cases a retry with the same `request_id` is safe.
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
+    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
+    instance cannot show it yet. The message says which. In both cases a retry with the same
+    `request_id` is safe.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -339,7 +355,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors:
     - ALREADY_EXISTS: the key is taken.
     - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
-    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by
+      default).
     """
     GetFlag: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagRequest, _admin_service_pb2.GetFlagResponse]  # type: ignore[assignment]
     """Reads a flag. Role: viewer.
@@ -353,8 +370,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Changes the fields of a flag that `update_mask` names. Role: editor.
 
     Errors:
-    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target, does not
-      exist.
+    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+      does not exist.
     - ABORTED (ETAG_MISMATCH): the flag has another etag.
     """
     DeleteFlag: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteFlagRequest, _admin_service_pb2.DeleteFlagResponse]  # type: ignore[assignment]
@@ -365,8 +382,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - ABORTED (ETAG_MISMATCH): the flag has another etag.
     """
     AddTargets: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AddTargetsRequest, _admin_service_pb2.AddTargetsResponse]  # type: ignore[assignment]
-    """Targets users individually. A user who is targeted with the other value is moved. Either all users are
-    changed or none. Role: editor.
+    """Targets users individually. A user who is targeted with the other value is moved. Either all
+    users are changed or none. Role: editor.
 
     Errors:
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -386,10 +403,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
     """
     ImportTargets: _aio.StreamUnaryMultiCallable[_admin_service_pb2.ImportTargetsRequest, _admin_service_pb2.ImportTargetsResponse]  # type: ignore[assignment]
-    """Targets many users. Each message is a mutation of its own, applied in order, completely or not at all. If
-    one fails, the call ends with its error. The metadata of the error has the number of messages applied
-    before it (`applied_messages`) and the last revision made (`applied_revision`). Set a `request_id` in
-    each message to make the whole call safe to retry. Role: editor.
+    """Targets many users. Each message is a mutation of its own, applied in order, completely or not
+    at all. If one fails, the call ends with its error. The metadata of the error has the number of
+    messages applied before it (`applied_messages`) and the last revision made
+    (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+    Role: editor.
 
     Errors:
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -400,9 +418,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Errors:
     - ALREADY_EXISTS: the key is taken.
-    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-      and ENDS_WITH, or name more than 1,000,000 stored attribute values.
-    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
+    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+      STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by
+      default).
     """
     GetSegment: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetSegmentRequest, _admin_service_pb2.GetSegmentResponse]  # type: ignore[assignment]
     """Reads a segment. Role: viewer.
@@ -418,8 +437,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors:
     - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
     - ABORTED (ETAG_MISMATCH): the segment has another etag.
-    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-      and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+    - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+      STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
     """
     DeleteSegment: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteSegmentRequest, _admin_service_pb2.DeleteSegmentResponse]  # type: ignore[assignment]
     """Deletes a segment with its members. Role: editor.
@@ -430,10 +449,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use the segment; the error names them.
     """
     AddSegmentMembers: _aio.StreamUnaryMultiCallable[_admin_service_pb2.AddSegmentMembersRequest, _admin_service_pb2.AddSegmentMembersResponse]  # type: ignore[assignment]
-    """Adds many members to segments. Each message is a mutation of its own, applied in order, completely or not
-    at all. If one fails, the call ends with its error. The metadata of the error has the number of messages
-    applied before it (`applied_messages`) and the last revision made (`applied_revision`). Set a
-    `request_id` in each message to make the whole call safe to retry. Role: editor.
+    """Adds many members to segments. Each message is a mutation of its own, applied in order,
+    completely or not at all. If one fails, the call ends with its error. The metadata of the error
+    has the number of messages applied before it (`applied_messages`) and the last revision made
+    (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+    Role: editor.
 
     Errors:
     - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
@@ -458,7 +478,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors:
     - ALREADY_EXISTS: the id is taken.
     - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
-    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by
+      default).
     """
     GetUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetUserRequest, _admin_service_pb2.GetUserResponse]  # type: ignore[assignment]
     """Reads a known user. Role: viewer.
@@ -477,33 +498,34 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
     """
     DeleteUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteUserRequest, _admin_service_pb2.DeleteUserResponse]  # type: ignore[assignment]
-    """Deletes the stored attributes of a known user. Targets, memberships and the audit log are unchanged.
-    Role: editor.
+    """Deletes the stored attributes of a known user. Targets, memberships and the audit log are
+    unchanged. Role: editor.
 
     Errors:
     - NOT_FOUND (USER_NOT_FOUND): no user with that id is known.
     - ABORTED (ETAG_MISMATCH): the user has another etag.
     """
     ExportUserData: _aio.UnaryStreamMultiCallable[_admin_service_pb2.ExportUserDataRequest, _admin_service_pb2.ExportUserDataResponse]  # type: ignore[assignment]
-    """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
-    who exports, see ListAuthEvents. Role: admin.
+    """Streams everything that is stored about a user id. Before anything is read, an event
+    "user_exported" records who exports, see ListAuthEvents. Role: admin.
     """
     EraseUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EraseUserRequest, _admin_service_pb2.EraseUserResponse]  # type: ignore[assignment]
-    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and logins that
-    were tried with it. In audit documents, "[erased]" replaces it in what people wrote (descriptions, owners,
-    tags, reasons, values of conditions and attributes), as a whole word: erasing "ann" does not touch
-    "annette". In the documents about the user as a known user it replaces all attributes and reasons. The rest
-    of the documents stays, and the audit chain still verifies.
+    """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and
+    logins that were tried with it. In audit documents, "[erased]" replaces it in what people wrote
+    (descriptions, owners, tags, reasons, values of conditions and attributes), as a whole word:
+    erasing "ann" does not touch "annette". In the documents about the user as a known user it
+    replaces all attributes and reasons. The rest of the documents stays, and the audit chain still
+    verifies.
 
-    Not searched: keys of flags and segments, names of attributes, admin users and client keys, and what the
-    server writes: times, operators, variants, roles, numbers. Role: admin.
+    Not searched: keys of flags and segments, names of attributes, admin users and client keys, and
+    what the server writes: times, operators, variants, roles, numbers. Role: admin.
 
     Errors:
     - INVALID_ARGUMENT: `change_reason` contains the id.
     - UNAVAILABLE: the erasure ledger cannot be written.
     - NOT_FOUND (USER_NOT_FOUND): nothing is stored about the id.
-    - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of flags, segments
-      or other users contain the id. The error names them. Edit them first.
+    - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of
+      flags, segments or other users contain the id. The error names them. Edit them first.
     """
     CreateAdminUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAdminUserRequest, _admin_service_pb2.CreateAdminUserResponse]  # type: ignore[assignment]
     """Creates an admin user. Role: admin.
@@ -514,8 +536,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListAdminUsers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAdminUsersRequest, _admin_service_pb2.ListAdminUsersResponse]  # type: ignore[assignment]
     """Lists admin users by name, in pages. Role: admin."""
     UpdateAdminUser: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateAdminUserRequest, _admin_service_pb2.UpdateAdminUserResponse]  # type: ignore[assignment]
-    """Changes the role of an admin user, whether they may log in, or their password. Their tokens become
-    invalid at once. Role: admin.
+    """Changes the role of an admin user, whether they may log in, or their password. Their tokens
+    become invalid at once. Role: admin.
 
     Errors:
     - NOT_FOUND (ADMIN_USER_NOT_FOUND): no admin user has that name.
@@ -531,31 +553,34 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - FAILED_PRECONDITION (LAST_ADMIN): no enabled admin user with role admin would remain.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangePasswordRequest, _admin_service_pb2.ChangePasswordResponse]  # type: ignore[assignment]
-    """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
-    who cannot log in, because the password must be changed, sends no access token but `username`.
+    """Changes the caller's own password. All tokens of the caller become invalid at once. Role:
+    viewer. A caller who cannot log in, because the password must be changed, sends no access token
+    but `username`.
 
     Errors:
-    - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
-      user with that username.
+    - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an
+      enabled admin user with that username.
     - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListSessionsRequest, _admin_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+    """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role:
+    viewer.
 
     Errors:
     - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
     """
     RevokeSession: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeSessionRequest, _admin_service_pb2.RevokeSessionResponse]  # type: ignore[assignment]
-    """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
-    invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+    """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens
+    become invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked".
+    Role: viewer.
 
     Errors:
-    - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
-      role is below admin.
+    - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the
+      caller's role is below admin.
     """
     ListAuthEvents: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]  # type: ignore[assignment]
-    """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
-    first. Role: admin.
+    """Lists logins, failed logins and other events about credentials, and who read personal data
+    about whom, newest first. Role: admin.
     """
     CreateClientKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]  # type: ignore[assignment]
     """Creates a client key and returns its secret, once. Role: admin."""
@@ -570,42 +595,47 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditEntriesRequest, _admin_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists audit entries, newest first, in pages. Role: viewer."""
     VerifyAuditLog: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditLogRequest, _admin_service_pb2.VerifyAuditLogResponse]  # type: ignore[assignment]
-    """Recomputes every hash of the audit log, reports progress, and names the first faulty entry. Role: viewer.
+    """Recomputes every hash of the audit log, reports progress, and names the first faulty entry.
+    Role: viewer.
 
     Errors:
-    - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again later.
+    - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again
+      later.
     """
     GetAuditCheckpoint: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetAuditCheckpointRequest, _admin_service_pb2.GetAuditCheckpointResponse]  # type: ignore[assignment]
     """Returns the head of the audit log with the server's signature. Role: viewer.
 
     Errors:
-    - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing checkpoints.
+    - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing
+      checkpoints.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call returns, the
-    change is visible on the instance that answered. These request fields mean the same everywhere:
-    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED (ETAG_MISMATCH),
-      and the error names the current one.
+    Every mutation makes one revision and one audit entry in the same transaction. When the call
+    returns, the change is visible on the instance that answered. These request fields mean the same
+    everywhere:
+    - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
+      (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
-    - `validate_only`: check everything, write and record nothing. The response shows the resource as it would
-      be, with the current revision and etag.
-    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and body again
-      within 24 hours and within its next 10,000 requests with an id, it gets the first response and nothing
-      changes. Another body under the same id is INVALID_ARGUMENT.
+    - `validate_only`: check everything, write and record nothing. The response shows the resource as
+      it would be, with the current revision and etag.
+    - `request_id`: a UUID that makes a retry safe. If the same caller sends the same RPC, id and
+      body again within 24 hours and within its next 10,000 requests with an id, it gets the first
+      response and nothing changes. Another body under the same id is INVALID_ARGUMENT.
 
-    Every read of what is stored about users leaves an event that says who read it, see ListAuthEvents: GetUser,
-    ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries, ExportUserData, and an UpdateUser that
-    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE. One caller may
-    add 256 MiB of events a day, a million reads of one user; then the answer is RESOURCE_EXHAUSTED
-    (QUOTA_EXCEEDED).
+    Every read of what is stored about users leaves an event that says who read it, see
+    ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
+    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
+    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
+    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
-    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    and UNAVAILABLE: the database is down, or a mutation is committed and this instance cannot show it yet. The
-    message says which. In both cases a retry with the same `request_id` is safe.
+    Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
+    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
+    instance cannot show it yet. The message says which. In both cases a retry with the same
+    `request_id` is safe.
     """
 
     @_abc_1.abstractmethod
@@ -619,7 +649,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - ALREADY_EXISTS: the key is taken.
         - NOT_FOUND (SEGMENT_NOT_FOUND): a segment target names a segment that does not exist.
-        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by default).
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many flags as there may be (20,000 by
+          default).
         """
 
     @_abc_1.abstractmethod
@@ -651,8 +682,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the fields of a flag that `update_mask` names. Role: editor.
 
         Errors:
-        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target, does not
-          exist.
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+          does not exist.
         - ABORTED (ETAG_MISMATCH): the flag has another etag.
         """
 
@@ -675,8 +706,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.AddTargetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.AddTargetsResponse, _abc.Awaitable[_admin_service_pb2.AddTargetsResponse]]:
-        """Targets users individually. A user who is targeted with the other value is moved. Either all users are
-        changed or none. Role: editor.
+        """Targets users individually. A user who is targeted with the other value is moved. Either all
+        users are changed or none. Role: editor.
 
         Errors:
         - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -714,10 +745,11 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_admin_service_pb2.ImportTargetsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ImportTargetsResponse, _abc.Awaitable[_admin_service_pb2.ImportTargetsResponse]]:
-        """Targets many users. Each message is a mutation of its own, applied in order, completely or not at all. If
-        one fails, the call ends with its error. The metadata of the error has the number of messages applied
-        before it (`applied_messages`) and the last revision made (`applied_revision`). Set a `request_id` in
-        each message to make the whole call safe to retry. Role: editor.
+        """Targets many users. Each message is a mutation of its own, applied in order, completely or not
+        at all. If one fails, the call ends with its error. The metadata of the error has the number of
+        messages applied before it (`applied_messages`) and the last revision made
+        (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+        Role: editor.
 
         Errors:
         - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
@@ -734,9 +766,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - ALREADY_EXISTS: the key is taken.
-        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-          and ENDS_WITH, or name more than 1,000,000 stored attribute values.
-        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by default).
+        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+          STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many segments as there may be (2,000 by
+          default).
         """
 
     @_abc_1.abstractmethod
@@ -770,8 +803,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
         - ABORTED (ETAG_MISMATCH): the segment has another etag.
-        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS, STARTS_WITH
-          and ENDS_WITH, or name more than 1,000,000 stored attribute values.
+        - RESOURCE_EXHAUSTED: all segments together would have more than 1,000 values of CONTAINS,
+          STARTS_WITH and ENDS_WITH, or name more than 1,000,000 stored attribute values.
         """
 
     @_abc_1.abstractmethod
@@ -794,10 +827,11 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_admin_service_pb2.AddSegmentMembersRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.AddSegmentMembersResponse, _abc.Awaitable[_admin_service_pb2.AddSegmentMembersResponse]]:
-        """Adds many members to segments. Each message is a mutation of its own, applied in order, completely or not
-        at all. If one fails, the call ends with its error. The metadata of the error has the number of messages
-        applied before it (`applied_messages`) and the last revision made (`applied_revision`). Set a
-        `request_id` in each message to make the whole call safe to retry. Role: editor.
+        """Adds many members to segments. Each message is a mutation of its own, applied in order,
+        completely or not at all. If one fails, the call ends with its error. The metadata of the error
+        has the number of messages applied before it (`applied_messages`) and the last revision made
+        (`applied_revision`). Set a `request_id` in each message to make the whole call safe to retry.
+        Role: editor.
 
         Errors:
         - NOT_FOUND (SEGMENT_NOT_FOUND): no segment has that key.
@@ -840,7 +874,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - ALREADY_EXISTS: the id is taken.
         - RESOURCE_EXHAUSTED: segments would name more than 1,000,000 stored attribute values.
-        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by default).
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): there are as many users as there may be (10,000,000 by
+          default).
         """
 
     @_abc_1.abstractmethod
@@ -883,8 +918,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.DeleteUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.DeleteUserResponse, _abc.Awaitable[_admin_service_pb2.DeleteUserResponse]]:
-        """Deletes the stored attributes of a known user. Targets, memberships and the audit log are unchanged.
-        Role: editor.
+        """Deletes the stored attributes of a known user. Targets, memberships and the audit log are
+        unchanged. Role: editor.
 
         Errors:
         - NOT_FOUND (USER_NOT_FOUND): no user with that id is known.
@@ -897,8 +932,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ExportUserDataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.ExportUserDataResponse], _abc.AsyncIterator[_admin_service_pb2.ExportUserDataResponse]]:
-        """Streams everything that is stored about a user id. Before anything is read, an event "user_exported" records
-        who exports, see ListAuthEvents. Role: admin.
+        """Streams everything that is stored about a user id. Before anything is read, an event
+        "user_exported" records who exports, see ListAuthEvents. Role: admin.
         """
 
     @_abc_1.abstractmethod
@@ -907,21 +942,22 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.EraseUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.EraseUserResponse, _abc.Awaitable[_admin_service_pb2.EraseUserResponse]]:
-        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and logins that
-        were tried with it. In audit documents, "[erased]" replaces it in what people wrote (descriptions, owners,
-        tags, reasons, values of conditions and attributes), as a whole word: erasing "ann" does not touch
-        "annette". In the documents about the user as a known user it replaces all attributes and reasons. The rest
-        of the documents stays, and the audit chain still verifies.
+        """Erases a user id everywhere: mapping, attributes, targets, memberships, stored responses, and
+        logins that were tried with it. In audit documents, "[erased]" replaces it in what people wrote
+        (descriptions, owners, tags, reasons, values of conditions and attributes), as a whole word:
+        erasing "ann" does not touch "annette". In the documents about the user as a known user it
+        replaces all attributes and reasons. The rest of the documents stays, and the audit chain still
+        verifies.
 
-        Not searched: keys of flags and segments, names of attributes, admin users and client keys, and what the
-        server writes: times, operators, variants, roles, numbers. Role: admin.
+        Not searched: keys of flags and segments, names of attributes, admin users and client keys, and
+        what the server writes: times, operators, variants, roles, numbers. Role: admin.
 
         Errors:
         - INVALID_ARGUMENT: `change_reason` contains the id.
         - UNAVAILABLE: the erasure ledger cannot be written.
         - NOT_FOUND (USER_NOT_FOUND): nothing is stored about the id.
-        - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of flags, segments
-          or other users contain the id. The error names them. Edit them first.
+        - FAILED_PRECONDITION (USER_STILL_NAMED): texts, or values of conditions or attributes, of
+          flags, segments or other users contain the id. The error names them. Edit them first.
         """
 
     @_abc_1.abstractmethod
@@ -950,8 +986,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.UpdateAdminUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.UpdateAdminUserResponse, _abc.Awaitable[_admin_service_pb2.UpdateAdminUserResponse]]:
-        """Changes the role of an admin user, whether they may log in, or their password. Their tokens become
-        invalid at once. Role: admin.
+        """Changes the role of an admin user, whether they may log in, or their password. Their tokens
+        become invalid at once. Role: admin.
 
         Errors:
         - NOT_FOUND (ADMIN_USER_NOT_FOUND): no admin user has that name.
@@ -979,12 +1015,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ChangePasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ChangePasswordResponse, _abc.Awaitable[_admin_service_pb2.ChangePasswordResponse]]:
-        """Changes the caller's own password. All tokens of the caller become invalid at once. Role: viewer. A caller
-        who cannot log in, because the password must be changed, sends no access token but `username`.
+        """Changes the caller's own password. All tokens of the caller become invalid at once. Role:
+        viewer. A caller who cannot log in, because the password must be changed, sends no access token
+        but `username`.
 
         Errors:
-        - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an enabled admin
-          user with that username.
+        - UNAUTHENTICATED: the current password is wrong, or there is neither an access token nor an
+          enabled admin user with that username.
         - RESOURCE_EXHAUSTED: too many password checks at once, or too many failed ones.
         """
 
@@ -994,7 +1031,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListSessionsResponse, _abc.Awaitable[_admin_service_pb2.ListSessionsResponse]]:
-        """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role: viewer.
+        """Lists the sessions of the caller, in pages; for role admin, those of all admin users. Role:
+        viewer.
 
         Errors:
         - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
@@ -1006,12 +1044,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RevokeSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeSessionResponse, _abc.Awaitable[_admin_service_pb2.RevokeSessionResponse]]:
-        """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens become
-        invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked". Role: viewer.
+        """Ends a session of the caller; for role admin, of any admin user. Its access and refresh tokens
+        become invalid at once. It makes no revision; `ListAuthEvents` has it as "session_revoked".
+        Role: viewer.
 
         Errors:
-        - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the caller's
-          role is below admin.
+        - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the
+          caller's role is below admin.
         """
 
     @_abc_1.abstractmethod
@@ -1020,8 +1059,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListAuthEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListAuthEventsResponse, _abc.Awaitable[_admin_service_pb2.ListAuthEventsResponse]]:
-        """Lists logins, failed logins and other events about credentials, and who read personal data about whom, newest
-        first. Role: admin.
+        """Lists logins, failed logins and other events about credentials, and who read personal data
+        about whom, newest first. Role: admin.
         """
 
     @_abc_1.abstractmethod
@@ -1066,10 +1105,12 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.VerifyAuditLogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.VerifyAuditLogResponse], _abc.AsyncIterator[_admin_service_pb2.VerifyAuditLogResponse]]:
-        """Recomputes every hash of the audit log, reports progress, and names the first faulty entry. Role: viewer.
+        """Recomputes every hash of the audit log, reports progress, and names the first faulty entry.
+        Role: viewer.
 
         Errors:
-        - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again later.
+        - RESOURCE_EXHAUSTED: this instance runs its maximum number of verifications, two. Try again
+          later.
         """
 
     @_abc_1.abstractmethod
@@ -1081,7 +1122,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the head of the audit log with the server's signature. Role: viewer.
 
         Errors:
-        - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing checkpoints.
+        - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing
+          checkpoints.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -64,7 +64,9 @@ class Session(_message.Message):
     username: _builtins.str
     """The admin user who logged in."""
     address: _builtins.str
-    """The address from which the tokens were last issued, without a port; of an IPv6 address, its /64."""
+    """The address from which the tokens were last issued, without a port; of an IPv6 address, its
+    /64.
+    """
     current: _builtins.bool
     """Whether the access token of this call belongs to the session."""
     @_builtins.property
@@ -114,34 +116,35 @@ class AdminUser(_message.Message):
     ADMIN_ID_FIELD_NUMBER: _builtins.int
     MUST_CHANGE_PASSWORD_FIELD_NUMBER: _builtins.int
     username: _builtins.str
-    """1 to 64 characters of a-z 0-9 . _ @ - that start with a letter or digit. Fixed at creation. Earlier
-    releases accepted up to 128 characters of any kind except NUL; such names can still log in.
+    """1 to 64 characters of a-z 0-9 . _ @ - that start with a letter or digit. REQUIRED. Fixed at
+    creation. Earlier releases accepted up to 128 characters of any kind except NUL; such names can
+    still log in.
     """
     role: Global___Role.ValueType
-    """What the admin user may do. Required."""
+    """What the admin user may do. REQUIRED."""
     enabled: _builtins.bool
     """Whether the admin user may log in. `CreateAdminUser` ignores it: a new admin user may log in."""
     etag: _builtins.str
-    """Opaque name of this state of the admin user. If it is set in `UpdateAdminUser`, it must be the current
-    one; otherwise the call fails with ABORTED (ETAG_MISMATCH). Empty: no check.
+    """Opaque name of this state of the admin user. If it is set in `UpdateAdminUser`, it must be the
+    current one; otherwise the call fails with ABORTED (ETAG_MISMATCH). Empty: no check.
     """
     revision: _builtins.int
-    """The revision that last changed the admin user. Output only."""
+    """The revision that last changed the admin user. OUTPUT_ONLY."""
     admin_id: _builtins.int
-    """The identity of the admin user, never given to another. The actor of audit entries ends with it. 0 with
-    `validate_only`. Output only.
+    """The identity of the admin user, never given to another. The actor of audit entries ends with
+    it. 0 with `validate_only`. OUTPUT_ONLY.
     """
     must_change_password: _builtins.bool
-    """Whether the admin user has to change the password before they can log in, as `ChangePassword` allows
-    without an access token. A change of their own password ends it. False by default.
+    """Whether the admin user has to change the password before they can log in, as `ChangePassword`
+    allows without an access token. A change of their own password ends it. False by default.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the admin user was created. Output only."""
+        """When the admin user was created. OUTPUT_ONLY."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the admin user last changed. Output only."""
+        """When the admin user last changed. OUTPUT_ONLY."""
 
     def __init__(
         self,

@@ -25,27 +25,30 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gatekeeper/v1/audit.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x03\n\nAuditEntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x07 \x01(\t\x12\x15\n\rresource_type\x18\x08 \x01(\t\x12\x14\n\x0cresource_key\x18\t \x01(\t\x12\x10\n\x08\x64ocument\x18\n \x01(\t\x12\x10\n\x08redacted\x18\x0b \x01(\x08\x12\x33\n\x05users\x18\x0c \x03(\x0b\x32$.gatekeeper.v1.AuditEntry.UsersEntry\x12\x0c\n\x04salt\x18\r \x01(\x0c\x12\x15\n\rdocument_hash\x18\x0e \x01(\x0c\x12\x11\n\tprev_hash\x18\x0f \x01(\x0c\x12\x0c\n\x04hash\x18\x10 \x01(\x0c\x12\x15\n\revidence_hash\x18\x11 \x01(\x0c\x12\x31\n\nredactions\x18\x12 \x03(\x0b\x32\x1d.gatekeeper.v1.AuditRedaction\x1a,\n\nUsersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x0e\x41uditRedaction\x12\x13\n\x0b\x65rasure_seq\x18\x01 \x01(\x03\x12\x10\n\x08old_hash\x18\x02 \x01(\x0c\x12\x10\n\x08new_hash\x18\x03 \x01(\x0c\"(\n\x0b\x41uditAnchor\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"\xa7\x01\n\x0f\x41uditCheckpoint\x12*\n\x06\x61nchor\x18\x01 \x01(\x0b\x32\x1a.gatekeeper.v1.AuditAnchor\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\"\xba\x01\n\tAuthEvent\x12/\n\x0b\x63reate_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x10\n\x08username\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x12\n\nsubject_id\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x13\n\x0bsubject_ids\x18\x07 \x03(\t\x12\x15\n\rsubject_count\x18\x08 \x01(\x05*\xc7\x02\n\nAuditFault\x12\x1b\n\x17\x41UDIT_FAULT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_ALTERED\x10\x01\x12\x1c\n\x18\x41UDIT_FAULT_CHAIN_BROKEN\x10\x02\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_MISSING\x10\x03\x12 \n\x1c\x41UDIT_FAULT_DOCUMENT_ALTERED\x10\x04\x12\x18\n\x14\x41UDIT_FAULT_TAIL_CUT\x10\x05\x12\x1f\n\x1b\x41UDIT_FAULT_ANCHOR_MISMATCH\x10\x06\x12 \n\x1c\x41UDIT_FAULT_DOCUMENT_MISSING\x10\x07\x12 \n\x1c\x41UDIT_FAULT_EVIDENCE_ALTERED\x10\x08\x12\x1f\n\x1b\x41UDIT_FAULT_SUBJECT_ALTERED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gatekeeper/v1/audit.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x04\n\nAuditEntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x07 \x01(\t\x12\x32\n\rresource_type\x18\x08 \x01(\x0e\x32\x1b.gatekeeper.v1.ResourceType\x12\x14\n\x0cresource_key\x18\t \x01(\t\x12\x10\n\x08\x64ocument\x18\n \x01(\t\x12\x10\n\x08redacted\x18\x0b \x01(\x08\x12\x33\n\x05users\x18\x0c \x03(\x0b\x32$.gatekeeper.v1.AuditEntry.UsersEntry\x12\x0c\n\x04salt\x18\r \x01(\x0c\x12\x15\n\rdocument_hash\x18\x0e \x01(\x0c\x12\x11\n\tprev_hash\x18\x0f \x01(\x0c\x12\x0c\n\x04hash\x18\x10 \x01(\x0c\x12\x15\n\revidence_hash\x18\x11 \x01(\x0c\x12\x31\n\nredactions\x18\x12 \x03(\x0b\x32\x1d.gatekeeper.v1.AuditRedaction\x1a,\n\nUsersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x0e\x41uditRedaction\x12\x13\n\x0b\x65rasure_seq\x18\x01 \x01(\x03\x12\x10\n\x08old_hash\x18\x02 \x01(\x0c\x12\x10\n\x08new_hash\x18\x03 \x01(\x0c\"(\n\x0b\x41uditAnchor\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"\xa7\x01\n\x0f\x41uditCheckpoint\x12*\n\x06\x61nchor\x18\x01 \x01(\x0b\x32\x1a.gatekeeper.v1.AuditAnchor\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\"\xba\x01\n\tAuthEvent\x12/\n\x0b\x63reate_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x10\n\x08username\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x12\n\nsubject_id\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x13\n\x0bsubject_ids\x18\x07 \x03(\t\x12\x15\n\rsubject_count\x18\x08 \x01(\x03*\xa5\x02\n\x0cResourceType\x12\x1d\n\x19RESOURCE_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESOURCE_TYPE_FLAG\x10\x01\x12\x19\n\x15RESOURCE_TYPE_TARGETS\x10\x02\x12\x19\n\x15RESOURCE_TYPE_SEGMENT\x10\x03\x12\x19\n\x15RESOURCE_TYPE_MEMBERS\x10\x04\x12\x16\n\x12RESOURCE_TYPE_USER\x10\x05\x12\x1c\n\x18RESOURCE_TYPE_ADMIN_USER\x10\x06\x12\x1c\n\x18RESOURCE_TYPE_CLIENT_KEY\x10\x07\x12\x19\n\x15RESOURCE_TYPE_SUBJECT\x10\x08\x12\x1e\n\x1aRESOURCE_TYPE_INSTALLATION\x10\t*\xc7\x02\n\nAuditFault\x12\x1b\n\x17\x41UDIT_FAULT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_ALTERED\x10\x01\x12\x1c\n\x18\x41UDIT_FAULT_CHAIN_BROKEN\x10\x02\x12\x1d\n\x19\x41UDIT_FAULT_ENTRY_MISSING\x10\x03\x12 \n\x1c\x41UDIT_FAULT_DOCUMENT_ALTERED\x10\x04\x12\x18\n\x14\x41UDIT_FAULT_TAIL_CUT\x10\x05\x12\x1f\n\x1b\x41UDIT_FAULT_ANCHOR_MISMATCH\x10\x06\x12 \n\x1c\x41UDIT_FAULT_DOCUMENT_MISSING\x10\x07\x12 \n\x1c\x41UDIT_FAULT_EVIDENCE_ALTERED\x10\x08\x12\x1f\n\x1b\x41UDIT_FAULT_SUBJECT_ALTERED\x10\tBj\n\rgatekeeper.v1B\nAuditProtoP\x01Z\x1agatekeeper/v1;gatekeeperv1\xaa\x02\rGatekeeper.V1\xca\x02\rGatekeeper\\V1\xea\x02\x0eGatekeeper::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatekeeper.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rgatekeeper.v1B\nAuditProtoP\001Z\032gatekeeper/v1;gatekeeperv1\252\002\rGatekeeper.V1\312\002\rGatekeeper\\V1\352\002\016Gatekeeper::V1'
   _globals['_AUDITENTRY_USERSENTRY']._loaded_options = None
   _globals['_AUDITENTRY_USERSENTRY']._serialized_options = b'8\001'
-  _globals['_AUDITFAULT']._serialized_start=1041
-  _globals['_AUDITFAULT']._serialized_end=1368
+  _globals['_RESOURCETYPE']._serialized_start=1070
+  _globals['_RESOURCETYPE']._serialized_end=1363
+  _globals['_AUDITFAULT']._serialized_start=1366
+  _globals['_AUDITFAULT']._serialized_end=1693
   _globals['_AUDITENTRY']._serialized_start=78
-  _globals['_AUDITENTRY']._serialized_end=562
-  _globals['_AUDITENTRY_USERSENTRY']._serialized_start=518
-  _globals['_AUDITENTRY_USERSENTRY']._serialized_end=562
-  _globals['_AUDITREDACTION']._serialized_start=564
-  _globals['_AUDITREDACTION']._serialized_end=637
-  _globals['_AUDITANCHOR']._serialized_start=639
-  _globals['_AUDITANCHOR']._serialized_end=679
-  _globals['_AUDITCHECKPOINT']._serialized_start=682
-  _globals['_AUDITCHECKPOINT']._serialized_end=849
-  _globals['_AUTHEVENT']._serialized_start=852
-  _globals['_AUTHEVENT']._serialized_end=1038
+  _globals['_AUDITENTRY']._serialized_end=591
+  _globals['_AUDITENTRY_USERSENTRY']._serialized_start=547
+  _globals['_AUDITENTRY_USERSENTRY']._serialized_end=591
+  _globals['_AUDITREDACTION']._serialized_start=593
+  _globals['_AUDITREDACTION']._serialized_end=666
+  _globals['_AUDITANCHOR']._serialized_start=668
+  _globals['_AUDITANCHOR']._serialized_end=708
+  _globals['_AUDITCHECKPOINT']._serialized_start=711
+  _globals['_AUDITCHECKPOINT']._serialized_end=878
+  _globals['_AUTHEVENT']._serialized_start=881
+  _globals['_AUTHEVENT']._serialized_end=1067
 # @@protoc_insertion_point(module_scope)

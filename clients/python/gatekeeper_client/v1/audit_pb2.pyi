@@ -20,6 +20,62 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ResourceType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResourceTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResourceType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOURCE_TYPE_UNSPECIFIED: _ResourceType.ValueType  # 0
+    """In filters: any. In entries: none of those below; the entry was altered, or a later release
+    wrote it.
+    """
+    RESOURCE_TYPE_FLAG: _ResourceType.ValueType  # 1
+    """A flag."""
+    RESOURCE_TYPE_TARGETS: _ResourceType.ValueType  # 2
+    """The individual targets of a flag."""
+    RESOURCE_TYPE_SEGMENT: _ResourceType.ValueType  # 3
+    """A segment."""
+    RESOURCE_TYPE_MEMBERS: _ResourceType.ValueType  # 4
+    """The members of a segment."""
+    RESOURCE_TYPE_USER: _ResourceType.ValueType  # 5
+    """A known user."""
+    RESOURCE_TYPE_ADMIN_USER: _ResourceType.ValueType  # 6
+    """An admin user."""
+    RESOURCE_TYPE_CLIENT_KEY: _ResourceType.ValueType  # 7
+    """A client key."""
+    RESOURCE_TYPE_SUBJECT: _ResourceType.ValueType  # 8
+    """A person who was erased."""
+    RESOURCE_TYPE_INSTALLATION: _ResourceType.ValueType  # 9
+    """The installation as a whole."""
+
+class ResourceType(_ResourceType, metaclass=_ResourceTypeEnumTypeWrapper):
+    """A kind of resource that mutations change."""
+
+RESOURCE_TYPE_UNSPECIFIED: ResourceType.ValueType  # 0
+"""In filters: any. In entries: none of those below; the entry was altered, or a later release
+wrote it.
+"""
+RESOURCE_TYPE_FLAG: ResourceType.ValueType  # 1
+"""A flag."""
+RESOURCE_TYPE_TARGETS: ResourceType.ValueType  # 2
+"""The individual targets of a flag."""
+RESOURCE_TYPE_SEGMENT: ResourceType.ValueType  # 3
+"""A segment."""
+RESOURCE_TYPE_MEMBERS: ResourceType.ValueType  # 4
+"""The members of a segment."""
+RESOURCE_TYPE_USER: ResourceType.ValueType  # 5
+"""A known user."""
+RESOURCE_TYPE_ADMIN_USER: ResourceType.ValueType  # 6
+"""An admin user."""
+RESOURCE_TYPE_CLIENT_KEY: ResourceType.ValueType  # 7
+"""A client key."""
+RESOURCE_TYPE_SUBJECT: ResourceType.ValueType  # 8
+"""A person who was erased."""
+RESOURCE_TYPE_INSTALLATION: ResourceType.ValueType  # 9
+"""The installation as a whole."""
+Global___ResourceType: _TypeAlias = ResourceType  # noqa: Y015
+
 class _AuditFault:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -31,7 +87,9 @@ class _AuditFaultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditFault
     AUDIT_FAULT_ENTRY_ALTERED: _AuditFault.ValueType  # 1
     """The entry's hash is not the hash of its fields: the entry was altered."""
     AUDIT_FAULT_CHAIN_BROKEN: _AuditFault.ValueType  # 2
-    """The entry's `prev_hash` is not the hash of the entry before: entries were altered, exchanged or inserted."""
+    """The entry's `prev_hash` is not the hash of the entry before: entries were altered, exchanged or
+    inserted.
+    """
     AUDIT_FAULT_ENTRY_MISSING: _AuditFault.ValueType  # 3
     """Entries before this one are missing."""
     AUDIT_FAULT_DOCUMENT_ALTERED: _AuditFault.ValueType  # 4
@@ -45,7 +103,9 @@ class _AuditFaultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditFault
     AUDIT_FAULT_EVIDENCE_ALTERED: _AuditFault.ValueType  # 8
     """What the entry proves about redactions or people does not match its `evidence_hash`."""
     AUDIT_FAULT_SUBJECT_ALTERED: _AuditFault.ValueType  # 9
-    """A person whom the entry met first now has another user id: people were exchanged, or one was renamed."""
+    """A person whom the entry met first now has another user id: people were exchanged, or one was
+    renamed.
+    """
 
 class AuditFault(_AuditFault, metaclass=_AuditFaultEnumTypeWrapper):
     """What is wrong with the first faulty entry of the log."""
@@ -55,7 +115,9 @@ AUDIT_FAULT_UNSPECIFIED: AuditFault.ValueType  # 0
 AUDIT_FAULT_ENTRY_ALTERED: AuditFault.ValueType  # 1
 """The entry's hash is not the hash of its fields: the entry was altered."""
 AUDIT_FAULT_CHAIN_BROKEN: AuditFault.ValueType  # 2
-"""The entry's `prev_hash` is not the hash of the entry before: entries were altered, exchanged or inserted."""
+"""The entry's `prev_hash` is not the hash of the entry before: entries were altered, exchanged or
+inserted.
+"""
 AUDIT_FAULT_ENTRY_MISSING: AuditFault.ValueType  # 3
 """Entries before this one are missing."""
 AUDIT_FAULT_DOCUMENT_ALTERED: AuditFault.ValueType  # 4
@@ -69,13 +131,15 @@ AUDIT_FAULT_DOCUMENT_MISSING: AuditFault.ValueType  # 7
 AUDIT_FAULT_EVIDENCE_ALTERED: AuditFault.ValueType  # 8
 """What the entry proves about redactions or people does not match its `evidence_hash`."""
 AUDIT_FAULT_SUBJECT_ALTERED: AuditFault.ValueType  # 9
-"""A person whom the entry met first now has another user id: people were exchanged, or one was renamed."""
+"""A person whom the entry met first now has another user id: people were exchanged, or one was
+renamed.
+"""
 Global___AuditFault: _TypeAlias = AuditFault  # noqa: Y015
 
 @_typing.final
 class AuditEntry(_message.Message):
-    """One recorded mutation. Entries are numbered without gaps and chained by hashes. The fields say how each
-    hash is made.
+    """One recorded mutation. Entries are numbered without gaps and chained by hashes. The fields say
+    how each hash is made.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -125,44 +189,48 @@ class AuditEntry(_message.Message):
     revision: _builtins.int
     """The revision that the mutation produced."""
     actor: _builtins.str
-    """Who made the change: "admin:", the admin user's name, "#" and their `admin_id`, such as "admin:ann#7"; or
-    "system". The id tells two people apart who have had one name. Entries of earlier releases have no id.
+    """Who made the change: "admin:", the admin user's name, "#" and their `admin_id`, such as
+    "admin:ann#7"; or "system". The id tells two people apart who have had one name. Entries of
+    earlier releases have no id.
     """
     action: _builtins.str
     """The name of the RPC, such as "UpdateFlag"."""
     environment: _builtins.str
     """Reserved for environments; empty today."""
-    resource_type: _builtins.str
-    """The kind of resource that changed: "flag", "targets", "segment", "members", "user", "admin_user",
-    "client_key", "subject" or "installation".
-    """
+    resource_type: Global___ResourceType.ValueType
+    """The kind of resource that changed."""
     resource_key: _builtins.str
     """The key of the resource; for a user, the subject id."""
     document: _builtins.str
-    """The state before and after, as canonical JSON (RFC 8785). People appear only as subject ids, which
-    `users` resolves. "[erased]" stands for what an erasure removed. Empty if an erasure of an earlier release
-    has dropped the whole document.
+    """The state before and after, as the text of canonical JSON (RFC 8785). It stays text:
+    `document_hash` is of these bytes, which another encoding of the same JSON does not have.
+    People appear only as subject ids, which `users` resolves. "[erased]" stands for what an
+    erasure removed. Empty if an erasure of an earlier release has dropped the whole document.
     """
     redacted: _builtins.bool
-    """True if an erasure has removed a person from the document. The chain verifies without what was removed."""
+    """True if an erasure has removed a person from the document. The chain verifies without what was
+    removed.
+    """
     salt: _builtins.bytes
     """16 random bytes that are hashed with the document."""
     document_hash: _builtins.bytes
-    """SHA-256 of `salt` followed by the bytes of `document`, as they were written. Of a redacted document these
-    have the `new_hash` of its last redaction instead.
+    """SHA-256 of `salt` followed by the bytes of `document`, as they were written. Of a redacted
+    document these have the `new_hash` of its last redaction instead.
     """
     prev_hash: _builtins.bytes
     """`hash` of the entry before; 32 zero bytes for the first entry."""
     hash: _builtins.bytes
-    """SHA-256 of the canonical JSON (RFC 8785) of an object with the members action, actor, create_time (ISO
-    8601 with six decimals and +00:00), document_hash, environment, format, prev_hash, resource_key,
-    resource_type, revision and seq; and evidence_hash, if the entry has one. Hashes in it are lower-case hex.
+    """SHA-256 of the canonical JSON (RFC 8785) of an object with the members action, actor,
+    create_time (ISO 8601 with six decimals and +00:00), document_hash, environment, format,
+    prev_hash, resource_key, resource_type, revision and seq; and evidence_hash, if the entry has
+    one. Hashes in it are lower-case hex; resource_type is the name of the value in lower case
+    without its prefix, such as "admin_user".
     """
     evidence_hash: _builtins.bytes
-    """SHA-256 of what the entry proves in addition to its document, in lines of UTF-8 text. An erasure has a line
-    "redaction <seq> <old_hash> <new_hash>\\n" for each document that it rewrote, by seq. An entry that met
-    people first has a line "subject <subject id> <commitment>\\n" for each of them, by subject id. Hashes and
-    commitments are lower-case hex. Empty: nothing.
+    """SHA-256 of what the entry proves in addition to its document, in lines of UTF-8 text. An
+    erasure has a line "redaction <seq> <old_hash> <new_hash>\\n" for each document that it rewrote,
+    by seq. An entry that met people first has a line "subject <subject id> <commitment>\\n" for
+    each of them, by subject id. Hashes and commitments are lower-case hex. Empty: nothing.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -186,7 +254,7 @@ class AuditEntry(_message.Message):
         actor: _builtins.str = ...,
         action: _builtins.str = ...,
         environment: _builtins.str = ...,
-        resource_type: _builtins.str = ...,
+        resource_type: Global___ResourceType.ValueType = ...,
         resource_key: _builtins.str = ...,
         document: _builtins.str = ...,
         redacted: _builtins.bool = ...,
@@ -238,8 +306,8 @@ Global___AuditRedaction: _TypeAlias = AuditRedaction  # noqa: Y015
 
 @_typing.final
 class AuditAnchor(_message.Message):
-    """The state of the chain at one entry. An anchor that is kept outside the database proves that nothing up to
-    that entry was altered or cut off since.
+    """The state of the chain at one entry. An anchor that is kept outside the database proves that
+    nothing up to that entry was altered or cut off since.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -266,8 +334,8 @@ Global___AuditAnchor: _TypeAlias = AuditAnchor  # noqa: Y015
 
 @_typing.final
 class AuditCheckpoint(_message.Message):
-    """An anchor with the server's signature. Anyone who has the public key can verify offline that this server
-    vouched for the anchor.
+    """An anchor with the server's signature. Anyone who has the public key can verify offline that this
+    server vouched for the anchor.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -312,8 +380,8 @@ Global___AuditCheckpoint: _TypeAlias = AuditCheckpoint  # noqa: Y015
 
 @_typing.final
 class AuthEvent(_message.Message):
-    """A login or another event about credentials, or a read of personal data. Kept for 90 days; of events about
-    credentials, the latest 100,000. Not part of the audit log.
+    """A login or another event about credentials, or a read of personal data. Kept for 90 days; of
+    events about credentials, the latest 100,000. Not part of the audit log.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -328,8 +396,8 @@ class AuthEvent(_message.Message):
     SUBJECT_COUNT_FIELD_NUMBER: _builtins.int
     event: _builtins.str
     """The kind of event, such as "login_succeeded", "login_failed", "refresh_reused", "logged_out" or
-    "session_revoked". Reads of personal data: "user_read", "users_listed", "targets_listed", "members_listed",
-    "audit_entries_listed" and "user_exported".
+    "session_revoked". Reads of personal data: "user_read", "users_listed", "targets_listed",
+    "members_listed", "audit_entries_listed" and "user_exported".
     """
     username: _builtins.str
     """The username that was given, at most 128 characters. It may not exist."""
@@ -338,8 +406,8 @@ class AuthEvent(_message.Message):
     subject_id: _builtins.str
     """The only one of `subject_ids`; empty if there are none or several."""
     actor: _builtins.str
-    """Who read personal data, or who ended the session if it was not its owner, as in `AuditEntry.actor`. Empty
-    for other events.
+    """Who read personal data, or who ended the session if it was not its owner, as in
+    `AuditEntry.actor`. Empty for other events.
     """
     subject_count: _builtins.int
     """How many people's data was read, also if they are more than 50."""
@@ -349,8 +417,8 @@ class AuthEvent(_message.Message):
 
     @_builtins.property
     def subject_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The random ids, as in the audit log, of the people whose data was read: at most 50. Empty: the event is
-        about credentials, or nothing was held about anybody.
+        """The random ids, as in the audit log, of the people whose data was read: at most 50. Empty: the
+        event is about credentials, or nothing was held about anybody.
         """
 
     def __init__(

@@ -27,9 +27,9 @@ class LoginRequest(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     username: _builtins.str
-    """The admin user's name, 1 to 128 characters."""
+    """The admin user's name, 1 to 128 characters. REQUIRED."""
     password: _builtins.str
-    """The password, at most 1,024 characters."""
+    """The password, at most 1,024 characters. REQUIRED."""
     def __init__(
         self,
         *,
@@ -94,7 +94,7 @@ class RefreshTokenRequest(_message.Message):
 
     REFRESH_TOKEN_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
-    """The newest refresh token of the login."""
+    """The newest refresh token of the login. REQUIRED."""
     def __init__(
         self,
         *,
@@ -158,7 +158,7 @@ class LogoutRequest(_message.Message):
 
     REFRESH_TOKEN_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
-    """Any refresh token of the login."""
+    """Any refresh token of the login. REQUIRED."""
     def __init__(
         self,
         *,

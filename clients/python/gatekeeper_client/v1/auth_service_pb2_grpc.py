@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AuthServiceStub:
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
-    after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
+    status after the same time.
     """
 
     def __init__(self, channel):
@@ -54,8 +54,8 @@ class AuthServiceStub:
 
 
 class AuthServiceServicer:
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
-    after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
+    status after the same time.
     """
 
     def Login(self, request, context):
@@ -63,11 +63,12 @@ class AuthServiceServicer:
 
         Errors:
         - INVALID_ARGUMENT: the username or the password is missing.
-        - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
-        - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed first, with
-        `ChangePassword`.
-        - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
-        says.
+        - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never
+        says which.
+        - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed
+        first, with `ChangePassword`.
+        - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as
+        `RetryInfo` says.
         - UNAVAILABLE: the database is down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -75,10 +76,10 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends the
-        session, because one of its two holders has stolen it. One exception, for a response that was lost: within
-        10 seconds, a client with the same address may repeat the call once, and gets the same refresh token, if
-        that one has not been used.
+        """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends
+        the session, because one of its two holders has stolen it. One exception, for a response that
+        was lost: within 10 seconds, a client with the same address may repeat the call once, and gets
+        the same refresh token, if that one has not been used.
 
         Errors:
         - INVALID_ARGUMENT: no token was given.
@@ -90,8 +91,8 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Logout(self, request, context):
-        """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after the access
-        token has expired. An unknown token is not an error.
+        """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after
+        the access token has expired. An unknown token is not an error.
 
         Errors:
         - INVALID_ARGUMENT: no token was given.
@@ -128,8 +129,8 @@ def add_AuthServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuthService:
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
-    after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
+    status after the same time.
     """
 
     @staticmethod

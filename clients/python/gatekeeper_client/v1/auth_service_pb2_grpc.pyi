@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuthServiceStub:
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
-    after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
+    status after the same time.
     """
 
     @_typing.overload
@@ -40,18 +40,19 @@ class AuthServiceStub:
 
     Errors:
     - INVALID_ARGUMENT: the username or the password is missing.
-    - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
-    - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed first, with
-      `ChangePassword`.
-    - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
-      says.
+    - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never
+      says which.
+    - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed
+      first, with `ChangePassword`.
+    - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as
+      `RetryInfo` says.
     - UNAVAILABLE: the database is down.
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
-    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends the
-    session, because one of its two holders has stolen it. One exception, for a response that was lost: within
-    10 seconds, a client with the same address may repeat the call once, and gets the same refresh token, if
-    that one has not been used.
+    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends
+    the session, because one of its two holders has stolen it. One exception, for a response that
+    was lost: within 10 seconds, a client with the same address may repeat the call once, and gets
+    the same refresh token, if that one has not been used.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -59,8 +60,8 @@ class AuthServiceStub:
     - UNAVAILABLE: the database is down.
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
-    """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after the access
-    token has expired. An unknown token is not an error.
+    """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after
+    the access token has expired. An unknown token is not an error.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -69,8 +70,8 @@ class AuthServiceStub:
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
-    after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
+    status after the same time.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -79,18 +80,19 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     Errors:
     - INVALID_ARGUMENT: the username or the password is missing.
-    - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
-    - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed first, with
-      `ChangePassword`.
-    - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
-      says.
+    - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never
+      says which.
+    - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed
+      first, with `ChangePassword`.
+    - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as
+      `RetryInfo` says.
     - UNAVAILABLE: the database is down.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
-    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends the
-    session, because one of its two holders has stolen it. One exception, for a response that was lost: within
-    10 seconds, a client with the same address may repeat the call once, and gets the same refresh token, if
-    that one has not been used.
+    """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends
+    the session, because one of its two holders has stolen it. One exception, for a response that
+    was lost: within 10 seconds, a client with the same address may repeat the call once, and gets
+    the same refresh token, if that one has not been used.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -98,8 +100,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     - UNAVAILABLE: the database is down.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]  # type: ignore[assignment]
-    """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after the access
-    token has expired. An unknown token is not an error.
+    """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after
+    the access token has expired. An unknown token is not an error.
 
     Errors:
     - INVALID_ARGUMENT: no token was given.
@@ -107,8 +109,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED status
-    after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
+    status after the same time.
     """
 
     @_abc_1.abstractmethod
@@ -121,11 +123,12 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT: the username or the password is missing.
-        - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never says which.
-        - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed first, with
-          `ChangePassword`.
-        - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as `RetryInfo`
-          says.
+        - UNAUTHENTICATED: wrong password, unknown username or disabled admin user. The error never
+          says which.
+        - FAILED_PRECONDITION (PASSWORD_CHANGE_REQUIRED): the password is right and must be changed
+          first, with `ChangePassword`.
+        - RESOURCE_EXHAUSTED: too many logins at once, or too many failed logins. Wait as long as
+          `RetryInfo` says.
         - UNAVAILABLE: the database is down.
         """
 
@@ -135,10 +138,10 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RefreshTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.RefreshTokenResponse, _abc.Awaitable[_auth_service_pb2.RefreshTokenResponse]]:
-        """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends the
-        session, because one of its two holders has stolen it. One exception, for a response that was lost: within
-        10 seconds, a client with the same address may repeat the call once, and gets the same refresh token, if
-        that one has not been used.
+        """Exchanges a refresh token for new tokens. A refresh token can be used once. Using it again ends
+        the session, because one of its two holders has stolen it. One exception, for a response that
+        was lost: within 10 seconds, a client with the same address may repeat the call once, and gets
+        the same refresh token, if that one has not been used.
 
         Errors:
         - INVALID_ARGUMENT: no token was given.
@@ -152,8 +155,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.LogoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.LogoutResponse, _abc.Awaitable[_auth_service_pb2.LogoutResponse]]:
-        """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after the access
-        token has expired. An unknown token is not an error.
+        """Ends the session of one login: its refresh tokens and, at once, its access tokens. Works after
+        the access token has expired. An unknown token is not an error.
 
         Errors:
         - INVALID_ARGUMENT: no token was given.

@@ -25,15 +25,18 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egatekeeper/v1/client_key.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x02\n\tClientKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x04tier\x18\x03 \x01(\x0e\x32\x17.gatekeeper.v1.RateTier\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x08 \x01(\x03*j\n\x08RateTier\x12\x19\n\x15RATE_TIER_UNSPECIFIED\x10\x00\x12\x16\n\x12RATE_TIER_STANDARD\x10\x01\x12\x12\n\x0eRATE_TIER_HIGH\x10\x02\x12\x17\n\x13RATE_TIER_UNLIMITED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egatekeeper/v1/client_key.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x02\n\tClientKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x04tier\x18\x03 \x01(\x0e\x32\x17.gatekeeper.v1.RateTier\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12*\n\x04type\x18\t \x01(\x0e\x32\x1c.gatekeeper.v1.ClientKeyType*i\n\rClientKeyType\x12\x1f\n\x1b\x43LIENT_KEY_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43LIENT_KEY_TYPE_BEARER\x10\x01\x12\x1b\n\x17\x43LIENT_KEY_TYPE_SIGNING\x10\x02*j\n\x08RateTier\x12\x19\n\x15RATE_TIER_UNSPECIFIED\x10\x00\x12\x16\n\x12RATE_TIER_STANDARD\x10\x01\x12\x12\n\x0eRATE_TIER_HIGH\x10\x02\x12\x17\n\x13RATE_TIER_UNLIMITED\x10\x03\x42n\n\rgatekeeper.v1B\x0e\x43lientKeyProtoP\x01Z\x1agatekeeper/v1;gatekeeperv1\xaa\x02\rGatekeeper.V1\xca\x02\rGatekeeper\\V1\xea\x02\x0eGatekeeper::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatekeeper.v1.client_key_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_RATETIER']._serialized_start=382
-  _globals['_RATETIER']._serialized_end=488
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rgatekeeper.v1B\016ClientKeyProtoP\001Z\032gatekeeper/v1;gatekeeperv1\252\002\rGatekeeper.V1\312\002\rGatekeeper\\V1\352\002\016Gatekeeper::V1'
+  _globals['_CLIENTKEYTYPE']._serialized_start=426
+  _globals['_CLIENTKEYTYPE']._serialized_end=531
+  _globals['_RATETIER']._serialized_start=533
+  _globals['_RATETIER']._serialized_end=639
   _globals['_CLIENTKEY']._serialized_start=83
-  _globals['_CLIENTKEY']._serialized_end=380
+  _globals['_CLIENTKEY']._serialized_end=424
 # @@protoc_insertion_point(module_scope)

@@ -25,8 +25,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each field and
-    what it must be. Nothing was written. Example metadata: field = "flag.rollout_percentage".
+    """INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each
+    field and what it must be. Nothing was written. Example metadata: field =
+    "flag.rollout_percentage".
     """
     ERROR_REASON_FLAG_NOT_FOUND: _ErrorReason.ValueType  # 2
     """NOT_FOUND: no flag has that key. Example metadata: flag_key = "new_checkout"."""
@@ -35,34 +36,36 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 4
     """ALREADY_EXISTS: the key is taken. Example metadata: flag_key = "new_checkout"."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 5
-    """ABORTED: the resource has changed since it was read. Read it again and repeat the change on the new
-    state. Example metadata: current_etag = "5pQ9...".
+    """ABORTED: the resource has changed since it was read. Read it again and repeat the change on the
+    new state. Example metadata: current_etag = "5pQ9...".
     """
     ERROR_REASON_REVISION_NOT_REACHED: _ErrorReason.ValueType  # 6
-    """FAILED_PRECONDITION: `min_revision` or `from_revision` does not exist yet. Example metadata: min_revision
-    = "12", revision = "9".
+    """FAILED_PRECONDITION: `min_revision` or `from_revision` does not exist yet. Example metadata:
+    min_revision = "12", revision = "9".
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 7
-    """UNAUTHENTICATED: no valid token, or wrong credentials. The error never says which part was wrong."""
+    """UNAUTHENTICATED: no valid token, or wrong credentials. The error never says which part was
+    wrong.
+    """
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 8
-    """PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER", required_role =
-    "EDITOR".
+    """PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER",
+    required_role = "EDITOR".
     """
     ERROR_REASON_RESOURCE_EXHAUSTED: _ErrorReason.ValueType  # 9
-    """RESOURCE_EXHAUSTED: a rate or a capacity is used up. If waiting helps, a `google.rpc.RetryInfo` says how
-    long.
+    """RESOURCE_EXHAUSTED: a rate or a capacity is used up. If waiting helps, a `google.rpc.RetryInfo`
+    says how long.
     """
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 10
-    """UNAVAILABLE: the database is down, no snapshot is loaded yet, or this instance is shutting down. The same
-    call may succeed later or on another instance.
+    """UNAVAILABLE: the database is down, no snapshot is loaded yet, or this instance is shutting
+    down. The same call may succeed later or on another instance.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 11
-    """INTERNAL: an error in the server. The message is always "internal error". The metadata has the `call_id`
-    to search for in the server's log.
+    """INTERNAL: an error in the server. The message is always "internal error". The metadata has the
+    `call_id` to search for in the server's log.
     """
     ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 12
-    """DEADLINE_EXCEEDED: the message of the request did not arrive in time, or a stream was silent for too
-    long.
+    """DEADLINE_EXCEEDED: the message of the request did not arrive in time, or a stream was silent
+    for too long.
     """
     ERROR_REASON_USER_NOT_FOUND: _ErrorReason.ValueType  # 13
     """NOT_FOUND: no user with that id is known. Example metadata: user_id = "alice"."""
@@ -71,57 +74,66 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CLIENT_KEY_NOT_FOUND: _ErrorReason.ValueType  # 15
     """NOT_FOUND: no client key has that id. Example metadata: key_id = "ck_..."."""
     ERROR_REASON_SEGMENT_IN_USE: _ErrorReason.ValueType  # 16
-    """FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
+    """FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys =
+    "a,b".
+    """
     ERROR_REASON_USER_STILL_NAMED: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION: flags, segments or other users contain the id. Edit them first. Example metadata:
-    segment_keys = "a,b".
+    """FAILED_PRECONDITION: flags, segments or other users contain the id. Edit them first. Example
+    metadata: segment_keys = "a,b".
     """
     ERROR_REASON_LAST_ADMIN: _ErrorReason.ValueType  # 18
-    """FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username =
-    "admin".
+    """FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata:
+    username = "admin".
     """
     ERROR_REASON_AUDIT_ENTRY_ARCHIVED: _ErrorReason.ValueType  # 19
-    """FAILED_PRECONDITION: the anchor is of an archived entry. Only `gatekeeper audit verify --archives` can
-    compare it. Example metadata: seq = "12", last_archived_seq = "999999".
+    """FAILED_PRECONDITION: the anchor is of an archived entry. Only
+    `gatekeeper audit verify --archives` can compare it. Example metadata: seq = "12",
+    last_archived_seq = "999999".
     """
     ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION: this installation has no key for signing checkpoints."""
     ERROR_REASON_CPU_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 31
-    """RESOURCE_EXHAUSTED: a message of BulkEvaluateFlags takes more CPU time than the server allows for one. Send
-    fewer contexts in a message, shorter attributes, or the keys of the flags that you need. Example metadata:
-    budget_s = "20".
+    """RESOURCE_EXHAUSTED: a message of BulkEvaluateFlags takes more CPU time than the server allows
+    for one. Send fewer contexts in a message, shorter attributes, or the keys of the flags that
+    you need. Example metadata: budget_s = "20".
     """
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
-    """RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or have the
-    operator raise the quota. Example metadata: quota = "flags", limit = "20000".
+    """RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or
+    have the operator raise the quota. Example metadata: quota = "flags", limit = "20000".
     """
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 40
     """UNAVAILABLE: the disk of the database is full, and nothing was changed. Reads may go on."""
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 41
-    """UNAVAILABLE: the storage of the database fails: it cannot read or write its files, or they are corrupt."""
+    """UNAVAILABLE: the storage of the database fails: it cannot read or write its files, or they are
+    corrupt.
+    """
     ERROR_REASON_DATABASE_LOCKED: _ErrorReason.ValueType  # 42
-    """RESOURCE_EXHAUSTED: a session that is not Gatekeeper's, or one that is stuck, holds a lock that this call
-    needs. Nothing was changed. The server's log names the session. `google.rpc.RetryInfo` says when to try
-    again.
+    """RESOURCE_EXHAUSTED: a session that is not Gatekeeper's, or one that is stuck, holds a lock that
+    this call needs. Nothing was changed. The server's log names the session.
+    `google.rpc.RetryInfo` says when to try again.
     """
     ERROR_REASON_DATABASE_BUSY: _ErrorReason.ValueType  # 43
-    """RESOURCE_EXHAUSTED: too many calls use the database at this moment, or wait for each other's changes.
-    Nothing was changed. `google.rpc.RetryInfo` says when to try again.
+    """RESOURCE_EXHAUSTED: too many calls use the database at this moment, or wait for each other's
+    changes. Nothing was changed. `google.rpc.RetryInfo` says when to try again.
     """
     ERROR_REASON_DATABASE_TIMEOUT: _ErrorReason.ValueType  # 44
-    """UNAVAILABLE: a statement took longer than the caller's deadline or the server's limit, and was cancelled.
-    Nothing was changed.
+    """UNAVAILABLE: a statement took longer than the caller's deadline or the server's limit, and was
+    cancelled. Nothing was changed.
     """
     ERROR_REASON_DATABASE_TOO_MANY_CONNECTIONS: _ErrorReason.ValueType  # 45
     """UNAVAILABLE: the database has no connection left for this instance."""
     ERROR_REASON_DATABASE_CREDENTIALS_REFUSED: _ErrorReason.ValueType  # 46
-    """UNAVAILABLE: the database refuses the credentials of this instance. An operator has to correct them."""
+    """UNAVAILABLE: the database refuses the credentials of this instance. An operator has to correct
+    them.
+    """
     ERROR_REASON_DATABASE_MISSING: _ErrorReason.ValueType  # 47
     """UNAVAILABLE: the database that this instance is configured for does not exist."""
     ERROR_REASON_DATABASE_NOT_ACCEPTING: _ErrorReason.ValueType  # 48
     """UNAVAILABLE: the database starts, stops or recovers, and takes no connections."""
     ERROR_REASON_DATABASE_READ_ONLY: _ErrorReason.ValueType  # 49
-    """UNAVAILABLE: the database takes no writes: it is a standby or a fenced primary. Nothing was changed."""
+    """UNAVAILABLE: the database takes no writes: it is a standby or a fenced primary. Nothing was
+    changed.
+    """
     ERROR_REASON_DATABASE_PERMISSION_DENIED: _ErrorReason.ValueType  # 50
     """UNAVAILABLE: the role of this instance lacks a privilege. An operator has to grant it."""
     ERROR_REASON_DATABASE_SCHEMA_UNFIT: _ErrorReason.ValueType  # 51
@@ -129,47 +141,50 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DATABASE_OVERLOADED: _ErrorReason.ValueType  # 52
     """UNAVAILABLE: the database has used up another resource: memory, or a configured limit."""
     ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 53
-    """UNAVAILABLE: the change was sent to the database and not confirmed in time: it was made, or it was not. With a
-    `request_id`, repeat the same call: it makes the change once, and returns the stored response if it was made.
-    Without one, read the resource first.
+    """UNAVAILABLE: the change was sent to the database and not confirmed in time: it was made, or it
+    was not. With a `request_id`, repeat the same call: it makes the change once, and returns the
+    stored response if it was made. Without one, read the resource first.
     """
     ERROR_REASON_COMMITS_STALLED: _ErrorReason.ValueType  # 54
-    """UNAVAILABLE: an earlier change still waits in the database to be confirmed, by a synchronous standby or by the
-    disk. Until then no other is begun. Nothing was changed.
+    """UNAVAILABLE: an earlier change still waits in the database to be confirmed, by a synchronous
+    standby or by the disk. Until then no other is begun. Nothing was changed.
     """
     ERROR_REASON_CALL_ABANDONED: _ErrorReason.ValueType  # 55
-    """CANCELLED: the caller cancelled the call, or its deadline passed, before the change was committed. Nothing was
-    changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
+    """CANCELLED: the caller cancelled the call, or its deadline passed, before the change was
+    committed. Nothing was changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
     """
     ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 30
     """NOT_FOUND: no session that the caller may end has that id. Example metadata: session_id =
     "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52".
     """
     ERROR_REASON_PASSWORD_CHANGE_REQUIRED: _ErrorReason.ValueType  # 33
-    """FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log in. Call
-    `ChangePassword` without an access token. Example metadata: username = "ann".
+    """FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log
+    in. Call `ChangePassword` without an access token. Example metadata: username = "ann".
     """
     ERROR_REASON_RESPONSE_TOO_LARGE: _ErrorReason.ValueType  # 60
-    """RESOURCE_EXHAUSTED: the response would be longer than the 4 MiB that gRPC clients accept by default. The
-    message says what to ask for instead. Example metadata: size = "4367249", limit = "4194304".
+    """RESOURCE_EXHAUSTED: the response would be longer than the 4 MiB that gRPC clients accept by
+    default. The message says what to ask for instead. Example metadata: size = "4367249", limit =
+    "4194304".
     """
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 61
-    """RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on another
-    connection. Example metadata: limit = "90".
+    """RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on
+    another connection. Example metadata: limit = "90".
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
     "gatekeeper", its `reason` is the name of a value below without the prefix (for example
-    "FLAG_NOT_FOUND"), and its `metadata` has the variables of the message. Errors of gRPC itself have none:
-    UNIMPLEMENTED for an unknown method, and RESOURCE_EXHAUSTED for a request above 4 MiB and 16 KiB.
+    "FLAG_NOT_FOUND"), and its `metadata` has the variables of the message. Errors of gRPC itself
+    have none: UNIMPLEMENTED for an unknown method, and RESOURCE_EXHAUSTED for a request above 4 MiB
+    and 16 KiB.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each field and
-what it must be. Nothing was written. Example metadata: field = "flag.rollout_percentage".
+"""INVALID_ARGUMENT: a field has a value that can never work. A `google.rpc.BadRequest` names each
+field and what it must be. Nothing was written. Example metadata: field =
+"flag.rollout_percentage".
 """
 ERROR_REASON_FLAG_NOT_FOUND: ErrorReason.ValueType  # 2
 """NOT_FOUND: no flag has that key. Example metadata: flag_key = "new_checkout"."""
@@ -178,34 +193,36 @@ ERROR_REASON_SEGMENT_NOT_FOUND: ErrorReason.ValueType  # 3
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 4
 """ALREADY_EXISTS: the key is taken. Example metadata: flag_key = "new_checkout"."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 5
-"""ABORTED: the resource has changed since it was read. Read it again and repeat the change on the new
-state. Example metadata: current_etag = "5pQ9...".
+"""ABORTED: the resource has changed since it was read. Read it again and repeat the change on the
+new state. Example metadata: current_etag = "5pQ9...".
 """
 ERROR_REASON_REVISION_NOT_REACHED: ErrorReason.ValueType  # 6
-"""FAILED_PRECONDITION: `min_revision` or `from_revision` does not exist yet. Example metadata: min_revision
-= "12", revision = "9".
+"""FAILED_PRECONDITION: `min_revision` or `from_revision` does not exist yet. Example metadata:
+min_revision = "12", revision = "9".
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 7
-"""UNAUTHENTICATED: no valid token, or wrong credentials. The error never says which part was wrong."""
+"""UNAUTHENTICATED: no valid token, or wrong credentials. The error never says which part was
+wrong.
+"""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 8
-"""PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER", required_role =
-"EDITOR".
+"""PERMISSION_DENIED: the caller's role is too low. Example metadata: role = "VIEWER",
+required_role = "EDITOR".
 """
 ERROR_REASON_RESOURCE_EXHAUSTED: ErrorReason.ValueType  # 9
-"""RESOURCE_EXHAUSTED: a rate or a capacity is used up. If waiting helps, a `google.rpc.RetryInfo` says how
-long.
+"""RESOURCE_EXHAUSTED: a rate or a capacity is used up. If waiting helps, a `google.rpc.RetryInfo`
+says how long.
 """
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 10
-"""UNAVAILABLE: the database is down, no snapshot is loaded yet, or this instance is shutting down. The same
-call may succeed later or on another instance.
+"""UNAVAILABLE: the database is down, no snapshot is loaded yet, or this instance is shutting
+down. The same call may succeed later or on another instance.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 11
-"""INTERNAL: an error in the server. The message is always "internal error". The metadata has the `call_id`
-to search for in the server's log.
+"""INTERNAL: an error in the server. The message is always "internal error". The metadata has the
+`call_id` to search for in the server's log.
 """
 ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 12
-"""DEADLINE_EXCEEDED: the message of the request did not arrive in time, or a stream was silent for too
-long.
+"""DEADLINE_EXCEEDED: the message of the request did not arrive in time, or a stream was silent
+for too long.
 """
 ERROR_REASON_USER_NOT_FOUND: ErrorReason.ValueType  # 13
 """NOT_FOUND: no user with that id is known. Example metadata: user_id = "alice"."""
@@ -214,57 +231,66 @@ ERROR_REASON_ADMIN_USER_NOT_FOUND: ErrorReason.ValueType  # 14
 ERROR_REASON_CLIENT_KEY_NOT_FOUND: ErrorReason.ValueType  # 15
 """NOT_FOUND: no client key has that id. Example metadata: key_id = "ck_..."."""
 ERROR_REASON_SEGMENT_IN_USE: ErrorReason.ValueType  # 16
-"""FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys = "a,b"."""
+"""FAILED_PRECONDITION: flags use the segment. Example metadata: segment_key = "beta", flag_keys =
+"a,b".
+"""
 ERROR_REASON_USER_STILL_NAMED: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION: flags, segments or other users contain the id. Edit them first. Example metadata:
-segment_keys = "a,b".
+"""FAILED_PRECONDITION: flags, segments or other users contain the id. Edit them first. Example
+metadata: segment_keys = "a,b".
 """
 ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 18
-"""FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata: username =
-"admin".
+"""FAILED_PRECONDITION: no enabled admin user with role admin would remain. Example metadata:
+username = "admin".
 """
 ERROR_REASON_AUDIT_ENTRY_ARCHIVED: ErrorReason.ValueType  # 19
-"""FAILED_PRECONDITION: the anchor is of an archived entry. Only `gatekeeper audit verify --archives` can
-compare it. Example metadata: seq = "12", last_archived_seq = "999999".
+"""FAILED_PRECONDITION: the anchor is of an archived entry. Only
+`gatekeeper audit verify --archives` can compare it. Example metadata: seq = "12",
+last_archived_seq = "999999".
 """
 ERROR_REASON_AUDIT_SIGNING_KEY_MISSING: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION: this installation has no key for signing checkpoints."""
 ERROR_REASON_CPU_BUDGET_EXCEEDED: ErrorReason.ValueType  # 31
-"""RESOURCE_EXHAUSTED: a message of BulkEvaluateFlags takes more CPU time than the server allows for one. Send
-fewer contexts in a message, shorter attributes, or the keys of the flags that you need. Example metadata:
-budget_s = "20".
+"""RESOURCE_EXHAUSTED: a message of BulkEvaluateFlags takes more CPU time than the server allows
+for one. Send fewer contexts in a message, shorter attributes, or the keys of the flags that
+you need. Example metadata: budget_s = "20".
 """
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
-"""RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or have the
-operator raise the quota. Example metadata: quota = "flags", limit = "20000".
+"""RESOURCE_EXHAUSTED: the installation has as many of a resource as it may have. Delete some, or
+have the operator raise the quota. Example metadata: quota = "flags", limit = "20000".
 """
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 40
 """UNAVAILABLE: the disk of the database is full, and nothing was changed. Reads may go on."""
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 41
-"""UNAVAILABLE: the storage of the database fails: it cannot read or write its files, or they are corrupt."""
+"""UNAVAILABLE: the storage of the database fails: it cannot read or write its files, or they are
+corrupt.
+"""
 ERROR_REASON_DATABASE_LOCKED: ErrorReason.ValueType  # 42
-"""RESOURCE_EXHAUSTED: a session that is not Gatekeeper's, or one that is stuck, holds a lock that this call
-needs. Nothing was changed. The server's log names the session. `google.rpc.RetryInfo` says when to try
-again.
+"""RESOURCE_EXHAUSTED: a session that is not Gatekeeper's, or one that is stuck, holds a lock that
+this call needs. Nothing was changed. The server's log names the session.
+`google.rpc.RetryInfo` says when to try again.
 """
 ERROR_REASON_DATABASE_BUSY: ErrorReason.ValueType  # 43
-"""RESOURCE_EXHAUSTED: too many calls use the database at this moment, or wait for each other's changes.
-Nothing was changed. `google.rpc.RetryInfo` says when to try again.
+"""RESOURCE_EXHAUSTED: too many calls use the database at this moment, or wait for each other's
+changes. Nothing was changed. `google.rpc.RetryInfo` says when to try again.
 """
 ERROR_REASON_DATABASE_TIMEOUT: ErrorReason.ValueType  # 44
-"""UNAVAILABLE: a statement took longer than the caller's deadline or the server's limit, and was cancelled.
-Nothing was changed.
+"""UNAVAILABLE: a statement took longer than the caller's deadline or the server's limit, and was
+cancelled. Nothing was changed.
 """
 ERROR_REASON_DATABASE_TOO_MANY_CONNECTIONS: ErrorReason.ValueType  # 45
 """UNAVAILABLE: the database has no connection left for this instance."""
 ERROR_REASON_DATABASE_CREDENTIALS_REFUSED: ErrorReason.ValueType  # 46
-"""UNAVAILABLE: the database refuses the credentials of this instance. An operator has to correct them."""
+"""UNAVAILABLE: the database refuses the credentials of this instance. An operator has to correct
+them.
+"""
 ERROR_REASON_DATABASE_MISSING: ErrorReason.ValueType  # 47
 """UNAVAILABLE: the database that this instance is configured for does not exist."""
 ERROR_REASON_DATABASE_NOT_ACCEPTING: ErrorReason.ValueType  # 48
 """UNAVAILABLE: the database starts, stops or recovers, and takes no connections."""
 ERROR_REASON_DATABASE_READ_ONLY: ErrorReason.ValueType  # 49
-"""UNAVAILABLE: the database takes no writes: it is a standby or a fenced primary. Nothing was changed."""
+"""UNAVAILABLE: the database takes no writes: it is a standby or a fenced primary. Nothing was
+changed.
+"""
 ERROR_REASON_DATABASE_PERMISSION_DENIED: ErrorReason.ValueType  # 50
 """UNAVAILABLE: the role of this instance lacks a privilege. An operator has to grant it."""
 ERROR_REASON_DATABASE_SCHEMA_UNFIT: ErrorReason.ValueType  # 51
@@ -272,32 +298,33 @@ ERROR_REASON_DATABASE_SCHEMA_UNFIT: ErrorReason.ValueType  # 51
 ERROR_REASON_DATABASE_OVERLOADED: ErrorReason.ValueType  # 52
 """UNAVAILABLE: the database has used up another resource: memory, or a configured limit."""
 ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 53
-"""UNAVAILABLE: the change was sent to the database and not confirmed in time: it was made, or it was not. With a
-`request_id`, repeat the same call: it makes the change once, and returns the stored response if it was made.
-Without one, read the resource first.
+"""UNAVAILABLE: the change was sent to the database and not confirmed in time: it was made, or it
+was not. With a `request_id`, repeat the same call: it makes the change once, and returns the
+stored response if it was made. Without one, read the resource first.
 """
 ERROR_REASON_COMMITS_STALLED: ErrorReason.ValueType  # 54
-"""UNAVAILABLE: an earlier change still waits in the database to be confirmed, by a synchronous standby or by the
-disk. Until then no other is begun. Nothing was changed.
+"""UNAVAILABLE: an earlier change still waits in the database to be confirmed, by a synchronous
+standby or by the disk. Until then no other is begun. Nothing was changed.
 """
 ERROR_REASON_CALL_ABANDONED: ErrorReason.ValueType  # 55
-"""CANCELLED: the caller cancelled the call, or its deadline passed, before the change was committed. Nothing was
-changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
+"""CANCELLED: the caller cancelled the call, or its deadline passed, before the change was
+committed. Nothing was changed. The caller itself sees its own CANCELLED or DEADLINE_EXCEEDED.
 """
 ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 30
 """NOT_FOUND: no session that the caller may end has that id. Example metadata: session_id =
 "6f1c1e9c-2f0a-4b7a-9d7e-0c6a1f6f0b52".
 """
 ERROR_REASON_PASSWORD_CHANGE_REQUIRED: ErrorReason.ValueType  # 33
-"""FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log in. Call
-`ChangePassword` without an access token. Example metadata: username = "ann".
+"""FAILED_PRECONDITION: the password is right, and must be changed before the admin user can log
+in. Call `ChangePassword` without an access token. Example metadata: username = "ann".
 """
 ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 60
-"""RESOURCE_EXHAUSTED: the response would be longer than the 4 MiB that gRPC clients accept by default. The
-message says what to ask for instead. Example metadata: size = "4367249", limit = "4194304".
+"""RESOURCE_EXHAUSTED: the response would be longer than the 4 MiB that gRPC clients accept by
+default. The message says what to ask for instead. Example metadata: size = "4367249", limit =
+"4194304".
 """
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 61
-"""RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on another
-connection. Example metadata: limit = "90".
+"""RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on
+another connection. Example metadata: limit = "90".
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -25,17 +25,18 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egatekeeper/v1/evaluation.proto\x12\rgatekeeper.v1\x1a\x1cgoogle/protobuf/struct.proto\"Q\n\x11\x45valuationContext\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12+\n\nattributes\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x8e\x01\n\x10\x45valuationDetail\x12\r\n\x05value\x18\x01 \x01(\x08\x12\x0f\n\x07variant\x18\x02 \x01(\t\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.gatekeeper.v1.Reason\x12\x13\n\x0bsegment_key\x18\x04 \x01(\t\x12\x13\n\x06\x62ucket\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\t\n\x07_bucket*\x8a\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n\rREASON_STATIC\x10\x01\x12\x12\n\x0eREASON_DEFAULT\x10\x02\x12\x1a\n\x16REASON_TARGETING_MATCH\x10\x03\x12\x10\n\x0cREASON_SPLIT\x10\x04\x12\x13\n\x0fREASON_DISABLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egatekeeper/v1/evaluation.proto\x12\rgatekeeper.v1\x1a\x1cgoogle/protobuf/struct.proto\"b\n\x11\x45valuationContext\x12\x14\n\x07user_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12+\n\nattributes\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\n\n\x08_user_id\"\x8e\x01\n\x10\x45valuationDetail\x12\r\n\x05value\x18\x01 \x01(\x08\x12\x0f\n\x07variant\x18\x02 \x01(\t\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.gatekeeper.v1.Reason\x12\x13\n\x0bsegment_key\x18\x04 \x01(\t\x12\x13\n\x06\x62ucket\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\t\n\x07_bucket*\x8a\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n\rREASON_STATIC\x10\x01\x12\x12\n\x0eREASON_DEFAULT\x10\x02\x12\x1a\n\x16REASON_TARGETING_MATCH\x10\x03\x12\x10\n\x0cREASON_SPLIT\x10\x04\x12\x13\n\x0fREASON_DISABLED\x10\x05\x42o\n\rgatekeeper.v1B\x0f\x45valuationProtoP\x01Z\x1agatekeeper/v1;gatekeeperv1\xaa\x02\rGatekeeper.V1\xca\x02\rGatekeeper\\V1\xea\x02\x0eGatekeeper::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatekeeper.v1.evaluation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_REASON']._serialized_start=308
-  _globals['_REASON']._serialized_end=446
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rgatekeeper.v1B\017EvaluationProtoP\001Z\032gatekeeper/v1;gatekeeperv1\252\002\rGatekeeper.V1\312\002\rGatekeeper\\V1\352\002\016Gatekeeper::V1'
+  _globals['_REASON']._serialized_start=325
+  _globals['_REASON']._serialized_end=463
   _globals['_EVALUATIONCONTEXT']._serialized_start=79
-  _globals['_EVALUATIONCONTEXT']._serialized_end=160
-  _globals['_EVALUATIONDETAIL']._serialized_start=163
-  _globals['_EVALUATIONDETAIL']._serialized_end=305
+  _globals['_EVALUATIONCONTEXT']._serialized_end=177
+  _globals['_EVALUATIONDETAIL']._serialized_start=180
+  _globals['_EVALUATIONDETAIL']._serialized_end=322
 # @@protoc_insertion_point(module_scope)

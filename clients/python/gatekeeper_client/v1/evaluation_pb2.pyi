@@ -11,10 +11,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -27,8 +27,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
     """Never sent."""
     REASON_STATIC: _Reason.ValueType  # 1
-    """The answer does not depend on the context: the flag has no targets, no segment targets, and a rollout of
-    0 or 100. It may be cached by flag key.
+    """The answer does not depend on the context: the flag has no targets, no segment targets, and a
+    rollout of 0 or 100. It may be cached by flag key.
     """
     REASON_DEFAULT: _Reason.ValueType  # 2
     """No target applied to the user, and there was no draw: `default_value`."""
@@ -45,8 +45,8 @@ class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 """Never sent."""
 REASON_STATIC: Reason.ValueType  # 1
-"""The answer does not depend on the context: the flag has no targets, no segment targets, and a rollout of
-0 or 100. It may be cached by flag key.
+"""The answer does not depend on the context: the flag has no targets, no segment targets, and a
+rollout of 0 or 100. It may be cached by flag key.
 """
 REASON_DEFAULT: Reason.ValueType  # 2
 """No target applied to the user, and there was no draw: `default_value`."""
@@ -67,24 +67,29 @@ class EvaluationContext(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user, 1 to 256 bytes of UTF-8 without NUL. Required."""
+    """The user, at most 256 bytes of UTF-8 without NUL. Absent or empty: an anonymous user, who has
+    no individual target, no stored attributes, and no bucket: of rollouts, only one of 100
+    applies.
+    """
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """The attributes that segment conditions read; at most 16 KiB and 5 levels deep. For each top-level name,
-        they replace the user's stored attribute; a null hides it.
+        """The attributes that segment conditions read; at most 16 KiB and 5 levels deep. For each
+        top-level name, they replace the user's stored attribute; a null hides it.
         """
 
     def __init__(
         self,
         *,
-        user_id: _builtins.str = ...,
+        user_id: _builtins.str | None = ...,
         attributes: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "attributes", b"attributes", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "attributes", b"attributes", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
+    _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___EvaluationContext: _TypeAlias = EvaluationContext  # noqa: Y015
 

@@ -25,19 +25,20 @@ _sym_db = _symbol_database.Default()
 from gatekeeper_client.v1 import evaluation_pb2 as gatekeeper_dot_v1_dot_evaluation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gatekeeper/v1/evaluation_service.proto\x12\rgatekeeper.v1\x1a\x1egatekeeper/v1/evaluation.proto\"\x8b\x01\n\x14\x45valuateFlagsRequest\x12\x31\n\x07\x63ontext\x18\x01 \x01(\x0b\x32 .gatekeeper.v1.EvaluationContext\x12\x11\n\tflag_keys\x18\x02 \x03(\t\x12\x17\n\x0finclude_details\x18\x03 \x01(\x08\x12\x14\n\x0cmin_revision\x18\x04 \x01(\x03\"\xd6\x02\n\x15\x45valuateFlagsResponse\x12>\n\x05\x66lags\x18\x01 \x03(\x0b\x32/.gatekeeper.v1.EvaluateFlagsResponse.FlagsEntry\x12\x42\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32\x31.gatekeeper.v1.EvaluateFlagsResponse.DetailsEntry\x12\x19\n\x11unknown_flag_keys\x18\x03 \x03(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\r\n\x05stale\x18\x05 \x01(\x08\x1a,\n\nFlagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x1aO\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.gatekeeper.v1.EvaluationDetail:\x02\x38\x01\"w\n\x18\x42ulkEvaluateFlagsRequest\x12\x32\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32 .gatekeeper.v1.EvaluationContext\x12\x11\n\tflag_keys\x18\x02 \x03(\t\x12\x14\n\x0cmin_revision\x18\x03 \x01(\x03\"\x86\x01\n\x19\x42ulkEvaluateFlagsResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32#.gatekeeper.v1.BulkEvaluationHeader\x12\x34\n\x07results\x18\x02 \x03(\x0b\x32#.gatekeeper.v1.BulkEvaluationResult\"e\n\x14\x42ulkEvaluationHeader\x12\x11\n\tflag_keys\x18\x01 \x03(\t\x12\x19\n\x11unknown_flag_keys\x18\x02 \x03(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\r\n\x05stale\x18\x04 \x01(\x08\"j\n\x14\x42ulkEvaluationResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x08\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32\".gatekeeper.v1.BulkEvaluationError\"E\n\x13\x42ulkEvaluationError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"=\n\x11WatchFlagsRequest\x12\x15\n\rfrom_revision\x18\x01 \x01(\x03\x12\x11\n\tflag_keys\x18\x02 \x03(\t\"a\n\x12WatchFlagsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12*\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x19.gatekeeper.v1.FlagChange\x12\r\n\x05reset\x18\x03 \x01(\x08\"K\n\nFlagChange\x12\x10\n\x08\x66lag_key\x18\x01 \x01(\t\x12+\n\x04type\x18\x02 \x01(\x0e\x32\x1d.gatekeeper.v1.FlagChangeType*\x8c\x01\n\x0e\x46lagChangeType\x12 \n\x1c\x46LAG_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46LAG_CHANGE_TYPE_CREATED\x10\x01\x12\x1c\n\x18\x46LAG_CHANGE_TYPE_UPDATED\x10\x02\x12\x1c\n\x18\x46LAG_CHANGE_TYPE_DELETED\x10\x03\x32\xb0\x02\n\x11\x45valuationService\x12Z\n\rEvaluateFlags\x12#.gatekeeper.v1.EvaluateFlagsRequest\x1a$.gatekeeper.v1.EvaluateFlagsResponse\x12j\n\x11\x42ulkEvaluateFlags\x12\'.gatekeeper.v1.BulkEvaluateFlagsRequest\x1a(.gatekeeper.v1.BulkEvaluateFlagsResponse(\x01\x30\x01\x12S\n\nWatchFlags\x12 .gatekeeper.v1.WatchFlagsRequest\x1a!.gatekeeper.v1.WatchFlagsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gatekeeper/v1/evaluation_service.proto\x12\rgatekeeper.v1\x1a\x1egatekeeper/v1/evaluation.proto\"\x8b\x01\n\x14\x45valuateFlagsRequest\x12\x31\n\x07\x63ontext\x18\x01 \x01(\x0b\x32 .gatekeeper.v1.EvaluationContext\x12\x11\n\tflag_keys\x18\x02 \x03(\t\x12\x17\n\x0finclude_details\x18\x03 \x01(\x08\x12\x14\n\x0cmin_revision\x18\x04 \x01(\x03\"\xd6\x02\n\x15\x45valuateFlagsResponse\x12>\n\x05\x66lags\x18\x01 \x03(\x0b\x32/.gatekeeper.v1.EvaluateFlagsResponse.FlagsEntry\x12\x42\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32\x31.gatekeeper.v1.EvaluateFlagsResponse.DetailsEntry\x12\x19\n\x11unknown_flag_keys\x18\x03 \x03(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\r\n\x05stale\x18\x05 \x01(\x08\x1a,\n\nFlagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x1aO\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.gatekeeper.v1.EvaluationDetail:\x02\x38\x01\"w\n\x18\x42ulkEvaluateFlagsRequest\x12\x32\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32 .gatekeeper.v1.EvaluationContext\x12\x11\n\tflag_keys\x18\x02 \x03(\t\x12\x14\n\x0cmin_revision\x18\x03 \x01(\x03\"\x92\x01\n\x19\x42ulkEvaluateFlagsResponse\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.gatekeeper.v1.BulkEvaluationHeaderH\x00\x12\x33\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".gatekeeper.v1.BulkEvaluationBatchH\x00\x42\t\n\x07\x63ontent\"K\n\x13\x42ulkEvaluationBatch\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.gatekeeper.v1.BulkEvaluationResult\"e\n\x14\x42ulkEvaluationHeader\x12\x11\n\tflag_keys\x18\x01 \x03(\t\x12\x19\n\x11unknown_flag_keys\x18\x02 \x03(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\r\n\x05stale\x18\x04 \x01(\x08\"\x9c\x01\n\x14\x42ulkEvaluationResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x33\n\nevaluation\x18\x02 \x01(\x0b\x32\x1d.gatekeeper.v1.BulkEvaluationH\x00\x12\x33\n\x05\x65rror\x18\x03 \x01(\x0b\x32\".gatekeeper.v1.BulkEvaluationErrorH\x00\x42\t\n\x07outcome\" \n\x0e\x42ulkEvaluation\x12\x0e\n\x06values\x18\x01 \x03(\x08\"E\n\x13\x42ulkEvaluationError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"=\n\x11WatchFlagsRequest\x12\x15\n\rfrom_revision\x18\x01 \x01(\x03\x12\x11\n\tflag_keys\x18\x02 \x03(\t\"a\n\x12WatchFlagsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12*\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x19.gatekeeper.v1.FlagChange\x12\r\n\x05reset\x18\x03 \x01(\x08\"K\n\nFlagChange\x12\x10\n\x08\x66lag_key\x18\x01 \x01(\t\x12+\n\x04type\x18\x02 \x01(\x0e\x32\x1d.gatekeeper.v1.FlagChangeType*\x8c\x01\n\x0e\x46lagChangeType\x12 \n\x1c\x46LAG_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46LAG_CHANGE_TYPE_CREATED\x10\x01\x12\x1c\n\x18\x46LAG_CHANGE_TYPE_UPDATED\x10\x02\x12\x1c\n\x18\x46LAG_CHANGE_TYPE_DELETED\x10\x03\x32\xb0\x02\n\x11\x45valuationService\x12Z\n\rEvaluateFlags\x12#.gatekeeper.v1.EvaluateFlagsRequest\x1a$.gatekeeper.v1.EvaluateFlagsResponse\x12j\n\x11\x42ulkEvaluateFlags\x12\'.gatekeeper.v1.BulkEvaluateFlagsRequest\x1a(.gatekeeper.v1.BulkEvaluateFlagsResponse(\x01\x30\x01\x12S\n\nWatchFlags\x12 .gatekeeper.v1.WatchFlagsRequest\x1a!.gatekeeper.v1.WatchFlagsResponse0\x01\x42v\n\rgatekeeper.v1B\x16\x45valuationServiceProtoP\x01Z\x1agatekeeper/v1;gatekeeperv1\xaa\x02\rGatekeeper.V1\xca\x02\rGatekeeper\\V1\xea\x02\x0eGatekeeper::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatekeeper.v1.evaluation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rgatekeeper.v1B\026EvaluationServiceProtoP\001Z\032gatekeeper/v1;gatekeeperv1\252\002\rGatekeeper.V1\312\002\rGatekeeper\\V1\352\002\016Gatekeeper::V1'
   _globals['_EVALUATEFLAGSRESPONSE_FLAGSENTRY']._loaded_options = None
   _globals['_EVALUATEFLAGSRESPONSE_FLAGSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATEFLAGSRESPONSE_DETAILSENTRY']._loaded_options = None
   _globals['_EVALUATEFLAGSRESPONSE_DETAILSENTRY']._serialized_options = b'8\001'
-  _globals['_FLAGCHANGETYPE']._serialized_start=1356
-  _globals['_FLAGCHANGETYPE']._serialized_end=1496
+  _globals['_FLAGCHANGETYPE']._serialized_start=1530
+  _globals['_FLAGCHANGETYPE']._serialized_end=1670
   _globals['_EVALUATEFLAGSREQUEST']._serialized_start=90
   _globals['_EVALUATEFLAGSREQUEST']._serialized_end=229
   _globals['_EVALUATEFLAGSRESPONSE']._serialized_start=232
@@ -49,19 +50,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BULKEVALUATEFLAGSREQUEST']._serialized_start=576
   _globals['_BULKEVALUATEFLAGSREQUEST']._serialized_end=695
   _globals['_BULKEVALUATEFLAGSRESPONSE']._serialized_start=698
-  _globals['_BULKEVALUATEFLAGSRESPONSE']._serialized_end=832
-  _globals['_BULKEVALUATIONHEADER']._serialized_start=834
-  _globals['_BULKEVALUATIONHEADER']._serialized_end=935
-  _globals['_BULKEVALUATIONRESULT']._serialized_start=937
-  _globals['_BULKEVALUATIONRESULT']._serialized_end=1043
-  _globals['_BULKEVALUATIONERROR']._serialized_start=1045
-  _globals['_BULKEVALUATIONERROR']._serialized_end=1114
-  _globals['_WATCHFLAGSREQUEST']._serialized_start=1116
-  _globals['_WATCHFLAGSREQUEST']._serialized_end=1177
-  _globals['_WATCHFLAGSRESPONSE']._serialized_start=1179
-  _globals['_WATCHFLAGSRESPONSE']._serialized_end=1276
-  _globals['_FLAGCHANGE']._serialized_start=1278
-  _globals['_FLAGCHANGE']._serialized_end=1353
-  _globals['_EVALUATIONSERVICE']._serialized_start=1499
-  _globals['_EVALUATIONSERVICE']._serialized_end=1803
+  _globals['_BULKEVALUATEFLAGSRESPONSE']._serialized_end=844
+  _globals['_BULKEVALUATIONBATCH']._serialized_start=846
+  _globals['_BULKEVALUATIONBATCH']._serialized_end=921
+  _globals['_BULKEVALUATIONHEADER']._serialized_start=923
+  _globals['_BULKEVALUATIONHEADER']._serialized_end=1024
+  _globals['_BULKEVALUATIONRESULT']._serialized_start=1027
+  _globals['_BULKEVALUATIONRESULT']._serialized_end=1183
+  _globals['_BULKEVALUATION']._serialized_start=1185
+  _globals['_BULKEVALUATION']._serialized_end=1217
+  _globals['_BULKEVALUATIONERROR']._serialized_start=1219
+  _globals['_BULKEVALUATIONERROR']._serialized_end=1288
+  _globals['_WATCHFLAGSREQUEST']._serialized_start=1290
+  _globals['_WATCHFLAGSREQUEST']._serialized_end=1351
+  _globals['_WATCHFLAGSRESPONSE']._serialized_start=1353
+  _globals['_WATCHFLAGSRESPONSE']._serialized_end=1450
+  _globals['_FLAGCHANGE']._serialized_start=1452
+  _globals['_FLAGCHANGE']._serialized_end=1527
+  _globals['_EVALUATIONSERVICE']._serialized_start=1673
+  _globals['_EVALUATIONSERVICE']._serialized_end=1977
 # @@protoc_insertion_point(module_scope)

@@ -61,12 +61,12 @@ class EvaluateFlagsRequest(_message.Message):
     include_details: _builtins.bool
     """True: also fill `details`."""
     min_revision: _builtins.int
-    """Evaluate at this revision or a later one. 0: any revision. To read your own write on any instance, use
-    the revision from the response of the mutation. Negative: INVALID_ARGUMENT.
+    """Evaluate at this revision or a later one. 0: any revision. To read your own write on any
+    instance, use the revision from the response of the mutation. Negative: INVALID_ARGUMENT.
     """
     @_builtins.property
     def context(self) -> _evaluation_pb2.EvaluationContext:
-        """The user and attributes. Required."""
+        """The user and attributes. REQUIRED; for an anonymous user without attributes it is empty."""
 
     @_builtins.property
     def flag_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -143,8 +143,8 @@ class EvaluateFlagsResponse(_message.Message):
     revision: _builtins.int
     """The revision at which everything was evaluated."""
     stale: _builtins.bool
-    """True: for longer than the configured bound, this instance could not confirm that `revision` is the
-    newest.
+    """True: for longer than the configured bound, this instance could not confirm that `revision` is
+    the newest.
     """
     @_builtins.property
     def flags(self) -> _containers.ScalarMap[_builtins.str, _builtins.bool]:
@@ -185,17 +185,17 @@ class BulkEvaluateFlagsRequest(_message.Message):
     FLAG_KEYS_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     min_revision: _builtins.int
-    """In the first message: evaluate at this revision or a later one; 0: any revision. In later messages: 0, or
-    the same as in the first.
+    """In the first message: evaluate at this revision or a later one; 0: any revision. In later
+    messages: 0, or the same as in the first.
     """
     @_builtins.property
     def contexts(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.EvaluationContext]:
-        """The users of this message, at most 5,000. If empty, the answer has empty `results`."""
+        """The users of this message, at most 5,000. If empty, the answer is an empty `batch`."""
 
     @_builtins.property
     def flag_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """In the first message: the flags to evaluate; at most 1,000, each at most once; empty: all flags. In later
-        messages: empty, or the same as in the first.
+        """In the first message: the flags to evaluate; at most 1,000, each at most once; empty: all
+        flags. In later messages: empty, or the same as in the first.
         """
 
     def __init__(
@@ -215,18 +215,46 @@ Global___BulkEvaluateFlagsRequest: _TypeAlias = BulkEvaluateFlagsRequest  # noqa
 
 @_typing.final
 class BulkEvaluateFlagsResponse(_message.Message):
-    """A header, or results."""
+    """A header, or a batch of results."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
-    RESULTS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___BulkEvaluationHeader:
-        """Set in the first message of the stream. If the flag keys take more than 1 MiB (some 8,000 flags with the
-        longest keys), the next messages have further headers, before any results. Not set in any other message.
+        """What applies to the whole stream: in the first message. If the flag keys take more than 1 MiB
+        (some 8,000 flags with the longest keys), the next messages have further headers, before any
+        batch.
         """
 
+    @_builtins.property
+    def batch(self) -> Global___BulkEvaluationBatch:
+        """Results: in every message after the headers."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___BulkEvaluationHeader | None = ...,
+        batch: Global___BulkEvaluationBatch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["header", "batch"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___BulkEvaluateFlagsResponse: _TypeAlias = BulkEvaluateFlagsResponse  # noqa: Y015
+
+@_typing.final
+class BulkEvaluationBatch(_message.Message):
+    """Some of the results of one request message, or all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulkEvaluationResult]:
         """One result for each context, in request order."""
@@ -234,16 +262,15 @@ class BulkEvaluateFlagsResponse(_message.Message):
     def __init__(
         self,
         *,
-        header: Global___BulkEvaluationHeader | None = ...,
         results: _abc.Iterable[Global___BulkEvaluationResult] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BulkEvaluateFlagsResponse: _TypeAlias = BulkEvaluateFlagsResponse  # noqa: Y015
+Global___BulkEvaluationBatch: _TypeAlias = BulkEvaluationBatch  # noqa: Y015
 
 @_typing.final
 class BulkEvaluationHeader(_message.Message):
@@ -258,13 +285,13 @@ class BulkEvaluationHeader(_message.Message):
     revision: _builtins.int
     """The one revision of the stream."""
     stale: _builtins.bool
-    """True: when the stream began, this instance could not confirm for longer than the configured bound that
-    `revision` is the newest.
+    """True: when the stream began, this instance could not confirm for longer than the configured
+    bound that `revision` is the newest.
     """
     @_builtins.property
     def flag_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The evaluated flags, in request order; by key if all were requested. A further header has further flags.
-        `BulkEvaluationResult.values` has this order.
+        """The evaluated flags, in request order; by key if all were requested. A further header has
+        further flags. `BulkEvaluation.values` has this order.
         """
 
     @_builtins.property
@@ -294,32 +321,58 @@ class BulkEvaluationResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
-    VALUES_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user id of the context, as sent."""
+    """The user id of the context, as sent. Empty: an anonymous user."""
     @_builtins.property
-    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """One value for each of the header's `flag_keys`, in the same order. Empty if `error` is set."""
+    def evaluation(self) -> Global___BulkEvaluation:
+        """The values of the flags."""
 
     @_builtins.property
     def error(self) -> Global___BulkEvaluationError:
-        """Set if the context is invalid."""
+        """Why there are none: the context is invalid."""
 
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
-        values: _abc.Iterable[_builtins.bool] | None = ...,
+        evaluation: Global___BulkEvaluation | None = ...,
         error: Global___BulkEvaluationError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "evaluation", b"evaluation", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "user_id", b"user_id", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "evaluation", b"evaluation", "outcome", b"outcome", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["evaluation", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BulkEvaluationResult: _TypeAlias = BulkEvaluationResult  # noqa: Y015
+
+@_typing.final
+class BulkEvaluation(_message.Message):
+    """The values of the flags for one user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """One value for each of the headers' `flag_keys`, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.bool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BulkEvaluationResult: _TypeAlias = BulkEvaluationResult  # noqa: Y015
+Global___BulkEvaluation: _TypeAlias = BulkEvaluation  # noqa: Y015
 
 @_typing.final
 class BulkEvaluationError(_message.Message):
@@ -360,12 +413,14 @@ class WatchFlagsRequest(_message.Message):
     FROM_REVISION_FIELD_NUMBER: _builtins.int
     FLAG_KEYS_FIELD_NUMBER: _builtins.int
     from_revision: _builtins.int
-    """The last revision whose changes the client has received. 0: begin with the current revision. An instance
-    that has not reached it waits for up to 500 ms. Negative: INVALID_ARGUMENT.
+    """The last revision whose changes the client has received. 0: begin with the current revision. An
+    instance that has not reached it waits for up to 500 ms. Negative: INVALID_ARGUMENT.
     """
     @_builtins.property
     def flag_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The flags to watch; at most 1,000, each at most once. They need not exist yet. Empty: all flags."""
+        """The flags to watch; at most 1,000, each at most once. They need not exist yet. Empty: all
+        flags.
+        """
 
     def __init__(
         self,
@@ -393,8 +448,8 @@ class WatchFlagsResponse(_message.Message):
     revision: _builtins.int
     """All changes up to this revision have been sent. It never decreases, except with `reset`."""
     reset: _builtins.bool
-    """True: the changes are unknown (too long ago, a restore, an erasure, or too many at once). Discard all
-    cached answers and evaluate again. `changes` is empty.
+    """True: the changes are unknown (too long ago, a restore, an erasure, or too many at once).
+    Discard all cached answers and evaluate again. `changes` is empty.
     """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlagChange]:

@@ -26,27 +26,37 @@ if _version_not_supported:
 
 
 class EvaluationServiceStub:
-    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is evaluated at
-    exactly one revision. The service continues while the database is down. It needs no token. Requests are at
-    most 256 KiB, bulk messages at most 4 MiB.
+    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
+    evaluated at exactly one revision. The service continues while the database is down. It needs no
+    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
-    Calls may be signed with a client key (see AdminService.CreateClientKey). The operator may require it. A
-    signed call has all of these in its metadata, each once:
+    Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
+    CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
+    nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
+    require signatures; then a bearer key is refused.
+
+    A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
-    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal digits. It
-    may differ from the server's clock by at most 30 s.
-    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within
-    the last two minutes, such as 16 random bytes in hex.
-    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
-    as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-    forbids it or requires signatures.
-    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
-    client secret as it was returned: its 43 characters, not the bytes that they encode.
+    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal
+    digits. It may differ from the server's clock by at most 30 s.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not
+    used within the last two minutes, such as 16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message,
+    exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
+    attributes, have no fixed order, and serialising the message once more may give other bytes.
+    Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
+    signatures.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
+    key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 
-    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id,
-    timestamp, nonce, content SHA-256 (each as sent), and the full name of the method, such as
-    "/gatekeeper.v1.EvaluationService/EvaluateFlags". Make a new signature for each attempt. Every invalid
-    signature gets the same UNAUTHENTICATED.
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key
+    id, timestamp, nonce, content SHA-256 (each as sent), the authority of the call in lower case,
+    such as "flags.example.com:50051", and the full name of the method, such as
+    "/gatekeeper.v1.EvaluationService/EvaluateFlags". The authority is what HTTP/2 calls
+    `:authority`: by default the host and port that the client dials. Because it is signed, a call
+    cannot be repeated against another installation. Make a new signature for each attempt. Every
+    invalid key or signature gets the same UNAUTHENTICATED; the server's log and its metric
+    `gatekeeper_refused_credentials_total` have the cause.
     """
 
     def __init__(self, channel):
@@ -73,27 +83,37 @@ class EvaluationServiceStub:
 
 
 class EvaluationServiceServicer:
-    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is evaluated at
-    exactly one revision. The service continues while the database is down. It needs no token. Requests are at
-    most 256 KiB, bulk messages at most 4 MiB.
+    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
+    evaluated at exactly one revision. The service continues while the database is down. It needs no
+    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
-    Calls may be signed with a client key (see AdminService.CreateClientKey). The operator may require it. A
-    signed call has all of these in its metadata, each once:
+    Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
+    CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
+    nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
+    require signatures; then a bearer key is refused.
+
+    A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
-    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal digits. It
-    may differ from the server's clock by at most 30 s.
-    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within
-    the last two minutes, such as 16 random bytes in hex.
-    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
-    as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-    forbids it or requires signatures.
-    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
-    client secret as it was returned: its 43 characters, not the bytes that they encode.
+    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal
+    digits. It may differ from the server's clock by at most 30 s.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not
+    used within the last two minutes, such as 16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message,
+    exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
+    attributes, have no fixed order, and serialising the message once more may give other bytes.
+    Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
+    signatures.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
+    key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 
-    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id,
-    timestamp, nonce, content SHA-256 (each as sent), and the full name of the method, such as
-    "/gatekeeper.v1.EvaluationService/EvaluateFlags". Make a new signature for each attempt. Every invalid
-    signature gets the same UNAUTHENTICATED.
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key
+    id, timestamp, nonce, content SHA-256 (each as sent), the authority of the call in lower case,
+    such as "flags.example.com:50051", and the full name of the method, such as
+    "/gatekeeper.v1.EvaluationService/EvaluateFlags". The authority is what HTTP/2 calls
+    `:authority`: by default the host and port that the client dials. Because it is signed, a call
+    cannot be repeated against another installation. Make a new signature for each attempt. Every
+    invalid key or signature gets the same UNAUTHENTICATED; the server's log and its metric
+    `gatekeeper_refused_credentials_total` have the cause.
     """
 
     def EvaluateFlags(self, request, context):
@@ -111,14 +131,14 @@ class EvaluationServiceServicer:
     def BulkEvaluateFlags(self, request_iterator, context):
         """Evaluates the same flags for many users, at one revision from the first answer to the last.
 
-        Send any number of messages. Each is answered in order, in one or more messages below 1 MiB. The first
-        answer is a header without results. If the flag keys do not fit into 1 MiB, the first few answers are
-        headers. The server's memory does not grow with the number of users. A stream may be silent for at most
-        15 s, where a message without contexts counts as silence, and open for at most an hour: then it ends with
-        UNAVAILABLE.
+        Send any number of messages. Each is answered in order, in one or more messages below 1 MiB.
+        The first answer is a header. If the flag keys do not fit into 1 MiB, the first few answers are
+        headers. The server's memory does not grow with the number of users. A stream may be silent for
+        at most 15 s, where a message without contexts counts as silence, and open for at most an hour:
+        then it ends with UNAVAILABLE.
 
-        A context that cannot be evaluated gets its own `error` and does not end the stream. Every other error
-        does.
+        A context that cannot be evaluated gets its own `error` and does not end the stream. Every
+        other error does.
 
         Errors:
         - INVALID_ARGUMENT: names the field.
@@ -131,27 +151,29 @@ class EvaluationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchFlags(self, request, context):
-        """Streams which flags change, for as long as the stream is open, so that a client can cache answers.
+        """Streams which flags change, for as long as the stream is open, so that a client can cache
+        answers.
 
-        The first message comes at once. With `from_revision` 0 it says where the stream begins; otherwise it has
-        all changes since that revision. After that, each change is sent soon after this instance serves it: a
-        client that evaluates when it receives a message gets the new answer. While a client reads slowly, its
-        changes are coalesced. They are never sent out of order.
+        The first message comes at once. With `from_revision` 0 it says where the stream begins;
+        otherwise it has all changes since that revision. After that, each change is sent soon after
+        this instance serves it: a client that evaluates when it receives a message gets the new
+        answer. While a client reads slowly, its changes are coalesced. They are never sent out of
+        order.
 
         A flag counts as changed if its answers may have changed: by its own fields and targets, by the
-        conditions and members of segments that it targets, and by stored attributes that these conditions name.
-        A message comes at least every 20 s, even if nothing changed. A client that has received nothing for
-        longer should open another stream.
+        conditions and members of segments that it targets, and by stored attributes that these
+        conditions name. A message comes at least every 20 s, even if nothing changed. A client that
+        has received nothing for longer should open another stream.
 
-        The stream never ends with status OK. Open it again, on any instance, with the last received `revision`
-        as `from_revision`. A client that reads nothing for 60 s is cancelled.
+        The stream never ends with status OK. Open it again, on any instance, with the last received
+        `revision` as `from_revision`. A client that reads nothing for 60 s is cancelled.
 
         Errors:
         - INVALID_ARGUMENT: names the field.
         - FAILED_PRECONDITION (REVISION_NOT_REACHED): `from_revision` does not exist yet.
         - RESOURCE_EXHAUSTED: this instance has its maximum number of watchers. Try another instance.
-        - UNAVAILABLE: no snapshot is loaded yet, `from_revision` cannot be confirmed, or this instance is
-        shutting down.
+        - UNAVAILABLE: no snapshot is loaded yet, `from_revision` cannot be confirmed, or this instance
+        is shutting down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,27 +206,37 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EvaluationService:
-    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is evaluated at
-    exactly one revision. The service continues while the database is down. It needs no token. Requests are at
-    most 256 KiB, bulk messages at most 4 MiB.
+    """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
+    evaluated at exactly one revision. The service continues while the database is down. It needs no
+    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
-    Calls may be signed with a client key (see AdminService.CreateClientKey). The operator may require it. A
-    signed call has all of these in its metadata, each once:
+    Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
+    CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
+    nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
+    require signatures; then a bearer key is refused.
+
+    A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
-    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal digits. It
-    may differ from the server's clock by at most 30 s.
-    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not used within
-    the last two minutes, such as 16 random bytes in hex.
-    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message, exactly
-    as it is sent; or "UNSIGNED". Streams must use "UNSIGNED"; other calls may use it unless the operator
-    forbids it or requires signatures.
-    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC key is the
-    client secret as it was returned: its 43 characters, not the bytes that they encode.
+    - `x-gatekeeper-timestamp`: the current time in whole seconds since 1970-01-01 UTC, in decimal
+    digits. It may differ from the server's clock by at most 30 s.
+    - `x-gatekeeper-nonce`: 16 to 128 characters of A-Z a-z 0-9 . _ ~ + / = - that this key has not
+    used within the last two minutes, such as 16 random bytes in hex.
+    - `x-gatekeeper-content-sha256`: lower-case hex of the SHA-256 of the serialised request message,
+    exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
+    attributes, have no fixed order, and serialising the message once more may give other bytes.
+    Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
+    signatures.
+    - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
+    key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 
-    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key id,
-    timestamp, nonce, content SHA-256 (each as sent), and the full name of the method, such as
-    "/gatekeeper.v1.EvaluationService/EvaluateFlags". Make a new signature for each attempt. Every invalid
-    signature gets the same UNAUTHENTICATED.
+    The canonical string is, in UTF-8, joined by single line feeds and without one at the end: key
+    id, timestamp, nonce, content SHA-256 (each as sent), the authority of the call in lower case,
+    such as "flags.example.com:50051", and the full name of the method, such as
+    "/gatekeeper.v1.EvaluationService/EvaluateFlags". The authority is what HTTP/2 calls
+    `:authority`: by default the host and port that the client dials. Because it is signed, a call
+    cannot be repeated against another installation. Make a new signature for each attempt. Every
+    invalid key or signature gets the same UNAUTHENTICATED; the server's log and its metric
+    `gatekeeper_refused_credentials_total` have the cause.
     """
 
     @staticmethod

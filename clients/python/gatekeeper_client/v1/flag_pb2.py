@@ -25,17 +25,18 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gatekeeper/v1/flag.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n\x04\x46lag\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12\x15\n\rdefault_value\x18\x04 \x01(\x08\x12\x1a\n\x12rollout_percentage\x18\x05 \x01(\x05\x12\x35\n\x0fsegment_targets\x18\x06 \x03(\x0b\x32\x1c.gatekeeper.v1.SegmentTarget\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12\r\n\x05owner\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\x03\"3\n\rSegmentTarget\x12\x13\n\x0bsegment_key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08\"(\n\x06Target\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gatekeeper/v1/flag.proto\x12\rgatekeeper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n\x04\x46lag\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12\x15\n\rdefault_value\x18\x04 \x01(\x08\x12\x1a\n\x12rollout_percentage\x18\x05 \x01(\x05\x12\x35\n\x0fsegment_targets\x18\x06 \x03(\x0b\x32\x1c.gatekeeper.v1.SegmentTarget\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12\r\n\x05owner\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\x03\"R\n\rSegmentTarget\x12\x13\n\x0bsegment_key\x18\x01 \x01(\t\x12\x0f\n\x05value\x18\x02 \x01(\x08H\x00\x12\x11\n\x07variant\x18\x03 \x01(\tH\x00\x42\x08\n\x06served\"G\n\x06Target\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x05value\x18\x02 \x01(\x08H\x00\x12\x11\n\x07variant\x18\x03 \x01(\tH\x00\x42\x08\n\x06servedBi\n\rgatekeeper.v1B\tFlagProtoP\x01Z\x1agatekeeper/v1;gatekeeperv1\xaa\x02\rGatekeeper.V1\xca\x02\rGatekeeper\\V1\xea\x02\x0eGatekeeper::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatekeeper.v1.flag_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rgatekeeper.v1B\tFlagProtoP\001Z\032gatekeeper/v1;gatekeeperv1\252\002\rGatekeeper.V1\312\002\rGatekeeper\\V1\352\002\016Gatekeeper::V1'
   _globals['_FLAG']._serialized_start=77
   _globals['_FLAG']._serialized_end=399
   _globals['_SEGMENTTARGET']._serialized_start=401
-  _globals['_SEGMENTTARGET']._serialized_end=452
-  _globals['_TARGET']._serialized_start=454
-  _globals['_TARGET']._serialized_end=494
+  _globals['_SEGMENTTARGET']._serialized_end=483
+  _globals['_TARGET']._serialized_start=485
+  _globals['_TARGET']._serialized_end=556
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,8 @@ class Flag(_message.Message):
     1. `enabled` is false: `default_value`.
     2. The user is individually targeted: the target's value.
     3. The user is in a segment of `segment_targets`, tried in order: that entry's value.
-    4. The user's bucket (0 to 99, from a hash of user id and flag key) is below `rollout_percentage`: true.
+    4. The user's bucket (0 to 99, from a hash of user id and flag key) is below
+       `rollout_percentage`: true.
     5. Otherwise: `default_value`.
     """
 
@@ -46,46 +47,52 @@ class Flag(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """Identifies the flag: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`, case-sensitive. Fixed at creation. A key is free
-    again after deletion. A flag created again under a key is a new flag: old targets do not return. Its
-    buckets are the same, because they depend on the key.
+    """Identifies the flag. REQUIRED. `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`, case-sensitive. Fixed at
+    creation. A key is free again after deletion. A flag created again under a key is a new flag:
+    old targets do not return. Its buckets are the same, because they depend on the key.
     """
     description: _builtins.str
     """What the flag is for, at most 1,024 characters. Empty by default."""
     enabled: _builtins.bool
-    """False: every user gets `default_value`, whatever else is set. This is the kill switch. False by default."""
+    """False: every user gets `default_value`, whatever else is set. This is the kill switch. False by
+    default.
+    """
     default_value: _builtins.bool
     """The value for users for whom no other rule applies. False by default."""
     rollout_percentage: _builtins.int
-    """The share of users, 0 to 100 %, that gets true by the draw. 0 by default. Raising it never takes true
-    from a user. Lowering it takes true only from users whose bucket is at or above the new percentage.
+    """The share of users, 0 to 100 %, that gets true by the draw. 0 by default. Raising it never
+    takes true from a user. Lowering it takes true only from users whose bucket is at or above the
+    new percentage.
     """
     owner: _builtins.str
     """The team or person responsible for the flag, at most 256 characters. Empty by default."""
     etag: _builtins.str
-    """Opaque name of this state of the flag. It changes with every change of the flag, but not with its
-    targets. If it is set in `UpdateFlag`, it must be the current one; otherwise the call fails with ABORTED
-    (ETAG_MISMATCH). Empty: no check.
+    """Opaque name of this state of the flag. It changes with every change of the flag, but not with
+    its targets. If it is set in `UpdateFlag`, it must be the current one; otherwise the call fails
+    with ABORTED (ETAG_MISMATCH). Empty: no check.
     """
     revision: _builtins.int
-    """The revision that last changed the flag. Output only."""
+    """The revision that last changed the flag. OUTPUT_ONLY."""
     @_builtins.property
     def segment_targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentTarget]:
-        """The targeted segments, in the order in which they are tried; at most 64, each segment at most once. All
-        flags together have at most 50,000 (RESOURCE_EXHAUSTED, QUOTA_EXCEEDED). Empty by default.
+        """The targeted segments, in the order in which they are tried; at most 64, each segment at most
+        once. All flags together have at most 50,000 (RESOURCE_EXHAUSTED, QUOTA_EXCEEDED). Empty by
+        default.
         """
 
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Labels for filtering flags; at most 32, each 1 to 64 characters, each at most once. The order is kept."""
+        """Labels for filtering flags; at most 32, each 1 to 64 characters, each at most once. The order
+        is kept.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the flag was created. Output only."""
+        """When the flag was created. OUTPUT_ONLY."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the flag last changed. Changes of its targets do not count. Output only."""
+        """When the flag last changed. Changes of its targets do not count. OUTPUT_ONLY."""
 
     def __init__(
         self,
@@ -119,21 +126,29 @@ class SegmentTarget(_message.Message):
 
     SEGMENT_KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     segment_key: _builtins.str
-    """The key of an existing segment. If there is none, the call fails with NOT_FOUND (SEGMENT_NOT_FOUND)."""
+    """The key of an existing segment. REQUIRED. If there is none, the call fails with NOT_FOUND
+    (SEGMENT_NOT_FOUND).
+    """
     value: _builtins.bool
-    """The value for users of the segment."""
+    """The value."""
+    variant: _builtins.str
+    """The name of the variant: "on" or "off"."""
     def __init__(
         self,
         *,
         segment_key: _builtins.str = ...,
         value: _builtins.bool = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["segment_key", b"segment_key", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["segment_key", b"segment_key", "served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_served: _TypeAlias = _typing.Literal["value", "variant"]  # noqa: Y015
+    _WhichOneofArgType_served: _TypeAlias = _typing.Literal["served", b"served"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_served) -> _WhichOneofReturnType_served | None: ...
 
 Global___SegmentTarget: _TypeAlias = SegmentTarget  # noqa: Y015
 
@@ -145,20 +160,26 @@ class Target(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user, 1 to 256 bytes of UTF-8 without NUL."""
     value: _builtins.bool
-    """The value for the user while the flag is enabled."""
+    """The value."""
+    variant: _builtins.str
+    """The name of the variant."""
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         value: _builtins.bool = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["served", b"served", "user_id", b"user_id", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_served: _TypeAlias = _typing.Literal["value", "variant"]  # noqa: Y015
+    _WhichOneofArgType_served: _TypeAlias = _typing.Literal["served", b"served"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_served) -> _WhichOneofReturnType_served | None: ...
 
 Global___Target: _TypeAlias = Target  # noqa: Y015

@@ -131,8 +131,8 @@ Global___ConditionOperator: _TypeAlias = ConditionOperator  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
-    """A group of users, by conditions on their attributes, by name, or both. A user is in the segment if they are
-    one of its members, or if its conditions match.
+    """A group of users, by conditions on their attributes, by name, or both. A user is in the segment
+    if they are one of its members, or if its conditions match.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -147,36 +147,36 @@ class Segment(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """Identifies the segment: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`, case-sensitive. Fixed at creation. A key is
-    free again after deletion.
+    """Identifies the segment. REQUIRED. `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`, case-sensitive. Fixed at
+    creation. A key is free again after deletion.
     """
     description: _builtins.str
     """What the segment is for, at most 1,024 characters. Empty by default."""
     match: Global___SegmentMatch.ValueType
     """How many conditions must match. Unspecified: all."""
     member_count: _builtins.int
-    """The number of users who are members by name. Output only."""
+    """The number of users who are members by name. OUTPUT_ONLY."""
     etag: _builtins.str
-    """Opaque name of this state of the segment. It changes with every change of the segment, but not with its
-    members. If it is set in `UpdateSegment`, it must be the current one; otherwise the call fails with
-    ABORTED (ETAG_MISMATCH). Empty: no check.
+    """Opaque name of this state of the segment. It changes with every change of the segment, but not
+    with its members. If it is set in `UpdateSegment`, it must be the current one; otherwise the
+    call fails with ABORTED (ETAG_MISMATCH). Empty: no check.
     """
     revision: _builtins.int
-    """The revision that last changed the segment. Output only."""
+    """The revision that last changed the segment. OUTPUT_ONLY."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
-        """Conditions on a user's attributes; at most 64, with at most 1,000 values in total. All segments together
-        have at most 10,000 (RESOURCE_EXHAUSTED, QUOTA_EXCEEDED). Without conditions, only members are in the
-        segment.
+        """Conditions on a user's attributes; at most 64, with at most 1,000 values in total. All segments
+        together have at most 10,000 (RESOURCE_EXHAUSTED, QUOTA_EXCEEDED). Without conditions, only
+        members are in the segment.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the segment was created. Output only."""
+        """When the segment was created. OUTPUT_ONLY."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the segment last changed. Changes of its members do not count. Output only."""
+        """When the segment last changed. Changes of its members do not count. OUTPUT_ONLY."""
 
     def __init__(
         self,
@@ -201,8 +201,8 @@ Global___Segment: _TypeAlias = Segment  # noqa: Y015
 
 @_typing.final
 class Condition(_message.Message):
-    """A test of one attribute. Types are never converted: an attribute that is missing, null, or of another type
-    than the operator needs does not match. With `negate` it matches.
+    """A test of one attribute. Types are never converted: an attribute that is missing, null, or of
+    another type than the operator needs does not match. With `negate` it matches.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -212,18 +212,19 @@ class Condition(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     NEGATE_FIELD_NUMBER: _builtins.int
     attribute: _builtins.str
-    """The name of a top-level attribute, or, if it starts with "/", a JSON Pointer (RFC 6901). 1 to 256 bytes
-    without NUL.
+    """REQUIRED. The name of a top-level attribute, or, if it starts with "/", a JSON Pointer (RFC
+    6901). 1 to 256 bytes without NUL.
     """
     operator: Global___ConditionOperator.ValueType
-    """The test. Required."""
+    """The test. REQUIRED."""
     negate: _builtins.bool
     """True: invert the result of the test."""
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Value]:
-        """The operands. EXISTS takes none. IN, CONTAINS, STARTS_WITH and ENDS_WITH take one or more, of which any
-        may match. All other operators take one. Each value is at most 256 bytes and not null. Over all segments,
-        CONTAINS, STARTS_WITH and ENDS_WITH may have at most 1,000 values (RESOURCE_EXHAUSTED).
+        """The operands. EXISTS takes none. IN, CONTAINS, STARTS_WITH and ENDS_WITH take one or more, of
+        which any may match. All other operators take one. Each value is at most 256 bytes and not
+        null. Over all segments, CONTAINS, STARTS_WITH and ENDS_WITH may have at most 1,000 values
+        (RESOURCE_EXHAUSTED).
         """
 
     def __init__(

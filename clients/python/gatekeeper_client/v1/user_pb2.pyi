@@ -20,8 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class User(_message.Message):
-    """A known user: one with stored attributes. A user need not be known in order to be evaluated, targeted, or a
-    member of a segment.
+    """A known user: one with stored attributes. A user need not be known in order to be evaluated,
+    targeted, or a member of a segment.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -33,27 +33,27 @@ class User(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """1 to 256 bytes of UTF-8 without NUL. Fixed at creation."""
+    """1 to 256 bytes of UTF-8 without NUL. REQUIRED. Fixed at creation."""
     etag: _builtins.str
-    """Opaque name of this state of the user. If it is set in `UpdateUser`, it must be the current one;
-    otherwise the call fails with ABORTED (ETAG_MISMATCH). Empty: no check.
+    """Opaque name of this state of the user. If it is set in `UpdateUser`, it must be the current
+    one; otherwise the call fails with ABORTED (ETAG_MISMATCH). Empty: no check.
     """
     revision: _builtins.int
-    """The revision that last changed the user. Output only."""
+    """The revision that last changed the user. OUTPUT_ONLY."""
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """The attributes that segment conditions read; at most 16 KiB, both as a message and as JSON, and 5 levels
-        deep; without NUL, NaN and infinite numbers. Attributes in an evaluation request replace these, for each
-        top-level name.
+        """The attributes that segment conditions read; at most 16 KiB, both as a message and as JSON, and
+        5 levels deep; without NUL, NaN and infinite numbers. Attributes in an evaluation request
+        replace these, for each top-level name.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the user was created. Output only."""
+        """When the user was created. OUTPUT_ONLY."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the attributes last changed. Output only."""
+        """When the attributes last changed. OUTPUT_ONLY."""
 
     def __init__(
         self,
