@@ -10,15 +10,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
 from math import ceil
 from typing import Final, TypeAlias
-from urllib.parse import unquote
 
+from gatekeeper_grpc.auth.addresses import address_of, network_of
+from gatekeeper_grpc.auth.tries import Tries
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS
 
-_IPV6_HOME_PREFIX: Final = 64
 _ALL: Final = ("all",)
 
 Account: TypeAlias = int | str
@@ -30,8 +29,8 @@ class LockoutRule:
     """How many failures within `window_s` are too many.
 
     The first `free_tries` of one address on one account have no consequence. After that a try has to wait 1 s, then
-    twice as long each time, at most `max_delay_s`. At most `failures` are remembered, and the addresses of at most
-    `successes`; the oldest go first.
+    twice as long each time, at most `max_delay_s`. At most `failures` are remembered, the addresses of at most
+    `successes`, and the tries of at most `tries`; the oldest go first.
     """
 
     window_s: float = 900.0
@@ -42,6 +41,7 @@ class LockoutRule:
     in_all: int = 1_000
     failures: int = 10_000
     successes: int = 10_000
+    tries: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class LoginGuard:
         self._failures: deque[_Failure] = deque()  # oldest first
         self._times: dict[Hashable, deque[float]] = {}  # times of failures, by what they count for; oldest first
         self._succeeded: OrderedDict[Hashable, None] = OrderedDict()  # addresses whose last try succeeded; oldest first
+        self._tries = Tries(window_s=rule.window_s, remembered=rule.tries, clock=clock)
 
     def admit(self, account: Account, peer: str) -> None:
         """Let a try pass. A refused try is not counted.
@@ -82,11 +83,21 @@ class LoginGuard:
         """
         _require_no_wait(self._wait_s(_address_key(peer)))
 
+    def tried(self, peer: str) -> int:
+        """Count a try that was let pass; return how many of its address came before it without success."""
+        return self._tries.note(peer)
+
+    def network_failures(self, peer: str) -> int:
+        """Count the failures of a network, for the turns of its addresses. They have no other consequence."""
+        with self._lock:
+            self._forget_before(self._clock() - self._rule.window_s)
+            return len(self._times.get(_network_key(peer), ()))
+
     def failed(self, account: Account, peer: str) -> bool:
         """Count a failure; return whether the next try has to wait."""
-        failure = _Failure(self._clock(), (_ALL, *_keys(account, peer)))
+        failure = _Failure(self._clock(), (_ALL, _network_key(peer), *_keys(account, peer)))
         with self._lock:
-            self._succeeded.pop(failure.keys[1], None)
+            self._succeeded.pop(_address_key(peer), None)
             self._failures.append(failure)
             for key in failure.keys:
                 self._times.setdefault(key, deque()).append(failure.at)
@@ -100,6 +111,7 @@ class LoginGuard:
         What counts for the address and for all stays: an attacker with an account of their own must not reset those.
         """
         address, _account, pair = _keys(account, peer)
+        self._tries.succeeded(peer)
         with self._lock:
             self._times.pop(pair, None)
             self._succeeded[address] = None
@@ -110,12 +122,6 @@ class LoginGuard:
     def succeeded_last(self, peer: str) -> bool:
         """Return whether the last try of an address succeeded."""
         return _address_key(peer) in self._succeeded
-
-    def has_failed(self, peer: str) -> bool:
-        """Return whether an address has failed within the window."""
-        with self._lock:
-            self._forget_before(self._clock() - self._rule.window_s)
-            return _address_key(peer) in self._times
 
     def _wait_s(self, address: Hashable, account: Hashable = None, pair: Hashable = None) -> float:
         rule, now = self._rule, self._clock()
@@ -170,25 +176,10 @@ def _address_key(peer: str) -> Hashable:
     return ("address", address_of(peer))
 
 
+def _network_key(peer: str) -> Hashable:
+    return ("network", network_of(peer))
+
+
 def _require_no_wait(wait_s: float) -> None:
     if wait_s > 0:
         raise ResourceExhausted("too many failed logins; wait before the next try", retry_after_s=ceil(wait_s))
-
-
-def address_of(peer: str) -> str:
-    """Return the address in what gRPC calls a peer, such as "ipv4:192.0.2.7:5001".
-
-    The port is left out: every connection has another one. An IPv6 address becomes its /64, which one home or machine
-    has to itself. Anything else, such as a Unix socket, becomes its kind.
-    """
-    kind, _, endpoint = unquote(peer).partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind
-    host = endpoint.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return kind
-    if isinstance(address, IPv6Address) and not address.ipv4_mapped:
-        return str(ip_network((address, _IPV6_HOME_PREFIX), strict=False))
-    return str(getattr(address, "ipv4_mapped", None) or address)

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
-from gatekeeper_grpc.auth.lockout import LoginGuard, address_of
+from gatekeeper_grpc.auth.addresses import address_of
+from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.tokens import AccessTokens, Clock, Token, utc_now
 from gatekeeper_grpc.domain.admin_user import Credentials, Exchange, Exchanged

@@ -1,9 +1,10 @@
 """Checks logins and changes of passwords before they take a slot: those that have to wait must not keep others out."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from gatekeeper_grpc.auth.lockout import LoginGuard
-from gatekeeper_grpc.transport.arrival import Arrival, Standing
+from gatekeeper_grpc.transport.arrival import Standing
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 
 
@@ -25,16 +26,15 @@ class LoginChecks:
         }
 
     def check_login(self, call: ArrivedCall) -> None:
-        """Refuse a login whose address has to wait; tell the pool how the address of another one stands.
+        """Refuse a login whose address has to wait; tell the pool where another one stands.
 
         Whose account a name is, only the database knows. What counts for the account is checked on the worker.
 
         Raises:
             ResourceExhausted: There were too many failures.
         """
-        peer = call.peer
-        self._guard.admit_address(peer)
-        call.note(Arrival(owner=call.arrival.owner, standing=self._standing(peer)))
+        self._guard.admit_address(call.peer)
+        self._note(call, is_proven=self._guard.succeeded_last(call.peer))
 
     def check_own_password(self, call: ArrivedCall) -> None:
         """Refuse a change of the caller's own password that has to wait: it counts like a login.
@@ -48,8 +48,9 @@ class LoginChecks:
             self.check_login(call)
         else:
             self._guard.admit(call.arrival.caller.admin_id, call.peer)
+            self._note(call, is_proven=True)
 
-    def _standing(self, peer: str) -> Standing:
-        if self._guard.succeeded_last(peer):
-            return Standing.PROVEN
-        return Standing.FAILED if self._guard.has_failed(peer) else Standing.UNKNOWN
+    def _note(self, call: ArrivedCall, *, is_proven: bool) -> None:
+        peer = call.peer
+        standing = Standing(is_proven, self._guard.tried(peer), self._guard.network_failures(peer))
+        call.note(replace(call.arrival, standing=standing))

@@ -25,6 +25,7 @@ from gatekeeper_grpc.transport.connection_streams import ConnectionStreams, too_
 from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
+from gatekeeper_grpc.transport.login_slots import LoginSlots
 from gatekeeper_grpc.transport.open_streams import OpenStreams
 from gatekeeper_grpc.transport.pending_calls import PendingByTrust, PendingCalls, PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize, Slots
@@ -64,7 +65,7 @@ class PoolName(StrEnum):
     LOGOUT = "logout"
     """Ends logins. Apart from REFRESH, so that a flood of one does not stop the other."""
     OWN_PASSWORD = "own_password"  # noqa: S105 - the name of a pool
-    """Verifies and hashes the caller's own password. Apart from LOGIN, which anybody can flood."""
+    """Verifies and hashes the caller's own password. Apart from LOGIN; anybody may call it without a token."""
     CREDENTIALS = "credentials"
     """Hashes passwords that admins set. Not in LOGIN, which anybody can flood."""
     OPERATIONS = "operations"
@@ -96,11 +97,11 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.BULK: PoolSize(workers=16, queue=32, share=HALF, is_preemptive=True),
         PoolName.REFLECTION: PoolSize(workers=4, queue=16, share=HALF, is_preemptive=True),
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
-        # The last of twelve that wait is served after 3 s.
-        PoolName.LOGIN: PoolSize(workers=1, queue=12, kept=2),
+        # Both queues together are served within 7 s.
+        PoolName.LOGIN: PoolSize(workers=1, queue=32, kept=8),
         PoolName.REFRESH: PoolSize(workers=2, queue=32),
         PoolName.LOGOUT: PoolSize(workers=1, queue=16),
-        PoolName.OWN_PASSWORD: PoolSize(workers=1, queue=8),
+        PoolName.OWN_PASSWORD: PoolSize(workers=1, queue=16, kept=8),
         PoolName.CREDENTIALS: PoolSize(workers=1, queue=32),
         PoolName.OPERATIONS: PoolSize(workers=2, queue=64),
     }
@@ -139,7 +140,7 @@ class CallPool(ThreadPoolExecutor):
         self._name = name
         self._size = size
         self._lock = threading.Lock()  # guards the five below
-        self._slots = Slots(size)
+        self._slots = LoginSlots(size) if size.kept else Slots(size)
         self._errands: deque[_Errand] = deque()
         self._workers = 0
         self._is_short_of_workers = False

@@ -1,11 +1,10 @@
 """What is known of a call when it arrives, before its message: who calls, and for whose share the call counts."""
 
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gatekeeper_grpc.auth.lockout import address_of
+from gatekeeper_grpc.auth.addresses import address_of
 from gatekeeper_grpc.domain.caller import Caller
 
 ADDRESS = "address"
@@ -26,14 +25,18 @@ class Owner(NamedTuple):
     name: str | int
 
 
-class Standing(IntEnum):
-    """Who gives way in a full pool: first those of the highest value."""
+class Standing(NamedTuple):
+    """What is known of where a try of a password comes from: decides who is served first, and who gives way."""
 
-    PROVEN = 0
-    """The last login of its address succeeded. Slots may be kept for it."""
-    UNKNOWN = 1
-    FAILED = 2
-    """Logins of its address have failed recently."""
+    is_proven: bool = False
+    """The last try of its address succeeded, or the call has an access token."""
+    tries: int = 0
+    """How many tries without success its address made before, the refused and those in flight among them."""
+    network_failures: int = 0
+    """How many wrong passwords came from its network: its /24, or its /48 of IPv6."""
+
+
+STRANGER = Standing()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Arrival:
     """The admin user whose access token the call carries, if its method reads tokens."""
     client: Any = None
     """The client whose key the call has (`auth.client_calls.ClientCall`); its nonce is not used yet."""
-    standing: Standing = Standing.UNKNOWN
+    standing: Standing = STRANGER
     is_denied: bool = False
     """The caller's role does not suffice: the call is refused on a worker, which does not wait for its message."""
 

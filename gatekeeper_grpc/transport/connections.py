@@ -12,7 +12,7 @@ from typing import NamedTuple
 import grpc
 import structlog
 
-from gatekeeper_grpc.auth.lockout import address_of
+from gatekeeper_grpc.auth.addresses import address_of
 from gatekeeper_grpc.scheduler import OnDemandThread
 from gatekeeper_grpc.transport.goaway import Peer, connections, open_descriptors, peer_of
 from gatekeeper_grpc.transport.grpcio_internals import peers_being_served

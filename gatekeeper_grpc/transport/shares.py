@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from math import ceil
 
-from gatekeeper_grpc.transport.arrival import Owner, Standing
+from gatekeeper_grpc.transport.arrival import Owner
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 
 
@@ -21,7 +21,7 @@ class PoolSize:
     share: float = 1.0
     """Largest part of the workers that the calls of one owner occupy, from 0 to 1; at least one worker."""
     kept: int = 0
-    """How many of the slots only calls with standing PROVEN may take."""
+    """How many places of the queue are for the proven, in a pool that checks passwords (`LoginSlots`)."""
     is_preemptive: bool = False
     """Whether a running stream is ended for a call that waits, if its owner occupies at least two workers more."""
 
@@ -51,8 +51,7 @@ class Slots:
 
     def add(self, call: ArrivedCall) -> ArrivedCall | None:
         """Queue a call; return the call that gets no slot: none, another one that gives way, or this one."""
-        kept = self._size.kept if call.arrival.standing is not Standing.PROVEN else 0
-        if self.waiting + self.running < self._size.slots - kept:
+        if self.waiting + self.running < self._size.slots:
             self._append(call)
             return None
         owner = self._gives_way_to(call)
@@ -72,9 +71,7 @@ class Slots:
         call = self._take(owner, newest=False)
         if owner in self._waiting:
             self._waiting.move_to_end(owner)
-        self._running.setdefault(owner, []).append(call)
-        self.running += 1
-        return call
+        return self._start(call)
 
     def finish(self, call: ArrivedCall) -> None:
         """Free the slot of a call that ran."""
@@ -121,15 +118,14 @@ class Slots:
         self.waiting -= 1
         return call
 
-    def _gives_way_to(self, call: ArrivedCall) -> Owner | None:
-        """Return who gives way to `call`: of the worst standing that waits, the owner of most calls; None: nobody."""
-        owner = max(self._waiting, key=self._claim, default=None)
-        if owner is None:
-            return None
-        standing, held = self._claim(owner)
-        own = call.arrival.standing, self.held_by(call.arrival.owner)
-        # One call more than the newcomer would have: a slot would only change hands.
-        return owner if standing > own[0] or (standing == own[0] and held > own[1] + 1) else None
+    def _start(self, call: ArrivedCall) -> ArrivedCall:
+        self._running.setdefault(call.arrival.owner, []).append(call)
+        self.running += 1
+        return call
 
-    def _claim(self, owner: Owner) -> tuple[Standing, int]:
-        return self._waiting[owner][-1].arrival.standing, self.held_by(owner)
+    def _gives_way_to(self, call: ArrivedCall) -> Owner | None:
+        """Return who gives way to `call`: of those who wait, the owner of most calls; None: nobody."""
+        owner = max(self._waiting, key=self.held_by, default=None)
+        # One call more than the newcomer would have: a slot would only change hands.
+        is_less = owner is not None and self.held_by(owner) > self.held_by(call.arrival.owner) + 1
+        return owner if is_less else None

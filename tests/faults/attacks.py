@@ -15,7 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from gatekeeper_client.v1.admin_service_pb2 import ListFlagsRequest, UpdateFlagRequest
-from gatekeeper_client.v1.auth_service_pb2 import RefreshTokenRequest
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest, RefreshTokenRequest
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper_client.v1.flag_pb2 import Flag
@@ -26,6 +26,7 @@ ADDRESS = "127.0.1.1"
 EVALUATE = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 BULK = "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags"
 REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+LOGIN = "/gatekeeper.v1.AuthService/Login"
 GET_FLAG = "/gatekeeper.v1.AdminService/GetFlag"
 LIST_FLAGS = "/gatekeeper.v1.AdminService/ListFlags"
 UPDATE_FLAG = "/gatekeeper.v1.AdminService/UpdateFlag"
@@ -109,6 +110,21 @@ def in_flight(crowd: Crowd, seconds: float, *, calls: int, addresses: int, token
             connection.flush()
 
 
+def logins(crowd: Crowd, seconds: float, *, flying: int, networks: int, neighbours: int) -> None:
+    """Keep so many logins with wrong names in flight, from so many networks (/24) and addresses of each, in turn."""
+    sources = [f"127.{network}.1.{number}" for number in range(1, neighbours + 1) for network in range(networks)]
+    turns, kept = enumerate(cycle(sources)), dict[str, Connection | None]()
+    for _ in _until(seconds, crowd):
+        while crowd.open_calls() < flying:
+            number, source = next(turns)
+            connection = kept.setdefault(source, crowd.connect(source) if source not in kept else None)
+            if connection is not None:
+                request = LoginRequest(username=f"user-{number}", password=f"a-wrong-password-{number}")
+                connection.call(LOGIN, request.SerializeToString())
+                connection.flush()
+        time.sleep(_PAUSE_S)
+
+
 def edit(crowd: Crowd, seconds: float, *, key: str, tokens: str) -> None:
     """Have editors, one for each token, change a flag again and again, each as soon as the last change is answered."""
     editors = tokens.split(",")
@@ -122,7 +138,7 @@ def edit(crowd: Crowd, seconds: float, *, key: str, tokens: str) -> None:
 
 
 ATTACKS: dict[str, Callable[..., None]] = {
-    attack.__name__: attack for attack in (unfinished, held, body_less, idle, in_flight, edit)
+    attack.__name__: attack for attack in (unfinished, held, body_less, idle, in_flight, edit, logins)
 }
 
 _DEFAULT_VALUE = FieldMask(paths=["default_value"])

@@ -146,6 +146,14 @@ def no_shares() -> None:
     _put(limits, DEFAULT_SIZES=admission.DEFAULT_SIZES)
 
 
+def first_come_logins() -> None:
+    """The queue of logins is short, and the first login is served first."""
+    no_shares()
+    sizes = {**admission.DEFAULT_SIZES, PoolName.LOGIN: PoolSize(workers=1, queue=8)}
+    _put(admission, DEFAULT_SIZES=sizes)
+    _put(limits, DEFAULT_SIZES=sizes)
+
+
 def one_pool_of_streams() -> None:
     """Streams that anybody may open share a pool with those of admins."""
     no_shares()
@@ -294,6 +302,7 @@ SABOTAGES = {
         early_answers,
         asks_database,
         no_shares,
+        first_come_logins,
         one_pool_of_streams,
         messages_on_workers,
         no_goaway,

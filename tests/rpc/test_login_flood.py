@@ -13,10 +13,10 @@ from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.transport import login_slots
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, PoolName, Refusal
 from tests.support.addresses import seen_from
 from tests.support.servers import StartServer, access_token, connect
@@ -25,9 +25,15 @@ from tests.support.waiting import TIMEOUT_S, eventually
 pytestmark = pytest.mark.promise("C3", "D4")
 
 PASSWORD = "canary-password-of-anna"
-ATTACKERS = [f"127.0.1.{number}" for number in range(1, 14)]
-SLOTS = DEFAULT_SIZES[PoolName.LOGIN].slots
-KEPT = DEFAULT_SIZES[PoolName.LOGIN].kept
+ROOM = DEFAULT_SIZES[PoolName.LOGIN].slots - DEFAULT_SIZES[PoolName.LOGIN].kept
+"""That strangers can have, with the one whose password is being checked."""
+NEIGHBOURS = [f"127.0.1.{number}" for number in range(1, ROOM + 2)]
+NETWORKS = [f"127.1.{number}.1" for number in range(1, ROOM + 2)]
+FLOODS = [
+    pytest.param(["127.0.1.1"], 40, id="of one address"),
+    pytest.param(NEIGHBOURS, 1, id="of one network"),
+    pytest.param(NETWORKS, 1, id="of many networks"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +45,12 @@ class Logins:
 
     def log_in_from(self, address: str, *, password: str = "wrong", username: str = "anna") -> Any:
         """Start a login from an address of its own."""
-        target = self.stack.enter_context(seen_from(address, self.server.port))
-        stub = AuthServiceStub(self.stack.enter_context(grpc.insecure_channel(target)))
-        return stub.Login.future(LoginRequest(username=username, password=password), timeout=TIMEOUT_S)
+        request = LoginRequest(username=username, password=password)
+        return AuthServiceStub(self.channel_from(address)).Login.future(request, timeout=TIMEOUT_S)
 
-    def fail_from(self, address: str, *, username: str = "anna") -> None:
-        assert self.log_in_from(address, username=username).code() is grpc.StatusCode.UNAUTHENTICATED
+    def channel_from(self, address: str) -> grpc.Channel:
+        target = self.stack.enter_context(seen_from(address, self.server.port))
+        return self.stack.enter_context(grpc.insecure_channel(target))
 
     def in_flight(self) -> int:
         return self.server.pools[PoolName.LOGIN].in_flight
@@ -71,59 +77,85 @@ def logins(start_server: StartServer, dsn: str) -> Iterator[Logins]:
         yield Logins(server=start_server(), stack=stack)
 
 
-def flood(logins: Logins, attackers: list[str], *, each: int) -> list[Any]:
-    """Fill all slots that the attackers can have with logins that wait."""
+@pytest.fixture
+def first_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: the first login is served first."""
+    monkeypatch.setattr(login_slots, "bisect_left", lambda queue, *_standing, **_key: len(queue))
+
+
+@pytest.fixture
+def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: no place is kept for anybody."""
+    note = LoginChecks._note
+    monkeypatch.setattr(LoginChecks, "_note", lambda checks, call, **_is_proven: note(checks, call, is_proven=False))
+
+
+def flood(logins: Logins, attackers: list[str], *, each: int = 1) -> list[Any]:
+    """Take all room that strangers can have with logins that wait."""
     calls = [logins.log_in_from(address) for _ in range(each) for address in attackers]
     assert eventually(
         lambda: logins.in_flight() + logins.refused(Refusal.FULL) + logins.refused(Refusal.SHARE) == len(calls)
     )
-    assert logins.in_flight() == SLOTS - KEPT
+    assert logins.in_flight() == ROOM
     return calls
 
 
-def test_logins_of_those_who_failed_keep_nobody_out_who_did_not(logins: Logins) -> None:
-    for address in ATTACKERS:
-        logins.fail_from(address, username=f"nobody at {address}")
-    with logins.stopped():
-        flood(logins, ATTACKERS, each=1)
-        victim = logins.log_in_from("127.0.2.1", password=PASSWORD)
-        assert eventually(lambda: victim.done() or logins.refused(Refusal.FULL) == len(ATTACKERS) + 1 - (SLOTS - KEPT))
-        assert not victim.done()
-
+def checked_before(victim: Any, calls: list[Any]) -> int:
+    """Wait until the victim is logged in; return how many passwords of the flood were checked by then."""
     assert victim.result().access_token
+    return sum(call.done() and call.code() is grpc.StatusCode.UNAUTHENTICATED for call in calls)
 
 
-def test_twin_if_failures_do_not_count_the_flood_keeps_the_victim_out(
-    logins: Logins, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(LoginGuard, "has_failed", lambda _self, _peer: False)
-    for address in ATTACKERS:
-        logins.fail_from(address, username=f"nobody at {address}")
+def flooded_login(logins: Logins, attackers: list[str], *, each: int) -> tuple[Any, list[Any]]:
+    """Let a newcomer log in while logins of the attackers fill the queue."""
+    refused = each * len(attackers) + 1 - ROOM
     with logins.stopped():
-        flood(logins, ATTACKERS, each=1)
-        assert logins.log_in_from("127.0.2.1", password=PASSWORD).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def test_forty_logins_of_one_address_keep_no_other_address_waiting(logins: Logins) -> None:
-    with logins.stopped():
-        calls = flood(logins, ["127.0.1.1"], each=40)
+        calls = flood(logins, attackers, each=each)
         victim = logins.log_in_from("127.0.2.1", password=PASSWORD)
-        assert eventually(lambda: logins.refused(Refusal.SHARE) == 40 + 1 - (SLOTS - KEPT))
-
-    assert victim.result().access_token
-    assert sum(not call.done() for call in calls) > 0, "the victim waited for all of them"
+        assert eventually(lambda: logins.refused(Refusal.FULL) + logins.refused(Refusal.SHARE) == refused)
+    return victim, calls
 
 
-def test_slots_are_kept_for_an_address_whose_last_login_succeeded(logins: Logins) -> None:
+@pytest.mark.parametrize(("attackers", "each"), FLOODS)
+def test_a_newcomer_waits_for_one_check_of_a_flood(logins: Logins, attackers: list[str], each: int) -> None:
+    victim, calls = flooded_login(logins, attackers, each=each)
+
+    # The one that was running, and the one that starts while the answer is under way.
+    assert checked_before(victim, calls) <= 3
+
+
+@pytest.mark.parametrize(("attackers", "each"), FLOODS)
+@pytest.mark.usefixtures("first_come")
+def test_twin_first_come_first_served_a_flood_keeps_it_out(logins: Logins, attackers: list[str], each: int) -> None:
+    victim, _calls = flooded_login(logins, attackers, each=each)
+
+    assert victim.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def login_before_newcomers(logins: Logins) -> tuple[Any, list[Any]]:
+    """Log in from an address twice; the second time, more newcomers follow than there is room for."""
     assert logins.log_in_from("127.0.2.1", password=PASSWORD).result().access_token
     with logins.stopped():
-        flood(logins, ATTACKERS, each=1)
-        newcomer = logins.log_in_from("127.0.2.2", password=PASSWORD)
+        running = logins.log_in_from("127.0.9.1")
+        assert eventually(lambda: logins.in_flight() == 1)
         known = logins.log_in_from("127.0.2.1", password=PASSWORD)
+        assert eventually(lambda: logins.in_flight() == 2)
+        newcomers = [logins.log_in_from(address) for address in NETWORKS]
+        assert eventually(lambda: logins.in_flight() + logins.refused(Refusal.FULL) == len(newcomers) + 2)
+    return known, [running, *newcomers]
 
-        assert newcomer.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert eventually(lambda: logins.in_flight() == SLOTS - KEPT + 1)
-    assert known.result().access_token
+
+def test_turns_are_kept_for_an_address_whose_last_login_succeeded(logins: Logins) -> None:
+    known, newcomers = login_before_newcomers(logins)
+
+    assert checked_before(known, newcomers) <= 3
+
+
+@pytest.mark.usefixtures("unproven")
+def test_twin_if_nothing_is_kept_newcomers_keep_it_out(logins: Logins) -> None:
+    known, _newcomers = login_before_newcomers(logins)
+
+    assert known.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def exhaust_tries(logins: Logins, address: str) -> None:
@@ -156,7 +188,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_twin_a_guard_behind_the_queue_lets_it_take_a_slot(logins: Logins) -> None:
     with logins.stopped():
-        flood(logins, ["127.0.2.1"], each=SLOTS - KEPT)
+        flood(logins, ["127.0.2.1"], each=ROOM)
         exhaust_tries(logins, "127.0.1.1")
         late = logins.log_in_from("127.0.1.1")
         assert eventually(lambda: logins.refused(Refusal.SHARE) == 1)  # It took the slot of another.
@@ -171,3 +203,29 @@ def test_a_change_of_password_that_has_to_wait_takes_no_slot(logins: Logins, dsn
         change = AdminServiceStub(channel).ChangePassword.future(request, timeout=TIMEOUT_S)
         assert change.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert logins.server.pools[PoolName.OWN_PASSWORD].refused[Refusal.LOCKED_OUT] == 1
+
+
+def change_during_a_flood(logins: Logins, token: str) -> Any:
+    """Change the own password while strangers fill the queue for that, before and after it."""
+    pool = logins.server.pools[PoolName.OWN_PASSWORD]
+    room = DEFAULT_SIZES[PoolName.OWN_PASSWORD].slots
+    channels = [logins.channel_from(f"127.1.{number}.1") for number in range(2 * room)]
+    channels.insert(room, logins.stack.enter_context(connect(logins.server, token=token)))
+    request = pb.ChangePasswordRequest(username="anna", current_password=PASSWORD, new_password="another-long-password")
+    changes = []
+    with logins.stopped():
+        for number, channel in enumerate(channels, start=1):
+            changes.append(AdminServiceStub(channel).ChangePassword.future(request, timeout=TIMEOUT_S))
+            assert eventually(lambda: pool.in_flight + sum(pool.refused.values()) == number)  # noqa: B023 - called at once
+    return changes[room]
+
+
+def test_strangers_keep_no_one_with_a_token_from_changing_the_password(logins: Logins, dsn: str) -> None:
+    assert change_during_a_flood(logins, access_token(dsn, "anna")).result().revision > 0
+
+
+@pytest.mark.usefixtures("unproven")
+def test_twin_if_a_token_counts_for_nothing_strangers_do(logins: Logins, dsn: str) -> None:
+    change = change_during_a_flood(logins, access_token(dsn, "anna"))
+
+    assert change.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

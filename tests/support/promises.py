@@ -29,7 +29,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "B5": "On a full disk, writes are refused, evaluation continues, and nothing needs repair afterwards.",
         "C1": "Half-open calls, silent streams and unread responses do not keep other clients from being served.",
         "C2": "A call above capacity is refused with RESOURCE_EXHAUSTED, and accepted calls are served.",
-        "C3": "A flood of logins does not slow down other calls.",
+        "C3": "A flood of logins slows down no other calls and keeps nobody out: from other addresses, new ones among "
+        "them, 90 % of the right passwords are accepted within 5 s.",
         "C4": "A rolling restart fails no call of a client that retries. A process exits within its grace period and "
         "a second.",
         "C5": "Idle watchers cost other calls nothing, and a slow watcher delays nobody else.",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 
 import pytest
 
-from gatekeeper_grpc.auth.lockout import LockoutRule, LoginGuard, address_of
+from gatekeeper_grpc.auth.lockout import LockoutRule, LoginGuard
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 
 pytestmark = pytest.mark.promise("D4")
@@ -140,15 +140,26 @@ def test_an_address_waits_for_any_account_and_its_neighbour_for_none() -> None:
 
 def test_an_address_stands_as_its_last_try_ended() -> None:
     guard = LoginGuard(LockoutRule(successes=2))
-    standing = [(guard.succeeded_last(VICTIM), guard.has_failed(VICTIM))]
+    standing = [guard.succeeded_last(VICTIM)]
     for note in (guard.succeeded, guard.failed, guard.succeeded):
         note("ada", VICTIM)
-        standing.append((guard.succeeded_last(VICTIM), guard.has_failed(VICTIM)))
+        standing.append(guard.succeeded_last(VICTIM))
     for number in range(2):
         guard.succeeded("ada", f"ipv4:198.51.100.{number}:1")
 
-    assert standing == [(False, False), (True, False), (False, True), (True, True)]
+    assert standing == [False, True, False, True]
     assert not guard.succeeded_last(VICTIM), "more addresses are remembered than the rule says"
+
+
+def test_failures_count_for_the_network_and_a_neighbour_waits_for_none() -> None:
+    world = World()
+    world.fail("ada", VICTIM)
+    neighbour, stranger = "ipv4:192.0.2.8:1", "ipv4:192.0.3.7:1"
+
+    assert [world.guard.network_failures(peer) for peer in (VICTIM, neighbour, stranger)] == [1, 1, 0]
+    assert world.wait_s("ada", neighbour) == 0
+    world.clock.now += RULE.window_s
+    assert world.guard.network_failures(neighbour) == 0
 
 
 def test_failures_everywhere_are_capped_per_address_that_failed() -> None:
@@ -211,22 +222,4 @@ def test_what_is_remembered_is_bounded() -> None:
 
     assert len(world.guard._failures) == 100
     assert max(len(str(key)) for key in world.guard._times) < 300
-    assert len(world.guard._times) <= 301
-
-
-@pytest.mark.parametrize(
-    ("peer", "address"),
-    [
-        ("ipv4:192.0.2.7:5001", "192.0.2.7"),
-        ("ipv6:[2001:db8:1:2:3:4:5:6]:5001", "2001:db8:1:2::/64"),
-        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:5001", "2001:db8:1:2::/64"),
-        ("ipv6:[::ffff:192.0.2.7]:5001", "192.0.2.7"),
-        ("ipv6:[fe80::1%25eth0]:5001", "fe80::/64"),
-        ("unix:", "unix"),
-        ("unix:/run/gatekeeper.sock", "unix"),
-        ("ipv4:nonsense", "ipv4"),
-        ("", ""),
-    ],
-)
-def test_address_is_without_port_and_of_ipv6_the_network(peer: str, address: str) -> None:
-    assert address_of(peer) == address
+    assert len(world.guard._times) <= 401

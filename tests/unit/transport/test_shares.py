@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gatekeeper_grpc.transport.arrival import ADDRESS, Arrival, Owner, Standing, stranger
+from gatekeeper_grpc.transport.arrival import ADDRESS, Arrival, Owner, stranger
 from gatekeeper_grpc.transport.shares import PoolSize, Slots
 
 pytestmark = pytest.mark.promise("C1")
@@ -15,16 +15,16 @@ SMALL = PoolSize(workers=2, queue=2)
 class Call:
     """A call of an owner, in the order of their making."""
 
-    def __init__(self, owner: str, standing: Standing = Standing.UNKNOWN) -> None:
-        self.arrival = Arrival(owner=Owner(ADDRESS, owner), standing=standing)
+    def __init__(self, owner: str) -> None:
+        self.arrival = Arrival(owner=Owner(ADDRESS, owner))
 
 
-def call_of(owner: str, standing: Standing = Standing.UNKNOWN) -> Any:
-    return Call(owner, standing)
+def call_of(owner: str) -> Any:
+    return Call(owner)
 
 
-def calls(owners: str, standing: Standing = Standing.UNKNOWN) -> list[Any]:
-    return [call_of(owner, standing) for owner in owners]
+def calls(owners: str) -> list[Any]:
+    return [call_of(owner) for owner in owners]
 
 
 def filled(size: PoolSize, waiting: list[Any]) -> Slots:
@@ -82,23 +82,6 @@ def test_one_owner_occupies_its_share_of_the_workers_and_another_the_rest() -> N
 
 def test_a_share_is_at_least_one_worker() -> None:
     assert PoolSize(workers=1, queue=0, share=0.1).workers_for_one == 1
-
-
-def test_kept_slots_are_for_the_proven() -> None:
-    slots = filled(PoolSize(workers=1, queue=3, kept=2), calls("ab"))
-    stranger_, proven = calls("c")[0], calls("de", Standing.PROVEN)
-
-    assert slots.add(stranger_) is stranger_
-    assert [slots.add(call) for call in proven] == [None, None]
-
-
-def test_those_who_failed_give_way_to_those_who_did_not() -> None:
-    failed = calls("ab", Standing.FAILED)
-    slots = filled(PoolSize(workers=1, queue=1), failed)
-
-    assert slots.add(call_of("c")) in failed
-    again = call_of("d", Standing.FAILED)
-    assert slots.add(again) is again
 
 
 def test_all_that_is_taken_leaves_an_empty_pool() -> None:

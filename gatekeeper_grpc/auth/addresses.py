@@ -1,0 +1,44 @@
+"""Where a client calls from: its address, and the network that it shares with its neighbours."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
+from urllib.parse import unquote
+
+_IPV6_HOME_PREFIX: Final = 64
+_IPV6_SITE_PREFIX: Final = 48
+_IPV4_NETWORK_PREFIX: Final = 24
+
+
+def address_of(peer: str) -> str:
+    """Return the address in what gRPC calls a peer, such as "ipv4:192.0.2.7:5001".
+
+    The port is left out: every connection has another one. An IPv6 address becomes its /64, which one home or machine
+    has to itself. Anything else, such as a Unix socket, becomes its kind.
+    """
+    address = _address(peer)
+    return _prefix(address, _IPV6_HOME_PREFIX) if isinstance(address, IPv6Address) else str(address)
+
+
+def network_of(peer: str) -> str:
+    """Return the network of a peer: its /24, or its /48 of IPv6, which one site has to itself."""
+    address = _address(peer)
+    if isinstance(address, str):
+        return address
+    return _prefix(address, _IPV6_SITE_PREFIX if isinstance(address, IPv6Address) else _IPV4_NETWORK_PREFIX)
+
+
+def _address(peer: str) -> IPv4Address | IPv6Address | str:
+    """Return the address of a peer; the kind of one that has none."""
+    kind, _, endpoint = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    host = endpoint.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return kind
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _prefix(address: IPv4Address | IPv6Address, length: int) -> str:
+    return str(ip_network((address, length), strict=False))
