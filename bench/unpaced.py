@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 
 from gatekeeper_grpc.cli.main import main
-from gatekeeper_grpc.servicers.pacing import Pacer
+from gatekeeper_grpc.servicers.pacing import Pace
 
 
-def _unpaced(_pacer: Pacer, items: Iterable[object], **_checks: object) -> Iterable[object]:
+def _unpaced(_pace: Pace, items: Iterable[object]) -> Iterable[object]:
     return items
 
 
 if __name__ == "__main__":
-    Pacer.paced = _unpaced  # type: ignore[method-assign, assignment] # pyright: ignore[reportAttributeAccessIssue]
+    Pace.through = _unpaced  # type: ignore[method-assign, assignment] # pyright: ignore[reportAttributeAccessIssue]
+    Pace.portions = _unpaced  # type: ignore[method-assign, assignment] # pyright: ignore[reportAttributeAccessIssue]
     main()

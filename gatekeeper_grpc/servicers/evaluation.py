@@ -10,9 +10,10 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.evaluator import FlagPlan
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
-from gatekeeper_grpc.servicers.pacing import Pacer
+from gatekeeper_grpc.servicers.pacing import Pace, Pacer
 from gatekeeper_grpc.servicers.watch import WatchRpcs
 from gatekeeper_grpc.wire.evaluation import (
     answer_to_bytes,
@@ -61,11 +62,11 @@ class EvaluationServicer(WatchRpcs):
             return
         snapshot, selection = self._selected(first)
         yield from split_header(selection, revision=snapshot.revision, stale=self._cache.is_stale())
-        paced = partial(self._pacer.paced, flags=len(selection.plans), is_active=context.is_active)
-        yield from split_results(paced(_results(snapshot, selection, first)))
+        pace = partial(self._pacer.pace, flags=len(selection.plans), is_active=context.is_active)
+        yield from split_results(_results(snapshot, selection, first, pace()))
         for request in request_iterator:
             _check_same_question(first, request)
-            yield from split_results(paced(_results(snapshot, selection, request)))
+            yield from split_results(_results(snapshot, selection, request, pace()))
 
     def _selected(self, request: pb.EvaluateFlagsRequest | pb.BulkEvaluateFlagsRequest) -> tuple[Snapshot, Selection]:
         question = question_from_proto(request)
@@ -74,20 +75,23 @@ class EvaluationServicer(WatchRpcs):
 
 
 def _results(
-    snapshot: Snapshot, selection: Selection, request: pb.BulkEvaluateFlagsRequest
+    snapshot: Snapshot, selection: Selection, request: pb.BulkEvaluateFlagsRequest, pace: Pace
 ) -> Iterable[pb.BulkEvaluationResult]:
     check_count("contexts", request.contexts, at_most=MAX_CONTEXTS_PER_MESSAGE)
-    return (_result(snapshot, selection, position, context) for position, context in enumerate(request.contexts))
+    return pace.through(
+        _result(snapshot, pace.portions(selection.plans), position, context)
+        for position, context in enumerate(request.contexts)
+    )
 
 
 def _result(
-    snapshot: Snapshot, selection: Selection, position: int, message: EvaluationContext
+    snapshot: Snapshot, plans: Iterable[FlagPlan], position: int, message: EvaluationContext
 ) -> pb.BulkEvaluationResult:
     try:
         context = context_from_proto(f"contexts[{position}]", message)
     except InvalidArgument as exc:
         return bulk_error_to_proto(message.user_id, exc)
-    details = snapshot.evaluate(selection.plans, context)
+    details = snapshot.evaluate(plans, context)
     evaluation = pb.BulkEvaluation(values=[detail.value for detail in details])
     return pb.BulkEvaluationResult(user_id=message.user_id, evaluation=evaluation)
 

@@ -23,8 +23,9 @@ from gatekeeper_grpc.domain.snapshot import Selection
 from gatekeeper_grpc.wire.json import struct_from_proto
 from gatekeeper_grpc.wire.portions import portions
 
-# As many as an installation may have by default: some 3 MiB.
-_REMEMBERED_FLAGS = 10_000
+# Twice as many as an installation may have by default, some 12 MiB. If there are more flags, requests for all of them
+# find none remembered, and take ten times as long.
+_REMEMBERED_FLAGS = 40_000
 
 
 def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) -> EvaluationContext:

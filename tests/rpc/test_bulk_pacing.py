@@ -12,7 +12,8 @@ from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.servicers.pacing import Pacer
+from gatekeeper_grpc.servicers import pacing
+from gatekeeper_grpc.servicers.pacing import Pace
 from gatekeeper_grpc.testing import EvaluationServer, serve
 from tests.support.clients import TIMEOUT_S, Refusal, refusal_of
 from tests.support.servers import StartServer, connect
@@ -73,11 +74,26 @@ def test_a_deadline_that_passes_ends_the_evaluation(server: EvaluationServer, ev
 def test_without_pacing_the_evaluation_goes_on_without_its_client(
     server: EvaluationServer, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pacer, "paced", lambda _self, items, **_checks: items)
+    monkeypatch.setattr(Pace, "through", lambda _self, items: items)
 
     leave(server, evaluations)
 
     assert eventually(lambda: evaluations.count == len(FULL_MESSAGE.contexts))
+
+
+@pytest.mark.parametrize(("portion", "ends"), [(pacing.PORTION, 1 + 5_000 // pacing.PORTION), (5_000, 1)])
+def test_many_flags_of_one_user_are_evaluated_in_slices(
+    portion: int, ends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[object] = []
+    monkeypatch.setattr(pacing, "PORTION", portion)
+    monkeypatch.setattr(Pace, "_end_slice", lambda pace: ended.append(pace))  # noqa: PLW0108 - a method
+    flags = [FlagConfig(key=f"flag-{number}", enabled=True, rollout_percentage=50) for number in range(5_000)]
+    with serve(flags) as server, grpc.insecure_channel(server.address) as channel:
+        one = BulkEvaluateFlagsRequest(contexts=FULL_MESSAGE.contexts[:1])
+        list(EvaluationServiceStub(channel).BulkEvaluateFlags(iter([one]), timeout=TIMEOUT_S))
+
+    assert len(ended) == ends
 
 
 def leave(server: EvaluationServer, evaluations: Evaluations) -> None:

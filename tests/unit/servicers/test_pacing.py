@@ -22,8 +22,8 @@ def slices(count: int) -> Iterator[int]:
 
 def test_the_interpreter_changes_hands_early_during_bulk() -> None:
     usual_s = sys.getswitchinterval()
-    first = Pacer().paced(range(2), flags=1, is_active=lambda: True)
-    second = Pacer().paced(range(2), flags=1, is_active=lambda: True)
+    first = Pacer().pace(flags=1, is_active=lambda: True).through(range(2))
+    second = Pacer().pace(flags=1, is_active=lambda: True).through(range(2))
 
     next(first), next(second)
     assert sys.getswitchinterval() <= 0.0005
@@ -38,7 +38,7 @@ def test_bulk_pauses_after_each_slice_for_the_calls_that_wait(waiting: int) -> N
     pauses: list[float] = []
     pacer = Pacer(lambda: waiting, sleep=pauses.append)
 
-    assert list(pacer.paced(slices(5), flags=1, is_active=lambda: True)) == [0, 1, 2, 3, 4]
+    assert list(pacer.pace(flags=1, is_active=lambda: True).through(slices(5))) == [0, 1, 2, 3, 4]
     assert pauses == ([waiting * PAUSE_S] * 5 if waiting else [])
 
 
@@ -46,20 +46,20 @@ def test_within_a_slice_nothing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "SLICE_S", 60.0)
     pauses: list[float] = []
 
-    assert len(list(Pacer(lambda: 1, sleep=pauses.append).paced(range(9), flags=1, is_active=lambda: True))) == 9
+    assert len(list(Pacer(lambda: 1, sleep=pauses.append).pace(flags=1, is_active=lambda: True).through(range(9)))) == 9
     assert pauses == []
 
 
 def test_work_ends_within_a_slice_of_the_client() -> None:
     made: list[int] = []
-    paced = Pacer().paced(map(made.append, slices(100)), flags=1, is_active=lambda: len(made) < 3)
+    paced = Pacer().pace(flags=1, is_active=lambda: len(made) < 3).through(map(made.append, slices(100)))
 
     assert len(list(paced)) == 3
 
 
 def test_a_message_over_its_budget_is_refused_with_what_to_do() -> None:
     with pytest.raises(ResourceExhausted, match=r"more than 0.005 s of CPU time: send fewer contexts") as refused:
-        list(Pacer(budget_s=0.005).paced(slices(100), flags=20, is_active=lambda: True))
+        list(Pacer(budget_s=0.005).pace(flags=20, is_active=lambda: True).through(slices(100)))
 
     assert (refused.value.reason, refused.value.metadata) == ("CPU_BUDGET_EXCEEDED", {"budget_s": "0.005"})
 
@@ -67,9 +67,9 @@ def test_a_message_over_its_budget_is_refused_with_what_to_do() -> None:
 def test_the_budget_grows_with_the_flags() -> None:
     pacer = Pacer(budget_s=0.005)
 
-    assert len(list(pacer.paced(slices(20), flags=20_000, is_active=lambda: True))) == 20
+    assert len(list(pacer.pace(flags=20_000, is_active=lambda: True).through(slices(20)))) == 20
     with pytest.raises(ResourceExhausted):
-        list(pacer.paced(slices(20), flags=1_000, is_active=lambda: True))
+        list(pacer.pace(flags=1_000, is_active=lambda: True).through(slices(20)))
 
 
 def test_time_in_which_others_have_the_cpu_does_not_count() -> None:
@@ -78,4 +78,37 @@ def test_time_in_which_others_have_the_cpu_does_not_count() -> None:
             time.sleep(0.005)
             yield number
 
-    assert len(list(Pacer(budget_s=0.02).paced(waits(), flags=1, is_active=lambda: True))) == 10
+    assert len(list(Pacer(budget_s=0.02).pace(flags=1, is_active=lambda: True).through(waits()))) == 10
+
+
+@pytest.mark.parametrize(("flags", "pauses"), [(pacing.PORTION, 1), (10_000, 1 + 10_000 // pacing.PORTION)])
+def test_many_flags_of_one_user_are_sliced_as_well(flags: int, pauses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "SLICE_S", 0.0)
+    slept: list[float] = []
+    pace = Pacer(lambda: 1, sleep=slept.append).pace(flags=flags, is_active=lambda: True)
+
+    evaluated = [*pace.through(list(pace.portions(range(flags))) for _ in range(3))]
+
+    assert evaluated == [[*range(flags)]] * 3
+    assert len(slept) == 3 * pauses
+
+
+def test_a_client_that_leaves_ends_the_work_for_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "SLICE_S", 0.0)
+    done: list[int] = []
+    pace = Pacer().pace(flags=10_000, is_active=lambda: len(done) < 1_000)
+
+    def one_user() -> Iterator[int]:
+        done.extend(pace.portions(range(10_000)))
+        yield len(done)
+
+    assert [*pace.through(one_user())] == []
+    assert len(done) == 1_000
+
+
+def test_one_user_with_many_flags_is_refused_over_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "SLICE_S", 0.0)
+    pace = Pacer(budget_s=0.0).pace(flags=10_000, is_active=lambda: True)
+
+    with pytest.raises(ResourceExhausted):
+        list(pace.through(list(pace.portions(range(10_000))) for _ in range(1)))
