@@ -35,10 +35,10 @@ SERVICES = {
 # By message: the fields that hold what is stored about people, or name people of whom something is stored.
 PERSONAL = {
     "User": {"user_id", "attributes"},
-    "Target": {"user_id"},
+    "Target": {"user_id", "variant"},
     "ListSegmentMembersResponse": {"user_ids"},
     "ExportedUser": {"user_id", "named_by_segments"},
-    "ExportedTarget": {"flag_key"},
+    "ExportedTarget": {"flag_key", "variant"},
     "ExportedMemberships": {"segment_keys"},
     "AuditEntry": {"document", "resource_key"},
     "UsersEntry": {"value"},
@@ -58,7 +58,7 @@ IMPERSONAL = {
     "VerifyAuditLogResponse": {"message"},
     "Flag": {"key", "description", "owner", "tags", "etag"},
     "FlagChange": {"flag_key"},
-    "SegmentTarget": {"segment_key"},
+    "SegmentTarget": {"segment_key", "variant"},
     "Segment": {"key", "description", "etag"},
     "Condition": {"attribute", "values"},
     "AdminUser": {"username", "etag"},
@@ -118,7 +118,10 @@ def named(table: Mapping[str, set[str]]) -> set[tuple[str, str]]:
 
 
 def test_of_every_text_in_a_response_it_is_known_whether_it_is_personal() -> None:
-    assert set().union(*SHOWN.values()) == named(PERSONAL) | named(IMPERSONAL)
+    shown = set().union(*SHOWN.values())
+
+    assert shown <= named(PERSONAL) | named(IMPERSONAL)
+    assert shown >= named(PERSONAL)
     assert not named(PERSONAL) & named(IMPERSONAL)
 
 
