@@ -2,12 +2,14 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gatekeeper_grpc.auth.keys import KeyRing
+from gatekeeper_grpc.config import SettingsError
 from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, store_secret, stored_secret
 
 
@@ -78,3 +80,11 @@ def test_generated_keys_are_a_ring_of_one_unique_key_of_256_bits() -> None:
 
     assert [len(KeyRing.parse(ring).keys) for ring in rings] == [1, 1]
     assert rings[0] != rings[1]
+
+
+@pytest.mark.parametrize("use", [read_secret, partial(store_secret, secret="s3cret")], ids=["read", "store"])
+def test_a_data_directory_that_cannot_be_used_is_named(tmp_path: Path, use: Callable[..., object]) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SettingsError, match=r"^GATEKEEPER_DATA_DIR: '.*/file' must be a directory"):
+        use(tmp_path / "file", name="token")
