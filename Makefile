@@ -58,9 +58,9 @@ test: $(VENV)/.dev ## Run every test on a real PostgreSQL
 	@$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -n auto --dist worksteal
 	@$(if $(COVERAGE),$(BIN)/coverage combine --quiet && $(BIN)/coverage report,:)
 
-# One after the other, because the figures of a fault need an otherwise idle machine.
+# One after the other and on a disk, because the figures of a fault need an otherwise idle machine and real writes.
 test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (30 minutes)
-	@$(BIN)/pytest tests/faults --timeout 600
+	@TMPDIR=$${TMPDIR:-/tmp} $(BIN)/pytest tests/faults --timeout 600
 
 # Of another PostgreSQL: GATEKEEPER_TEST_PG_BIN=/path/to/bin.
 test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)

@@ -3,29 +3,37 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import grpc
-import psycopg
 import pytest
-from psycopg import sql
 
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.postgres.database import Database
-from tests.support.servers import KEYS, TEMPLATE, StartServer, connect, database_dsn, settings_for_tests, token_for
+from tests.support.databases import new_database, running_postgres
+from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 
-# Throw-away databases need no durability; tests that kill processes start a database of their own.
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+_MEMORY = Path("/dev/shm")
+_ENOUGH_BYTES = 4 * 1024**3
 
 
-_numbers = count()
+def pytest_configure() -> None:
+    """Keep temporary files in memory if it has room: a run makes and deletes some 300,000 files of databases."""
+    if not os.environ.get("TMPDIR") and _has_room(_MEMORY):
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+
+
+def _has_room(directory: Path) -> bool:
+    try:
+        found = os.statvfs(directory)
+    except FileNotFoundError:
+        return False
+    # Some tests write programs and run them.
+    return found.f_bavail * found.f_frsize >= _ENOUGH_BYTES and not found.f_flag & os.ST_NOEXEC
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -46,24 +54,15 @@ def clean_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The DSN of a PostgreSQL, one for each test process, whose template database is migrated."""
-    with (
-        tempfile.TemporaryDirectory(prefix="gatekeeper-test-") as data_dir,
-        EmbeddedPostgres(Path(data_dir), settings=FAST) as embedded,
-    ):
-        with psycopg.connect(embedded.dsn, autocommit=True) as conn:
-            conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-        Migrator(database_dsn(embedded.dsn, TEMPLATE)).up()
-        yield embedded.dsn
+    with running_postgres() as dsn:
+        yield dsn
 
 
 @pytest.fixture
 def dsn(postgres: str) -> Iterator[str]:
     """The DSN of a migrated database that this test has to itself."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
-        yield database_dsn(postgres, name)
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with new_database(postgres) as dsn:
+        yield dsn
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH
 from gatekeeper_grpc.embedded.binaries import find_bin_dir
 from tests.support.clients import send
+from tests.support.databases import database_dsn, database_name
 from tests.support.outages import close_database
 from tests.support.processes import TIMEOUT_S, Gatekeeper, run
-from tests.support.servers import database_dsn
 from tests.support.traces import live, traces
 
 pytestmark = pytest.mark.promise("E2", "D9")
@@ -32,7 +32,7 @@ def postgres_program(name: str, *arguments: str | Path) -> None:
 def test_a_restored_and_finished_backup_replaces_the_database(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
     person, backup, data_dir = f"person-{uuid4().hex}", tmp_path / "backup", gatekeeper.data_dir
     keys = DataKeys(KeyRing.parse((data_dir / "data_keys").read_text().strip()))
-    name = str(psycopg.conninfo.conninfo_to_dict(gatekeeper.dsn)["dbname"])
+    name = database_name(gatekeeper.dsn)
     restored = database_dsn(gatekeeper.dsn, "restored")
     with gatekeeper.admin() as admin:
         live(admin, person)

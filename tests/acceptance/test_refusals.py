@@ -1,16 +1,13 @@
 """What keeps `gatekeeper serve` from starting: one line that says what and what to do, no secret in it, exit code 1."""
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
 
+from tests.support.databases import empty_database
 from tests.support.processes import KEYS, run
-from tests.support.servers import database_dsn
 
 SECRET = "hunter2"
 
@@ -105,12 +102,3 @@ def test_address_that_cannot_be_is_refused_before_anything_is_made(
     assert "GATEKEEPER_LISTEN: " in line
     assert right in line
     assert not data_dir.exists()
-
-
-@contextmanager
-def empty_database(postgres: str) -> Iterator[str]:
-    name = sql.Identifier("nobody_migrated")
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(name))
-        yield database_dsn(postgres, "nobody_migrated")
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))

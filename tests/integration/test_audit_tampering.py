@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, LiteralString
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -22,7 +21,8 @@ from gatekeeper_grpc.store.audit.log import read_head, recorded_entries, verify_
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Connection, Database
-from tests.support.servers import KEYS, TEMPLATE, database_dsn
+from tests.support.databases import new_database
+from tests.support.servers import KEYS
 
 pytestmark = pytest.mark.promise("D8")
 
@@ -36,17 +36,12 @@ Found = tuple[AuditFault, int]
 @pytest.fixture(scope="module")
 def dsn(postgres: str) -> Iterator[str]:
     """The DSN of a database with an audit log of 300 entries, each with another document."""
-    name = f"audit_{uuid4().hex}"
-    identifiers = {"name": sql.Identifier(name), "template": sql.Identifier(TEMPLATE)}
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**identifiers))
-        dsn = database_dsn(postgres, name)
+    with new_database(postgres) as dsn:
         database = Database(dsn)
         database.open()
         _write_log(FlagStore(database, MutationRunner(database, KEYS.data)))
         database.close()
         yield dsn
-        conn.execute(sql.SQL("DROP DATABASE {name} WITH (FORCE)").format(**identifiers))
 
 
 def _write_log(flags: FlagStore) -> None:

@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 from click.testing import CliRunner
-from psycopg import sql
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.cli import operator_settings
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.store.migrations.files import default_folder, load_migrations
-from tests.support.servers import database_dsn
+from tests.support.databases import empty_database
 
-NAME = "to_be_migrated"
 LABELS = [migration.label for migration in load_migrations(default_folder())]
 NEWEST = len(LABELS)
 
@@ -22,13 +19,10 @@ NEWEST = len(LABELS)
 @pytest.fixture
 def empty(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The DSN of a database without a schema, which is also DATABASE_URL."""
-    dsn = database_dsn(postgres, NAME)
-    monkeypatch.setenv("DATABASE_URL", dsn)
     monkeypatch.setattr(operator_settings, "configure_logs", lambda **_settings: None)
-    with capture_logs(), psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(NAME)))
+    with capture_logs(), empty_database(postgres) as dsn:
+        monkeypatch.setenv("DATABASE_URL", dsn)
         yield dsn
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(NAME)))
 
 
 def migrate(*arguments: str) -> list[str]:

@@ -9,7 +9,6 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
@@ -22,6 +21,7 @@ from gatekeeper_grpc.domain.errors import (
 from gatekeeper_grpc.store.postgres import database as database_module
 from gatekeeper_grpc.store.postgres import servers as servers_module
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from tests.support.databases import database_name
 from tests.support.outages import cut_connections, outage
 
 NEXT = "UPDATE revision_head SET revision = revision + 1"
@@ -112,7 +112,7 @@ def answers_after_all_connections_died(database: Database, postgres: str) -> boo
     """Return whether the first call succeeds after two idle connections have died."""
     database._pool.wait()
     with psycopg.connect(postgres, autocommit=True) as conn:
-        assert cut_connections(str(conninfo_to_dict(database.dsn)["dbname"]), conn) == 2
+        assert cut_connections(database_name(database.dsn), conn) == 2
     return answers(database)
 
 

@@ -2,12 +2,10 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from uuid import UUID, uuid4
+from contextlib import ExitStack
+from uuid import UUID
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
@@ -17,17 +15,9 @@ from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
-from tests.support.servers import KEYS, database_dsn
+from tests.support.databases import empty_database
+from tests.support.servers import KEYS
 from tests.support.traces import dump, query
-
-
-@contextmanager
-def empty_database(postgres: str) -> Iterator[str]:
-    name = f"empty_{uuid4().hex}"
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield database_dsn(postgres, name)
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from gatekeeper_grpc.store.mutations import CHANNEL, MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots import notifications
 from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
-from tests.support.servers import KEYS, database_dsn
+from tests.support.databases import database_dsn
+from tests.support.servers import KEYS
 
 TIMEOUT_S = 60.0
 NEVER_S = 3_600.0

@@ -7,7 +7,6 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.store import logins, mutations
@@ -21,7 +20,7 @@ from gatekeeper_grpc.store.snapshots.loader import (
     TARGETS_OF_PAIRS,
 )
 from gatekeeper_grpc.store.targets import LIST_TARGETS
-from tests.support.servers import TEMPLATE, database_dsn
+from tests.support.databases import new_database
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -82,12 +81,9 @@ _FILL = """
 @pytest.fixture(scope="module")
 def crowded(postgres: str) -> Iterator[Connection]:
     """A connection to a database with many rows in every table."""
-    with psycopg.connect(postgres, autocommit=True) as maker:
-        maker.execute(sql.SQL("CREATE DATABASE crowded TEMPLATE {}").format(sql.Identifier(TEMPLATE)))
-        with psycopg.connect(database_dsn(postgres, "crowded"), autocommit=True) as conn:
-            conn.execute(_FILL)
-            yield conn
-        maker.execute("DROP DATABASE crowded")
+    with new_database(postgres) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(_FILL)
+        yield conn
 
 
 _LARGE = "SELECT relname FROM pg_class WHERE relkind = 'r' AND reltuples >= 5000"

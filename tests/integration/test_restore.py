@@ -39,6 +39,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.support.clients import TIMEOUT_S, race, send
+from tests.support.databases import copy_database, database_name
 from tests.support.outages import close_database
 from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.traces import live, query, traces, user_with
@@ -60,14 +61,14 @@ class Backups:
     def make(self) -> str:
         copy = f"backup_{uuid4().hex}"
         with self._nobody_connected():
-            self._run("CREATE DATABASE {} TEMPLATE {}", copy, self.name)
+            self._copy(self.name, copy)
         self.made.append(copy)
         return copy
 
     def restore(self, backup: str) -> None:
         with self._nobody_connected():
             self._run("DROP DATABASE {}", self.name)
-            self._run("CREATE DATABASE {} TEMPLATE {}", self.name, backup)
+            self._copy(backup, self.name)
 
     def drop(self) -> None:
         for copy in self.made:
@@ -80,6 +81,10 @@ class Backups:
         yield
         self._run("ALTER DATABASE {} ALLOW_CONNECTIONS true", self.name)
 
+    def _copy(self, source: str, name: str) -> None:
+        with psycopg.connect(self.server_dsn, autocommit=True) as conn:
+            copy_database(conn, source, name)
+
     def _run(self, statement: LiteralString, *names: str) -> None:
         with psycopg.connect(self.server_dsn, autocommit=True) as conn:
             conn.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
@@ -87,8 +92,7 @@ class Backups:
 
 @pytest.fixture
 def backups(postgres: str, dsn: str) -> Iterator[Backups]:
-    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
-    backups = Backups(postgres, str(name))
+    backups = Backups(postgres, database_name(dsn))
     yield backups
     backups.drop()
 

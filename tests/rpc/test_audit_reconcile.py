@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
-from uuid import uuid4
 
 import grpc
 import psycopg
@@ -16,7 +15,6 @@ import pytest
 from click.testing import CliRunner, Result
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Value
-from psycopg import sql
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -31,24 +29,14 @@ from gatekeeper_grpc.domain.set_hash import EMPTY, target_element
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store import erasure, hashed_sets
 from tests.support.clients import SERVICE, send
-from tests.support.servers import KEYS, TEMPLATE, access_token, connect, database_dsn, settings_for_tests
+from tests.support.databases import database_name, new_database
+from tests.support.servers import KEYS, access_token, connect, settings_for_tests
 
 pytestmark = pytest.mark.promise("D8")
 
 PASSWORD = "correct horse battery staple"
 ANNA = User(user_id="anna")
 ANNA.attributes["plan"] = "pro"
-
-
-@contextmanager
-def database_like(postgres: str, template: str) -> Iterator[str]:
-    """A copy of a database, for the time of a test."""
-    name = f"reconciled_{uuid4().hex}"
-    names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**names))
-        yield name
-        conn.execute(sql.SQL("DROP DATABASE {name} WITH (FORCE)").format(**names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +94,11 @@ def house(dsn: str) -> Iterator[House]:
 
 @pytest.fixture(scope="module")
 def template(postgres: str) -> Iterator[str]:
-    """A database with one resource of each kind, and two sets of three people."""
-    with database_like(postgres, TEMPLATE) as name:
-        with house_on(database_dsn(postgres, name)) as house:
+    """The name of a database with one resource of each kind, and two sets of three people."""
+    with new_database(postgres) as dsn:
+        with house_on(dsn) as house:
             furnish(house)
-        yield name
+        yield database_name(dsn)
 
 
 def furnish(house: House) -> None:
@@ -129,8 +117,8 @@ def furnish(house: House) -> None:
 @pytest.fixture
 def log(postgres: str, template: str) -> Iterator[Log]:
     """A furnished database."""
-    with database_like(postgres, template) as name:
-        yield Log(dsn=database_dsn(postgres, name))
+    with new_database(postgres, like=template) as dsn:
+        yield Log(dsn=dsn)
 
 
 @pytest.fixture

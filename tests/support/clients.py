@@ -8,7 +8,6 @@ from itertools import count
 from threading import Barrier
 from types import MappingProxyType
 from typing import Any, LiteralString, TypeVar
-from uuid import uuid4
 
 import grpc
 import psycopg
@@ -26,7 +25,8 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceSt
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from tests.support.servers import KEYS, TEMPLATE, connect, database_dsn, settings_for_tests, token_for
+from tests.support.databases import new_database
+from tests.support.servers import KEYS, connect, settings_for_tests, token_for
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 # Said here once more: a row of the policy table that changes by mistake turns tests red.
@@ -129,7 +129,7 @@ _TABLES = """
 def installed(postgres: str) -> Iterator[Installation]:
     """Run an installation that knows the segments of `SEGMENT_KEYS` and one admin user of each role."""
     with ExitStack() as stack:
-        dsn = stack.enter_context(_cloned_database(postgres))
+        dsn = stack.enter_context(new_database(postgres))
         with psycopg.connect(dsn) as conn:
             conn.execute(_INSERT_SEGMENTS, [list(SEGMENT_KEYS)])
         # A short poll ends the server's threads soon.
@@ -145,16 +145,6 @@ _INSERT_SEGMENTS = """
     INSERT INTO segments (key, match, create_time, update_time, revision)
     SELECT unnest(%s::text[]), 'ALL', now(), now(), 0
 """
-
-
-@contextmanager
-def _cloned_database(postgres: str) -> Iterator[str]:
-    name = f"installation_{uuid4().hex}"
-    identifiers = {"name": sql.Identifier(name), "template": sql.Identifier(TEMPLATE)}
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**identifiers))
-        yield database_dsn(postgres, name)
-        conn.execute(sql.SQL("DROP DATABASE {name} WITH (FORCE)").format(**identifiers))
 
 
 # --- Asking ----------------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ import psycopg
 from psycopg import sql
 
 from gatekeeper_grpc.store.postgres.database import Connection, one
+from tests.support.databases import database_name
 
 
 @contextmanager
 def outage(postgres: str, dsn: str) -> Iterator[None]:
     """Take a database away for the length of a block: connections are cut, nobody gets one."""
-    name = str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+    name = database_name(dsn)
     with psycopg.connect(postgres, autocommit=True) as conn:
         close_database(name, conn)
         yield

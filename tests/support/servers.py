@@ -4,6 +4,7 @@ import atexit
 import secrets
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,11 @@ from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.lifecycle.keys import Keys
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 
-TEMPLATE = "gatekeeper_template"
-
-
 KEYS = Keys(
     tokens=KeyRing.parse("test:0123456789abcdef0123456789abcdef"),
     data=DataKeys(KeyRing.parse("data:fedcba9876543210fedcba9876543210")),
     erasure=b"0f1e2d3c4b5a69780f1e2d3c4b5a6978",
 )
-
-
-# Where servers of this process keep what is not in the database.
-SCRATCH = tempfile.TemporaryDirectory(prefix="gatekeeper-test-", ignore_cleanup_errors=True)
-atexit.register(SCRATCH.cleanup)  # Its own finalizer would print a warning.
 
 
 _numbers = count()
@@ -44,9 +37,9 @@ StartServer = Callable[..., GatekeeperServer]
 def settings_for_tests(**settings: object) -> Settings:
     """Settings with free ports, and without waits that serve no test."""
     quick = {
-        "data_dir": SCRATCH.name,
+        "data_dir": scratch(),
         # Not to be shared: what one test leaves there says nothing about another test's database.
-        "snapshot_file": Path(SCRATCH.name) / f"snapshot-{next(_numbers)}",
+        "snapshot_file": scratch() / f"snapshot-{next(_numbers)}",
         "listen": "127.0.0.1:0",
         "health_listen": "127.0.0.1:0",
         "ops_listen": "127.0.0.1:0",
@@ -57,9 +50,12 @@ def settings_for_tests(**settings: object) -> Settings:
     return load_settings(**{**quick, **settings})
 
 
-def database_dsn(server_dsn: str, name: str) -> str:
-    """The DSN of another database on the same PostgreSQL."""
-    return psycopg.conninfo.make_conninfo(server_dsn, dbname=name)
+@cache
+def scratch() -> Path:
+    """Where servers of this process keep what is not in the database."""
+    directory = tempfile.TemporaryDirectory(prefix="gatekeeper-test-", ignore_cleanup_errors=True)
+    atexit.register(directory.cleanup)  # Its own finalizer would print a warning.
+    return Path(directory.name)
 
 
 def connect(server: GatekeeperServer, *, token: str = "") -> grpc.Channel:

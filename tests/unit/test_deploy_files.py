@@ -4,22 +4,19 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from psycopg import sql
 
 from gatekeeper_grpc.cli.main import gatekeeper
 from gatekeeper_grpc.config import Settings, variable_of
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
-from tests.support.servers import database_dsn
+from tests.support.databases import empty_database
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -181,20 +178,12 @@ def test_health_check_of_the_image_tells_whether_the_server_serves(
     assert subprocess.run([sys.executable, *arguments], check=False, capture_output=True).returncode == code
 
 
-@pytest.fixture
-def empty(postgres: str) -> Iterator[str]:
-    """The DSN of a database without a schema."""
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE to_be_deployed"))
-        yield database_dsn(postgres, "to_be_deployed")
-        conn.execute(sql.SQL("DROP DATABASE to_be_deployed WITH (FORCE)"))
-
-
-def test_migrate_service_makes_the_schema_that_the_servers_demand(empty: str) -> None:
+def test_migrate_service_makes_the_schema_that_the_servers_demand(postgres: str) -> None:
     command = [SCRIPTS / "gatekeeper", *STACK["migrate"]["command"]]
 
-    first = subprocess.run(command, env={"DATABASE_URL": empty}, check=True, capture_output=True, text=True)
-    verified = subprocess.run([command[0], "migrate", "verify"], env={"DATABASE_URL": empty}, check=False)
+    with empty_database(postgres) as empty:
+        first = subprocess.run(command, env={"DATABASE_URL": empty}, check=True, capture_output=True, text=True)
+        verified = subprocess.run([command[0], "migrate", "verify"], env={"DATABASE_URL": empty}, check=False)
 
     assert first.stdout.startswith("applied 0001_")
     assert verified.returncode == 0
