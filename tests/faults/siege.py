@@ -66,11 +66,11 @@ class Suite:
     """How long the attacker's calls take at most until they are refused."""
     tells_when: bool = True
     """Whether each RESOURCE_EXHAUSTED that the attacker gets has a RetryInfo."""
-    sabotage: str
-    """One of `sabotaged`: the mitigation that the twin lacks."""
-    twin: str
+    sabotage: str = ""
+    """One of `sabotaged`: the mitigation that the twin lacks. Without one there is no twin."""
+    twin: str = ""
     """Which that is, in words."""
-    violated: frozenset[str]
+    violated: frozenset[str] = frozenset()
     """What the twin violates, as `Attacked.violations` names it."""
 
 

@@ -63,11 +63,11 @@ def idle(addresses: int, sabotage: str, twin: str) -> Suite:
     )
 
 
-def in_flight(calls: int, addresses: int, **options: object) -> Suite:
+def in_flight(calls: int) -> Suite:
     return Suite(
-        what=f"{calls:,} {'calls of each kind' if options else 'evaluations'} in flight from {addresses} addresses",
+        what=f"{calls:,} evaluations in flight from one address",
         attack="in_flight",
-        options={"calls": calls, "addresses": addresses, **options},
+        options={"calls": calls, "addresses": 1},
         bytes=calls * LOOKAHEAD_BYTES,
         sabotage="short_backlog",
         twin="the backlog of calls",
@@ -102,9 +102,15 @@ SUITES = {
     ),
     "idle-one-address": idle(1, "no_connection_gives_way", "idle connections that give way"),
     "idle-200-addresses": idle(200, "no_connection_cap", "a cap on connections"),
-    "in-flight-2000": in_flight(2_000, 1),
-    "in-flight-4000": in_flight(4_000, 1),
-    "in-flight-mixed": in_flight(4_000, 40, token=Siege.viewer_token),
+    "in-flight-2000": in_flight(2_000),
+    "in-flight-4000": in_flight(4_000),
+    "in-flight-mixed": Suite(
+        what="4,000 calls of four pools in flight from 40 addresses",
+        attack="in_flight",
+        options={"calls": 4_000, "addresses": 40, "token": Siege.viewer_token},
+        bytes=4_000 * LOOKAHEAD_BYTES,
+        # No twin: grpcio counts its backlog by method, and no method has a thousand calls.
+    ),
     "foreign-lock": Suite(
         what=f"a foreign session's lock on the head row, next to {EDITORS} editors",
         attack="edit",
@@ -142,7 +148,7 @@ def test_victims_are_served_and_attackers_told(suite: Suite, tmp_path: Path, rep
     assert attacked.violations() == {}
 
 
-@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+@pytest.mark.parametrize("suite", [pytest.param(suite, id=name) for name, suite in SUITES.items() if suite.sabotage])
 def test_twin_without_the_mitigation_they_are_not(suite: Suite, tmp_path: Path, report: Report) -> None:
     with siege(suite, tmp_path, sabotage=suite.sabotage) as besieged:
         attacked = besieged.attacked(suite, for_s=_TWIN_S)

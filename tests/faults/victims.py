@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import grpc
@@ -152,8 +151,12 @@ class Victims:
         ]
 
     def __str__(self) -> str:
-        served = {kind: sum(map(partial(self._is_well, kind), outcomes)) for kind, outcomes in self.outcomes.items()}
-        return ", ".join(f"{kind} {served[kind]}/{len(outcomes)}" for kind, outcomes in self.outcomes.items())
+        return ", ".join(self._summary(kind, outcomes) for kind, outcomes in self.outcomes.items())
+
+    def _summary(self, kind: str, outcomes: list[Outcome]) -> str:
+        served = sum(self._is_well(kind, outcome) for outcome in outcomes)
+        took_s = sorted(outcome.took_s for outcome in outcomes)
+        return f"{kind} {served}/{len(outcomes)}" + (f" ({took_s[len(took_s) * 95 // 100]:.1f} s)" if took_s else "")
 
     def _is_well(self, kind: str, outcome: Outcome, refusal: str | None = None) -> bool:
         """Whether a call was served in time, or told `refusal` in time."""
