@@ -19,6 +19,7 @@ from tests.support.clients import TIMEOUT_S, Installation
 from tests.support.servers import access_token
 
 PASSWORD = "canary-password-of-ann"
+UNKNOWN_KEY = f"gkc_{20 * '0'}_{43 * 'x'}"
 FORBIDDEN = ("psycopg", "pydantic", "pydantic_settings", "structlog", "rich", "gatekeeper_grpc.config")
 
 
@@ -161,7 +162,16 @@ def test_a_wrong_password_is_refused_and_not_repeated(run: Run, logged_in: Path)
     said = log_in(run, password="canary-wrong-password")
 
     assert said.code == 5
+    assert "(UNAUTHENTICATED)" in said.complaint
     assert "canary" not in said.printed + said.complaint
+
+
+def test_evaluate_sends_a_client_key_and_no_access_token(run: Run, installation: Installation) -> None:
+    token = access_token(installation.dsn, "viewer")
+
+    with_token, with_unknown_key = (run("evaluate", "bob", GATEKEEPER_TOKEN=sent) for sent in (token, UNKNOWN_KEY))
+
+    assert (with_token.code, with_unknown_key.code) == (0, 5)
 
 
 def test_a_login_serves_later_commands_until_it_is_logged_out(run: Run, logged_in: Path) -> None:

@@ -1,4 +1,4 @@
-"""Calls that need a login: with GATEKEEPER_TOKEN, or with the kept login, which is refreshed when it is due."""
+"""The credentials of calls: GATEKEEPER_TOKEN, or the kept login, which is refreshed when it is due."""
 
 import os
 import time
@@ -19,6 +19,7 @@ Answer = TypeVar("Answer")
 
 # An access token that expires so soon is refreshed first.
 _MARGIN_S = 30.0
+_CLIENT_KEY = "gkc_"
 
 
 class CallOptions(TypedDict):
@@ -26,6 +27,17 @@ class CallOptions(TypedDict):
 
     timeout: float
     metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def call_options(token: str = "") -> CallOptions:
+    """Return what a call is made with; without a token it has no credentials."""
+    return {"timeout": TIMEOUT_S, "metadata": (("authorization", f"Bearer {token}"),) if token else ()}
+
+
+def client_key() -> str:
+    """Return the client key in GATEKEEPER_TOKEN, which a server may require of evaluations; empty if there is none."""
+    token = os.environ.get("GATEKEEPER_TOKEN", "")
+    return token if token.startswith(_CLIENT_KEY) else ""
 
 
 def call_admin(server: Server, call: "Callable[[AdminServiceStub, CallOptions], Answer]") -> Answer:
@@ -38,7 +50,7 @@ def call_admin(server: Server, call: "Callable[[AdminServiceStub, CallOptions], 
 
     with server.channel() as channel:
         stub = AdminServiceStub(channel)
-        return _with_token(server, channel, lambda token: call(stub, _options(token)))
+        return _with_token(server, channel, lambda token: call(stub, call_options(token)))
 
 
 def session_of(username: str, issued: "LoginResponse | RefreshTokenResponse") -> Session:
@@ -49,10 +61,6 @@ def session_of(username: str, issued: "LoginResponse | RefreshTokenResponse") ->
         expire_time_s=issued.access_token_expire_time.ToNanoseconds() / 1e9,
         refresh_token=issued.refresh_token,
     )
-
-
-def _options(token: str) -> CallOptions:
-    return {"timeout": TIMEOUT_S, "metadata": (("authorization", f"Bearer {token}"),)}
 
 
 def _with_token(server: Server, channel: "grpc.Channel", call: Callable[[str], Answer]) -> Answer:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gatekeeper_grpc.cli.client.access import call_options, client_key
 from gatekeeper_grpc.cli.client.failures import NOT_FOUND, Failure
 from gatekeeper_grpc.cli.client.output import document_of, output_option, print_json, print_table
-from gatekeeper_grpc.cli.client.server import TIMEOUT_S, Server, server_option
+from gatekeeper_grpc.cli.client.server import Server, server_option
 
 if TYPE_CHECKING:
     from gatekeeper_client.v1.evaluation_pb2 import EvaluationDetail
@@ -57,7 +58,7 @@ def _value(name: str, text: str) -> Any:
 def evaluate(
     server: Server, *, user: str, attributes: dict[str, Any], flag_keys: tuple[str, ...], explain: bool, as_json: bool
 ) -> None:
-    """Evaluate flags for USER. Needs no login."""
+    """Evaluate flags for USER. Needs no login; a server may require a client key, in GATEKEEPER_TOKEN."""
     from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext  # noqa: PLC0415
     from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest  # noqa: PLC0415
     from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub  # noqa: PLC0415
@@ -66,7 +67,7 @@ def evaluate(
     context.attributes.update(attributes)
     request = EvaluateFlagsRequest(context=context, flag_keys=flag_keys, include_details=explain)
     with server.channel() as channel:
-        answer = EvaluationServiceStub(channel).EvaluateFlags(request, timeout=TIMEOUT_S)
+        answer = EvaluationServiceStub(channel).EvaluateFlags(request, **call_options(client_key()))
     if as_json:
         print_json(document_of(answer))
     else:

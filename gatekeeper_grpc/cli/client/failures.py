@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import grpc
 
 NOT_FOUND, CREDENTIALS = 3, 5
-_LOG_IN = "UNAUTHENTICATED"
 # By the name of the status. Any other status is 1; 2 is a mistake in the command line or in a value.
 EXIT_CODES: Mapping[str, int] = MappingProxyType(
     {
@@ -45,8 +44,6 @@ def failure_of(error: "grpc.RpcError", target: str, *, timeout_s: float) -> Fail
     """Say what a status means: in the server's words if it sent an ErrorInfo, in ours if gRPC made the status."""
     code, text = error.code().name, str(error.details())
     reason = _reason_of(error)
-    if reason == _LOG_IN:
-        return not_logged_in(f"{text} ({reason})")
     if reason:
         message = f"{text} ({reason})"
     elif code == "UNAVAILABLE":
