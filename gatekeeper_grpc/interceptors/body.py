@@ -87,6 +87,16 @@ def checked(parser: Parser, check: Callable[[bytes], None]) -> Parser:
     return parse
 
 
+def with_short_texts(message: Any, *, max_chars: int) -> bytes:
+    """Serialise a message without what lies beyond `max_chars` of each of its texts, and without unknown fields."""
+    message.DiscardUnknownFields()
+    for field, value in message.ListFields():
+        if isinstance(value, str):
+            setattr(message, field.name, value[:max_chars])
+    serialised: bytes = message.SerializeToString()
+    return serialised
+
+
 def only_message(bodies: Iterator[bytes], parser: Parser) -> Any:
     """Return the one message of a unary request; like grpcio, ignore any further ones.
 

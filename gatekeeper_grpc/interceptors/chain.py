@@ -13,7 +13,14 @@ import grpc
 from gatekeeper_grpc.auth.client_calls import ClientCall, ClientVerifier
 from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
-from gatekeeper_grpc.interceptors.body import MessageParser, MessageSerializer, checked, messages, only_message
+from gatekeeper_grpc.interceptors.body import (
+    MessageParser,
+    MessageSerializer,
+    checked,
+    messages,
+    only_message,
+    with_short_texts,
+)
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
@@ -158,7 +165,7 @@ class _Method:
         self._open_streams = stages.pools.open_streams
         self._max_age_s = stages.max_ages_s.get(policy.pool, inf) if self.is_stream else inf
         self.first_message_within_s = self._timeout.limit_s
-        self.check_message = stages.message_checks.get(name, _check_nothing)
+        self._check_message = stages.message_checks.get(name, _check_nothing)
 
     def _open_rpc(self, context: Any) -> Rpc:
         rpc = Rpc(method=self._name, quiet=self._policy.quiet)
@@ -178,6 +185,18 @@ class _Method:
         caller = authenticate(call.metadata, self._verify_token)
         owner = Owner(ADMIN_USER, caller.admin_id)
         return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy.access))
+
+    def check_message(self, call: ArrivedCall) -> None:
+        """Check the first message and cut its texts, before it waits for a worker: on the serving thread.
+
+        Raises:
+            InvalidArgument: It is not a message of the method's type, and longer than its texts may be.
+            ResourceExhausted: There were too many failed logins.
+        """
+        self._check_message(call)
+        body, max_chars = call.message, self._policy.max_text_chars
+        if body is not None and max_chars is not None and len(body) > max_chars:
+            call.replace_message(with_short_texts(self._parser(body), max_chars=max_chars))
 
     def _arrive_in_public(self, call: ArrivedCall) -> Arrival:
         if self._clients is not None:

@@ -34,6 +34,8 @@ class Policy:
     """Log successes at DEBUG: there may be thousands a second."""
     max_request_bytes: int = 4 << 20
     """Largest request message."""
+    max_text_chars: int | None = None
+    """Cut longer texts of a message before it waits for a worker; None: wait with the message as it is."""
     timeout: MessageTimeout | None = None
     """How long its messages and responses may take; None: the server's default for this kind of method."""
     progress_field: str | None = None
@@ -49,9 +51,14 @@ class Policy:
 DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)
 """The rules of a method without a row."""
 
-_LOGIN: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGIN)
-_REFRESH: Final = Policy(access=Access.PUBLIC, pool=PoolName.REFRESH)
-_LOGOUT: Final = Policy(access=Access.PUBLIC, pool=PoolName.LOGOUT)
+# Credentials that cannot be valid are wrong like any others, and not invalid: a megabyte is received. But it does not
+# wait: a cut text is as wrong, because no valid one is half as long.
+_CREDENTIALS: Final = Policy(
+    access=Access.PUBLIC, pool=PoolName.LOGIN, max_request_bytes=(1 << 20) + (64 << 10), max_text_chars=2_048
+)
+_LOGIN: Final = _CREDENTIALS
+_REFRESH: Final = replace(_CREDENTIALS, pool=PoolName.REFRESH)
+_LOGOUT: Final = replace(_CREDENTIALS, pool=PoolName.LOGOUT)
 _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_READ)
 _READ_AUDIT: Final = replace(_READ, when_too_large="leave out the large entry by start_revision and end_revision")
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE)
@@ -66,7 +73,7 @@ _VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_STREAMS)
 # Any role may end its own sessions; the store knows whose they are.
 _END_SESSION: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_WRITE)
 # Without a token for those who must change their password before a login: name and password are in the message.
-_OWN_PASSWORD: Final = Policy(access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True)
+_OWN_PASSWORD: Final = replace(_CREDENTIALS, access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True)
 _EVALUATE: Final = Policy(
     access=Access.PUBLIC,
     pool=PoolName.EVALUATION,

@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 import structlog
 
-from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted, Unavailable
+from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted, Unauthenticated, Unavailable
 from gatekeeper_grpc.transport.connection_streams import ConnectionStreams, too_many_streams
 from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
@@ -217,9 +217,9 @@ class CallPool(ThreadPoolExecutor):
         """Refuse a call for what its method found at its arrival."""
         if isinstance(error, ResourceExhausted):
             self._count(Refusal.LOCKED_OUT)
-        elif isinstance(error, GatekeeperError):
+        elif isinstance(error, Unauthenticated):
             self._count(Refusal.UNAUTHENTICATED)
-        else:
+        elif not isinstance(error, GatekeeperError):
             _log.exception("arrival_failed", pool=self._name, exc_info=error)
         call.refuse(status_from_error(error, ""))
 

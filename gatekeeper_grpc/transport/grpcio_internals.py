@@ -70,6 +70,12 @@ class ArrivedCall:
         message: bytes | None = self._state.request
         return message
 
+    def replace_message(self, message: bytes) -> None:
+        """Have a worker find `message` instead of the first message, which no longer takes memory."""
+        with self._state.condition:
+            self._state.request = message
+        self._let_go()
+
     def note(self, arrival: Arrival) -> None:
         """Keep what is known of the call, also for `arrival_of` on its worker."""
         self.arrival = self._state.gatekeeper_arrival = arrival

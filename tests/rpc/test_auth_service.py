@@ -134,7 +134,7 @@ def test_told_expiry_is_the_one_in_the_token(service: Service) -> None:
         pytest.param("admin\0", PASSWORD, id="NUL in name"),
         pytest.param("a" * 100_000, PASSWORD, id="long name"),
         pytest.param("admin", "p" * 73, id="long password"),
-        pytest.param("admin", "p" * 1_000_000, id="password of a megabyte"),
+        pytest.param("admin", "p" * (1 << 20), id="password of a mebibyte"),
         pytest.param("admin", f"{PASSWORD}\0{PASSWORD}", id="NUL in password"),
         pytest.param("disabled", PASSWORD, id="disabled"),
         pytest.param("broken", PASSWORD, id="malformed hash"),
@@ -165,6 +165,29 @@ def test_empty_field_of_a_login_is_named(service: Service, username: str, passwo
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert violated_fields(failed.value) == [field]
     assert service.events() == ["first_admin_created"]
+
+
+def test_a_message_that_is_longer_than_any_credential_is_refused(service: Service) -> None:
+    issued, text = service.log_in(), "x" * (2 << 20)
+    for call in (
+        lambda: service.log_in("admin", text),
+        lambda: service.refresh(text),
+        lambda: service.log_out(text),
+    ):
+        code, details = refusal(call)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "request must be at most" in str(details)
+    assert service.refresh(issued.refresh_token).access_token
+
+
+@pytest.mark.parametrize("size", [44, 1 << 20])
+def test_a_refresh_token_that_is_longer_than_any_is_unknown(service: Service, size: int) -> None:
+    issued = service.log_in()
+    longer = issued.refresh_token.ljust(size, "x")
+
+    service.log_out(longer)
+    assert refusal(lambda: service.refresh(longer)) == REFUSED
+    assert service.refresh(issued.refresh_token).access_token
 
 
 def violated_fields(error: Any) -> list[str]:

@@ -18,6 +18,8 @@ from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport import login_slots
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, PoolName, Refusal
+from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
+from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from tests.support.addresses import seen_from
 from tests.support.servers import StartServer, access_token, connect
 from tests.support.waiting import TIMEOUT_S, eventually
@@ -229,3 +231,25 @@ def test_twin_if_a_token_counts_for_nothing_strangers_do(logins: Logins, dsn: st
     change = change_during_a_flood(logins, access_token(dsn, "anna"))
 
     assert change.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def bytes_of_waiting_logins(logins: Logins) -> int:
+    """Have sixteen logins wait with a password of a mebibyte each; return what they hold."""
+    with logins.stopped():
+        calls = [logins.log_in_from("127.0.1.1", password="p" * (1 << 20)) for _ in range(16)]
+        assert eventually(lambda: logins.in_flight() == len(calls))
+        held = logins.server.pools.pending.strangers.held_bytes
+    assert {call.code() for call in calls} <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    return held
+
+
+def test_logins_wait_without_their_long_passwords(logins: Logins) -> None:
+    assert bytes_of_waiting_logins(logins) == 0
+
+
+def test_twin_whole_passwords_take_what_the_messages_of_all_may(
+    logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ArrivedCall, "replace_message", lambda _call, _message: None)
+
+    assert bytes_of_waiting_logins(logins) > PendingLimits().queued_bytes

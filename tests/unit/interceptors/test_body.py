@@ -6,9 +6,10 @@ import pytest
 from google.protobuf.message import Message
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.interceptors.body import MessageParser, only_message
+from gatekeeper_grpc.interceptors.body import MessageParser, only_message, with_short_texts
 
 pytestmark = pytest.mark.promise("D6")
 
@@ -84,3 +85,13 @@ def test_of_a_unary_call_only_the_first_message_is_read() -> None:
         raise AssertionError("read on")
 
     assert only_message(bodies(), parser()) == REQUEST
+
+
+def test_texts_are_cut_and_unknown_fields_left_out() -> None:
+    request = LoginRequest(username="anna", password="p" * 3_000)
+    unknown = b"\x1a\x03abc"  # Field 3.
+    received = LoginRequest.FromString(request.SerializeToString() + unknown)
+
+    shortened = with_short_texts(received, max_chars=2_048)
+
+    assert shortened == LoginRequest(username="anna", password="p" * 2_048).SerializeToString()
