@@ -50,6 +50,7 @@ class Suite:
     """An attack, and what it may come to."""
 
     what: str
+    promise: str = "C1"
     attack: str
     """One of `attacks`."""
     options: Mapping[str, Any] = field(default_factory=dict)

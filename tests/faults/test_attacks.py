@@ -13,7 +13,7 @@ from tests.faults.small_disk import on_small_disk
 from tests.faults.victims import FLAG
 from tests.support.processes import with_files
 
-pytestmark = pytest.mark.promise("C1")
+pytestmark = pytest.mark.promise("B5", "C1", "F1", "F2", "F5")
 
 _TWIN_S = 8.0
 _FILES = 1_024
@@ -40,6 +40,7 @@ def held(path: str, name: str) -> Suite:
 def unfinished(mib: int) -> Suite:
     return Suite(
         what=f"300 unfinished messages of {mib} MiB on 3 connections",
+        promise="C1 F1",
         attack="unfinished",
         options={"calls": 300, "size": (mib << 20) - 1},
         bytes=_UNADMITTED_BYTES,
@@ -53,6 +54,7 @@ def unfinished(mib: int) -> Suite:
 def idle(addresses: int, sabotage: str, twin: str) -> Suite:
     return Suite(
         what=f"1,200 idle connections from {addresses} addresses, at {_FILES:,} files soft and hard",
+        promise="C1 F1",
         attack="idle",
         options={"connections": 1_200, "addresses": addresses},
         launcher=lambda _folder: with_files(_FILES, _FILES),
@@ -66,6 +68,7 @@ def idle(addresses: int, sabotage: str, twin: str) -> Suite:
 def in_flight(calls: int) -> Suite:
     return Suite(
         what=f"{calls:,} evaluations in flight from one address",
+        promise="C1 F2",
         attack="in_flight",
         options={"calls": calls, "addresses": 1},
         bytes=calls * LOOKAHEAD_BYTES,
@@ -78,6 +81,7 @@ def in_flight(calls: int) -> Suite:
 def full_disk(what: str, **options: Any) -> Suite:
     return Suite(
         what=f"{what}, next to {EDITORS} editors",
+        promise="B5 F5",
         attack="edit",
         options=_EDITORS,
         launcher=on_small_disk,
@@ -106,6 +110,7 @@ SUITES = {
     "in-flight-4000": in_flight(4_000),
     "in-flight-mixed": Suite(
         what="4,000 calls of four pools in flight from 40 addresses",
+        promise="C1 F2",
         attack="in_flight",
         options={"calls": 4_000, "addresses": 40, "token": Siege.viewer_token},
         bytes=4_000 * LOOKAHEAD_BYTES,
@@ -113,6 +118,7 @@ SUITES = {
     ),
     "foreign-lock": Suite(
         what=f"a foreign session's lock on the head row, next to {EDITORS} editors",
+        promise="F5",
         attack="edit",
         options=_EDITORS,
         fault=Siege.head_locked,
@@ -141,7 +147,7 @@ SUITES = {
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
 def test_victims_are_served_and_attackers_told(suite: Suite, tmp_path: Path, report: Report) -> None:
-    with siege(suite, tmp_path) as besieged, report.fault("C1", suite.what) as row:
+    with siege(suite, tmp_path) as besieged, report.fault(suite.promise, suite.what) as row:
         attacked = besieged.attacked(suite)
         row.recovery_s, row.also = attacked.recovered_s, str(attacked)
 
@@ -155,4 +161,4 @@ def test_twin_without_the_mitigation_they_are_not(suite: Suite, tmp_path: Path, 
 
     violated = attacked.violations()
     assert violated.keys() >= suite.violated, violated
-    report.twin("C1", f"{suite.twin} ({suite.what})", f"{sorted(violated)}; {attacked}")
+    report.twin(suite.promise, f"{suite.twin} ({suite.what})", f"{sorted(violated)}; {attacked}")
