@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gatekeeper_grpc.listen_address import ListenAddress
-from gatekeeper_grpc.setting_errors import fault_of, nearest_variable
+from gatekeeper_grpc.setting_errors import PREFIX, fault_of, nearest_variable
 
 # No duration is longer: clocks and timers overflow at some point above.
 _YEAR_S = 31_536_000
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="GATEKEEPER_",
+        env_prefix=PREFIX,
         # What a template passes for a variable that nobody set.
         env_ignore_empty=True,
         frozen=True,
@@ -235,14 +235,14 @@ def unknown_variables() -> Iterator[tuple[str, str | None]]:
     """Yield each variable that begins like a setting and is none, with the setting that it may be meant to be."""
     known = [*map(variable_of, Settings.model_fields), *_CLIENT_VARIABLES]
     for name in sorted(os.environ):
-        if name.startswith("GATEKEEPER_") and name not in known:
+        if name.startswith(PREFIX) and name not in known:
             yield name, nearest_variable(name, known)
 
 
 def variable_of(field: str) -> str:
     """Return the environment variable of a field."""
     alias = Settings.model_fields[field].validation_alias
-    return alias if isinstance(alias, str) else f"GATEKEEPER_{field.upper()}"
+    return alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"
 
 
 def _fault(error: Any) -> str:

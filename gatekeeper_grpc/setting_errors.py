@@ -8,6 +8,8 @@ from typing import Any
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
+PREFIX = "GATEKEEPER_"
+"""What the names of variables begin with, but those of database URLs."""
 # What may be repeated, by what the type of a field contains. Anything else may be a secret in the wrong variable.
 _HARMLESS = {
     "Address": re.compile(r"[\w.*\[\]-]{0,64}(:[\da-f.\]]{0,5}){1,8}|unix:[\w./-]{0,120}|\d{1,5}", re.IGNORECASE),
@@ -33,7 +35,8 @@ def fault_of(error: Mapping[str, Any], field: FieldInfo | None) -> str:
 
 def nearest_variable(name: str, known: list[str]) -> str | None:
     """Return the variable that somebody may have meant; None if none is near."""
-    return next(iter(get_close_matches(name, known, n=1, cutoff=0.75)), None)
+    stems = {variable.removeprefix(PREFIX): variable for variable in known}
+    return next((stems[stem] for stem in get_close_matches(name.removeprefix(PREFIX), stems, n=1)), None)
 
 
 def _reason(error: Mapping[str, Any], field: FieldInfo | None) -> str:

@@ -8,7 +8,7 @@ from gatekeeper_grpc.operations.logs import configure_logs
 
 _log = structlog.get_logger(__name__)
 
-# Those that log for machines; the others print for people.
+# The others end with their own line; what libraries warned of before says the same in other words.
 _SERVERS = frozenset({"serve", "worker"})
 
 
@@ -20,9 +20,7 @@ def operator_settings(command: str) -> Settings:
     """
     settings = load_settings()
     check_urls(settings)
-    is_server = command in _SERVERS
-    log_format = settings.log_format if is_server or settings.log_format != "auto" else "console"
-    configure_logs(level=settings.log_level, log_format=log_format, libraries=is_server)
+    configure_logs(level=settings.log_level, log_format=settings.log_format, libraries=command in _SERVERS)
     if command != "worker":  # Its supervisor has said it.
         for name, nearest in unknown_variables():
             _log.warning("unknown_setting", variable=name, nearest=nearest)

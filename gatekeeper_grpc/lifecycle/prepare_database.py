@@ -11,6 +11,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.lifecycle.demo import load_demo
 from gatekeeper_grpc.lifecycle.keys import Keys
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
+from gatekeeper_grpc.program import with_program
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.postgres.database import Database
@@ -55,7 +56,7 @@ def _check_privileges(database: Database, settings: Settings) -> None:
             f" (`gatekeeper grants --help`), or unset {variable_of('require_least_privilege')}"
         )
     if powers and not settings.is_embedded:
-        _log.warning("role_can_rewrite_audit_log", powers=powers, remedy="see `gatekeeper grants --help`")
+        _log.warning("role_can_rewrite_audit_log", powers=powers, remedy=with_program("see `gatekeeper grants --help`"))
 
 
 def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:

@@ -46,7 +46,7 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None, li
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING if libraries else logging.ERROR, handlers=[_LibraryLogs()])
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs(logging.WARNING if libraries else logging.ERROR)])
 
 
 def begin_quiet() -> None:
@@ -88,8 +88,8 @@ class _LibraryLogs(logging.Handler):
     attempt of a pool to connect, is passed on once a minute. Errors are always passed on.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, level: int = logging.WARNING) -> None:
+        super().__init__(level)
         self._logged_at: dict[tuple[str, str], float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -138,10 +138,10 @@ def test_addresses_that_cannot_be_together_are_refused(settings: dict[str, objec
 
 
 def test_an_unknown_variable_is_found_with_the_setting_that_it_may_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GATEKEEPER_WORKRES", "GATEKEEPER_QQQQQQQQ", "GATEKEEPER_SERVER", "GATEKEEPER_WORKERS"):
+    for name in ("GATEKEEPER_WORKRES", "GATEKEEPER_FOO", "GATEKEEPER_SERVER", "GATEKEEPER_WORKERS"):
         monkeypatch.setenv(name, "1")
 
-    assert list(unknown_variables()) == [("GATEKEEPER_QQQQQQQQ", None), ("GATEKEEPER_WORKRES", "GATEKEEPER_WORKERS")]
+    assert list(unknown_variables()) == [("GATEKEEPER_FOO", None), ("GATEKEEPER_WORKRES", "GATEKEEPER_WORKERS")]
 
 
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

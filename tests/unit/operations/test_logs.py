@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from gatekeeper_grpc.operations.logs import configure_logs
+from gatekeeper_grpc.operations.logs import begin_quiet, configure_logs, end_quiet
 
 
 class Written(io.StringIO):
@@ -65,3 +65,38 @@ def test_a_line_is_one_write_and_carries_the_workers_number(
     assert line.endswith("\n")
     entry = json.loads(line)
     assert (entry["worker"], entry["event"], entry["where"]) == (3, "happened", "here")
+
+
+def test_while_quiet_only_warnings_are_logged(configured_as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = Written()
+    monkeypatch.setattr(sys, "stderr", written)
+    configure_logs(level="INFO", log_format="json")
+    log = structlog.get_logger()
+
+    log.info("before")
+    begin_quiet()
+    log.info("during")
+    log.warning("during")
+    end_quiet()
+    log.info("after")
+
+    entries = [json.loads(line) for line in written.writes]
+    assert [(entry["event"], entry["level"]) for entry in entries] == [
+        ("before", "info"),
+        ("during", "warning"),
+        ("after", "info"),
+    ]
+
+
+def test_a_command_for_people_repeats_no_warning_of_a_library(
+    configured_as_before: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Written()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logs(level="INFO", log_format="json", libraries=False)
+
+    logging.getLogger("some.pool").warning("error connecting")
+    logging.getLogger("some.pool").error("broken")
+
+    assert [json.loads(line)["message"] for line in written.writes] == ["broken"]
