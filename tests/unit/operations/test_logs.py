@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from gatekeeper_grpc.operations import logs
 from gatekeeper_grpc.operations.logs import begin_quiet, configure_logs, end_quiet
 
 
@@ -95,6 +96,7 @@ def test_a_command_for_people_repeats_no_warning_of_a_library(
     monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     configure_logs(level="INFO", log_format="json", libraries=False)
+    monkeypatch.setattr(logs, "_log", structlog.get_logger())  # The first one keeps its output.
 
     logging.getLogger("some.pool").warning("error connecting")
     logging.getLogger("some.pool").error("broken")
