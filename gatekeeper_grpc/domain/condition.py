@@ -56,6 +56,9 @@ class Operator(Enum):
     SEMVER_LESS_OR_EQUAL = "SEMVER_LESS_OR_EQUAL"
 
 
+# They look for a part of a text, and try their values one after the other.
+SCANNING_OPERATORS = frozenset({Operator.CONTAINS, Operator.STARTS_WITH, Operator.ENDS_WITH})
+
 _Test: TypeAlias = Callable[[JsonValue, AttributeMemo], bool]
 _T = TypeVar("_T")
 
@@ -126,6 +129,18 @@ class Condition:
             value = member(value, token)
         memo = memo or AttributeMemo(TextSearch(self.sought_texts))
         return (value is not None and self._holds(value, memo)) is not self.negate
+
+
+def check_not_for_everybody(operator: Operator, values: Sequence[JsonValue]) -> None:
+    """Check the values of a new condition; a stored one may have been written before this was checked.
+
+    Raises:
+        InvalidArgument: A value is the empty text, which is part of every text; see `Condition` for the field.
+    """
+    if operator in SCANNING_OPERATORS and "" in values:
+        raise InvalidArgument.of(
+            f"values[{values.index('')}]", f"must not be empty: every text matches {operator.value} of the empty text"
+        )
 
 
 def condition_document(condition: Condition) -> dict[str, JsonValue]:

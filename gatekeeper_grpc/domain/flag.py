@@ -18,6 +18,7 @@ from gatekeeper_grpc.domain.limits import (
     check_distinct,
     check_key,
     check_text,
+    check_visible,
 )
 
 ON: Final = "on"
@@ -62,6 +63,18 @@ class FlagConfig:
             check_text(f"flag.tags[{position}]", tag, at_least=1, at_most=MAX_TAG_CHARS)
         check_distinct("flag.tags", self.tags)
         check_text("flag.owner", self.owner, at_most=MAX_OWNER_CHARS)
+
+    def check_new_names(self, *, before: "FlagConfig | None" = None) -> None:
+        """Check the owner and the tags that the flag did not have before.
+
+        Raises:
+            InvalidArgument: One is not visible, see `check_visible`.
+        """
+        if before is None or self.owner != before.owner:
+            check_visible("flag.owner", self.owner)
+        for position, tag in enumerate(self.tags):
+            if before is None or tag not in before.tags:
+                check_visible(f"flag.tags[{position}]", tag)
 
     def _check_segment_targets(self) -> None:
         check_count("flag.segment_targets", self.segment_targets, at_most=MAX_SEGMENT_TARGETS)

@@ -4,7 +4,8 @@ Every check raises `InvalidArgument`, which names `field`, a proto path such as 
 """
 
 import re
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Iterable
 
 from gatekeeper_grpc.domain.errors import InvalidArgument
 
@@ -38,6 +39,11 @@ MAX_STEPS_PER_CONDITION = 200
 MAX_STEPS_PER_ATTRIBUTE_BYTE = 80
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
+
+# Controls, formats such as bidirectional marks and zero-width characters, and separators of lines.
+_UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp"})
+# Fillers, joiners and blanks that Unicode counts as letters, marks or symbols.
+_UNSEEN_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -87,6 +93,36 @@ def check_user_ids(field: str, user_ids: Collection[str], *, at_most: int) -> No
     for position, user_id in enumerate(user_ids):
         check_user_id(f"{field}[{position}]", user_id)
     check_distinct(field, user_ids)
+
+
+def check_each_visible(field: str, texts: Iterable[str]) -> None:
+    """Check ids or names that are being created, as `check_visible` does.
+
+    Raises:
+        InvalidArgument: One is not visible.
+    """
+    for position, text in enumerate(texts):
+        check_visible(f"{field}[{position}]", text)
+
+
+def check_visible(field: str, text: str) -> None:
+    """Check an id or a name that is being created; one that is stored may be used whatever it is.
+
+    A list with a byte order mark or with line ends of Windows would name users whom no client ever sends.
+
+    Raises:
+        InvalidArgument: It begins or ends with white space, or contains a control, bidirectional, zero-width or other
+            character that cannot be seen; names the first.
+    """
+    # Most are ASCII, and pass without a look at each character.
+    if not (text.isascii() and text.isprintable()):
+        for position, character in enumerate(text):
+            if unicodedata.category(character) in _UNSEEN_CATEGORIES or character in _UNSEEN_LETTERS:
+                raise InvalidArgument.of(
+                    field, f"must not contain U+{ord(character):04X}, which cannot be seen, as character {position + 1}"
+                )
+    if text != text.strip():
+        raise InvalidArgument.of(field, "must not begin or end with white space")
 
 
 def check_text(field: str, text: str, *, at_most: int, at_least: int = 0) -> None:

@@ -1,6 +1,6 @@
 """The stored user, and its document in the audit log."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,7 @@ from uuid import UUID
 from gatekeeper_grpc.domain.attribute import JsonValue, canonical, size_bytes
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
-from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_BYTES, check_user_id
+from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_BYTES, check_user_id, check_visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,16 @@ def checked_attributes(field: str, attributes: Mapping[str, JsonValue]) -> dict[
     if size_bytes(kept) > MAX_ATTRIBUTES_BYTES:
         raise InvalidArgument.of(field, f"must be at most {MAX_ATTRIBUTES_BYTES // 1024} KiB as JSON")
     return kept
+
+
+def check_new_attribute_names(names: Iterable[str]) -> None:
+    """Check the names of attributes that a user did not have before.
+
+    Raises:
+        InvalidArgument: One is not visible, see `check_visible`.
+    """
+    for name in names:
+        check_visible(f"user.attributes[{name!a}]", name)
 
 
 def user_document(user: User) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class FlagStore:
             config = replace(before.config, **update.changes)
             if config == before.config:
                 return unchanged(before)
+            config.check_new_names(before=before.config)
             after = _replace(conn, head, before, config)
             return Effect(
                 result=after,

@@ -15,7 +15,7 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH, MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.domain.user import User, UserProfile, user_document
+from gatekeeper_grpc.domain.user import User, UserProfile, check_new_attribute_names, user_document
 from gatekeeper_grpc.store.access_trace import AccessEvent, Page, record_access, recorded_page
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
@@ -116,6 +116,7 @@ class UserStore:
             attributes = update.applied_to(before.attributes)
             if _are_same(attributes, before.attributes):
                 return unchanged(before, subjects=(before.subject_id,))
+            check_new_attribute_names(attributes.keys() - before.attributes.keys())
             after = _replace(conn, head, before, attributes)
             self._check_cap(conn, before=before.attributes, after=after.attributes)
             return Effect(

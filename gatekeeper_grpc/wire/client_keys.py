@@ -4,7 +4,7 @@ from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import client_key_pb2
 from gatekeeper_grpc.domain.client_key import ClientKey, ClientKeyConfig, ClientKeyType, RateTier
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.limits import check_text
+from gatekeeper_grpc.domain.limits import check_text, check_visible
 from gatekeeper_grpc.wire.timestamps import time_from_proto, time_to_proto
 
 _MAX_KEY_ID_CHARS = 128
@@ -32,6 +32,7 @@ def client_key_config_from_proto(request: admin.CreateClientKeyRequest) -> Clien
         InvalidArgument: The name, the tier, the type or the time is invalid.
     """
     key = request.client_key
+    check_visible("client_key.name", key.name)
     return ClientKeyConfig(
         name=key.name,
         tier=_tier(key),

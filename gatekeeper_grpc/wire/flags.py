@@ -15,6 +15,7 @@ from gatekeeper_grpc.domain.limits import (
     MAX_IDS_PER_STREAM_MESSAGE,
     MAX_TARGETS_PER_CALL,
     check_distinct,
+    check_each_visible,
     check_key,
     check_text,
     check_user_ids,
@@ -84,9 +85,10 @@ def flag_config_from_proto(request: admin.CreateFlagRequest) -> FlagConfig:
     Raises:
         InvalidArgument: A field is invalid.
     """
-    return FlagConfig(
-        key=request.flag.key, **_by_domain_name({path: read(request.flag) for path, read in _READERS.items()})
-    )
+    values = _by_domain_name({path: read(request.flag) for path, read in _READERS.items()})
+    config = FlagConfig(key=request.flag.key, **values)
+    config.check_new_names()
+    return config
 
 
 def flag_update_from_proto(request: admin.UpdateFlagRequest) -> FlagUpdate:
@@ -161,6 +163,7 @@ def targets_from_proto(request: admin.AddTargetsRequest | admin.ImportTargetsReq
     """
     streamed = isinstance(request, admin.ImportTargetsRequest)
     edit = _target_edit(request, at_most=MAX_IDS_PER_STREAM_MESSAGE if streamed else MAX_TARGETS_PER_CALL)
+    check_each_visible("user_ids", edit.user_ids)
     return replace(edit, variant=served_variant(request))
 
 

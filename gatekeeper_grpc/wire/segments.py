@@ -7,15 +7,17 @@ from typing import Any
 from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import segment_pb2
 from gatekeeper_grpc.domain.commands import MemberEdit, SegmentFilter, SegmentUpdate
-from gatekeeper_grpc.domain.condition import MAX_VALUES, Condition, Operator
+from gatekeeper_grpc.domain.condition import MAX_VALUES, Condition, Operator, check_not_for_everybody
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.limits import (
     MAX_IDS_PER_STREAM_MESSAGE,
     MAX_MEMBERS_PER_CALL,
     check_count,
+    check_each_visible,
     check_key,
     check_text,
     check_user_ids,
+    check_visible,
 )
 from gatekeeper_grpc.domain.segment import MAX_CONDITIONS, CountedSegment, Match, SegmentConfig, violations_under
 from gatekeeper_grpc.wire.json import value_from_proto, value_to_proto
@@ -98,7 +100,9 @@ def _condition(path: str, condition: segment_pb2.Condition) -> Condition:
         raise InvalidArgument.of(f"{path}.operator", "is required, and must be one that this server knows")
     check_count(f"{path}.values", condition.values, at_most=MAX_VALUES)
     values = [value_from_proto(f"{path}.values[{position}]", value) for position, value in enumerate(condition.values)]
+    check_visible(f"{path}.attribute", condition.attribute)
     with violations_under(path):
+        check_not_for_everybody(_OPERATORS[condition.operator], values)
         return Condition(
             attribute=condition.attribute,
             operator=_OPERATORS[condition.operator],
@@ -133,7 +137,9 @@ def members_from_proto(request: admin.AddSegmentMembersRequest) -> MemberEdit:
     Raises:
         InvalidArgument: The key or a user id is invalid, or there are too many.
     """
-    return _member_edit(request, at_most=MAX_IDS_PER_STREAM_MESSAGE)
+    edit = _member_edit(request, at_most=MAX_IDS_PER_STREAM_MESSAGE)
+    check_each_visible("user_ids", edit.user_ids)
+    return edit
 
 
 def members_removal_from_proto(request: admin.RemoveSegmentMembersRequest) -> MemberEdit:

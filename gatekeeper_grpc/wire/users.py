@@ -4,8 +4,8 @@ from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import user_pb2
 from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.limits import MAX_USER_ID_BYTES, check_text
-from gatekeeper_grpc.domain.user import User, UserProfile, checked_attributes
+from gatekeeper_grpc.domain.limits import MAX_USER_ID_BYTES, check_text, check_visible
+from gatekeeper_grpc.domain.user import User, UserProfile, check_new_attribute_names, checked_attributes
 from gatekeeper_grpc.wire.evaluation import attributes_from_proto
 from gatekeeper_grpc.wire.json import struct_to_proto
 from gatekeeper_grpc.wire.timestamps import time_to_proto
@@ -26,12 +26,19 @@ def user_to_proto(user: User) -> user_pb2.User:
     )
 
 
-def user_profile_from_proto(message: user_pb2.User) -> UserProfile:
+def new_user_from_proto(message: user_pb2.User) -> UserProfile:
     """Convert a new user; fields that the server decides are ignored.
 
     Raises:
         InvalidArgument: A field is invalid.
     """
+    profile = _profile(message)
+    check_visible("user.user_id", profile.user_id)
+    check_new_attribute_names(profile.attributes)
+    return profile
+
+
+def _profile(message: user_pb2.User) -> UserProfile:
     return UserProfile(user_id=message.user_id, attributes=attributes_from_proto("user.attributes", message.attributes))
 
 
@@ -49,7 +56,7 @@ def user_update_from_proto(request: admin.UpdateUserRequest) -> UserUpdate:
             raise InvalidArgument.of(
                 f"update_mask.paths[{position}]", f"is {path!r}, which cannot be updated; use {_ALL} or {_ONE}<name>"
             )
-    profile = user_profile_from_proto(request.user)
+    profile = _profile(request.user)
     return UserUpdate(
         user_id=profile.user_id,
         attributes=profile.attributes,

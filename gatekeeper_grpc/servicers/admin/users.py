@@ -10,8 +10,8 @@ from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.intents import intent_from_proto
 from gatekeeper_grpc.wire.paging import read_limit
 from gatekeeper_grpc.wire.users import (
+    new_user_from_proto,
     user_filter_from_proto,
-    user_profile_from_proto,
     user_to_proto,
     user_update_from_proto,
 )
@@ -21,7 +21,7 @@ class UserRpcs(AdminRpcs):
     """CreateUser, GetUser, ListUsers, UpdateUser, DeleteUser."""
 
     def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
-        profile = user_profile_from_proto(request.user)
+        profile = new_user_from_proto(request.user)
         written = self.stores.users.create(profile, intent_from_proto(request))
         return pb.CreateUserResponse(user=user_to_proto(written.result), **self._refresh_after(written))
 

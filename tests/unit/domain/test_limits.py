@@ -13,6 +13,7 @@ from gatekeeper_grpc.domain.limits import (
     check_text,
     check_user_id,
     check_user_ids,
+    check_visible,
 )
 
 pytestmark = pytest.mark.promise("D6")
@@ -93,3 +94,43 @@ def test_a_refusal_says_the_same_to_people_and_to_programs() -> None:
     assert str(refused.value) == "user_ids must have 0 to 1 entries, not 2"
     assert refused.value.metadata == {"field": "user_ids"}
     assert [violation.description for violation in refused.value.violations] == ["must have 0 to 1 entries, not 2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["alice", "a b", "Zoë", "e\u0301", "山田\u3000太郎", "उपयोगकर्ता", "❤\ufe0f", "\ue000", "\U0010ffff", ""],
+    ids=ascii,
+)
+def test_what_can_be_seen_is_a_name(text: str) -> None:
+    check_visible("f", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        pytest.param("alice\r", "U+000D", id="line end of Windows"),
+        pytest.param("a\tb", "U+0009", id="tab inside"),
+        pytest.param("\x1b[31m", "U+001B", id="escape"),
+        pytest.param("\x85", "U+0085", id="control beyond ASCII"),
+        pytest.param("\ufeffalice", "U+FEFF", id="byte order mark"),
+        pytest.param("a\u200bb", "U+200B", id="zero-width space"),
+        pytest.param("a\u200db", "U+200D", id="zero-width joiner"),
+        pytest.param("a\u2060b", "U+2060", id="word joiner"),
+        pytest.param("a\u00adb", "U+00AD", id="soft hyphen"),
+        pytest.param("a\u202eb", "U+202E", id="right-to-left override"),
+        pytest.param("a\u2066b", "U+2066", id="isolate"),
+        pytest.param("a\u2028b", "U+2028", id="line separator"),
+        pytest.param("a\U000e0041", "U+E0041", id="tag"),
+        pytest.param("\u3164", "U+3164", id="filler that counts as a letter"),
+        pytest.param(" a", "white space", id="leading space"),
+        pytest.param("a ", "white space", id="trailing space"),
+        pytest.param(" ", "white space", id="nothing but a space"),
+        pytest.param("a\u00a0", "white space", id="no-break space at the end"),
+        pytest.param("\u3000a", "white space", id="ideographic space at the start"),
+    ],
+)
+def test_what_cannot_be_seen_is_refused_by_its_number(text: str, first: str) -> None:
+    with pytest.raises(InvalidArgument, match=first.replace("+", r"\+")) as refused:
+        check_visible("user_ids[3]", text)
+
+    assert refused.value.violations[0].field == "user_ids[3]"
