@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from gatekeeper_grpc.domain.errors import InvalidArgument, ResourceExhausted
+from gatekeeper_grpc.interceptors.message_portions import PORTION_BYTES, parse_in_portions
 from gatekeeper_grpc.transport.pending_calls import too_long
 
 
@@ -31,7 +32,7 @@ class MessageParser:
         if len(body) > self.max_bytes:
             raise too_long(len(body), self.max_bytes)
         try:
-            return body if self.parse is None else self.parse(body)
+            return body if self.parse is None else _parsed(body, self.parse)
         except (DecodeError, ValueError) as cause:  # ValueError: text that is not UTF-8
             raise InvalidArgument("the request is not a message of this method's type") from cause
 
@@ -72,6 +73,12 @@ class MessageSerializer:
             reason="RESPONSE_TOO_LARGE",
             metadata={"size": str(size), "limit": str(MAX_RESPONSE_BYTES)},
         )
+
+
+def _parsed(body: bytes, parse: Callable[[bytes], Any]) -> Any:
+    if len(body) > PORTION_BYTES and isinstance(empty := parse(b""), Message):
+        return parse_in_portions(body, empty)
+    return parse(body)
 
 
 Parser = Callable[[bytes], Any]
