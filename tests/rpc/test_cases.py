@@ -25,6 +25,7 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.condition import Condition as DomainCondition
 from gatekeeper_grpc.domain.condition import Operator
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.interceptors import body
 from gatekeeper_grpc.testing import serve
 from gatekeeper_grpc.transport import connection_streams
 from gatekeeper_grpc.wire import portions
@@ -366,10 +367,11 @@ def test_twin_without_the_limit_a_call_waits_behind_100_watchers(
     assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_twin_without_the_bound_the_client_refuses_the_page(
+def test_twin_without_the_bounds_the_client_refuses_the_page(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(portions, "MAX_PORTION_BYTES", 1 << 30)
+    monkeypatch.setattr(body, "MAX_RESPONSE_BYTES", 1 << 30)
     attributes = ParseDict({"a": "x" * 15_000}, Struct())
     for number in range(300):
         user = User(user_id=f"twin-{number:03}", attributes=attributes)
