@@ -14,6 +14,8 @@ import structlog
 WAL_SEGMENT_BYTES = 16 << 20
 RESERVED_BYTES = 2 * WAL_SEGMENT_BYTES
 """A segment for the checkpoint that a start makes, and one that PostgreSQL prepares ahead."""
+# What st_blocks counts, whatever the blocks of the file system are (stat(2)).
+_BLOCK_BYTES = 512
 
 _log = structlog.get_logger()
 
@@ -32,7 +34,7 @@ class DiskReserve:
 
     def take(self) -> bool:
         """Take the room, if the disk has it and a segment more; return whether it is taken."""
-        if self._size() == RESERVED_BYTES:
+        if self._size() == RESERVED_BYTES and not self._is_sparse():
             return True
         if self._free() < RESERVED_BYTES + WAL_SEGMENT_BYTES:
             return False
@@ -62,6 +64,10 @@ class DiskReserve:
             return self._file.stat().st_size
         except FileNotFoundError:
             return None
+
+    def _is_sparse(self) -> bool:
+        """Return whether the file takes no room, as the copy of a backup may."""
+        return self._file.stat().st_blocks * _BLOCK_BYTES < RESERVED_BYTES
 
     def _free(self) -> int:
         return shutil.disk_usage(self._home).free

@@ -99,7 +99,7 @@ def exhaust_wal(dsn: str) -> None:
 def _serve(prepared: Path, folder: Path) -> None:
     # As a PostgreSQL is that somebody else runs.
     supervisor._RETRY_S = 0.1
-    DiskReserve.take = lambda _reserve: False  # type: ignore[assignment, method-assign]
+    DiskReserve.give_up_if_full = lambda _reserve: None  # type: ignore[assignment, method-assign]
     copied(prepared, folder)
     ballast = folder / "ballast"
     with EmbeddedPostgres(folder / "data") as embedded:

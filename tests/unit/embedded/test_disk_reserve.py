@@ -1,5 +1,6 @@
 """Room on the disk is kept while there is enough, given up when the disk is full, and taken again."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,18 @@ def test_the_room_is_really_taken_and_given_up(tmp_path: Path, free: Callable[[i
     free(WAL_SEGMENT_BYTES - 1)
     reserve.give_up_if_full()
     assert allocated(tmp_path) == 0
+
+
+def test_a_copy_without_blocks_is_given_them(tmp_path: Path, free: Callable[[int], None]) -> None:
+    free(ENOUGH)
+    DiskReserve(tmp_path).take()
+    (file,) = tmp_path.iterdir()
+    os.truncate(file, 0)
+    os.truncate(file, RESERVED_BYTES)
+    assert allocated(tmp_path) == 0
+
+    assert DiskReserve(tmp_path).take()
+    assert allocated(tmp_path) >= RESERVED_BYTES
 
 
 def test_a_disk_is_full_until_the_reserve_is_back(tmp_path: Path, free: Callable[[int], None]) -> None:
