@@ -9,6 +9,7 @@ RUN pip install --require-hashes --requirement requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY gatekeeper_grpc gatekeeper_grpc
 COPY clients/python clients/python
+COPY generated generated
 COPY migrations migrations
 # The lock file also has the build tools; the server does not need them.
 RUN pip install --no-deps --no-build-isolation ./clients/python . \

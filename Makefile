@@ -96,7 +96,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos
 # protoc names a Python package after the proto's, and `gatekeeper` belongs to others, so imports are rewritten.
 STUBS = clients/python/gatekeeper_client/v1
 
-# The descriptor set serves clients without reflection. `buf breaking` compares with it, so v1 stays additive.
+# The descriptor set, with the comments, serves reflection and tools without it. `buf breaking` compares with it, so v1 stays additive.
 proto: $(VENV)/.dev ## Generate stubs and descriptors from protos/, refusing a change that breaks clients
 	@$(BIN)/buf lint protos
 	@test ! -f generated/gatekeeper.binpb || $(BIN)/buf breaking protos --against generated/gatekeeper.binpb
@@ -111,7 +111,7 @@ generate:
 	    protos/gatekeeper/v1/*.proto \
 	  && sed -i 's/^from gatekeeper\.v1 import /from gatekeeper_client.v1 import /' $$made/gatekeeper/v1/*.py* \
 	  && touch $$made/gatekeeper/v1/__init__.py && rm -rf $(INTO)/$(STUBS) && mv $$made/gatekeeper/v1 $(INTO)/$(STUBS)
-	@$(BIN)/buf build protos --exclude-source-info -o $(INTO)/generated/gatekeeper.binpb
+	@$(BIN)/buf build protos -o $(INTO)/generated/gatekeeper.binpb
 
 proto-check: $(VENV)/.dev ## Prove that protos/ is well-formed, compatible, and that generated/ is fresh
 	@$(BIN)/buf format --diff --exit-code protos

@@ -133,7 +133,8 @@ class WatcherHub:
         self._has_work.set()
         self._sending.close()
         self._handle_events()
-        shutdown = Unavailable("this instance is shutting down", retry_after_s=_RETRY_AFTER_S)
+        # Without RetryInfo: another instance takes the watcher at once.
+        shutdown = Unavailable("this instance is shutting down")
         now = time.monotonic()
         for watcher in self._watchers:
             if watcher.is_busy and now - watcher.last_sent_at > _GIVE_UP_AT_CLOSE_S:
@@ -162,7 +163,7 @@ class WatcherHub:
         watcher = Watcher(stream, position, flag_keys, time.monotonic())
         with self._lock:
             if self._is_closed:
-                raise Unavailable("this instance is shutting down", retry_after_s=_RETRY_AFTER_S)
+                raise Unavailable("this instance is shutting down")
             if self._open_streams >= self._capacity:
                 raise ResourceExhausted(
                     f"this instance has {self._capacity} watchers, as many as it may; try another",

@@ -60,7 +60,7 @@ class WorkerSupervisor(Collector):
         self._reconciled_s = time.monotonic()
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._health = HealthReporter(self.readiness)
-        self._health_server = HealthServer(self._health)
+        self._health_server = HealthServer(self._health, reflection=settings.reflection)
         self._scheduler = Scheduler()
         self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness)
 

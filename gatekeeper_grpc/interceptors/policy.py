@@ -143,6 +143,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/grpc.health.v1.Health/Check": _HEALTH,
         "/grpc.health.v1.Health/List": _HEALTH,
         "/grpc.health.v1.Health/Watch": _HEALTH,
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _REFLECTION,
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _REFLECTION,
     }
 )

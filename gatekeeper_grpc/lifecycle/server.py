@@ -5,14 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health_pb2_grpc
 
-from gatekeeper_client.v1 import admin_service_pb2, auth_service_pb2, evaluation_service_pb2
 from gatekeeper_client.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
@@ -37,11 +36,12 @@ from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
-from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HealthReporter
+from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HEALTH, HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.liveness import ServingThreadProbe
 from gatekeeper_grpc.operations.metrics import InstanceMetrics
+from gatekeeper_grpc.operations.reflection import SERVICE_V1, SERVICE_V1ALPHA, ReflectionServicer, descriptors
 from gatekeeper_grpc.scheduler import RepeatingThread, Scheduler
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
@@ -96,7 +96,7 @@ class GatekeeperServer:
         prepare: Callable[[], object] = lambda: None,
         shares_port: bool = False,
     ) -> None:
-        check_policies(POLICIES, _FILES)
+        check_policies(POLICIES, served_files())
         self._settings = settings
         self._limits = Limits.of(settings)
         self._keys = keys
@@ -196,7 +196,7 @@ class GatekeeperServer:
         self.grpc_server = self._grpc_server(shares_port=shares_port)
         self.sweeper = ConnectionSweeper(self.grpc_server, self._limits.connections)
         self.drain = Drain(self.grpc_server, self.pools.hold)
-        self._health_server = None if shares_port else HealthServer(self.health)
+        self._health_server = None if shares_port else HealthServer(self.health, reflection=self._settings.reflection)
         self._probe = ServingThreadProbe(self.grpc_server)
         self._http_server = HttpServer(self.metrics, is_alive=self._probe.answers, readiness=self.metrics.readiness)
         self.port = self.health_port = self.ops_port = 0
@@ -328,8 +328,7 @@ class GatekeeperServer:
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if settings.reflection:
-            services = (ADMIN, AUTH, EVALUATION, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(services, server)
+            ReflectionServicer((ADMIN, AUTH, EVALUATION, HEALTH)).add_to(server)
         return server
 
     def _evaluation_servicer(self) -> EvaluationServicer:
@@ -371,11 +370,7 @@ class GatekeeperServer:
         )
 
 
-# Any: published without types, health and reflection have descriptors of another class than the typed ones.
-_FILES: tuple[Any, ...] = (
-    admin_service_pb2.DESCRIPTOR,
-    auth_service_pb2.DESCRIPTOR,
-    evaluation_service_pb2.DESCRIPTOR,
-    health_pb2.DESCRIPTOR,
-    reflection_pb2.DESCRIPTOR,
-)
+def served_files() -> list[FileDescriptor]:
+    """Return the files that define the services of a server."""
+    services = (ADMIN, AUTH, EVALUATION, HEALTH, SERVICE_V1, SERVICE_V1ALPHA)
+    return [descriptors().file_of(service) for service in services]

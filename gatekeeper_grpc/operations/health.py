@@ -14,6 +14,7 @@ from gatekeeper_grpc.scheduler import Scheduler, Task
 ADMIN = "gatekeeper.v1.AdminService"
 AUTH = "gatekeeper.v1.AuthService"
 EVALUATION = "gatekeeper.v1.EvaluationService"
+HEALTH = "grpc.health.v1.Health"
 SERVICES = ("", EVALUATION, ADMIN, AUTH)
 """What health is reported of; "" is the server."""
 

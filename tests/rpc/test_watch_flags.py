@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
@@ -554,6 +555,14 @@ def test_at_shutdown_watchers_are_sent_away_without_delaying_it(start_server: St
         ends = [refusal_of(lambda watch=watch: [*watch.call]) for watch in watches]  # type: ignore[misc]
 
     assert ends == [Refusal(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", {})] * 20
+    # Whoever waited as it says would be blind, while another instance takes the watcher at once.
+    assert [details_of(watch.call) for watch in watches] == [["google.rpc.ErrorInfo"]] * 20
+
+
+def details_of(call: Any) -> list[str]:
+    """The types of the details with which a call ended."""
+    status: Any = rpc_status.from_call(call)
+    return [detail.TypeName() for detail in status.details]
 
 
 def test_each_stream_is_logged_once_under_the_id_that_its_client_got(start_server: StartServer) -> None:

@@ -9,12 +9,12 @@ import pytest
 from google.protobuf import wrappers_pb2
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
 
 import gatekeeper_client.v1
 from gatekeeper_client.v1 import admin_service_pb2
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, Policy, PolicyTableError, check_policies
+from gatekeeper_grpc.lifecycle.server import served_files
 from gatekeeper_grpc.transport.admission import PoolName
 from tests.support.stages import EDITOR_TOKEN, echo, error_info, fails, serve, text, unary
 
@@ -91,7 +91,7 @@ def test_a_served_method_without_a_row_is_denied_to_everybody() -> None:
 
 
 def test_every_method_has_a_row_and_every_row_a_method() -> None:
-    check_policies(POLICIES, [*our_files(), health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR])
+    check_policies(POLICIES, served_files())
 
 
 def test_a_method_without_a_row_and_a_row_without_a_method_are_named() -> None:
