@@ -555,7 +555,7 @@ def test_at_shutdown_watchers_are_sent_away_without_delaying_it(start_server: St
         ends = [refusal_of(lambda watch=watch: [*watch.call]) for watch in watches]  # type: ignore[misc]
 
     assert ends == [Refusal(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", {})] * 20
-    # Whoever waited as it says would be blind, while another instance takes the watcher at once.
+    # A client that waited as it says would be blind, while another instance takes the watcher at once.
     assert [details_of(watch.call) for watch in watches] == [["google.rpc.ErrorInfo"]] * 20
 
 
