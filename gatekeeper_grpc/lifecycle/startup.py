@@ -89,7 +89,8 @@ class Startup:
     OPEN         serves it if loading takes over `loading_s`  waits up to 10 s for the first snapshot
     ============ ============================================ =====================================
 
-    Attempts continue after `wait` has returned: the database is opened once, as soon as it is fit.
+    Attempts continue after `wait` has returned: the database is opened once, as soon as it is fit. A server that
+    refuses the account is asked once a second: `prepare` waits for that, see `Servers`.
 
     Args:
         cache: What is served. Its condition is what `wait` waits on.
@@ -274,7 +275,7 @@ def _news(exc: Exception | None) -> str:
 
 def _log_failure(exc: Exception) -> None:
     if isinstance(exc, Unavailable):
-        remedy = "Gatekeeper retries every 0.25 s; docs/operations/database-errors.md says what each reason needs"
+        remedy = "Gatekeeper retries until it succeeds; docs/operations/database-errors.md says what each reason needs"
         _log.warning("database_unreachable", error=str(exc), reason=exc.reason, remedy=remedy)
     else:
         _log.error("database_refused", error=str(exc), kind=type(exc).__name__)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from threading import Semaphore
 from typing import LiteralString
 
 import psycopg
@@ -13,8 +14,10 @@ from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
 
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, Startup
 from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.postgres import errors, libpq
 from gatekeeper_grpc.store.postgres import servers as servers_module
@@ -29,6 +32,8 @@ from gatekeeper_grpc.store.postgres.errors import (
 from gatekeeper_grpc.store.postgres.servers import Servers, _Attempt
 from gatekeeper_grpc.store.postgres.sqlstates import _CLASSES, _CODES, cause_of, label_of
 from tests.support.outages import outage
+from tests.support.servers import KEYS
+from tests.support.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.promise("F5")
 
@@ -192,6 +197,13 @@ def test_a_wrong_account_is_tried_once_for_a_connection(dsn: str, monkeypatch: p
 
 def attempts_with_a_wrong_account(dsn: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """How often a pool whose account is refused tries, while a call waits for a second."""
+    attempts = failed_attempts(monkeypatch)
+    assert refused_connection(make_conninfo(dsn, user="nobody")).reason == "DATABASE_CREDENTIALS_REFUSED"
+    return len(attempts)
+
+
+def failed_attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows by the words of each attempt to connect that fails."""
     attempts: list[str] = []
     fail = _Attempt._fail
 
@@ -200,8 +212,7 @@ def attempts_with_a_wrong_account(dsn: str, monkeypatch: pytest.MonkeyPatch) -> 
         fail(attempt, message)
 
     monkeypatch.setattr(_Attempt, "_fail", counted)
-    assert refused_connection(make_conninfo(dsn, user="nobody")).reason == "DATABASE_CREDENTIALS_REFUSED"
-    return len(attempts)
+    return attempts
 
 
 def test_a_pool_does_not_hammer_a_server_that_refuses_its_account(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +223,48 @@ def test_twin_without_the_pause_the_pool_tries_as_fast_as_it_can(dsn: str, monke
     monkeypatch.setattr(servers_module, "_RETRY_REFUSED_S", 0.0)
 
     assert attempts_with_a_wrong_account(dsn, monkeypatch) > 10
+
+
+def attempts_of_a_start(dsn: str, monkeypatch: pytest.MonkeyPatch, *, pause_s: float) -> int:
+    """How often a start whose account is refused tries, while it prepares its database three times."""
+    monkeypatch.setattr(servers_module, "_RETRY_REFUSED_S", pause_s)
+    prepared, attempts = Semaphore(0), failed_attempts(monkeypatch)
+    migrator = Migrator(make_conninfo(dsn, user="nobody-starts"), connect_timeout_s=1)
+
+    def prepare() -> None:
+        prepared.release()
+        migrator.verify()
+
+    startup = Startup(
+        SnapshotCache(stale_after_s=1.0, max_waiters=1),
+        [],
+        sealer=KEYS.data,
+        prepare=prepare,
+        open_database=pytest.fail,
+        timeouts=DEFAULT_TIMEOUTS,
+    )
+    startup.start()
+    assert all(prepared.acquire(timeout=TIMEOUT_S) for _ in range(3))
+    startup.close()
+    return len(attempts)
+
+
+def test_a_start_does_not_hammer_it_either(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attempts_of_a_start(dsn, monkeypatch, pause_s=TIMEOUT_S) == 1
+
+
+def test_twin_without_the_pause_a_start_tries_each_time(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attempts_of_a_start(dsn, monkeypatch, pause_s=0.0) > 1
+
+
+def test_of_all_that_connect_with_a_refused_account_one_tries(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers_module, "_RETRY_REFUSED_S", TIMEOUT_S)
+    attempts, refused = failed_attempts(monkeypatch), make_conninfo(dsn, user="nobody-shares")
+    for timeout_s in (TIMEOUT_S, 0.0, 0.0):
+        with pytest.raises(psycopg.OperationalError, match="28000"):
+            Servers(refused).connect(timeout_s=timeout_s)
+
+    assert len(attempts) == 1
 
 
 def test_words_of_later_errors_are_not_lost(dsn: str) -> None:

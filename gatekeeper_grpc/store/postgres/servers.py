@@ -10,7 +10,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ _CONNECT_TIMEOUT_S = 2.0
 _HEAD_START_S = 0.25
 # How soon a failed server is tried again.
 _RETRY_S = 0.1
-# A pool that waits for a connection tries as fast as it can, and an account may be locked for that.
+# A pool that waits for a connection tries as fast as it can, a start as often, and an account may be locked for that.
 _RETRY_REFUSED_S = 1.0
 _POLL_TIMEOUT_S = 0.05
 _EVENTS = {pq.PollingStatus.READING: select.POLLIN, pq.PollingStatus.WRITING: select.POLLOUT}
@@ -61,6 +61,37 @@ class Warnings:
     def note(self, notice: psycopg.errors.Diagnostic) -> None:
         """Take a notice of the server."""
         self.count += notice.severity_nonlocalized == "WARNING"
+
+
+class Refusals:
+    """Accounts that servers refuse until an operator acts: of all that connect with one, one tries each second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the dict
+        self._last: dict[Hashable, tuple[ConnectFailed, float]] = {}
+
+    def note(self, account: Hashable, failure: ConnectFailed) -> None:
+        """Remember a refusal."""
+        with self._lock:
+            self._last[account] = failure, time.monotonic()
+
+    def forget(self, account: Hashable) -> None:
+        """Forget an account that was accepted."""
+        with self._lock:
+            self._last.pop(account, None)
+
+    def bar(self, account: Hashable) -> ConnectFailed | None:
+        """Return why an account is not to be tried now; None: the caller is the one that tries."""
+        with self._lock:
+            failure, at = self._last.get(account, (None, -math.inf))
+            if failure is None or time.monotonic() < at + _RETRY_REFUSED_S:
+                return failure
+            self._last[account] = failure, time.monotonic()
+            return None
+
+
+_REFUSALS = Refusals()
+_ACCOUNT = ("service", "host", "hostaddr", "port", "dbname", "user", "password", "passfile")
 
 
 class ServerConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -100,7 +131,7 @@ class Servers:
         self._params = with_session_settings({**(to_primary(params) if for_writing else params), **keywords})
         self.last_failure: ConnectFailed | None = None
         """Why a server was not connected to, since the last connection was made; None: there was no failure."""
-        self._refused_at = -math.inf
+        self._account = tuple(self._params.get(name) for name in _ACCOUNT)
         self._found: Server | None = None
         self._lock = threading.Lock()  # guards _found against other writers
 
@@ -110,14 +141,15 @@ class Servers:
         """Connect, retrying for `timeout_s`, 2 s by default, or until `abandon` returns True.
 
         A server that refuses for a reason that only an operator can remove, such as a wrong password, is asked once,
-        and then once a second.
+        and then once a second by all of this process together.
 
         Raises:
             ConnectionTimeout: A server was silent to the end.
             OperationalError: The error of a server, when each has failed.
         """
-        self._wait_after_refusal(abandon)
-        deadline = time.monotonic() + (_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s)
+        timeout_s = _CONNECT_TIMEOUT_S if timeout_s is None else timeout_s
+        self._wait_after_refusal(abandon, until=time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
         attempts = [_Attempt(params, failed=self._note) for params in conninfo_attempts(self._params)]
         attempts.sort(key=lambda attempt: attempt.server != self._found)
         try:
@@ -126,6 +158,7 @@ class Servers:
         finally:
             for attempt in attempts:
                 attempt.end()
+        _REFUSALS.forget(self._account)
         self.last_failure = None
         self._remember(conn.server)
         return conn
@@ -137,10 +170,13 @@ class Servers:
     def _note(self, failure: ConnectFailed) -> None:
         self.last_failure = failure
         if _is_permanent(failure):
-            self._refused_at = time.monotonic()
+            _REFUSALS.note(self._account, failure)
 
-    def _wait_after_refusal(self, abandon: Callable[[], bool]) -> None:
-        while time.monotonic() < self._refused_at + _RETRY_REFUSED_S and not abandon():
+    def _wait_after_refusal(self, abandon: Callable[[], bool], *, until: float) -> None:
+        while (failure := _REFUSALS.bar(self._account)) is not None:
+            self.last_failure = failure
+            if abandon() or time.monotonic() >= until:
+                raise failure
             time.sleep(_POLL_TIMEOUT_S)
 
     def _remember(self, server: Server) -> None:
