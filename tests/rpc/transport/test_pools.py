@@ -26,6 +26,7 @@ from tests.support.stages import (
     TIMEOUT_S,
     VIEWER_TOKEN,
     Server,
+    echo,
     echo_stream,
     serve,
     stream,
@@ -60,6 +61,48 @@ def test_a_method_that_can_be_flooded_has_its_workers_to_itself(method: str) -> 
     # The two versions of reflection are one method.
     methods = {name.replace("v1alpha", "v1") for name, row in POLICIES.items() if row.pool is POLICIES[method].pool}
     assert methods == {method}
+
+
+BULK = "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+LOGIN = "/gatekeeper.v1.AuthService/Login"
+REFRESH = "/gatekeeper.v1.AuthService/RefreshToken"
+APART = [
+    (REFLECTION, BULK),
+    (BULK, "/gatekeeper.v1.EvaluationService/EvaluateFlags"),
+    (BULK, "/gatekeeper.v1.AdminService/ImportTargets"),
+    (LOGIN, "/gatekeeper.v1.AdminService/ChangePassword"),
+    (LOGIN, REFRESH),
+    (REFRESH, "/gatekeeper.v1.AuthService/Logout"),
+]
+
+
+@contextmanager
+def flooded(flooded_method: str, victim: Policy) -> Iterator[Any]:
+    """Occupy the only worker of a method, by its row of the policies; yields the stub of a victim with another row."""
+    blocking, row = Blocking(), POLICIES[flooded_method]
+    sizes = dict.fromkeys((row.pool, victim.pool), PoolSize(workers=1, queue=0))
+    methods = {"Flood": (unary(blocking), row), "Victim": (unary(echo), victim)}
+    with serve(methods, sizes=sizes) as server:
+        flood = server.unary("Flood").future(text(), metadata=EDITOR_TOKEN, timeout=TIMEOUT_S)
+        assert blocking.entered.acquire(timeout=TIMEOUT_S)
+        yield server.unary("Victim")
+        blocking.released.set()
+        assert flood.result() == text()
+
+
+@pytest.mark.parametrize(("flood", "victim"), APART)
+def test_a_method_is_served_while_one_of_another_pool_is_flooded(flood: str, victim: str) -> None:
+    with flooded(flood, POLICIES[victim]) as call:
+        assert call(text("victim"), metadata=EDITOR_TOKEN, timeout=TIMEOUT_S) == text("victim")
+
+
+@pytest.mark.parametrize(("flood", "victim"), APART)
+def test_twin_in_one_pool_with_the_flooded_method_it_is_refused(flood: str, victim: str) -> None:
+    together = replace(POLICIES[victim], pool=POLICIES[flood].pool)
+    with flooded(flood, together) as call:
+        refused = call.future(text(), metadata=EDITOR_TOKEN, timeout=TIMEOUT_S)
+        assert refusal(refused)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 # --- Shares -----------------------------------------------------------------------------------------------------------
