@@ -2,7 +2,8 @@
 
 import click
 
-from gatekeeper_grpc.config import Settings, settings_markdown, settings_table, unknown_variables
+from gatekeeper_grpc.config import Settings, settings_markdown, settings_table, unknown_variables, variable_of
+from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 
 
 @click.command()
@@ -22,9 +23,14 @@ def config(settings: Settings, *, markdown: bool, check: bool) -> None:
 
 def _check(settings: Settings) -> None:
     """Check what can be checked without a connection and without a change; wrong settings were refused before this."""
-    from gatekeeper_grpc.lifecycle.keys import check_keys  # noqa: PLC0415 - takes long to import
+    # Imported here, because they take long.
+    from gatekeeper_grpc.auth.passwords import Passwords  # noqa: PLC0415
+    from gatekeeper_grpc.lifecycle.keys import check_keys  # noqa: PLC0415
 
     check_keys(settings)
+    if password := settings.admin_password:
+        name = variable_of("admin_password")
+        Passwords(cost=settings.bcrypt_cost).check(password.get_secret_value(), username=FIRST_ADMIN, field=name)
     if unknown := [name for name, _ in unknown_variables()]:
         raise click.ClickException(f"unknown: {', '.join(unknown)}")
     click.echo("the settings are valid")

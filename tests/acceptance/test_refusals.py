@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from tests.support.databases import empty_database
-from tests.support.processes import KEYS, run
+from tests.support.processes import KEYS, START_TIMEOUT_S, postgres_pids, run, start
 
 SECRET = "hunter2"
 
@@ -82,6 +82,27 @@ def test_port_in_use_is_named_before_anything_is_made(tmp_path: Path, variable: 
 
     assert line.startswith(f"Error: {variable}: cannot listen on {address}: another process listens there")
     assert not data_dir.exists()
+
+
+UNTRIED = """
+from gatekeeper_grpc.cli import main as cli
+from gatekeeper_grpc.lifecycle import process
+process._try_addresses = lambda _: None
+cli.main()
+"""
+
+
+def test_twin_untried_a_port_in_use_is_found_after_the_database_is_made(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with start("serve", data_dir=data_dir, program=("-c", UNTRIED), GATEKEEPER_LISTEN=address) as process:
+            _, complaints = process.communicate(timeout=START_TIMEOUT_S)
+
+    assert process.returncode == 1
+    assert f"cannot listen on {address}" in complaints
+    assert (data_dir / "admin_password").exists()
+    assert postgres_pids(data_dir) == []
 
 
 @pytest.mark.parametrize(

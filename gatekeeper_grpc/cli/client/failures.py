@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gatekeeper_grpc.cli.client.output import one_line
 
@@ -57,12 +57,12 @@ def failure_of(error: "grpc.RpcError", target: str, *, timeout_s: float) -> Fail
     return Failure(message, EXIT_CODES.get(code, 1))
 
 
-def _reason_of(error: "grpc.RpcError") -> str:
+def _reason_of(call: Any) -> str:  # grpcio raises an error that is the call, too.
     from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped] # noqa: PLC0415
     from grpc_status import rpc_status  # noqa: PLC0415
 
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(call)
     except ValueError:  # The details do not match the status: a proxy made one of them.
         status = None
     info = ErrorInfo()

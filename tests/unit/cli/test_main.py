@@ -160,8 +160,9 @@ def test_config_check_accepts_settings_that_can_be_served_with(tmp_path: Path) -
         ({"GATEKEEPER_WORKRES": "3"}, "unknown: GATEKEEPER_WORKRES"),
         ({"GATEKEEPER_JWT_KEYS": SECRET}, "GATEKEEPER_JWT_KEYS: "),
         ({"DATABASE_URL": "postgresql://db/gatekeeper"}, "GATEKEEPER_JWT_KEYS is not set"),
+        ({"GATEKEEPER_ADMIN_PASSWORD": "short"}, "GATEKEEPER_ADMIN_PASSWORD must be 12 to"),
     ],
-    ids=["bad address", "unknown variable", "bad key", "missing key"],
+    ids=["bad address", "unknown variable", "bad key", "missing key", "short password"],
 )
 def test_config_check_refuses_what_serve_would_refuse_or_ignore(
     settings: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
