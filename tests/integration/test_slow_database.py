@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -12,10 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper_grpc.domain import current_call
+from gatekeeper_grpc.domain.caller import Caller, Role, set_current_caller
 from gatekeeper_grpc.domain.commands import AuthEventFilter
 from gatekeeper_grpc.domain.errors import CallAbandoned, GatekeeperError, OutcomeUnknown, Unavailable
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import Intent
+from gatekeeper_grpc.store.access_trace import AccessEvent, record_access
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.logins import AuthEvent, LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
@@ -309,6 +312,24 @@ def test_reads_go_on_while_commits_are_stalled(node: Node, watched: Database) ->
             current_revision(conn)
         assert watched.has_stalled_commits()
     assert eventually(lambda: not watched.has_stalled_commits())
+
+
+def record_a_read(database: Database) -> None:
+    with database.read_and_record() as conn:
+        set_current_caller(Caller(admin_id=1, username="ann", role=Role.VIEWER, token_epoch=1))
+        record_access(conn, AccessEvent.USER_READ, [uuid4()])
+
+
+def test_reads_of_people_are_recorded_while_commits_are_stalled(node: Node, watched: Database) -> None:
+    logins = LoginStore(watched)
+    with missing_standby(node):
+        assert reason_of(lambda: create(watched, uuid4().hex))[0] == "OUTCOME_UNKNOWN"
+        copy_context().run(record_a_read, watched)
+        assert watched.has_stalled_commits()
+        (event, *_) = logins.list_events(AuthEventFilter(limit=10))
+    assert eventually(lambda: not watched.has_stalled_commits())
+
+    assert (event.event, event.actor, event.subject_count) == ("user_read", "admin:ann#1", 1)
 
 
 def cancelled_commit(node: Node, database: Database) -> tuple[str, float]:
