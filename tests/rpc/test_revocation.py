@@ -24,6 +24,7 @@ from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.postgres import caller_check
 from gatekeeper_grpc.store.postgres import database as database_module
 from gatekeeper_grpc.store.postgres.database import Database
 from tests.support.clients import (
@@ -168,6 +169,25 @@ def test_twin_without_the_check_in_reads_a_disabled_admin_user_reads_on(
     monkeypatch.setattr(database_module, "require_current_caller", lambda _conn: None)
 
     outcomes = fleet.outcomes(token)
+
+    assert {rpc for rpc in READS if outcomes[f"{rpc} 2"] != UNAUTHENTICATED} == set(READS)
+
+
+SESSION_LOOKUP = "AND EXISTS (SELECT FROM refresh_tokens WHERE family_id = %(session_id)s AND admin_id = a.admin_id)"
+
+
+@pytest.mark.parametrize("stop", [log_out, end_session])
+def test_twin_without_the_session_lookup_an_ended_session_reads_on(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, stop: Callable[[Installation, str, str], object]
+) -> None:
+    user = enlisted(fleet.installation, role=ROLE_ADMIN)
+    login = logged_in(fleet.installation, user.username)
+    REFRESH_TOKENS[user.username] = login.refresh_token
+    stop(fleet.installation, user.username, login.access_token)
+    assert SESSION_LOOKUP in caller_check._IS_CURRENT
+    monkeypatch.setattr(caller_check, "_IS_CURRENT", caller_check._IS_CURRENT.replace(SESSION_LOOKUP, ""))
+
+    outcomes = fleet.outcomes(login.access_token)
 
     assert {rpc for rpc in READS if outcomes[f"{rpc} 2"] != UNAUTHENTICATED} == set(READS)
 
