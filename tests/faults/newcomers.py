@@ -17,7 +17,7 @@ from tests.support.processes import TIMEOUT_S, connect
 
 _KIND = KINDS["login"]
 # A busy machine checks one or two passwords a second, and other victims log in as well.
-_PAUSE_S = 2.0
+_PAUSE_S = 3.0
 _FIRST = 100
 """The last part of the first address: those below belong to other victims."""
 
