@@ -395,7 +395,7 @@ def test_redacted_documents_are_not_comparable_and_no_fault(furnished: House) ->
 
 # --- Everything that the API can do ----------------------------------------------------------------------------------
 
-STEPS = 300
+STEPS = 150
 _KEYS = ("a", "b", "c")
 _PEOPLE = tuple(f"person-{number}" for number in range(12))
 _NAMES = ("ann", "ben")
