@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from structlog.dev import ConsoleRenderer, plain_traceback
 
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
@@ -49,6 +50,12 @@ def clean_environment() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("GATEKEEPER_") or name.endswith("DATABASE_URL")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """Log exceptions as Python prints them: structlog's frames with all variables cost 0.2 s each."""
+    ConsoleRenderer.get_active().exception_formatter = plain_traceback
 
 
 @pytest.fixture(scope="session")
