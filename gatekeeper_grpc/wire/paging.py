@@ -81,6 +81,12 @@ class PageTokens:
         page = next(portions.portions(converted()))[: page_size(request)]
         return page, "" if len(page) == len(taken) else self.token(request, key(taken[len(page) - 1]))
 
+    def paged(
+        self, request: ListRequest, *, convert: Callable[[_Item], portions.Item], key: Callable[[_Item], str]
+    ) -> Callable[[Iterable[_Item]], tuple[list[portions.Item], str]]:
+        """Return the function that makes a page of items, see `page`, for a store that reads them as they are taken."""
+        return lambda items: self.page(request, items, convert=convert, key=key)
+
     def token(self, request: ListRequest, cursor: str) -> str:
         """Make the token of the page that continues after a cursor."""
         return _written(_mac(self._keys[0], request, cursor) + cursor.encode())

@@ -1,7 +1,6 @@
 """AdminService: the audit log."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import grpc
 
@@ -26,8 +25,8 @@ class AuditRpcs(AdminRpcs):
     ) -> pb.ListAuditEntriesResponse:
         cursor = self.page_tokens.cursor(request)
         wanted = audit_filter_from_proto(request, cursor=cursor, limit=read_limit(request))
-        paged = partial(
-            self.page_tokens.page, request, convert=entry_to_proto, key=lambda documented: str(documented.entry.seq)
+        paged = self.page_tokens.paged(
+            request, convert=entry_to_proto, key=lambda documented: str(documented.entry.seq)
         )
         entries, next_page_token = self.stores.audit.list(wanted, paged)
         return pb.ListAuditEntriesResponse(audit_entries=entries, next_page_token=next_page_token)

@@ -1,7 +1,6 @@
 """AdminService: segments."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from operator import attrgetter
 
 import grpc
@@ -42,9 +41,7 @@ class SegmentRpcs(AdminRpcs):
     def ListSegments(self, request: pb.ListSegmentsRequest, context: grpc.ServicerContext) -> pb.ListSegmentsResponse:
         after = self.page_tokens.cursor(request)
         wanted = segment_filter_from_proto(request, after=after, limit=read_limit(request))
-        paged = partial(
-            self.page_tokens.page, request, convert=segment_to_proto, key=lambda counted: counted.segment.key
-        )
+        paged = self.page_tokens.paged(request, convert=segment_to_proto, key=lambda counted: counted.segment.key)
         read = self.stores.segments.list(wanted, paged)
         segments, next_page_token = read.result
         return pb.ListSegmentsResponse(segments=segments, next_page_token=next_page_token, revision=read.revision)
@@ -97,7 +94,7 @@ class SegmentRpcs(AdminRpcs):
         check_key("segment_key", request.segment_key)
         after = self.page_tokens.cursor(request)
         user_id: Callable[[Subject], str] = attrgetter("user_id")
-        paged = partial(self.page_tokens.page, request, convert=user_id, key=user_id)
+        paged = self.page_tokens.paged(request, convert=user_id, key=user_id)
         read = self.stores.members.list(request.segment_key, paged, after=after, limit=read_limit(request))
         user_ids, next_page_token = read.result
         return pb.ListSegmentMembersResponse(user_ids=user_ids, next_page_token=next_page_token, revision=read.revision)

@@ -1,7 +1,6 @@
 """AdminService: targets."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import grpc
 
@@ -37,7 +36,7 @@ class TargetRpcs(AdminRpcs):
     def ListTargets(self, request: pb.ListTargetsRequest, context: grpc.ServicerContext) -> pb.ListTargetsResponse:
         check_key("flag_key", request.flag_key)
         after = self.page_tokens.cursor(request)
-        paged = partial(self.page_tokens.page, request, convert=target_to_proto, key=lambda target: target.user_id)
+        paged = self.page_tokens.paged(request, convert=target_to_proto, key=lambda target: target.user_id)
         read = self.stores.targets.list(request.flag_key, paged, after=after, limit=read_limit(request))
         targets, next_page_token = read.result
         return pb.ListTargetsResponse(targets=targets, next_page_token=next_page_token, revision=read.revision)

@@ -1,7 +1,5 @@
 """AdminService: users."""
 
-from functools import partial
-
 import grpc
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
@@ -33,7 +31,7 @@ class UserRpcs(AdminRpcs):
     def ListUsers(self, request: pb.ListUsersRequest, context: grpc.ServicerContext) -> pb.ListUsersResponse:
         after = self.page_tokens.cursor(request)
         wanted = user_filter_from_proto(request, after=after, limit=read_limit(request))
-        paged = partial(self.page_tokens.page, request, convert=user_to_proto, key=lambda user: user.user_id)
+        paged = self.page_tokens.paged(request, convert=user_to_proto, key=lambda user: user.user_id)
         read = self.stores.users.list(wanted, paged)
         users, next_page_token = read.result
         return pb.ListUsersResponse(users=users, next_page_token=next_page_token, revision=read.revision)
