@@ -16,7 +16,7 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen 
 
 
 def try_it(settings: Settings, demo: Demo, *, port: int) -> str:
-    """Return the block: at most 14 lines of 80 columns, more only if a path is long. Prose is a comment to a shell.
+    """Return the block: few lines, because long paths take several rows of a terminal. Prose is a comment to a shell.
 
     Args:
         settings: What the server serves with.
@@ -27,11 +27,9 @@ def try_it(settings: Settings, demo: Demo, *, port: int) -> str:
     lines = [
         "",
         f"# Gatekeeper serves on {address}. Ctrl-C stops it.",
-        f"# Admin user: {FIRST_ADMIN}",
-        f"# Password: {_password(settings, demo)}",
+        f"# Admin user: {FIRST_ADMIN}. Password: {_password(settings, demo)}",
         "# Try it in another shell:",
         *_commands(settings, demo, server=_server_option(address)),
-        f"# More: {program()} --help",
         f"# Docs: {_README if _README.exists() else 'README.md and docs/ of the source distribution'}",
     ]
     return "\n".join(lines)
