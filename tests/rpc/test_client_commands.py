@@ -194,6 +194,21 @@ def test_an_access_token_that_is_not_accepted_is_refreshed(run: Run, logged_in: 
     assert json.loads(logged_in.read_text()) != before
 
 
+def test_many_shells_with_an_expired_token_refresh_it_once(
+    run: Run, logged_in: Path, installation: Installation
+) -> None:
+    change_kept(logged_in, expire_time_s=0)
+    issued = "SELECT count(*) FROM refresh_tokens"
+    (before,) = installation.query(issued)
+
+    command = [sys.executable, "-m", "gatekeeper_grpc", "flags", "list"]
+    shells = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(6)]
+
+    assert [shell.wait(TIMEOUT_S) for shell in shells] == [0] * 6
+    assert installation.query(issued) == [(before[0] + 1,)]
+    assert installation.query("SELECT event FROM auth_events WHERE starts_with(event, 'refresh')") == []
+
+
 def test_a_login_that_was_ended_elsewhere_is_forgotten(run: Run, logged_in: Path, installation: Installation) -> None:
     (session,) = json.loads(logged_in.read_text()).values()
     stub = AuthServiceStub(installation.channels[None])
