@@ -4,9 +4,10 @@ import random
 from typing import Any
 
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
+from gatekeeper_grpc.interceptors import body as body_module
 from gatekeeper_grpc.interceptors.body import MessageParser
 from gatekeeper_grpc.interceptors.message_portions import MAX_FIELDS, PORTION_BYTES, parse_in_portions, portions_of
 
@@ -80,9 +81,17 @@ def test_a_message_of_tiny_fields_is_not_searched_to_its_end() -> None:
     assert MAX_FIELDS * len(tiny) < PORTION_BYTES
 
 
-def test_a_call_parses_a_large_message_in_portions_and_a_small_one_at_once() -> None:
+def test_a_call_parses_a_large_message_in_portions_and_a_small_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[int] = []
+
+    def counted(body: bytes, message: Message) -> Message:
+        cut.append(len(body))
+        return parse_in_portions(body, message)
+
+    monkeypatch.setattr(body_module, "parse_in_portions", counted)
     parse = MessageParser(parse=BulkEvaluateFlagsRequest.FromString, max_bytes=4 << 20)
     large, small = bulk_message(), bulk_message(10)
 
     assert parse(large.SerializeToString()) == large
     assert parse(small.SerializeToString()) == small
+    assert cut == [large.ByteSize()]
