@@ -77,14 +77,14 @@ class CreateFlagResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def flag(self) -> _flag_pb2.Flag:
         """The new flag."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -287,14 +287,14 @@ class UpdateFlagResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def flag(self) -> _flag_pb2.Flag:
         """The flag after the change."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -362,10 +362,10 @@ class DeleteFlagResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -450,14 +450,14 @@ class AddTargetsResponse(_message.Message):
     MOVED_COUNT_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     added_count: _builtins.int
     """The number of users who were not targeted before."""
     moved_count: _builtins.int
     """The number of users who were targeted with the other value before."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -533,12 +533,12 @@ class RemoveTargetsResponse(_message.Message):
     REMOVED_COUNT_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     removed_count: _builtins.int
     """The number of users who were targeted before."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -763,14 +763,14 @@ class CreateSegmentResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def segment(self) -> _segment_pb2.Segment:
         """The new segment."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -955,14 +955,14 @@ class UpdateSegmentResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def segment(self) -> _segment_pb2.Segment:
         """The segment after the change."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -1030,10 +1030,10 @@ class DeleteSegmentResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -1191,12 +1191,12 @@ class RemoveSegmentMembersResponse(_message.Message):
     REMOVED_COUNT_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     removed_count: _builtins.int
     """The number of users who were members before."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -1323,14 +1323,14 @@ class CreateUserResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def user(self) -> _user_pb2.User:
         """The new user."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -1528,14 +1528,14 @@ class UpdateUserResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def user(self) -> _user_pb2.User:
         """The user after the change."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -1603,10 +1603,10 @@ class DeleteUserResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -1856,7 +1856,7 @@ class EraseUserResponse(_message.Message):
     DOCUMENTS_REDACTED_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     targets_removed: _builtins.int
     """The number of flags that targeted the user."""
     memberships_removed: _builtins.int
@@ -1865,7 +1865,7 @@ class EraseUserResponse(_message.Message):
     """The number of audit documents that were redacted."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -1938,14 +1938,14 @@ class CreateAdminUserResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def admin_user(self) -> _admin_user_pb2.AdminUser:
         """The new admin user."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -2050,8 +2050,8 @@ class UpdateAdminUserRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """REQUIRED. Any of: role, enabled, password, must_change_password. Each of them ends the
-        sessions of the admin user.
+        """REQUIRED. Any of: role, enabled, password, must_change_password. If any of them changes, the
+        sessions of the admin user end; a password always counts as a change.
         """
 
     def __init__(
@@ -2082,14 +2082,14 @@ class UpdateAdminUserResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def admin_user(self) -> _admin_user_pb2.AdminUser:
         """The admin user after the change."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -2157,10 +2157,10 @@ class DeleteAdminUserResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -2229,10 +2229,10 @@ class ChangePasswordResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -2470,14 +2470,14 @@ class CreateClientKeyResponse(_message.Message):
     - CLIENT_KEY_TYPE_SIGNING: the HMAC secret: 32 random bytes in base64url, 43 characters.
     """
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def client_key(self) -> _client_key_pb2.ClientKey:
         """The new key."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,
@@ -2599,14 +2599,14 @@ class RevokeClientKeyResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this call produced. With `validate_only`, the current revision."""
+    """The revision that this call produced; the current one, if it wrote nothing."""
     @_builtins.property
     def client_key(self) -> _client_key_pb2.ClientKey:
         """The key after the change."""
 
     @_builtins.property
     def audit_anchor(self) -> _audit_pb2.AuditAnchor:
-        """The audit entry of this mutation. Absent with `validate_only`."""
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
 
     def __init__(
         self,

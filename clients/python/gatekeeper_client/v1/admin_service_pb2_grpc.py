@@ -29,9 +29,22 @@ class AdminServiceStub:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call
-    returns, the change is visible on the instance that answered. These request fields mean the same
-    everywhere:
+    Every mutation that changes something makes one revision and one audit entry in the same
+    transaction. When the call returns, the change is visible on the instance that answered. One that
+    changes nothing makes neither, and watchers are not told: its response shows the resource as it
+    is, with the same etag, the current revision and no `audit_anchor`. That is judged last, after
+    the role, `request_id`, `etag` and all fields.
+
+    A page of a list ends below 1 MiB and may then be shorter than `page_size`; an item larger than
+    that is a page of its own. Only an empty `next_page_token` says that there is no further page.
+
+    Ids and names that a request creates (user ids, names of attributes, owners, tags, names of
+    client keys) may neither begin nor end with white space, nor contain control, bidirectional,
+    zero-width or other characters that cannot be seen: INVALID_ARGUMENT names the character. Beyond
+    that they are compared byte for byte. Stored ones that break this rule can be evaluated, listed,
+    changed, exported, removed and erased.
+
+    These request fields mean the same everywhere:
     - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
     (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
@@ -255,9 +268,22 @@ class AdminServiceServicer:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call
-    returns, the change is visible on the instance that answered. These request fields mean the same
-    everywhere:
+    Every mutation that changes something makes one revision and one audit entry in the same
+    transaction. When the call returns, the change is visible on the instance that answered. One that
+    changes nothing makes neither, and watchers are not told: its response shows the resource as it
+    is, with the same etag, the current revision and no `audit_anchor`. That is judged last, after
+    the role, `request_id`, `etag` and all fields.
+
+    A page of a list ends below 1 MiB and may then be shorter than `page_size`; an item larger than
+    that is a page of its own. Only an empty `next_page_token` says that there is no further page.
+
+    Ids and names that a request creates (user ids, names of attributes, owners, tags, names of
+    client keys) may neither begin nor end with white space, nor contain control, bidirectional,
+    zero-width or other characters that cannot be seen: INVALID_ARGUMENT names the character. Beyond
+    that they are compared byte for byte. Stored ones that break this rule can be evaluated, listed,
+    changed, exported, removed and erased.
+
+    These request fields mean the same everywhere:
     - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
     (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.
@@ -903,9 +929,22 @@ class AdminService:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
     `authorization: Bearer <access token>` in the metadata.
 
-    Every mutation makes one revision and one audit entry in the same transaction. When the call
-    returns, the change is visible on the instance that answered. These request fields mean the same
-    everywhere:
+    Every mutation that changes something makes one revision and one audit entry in the same
+    transaction. When the call returns, the change is visible on the instance that answered. One that
+    changes nothing makes neither, and watchers are not told: its response shows the resource as it
+    is, with the same etag, the current revision and no `audit_anchor`. That is judged last, after
+    the role, `request_id`, `etag` and all fields.
+
+    A page of a list ends below 1 MiB and may then be shorter than `page_size`; an item larger than
+    that is a page of its own. Only an empty `next_page_token` says that there is no further page.
+
+    Ids and names that a request creates (user ids, names of attributes, owners, tags, names of
+    client keys) may neither begin nor end with white space, nor contain control, bidirectional,
+    zero-width or other characters that cannot be seen: INVALID_ARGUMENT names the character. Beyond
+    that they are compared byte for byte. Stored ones that break this rule can be evaluated, listed,
+    changed, exported, removed and erased.
+
+    These request fields mean the same everywhere:
     - `etag`: if set, the resource must have this etag; otherwise the call fails with ABORTED
     (ETAG_MISMATCH), and the error names the current one.
     - `change_reason`: free text for the audit entry, at most 1,024 characters.

@@ -122,6 +122,9 @@ class EvaluationServiceServicer:
         Errors:
         - INVALID_ARGUMENT: names the field.
         - FAILED_PRECONDITION (REVISION_NOT_REACHED): `min_revision` does not exist yet.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the response would be larger than the 4 MiB that
+        gRPC clients accept by default, which takes some 10,000 flags with details. Name flag keys,
+        or call BulkEvaluateFlags.
         - UNAVAILABLE: no snapshot is loaded yet, or `min_revision` cannot be confirmed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -168,10 +171,17 @@ class EvaluationServiceServicer:
         The stream never ends with status OK. Open it again, on any instance, with the last received
         `revision` as `from_revision`. A client that reads nothing for 60 s is cancelled.
 
+        A connection carries 100 calls at once, and beyond that calls wait in the client without a
+        word. So that other calls find a place, a connection may have at most 90 streams open:
+        watchers, bulk evaluations and other streams together. One watcher of all flags is enough for a
+        process. A gateway that opens one for each of its clients needs more connections; see
+        docs/operations/transport.md.
+
         Errors:
         - INVALID_ARGUMENT: names the field.
         - FAILED_PRECONDITION (REVISION_NOT_REACHED): `from_revision` does not exist yet.
         - RESOURCE_EXHAUSTED: this instance has its maximum number of watchers. Try another instance.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): this connection has 90 streams open. See above.
         - UNAVAILABLE: no snapshot is loaded yet, `from_revision` cannot be confirmed, or this instance
         is shutting down.
         """

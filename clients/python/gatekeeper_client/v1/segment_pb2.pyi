@@ -54,7 +54,9 @@ class _ConditionOperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Con
     CONDITION_OPERATOR_UNSPECIFIED: _ConditionOperator.ValueType  # 0
     """INVALID_ARGUMENT in requests. Never sent."""
     CONDITION_OPERATOR_EQUALS: _ConditionOperator.ValueType  # 1
-    """The attribute is the same JSON value."""
+    """The attribute is the same JSON value: 5 and 5.0 are one number; 1, true and "1" are three
+    values.
+    """
     CONDITION_OPERATOR_IN: _ConditionOperator.ValueType  # 2
     """The attribute is one of the values."""
     CONDITION_OPERATOR_CONTAINS: _ConditionOperator.ValueType  # 3
@@ -74,11 +76,16 @@ class _ConditionOperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Con
     CONDITION_OPERATOR_EXISTS: _ConditionOperator.ValueType  # 10
     """The attribute is present and not null."""
     CONDITION_OPERATOR_BEFORE: _ConditionOperator.ValueType  # 11
-    """An RFC 3339 time is earlier than the value."""
+    """An RFC 3339 time with an offset or "Z" is earlier than the value. A time without one, with the
+    name of a zone such as "[Europe/Paris]", a date alone, or a number does not match.
+    """
     CONDITION_OPERATOR_AFTER: _ConditionOperator.ValueType  # 12
-    """An RFC 3339 time is later than the value."""
+    """An RFC 3339 time is later than the value. What does not match is as for BEFORE."""
     CONDITION_OPERATOR_SEMVER_EQUAL: _ConditionOperator.ValueType  # 13
-    """A version has the same precedence as the value (SemVer 2.0.0)."""
+    """A version has the same precedence as the value (SemVer 2.0.0). A version has three numbers: a
+    leading "v" or a missing part does not match, here and below. Pre-releases compare by number
+    where they are numbers: 1.0.0-999 is before 1.0.0-1234.
+    """
     CONDITION_OPERATOR_SEMVER_GREATER: _ConditionOperator.ValueType  # 14
     """A version has higher precedence than the value (SemVer 2.0.0)."""
     CONDITION_OPERATOR_SEMVER_GREATER_OR_EQUAL: _ConditionOperator.ValueType  # 15
@@ -94,7 +101,9 @@ class ConditionOperator(_ConditionOperator, metaclass=_ConditionOperatorEnumType
 CONDITION_OPERATOR_UNSPECIFIED: ConditionOperator.ValueType  # 0
 """INVALID_ARGUMENT in requests. Never sent."""
 CONDITION_OPERATOR_EQUALS: ConditionOperator.ValueType  # 1
-"""The attribute is the same JSON value."""
+"""The attribute is the same JSON value: 5 and 5.0 are one number; 1, true and "1" are three
+values.
+"""
 CONDITION_OPERATOR_IN: ConditionOperator.ValueType  # 2
 """The attribute is one of the values."""
 CONDITION_OPERATOR_CONTAINS: ConditionOperator.ValueType  # 3
@@ -114,11 +123,16 @@ CONDITION_OPERATOR_LESS_OR_EQUAL: ConditionOperator.ValueType  # 9
 CONDITION_OPERATOR_EXISTS: ConditionOperator.ValueType  # 10
 """The attribute is present and not null."""
 CONDITION_OPERATOR_BEFORE: ConditionOperator.ValueType  # 11
-"""An RFC 3339 time is earlier than the value."""
+"""An RFC 3339 time with an offset or "Z" is earlier than the value. A time without one, with the
+name of a zone such as "[Europe/Paris]", a date alone, or a number does not match.
+"""
 CONDITION_OPERATOR_AFTER: ConditionOperator.ValueType  # 12
-"""An RFC 3339 time is later than the value."""
+"""An RFC 3339 time is later than the value. What does not match is as for BEFORE."""
 CONDITION_OPERATOR_SEMVER_EQUAL: ConditionOperator.ValueType  # 13
-"""A version has the same precedence as the value (SemVer 2.0.0)."""
+"""A version has the same precedence as the value (SemVer 2.0.0). A version has three numbers: a
+leading "v" or a missing part does not match, here and below. Pre-releases compare by number
+where they are numbers: 1.0.0-999 is before 1.0.0-1234.
+"""
 CONDITION_OPERATOR_SEMVER_GREATER: ConditionOperator.ValueType  # 14
 """A version has higher precedence than the value (SemVer 2.0.0)."""
 CONDITION_OPERATOR_SEMVER_GREATER_OR_EQUAL: ConditionOperator.ValueType  # 15
@@ -213,18 +227,28 @@ class Condition(_message.Message):
     NEGATE_FIELD_NUMBER: _builtins.int
     attribute: _builtins.str
     """REQUIRED. The name of a top-level attribute, or, if it starts with "/", a JSON Pointer (RFC
-    6901). 1 to 256 bytes without NUL.
+    6901). 1 to 256 bytes without NUL, and without characters that cannot be seen (see
+    AdminService).
     """
     operator: Global___ConditionOperator.ValueType
     """The test. REQUIRED."""
     negate: _builtins.bool
-    """True: invert the result of the test."""
+    """True: invert the result of the test. Beware: what the operator cannot read then matches too.
+    SEMVER_LESS 2.0.0 with `negate` matches "v1.0.0", "1.0", the number 1 and users without a
+    version, because none of them is a SemVer version. AFTER with `negate` matches a time without a
+    zone, with the name of a zone, a date, and epoch milliseconds. Write "not older than 2.0.0" as
+    SEMVER_GREATER_OR_EQUAL, and "not after" as BEFORE: they match what they can read, and no more.
+    """
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Value]:
         """The operands. EXISTS takes none. IN, CONTAINS, STARTS_WITH and ENDS_WITH take one or more, of
         which any may match. All other operators take one. Each value is at most 256 bytes and not
         null. Over all segments, CONTAINS, STARTS_WITH and ENDS_WITH may have at most 1,000 values
-        (RESOURCE_EXHAUSTED).
+        (RESOURCE_EXHAUSTED), and none of them empty: an empty text is part of every text.
+
+        A number is a double, here and in attributes: integers beyond 2^53 lose their last digits, so
+        9007199254740993 is stored as 9007199254740992 and equals it. Use text for such ids, on both
+        sides. Numbers that clients send as text, such as "12", are text to every operator.
         """
 
     def __init__(

@@ -33,7 +33,9 @@ class User(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """1 to 256 bytes of UTF-8 without NUL. REQUIRED. Fixed at creation."""
+    """1 to 256 bytes of UTF-8 without NUL, and without characters that cannot be seen (see
+    AdminService). REQUIRED. Fixed at creation.
+    """
     etag: _builtins.str
     """Opaque name of this state of the user. If it is set in `UpdateUser`, it must be the current
     one; otherwise the call fails with ABORTED (ETAG_MISMATCH). Empty: no check.
