@@ -174,6 +174,7 @@ PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
         ("EvaluateFlags", "FAILED_PRECONDITION"): "test_evaluate_flags",
         ("BulkEvaluateFlags", "INVALID_ARGUMENT"): "test_bulk_evaluate",
         ("BulkEvaluateFlags", "FAILED_PRECONDITION"): "test_bulk_evaluate",
+        ("EvaluateFlags", "RESOURCE_EXHAUSTED"): "test_cases",
         ("BulkEvaluateFlags", "RESOURCE_EXHAUSTED"): "test_bulk_pacing",
         ("VerifyAuditLog", "RESOURCE_EXHAUSTED"): "test_audit",
         ("GetAuditCheckpoint", "FAILED_PRECONDITION"): "test_audit",
