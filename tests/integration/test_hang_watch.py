@@ -167,6 +167,7 @@ def silence_of(node: Node, seconds: float) -> list[str]:
     """The log events of a watch on a server that is silent for so long while a transaction is open."""
     with closing(Database(node.dsn, hung_after_s=HUNG_AFTER_S)) as database, capture_logs() as logs:
         database.open()
+        database._pool.wait(TIMEOUT_S)  # A call that needs a new connection would fail by itself.
         assert eventually(lambda: database._watch._conn)
         with ThreadPoolExecutor(1) as callers, node.hanging():
             callers.submit(outcome_of, lambda: revision(database))

@@ -1,7 +1,7 @@
 """What the store does again by itself, and what it must not."""
 
 import ast
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -16,7 +16,6 @@ from gatekeeper_grpc.store.postgres import retries
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
-from tests.support.processes import TIMEOUT_S
 from tests.support.servers import KEYS
 from tests.support.waiting import eventually
 
@@ -95,11 +94,11 @@ def test_a_write_that_lost_its_connection_is_not_repeated(database: Database) ->
     assert writer.reads == 1
 
 
-_HOLDERS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+_IS_WAITING = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
 
 
 def mutation_that_deadlocks_with(other: Connection, database: Database) -> Written[None]:
-    """A mutation holds the head and wants a row that another transaction holds, which then wants the head."""
+    """A mutation holds the head, which another transaction wants, and then wants a row that this one holds."""
     mutations = MutationRunner(database, KEYS.data)
     flags = FlagStore(database, mutations)
     flags.create(FlagConfig(key="contended"), Intent(caller=None, action="CreateFlag"))
@@ -107,16 +106,20 @@ def mutation_that_deadlocks_with(other: Connection, database: Database) -> Writt
     other.execute("BEGIN")
     other.execute("SELECT FROM feature_flags WHERE key = 'contended' FOR UPDATE")
 
+    def want_the_head() -> None:
+        other.execute("SELECT FROM revision_head FOR UPDATE")
+        other.execute("COMMIT")
+
     def act(conn: Connection, _head: Head) -> Effect[None]:
+        if not wanting:
+            wanting.append(thread.submit(want_the_head))
+            assert eventually(lambda: conn.execute(_IS_WAITING, [other.info.backend_pid]).rowcount)
         conn.execute("UPDATE feature_flags SET description = 'new' WHERE key = 'contended'")
         return flags_effect()
 
-    with ThreadPoolExecutor(1) as caller:
-        mutating = caller.submit(mutations.mutate, Intent(caller=None, action="Test"), act, codec=NOTHING)
-        assert eventually(lambda: other.execute(_HOLDERS).fetchone() == (1,))
-        other.execute("SELECT FROM revision_head FOR UPDATE")
-        other.execute("COMMIT")
-        return mutating.result(TIMEOUT_S)
+    wanting: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as thread:
+        return mutations.mutate(Intent(caller=None, action="Test"), act, codec=NOTHING)
 
 
 def flags_effect() -> Effect[None]:
