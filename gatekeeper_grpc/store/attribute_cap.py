@@ -1,5 +1,7 @@
 """The cap on stored attribute values that segments name: every instance holds them in memory."""
 
+from psycopg import Cursor
+
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.store.postgres.database import Connection, one
@@ -10,13 +12,18 @@ _COUNT_STORED_VALUES = """
 """
 
 
-def check_attribute_cap(conn: Connection, *, cap: int = MAX_STORED_VALUES) -> None:
-    """Check how many stored attribute values segments name, after users or segments were written. Nulls count.
+def count_stored_values(conn: Connection) -> Cursor[tuple[int]]:
+    """Count the stored attribute values that segments name. Nulls count."""
+    return conn.execute(_COUNT_STORED_VALUES)
+
+
+def check_attribute_cap(counted: Cursor[tuple[int]], *, cap: int = MAX_STORED_VALUES) -> None:
+    """Check `count_stored_values`, after users or segments were written.
 
     Raises:
         ResourceExhausted: They are more than `cap`.
     """
-    (count,) = one(conn.execute(_COUNT_STORED_VALUES))
+    (count,) = one(counted)
     if count > cap:
         raise ResourceExhausted(
             f"segments may name {cap} stored attribute values of users in all, and with this change would name "

@@ -89,7 +89,8 @@ class ErasureStore:
                 self._recorder.record(user_id, head.create_time)
             return Effect(result=erased, preview=erased, change=_change(subject, erased, evidence_hash, left))
 
-        return self._mutations.mutate(intent, act, codec=_CODEC)
+        # It reads with a named cursor.
+        return self._mutations.mutate(intent, act, codec=_CODEC, pipelined=False)
 
     @retry_lost_read
     def known_since(self) -> list[tuple[str, datetime]]:

@@ -11,6 +11,7 @@ from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
+from gatekeeper_grpc.domain.set_hash import EMPTY
 from gatekeeper_grpc.store.hashed_sets import count_sets
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
@@ -186,15 +187,15 @@ def _list_parameters(wanted: FlagFilter) -> dict[str, object]:
 
 
 _INSERT: LiteralString = """
-    INSERT INTO feature_flags ({columns}, create_time, update_time, revision)
-    VALUES ({values}, %(update_time)s, %(update_time)s, %(revision)s)
+    INSERT INTO feature_flags ({columns}, create_time, update_time, revision, targets_count, targets_sum)
+    VALUES ({values}, %(update_time)s, %(update_time)s, %(revision)s, 0, %(no_targets)s)
     ON CONFLICT ON CONSTRAINT idx_flags_key DO NOTHING
     RETURNING flag_id
 """.replace("{columns}", _COLUMNS).replace("{values}", _VALUES)
 
 
 def _insert(conn: Connection, head: Head, config: FlagConfig) -> Flag:
-    row = conn.execute(_INSERT, _columns(config, head)).fetchone()
+    row = conn.execute(_INSERT, {**_columns(config, head), "no_targets": EMPTY.state}).fetchone()
     if row is None:
         raise AlreadyExists(f"flag {config.key!r} exists already", metadata={"flag_key": config.key})
     _insert_segment_targets(conn, row[0], config.segment_targets)
@@ -226,20 +227,25 @@ def _columns(config: FlagConfig, head: Head) -> dict[str, object]:
     return {**fields, "tags": list(config.tags), "update_time": head.create_time, "revision": head.revision}
 
 
-_INSERT_SEGMENT_TARGET = """
+_INSERT_SEGMENT_TARGETS = """
     INSERT INTO flag_segments (flag_id, position, segment_id, variant)
-    SELECT %(flag_id)s, %(position)s, segment_id, %(variant)s FROM segments
-    WHERE environment = '' AND key = %(segment_key)s
+    SELECT %(flag_id)s, position - 1, segment_id, variant
+    FROM unnest(%(keys)s::text[], %(variants)s::text[]) WITH ORDINALITY AS target (key, variant, position)
+    JOIN segments s ON s.environment = '' AND s.key = target.key
+    RETURNING position
 """
 
 
 def _insert_segment_targets(conn: Connection, flag_id: int, targets: tuple[SegmentTarget, ...]) -> None:
-    for position, target in enumerate(targets):
-        row = {"flag_id": flag_id, "position": position, "variant": target.variant, "segment_key": target.segment_key}
-        if conn.execute(_INSERT_SEGMENT_TARGET, row).rowcount == 0:
-            raise NotFound.segment(target.segment_key)
-    if targets:
-        check_segment_targets(conn)
+    if not targets:
+        return
+    keys, variants = [target.segment_key for target in targets], [target.variant for target in targets]
+    inserted = conn.execute(_INSERT_SEGMENT_TARGETS, {"flag_id": flag_id, "keys": keys, "variants": variants})
+    check_segment_targets(conn)  # Before the result is fetched: in a pipeline, both take one round trip.
+    found = {position for (position,) in inserted}
+    for position, key in enumerate(keys):
+        if position not in found:
+            raise NotFound.segment(key)
 
 
 def _change(before: Flag | None, after: Flag | None) -> Change:

@@ -4,7 +4,7 @@ Each entry that changes a set holds its hash before and after, so that `gatekeep
 changed behind the log.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
@@ -15,7 +15,7 @@ from gatekeeper_grpc.store.postgres.database import Connection, one
 
 # Triggers forget the hash of a set that a transaction without this setting changes.
 _COUNT_SETS = "SELECT set_config('gatekeeper.counts_sets', 'on', true)"
-_FETCH_ROWS = 10_000
+_FETCH = "FETCH FORWARD 10000 FROM elements"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +85,16 @@ def write_hash(
 
 
 def _computed(conn: Connection, sets: SetTable, owner_id: int) -> SetHash:
-    with conn.cursor(name="elements") as cursor:
-        cursor.itersize = _FETCH_ROWS
-        rows = cursor.execute(sets.elements + sets.owner, {"owner_id": owner_id}, binary=True)
-        return EMPTY.changed(added=(element for _, element in rows))
+    conn.execute("DECLARE elements NO SCROLL CURSOR FOR " + sets.elements + sets.owner, {"owner_id": owner_id})
+    computed = EMPTY.changed(added=(element for _, element in _fetched(conn)))
+    conn.execute("CLOSE elements")
+    return computed
+
+
+def _fetched(conn: Connection) -> Iterator[tuple[int, bytes]]:
+    """Yield the rows of the cursor; not by psycopg's, which is no part of a pipeline."""
+    while rows := conn.execute(_FETCH, binary=True).fetchall():
+        yield from rows
 
 
 # --- Erasure ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, unchan
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import find_segment
-from gatekeeper_grpc.store.subjects import ensure_subjects
+from gatekeeper_grpc.store.subjects import ensure_subjects, no_evidence
 
 _CODEC = TypeAdapter(int)
 
@@ -70,7 +70,7 @@ class MemberStore:
     def _edit(self, what: str, query: LiteralString, edit: MemberEdit, intent: Intent) -> Written[int]:
         def act(conn: Connection, head: Head) -> Effect[int]:
             segment = find_segment(conn, edit.segment_key, etag=edit.etag)
-            evidence_hash = ensure_subjects(conn, head, edit.user_ids) if query is _ADD else None
+            evidence_hash = ensure_subjects(conn, head, edit.user_ids) if query is _ADD else no_evidence
             count_sets(conn)
             before = read_hash(conn, MEMBERS, segment.segment_id)
             wanted = {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
@@ -79,7 +79,7 @@ class MemberStore:
                 return unchanged(0)
             changed = {what: map(member_element, subjects)}
             change = write_hash(conn, MEMBERS, segment.segment_id, before, **changed)
-            return _effect(segment.key, {what: subjects}, change, evidence_hash=evidence_hash)
+            return _effect(segment.key, {what: subjects}, change, evidence_hash=evidence_hash())
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
 

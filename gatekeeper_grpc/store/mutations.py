@@ -137,7 +137,12 @@ class MutationRunner:
 
     @retry_conflicts
     def mutate(
-        self, intent: Intent, act: Callable[[Connection, Head], Effect[Result]], *, codec: TypeAdapter[Result]
+        self,
+        intent: Intent,
+        act: Callable[[Connection, Head], Effect[Result]],
+        *,
+        codec: TypeAdapter[Result],
+        pipelined: bool = True,
     ) -> Written[Result]:
         """Carry out one mutation; if anything is raised, nothing of it remains.
 
@@ -147,6 +152,7 @@ class MutationRunner:
             intent: The caller and its conditions.
             act: Checks the current state and writes, inside the transaction, after the head is locked.
             codec: Converts the result to JSON values and back, to answer a retry of the request.
+            pipelined: See `Database.write_at_head`, whose bounds `act` must keep.
 
         Raises:
             Unauthenticated: The caller was demoted, disabled, logged out or given another password since its token was
@@ -156,14 +162,13 @@ class MutationRunner:
             Unavailable: The database cannot be reached, or has lost revisions that were served.
             GatekeeperError: Whatever `act` raises.
         """
-        with self._database.write_at_head() as conn:
-            head, caller_is_current = _lock_head(conn, intent.caller)
+        with self._database.write_at_head(pipelined=pipelined) as conn:
+            head, caller_is_current, stored = _lock_head(conn, intent)
             # First: a database that has lost commits may have lost the caller's newest password as well.
             self._check_nothing_lost(head)
             if not caller_is_current:
                 raise Unauthenticated.access_token()
             note_caller_checked()
-            stored = _find_result(conn, intent)
             if stored:
                 return self._repeat(stored, intent, codec)
             effect = act(conn, head)
@@ -228,7 +233,7 @@ class MutationRunner:
             Unavailable: The database cannot be reached.
         """
         with self._database.write_at_head() as conn:
-            head, _ = _lock_head(conn, None)
+            head, *_ = _lock_head(conn, intent)
             current = head.revision - 1
             is_kept = current >= known_revision and not (
                 epoch_of(current) == epoch_of(known_revision) and is_other_history(conn, known_revision, known_hash)
@@ -277,12 +282,19 @@ _READ_CLOCK_AND_CALLER: LiteralString = (
 )
 
 
-def _lock_head(conn: Connection, caller: Caller | None) -> tuple[Head, bool]:
-    """Lock the head; return it, and whether the claims of the caller's token are still true (None: always)."""
-    with conn.cursor(row_factory=dict_row) as cursor:
-        locked = one(cursor.execute(_LOCK_HEAD))
-    create_time, caller_is_current = one(conn.execute(_READ_CLOCK_AND_CALLER, _claims(caller)))
-    return Head(**locked, create_time=create_time), caller_is_current
+def _lock_head(conn: Connection, intent: Intent) -> tuple[Head, bool, "_StoredResult | None"]:
+    """Lock the head and read what is to be known under the lock; in a pipeline, in one round trip.
+
+    Returns:
+        The head; whether the claims of the caller's token are still true, always without a caller; and the result that
+        an earlier request with the same id has stored.
+    """
+    locked = conn.cursor(row_factory=dict_row).execute(_LOCK_HEAD)
+    read = conn.execute(_READ_CLOCK_AND_CALLER, _claims(intent.caller))
+    results = _find_result(conn, intent)
+    head = one(locked)
+    create_time, caller_is_current = one(read)
+    return Head(**head, create_time=create_time), caller_is_current, results.fetchone() if results else None
 
 
 def _claims(caller: Caller | None) -> dict[str, object]:
@@ -308,13 +320,12 @@ _FIND_RESULT = """
 """
 
 
-def _find_result(conn: Connection, intent: Intent) -> _StoredResult | None:
-    """Return the result that an earlier request with this id has stored, if there is one."""
+def _find_result(conn: Connection, intent: Intent) -> psycopg.Cursor[_StoredResult] | None:
+    """Look for the result that an earlier request with this id has stored."""
     if intent.request_id is None or intent.validate_only:
         return None
     key = {"actor": intent.requester, "action": intent.action, "request_id": intent.request_id}
-    with conn.cursor(row_factory=class_row(_StoredResult)) as cursor:
-        return cursor.execute(_FIND_RESULT, key).fetchone()
+    return conn.cursor(row_factory=class_row(_StoredResult)).execute(_FIND_RESULT, key)
 
 
 _STORE_RESULT = """

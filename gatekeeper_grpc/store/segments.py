@@ -21,7 +21,8 @@ from gatekeeper_grpc.domain.segment import (
     SegmentConfig,
     segment_document,
 )
-from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
+from gatekeeper_grpc.domain.set_hash import EMPTY
+from gatekeeper_grpc.store.attribute_cap import check_attribute_cap, count_stored_values
 from gatekeeper_grpc.store.hashed_sets import count_sets
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
@@ -194,9 +195,9 @@ LIST_SEGMENTS = """
 
 _INSERT = """
     INSERT INTO segments (key, description, match, conditions, attribute_names, scanned_values,
-                          create_time, update_time, revision)
+                          create_time, update_time, revision, members_count, members_sum)
     VALUES (%(key)s, %(description)s, %(match)s, %(conditions)s, %(attribute_names)s, %(scanned_values)s,
-            %(update_time)s, %(update_time)s, %(revision)s)
+            %(update_time)s, %(update_time)s, %(revision)s, 0, %(no_members)s)
     ON CONFLICT ON CONSTRAINT segments_key_key DO NOTHING
     RETURNING segment_id, key, description, match, conditions, create_time, update_time, revision
 """
@@ -204,7 +205,7 @@ _INSERT = """
 
 def _insert(conn: Connection, head: Head, config: SegmentConfig) -> Segment:
     with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
-        segment = cursor.execute(_INSERT, _columns(config, head)).fetchone()
+        segment = cursor.execute(_INSERT, {**_columns(config, head), "no_members": EMPTY.state}).fetchone()
     if segment is None:
         raise AlreadyExists(f"segment {config.key!r} exists already", metadata={"segment_key": config.key})
     _check_caps(conn, config)
@@ -240,12 +241,15 @@ def _columns(config: SegmentConfig, head: Head) -> dict[str, object]:
     }
 
 
-_COUNT_SCANNED_VALUES = "SELECT coalesce(sum(scanned_values), 0) FROM segments"
+_COUNT = """
+    SELECT coalesce(sum(scanned_values), 0), coalesce(sum(jsonb_array_length(conditions)), 0) FROM segments
+"""
 
 
 def _check_caps(conn: Connection, config: SegmentConfig) -> None:
     """Check what is capped over all segments, after one of them was written with these conditions."""
-    (scanned,) = one(conn.execute(_COUNT_SCANNED_VALUES))
+    counted, stored_values = conn.execute(_COUNT), count_stored_values(conn)
+    scanned, conditions = one(counted)
     wanted = config.scanned_value_count()
     if wanted and scanned > MAX_SCANNED_VALUES:
         used = scanned - wanted
@@ -255,15 +259,11 @@ def _check_caps(conn: Connection, config: SegmentConfig) -> None:
             metadata={"limit": str(MAX_SCANNED_VALUES), "used": str(used), "wanted": str(wanted)},
         )
     if config.conditions:
-        _check_condition_cap(conn)
-        check_attribute_cap(conn)
+        _check_condition_cap(conditions)
+        check_attribute_cap(stored_values)
 
 
-_COUNT_CONDITIONS = "SELECT coalesce(sum(jsonb_array_length(conditions)), 0) FROM segments"
-
-
-def _check_condition_cap(conn: Connection) -> None:
-    (count,) = one(conn.execute(_COUNT_CONDITIONS))
+def _check_condition_cap(count: int) -> None:
     if count > MAX_CONDITIONS_IN_ALL:
         raise ResourceExhausted(
             f"all segments together may have {MAX_CONDITIONS_IN_ALL} conditions, and with this one would have {count}:"

@@ -1,6 +1,6 @@
 """People: the one table that maps user ids to random subject ids, by which all other tables name them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gatekeeper_grpc.store.mutations import Head
 from gatekeeper_grpc.store.postgres.database import Connection, one
@@ -22,12 +22,15 @@ _ENSURE = """
 """
 
 
-def ensure_subjects(conn: Connection, head: Head, user_ids: Iterable[str]) -> bytes | None:
+def ensure_subjects(conn: Connection, head: Head, user_ids: Iterable[str]) -> Callable[[], bytes | None]:
     """Give each user without a subject id one, and commit to who they are; once in a mutation.
 
     Returns:
-        The hash of the commitments, for the entry of the mutation; None if nobody is new.
+        A function that waits for the hash of the commitments, for the entry of the mutation; None if nobody is new.
     """
-    evidence_hash: bytes | None
-    (evidence_hash,) = one(conn.execute(_ENSURE, {"user_ids": list(user_ids), "seq": head.audit_seq}))
-    return evidence_hash
+    ensuring = conn.execute(_ENSURE, {"user_ids": list(user_ids), "seq": head.audit_seq})
+    return lambda: one(ensuring)[0]
+
+
+def no_evidence() -> None:
+    """Stand for `ensure_subjects` in a mutation that meets nobody."""

@@ -17,7 +17,7 @@ from gatekeeper_grpc.store.hashed_sets import TARGETS, SetChange, count_sets, re
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
-from gatekeeper_grpc.store.subjects import ensure_subjects
+from gatekeeper_grpc.store.subjects import ensure_subjects, no_evidence
 
 _CODEC = TypeAdapter(TargetEditResult)
 
@@ -40,14 +40,14 @@ class TargetStore:
 
         def act(conn: Connection, head: Head) -> Effect[TargetEditResult]:
             flag = find_flag(conn, edit.flag_key, etag=edit.etag)
-            evidence_hash = None if edit.variant is None else ensure_subjects(conn, head, edit.user_ids)
+            evidence_hash = no_evidence if edit.variant is None else ensure_subjects(conn, head, edit.user_ids)
             count_sets(conn)
             before = read_hash(conn, TARGETS, flag.flag_id)
             done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
             if not done.lost and not done.gained:
                 return unchanged(TargetEditResult())
             change = write_hash(conn, TARGETS, flag.flag_id, before, added=done.gained, removed=done.lost)
-            return _effect(edit, done.subjects, change, evidence_hash=evidence_hash)
+            return _effect(edit, done.subjects, change, evidence_hash=evidence_hash())
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
 

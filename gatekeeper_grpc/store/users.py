@@ -17,7 +17,7 @@ from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH, MAX_STORED_VALUE
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.user import User, UserProfile, check_new_attribute_names, user_document
 from gatekeeper_grpc.store.access_trace import AccessEvent, Page, record_access, recorded_page
-from gatekeeper_grpc.store.attribute_cap import check_attribute_cap
+from gatekeeper_grpc.store.attribute_cap import check_attribute_cap, count_stored_values
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
@@ -75,7 +75,7 @@ class UserStore:
             user = _insert(conn, head, profile)
             self._quotas.check(conn, "users")
             self._check_cap(conn, before={}, after=user.attributes)
-            change = replace(_change(None, user), evidence_hash=evidence_hash)
+            change = replace(_change(None, user), evidence_hash=evidence_hash())
             return Effect(result=user, preview=replace(user, revision=0), change=change)
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
@@ -155,7 +155,7 @@ class UserStore:
     def _check_cap(self, conn: Connection, *, before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> None:
         # A change that adds no attribute is not refused because others added some.
         if after.keys() - before.keys():
-            check_attribute_cap(conn, cap=self._attribute_cap)
+            check_attribute_cap(count_stored_values(conn), cap=self._attribute_cap)
 
 
 FIND_USER = SELECT_USERS + "WHERE s.user_id = %(user_id)s"

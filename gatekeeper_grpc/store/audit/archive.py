@@ -280,7 +280,8 @@ class AuditArchive:
             )
             return Effect(result=None, preview=None, change=change)
 
-        self._mutations.mutate(Intent(caller=None, action=ARCHIVE_ACTION), act, codec=NOTHING)
+        intent = Intent(caller=None, action=ARCHIVE_ACTION)
+        self._mutations.mutate(intent, act, codec=NOTHING, pipelined=False)
 
     @retry_conflicts
     def _delete_archived_documents(self) -> None:

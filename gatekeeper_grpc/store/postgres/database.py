@@ -1,13 +1,13 @@
 """Connections: one pool, opened once, and the kinds of transaction that the store is made of.
 
-Each step has a bound of its own: a connection within 1 s, a lock within a second or eight round trips, a statement
-within what the caller has left, a COMMIT within two seconds or so (decisions 0019 and 0020).
+Each step has a bound of its own: a connection within 1 s and four round trips, a lock within a second or eight round
+trips, a statement within what the caller has left, a COMMIT within two seconds or so (decisions 0019 and 0020).
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -43,6 +43,8 @@ Row = TypeVar("Row")
 APPLICATION_NAME = "gatekeeper"
 
 _ACQUIRE_TIMEOUT_S = 1.0
+# With TLS and SCRAM, a new connection takes more, and the next call finds it.
+_ACQUIRE_ROUND_TRIPS = 4
 _MAX_WAITING = 100
 # On a database that gets on, no lock is held for longer; a network with long round trips gets some of them.
 _LOCK_TIMEOUT_S = 1.0
@@ -174,8 +176,13 @@ class Database:
             pass
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, pipelined: bool = False) -> Iterator[Connection]:
         """Open a read-write transaction: committed at the end, rolled back if anything is raised.
+
+        Args:
+            pipelined: Whether a statement is sent without a wait for the one before, until a result is fetched: locks
+                are held for fewer round trips. Then `rowcount` is unknown until a fetch, an error may come from a later
+                statement, and there are no named cursors.
 
         Raises:
             Busy: A lock is not free, or no connection.
@@ -186,21 +193,24 @@ class Database:
         """
         if self._watch.has_unsettled():
             raise Unavailable(_STALLED, reason="COMMITS_STALLED", retry_after_s=_RETRY_AFTER_S)
-        with self._transaction(IsolationLevel.READ_COMMITTED, read_only=False) as conn:
+        with self._transaction(IsolationLevel.READ_COMMITTED, read_only=False, pipelined=pipelined) as conn:
             yield conn
 
     @contextmanager
-    def write_at_head(self) -> Iterator[Connection]:
+    def write_at_head(self, *, pipelined: bool = True) -> Iterator[Connection]:
         """Open a read-write transaction that is going to lock the head row, which serialises all mutations.
 
         Such transactions have half of the pool at most, in the order in which they came. While another session keeps
         the row locked, one at a time tries; the others are refused at once.
 
+        Args:
+            pipelined: As for `write`.
+
         Raises:
             GatekeeperError: As for `write`.
         """
         within_s = min(self._statement_timeout_s, time_left_s())
-        with self._head_turns.turn(within_s=within_s), self.write() as conn:
+        with self._head_turns.turn(within_s=within_s), self.write(pipelined=pipelined) as conn:
             yield conn
 
     @contextmanager
@@ -226,7 +236,7 @@ class Database:
         return self._servers.is_current(conn)
 
     @contextmanager
-    def _transaction(self, level: IsolationLevel, *, read_only: bool) -> Iterator[Connection]:
+    def _transaction(self, level: IsolationLevel, *, read_only: bool, pipelined: bool = False) -> Iterator[Connection]:
         with translated_errors():
             if not read_only and self._is_storage_full():
                 # The server would end if it had no room for its WAL, and take the reads with it.
@@ -239,8 +249,9 @@ class Database:
             if conn.read_only is not access:
                 conn.read_only = access
             try:
-                with _Commit(conn) as commit, conn.transaction():
+                with _Commit(conn) as commit, (_pipelined if pipelined else _each_awaited)(conn) as await_all:
                     yield conn
+                    await_all()
                     if not read_only:
                         self._expect_commit(conn, commit)
             except (pg.DiskFull, CommitUnconfirmed) as exc:
@@ -325,7 +336,7 @@ class Database:
 
     def _acquire(self) -> ServerConnection:
         """Take a live connection. The pool's own `check` sleeps for a second after each dead one."""
-        deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S
+        deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S + _ACQUIRE_ROUND_TRIPS * self.round_trip_s
         while not self._watch.is_hung():
             conn = self._take(timeout_s=max(0.0, deadline - time.monotonic()))
             if self._prepare(conn):
@@ -395,6 +406,27 @@ def _set(conn: ServerConnection, limits: Mapping[str, str]) -> None:
     else:
         set_session(conn, **limits)
         conn.has_our_settings = True
+
+
+@contextmanager
+def _each_awaited(conn: ServerConnection) -> Iterator[Callable[[], None]]:
+    """Open a transaction; yield a function that waits for all its statements."""
+    with conn.transaction():
+        yield lambda: None
+
+
+@contextmanager
+def _pipelined(conn: ServerConnection) -> Iterator[Callable[[], None]]:
+    """Open a transaction whose BEGIN and statements are sent without a wait; else as `_each_awaited`.
+
+    The pipeline ends before the transaction: the bound of the COMMIT is for the COMMIT alone, and in a pipeline that an
+    error has aborted, the server would ignore the ROLLBACK.
+    """
+    with ExitStack() as entering:
+        entering.enter_context(conn.pipeline())
+        # Not `conn.transaction()`, which would wait for the BEGIN.
+        with psycopg.Transaction(conn), entering.pop_all() as pipeline:
+            yield pipeline.close
 
 
 class _Commit(AbstractContextManager["_Commit"]):
