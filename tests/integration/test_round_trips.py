@@ -117,7 +117,7 @@ def changes(database: Database) -> dict[str, Callable[[], object]]:
     def change_key() -> object:
         key_id = new()
         config = ClientKeyConfig(name=key_id, tier=RateTier.STANDARD)
-        keys.create(config, key_id=key_id, secret="s", intent=intent())
+        keys.create(config, key_id=key_id, secret="s", kept=b"s", intent=intent())
         return keys.revoke(key_id, intent())
 
     def aim(key: str, nth: int) -> object:
