@@ -163,6 +163,9 @@ def run() -> int:
     except click.ClickException as exc:
         _in_words(exc).show()
         return exc.exit_code
+    except UnicodeEncodeError:
+        click.echo("gatekeeper: an argument must be UTF-8", err=True)
+        return 2
     except (click.Abort, KeyboardInterrupt):  # KeyboardInterrupt: a second signal while the first one was handled
         return 130
     except Exception as exc:  # noqa: BLE001 - a failure that is expected, or a bug

@@ -33,11 +33,18 @@ def _attributes(_context: click.Context, _parameter: click.Parameter, pairs: tup
 def _value(name: str, text: str) -> Any:
     """Read JSON; anything else is text."""
     try:
-        value = json.loads(text, parse_constant=str)
+        return json.loads(text, parse_constant=str, parse_int=_exact)
+    except OverflowError:
+        raise click.BadParameter(
+            f"{name!r} has an integer beyond 2^53: write it as text, '{name}=\"{text}\"'"
+        ) from None
     except ValueError:
         return text
-    if isinstance(value, int) and abs(value) > _LARGEST_EXACT:
-        raise click.BadParameter(f"{name!r} is an integer beyond 2^53: write it as text, '{name}=\"{text}\"'")
+
+
+def _exact(digits: str) -> int:
+    if abs(value := int(digits)) > _LARGEST_EXACT:
+        raise OverflowError(digits)
     return value
 
 
