@@ -117,7 +117,9 @@ class Settings(BaseSettings):
     access_token_ttl_s: int = Field(default=900, ge=60, le=3600)
     """Lifetime of an access token."""
     refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600, le=10 * _YEAR_S)
-    """Lifetime of a refresh token."""
+    """Lifetime of a refresh token: a session that is not used for so long ends."""
+    session_max_age_s: int = Field(default=7_776_000, ge=3600, le=10 * _YEAR_S)
+    """Longest lifetime of a session, however often its tokens are refreshed."""
     bcrypt_cost: int = Field(default=12, ge=10, le=16)
     """Cost of a password hash. Each step doubles the time. After a change, each password is hashed again at the next
     login.

@@ -14,7 +14,7 @@ from gatekeeper_grpc.auth.addresses import address_of
 from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.tokens import AccessTokens, Clock, Token, utc_now
-from gatekeeper_grpc.domain.admin_user import Credentials, Exchange, Exchanged
+from gatekeeper_grpc.domain.admin_user import SESSION_MAX_AGE, Credentials, Exchange, Exchanged
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
 
@@ -88,6 +88,7 @@ class Sessions:
         access_tokens: Issues access tokens.
         guard: Refuses tries that have to wait, before any work is done for them.
         refresh_ttl: How long a refresh token is valid; each exchange starts a new period.
+        session_max_age: How long after its login a session ends, whatever is exchanged.
         clock: Returns the current aware time.
     """
 
@@ -99,13 +100,15 @@ class Sessions:
         guard: LoginGuard,
         *,
         refresh_ttl: timedelta = REFRESH_TTL,
+        session_max_age: timedelta = SESSION_MAX_AGE,
         clock: Clock = utc_now,
     ) -> None:
         self._logins = logins
         self._passwords = passwords
         self._access_tokens = access_tokens
         self._guard = guard
-        self._refresh_ttl = refresh_ttl
+        self._refresh_ttl = min(refresh_ttl, session_max_age)
+        self._session_max_age = session_max_age
         self._clock = clock
 
     def log_in(self, username: str, password: str, *, peer: str = "") -> IssuedTokens:
@@ -200,6 +203,7 @@ class Sessions:
             successor=_successor(refresh_token, nonce),
             nonce=nonce,
             expire_time=self._clock() + self._refresh_ttl,
+            session_max_age=self._session_max_age,
             address=address_of(peer),
             arrived_at=time.monotonic() if arrived_at is None else arrived_at,
         )

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -93,6 +93,9 @@ class Credentials:
     highest_cost: int
 
 
+SESSION_MAX_AGE = timedelta(days=90)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """A refresh token, and what it is to be exchanged for.
@@ -101,7 +104,8 @@ class Exchange:
         token: The refresh token.
         successor: The one that replaces it.
         nonce: What the successor was derived from the token with.
-        expire_time: When the successor expires.
+        expire_time: When the successor expires, unless its session ends earlier.
+        session_max_age: How long after its login a session ends.
         address: The address of the client, without a port.
         arrived_at: When the call arrived, in monotonic seconds.
     """
@@ -110,6 +114,7 @@ class Exchange:
     successor: str = field(repr=False)
     nonce: bytes = field(repr=False)
     expire_time: datetime
+    session_max_age: timedelta = SESSION_MAX_AGE
     address: str = ""
     arrived_at: float = field(default_factory=time.monotonic)
 

@@ -367,6 +367,7 @@ class GatekeeperServer:
             self._access_tokens,
             self.login_guard,
             refresh_ttl=timedelta(seconds=self._settings.refresh_token_ttl_s),
+            session_max_age=timedelta(seconds=self._settings.session_max_age_s),
         )
 
 

@@ -40,6 +40,8 @@ from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_r
 MAX_EVENT_TEXT_CHARS = 128
 EVENT_AGE = timedelta(days=90)
 MAX_EVENTS = 100_000
+MAX_SESSIONS = 100
+"""Of one admin user."""
 # 1,000 events with so many fit into the 4 MiB that clients accept.
 MAX_LISTED_SUBJECTS = 50
 
@@ -63,6 +65,8 @@ class AuthEvent(StrEnum):
     """A spent refresh token was presented: it was stolen, or used twice. Its family was revoked."""
     LOGGED_OUT = "logged_out"
     """The holder revoked the family."""
+    SESSION_DISPLACED = "session_displaced"
+    """A login ended the oldest session of an admin user who had too many."""
     SESSION_REVOKED = "session_revoked"
     """The owner, or an admin user with role admin, revoked the family by `RevokeSession`."""
 
@@ -104,7 +108,7 @@ class LoginStore:
         address: str = "",
         to_change_password: bool = False,
     ) -> Caller:
-        """Create a family with its first refresh token, and record the login.
+        """Create a family with its first refresh token, and record the login. Of `MAX_SESSIONS` the oldest ends.
 
         Args:
             username: The admin user.
@@ -132,6 +136,8 @@ class LoginStore:
             token = {"token_hash": _sha256(refresh_token), "expire_time": expire_time, "address": address}
             conn.execute(_BEGIN, {**token, "family_id": caller.session_id, "admin_id": owner.admin_id})
             _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
+            if conn.execute(_END_OLDEST, {"admin_id": owner.admin_id, "kept": MAX_SESSIONS}).rowcount:
+                _record(conn, AuthEvent.SESSION_DISPLACED, username=owner.username, peer=peer)
         return caller
 
     @retry_conflicts
@@ -346,6 +352,13 @@ _BEGIN = """
     FROM clock_timestamp() AS now
 """
 
+_END_OLDEST = """
+    DELETE FROM refresh_tokens WHERE admin_id = %(admin_id)s AND family_id IN (
+        SELECT family_id FROM refresh_tokens WHERE admin_id = %(admin_id)s AND spent_time IS NULL
+        ORDER BY COALESCE(login_time, create_time) DESC, family_id OFFSET %(kept)s
+    )
+"""
+
 # The nonce of the token before is deleted: its successor has now been used.
 _EXCHANGE = """
     WITH spent AS (
@@ -353,6 +366,7 @@ _EXCHANGE = """
         SET spent_time = clock_timestamp(), successor_hash = %(successor_hash)s, successor_nonce = %(nonce)s
         FROM admin_user a
         WHERE token_hash = %(token_hash)s AND spent_time IS NULL AND expire_time > clock_timestamp()
+          AND COALESCE(login_time, t.create_time) + %(max_age)s > clock_timestamp()
           AND a.admin_id = t.admin_id AND a.enabled
         RETURNING family_id, t.admin_id, COALESCE(login_time, t.create_time) AS login_time
     ), used AS (
@@ -360,9 +374,10 @@ _EXCHANGE = """
         WHERE family_id = (SELECT family_id FROM spent) AND successor_hash = %(token_hash)s
     )
     INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time, login_time, address)
-    SELECT %(successor_hash)s, family_id, admin_id, clock_timestamp(), %(expire_time)s, login_time, %(address)s
+    SELECT %(successor_hash)s, family_id, admin_id, clock_timestamp(), LEAST(%(expire_time)s, login_time + %(max_age)s),
+           login_time, %(address)s
     FROM spent
-    RETURNING family_id
+    RETURNING family_id, expire_time
 """
 
 # A call that arrived, or a transaction that began, before the token was spent is a racer and no repetition. now() is
@@ -386,13 +401,14 @@ def _exchange(conn: Connection, owner: Caller, exchange: Exchange) -> Exchanged 
         "successor_hash": _sha256(exchange.successor),
         "nonce": exchange.nonce,
         "expire_time": exchange.expire_time,
+        "max_age": exchange.session_max_age,
         "address": exchange.address,
     }
     row = conn.execute(_EXCHANGE, values).fetchone()
     if row is None:
         return None
-    caller = replace(owner, session_id=row[0])
-    return Exchanged(caller=caller, nonce=exchange.nonce, expire_time=exchange.expire_time)
+    session_id, expire_time = row
+    return Exchanged(caller=replace(owner, session_id=session_id), nonce=exchange.nonce, expire_time=expire_time)
 
 
 def _repeat(conn: Connection, owner: Caller, exchange: Exchange, *, peer: str) -> Exchanged | None:

@@ -179,6 +179,24 @@ def test_refresh_spends_the_token_and_returns_role_and_epoch_of_now(logins: Acce
     assert logins.redeem("second", "third") == caller
 
 
+def sessions_after(logins: Access, count: int) -> list[bool]:
+    """Log in so often; return whether the session of each login has ended."""
+    for number in range(count):
+        logins.log_in(f"token {number}")
+    return [logins.refuses(f"token {number}") for number in range(count)]
+
+
+def test_of_too_many_sessions_the_oldest_ends_and_is_recorded(logins: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SESSIONS", 3)
+
+    assert sessions_after(logins, 5) == [True, True, False, False, False]
+    assert Counter(event for event, _, _ in logins.events())["session_displaced"] == 2
+
+
+def test_twin_without_a_limit_no_session_ends(logins: Access) -> None:
+    assert sessions_after(logins, 5) == [False] * 5
+
+
 def test_reuse_of_a_spent_token_kills_only_its_family_and_is_recorded(logins: Access) -> None:
     logins.log_in("first")
     logins.log_in("other")
@@ -342,7 +360,7 @@ def revoke_while_redeeming(logins: Access, revoke: Callable[[], None]) -> None:
     """Revoke while an exchange has inserted the successor and not yet committed."""
     token = {"token_hash": module._sha256("first")}
     successor = {"successor_hash": module._sha256("second"), "nonce": b"n", "address": ""}
-    exchange = {**token, **successor, "expire_time": in_a_month()}
+    exchange = {**token, **successor, "expire_time": in_a_month(), "max_age": timedelta(days=90)}
     with ThreadPoolExecutor(1) as pool:
         with logins.database.write() as conn:
             module._lock_owner(conn, module._OWNER_OF_FAMILY, token)

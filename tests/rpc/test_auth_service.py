@@ -215,6 +215,21 @@ def test_refresh_gives_new_tokens_with_the_role_and_epoch_of_now(service: Servic
     assert second.refresh_token_expire_time.ToDatetime() >= first.refresh_token_expire_time.ToDatetime()
 
 
+@pytest.mark.parametrize(("days", "left_days"), [(59, 30), (80, 10), (91, None)])
+def test_a_session_ends_90_days_after_its_login_refreshed_or_not(
+    service: Service, days: int, left_days: int | None
+) -> None:
+    first = service.log_in()
+    with service.database.write() as conn:
+        conn.execute("UPDATE refresh_tokens SET login_time = now() - make_interval(days => %s)", [days])
+
+    if left_days is None:
+        assert refusal(lambda: service.refresh(first.refresh_token)) == REFUSED
+    else:
+        left = service.refresh(first.refresh_token).refresh_token_expire_time.ToDatetime(tzinfo=UTC) - datetime.now(UTC)
+        assert timedelta(days=left_days - 1) < left <= timedelta(days=left_days)
+
+
 def test_reuse_of_a_refresh_token_ends_the_login(service: Service) -> None:
     first = service.log_in()
     second = service.refresh(first.refresh_token)
