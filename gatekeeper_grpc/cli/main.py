@@ -99,7 +99,7 @@ def _erasures() -> click.Command:
 
 
 _CLIENT = {
-    "evaluate": Entry("Evaluate flags for USER.", _evaluate),
+    "evaluate": Entry("Evaluate flags for USER, or for an anonymous user.", _evaluate),
     "flags": Entry("Read and change flags.", _flags),
     "login": Entry("Log in, and keep the login for later commands.", _login),
     "logout": Entry("End the kept login, on the server too.", _logout),

@@ -122,6 +122,12 @@ def test_a_flag_is_created_changed_and_evaluated(as_editor: Run, run: Run) -> No
     assert "enabled:     no\n" not in as_editor("flags", "disable", "cli.one").complaint
 
 
+def test_flags_of_an_anonymous_user_are_evaluated(as_editor: Run, run: Run) -> None:
+    as_editor("flags", "create", "cli.nobody", "--default", "true")
+
+    assert "cli.nobody  true" in run("evaluate", "--flag", "cli.nobody").printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [

@@ -49,7 +49,7 @@ def _exact(digits: str) -> int:
 
 
 @click.command()
-@click.argument("user")
+@click.argument("user", required=False)
 @click.option(
     "--attr",
     "attributes",
@@ -63,9 +63,18 @@ def _exact(digits: str) -> int:
 @server_option
 @output_option
 def evaluate(
-    server: Server, *, user: str, attributes: dict[str, Any], flag_keys: tuple[str, ...], explain: bool, as_json: bool
+    server: Server,
+    *,
+    user: str | None,
+    attributes: dict[str, Any],
+    flag_keys: tuple[str, ...],
+    explain: bool,
+    as_json: bool,
 ) -> None:
-    """Evaluate flags for USER. Needs no login; a server may require a client key, in GATEKEEPER_TOKEN."""
+    """Evaluate flags for USER, or for an anonymous user.
+
+    Needs no login. A server may require a client key: set it in GATEKEEPER_TOKEN.
+    """
     from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext  # noqa: PLC0415
     from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest  # noqa: PLC0415
     from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub  # noqa: PLC0415
