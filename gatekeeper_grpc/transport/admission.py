@@ -103,8 +103,9 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
         # Both queues together are served within 7 s.
         PoolName.LOGIN: PoolSize(workers=1, queue=32, kept=8),
-        PoolName.REFRESH: PoolSize(workers=2, queue=32),
-        PoolName.LOGOUT: PoolSize(workers=1, queue=16),
+        # Milliseconds each: a long queue is short in time, and costs an attacker more addresses.
+        PoolName.REFRESH: PoolSize(workers=2, queue=256),
+        PoolName.LOGOUT: PoolSize(workers=1, queue=128),
         PoolName.OWN_PASSWORD: PoolSize(workers=1, queue=16, kept=8),
         PoolName.CREDENTIALS: PoolSize(workers=1, queue=32),
         PoolName.OPERATIONS: PoolSize(workers=2, queue=64),

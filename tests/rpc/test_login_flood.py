@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import grpc
@@ -11,15 +12,19 @@ import pytest
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
-from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest, RefreshTokenRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.auth.passwords import MIN_COST, Passwords
+from gatekeeper_grpc.domain.admin_user import Exchange, Exchanged
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
+from gatekeeper_grpc.lifecycle import limits
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.transport import login_slots
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, PoolName, Refusal
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
+from gatekeeper_grpc.transport.shares import PoolSize
 from tests.support.addresses import seen_from
 from tests.support.servers import StartServer, access_token, connect
 from tests.support.waiting import TIMEOUT_S, eventually
@@ -253,3 +258,42 @@ def test_twin_whole_passwords_take_what_the_messages_of_all_may(
     monkeypatch.setattr(ArrivedCall, "replace_message", lambda _call, _message: None)
 
     assert bytes_of_waiting_logins(logins) > PendingLimits().queued_bytes
+
+
+@pytest.fixture
+def short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: the queue of refreshes is short."""
+    sizes = {**DEFAULT_SIZES, PoolName.REFRESH: PoolSize(workers=2, queue=32)}
+    monkeypatch.setattr(limits, "DEFAULT_SIZES", sizes)
+
+
+def refresh_of_a_newcomer(logins: Logins, monkeypatch: pytest.MonkeyPatch) -> grpc.StatusCode:
+    """Refresh while forty addresses have a refresh in flight each; return how it ends."""
+    released, redeem = Event(), LoginStore.redeem
+
+    def wait(store: LoginStore, exchange: Exchange, **rest: Any) -> Exchanged:
+        assert released.wait(TIMEOUT_S)
+        return redeem(store, exchange, **rest)
+
+    monkeypatch.setattr(LoginStore, "redeem", wait)
+    token = logins.log_in_from("127.0.2.1", password=PASSWORD).result().refresh_token
+    pool, refreshes = logins.server.pools[PoolName.REFRESH], []
+    for number in range(40):
+        request = RefreshTokenRequest(refresh_token=f"unknown {number}")
+        stub = AuthServiceStub(logins.channel_from(f"127.0.1.{number + 1}"))
+        refreshes.append(stub.RefreshToken.future(request, timeout=TIMEOUT_S))
+    assert eventually(lambda: pool.in_flight + sum(pool.refused.values()) == len(refreshes))
+    stub = AuthServiceStub(logins.channel_from("127.0.2.1"))
+    refresh = stub.RefreshToken.future(RefreshTokenRequest(refresh_token=token), timeout=TIMEOUT_S)
+    assert eventually(lambda: pool.in_flight + sum(pool.refused.values()) == len(refreshes) + 1)
+    released.set()
+    return refresh.code()
+
+
+def test_refreshes_of_forty_addresses_keep_nobody_out(logins: Logins, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refresh_of_a_newcomer(logins, monkeypatch) is grpc.StatusCode.OK
+
+
+@pytest.mark.usefixtures("short_queue")
+def test_twin_in_a_short_queue_they_do(logins: Logins, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refresh_of_a_newcomer(logins, monkeypatch) is grpc.StatusCode.RESOURCE_EXHAUSTED
