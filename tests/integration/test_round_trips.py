@@ -74,7 +74,7 @@ def changes(database: Database) -> dict[str, Callable[[], object]]:
     keys = ClientKeyStore(database, mutations, KEYS.data)
     prefix = f"r{next(_numbers)}-"
     flag, segment, user, admin = (f"{prefix}{kind}" for kind in ("flag", "segment", "user", "admin"))
-    aims = [SegmentTarget(segment_key=f"{segment}{nth}", variant=ON) for nth in range(5)]
+    segment_targets = [SegmentTarget(segment_key=f"{segment}{nth}", variant=ON) for nth in range(5)]
     condition = Condition(attribute="plan", operator=Operator.EQUALS, values=("gold",))
     for nth in range(5):
         segments.create(SegmentConfig(key=f"{segment}{nth}"), intent())
@@ -92,7 +92,7 @@ def changes(database: Database) -> dict[str, Callable[[], object]]:
 
     def create_and_target() -> object:
         key = new()
-        flags.create(FlagConfig(key=key, enabled=True, segment_targets=tuple(aims)), intent())
+        flags.create(FlagConfig(key=key, enabled=True, segment_targets=tuple(segment_targets)), intent())
         return targets.edit(TargetEdit(flag_key=key, user_ids=(new(),), variant=ON), intent())
 
     def delete_flag() -> object:
@@ -120,14 +120,14 @@ def changes(database: Database) -> dict[str, Callable[[], object]]:
         keys.create(config, key_id=key_id, secret="s", kept=b"s", intent=intent())
         return keys.revoke(key_id, intent())
 
-    def aim(key: str, nth: int) -> object:
-        aimed = {"segment_targets": tuple(aims[: 1 + nth % 5]), "description": new()}
-        return flags.update(FlagUpdate(key=key, changes=aimed), intent())
+    def retarget(key: str, nth: int) -> object:
+        changed = {"segment_targets": tuple(segment_targets[: 1 + nth % 5]), "description": new()}
+        return flags.update(FlagUpdate(key=key, changes=changed), intent())
 
     demote = AdminUserUpdate(username=admin, changes={"must_change_password": True})
     return {
         "UpdateFlag": lambda: flags.update(FlagUpdate(key=flag, changes={"description": new()}), intent()),
-        "UpdateFlag with segment targets": lambda: aim(flag, next(_numbers)),
+        "UpdateFlag with segment targets": lambda: retarget(flag, next(_numbers)),
         "CreateFlag, AddTargets": create_and_target,
         "DeleteFlag": delete_flag,
         "AddTargets": targets_of(ON),
