@@ -12,7 +12,7 @@ from tests.fuzz.calls import Call
 MAX_CALL_S = 20.0
 LEAST_OK = 0.4
 """The share of calls that must end OK: else the calls do not get deep enough to find anything."""
-MAX_GROWTH_BYTES = 96 << 20
+MAX_GROWTH_BYTES = 32 << 20
 """How much the server's memory may grow after the first tenth of the calls, which fill its pools and caches."""
 _KEPT = 20
 _NEVER = frozenset(

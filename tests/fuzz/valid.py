@@ -12,6 +12,7 @@ from tests.fuzz.contract import Message, Method
 from tests.fuzz.world import World
 
 PASSWORDS = ("correct-horse-battery", "tr0ubadour-staple!", "пароль-длинный-очень")
+_NO_SESSION = "00000000-0000-4000-8000-000000000000"
 _ATTRIBUTES = ("plan", "country", "age", "version", "joined", "email", "/address/city")
 _STRINGS = ("gold", "eu", "DE", "ann@example.com", "11", "ann", "IN")
 _TIMES = ("2026-01-31T12:00:00Z", "1999-12-31T23:59:59.999+14:00")
@@ -216,6 +217,7 @@ _RULES: Mapping[str, _Rule] = {
     "current_password": _one_of(*PASSWORDS),
     "new_password": _one_of(*PASSWORDS),
     "refresh_token": lambda _method, world: world.taken("refresh_token", "none"),
+    "session_id": lambda _method, world: world.taken("session_id", _NO_SESSION),
     "role": _one_of(1, 2, 3),
     "tier": _one_of(1, 2, 3),
     "type": _one_of(1, 2),
@@ -248,7 +250,7 @@ _RULES: Mapping[str, _Rule] = {
     "key_prefix": _one_of("", "c", "shared"),
     "actor": _one_of("", "", "admin:admin"),
     "action": _one_of("", "", "CreateFlag"),
-    "event": _one_of("", "", "login_failed"),
+    "event": _one_of("", "", "login_failed", "user_read"),
     "resource_type": _one_of(0, 0, 1),
     "resource_key": _none,
     "start_time": _none,
