@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
 PREFIX = "GATEKEEPER_"
@@ -18,6 +17,7 @@ _HARMLESS = {
     "Literal": re.compile(r"[a-z]{1,10}", re.IGNORECASE),
     "bool": re.compile(r"[a-z]{1,10}|\d{1,2}", re.IGNORECASE),
 }
+_BOUNDS = {"gt": " above {}", "ge": " of {} or more", "le": ", at most {}"}
 _NUMERIC_TYPES = re.compile(r"(int|float)_\w+|greater_than\w*|less_than\w*|finite_number")
 
 
@@ -53,17 +53,10 @@ def _reason(error: Mapping[str, Any], field: FieldInfo | None) -> str:
 
 
 def _number_of(field: FieldInfo) -> str:
-    """Return what numbers a field takes, such as "a whole number from 1 to 64"."""
+    """Return what numbers a field takes, such as "a whole number of 1 or more, at most 64"."""
     kind = "a whole number" if "int" in str(field.annotation) else "a number"
-    for bound in field.metadata:
-        match bound:
-            case Gt(gt=limit):
-                kind += f" above {limit}"
-            case Ge(ge=limit):
-                kind += f" of {limit} or more"
-            case Le(le=limit):
-                kind += f", at most {limit}"
-    return kind
+    limits = [(name, getattr(bound, name)) for bound in field.metadata for name in _BOUNDS if hasattr(bound, name)]
+    return "".join([kind, *(_BOUNDS[name].format(limit) for name, limit in limits)])
 
 
 def _quoted(value: object, field: FieldInfo) -> str:

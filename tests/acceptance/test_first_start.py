@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from gatekeeper_client.v1.admin_service_pb2 import (
     GetFlagRequest,
     ListFlagsRequest,
 )
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, serving
 
+ALICE = EvaluateFlagsRequest(context=EvaluationContext(user_id="alice"))
 TOOLS = Path(sys.executable).parent  # buf is among them, grpcurl is not.
 
 
@@ -103,21 +108,19 @@ def test_second_demo_start_serves_the_same_data(data_dir: Path) -> None:
     assert (before.revision, after) == (1, before)
 
 
-def test_password_that_was_changed_is_asked_for_and_not_read_from_its_file(data_dir: Path) -> None:
-    with serving(data_dir, "--demo") as first, first.admin() as admin:
-        old = (data_dir / "admin_password").read_text().strip()
-        admin.ChangePassword(ChangePasswordRequest(current_password=old, new_password="another-good-password"))
-    with serving(data_dir, "--demo") as second:
-        login = second.printed.first(lambda line: line if " login " in line else None)
-
-    assert "--password-stdin" not in login
-
-
-def test_demo_flag_that_was_deleted_does_not_come_back(data_dir: Path) -> None:
+def test_second_start_prints_lines_for_what_has_changed_since_the_first(data_dir: Path) -> None:
     with serving(data_dir, "--demo") as first, first.admin() as admin:
         admin.DeleteFlag(DeleteFlagRequest(key="new_checkout"))
-    with serving(data_dir, "--demo") as second:
-        assert flag_keys(second) == []
-        create = second.printed.first(lambda line: line if " flags " in line else None)
+        old = (data_dir / "admin_password").read_text().strip()
+        admin.ChangePassword(ChangePasswordRequest(current_password=old, new_password="another-good-password"))
+    with serving(data_dir, "--demo") as second, second.channel() as channel:
+        lines = [second.printed.first(partial(line_with, words)) for words in (" login ", " flags ")]
+        evaluated = EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=TIMEOUT_S)
 
-    assert "flags create new_checkout --enabled --rollout 50" in create
+    assert dict(evaluated.flags) == {}  # The demo flag does not come back.
+    assert "flags create new_checkout --enabled --rollout 50" in lines[1]
+    assert "--password-stdin" not in lines[0]
+
+
+def line_with(words: str, line: str) -> str | None:
+    return line if words in line else None
