@@ -42,6 +42,8 @@ EVENT_AGE = timedelta(days=90)
 MAX_EVENTS = 100_000
 MAX_SESSIONS = 100
 """Of one admin user."""
+MAX_SPENT_TOKENS = 10_000
+"""Of one session. One refresh in 15 minutes makes 8,640 in 90 days."""
 # 1,000 events with so many fit into the 4 MiB that clients accept.
 MAX_LISTED_SUBJECTS = 50
 
@@ -271,7 +273,10 @@ class LoginStore:
 
     @retry_conflicts
     def prune(self, *, event_age: timedelta = EVENT_AGE, max_events: int = MAX_EVENTS) -> Pruned:
-        """Delete expired refresh tokens, and events that are too old or too many; call it every few minutes.
+        """Delete what is too old or too much; call it every few minutes.
+
+        These are expired refresh tokens, of each session the oldest of more than `MAX_SPENT_TOKENS` that are spent, and
+        events.
 
         Reads of personal data are deleted by age alone: by a flood of reads, or of logins, nobody can remove the trace
         of an earlier read.
@@ -280,7 +285,9 @@ class LoginStore:
         """
         with self._database.write() as conn:
             events = conn.execute(_PRUNE_EVENTS, {"age": event_age, "count": max_events}).rowcount
-            return Pruned(events=events, refresh_tokens=conn.execute(_PRUNE_TOKENS).rowcount)
+            return Pruned(
+                events=events, refresh_tokens=conn.execute(_PRUNE_TOKENS, {"spent": MAX_SPENT_TOKENS}).rowcount
+            )
 
 
 _REVOKE_ALL = """
@@ -511,6 +518,13 @@ _PRUNE_EVENTS = """
 
 _PRUNE_TOKENS = """
     DELETE FROM refresh_tokens WHERE token_hash IN (
-        SELECT token_hash FROM refresh_tokens WHERE expire_time < clock_timestamp() FOR UPDATE SKIP LOCKED
+        SELECT token_hash FROM refresh_tokens
+        WHERE expire_time < clock_timestamp() OR token_hash IN (
+            SELECT token_hash FROM (
+                SELECT token_hash, row_number() OVER (PARTITION BY family_id ORDER BY spent_time DESC) AS number
+                FROM refresh_tokens WHERE spent_time IS NOT NULL
+            ) AS spent WHERE number > %(spent)s
+        )
+        FOR UPDATE SKIP LOCKED
     )
 """

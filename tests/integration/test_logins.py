@@ -477,6 +477,20 @@ def test_prune_deletes_expired_tokens_and_keeps_reusable_spent_ones(logins: Acce
     assert logins.refuses("third")
 
 
+def test_prune_bounds_the_spent_tokens_of_each_session(logins: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SPENT_TOKENS", 2)
+    for session in ("a", "b"):
+        logins.log_in(f"{session}0")
+        for number in range(4):
+            logins.redeem(f"{session}{number}", f"{session}{number + 1}")
+
+    assert logins.store.prune().refresh_tokens == 4
+    assert logins.refuses("a0")
+    assert logins.redeem("a4", "a5") == ADA  # Which a token that was deleted does not end.
+    assert logins.refuses("b2")
+    assert logins.refuses("b4")  # Which a spent one does.
+
+
 def test_prune_waits_for_nobody(logins: Access) -> None:
     logins.log_in("locked")
     logins.log_in("free")
