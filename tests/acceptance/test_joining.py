@@ -11,6 +11,7 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_grpc.program import program
 from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, run, serving
 from tests.support.waiting import eventually
 
@@ -48,7 +49,7 @@ def test_second_without_database_url_is_refused_and_told_how_to_join(first: Gate
     assert (code, printed) == (1, "")
     assert complaints == (
         f"gatekeeper: the embedded database of {first.data_dir} is in use by process {first.process.pid}: "
-        "to join it, set DATABASE_URL to what `gatekeeper db-url` prints; else choose another data directory\n"
+        f"to join it, set DATABASE_URL to what `{program()} db-url` prints; else choose another data directory\n"
     )
 
 
@@ -58,7 +59,7 @@ def test_db_url_without_a_running_database_says_how_to_start_one(tmp_path: Path)
     assert (code, printed) == (1, "")
     assert complaints == (
         f"gatekeeper: no embedded database runs in {tmp_path}: "
-        "start one with `gatekeeper serve`, without DATABASE_URL\n"
+        f"start one with `{program()} serve`, without DATABASE_URL\n"
     )
 
 
