@@ -92,10 +92,13 @@ class ConnectionSweeper:
 
     def sweep(self) -> int:
         """Close what is too much; return how many connections that were."""
-        found = [IdleTime(connection.peer, connection.idle_s()) for connection in connections(self._port)]
+        descriptors, found = dict[Peer, int](), list[IdleTime]()
+        for connection in connections(self._port):
+            descriptors[connection.peer] = connection.descriptor
+            found.append(IdleTime(connection.peer, connection.idle_s()))
         leaving = self._surplus(found)
         if leaving:
-            for connection in connections(self._port):
+            for connection in connections(self._port, among=[descriptors[peer] for peer in leaving]):
                 if connection.peer in leaving:
                     connection.disconnect()
             self.closed += len(leaving)

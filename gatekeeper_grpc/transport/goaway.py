@@ -11,7 +11,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -37,6 +37,8 @@ class Connection:
     """An open connection of a client."""
 
     peer: Peer
+    descriptor: int
+    """gRPC's own."""
     _socket: socket.socket
 
     def has_received_settings(self) -> bool:
@@ -88,19 +90,24 @@ def stop_accepting(port: int) -> None:
     The descriptors stay open, too, because gRPC closes them and logs an error for a socket that no longer listens. Each
     descriptor gets another socket, which no client can reach.
     """
-    for descriptor, found in _sockets_of(port):
+    for descriptor, found in _sockets_of(port, _sockets()):
         with found:
             if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 with _unreachable_socket() as unreachable:
                     os.dup2(unreachable.fileno(), descriptor, inheritable=False)
 
 
-def connections(port: int) -> Iterator[Connection]:
-    """Yield the open connections to `port`, each valid until the next one: there may be no descriptors for them all."""
-    for _, duplicate in _sockets_of(port):
+def connections(port: int, *, among: Iterable[int] | None = None) -> Iterator[Connection]:
+    """Yield the open connections to `port`, each valid until the next one: there may be no descriptors for them all.
+
+    Args:
+        port: Where the process listens.
+        among: The descriptors to look at. None: all.
+    """
+    for descriptor, duplicate in _sockets_of(port, _sockets() if among is None else among):
         with duplicate:
             if (peer := _peer_at(duplicate)) is not None:
-                yield Connection(peer, duplicate)
+                yield Connection(peer, descriptor, duplicate)
 
 
 def _peer_at(found: socket.socket) -> Peer | None:
@@ -110,12 +117,12 @@ def _peer_at(found: socket.socket) -> Peer | None:
         return None
 
 
-def _sockets_of(port: int) -> Iterator[tuple[int, socket.socket]]:
-    """Find our TCP sockets of `port`: their descriptors, each with a duplicate that the caller closes.
+def _sockets_of(port: int, descriptors: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
+    """Find our TCP sockets of `port` among descriptors: the descriptor, and a duplicate that the caller closes.
 
     The duplicate stays valid when gRPC closes its own descriptor and the kernel gives the number to another file.
     """
-    for descriptor in _sockets():
+    for descriptor in descriptors:
         try:
             # Not `socket.dup`: it makes the duplicate blocking, and gRPC's socket shares the flags.
             found = socket.socket(fileno=os.dup(descriptor))
