@@ -1,6 +1,7 @@
 """Attacks from addresses of their own, in a process of their own: `python -m tests.faults.attacks NAME PORT SECONDS`.
 
-Prints a JSON object with what the attacker saw. Further arguments are NAME=VALUE, as the attack's function names them.
+Prints a line when it begins, and at the end a JSON object with what the attacker saw. Further arguments are NAME=VALUE,
+as the attack's function names them.
 """
 
 import json
@@ -22,6 +23,8 @@ from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.faults.http2 import Connection, Crowd, Metadata, announced
 
 ADDRESS = "127.0.1.1"
+READY = "ready"
+"""The first line that is printed: the attack begins."""
 
 EVALUATE = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 BULK = "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags"
@@ -187,6 +190,8 @@ def main(name: str, port: str, seconds: str, *options: str) -> None:
     given = dict(option.split("=", 1) for option in options)
     values = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
     with closing(Crowd(int(port))) as crowd:
+        sys.stdout.write(f"{READY}\n")
+        sys.stdout.flush()
         ATTACKS[name](crowd, float(seconds), **values)
         sys.stdout.write(json.dumps({**crowd.tally.document(), "open": crowd.open_calls(), "connections": len(crowd)}))
 

@@ -19,6 +19,7 @@ from gatekeeper_client.v1.admin_service_pb2 import CreateAdminUserRequest, Creat
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_EDITOR, ROLE_VIEWER, AdminUser
 from gatekeeper_client.v1.flag_pb2 import Flag
+from tests.faults.attacks import READY
 from tests.faults.figures import ATTACK_S, BUSY_S, RECOVERS_WITHIN_S
 from tests.faults.http2 import NEVER_BEGUN
 from tests.faults.small_disk import exhaust_wal, fill
@@ -186,6 +187,8 @@ class Siege:
             _attack(self.server.port, suite.attack, _RAMP_S + for_s, options) as attack,
             memory,
         ):
+            assert attack.stdout
+            assert attack.stdout.readline().strip() == READY
             time.sleep(_RAMP_S)
             with suite.fault(self):
                 calling.start()
