@@ -29,7 +29,7 @@ from gatekeeper_grpc.store.postgres.errors import (
     WriteConflict,
     translated,
 )
-from gatekeeper_grpc.store.postgres.servers import Servers, _Attempt
+from gatekeeper_grpc.store.postgres.servers import Refusals, Servers, _Attempt
 from gatekeeper_grpc.store.postgres.sqlstates import _CLASSES, _CODES, cause_of, label_of
 from tests.support.outages import outage
 from tests.support.servers import KEYS
@@ -46,6 +46,12 @@ def own_counts(monkeypatch: pytest.MonkeyPatch) -> DatabaseErrors:
     own = DatabaseErrors()
     monkeypatch.setattr(errors, "DATABASE_ERRORS", own)
     return own
+
+
+@pytest.fixture(autouse=True)
+def own_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits because of an account that another test was refused."""
+    monkeypatch.setattr(servers_module, "_REFUSALS", Refusals())
 
 
 def test_every_class_of_sqlstates_has_a_decision() -> None:
