@@ -108,12 +108,14 @@ class Installation:
         with self.server.database.write() as conn:
             conn.execute(text, parameters)
 
-    def contents(self) -> dict[str, list[str]]:
-        """Everything that the database holds: the rows of each table as text, sorted."""
+    def contents(self, *, but: str = "") -> dict[str, list[str]]:
+        """Everything that the database holds, but for one table: the rows of each table as text, sorted."""
         select = sql.SQL("SELECT {}, t::text FROM {} AS t")
         held: dict[str, list[str]] = {}
         with self.server.database.read() as conn:
-            selects = [select.format(sql.Literal(table), sql.Identifier(table)) for (table,) in conn.execute(_TABLES)]
+            selects = [
+                select.format(sql.Literal(table), sql.Identifier(table)) for (table,) in conn.execute(_TABLES, [but])
+            ]
             for table, row in conn.execute(sql.SQL(" UNION ALL ").join(selects) + sql.SQL(" ORDER BY 1, 2")):
                 held.setdefault(table, []).append(row)
         return held
@@ -122,6 +124,7 @@ class Installation:
 _TABLES = """
     SELECT relname FROM pg_class
     WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+    AND relname <> %s
 """
 
 
