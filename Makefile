@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-databases test-faults fuzz check lint types layers proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-clients test-databases test-faults fuzz check lint types layers proto proto-check docs bench fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,10 @@ test: $(VENV)/.dev ## Run every test on a real PostgreSQL
 # One after the other and on a disk, because the figures of a fault need an otherwise idle machine and real writes.
 test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (30 minutes)
 	@TMPDIR=$${TMPDIR:-/tmp} $(BIN)/pytest tests/faults --timeout 600
+
+# Needs Go, and fails without it.
+test-clients: $(VENV)/.dev ## Build the samples of docs/clients and run them against a server (minutes)
+	@$(BIN)/pytest tests/clients --timeout 600
 
 # Of another PostgreSQL: GATEKEEPER_TEST_PG_BIN=/path/to/bin.
 test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)

@@ -110,9 +110,7 @@ def test_answers_are_kept_until_they_change(
             assert eventually(lambda: flags.is_on("beta", ANNA) is True)
 
 
-def test_a_broken_watch_is_opened_again_and_nothing_comes_from_memory_meanwhile(
-    start_server: StartServer, dsn: str
-) -> None:
+def test_nothing_comes_from_memory_while_the_watch_is_broken(start_server: StartServer, dsn: str) -> None:
     server = start_server(watch_max_age_s=0.3)
     with admin_of(server, dsn) as admin, connect_client(f"127.0.0.1:{server.port}") as channel:
         admin.CreateFlag(pb.CreateFlagRequest(flag=Flag(key="beta", enabled=True)), timeout=TIMEOUT_S)

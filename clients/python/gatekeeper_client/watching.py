@@ -66,25 +66,25 @@ class CachedFlags:
         Raises:
             grpc.RpcError: It is not in memory, and the server cannot be asked.
         """
-        place = (context.SerializeToString(deterministic=True), flag_key)
+        question = (context.SerializeToString(deterministic=True), flag_key)
         with self._lock:
-            if self._is_watching and place in self._answers:
-                return self._answers[place]
+            if self._is_watching and question in self._answers:
+                return self._answers[question]
         request = EvaluateFlagsRequest(context=context, flag_keys=[flag_key])
         answer = self._stub.EvaluateFlags(request, timeout=self._timeout_s)
         if flag_key not in answer.flags:
             return None
-        self._keep(place, answer.flags[flag_key], answer.revision)
+        self._keep(question, answer.flags[flag_key], answer.revision)
         return answer.flags[flag_key]
 
-    def _keep(self, place: tuple[bytes, str], value: bool, revision: int) -> None:
+    def _keep(self, question: tuple[bytes, str], value: bool, revision: int) -> None:
         """Keep an answer, unless the flag has changed since the revision at which it is true."""
         with self._lock:
-            if not self._is_watching or revision < max(self._reset_at, self._changed_at.get(place[1], 0)):
+            if not self._is_watching or revision < max(self._reset_at, self._changed_at.get(question[1], 0)):
                 return
             if len(self._answers) >= self._capacity:
                 self._answers.clear()
-            self._answers[place] = value
+            self._answers[question] = value
 
     def _run(self) -> None:
         backoff_s = 0.1
@@ -127,7 +127,9 @@ class CachedFlags:
             changed = {change.flag_key for change in message.changes}
             self._changed_at.update(dict.fromkeys(changed, message.revision))
             if changed:
-                self._answers = {place: value for place, value in self._answers.items() if place[1] not in changed}
+                self._answers = {
+                    question: value for question, value in self._answers.items() if question[1] not in changed
+                }
             self._revision = message.revision
             self._is_watching = True
 
