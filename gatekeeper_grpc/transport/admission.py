@@ -101,8 +101,8 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.BULK: PoolSize(workers=16, queue=32, share=HALF, is_preemptive=True),
         PoolName.REFLECTION: PoolSize(workers=4, queue=16, share=HALF, is_preemptive=True),
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
-        # Both queues together are served within 7 s.
-        PoolName.LOGIN: PoolSize(workers=1, queue=32, kept=8),
+        # An attacker whose logins all fit has to wait for each; one who is refused can try from the next address.
+        PoolName.LOGIN: PoolSize(workers=1, queue=72, kept=8),
         # Milliseconds each: a long queue is short in time, and costs an attacker more addresses.
         PoolName.REFRESH: PoolSize(workers=2, queue=256),
         PoolName.LOGOUT: PoolSize(workers=1, queue=128),

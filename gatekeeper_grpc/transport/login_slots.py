@@ -17,7 +17,7 @@ class LoginSlots(Slots):
     Two queues take turns: one of calls whose address is proven, with `kept` slots, and one of all others. In each the
     call goes first whose address has tried least without success, of several the one whose network has failed least, of
     these the newest: an attacker whose logins all wait delays a newcomer by one check, not by all of them. In a full
-    queue the last gives way.
+    queue the last gives way. One address has half of a queue at most.
     """
 
     def __init__(self, size: PoolSize) -> None:
@@ -28,8 +28,10 @@ class LoginSlots(Slots):
 
     def add(self, call: ArrivedCall) -> ArrivedCall | None:
         """Queue a call; return the call that gets no slot: none, another one that gives way, or this one."""
-        standing = call.arrival.standing
+        standing, owner = call.arrival.standing, call.arrival.owner
         queue = self._queues[standing.is_proven]
+        if _count(queue, owner) >= self._limits[standing.is_proven] // 2:
+            return call
         queue.insert(bisect_left(queue, standing, key=_standing), call)
         if len(queue) > self._limits[standing.is_proven]:
             return queue.pop()
@@ -48,8 +50,7 @@ class LoginSlots(Slots):
 
     def held_by(self, owner: Owner) -> int:
         """Count the calls of one owner."""
-        waiting = sum(call.arrival.owner == owner for queue in self._queues.values() for call in queue)
-        return len(self._running.get(owner, ())) + waiting
+        return len(self._running.get(owner, ())) + sum(_count(queue, owner) for queue in self._queues.values())
 
     def take_all(self) -> list[ArrivedCall]:
         """Remove and return all calls that wait."""
@@ -58,6 +59,10 @@ class LoginSlots(Slots):
             queue.clear()
         self.waiting = 0
         return calls
+
+
+def _count(queue: list[ArrivedCall], owner: Owner) -> int:
+    return sum(call.arrival.owner == owner for call in queue)
 
 
 def _standing(call: ArrivedCall) -> Standing:

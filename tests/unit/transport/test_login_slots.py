@@ -55,14 +55,22 @@ def test_the_proven_and_the_others_take_turns() -> None:
 def test_in_a_full_queue_who_has_tried_most_gives_way(is_proven: bool) -> None:
     slots = LoginSlots(SIZE)
     room = SIZE.kept if is_proven else SIZE.queue - SIZE.kept
-    waiting = [call_of("a", tries=number, is_proven=is_proven) for number in range(1, room + 1)]
+    waiting = [call_of(f"a{number}", tries=number, is_proven=is_proven) for number in range(1, room + 1)]
     assert [slots.add(call) for call in waiting] == [None] * room
 
     late = call_of("a", tries=room + 1, is_proven=is_proven)
     assert slots.add(late) is late
     assert slots.add(call_of("b", is_proven=is_proven)) is waiting[-1]
-    assert slots.held_by(Owner(ADDRESS, "a")) == room - 1
+    assert slots.held_by(Owner(ADDRESS, f"a{room}")) == 0
     assert slots.add(call_of("c", is_proven=not is_proven)) is None, "one queue took the room of the other"
+
+
+def test_one_address_has_half_of_a_queue_at_most() -> None:
+    slots, further = LoginSlots(SIZE), call_of("a")
+    assert [slots.add(call_of("a")) for _ in range(2)] == [None] * 2
+
+    assert slots.add(further) is further
+    assert slots.add(call_of("b")) is None
 
 
 def test_all_that_is_taken_leaves_an_empty_pool() -> None:
