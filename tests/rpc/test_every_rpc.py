@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -213,3 +214,48 @@ def test_the_module_that_is_named_for_an_error_calls_its_rpc() -> None:
     texts = {name: (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in PECULIAR.values()}
 
     assert not [(rpc, module) for (rpc, _), module in PECULIAR.items() if rpc.lower() not in texts[module].lower()]
+
+
+# --- What is required -------------------------------------------------------------------------------------------------
+
+
+def commented_required(message: Any) -> set[str]:
+    """The fields of a message, and of its messages one level down, whose comments say REQUIRED."""
+    text = "".join(path.read_text(encoding="utf-8") for path in PROTOS.glob("*.proto"))
+    own = _required_in(text, message.name)
+    below = {
+        f"{field.name}.{name}"
+        for field in message.fields
+        if field.message_type is not None and field.message_type.file.package == "gatekeeper.v1"
+        for name in _required_in(text, field.message_type.name)
+    }
+    return own | below
+
+
+def _required_in(text: str, message: str) -> set[str]:
+    found = re.search(rf"^message {message} \{{$(.*?)^\}}$", text, re.MULTILINE | re.DOTALL)
+    fields = re.findall(
+        r"((?:^ +//.*\n)+) +[^/\n{]*?(\w+) (?:= \d+;|\{$)", found.group(1) if found else "", re.MULTILINE
+    )
+    return {name if name != "served" else "value" for comment, name in fields if "REQUIRED" in comment}
+
+
+UNARY = [rpc for rpc in SERVICES["AdminService"].methods if not (rpc.client_streaming or rpc.server_streaming)]
+
+
+@pytest.mark.parametrize("rpc", UNARY, ids=lambda rpc: rpc.name)
+def test_what_an_empty_request_lacks_is_commented_as_required(installation: Installation, rpc: Any) -> None:
+    request = getattr(pb, rpc.input_type.name)()
+    required = commented_required(rpc.input_type)
+
+    try:
+        send(installation.admin_as(Role.ADMIN), rpc.name, request)
+    except grpc.RpcError as error:
+        refusal = refusal_of(partial(_raise, error))
+        assert refusal.code is not grpc.StatusCode.INVALID_ARGUMENT or refusal.metadata["field"] in required
+    else:
+        assert required == set()
+
+
+def _raise(error: grpc.RpcError) -> None:
+    raise error
