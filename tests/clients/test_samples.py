@@ -54,6 +54,7 @@ def variables(gatekeeper: Gatekeeper, admin: AdminServiceStub) -> dict[str, str]
     created = admin.CreateClientKey(pb.CreateClientKeyRequest(client_key=key))
     return {
         **os.environ,
+        "PROTOS": str(ROOT / "protos"),
         "ADDRESS": f"127.0.0.1:{gatekeeper.port}",
         "KEY_ID": created.client_key.key_id,
         "KEY_SECRET": created.secret,
@@ -116,3 +117,28 @@ def test_the_go_sample_builds_with_plain_protoc_and_does_what_it_says(gatekeeper
     run("go", "build", "-o", "sample", ".", cwd=folder)
 
     assert printed_by([folder / "sample"], gatekeeper) == PRINTED
+
+
+def test_the_node_sample_does_what_it_says(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
+    folder = copied("node", tmp_path)
+    run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+
+    assert printed_by(["node", folder / "sample.js"], gatekeeper) == PRINTED
+
+
+def test_twin_a_plain_object_as_attributes_loses_them_in_node(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
+    folder = copied("node", tmp_path)
+    sample = folder / "sample.js"
+    run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+    sample.write_text(sample.read_text().replace("attributes: struct(attributes)", "attributes"))
+
+    with gatekeeper.admin() as admin:
+        default = admin.GetFlag(pb.GetFlagRequest(key=FLAG)).flag.default_value
+
+    assert (
+        printed_by(["node", sample], gatekeeper)[0] == f"value {str(default).lower()} {variant(default)} REASON_DEFAULT"
+    )
+
+
+def variant(value: bool) -> str:
+    return "on" if value else "off"
