@@ -52,7 +52,7 @@ DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)
 """The rules of a method without a row."""
 
 # Credentials that cannot be valid are wrong like any others, and not invalid: a megabyte is received. But it does not
-# wait: a cut text is as wrong, because no valid one is half as long.
+# wait: a cut text is as wrong, because no valid one has more than 1,024 characters.
 _CREDENTIALS: Final = Policy(
     access=Access.PUBLIC, pool=PoolName.LOGIN, max_request_bytes=(1 << 20) + (64 << 10), max_text_chars=2_048
 )
