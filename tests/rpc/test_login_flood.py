@@ -74,14 +74,22 @@ class Logins:
 
 
 @pytest.fixture
-def logins(start_server: StartServer, dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Logins]:
+def sizes() -> dict[PoolName, PoolSize]:
+    """Of the pools of the server."""
+    return {**DEFAULT_SIZES, PoolName.LOGIN: SIZE}
+
+
+@pytest.fixture
+def logins(
+    start_server: StartServer, dsn: str, sizes: dict[PoolName, PoolSize], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Logins]:
     with psycopg.connect(dsn) as conn:
         conn.execute(
             "INSERT INTO admin_user (username, password_hash, role, create_time, update_time)"
             " VALUES ('anna', %s, 'admin', now(), now())",
             [Passwords(cost=MIN_COST).hash(PASSWORD)],
         )
-    monkeypatch.setattr(limits, "DEFAULT_SIZES", {**DEFAULT_SIZES, PoolName.LOGIN: SIZE})
+    monkeypatch.setattr(limits, "DEFAULT_SIZES", sizes)
     with ExitStack() as stack:
         yield Logins(server=start_server(), stack=stack)
 
@@ -266,10 +274,9 @@ def test_twin_each_waits_with_its_whole_password(logins: Logins, monkeypatch: py
 
 
 @pytest.fixture
-def short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_queue(sizes: dict[PoolName, PoolSize]) -> None:
     """Sabotage: the queue of refreshes is short."""
-    sizes = {**DEFAULT_SIZES, PoolName.REFRESH: PoolSize(workers=2, queue=32)}
-    monkeypatch.setattr(limits, "DEFAULT_SIZES", sizes)
+    sizes[PoolName.REFRESH] = PoolSize(workers=2, queue=32)
 
 
 def refresh_of_a_newcomer(logins: Logins, monkeypatch: pytest.MonkeyPatch) -> grpc.StatusCode:
