@@ -61,11 +61,12 @@ def test_100_000_users_get_one_revision_in_the_memory_for_10_000(gatekeeper: Gat
         roll_out(admin, 100)
         conversation = Conversation(EvaluationServiceStub(channel))
         header = conversation.begin()
-        resident, revisions = [], []
+        resident: list[int] = []
+        revisions: list[int] = []
         for number in range(MESSAGES):
             assert set(conversation.ask(number * USERS_PER_MESSAGE)) == {True}
             if number % WARM_UP_MESSAGES == WARM_UP_MESSAGES - 1:
-                revisions.append(roll_out(admin, 0))
+                revisions.append(roll_out(admin, len(revisions)))
                 resident.append(gatekeeper.resident_bytes())
         conversation.end()
 

@@ -83,10 +83,15 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
     ("RemoveSegmentMembers", pb.RemoveSegmentMembersRequest(segment_key="beta", user_ids=["anna"])),
     (
         "UpdateSegment",
-        pb.UpdateSegmentRequest(segment=Segment(key="beta"), update_mask=FieldMask(paths=["description"])),
+        pb.UpdateSegmentRequest(
+            segment=Segment(key="beta", description="b"), update_mask=FieldMask(paths=["description"])
+        ),
     ),
     ("CreateFlag", pb.CreateFlagRequest(flag=_FLAG, request_id=str(uuid4()))),
-    ("UpdateFlag", pb.UpdateFlagRequest(flag=_FLAG, update_mask=FieldMask(paths=["enabled", "segment_targets"]))),
+    (
+        "UpdateFlag",
+        pb.UpdateFlagRequest(flag=Flag(key="alpha", enabled=True), update_mask=FieldMask(paths=["enabled"])),
+    ),
     ("AddTargets", pb.AddTargetsRequest(flag_key="alpha", user_ids=["anna", "bob"], value=True)),
     ("RemoveTargets", pb.RemoveTargetsRequest(flag_key="alpha", user_ids=["bob"])),
     ("ImportTargets", pb.ImportTargetsRequest(flag_key="alpha", user_ids=["bob"], value=False)),

@@ -103,7 +103,7 @@ def test_a_revision_that_does_not_exist_is_refused_as_in_production() -> None:
 
 def test_a_malformed_request_is_refused_as_in_production() -> None:
     with connected(serve()) as channel:
-        assert refusal_of(lambda: asked(channel, "")).fields == ("context.user_id",)
+        assert refusal_of(lambda: asked(channel, "a\0")).fields == ("context.user_id",)
 
 
 @pytest.mark.parametrize(
