@@ -16,7 +16,7 @@ from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
 from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_STANDARD, ClientKey
-from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.auth.passwords import Passwords
@@ -72,6 +72,7 @@ def admin(serving_dsn: str, dsn: str) -> Iterator[AdminServiceStub]:
 
 
 _FLAG = Flag(key="alpha")
+_FLAG_ON = Flag(key="alpha", enabled=True, segment_targets=[SegmentTarget(segment_key="beta", value=True)])
 _ANNA = User(user_id="anna")
 _ANNA.attributes["plan"] = "pro"
 _CONDITION = Condition(attribute="plan", operator=CONDITION_OPERATOR_EQUALS, values=[Value(string_value="pro")])
@@ -90,7 +91,7 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
     ("CreateFlag", pb.CreateFlagRequest(flag=_FLAG, request_id=str(uuid4()))),
     (
         "UpdateFlag",
-        pb.UpdateFlagRequest(flag=Flag(key="alpha", enabled=True), update_mask=FieldMask(paths=["enabled"])),
+        pb.UpdateFlagRequest(flag=_FLAG_ON, update_mask=FieldMask(paths=["enabled", "segment_targets"])),
     ),
     ("AddTargets", pb.AddTargetsRequest(flag_key="alpha", user_ids=["anna", "bob"], value=True)),
     ("RemoveTargets", pb.RemoveTargetsRequest(flag_key="alpha", user_ids=["bob"])),
