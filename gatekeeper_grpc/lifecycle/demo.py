@@ -35,7 +35,7 @@ class Demo:
 
 def load_demo(database: Database, keys: Keys) -> None:
     """Create the demo flag if nothing was ever written to the database."""
-    if SnapshotStore(database).load().revision == 0:
+    if SnapshotStore(database).head() == 0:
         _flags(database, keys).create(DEMO_FLAG, Intent(caller=None, action="CreateFlag"))
 
 

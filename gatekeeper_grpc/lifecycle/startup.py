@@ -43,9 +43,7 @@ class StartupTimeouts:
 # A start without its database serves within two seconds; half of that is spent before this wait.
 DEFAULT_TIMEOUTS = StartupTimeouts(unreachable_s=0.4, silent_s=0.8, loading_s=2.0)
 # The embedded database runs as long as the process does: it can be slow, but not away.
-EMBEDDED_TIMEOUTS = StartupTimeouts(
-    unreachable_s=_FIRST_SNAPSHOT_TIMEOUT_S, silent_s=_FIRST_SNAPSHOT_TIMEOUT_S, loading_s=_FIRST_SNAPSHOT_TIMEOUT_S
-)
+EMBEDDED_TIMEOUTS = StartupTimeouts(unreachable_s=2.0, silent_s=2.0, loading_s=2.0)
 
 
 class State(Enum):

@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 from urllib.request import urlopen
 
 import grpc
+import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -222,3 +223,25 @@ def test_a_database_that_is_there_is_never_passed_over_for_an_older_answer(node:
         found = answer(gatekeeper)
 
     assert (found.stale, found.revision) == (False, revision)
+
+
+# As if there were a million targets, but without a million targets.
+_SLOW_TARGETS = """
+    ALTER TABLE targeted_users RENAME TO stored_targets;
+    CREATE VIEW targeted_users AS SELECT * FROM stored_targets WHERE (SELECT pg_sleep(20)) IS NOT NULL
+"""
+
+
+def test_an_embedded_start_that_loads_for_long_answers_from_its_kept_snapshot(data_dir: Path) -> None:
+    with serving(data_dir) as gatekeeper, psycopg.connect(gatekeeper.dsn) as conn:
+        conn.execute(_SLOW_TARGETS)
+    began = time.monotonic()
+
+    with serving(data_dir, "--demo") as gatekeeper, gatekeeper.channel() as channel:
+        took_s = time.monotonic() - began
+        request = EvaluateFlagsRequest(context=ANNA, flag_keys=["new_checkout"])
+        answer = EvaluationServiceStub(channel).EvaluateFlags(request, timeout=TIMEOUT_S)
+
+        assert gatekeeper.logged("serving_last_known_good")
+        assert answer.revision == 1
+        assert took_s < START_WITHIN_S

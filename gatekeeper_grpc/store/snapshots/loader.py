@@ -62,7 +62,11 @@ class SnapshotStore:
 
     @retry_lost_read
     def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
-        """Load everything; unchanged objects are taken from `sharing`."""
+        """Load everything; unchanged objects are taken from `sharing`.
+
+        Without it, nothing but a stored snapshot can be served until this returns, so it loads as fast as it can.
+        """
+        rest_s = _REST_S if sharing else 0.0
         with self._database.read() as conn:
             head = _head(conn)
             segments = _segments(conn, SELECT_SEGMENTS)
@@ -70,11 +74,11 @@ class SnapshotStore:
                 installation_id=head.installation_id,
                 revision=head.revision,
                 audit_hash=head.audit_hash,
-                flags=_all_flags(conn, sharing.flags if sharing else {}),
+                flags=_all_flags(conn, sharing.flags if sharing else {}, rest_s=rest_s),
                 segments=segments,
-                targets=UserIndex.build(_stream(conn, _ALL_TARGETS)),
-                members=UserIndex.build(_stream(conn, _ALL_MEMBERS)),
-                attributes=_attributes(conn, named_by(segments)),
+                targets=UserIndex.build(_stream(conn, _ALL_TARGETS, rest_s=rest_s)),
+                members=UserIndex.build(_stream(conn, _ALL_MEMBERS, rest_s=rest_s)),
+                attributes=_attributes(conn, named_by(segments), rest_s=rest_s),
                 sharing=sharing,
             )
             return replace(snapshot, changes=_latest_flag_changes(conn, snapshot))
@@ -167,7 +171,7 @@ def _latest_flag_changes(conn: Connection, snapshot: Snapshot) -> FlagChanges:
     """Read the latest flag changes from the change log, as far back as it is complete."""
     with conn.cursor(name="latest_changes", row_factory=class_row(LoggedChange)) as cursor:
         cursor.itersize = _STREAM_LOGGED
-        rows = _throttled(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}))
+        rows = _throttled(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}), _REST_S)
         log = [*_unbroken(rows, snapshot.revision)]
     log.reverse()
     # The earlier attributes of users are unknown: any may have changed.
@@ -231,7 +235,7 @@ def _delta(
         segments=dict.fromkeys(keys[ResourceType.SEGMENT]) | {segment.key: segment for segment in segments},
         targets=_entries(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS]),
         members=_entries(conn, MEMBERS_OF_PAIRS, pairs[ResourceType.MEMBERS]),
-        named_attributes=_attributes(conn, named),
+        named_attributes=_attributes(conn, named, rest_s=_REST_S),
         attributes=tuple(attributes),
     )
 
@@ -247,11 +251,11 @@ def _flags(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> 
 _ALL_FLAGS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' ORDER BY f.key"
 
 
-def _all_flags(conn: Connection, known: Mapping[str, Flag]) -> Iterator[Flag]:
+def _all_flags(conn: Connection, known: Mapping[str, Flag], *, rest_s: float) -> Iterator[Flag]:
     """Stream all flags; yield the known object of each unchanged flag."""
     with conn.cursor(name="flags", row_factory=kwargs_row(flag_from_row)) as cursor:
         cursor.itersize = _STREAM_FLAGS
-        for flag in _throttled(cursor.execute(_ALL_FLAGS)):
+        for flag in _throttled(cursor.execute(_ALL_FLAGS), rest_s):
             before = known.get(flag.key, flag)
             yield before if before == flag else flag
 
@@ -273,16 +277,16 @@ _ALL_MEMBERS = """
 """
 
 
-def _stream(conn: Connection, query: LiteralString) -> Iterator[UserEntry]:
+def _stream(conn: Connection, query: LiteralString, *, rest_s: float) -> Iterator[UserEntry]:
     """Stream user entries: a million of them are never in memory as rows."""
     with conn.cursor(name="entries") as cursor:
         cursor.itersize = _STREAM_ROWS
-        for user_id, owner_id, variant in _throttled(cursor.execute(query)):
+        for user_id, owner_id, variant in _throttled(cursor.execute(query), rest_s):
             yield UserEntry(user_id, owner_id, _TAG_OF_VARIANT[variant])
 
 
-def _throttled(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield rows, and sleep for half a millisecond after each millisecond.
+def _throttled(rows: Iterable[Row], rest_s: float) -> Iterator[Row]:
+    """Yield rows, and sleep for `rest_s` after each millisecond, unless it is 0.
 
     The interpreter lets a computing thread run for 5 ms: several times as long as an evaluation, which would wait for
     it more than once.
@@ -290,8 +294,8 @@ def _throttled(rows: Iterable[Row]) -> Iterator[Row]:
     began = time.perf_counter()
     for row in rows:
         yield row
-        if time.perf_counter() - began > _SLICE_S:
-            time.sleep(_REST_S)
+        if rest_s and time.perf_counter() - began > _SLICE_S:
+            time.sleep(rest_s)
             began = time.perf_counter()
 
 
@@ -329,13 +333,13 @@ _ALL_ATTRIBUTES = """
 """
 
 
-def _attributes(conn: Connection, names: frozenset[str]) -> AttributeIndex:
+def _attributes(conn: Connection, names: frozenset[str], *, rest_s: float) -> AttributeIndex:
     """Stream the values of these attributes, for all users."""
     if not names:
         return AttributeIndex()
     with conn.cursor(name="attributes") as cursor:
         cursor.itersize = _STREAM_ROWS
-        rows = _throttled(cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)}))
+        rows = _throttled(cursor.execute(_ALL_ATTRIBUTES, {"names": list(names)}), rest_s)
         return AttributeIndex.build(names, (AttributeEntry(*row) for row in rows))
 
 
