@@ -96,7 +96,7 @@ def test_a_cluster_is_refused_with_that_reason() -> None:
 
 def refused(url: str) -> str:
     with pytest.raises(SettingsError) as refusal:
-        GatekeeperServer(settings_for_tests(REDIS_URL=url), dsn="", keys=KEYS)
+        GatekeeperServer(settings_for_tests(REDIS_URL=url), dsn="postgresql://127.0.0.1:1/nowhere", keys=KEYS)
     return str(refusal.value)
 
 

@@ -57,4 +57,4 @@ def test_calls_that_do_not_get_deep_enough_are_found() -> None:
 
 
 def test_memory_that_grows_too_much_is_found() -> None:
-    assert judged(ended(), memory_bytes=(0, MAX_GROWTH_BYTES + 1)) == ["the server's memory grew by 96 MiB"]
+    assert judged(ended(), memory_bytes=(0, MAX_GROWTH_BYTES + 1)) == ["the server's memory grew by 32 MiB"]
