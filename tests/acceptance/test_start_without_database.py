@@ -232,7 +232,7 @@ _SLOW_TARGETS = """
 """
 
 
-def test_an_embedded_start_that_loads_for_long_answers_from_its_kept_snapshot(data_dir: Path) -> None:
+def test_an_embedded_start_that_loads_for_long_answers_from_what_it_kept(data_dir: Path) -> None:
     with serving(data_dir) as gatekeeper, psycopg.connect(gatekeeper.dsn) as conn:
         conn.execute(_SLOW_TARGETS)
     began = time.monotonic()
