@@ -130,10 +130,6 @@ class Settings(BaseSettings):
     """Reads of AdminService that run at the same time. Half as many writes do."""
     stream_threads: int = Field(default=16, ge=1, le=256)
     """Bulk evaluations that run at the same time."""
-    answer_at_once: bool = True
-    """Answer small evaluations on the thread that receives them, in half of its time at most; false: always on a worker
-    of the pool.
-    """
     bulk_cpu_budget_s: float = Field(default=20.0, gt=0, le=_YEAR_S)
     """CPU time that one message of BulkEvaluateFlags may take, for each 1,000 flags or part of them. A full message of
     5,000 users takes about 5 s for 1,000 flags.

@@ -61,11 +61,6 @@ class ClientCall:
         """The public name of the key."""
         return self.key.key_id
 
-    @property
-    def is_signed(self) -> bool:
-        """Whether the call is signed, and must be used once; otherwise it has a bearer key."""
-        return self.nonce is not None
-
 
 class ClientVerifier:
     """Authenticates calls by client keys, and refuses unsigned ones where a signature is required.

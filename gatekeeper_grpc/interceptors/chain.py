@@ -23,14 +23,7 @@ from gatekeeper_grpc.interceptors.body import (
 )
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
-from gatekeeper_grpc.interceptors.request_scope import (
-    CALL_ID_KEY,
-    Rpc,
-    is_logged_if_ok,
-    log_finished,
-    new_call_id,
-    open_rpc,
-)
+from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream, RequestReader, arrival_of
@@ -84,11 +77,6 @@ class Stages(grpc.ServerInterceptor):
     """Verifies client keys and signatures of signable methods; None: they are neither required nor read."""
     message_checks: Mapping[str, Callable[[ArrivedCall], None]] = field(default_factory=dict)
     """By method: refuses a call by its first message, before it takes a slot. Runs on the serving thread."""
-    quick_answers: Mapping[str, Callable[[bytes], bytes | None]] = field(default_factory=dict)
-    """By method: makes the serialised response to a small question whose answer is certain, from the serialised
-    request; None: a worker must. Runs on the serving thread, in place of all stages: so it needs no caller and raises
-    nothing.
-    """
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT
     """How long the message of a unary request may take."""
     stream_timeout: MessageTimeout = STREAM_TIMEOUT
@@ -178,7 +166,6 @@ class _Method:
         self._max_age_s = stages.max_ages_s.get(policy.pool, inf) if self.is_stream else inf
         self.first_message_within_s = self._timeout.limit_s
         self._check_message = stages.message_checks.get(name, _check_nothing)
-        self._quick_answer = stages.quick_answers.get(name)
 
     def _open_rpc(self, context: Any) -> Rpc:
         rpc = Rpc(method=self._name, quiet=self._policy.quiet)
@@ -217,19 +204,6 @@ class _Method:
             if client is not None:
                 return Arrival(owner=Owner(CLIENT_KEY, client.key_id), client=client)
         return stranger(call.peer)
-
-    def answer_at_once(self, call: ArrivedCall) -> bool:
-        """Answer `call`, whose message is here, on the serving thread; return False if a worker must."""
-        client = call.arrival.client
-        if self._quick_answer is None or call.message is None or (client is not None and client.is_signed):
-            return False
-        response = None if is_logged_if_ok(quiet=self._policy.quiet) else self._quick_answer(call.message)
-        if response is None:
-            return False
-        if client is not None and self._clients is not None:
-            self._clients.use(client)
-        call.answer(response, ((CALL_ID_KEY, new_call_id()),))
-        return True
 
     def _admit(self, rpc: Rpc, context: Any) -> ClientCall | None:
         """Authorize; return the client whose call it is, if it has said so: the message must match its signature."""

@@ -18,18 +18,13 @@ CALL_ID_KEY = "x-gatekeeper-call-id"
 _log = structlog.get_logger(__name__)
 
 
-def new_call_id() -> str:
-    """Return the id of one more call: unlike others, and no secret."""
-    return f"{getrandbits(64):016x}"
-
-
 @dataclass(slots=True, kw_only=True)
 class Rpc:
     """What the stages know about one call."""
 
     method: str
     quiet: bool
-    call_id: str = field(default_factory=new_call_id)
+    call_id: str = field(default_factory=lambda: f"{getrandbits(64):016x}")
     started: float = field(default_factory=time.monotonic)
     caller: Caller | None = None
     client_key: str | None = None
@@ -48,18 +43,9 @@ def open_rpc(rpc: Rpc, context: Any) -> None:
 def log_finished(rpc: Rpc, context: Any) -> None:
     """Log the call in one line: never a token, a secret or a context value."""
     code = _code(context)
-    level = _level_if_ok(quiet=rpc.quiet) if code is grpc.StatusCode.OK else logging.INFO
+    level = logging.DEBUG if rpc.quiet and code is grpc.StatusCode.OK else logging.INFO
     if _log.is_enabled_for(level):  # Nearly every line is suppressed; building one costs more than asking.
         _log.log(level, "rpc", **_fields(rpc, code))
-
-
-def is_logged_if_ok(*, quiet: bool) -> bool:
-    """Return whether `log_finished` writes a line for a call that succeeds."""
-    return bool(_log.is_enabled_for(_level_if_ok(quiet=quiet)))
-
-
-def _level_if_ok(*, quiet: bool) -> int:
-    return logging.DEBUG if quiet else logging.INFO
 
 
 def _code(context: Any) -> grpc.StatusCode:

@@ -305,14 +305,13 @@ class GatekeeperServer:
         self.grpc_server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
 
     def _grpc_server(self, *, shares_port: bool) -> grpc.Server:
-        settings, evaluation = self._settings, self._evaluation_servicer()
+        settings = self._settings
         stages = Stages(
             verify_token=self._access_tokens.verify,
             check_caller=self.database.check_caller,
             pools=self.pools,
             clients=self._client_verifier(),
             message_checks=LoginChecks(self.login_guard).by_method(),
-            quick_answers=evaluation.quick_answers() if settings.answer_at_once else {},
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),
             max_ages_s={
@@ -323,7 +322,9 @@ class GatekeeperServer:
         )
         most = self._limits.connections.most
         server = new_server(self.pools[PoolName.OPERATIONS], stages, max_connections=most, shares_port=shares_port)
-        add_EvaluationServiceServicer_to_server(evaluation, cast("grpc.Server", TellsAuthority(server)))
+        add_EvaluationServiceServicer_to_server(
+            self._evaluation_servicer(), cast("grpc.Server", TellsAuthority(server))
+        )
         add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
@@ -333,7 +334,7 @@ class GatekeeperServer:
 
     def _evaluation_servicer(self) -> EvaluationServicer:
         unary_calls = self.pools[PoolName.EVALUATION]
-        pacer = Pacer(unary_calls.demand, budget_s=self._settings.bulk_cpu_budget_s)
+        pacer = Pacer(lambda: unary_calls.in_flight, budget_s=self._settings.bulk_cpu_budget_s)
         return EvaluationServicer(self.cache, self.watchers, pacer)
 
     def _admin_servicer(self) -> AdminServicer:

@@ -163,17 +163,12 @@ class InstanceMetrics(Collector):
         in_flight = GaugeMetricFamily(
             "gatekeeper_calls_in_flight", "Calls that run or wait in a queue.", labels=["pool"]
         )
-        quick = CounterMetricFamily(
-            "gatekeeper_quick_answers", "Calls answered on the serving thread, without a worker.", labels=["pool"]
-        )
         for name, pool in self._pools.items():
-            quick.add_metric([name], pool.quick_answers)
             for reason, count in pool.refused.items():
                 refused.add_metric([name, reason], count)
             in_flight.add_metric([name], pool.in_flight)
         yield refused
         yield in_flight
-        yield quick
         credentials = CounterMetricFamily(
             "gatekeeper_refused_credentials",
             "Evaluation calls refused for their client key or signature, by the cause, which clients are not told.",

@@ -1,17 +1,15 @@
 """EvaluationService: evaluates the snapshot in memory, never the database. WatchFlags is in `watch.py`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from gatekeeper_client.v1 import evaluation_service_pb2 as pb
-from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as ContextMessage
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.domain.errors import GatekeeperError, InvalidArgument
-from gatekeeper_grpc.domain.evaluation import EvaluationContext
+from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluator import FlagPlan
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
@@ -27,10 +25,6 @@ from gatekeeper_grpc.wire.evaluation import (
     split_header,
     split_results,
 )
-
-# What the serving thread answers itself: 0.1 ms of work for most contexts, and at most 0.3 ms.
-_MAX_QUICK_BYTES = 2_048
-_MAX_QUICK_FLAGS = 200
 
 
 class EvaluationServicer(WatchRpcs):
@@ -51,43 +45,11 @@ class EvaluationServicer(WatchRpcs):
     ) -> bytes:
         evaluation_context = only_context_from_proto(request)
         snapshot, selection = self._selected(request)
-        return self._answer(snapshot, selection, evaluation_context, include_details=request.include_details)
-
-    def quick_answers(self) -> Mapping[str, Callable[[bytes], bytes | None]]:
-        """Return what is answered at once, for `Stages`."""
-        return {"/gatekeeper.v1.EvaluationService/EvaluateFlags": self.answer_at_once}
-
-    def answer_at_once(self, message: bytes) -> bytes | None:
-        """Answer a small EvaluateFlags request as `EvaluateFlags` does; None: that one must, for instance to refuse it.
-
-        It never waits, and takes 0.3 ms at most: few flags, none of which has segment targets.
-        """
-        snapshot = self._cache.peek()
-        if len(message) > _MAX_QUICK_BYTES or snapshot is None:
-            return None
-        try:
-            request = pb.EvaluateFlagsRequest.FromString(message)
-            question = question_from_proto(request)
-            evaluation_context = only_context_from_proto(request)
-        except (GatekeeperError, DecodeError, ValueError):
-            return None
-        if request.include_details or question.min_revision > snapshot.revision:
-            return None
-        if len(question.flag_keys or snapshot.plans) > _MAX_QUICK_FLAGS:
-            return None
-        selection = snapshot.select(question.flag_keys)
-        if any(plan.segments for plan in selection.plans):
-            return None
-        return self._answer(snapshot, selection, evaluation_context)
-
-    def _answer(
-        self, snapshot: Snapshot, selection: Selection, context: EvaluationContext, *, include_details: bool = False
-    ) -> bytes:
-        details = snapshot.evaluate(selection.plans, context)
+        details = snapshot.evaluate(selection.plans, evaluation_context)
         rest = pb.EvaluateFlagsResponse(
             unknown_flag_keys=selection.unknown_flag_keys, revision=snapshot.revision, stale=self._cache.is_stale()
         )
-        if include_details:
+        if request.include_details:
             for plan, detail in zip(selection.plans, details, strict=True):
                 rest.details[plan.key].CopyFrom(detail_to_proto(detail))
         return answer_to_bytes(selection.plans, details, rest)
@@ -123,7 +85,7 @@ def _results(
 
 
 def _result(
-    snapshot: Snapshot, plans: Iterable[FlagPlan], position: int, message: ContextMessage
+    snapshot: Snapshot, plans: Iterable[FlagPlan], position: int, message: EvaluationContext
 ) -> pb.BulkEvaluationResult:
     try:
         context = context_from_proto(f"contexts[{position}]", message)

@@ -3,13 +3,11 @@
 Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
 call, all on grpcio's serving thread until a worker takes it: `CallPool.submit`; held while the server drains (`hold`);
 authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have, or if its
-connection has too many streams (`connection_streams`); held until its message is here (`pending_calls`); answered at
-once if the question is small; given a slot in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
+connection has too many streams (`connection_streams`); held until its message is here (`pending_calls`); given a slot
+in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
 """
 
-import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +30,6 @@ from gatekeeper_grpc.transport.open_streams import OpenStreams
 from gatekeeper_grpc.transport.pending_calls import PendingByTrust, PendingCalls, PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize, Slots
 from gatekeeper_grpc.transport.slow_readers import SlowReaders
-from gatekeeper_grpc.transport.time_share import TimeShare
 from gatekeeper_grpc.wire.status import status_from_error
 
 HALF = 0.5
@@ -40,7 +37,6 @@ HALF = 0.5
 
 _RETRY_AFTER_S = 1.0
 _REMEMBERED_STATUSES = 1_024
-_RECENT_S = 0.005
 
 _log = structlog.get_logger(__name__)
 
@@ -140,7 +136,6 @@ class CallPool(ThreadPoolExecutor):
         pending: PendingByTrust,
         streams: ConnectionStreams,
         hold: CallHold,
-        serving_time: TimeShare,
     ) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
         self._name = name
@@ -154,10 +149,6 @@ class CallPool(ThreadPoolExecutor):
         self._pending = pending
         self._streams = streams
         self._hold = hold
-        self._serving_time = serving_time
-        self.quick_answers = 0
-        """Calls that were answered at once; only the serving thread writes it and the next."""
-        self._answered_at = -math.inf
         # Made once: a flood wins if refusing a call costs more than serving it.
         self._full = status_from_error(_full(f"all {name} workers are busy; retry later"), "")
         self._closed = status_from_error(Unavailable("the server is shutting down"), "")
@@ -187,27 +178,13 @@ class CallPool(ThreadPoolExecutor):
             self._pending.of(call.arrival.owner).hold(call, within_s=within_s, admit=self._check_and_admit)
 
     def _check_and_admit(self, call: ArrivedCall) -> None:
-        """Admit `call`, whose first message is here, unless its method refuses or answers the message at sight."""
+        """Admit `call`, whose first message is here, unless its method refuses the message at sight."""
         try:
             call.behaviour.check_message(call)
-            is_answered = self._may_answer_at_once() and self._answer_at_once(call)
         except Exception as error:  # noqa: BLE001 - see the class
             self._refuse(call, error)
         else:
-            if not is_answered:
-                self._admit(call)
-
-    def _may_answer_at_once(self) -> bool:
-        """Return whether the serving thread has time for answers, and nobody would be overtaken."""
-        return not self._slots.waiting and not self._serving_time.is_spent()
-
-    def _answer_at_once(self, call: ArrivedCall) -> bool:
-        with self._serving_time.measured():
-            is_answered: bool = call.behaviour.answer_at_once(call)
-        if is_answered:
-            self.quick_answers += 1
-            self._answered_at = time.monotonic()
-        return is_answered
+            self._admit(call)
 
     def _admit(self, call: ArrivedCall) -> None:
         """Queue `call` for a worker; if the pool is full, refuse it or the one that gives way to it."""
@@ -303,10 +280,6 @@ class CallPool(ThreadPoolExecutor):
         """Calls that run or queue."""
         return self._slots.running + self._slots.waiting
 
-    def demand(self) -> int:
-        """Count the calls that want CPU now: those in flight, and one if calls are being answered at once."""
-        return self.in_flight + (time.monotonic() - self._answered_at < _RECENT_S)
-
     def is_saturated(self) -> bool:
         """Return whether calls queue for a worker."""
         return self._slots.waiting > 0
@@ -356,9 +329,9 @@ class CallPools(Mapping[PoolName, CallPool]):
         self.slow_readers = SlowReaders(self._deadlines)
         self.open_streams = OpenStreams(self._deadlines)
         self.hold = CallHold()
-        streams, serving_time = ConnectionStreams(), TimeShare()
+        streams = ConnectionStreams()
         self._pools = {
-            name: CallPool(name, size, pending=self.pending, streams=streams, hold=self.hold, serving_time=serving_time)
+            name: CallPool(name, size, pending=self.pending, streams=streams, hold=self.hold)
             for name, size in sizes.items()
         }
 

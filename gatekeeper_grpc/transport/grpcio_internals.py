@@ -128,21 +128,6 @@ class ArrivedCall:
         with self._state.condition:
             return _is_live(self._state)
 
-    def answer(self, response: bytes, metadata: Metadata) -> None:
-        """End the call with a serialised response and trailing metadata, unless it has ended already."""
-        with self._state.condition:
-            if _is_live(self._state):
-                operations = (
-                    _cygrpc.SendInitialMetadataOperation(None, 0),
-                    _cygrpc.SendMessageOperation(response, 0),
-                    _cygrpc.SendStatusFromServerOperation(metadata, _cygrpc.StatusCode.ok, b"", 0),
-                )
-                token = _server._SEND_STATUS_FROM_SERVER_TOKEN
-                self._call.start_server_batch(operations, _server._send_status_from_server(self._state, token))
-                self._state.statused = True
-                self._state.due.add(token)
-        self._let_go()
-
     def refuse(self, status: grpc.Status) -> None:
         """End the call with `status`, unless it has ended already."""
         with self._state.condition:

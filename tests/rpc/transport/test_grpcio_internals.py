@@ -29,26 +29,16 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
             "_CANCELLED",
             "_RECEIVE_MESSAGE_TOKEN",
             "_SEND_MESSAGE_TOKEN",
-            "_SEND_STATUS_FROM_SERVER_TOKEN",
             "_abort",
             "_get_initial_metadata_operation",
             "_is_rpc_state_active",
             "_receive_message",
             "_send_message",
-            "_send_status_from_server",
             "cygrpc",
         }
     ),
-    "cygrpc": frozenset(
-        {
-            "ReceiveMessageOperation",
-            "SendInitialMetadataOperation",
-            "SendMessageOperation",
-            "SendStatusFromServerOperation",
-            "StatusCode",
-        }
-    ),
-    "cygrpc.StatusCode": frozenset({"ok", "unknown"}),
+    "cygrpc": frozenset({"ReceiveMessageOperation", "SendMessageOperation", "StatusCode"}),
+    "cygrpc.StatusCode": frozenset({"unknown"}),
     "the server": frozenset({"_state"}),
     "the server's state": frozenset({"lock", "rpc_states"}),
     "the event of a call": frozenset({"call", "invocation_metadata"}),
