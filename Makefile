@@ -62,7 +62,7 @@ test: $(VENV)/.dev ## Run every test on a real PostgreSQL
 test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (30 minutes)
 	@TMPDIR=$${TMPDIR:-/tmp} $(BIN)/pytest tests/faults --timeout 600
 
-# Needs Go and Node, and fails without them.
+# Needs Go, Node, a JDK of 17 or newer with Maven 3.8, and fails without them.
 test-clients: $(VENV)/.dev ## Build the samples of docs/clients and run them against a server (minutes)
 	@$(BIN)/pytest tests/clients --timeout 600
 

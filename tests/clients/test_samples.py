@@ -119,6 +119,14 @@ def test_the_go_sample_builds_with_plain_protoc_and_does_what_it_says(gatekeeper
     assert printed_by([folder / "sample"], gatekeeper) == PRINTED
 
 
+def test_the_java_sample_builds_with_plain_protoc_and_does_what_it_says(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
+    folder = copied("java", tmp_path)
+    run("mvn", "-B", "-q", f"-Dprotos={ROOT / 'protos'}", "compile", cwd=folder)
+    built = folder / "target"
+
+    assert printed_by(["java", "-cp", f"{built / 'classes'}:{built / 'dependency'}/*", "Sample"], gatekeeper) == PRINTED
+
+
 def test_the_node_sample_does_what_it_says(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
     folder = copied("node", tmp_path)
     run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
