@@ -96,7 +96,14 @@ fmt: $(VENV)/.dev ## Format the code and sort its imports
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos
+# Python stubs are made by an old protoc, so that they run with old and new versions of protobuf and grpcio. It needs Python 3.11 or 3.12.
+GENERATOR = $(VENV)/generator
+$(GENERATOR)/.made: requirements-generator.lock $(VENV)/.dev
+	@$(BIN)/uv venv --quiet --clear --python '>=3.11,<3.13' $(GENERATOR)
+	@$(BIN)/uv pip sync --quiet --require-hashes --no-build --python $(GENERATOR)/bin/python requirements-generator.lock
+	@touch $@
+
+PROTOC = $(GENERATOR)/bin/python -m grpc_tools.protoc -I protos
 # protoc names a Python package after the proto's, and `gatekeeper` belongs to others, so imports are rewritten.
 STUBS = clients/python/gatekeeper_client/v1
 
@@ -107,7 +114,7 @@ proto: $(VENV)/.dev ## Generate stubs and descriptors from protos/, refusing a c
 	@$(MAKE) --no-print-directory generate INTO=.
 
 .PHONY: generate
-generate:
+generate: $(GENERATOR)/.made
 	@mkdir -p $(INTO)/$(STUBS) $(INTO)/generated
 	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT \
 	  && $(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
@@ -138,6 +145,7 @@ bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments
 lock: $(VENV)/.dev ## Resolve the newest dependencies into the hash-pinned lock files
 	@$(BIN)/uv pip compile --no-emit-package gatekeeper-grpc-client --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --no-emit-package gatekeeper-grpc-client --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra checkout --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade requirements-generator.in -o requirements-generator.lock
 
 clean: ## Remove what make created, the embedded database included
 	@rm -rf $(VENV) $(GATEKEEPER_DATA_DIR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import cast
 
 import grpc
 import structlog
@@ -56,7 +55,7 @@ from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
 from gatekeeper_grpc.transport.drain import Drain
-from gatekeeper_grpc.transport.listener import TellsAuthority, bind, new_server
+from gatekeeper_grpc.transport.listener import bind, new_server
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
@@ -322,9 +321,7 @@ class GatekeeperServer:
         )
         most = self._limits.connections.most
         server = new_server(self.pools[PoolName.OPERATIONS], stages, max_connections=most, shares_port=shares_port)
-        add_EvaluationServiceServicer_to_server(
-            self._evaluation_servicer(), cast("grpc.Server", TellsAuthority(server))
-        )
+        add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
         add_AdminServiceServicer_to_server(self._admin_servicer(), server)
         add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)

@@ -100,19 +100,6 @@ def new_server(
     return grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
 
 
-class TellsAuthority:
-    """A server to which generated code adds a service so that each call of it tells its authority.
-
-    grpcio does not tell it of calls to methods that are registered one by one; of others, the handlers find it.
-    """
-
-    def __init__(self, server: grpc.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
-        """Register nothing."""
-
-
 def bind(server: grpc.Server, address: ListenAddress) -> int:
     """Have `server` listen on `address`, and return the port; 0 of a Unix socket.
 

@@ -92,6 +92,23 @@ def test_the_python_sample_does_what_it_says(gatekeeper: Gatekeeper) -> None:
     assert printed_by([sys.executable, SAMPLES / "python" / "sample.py"], gatekeeper) == PRINTED
 
 
+def test_the_python_sample_runs_with_the_oldest_dependencies_that_the_client_admits(
+    gatekeeper: Gatekeeper, tmp_path: Path
+) -> None:
+    client = tmp_path / "client"
+    shutil.copytree(ROOT / "clients" / "python", client)
+    python = tmp_path / "venv" / "bin" / "python"
+    uv = Path(sys.executable).with_name("uv")
+    run(uv, "venv", "--python", sys.executable, tmp_path / "venv", cwd=tmp_path)
+    of_the_sample = ["grpcio-status>=1.60", "googleapis-common-protos>=1.62"]
+    run(uv, "pip", "install", "--resolution", "lowest", "--python", python, client, *of_the_sample, cwd=tmp_path)
+    imports = "import gatekeeper_client.watching, google.protobuf, grpc"
+    versions = "assert (grpc.__version__, google.protobuf.__version__) == ('1.60.0', '4.25.0')"
+    run(python, "-c", f"{imports}; {versions}", cwd=tmp_path)
+
+    assert printed_by([python, SAMPLES / "python" / "sample.py"], gatekeeper) == PRINTED
+
+
 def copied(language: str, tmp_path: Path) -> Path:
     """A copy of a sample, in which stubs can be made."""
     folder = tmp_path / language
