@@ -6,7 +6,7 @@ ENV PATH=/opt/gatekeeper/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_
 # Before the code is copied, so that a change of code does not reinstall dependencies.
 COPY requirements.lock ./
 RUN pip install --require-hashes --requirement requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY gatekeeper_grpc gatekeeper_grpc
 COPY clients/python clients/python
 COPY generated generated

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -87,6 +88,15 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
             broken.append(f"{target}#{anchor}")
 
     assert not broken
+
+
+@pytest.mark.parametrize("project", [ROOT, ROOT / "clients" / "python"])
+def test_the_page_of_a_wheel_has_no_link_into_the_repository(project: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "metadata", "readme"]
+    page = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout
+
+    assert len(page) > 1000
+    assert LINK.findall(page) == []
 
 
 @pytest.mark.parametrize("page", pages())
