@@ -30,6 +30,7 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServi
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.flag import VARIANTS, Flag, FlagConfig
 from gatekeeper_grpc.domain.flag_change import FlagChange, FlagChanges
@@ -39,7 +40,6 @@ from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta
 from gatekeeper_grpc.domain.user_index import UserEntry
 from gatekeeper_grpc.interceptors.authentication import refuse_token
 from gatekeeper_grpc.interceptors.chain import Stages
-from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.listener import bind, new_server

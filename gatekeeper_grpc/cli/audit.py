@@ -10,7 +10,7 @@ import click
 
 from gatekeeper_grpc.auth.checkpoints import CheckpointError, key_from_text, verify_checkpoint
 from gatekeeper_grpc.cli.databases import opened, owner_dsn, serving_dsn
-from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.audit import AuditAnchor
 from gatekeeper_grpc.domain.audit_verifier import Verification
 from gatekeeper_grpc.domain.reconciliation import Comparison

@@ -2,7 +2,7 @@
 
 import click
 
-from gatekeeper_grpc.config import Settings, settings_markdown, settings_table, unknown_variables, variable_of
+from gatekeeper_grpc.config.settings import Settings, settings_markdown, settings_table, unknown_variables, variable_of
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 
 

@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 
 import click
 
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.embedded import running_dsn
 from gatekeeper_grpc.store.postgres.database import Database
 

@@ -4,7 +4,7 @@ import click
 
 from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
 from gatekeeper_grpc.cli.databases import opened, serving_dsn
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.lifecycle.keys import load_data_keys
 from gatekeeper_grpc.store.rewrap import SEALED_COLUMNS, SealedStore
 

@@ -9,7 +9,7 @@ import click
 
 from gatekeeper_grpc.cli.client.failures import Failure
 from gatekeeper_grpc.cli.lazy import Entry, LazyGroup, list_what_there_is
-from gatekeeper_grpc.program import with_program
+from gatekeeper_grpc.config.program import with_program
 
 # Each function imports what it returns: `gatekeeper --help` needs none of it, and a client command nothing of a server.
 
@@ -179,7 +179,7 @@ def _in_words(exc: click.ClickException) -> click.ClickException:
 
 
 def _failed(exc: Exception) -> int:
-    from gatekeeper_grpc.config import SettingsError
+    from gatekeeper_grpc.config.settings import SettingsError
     from gatekeeper_grpc.domain.errors import GatekeeperError
     from gatekeeper_grpc.embedded import EmbeddedDatabaseError
 

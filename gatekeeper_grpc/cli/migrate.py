@@ -3,7 +3,7 @@
 import click
 
 from gatekeeper_grpc.cli.databases import owner_dsn
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.store.migrations.runner import Migrator
 
 

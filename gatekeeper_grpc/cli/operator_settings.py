@@ -2,7 +2,7 @@
 
 import structlog
 
-from gatekeeper_grpc.config import Settings, load_settings, unknown_variables
+from gatekeeper_grpc.config.settings import Settings, load_settings, unknown_variables
 from gatekeeper_grpc.lifecycle.connection_urls import check_urls
 from gatekeeper_grpc.operations.logs import configure_logs
 

@@ -3,7 +3,7 @@
 import click
 
 from gatekeeper_grpc.cli.databases import opened, serving_dsn
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_keys
 from gatekeeper_grpc.privacy.reapply import AlreadyRecorded, reapply_erasures
 from gatekeeper_grpc.store.erasure import ErasureStore

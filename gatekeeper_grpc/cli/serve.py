@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from gatekeeper_grpc.config import Settings, SettingsError
+from gatekeeper_grpc.config.settings import Settings, SettingsError
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.operations.logs import begin_quiet, configure_logs
 

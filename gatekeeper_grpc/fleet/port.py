@@ -3,7 +3,7 @@
 import socket
 from typing import Any
 
-from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.transport.listener import ListenError
 
 

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.fleet.aggregate import FleetReadiness, fleet_readiness, merge, merged
 from gatekeeper_grpc.fleet.probe import fetch
 from gatekeeper_grpc.fleet.slot import Slot

@@ -1,6 +1,6 @@
 """Reads the URLs of the settings, before any command uses one."""
 
-from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.store.postgres.dsn import read_dsn
 

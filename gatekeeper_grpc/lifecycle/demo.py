@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from gatekeeper_grpc.auth.passwords import Passwords
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.domain.errors import GatekeeperError, NotFound
 from gatekeeper_grpc.domain.flag import FlagConfig

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, new_signing_key
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import MIN_SECRET_BYTES, KeyRing
-from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, stored_secret
 from gatekeeper_grpc.privacy.erasure_ledger import DEFAULT_NAME, ErasureLedger
 

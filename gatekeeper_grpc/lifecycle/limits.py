@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.operations.health_server import MAX_HEALTH_CONNECTIONS
 from gatekeeper_grpc.operations.http_server import MAX_CONNECTIONS

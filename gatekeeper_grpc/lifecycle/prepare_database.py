@@ -5,13 +5,13 @@ from contextlib import closing
 import structlog
 
 from gatekeeper_grpc.auth.passwords import Passwords, generate_password
-from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.config.program import with_program
+from gatekeeper_grpc.config.settings import Settings, variable_of
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.lifecycle.demo import load_demo
 from gatekeeper_grpc.lifecycle.keys import Keys
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
-from gatekeeper_grpc.program import with_program
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
 from gatekeeper_grpc.store.postgres.database import Database

@@ -8,7 +8,8 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
-from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.config.listen_address import ListenAddress
+from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.embedded import EmbeddedPostgres
 from gatekeeper_grpc.fleet.port import ReservedPort
 from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport
@@ -21,7 +22,6 @@ from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
 from gatekeeper_grpc.lifecycle.try_it import try_it
-from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.operations.logs import end_quiet, is_quiet
 from gatekeeper_grpc.transport.listener import ListenError, try_address
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gatekeeper_grpc.config import SettingsError, variable_of
+from gatekeeper_grpc.config.settings import SettingsError, variable_of
 from gatekeeper_grpc.durable_file import replace_file
 
 ADMIN_PASSWORD = "admin_password"  # noqa: S105 - a file's name

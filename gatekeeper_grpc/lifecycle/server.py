@@ -26,7 +26,7 @@ from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.embedded import is_disk_full
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks

@@ -8,7 +8,7 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_file import SnapshotFile
 from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
-from gatekeeper_grpc.config import Settings, SettingsError, variable_of
+from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.keys import Keys
 from gatekeeper_grpc.scheduler import Scheduler
 from gatekeeper_grpc.store.mutations import MutationRunner

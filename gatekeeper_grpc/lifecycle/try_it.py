@@ -3,12 +3,12 @@
 import shlex
 from pathlib import Path
 
-from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.config.listen_address import ListenAddress
+from gatekeeper_grpc.config.program import program
+from gatekeeper_grpc.config.settings import Settings, variable_of
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.lifecycle.demo import DEMO_FLAG, Demo
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD
-from gatekeeper_grpc.listen_address import ListenAddress
-from gatekeeper_grpc.program import program
 
 _README = Path(__file__).parents[2] / "README.md"
 # Of a server that listens on all addresses.

@@ -5,9 +5,9 @@ Reflection, for tools such as grpcurl, has two workers that health does not use,
 
 from grpc_health.v1 import health_pb2_grpc
 
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.interceptors.authentication import refuse_token
 from gatekeeper_grpc.interceptors.chain import Stages
-from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.operations.health import HEALTH, HealthReporter
 from gatekeeper_grpc.operations.reflection import ReflectionServicer
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName

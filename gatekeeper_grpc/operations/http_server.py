@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.scheduler import RepeatingThread
 from gatekeeper_grpc.transport.listener import ListenError

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from gatekeeper_grpc.auth.refused_credentials import Cause
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.store.postgres.database import Database

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.config.listen_address import ListenAddress
 
 # A little more than any method accepts: within it our own refusal names the limit, beyond it grpcio refuses the header.
 MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)

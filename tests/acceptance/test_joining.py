@@ -11,7 +11,7 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
-from gatekeeper_grpc.program import program
+from gatekeeper_grpc.config.program import program
 from tests.support.processes import TIMEOUT_S, Gatekeeper, copied, run, serving
 from tests.support.waiting import eventually
 

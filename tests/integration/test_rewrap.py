@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cli.keys import data_keys
-from gatekeeper_grpc.config import load_settings
+from gatekeeper_grpc.config.settings import load_settings
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, CreatedClientKey, RateTier
 from gatekeeper_grpc.domain.mutation import Intent, Written
 from gatekeeper_grpc.store.client_keys import ClientKeyStore

@@ -20,7 +20,7 @@ from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.auth.passwords import Passwords
-from gatekeeper_grpc.config import Settings
+from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database

@@ -20,7 +20,7 @@ from tests.support.servers import access_token
 
 PASSWORD = "canary-password-of-ann"
 UNKNOWN_KEY = f"gkc_{20 * '0'}_{43 * 'x'}"
-FORBIDDEN = ("psycopg", "pydantic", "pydantic_settings", "structlog", "rich", "gatekeeper_grpc.config")
+FORBIDDEN = ("psycopg", "pydantic", "pydantic_settings", "structlog", "rich", "gatekeeper_grpc.config.settings")
 
 
 class Said(NamedTuple):

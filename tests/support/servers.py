@@ -16,7 +16,7 @@ import psycopg
 from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.tokens import AccessTokens
-from gatekeeper_grpc.config import Settings, load_settings
+from gatekeeper_grpc.config.settings import Settings, load_settings
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.lifecycle.keys import Keys
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from gatekeeper_grpc.cli.main import gatekeeper
-from gatekeeper_grpc.config import Settings, variable_of
+from gatekeeper_grpc.config.settings import Settings, variable_of
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from tests.support.databases import empty_database

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper_grpc.config import settings_markdown
+from gatekeeper_grpc.config.settings import settings_markdown
 from tests.support.promises import PROMISES, promised_tests, promises_markdown
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.readiness import Readiness

@@ -14,10 +14,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import MAX_REFLECTION_STREAMS, HealthServer
 from gatekeeper_grpc.operations.readiness import Readiness

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.cli import operator_settings
 from gatekeeper_grpc.cli.lazy import LazyGroup
-from gatekeeper_grpc.config import Settings, load_settings, settings_markdown, variable_of
+from gatekeeper_grpc.config.settings import Settings, load_settings, settings_markdown, variable_of
 from gatekeeper_grpc.lifecycle.demo import Demo
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.lifecycle.try_it import try_it

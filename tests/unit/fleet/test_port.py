@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.fleet.port import ReservedPort
-from gatekeeper_grpc.listen_address import ListenAddress
 from gatekeeper_grpc.transport.listener import ListenError
 
 TIMEOUT_S = 60.0

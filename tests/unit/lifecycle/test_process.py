@@ -2,7 +2,7 @@
 
 from structlog.testing import capture_logs
 
-from gatekeeper_grpc.config import load_settings
+from gatekeeper_grpc.config.settings import load_settings
 from gatekeeper_grpc.lifecycle.process import _report_serving
 
 

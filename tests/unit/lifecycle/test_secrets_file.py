@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.auth.keys import KeyRing
-from gatekeeper_grpc.config import SettingsError
+from gatekeeper_grpc.config.settings import SettingsError
 from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, store_secret, stored_secret
 
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.operations import http_server as ops_module
 from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.readiness import Readiness

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from redis.sentinel import SentinelConnectionPool
 
-from gatekeeper_grpc.config import SettingsError
+from gatekeeper_grpc.config.settings import SettingsError
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from tests.support.servers import KEYS, settings_for_tests

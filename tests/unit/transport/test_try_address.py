@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.transport.listener import ListenError, try_address
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper_grpc.program import program, with_program
+from gatekeeper_grpc.config.program import program, with_program
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gatekeeper_grpc.listen_address import ListenAddress
-from gatekeeper_grpc.setting_errors import PREFIX, fault_of, nearest_variable
+from gatekeeper_grpc.config.listen_address import ListenAddress
+from gatekeeper_grpc.config.setting_errors import PREFIX, fault_of, nearest_variable
 
 # No duration is longer: clocks and timers overflow at some point above.
 _YEAR_S = 31_536_000

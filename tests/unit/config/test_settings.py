@@ -3,7 +3,8 @@
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from gatekeeper_grpc.config import (
+from gatekeeper_grpc.config.listen_address import ListenAddress
+from gatekeeper_grpc.config.settings import (
     Settings,
     SettingsError,
     load_settings,
@@ -11,7 +12,6 @@ from gatekeeper_grpc.config import (
     unknown_variables,
     variable_of,
 )
-from gatekeeper_grpc.listen_address import ListenAddress
 
 SECRETS = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
 

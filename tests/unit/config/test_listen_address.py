@@ -2,7 +2,7 @@
 
 import pytest
 
-from gatekeeper_grpc.listen_address import ListenAddress
+from gatekeeper_grpc.config.listen_address import ListenAddress
 
 
 @pytest.mark.parametrize(
