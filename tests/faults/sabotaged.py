@@ -82,7 +82,7 @@ def no_revision_guard() -> None:
 
 def any_min_revision() -> None:
     """`min_revision` is ignored."""
-    _put(SnapshotCache, at_least=lambda cache, _revision: cache.current())
+    _put(SnapshotCache, at_least=lambda cache, _revision, **_as: cache.current())
 
 
 def any_etag() -> None:
@@ -94,7 +94,7 @@ def audit_apart() -> None:
     """A mutation is not one transaction: each statement is committed by itself."""
 
     @contextmanager
-    def write(pool: Database) -> Iterator[Connection]:
+    def write(pool: Database, *, pipelined: bool = False) -> Iterator[Connection]:
         with translated_errors(), pool._connection() as conn:
             conn.read_only = False
             yield conn
@@ -106,7 +106,7 @@ def early_answers() -> None:
     """A write is acknowledged before it is committed, and without waiting until its own instance shows it."""
 
     @contextmanager
-    def write(pool: Database) -> Iterator[Connection]:
+    def write(pool: Database, *, pipelined: bool = False) -> Iterator[Connection]:
         conn = psycopg.connect(pool.dsn)
         yield conn
         threading.Thread(target=_commit_late, args=(conn,)).start()

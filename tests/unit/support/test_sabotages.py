@@ -1,10 +1,26 @@
 """Each sabotage of the fault tests still finds what it replaces: they run in `make test-faults` alone."""
 
+import inspect
+from inspect import Parameter
 from typing import Any
 
 import pytest
 
 from tests.faults import sabotaged
+
+
+def takes_the_arguments_of(replaced: Any, replacement: Any) -> bool:
+    """Whether the replacement can be called with every argument of what it replaces; true unless both are functions."""
+    if not (inspect.isfunction(replaced) and inspect.isfunction(replacement)):
+        return True
+    parameters = inspect.signature(replaced).parameters.values()
+    positional = [one.name for one in parameters if one.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    named = {one.name: None for one in parameters if one.kind is Parameter.KEYWORD_ONLY}
+    try:
+        inspect.signature(replacement).bind(*positional, **named)
+    except TypeError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", sabotaged.SABOTAGES)
@@ -13,6 +29,7 @@ def test_a_sabotage_replaces_what_exists(name: str, monkeypatch: pytest.MonkeyPa
 
     def put(owner: Any, **replacements: Any) -> None:
         for attribute, replacement in replacements.items():
+            assert takes_the_arguments_of(getattr(owner, attribute), replacement)
             monkeypatch.setattr(owner, attribute, replacement)  # Raises if it is not there.
             replaced.append(attribute)
 
