@@ -11,6 +11,7 @@ import structlog
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2_grpc
 
+from gatekeeper_client.v1 import admin_service_pb2, auth_service_pb2
 from gatekeeper_client.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
@@ -55,12 +56,14 @@ from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
 from gatekeeper_grpc.transport.drain import Drain
-from gatekeeper_grpc.transport.listener import bind, new_server
+from gatekeeper_grpc.transport.listener import bind, new_server, queued_by_method
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
 _log = structlog.get_logger(__name__)
 
+_ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
+_AUTH_SERVICE = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
 _MAINTENANCE_INTERVAL_S = 300.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
 # How long another instance's revocation of a client key may take to act here.
@@ -321,9 +324,10 @@ class GatekeeperServer:
         )
         most = self._limits.connections.most
         server = new_server(self.pools[PoolName.OPERATIONS], stages, max_connections=most, shares_port=shares_port)
+        # Not registered by name: grpcio would not tell the authority, which signatures cover.
         add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
-        add_AdminServiceServicer_to_server(self._admin_servicer(), server)
-        add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), server)
+        add_AdminServiceServicer_to_server(self._admin_servicer(), queued_by_method(server, _ADMIN_SERVICE))
+        add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), queued_by_method(server, _AUTH_SERVICE))
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if settings.reflection:
             ReflectionServicer((ADMIN, AUTH, EVALUATION, HEALTH)).add_to(server)

@@ -3,11 +3,14 @@
 import socket
 import struct
 from collections.abc import Iterator
+from typing import cast
 
 import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct, Value
 
+from gatekeeper_client.v1 import auth_service_pb2
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceServicer, add_AuthServiceServicer_to_server
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -47,6 +50,22 @@ def test_twin_with_the_default_two_servers_share_a_port_unnoticed(options: None,
     first = start_server()
 
     assert start_server(listen=f"127.0.0.1:{first.port}").port == first.port
+
+
+def test_a_service_is_added_with_each_method_registered_by_name() -> None:
+    registered: dict[str, dict[str, object]] = {}
+
+    class Registers:
+        def add_registered_method_handlers(self, service: str, handlers: dict[str, object]) -> None:
+            registered[service] = handlers
+
+    service = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
+    server = listener.queued_by_method(cast("grpc.Server", Registers()), service)
+    add_AuthServiceServicer_to_server(AuthServiceServicer(), server)
+
+    ((name, handlers),) = registered.items()
+    assert (name, {*handlers}) == ("gatekeeper.v1.AuthService", {"Login", "RefreshToken", "Logout"})
+    assert None not in handlers.values()
 
 
 def message_of(size: int) -> BulkEvaluateFlagsRequest:
