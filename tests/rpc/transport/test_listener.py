@@ -3,7 +3,7 @@
 import socket
 import struct
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -61,7 +61,7 @@ def test_a_service_is_added_with_each_method_registered_by_name() -> None:
 
     service = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
     server = listener.queued_by_method(cast("grpc.Server", Registers()), service)
-    add_AuthServiceServicer_to_server(AuthServiceServicer(), server)
+    add_AuthServiceServicer_to_server(cast("type[Any]", AuthServiceServicer)(), server)
 
     ((name, handlers),) = registered.items()
     assert (name, {*handlers}) == ("gatekeeper.v1.AuthService", {"Login", "RefreshToken", "Logout"})
