@@ -22,6 +22,7 @@ from gatekeeper_grpc.wire.evaluation import (
     detail_to_proto,
     only_context_from_proto,
     question_from_proto,
+    result_to_bytes,
     split_header,
     split_results,
 )
@@ -54,9 +55,9 @@ class EvaluationServicer(WatchRpcs):
                 rest.details[plan.key].CopyFrom(detail_to_proto(detail))
         return answer_to_bytes(selection.plans, details, rest)
 
-    def BulkEvaluateFlags(
+    def BulkEvaluateFlags(  # type: ignore[override] # Batches are serialised already.
         self, request_iterator: Iterator[pb.BulkEvaluateFlagsRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.BulkEvaluateFlagsResponse]:
+    ) -> Iterator[pb.BulkEvaluateFlagsResponse | bytes]:
         first = next(request_iterator, None)
         if first is None:
             return
@@ -76,7 +77,7 @@ class EvaluationServicer(WatchRpcs):
 
 def _results(
     snapshot: Snapshot, selection: Selection, request: pb.BulkEvaluateFlagsRequest, pace: Pace
-) -> Iterable[pb.BulkEvaluationResult]:
+) -> Iterable[bytes]:
     check_count("contexts", request.contexts, at_most=MAX_CONTEXTS_PER_MESSAGE)
     return pace.through(
         _result(snapshot, pace.portions(selection.plans), position, context)
@@ -84,16 +85,12 @@ def _results(
     )
 
 
-def _result(
-    snapshot: Snapshot, plans: Iterable[FlagPlan], position: int, message: EvaluationContext
-) -> pb.BulkEvaluationResult:
+def _result(snapshot: Snapshot, plans: Iterable[FlagPlan], position: int, message: EvaluationContext) -> bytes:
     try:
         context = context_from_proto(f"contexts[{position}]", message)
     except InvalidArgument as exc:
-        return bulk_error_to_proto(message.user_id, exc)
-    details = snapshot.evaluate(plans, context)
-    evaluation = pb.BulkEvaluation(values=[detail.value for detail in details])
-    return pb.BulkEvaluationResult(user_id=message.user_id, evaluation=evaluation)
+        return bulk_error_to_proto(message.user_id, exc).SerializeToString()
+    return result_to_bytes(context.user or b"", [detail.value for detail in snapshot.evaluate(plans, context)])
 
 
 def _check_same_question(first: pb.BulkEvaluateFlagsRequest, later: pb.BulkEvaluateFlagsRequest) -> None:

@@ -26,6 +26,8 @@ from gatekeeper_grpc.wire.portions import portions
 # Twice as many as an installation may have by default, some 12 MiB. If there are more flags, requests for all of them
 # find none remembered, and take ten times as long.
 _REMEMBERED_FLAGS = 40_000
+# A length below it takes one byte; a longer one has seven bits in each.
+_ONE_BYTE = 0x80
 
 
 def context_from_proto(field: str, message: evaluation_pb2.EvaluationContext) -> EvaluationContext:
@@ -143,7 +145,31 @@ def bulk_error_to_proto(user_id: str, error: InvalidArgument) -> service.BulkEva
     )
 
 
-def split_results(results: Iterable[service.BulkEvaluationResult]) -> Iterator[service.BulkEvaluateFlagsResponse]:
-    """Spread results over batches below 1 MiB, in order; no results: one empty batch."""
+def result_to_bytes(user: bytes, values: Iterable[bool]) -> bytes:
+    """Serialise the `BulkEvaluationResult` of one user, without making the messages that it consists of.
+
+    Args:
+        user: The id in UTF-8; empty for an anonymous user.
+        values: The value of each flag.
+    """
+    packed = bytes(values)
+    return (_field(1, user) if user else b"") + _field(2, _field(1, packed) if packed else b"")
+
+
+def split_results(results: Iterable[bytes]) -> Iterator[bytes]:
+    """Spread serialised results over responses below 1 MiB, serialised, in order; no results: one empty batch."""
     for portion in portions(results):
-        yield service.BulkEvaluateFlagsResponse(batch=service.BulkEvaluationBatch(results=portion))
+        yield _field(2, b"".join([_field(1, result) for result in portion]))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Serialise a field of a message that is text, packed or a message itself."""
+    length = len(content)
+    if length < _ONE_BYTE:
+        return bytes((number << 3 | 2, length)) + content
+    head = bytearray((number << 3 | 2,))
+    while length >= _ONE_BYTE:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head) + content

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-Item = TypeVar("Item", bound=Message | str)
+Item = TypeVar("Item", bound=Message | str | bytes)
 
 # Below 1 MiB, with 16 KiB left for the other fields.
 MAX_PORTION_BYTES = (1 << 20) - (16 << 10)
@@ -30,5 +30,7 @@ def portions(items: Iterable[Item]) -> Iterator[list[Item]]:
     yield portion
 
 
-def _size(item: Message | str) -> int:
+def _size(item: Message | str | bytes) -> int:
+    if isinstance(item, bytes):
+        return _FRAME_BYTES + len(item)
     return _FRAME_BYTES + (len(item.encode()) if isinstance(item, str) else item.ByteSize())

@@ -11,6 +11,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as ContextMessage
 from gatekeeper_client.v1.evaluation_pb2 import Reason as ReasonMessage
 from gatekeeper_client.v1.evaluation_service_pb2 import (
+    BulkEvaluateFlagsResponse,
     BulkEvaluation,
     BulkEvaluationResult,
     EvaluateFlagsRequest,
@@ -29,6 +30,7 @@ from gatekeeper_grpc.wire.evaluation import (
     context_from_proto,
     detail_to_proto,
     question_from_proto,
+    result_to_bytes,
     split_header,
     split_results,
 )
@@ -205,7 +207,8 @@ def test_answers_are_split_below_1_mib_with_their_order_kept(count: int, size: i
         for number in range(count)
     ]
 
-    responses = list(split_results(results))
+    serialised = [result.SerializeToString() for result in results]
+    responses = [BulkEvaluateFlagsResponse.FromString(response) for response in split_results(serialised)]
 
     assert [result for response in responses for result in response.batch.results] == results
     assert max(response.ByteSize() for response in responses) < 1 << 20
@@ -233,7 +236,22 @@ def test_no_flags_are_one_header_without_keys() -> None:
 
 
 def test_no_results_are_one_empty_answer() -> None:
-    assert [len(response.batch.results) for response in split_results([])] == [0]
+    (response,) = map(BulkEvaluateFlagsResponse.FromString, split_results([]))
+
+    assert (response.HasField("batch"), [*response.batch.results]) == (True, [])
+
+
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 20_000])
+@pytest.mark.parametrize("user_id", ["", "u", "u" * 127, "u" * 128, "\U0001f600" * 64])
+def test_a_result_in_bytes_is_the_message_built_field_by_field(user_id: str, count: int) -> None:
+    values = [number % 3 == 0 for number in range(count)]
+    whole = BulkEvaluationResult(user_id=user_id, evaluation=BulkEvaluation(values=values))
+
+    serialised = result_to_bytes(user_id.encode(), values)
+
+    assert BulkEvaluationResult.FromString(serialised) == whole
+    (response,) = map(BulkEvaluateFlagsResponse.FromString, split_results([serialised, serialised]))
+    assert [*response.batch.results] == [whole, whole]
 
 
 @pytest.mark.parametrize("count", [0, 1, 200])
