@@ -231,11 +231,10 @@ def test_a_transaction_makes_a_resting_watch_ask_at_once(watched: Database, monk
 
     monkeypatch.setattr(hang_watch, "answers", noted)
     monkeypatch.setattr(hang_watch, "_ASK_EVERY_AT_REST_S", 3_600.0)
-    assert asked.wait(TIMEOUT_S)  # The end of the last rest of one second.
-    asked.clear()
-
-    with watched.read():
-        assert asked.wait(TIMEOUT_S)
+    for _ in range(2):  # The first rest may have begun as one of a second; the next one is of an hour.
+        with watched.read():
+            assert asked.wait(TIMEOUT_S)
+        asked.clear()
 
 
 def test_a_database_that_is_down_does_not_count_as_hung() -> None:

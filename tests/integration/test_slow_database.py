@@ -163,6 +163,8 @@ def test_writers_of_our_own_that_take_too_long_are_a_queue(dsn: str, database: D
 
 
 def test_racing_writers_all_get_their_turn(database: Database) -> None:
+    assert eventually(lambda: reason_of(lambda: create(database, "first"))[0] == "OK")  # The pool is connected.
+
     with ThreadPoolExecutor(64) as callers:
         outcomes = list(callers.map(lambda number: reason_of(lambda: create(database, f"f{number}"))[0], range(64)))
 
