@@ -123,15 +123,28 @@ def _sockets_of(port: int, descriptors: Iterable[int]) -> Iterator[tuple[int, so
     The duplicate stays valid when gRPC closes its own descriptor and the kernel gives the number to another file.
     """
     for descriptor in descriptors:
-        try:
-            # Not `socket.dup`: it makes the duplicate blocking, and gRPC's socket shares the flags.
-            found = socket.socket(fileno=os.dup(descriptor))
-        except OSError:  # Closed in the meantime.
+        found = _duplicate_of(descriptor)
+        if found is None:
             continue
         if _is_tcp_of(found, port):
             yield descriptor, found
         else:
             found.close()
+
+
+def _duplicate_of(descriptor: int) -> socket.socket | None:
+    """Return a duplicate of a socket; None if the number is closed by now, or of another file, which stays as it is."""
+    try:
+        duplicate = os.dup(descriptor)
+    except OSError:
+        return None
+    try:
+        # Not `socket.dup`: it makes the duplicate blocking, and gRPC's socket shares the flags.
+        return socket.socket(fileno=duplicate)
+    except OSError:
+        # Left open, it would keep open what another thread has closed, such as a pipe whose reader waits for its end.
+        os.close(duplicate)
+        return None
 
 
 def _sockets() -> list[int]:

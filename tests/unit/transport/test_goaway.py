@@ -1,5 +1,6 @@
 """The connections of a port: their peers, GOAWAY on them, and no new ones."""
 
+import os
 import socket
 import time
 
@@ -34,6 +35,17 @@ def test_connections_are_those_of_clients_of_the_port(host: str) -> None:
             peers = [connection.peer for connection in connections(port)]
 
             assert peers == [client.getsockname()[:2]]
+
+
+def test_a_number_that_became_a_pipe_is_not_kept_open() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+
+    assert list(connections(1, among=[writer])) == []
+    os.close(writer)
+
+    assert os.read(reader, 1) == b""  # Its end. BlockingIOError: somebody still has the other end.
+    os.close(reader)
 
 
 def test_goaway_is_one_http2_frame() -> None:
