@@ -33,7 +33,7 @@ from gatekeeper_grpc.store.postgres.servers import Refusals, Servers, _Attempt
 from gatekeeper_grpc.store.postgres.sqlstates import _CLASSES, _CODES, cause_of, label_of
 from tests.support.outages import outage
 from tests.support.servers import KEYS
-from tests.support.waiting import TIMEOUT_S
+from tests.support.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.promise("F5")
 
@@ -124,6 +124,7 @@ def refused_connection(dsn: str) -> Unavailable:
     """How a call on a pool is refused that cannot connect."""
     with closing(Database(dsn)) as database:
         database.open()
+        assert eventually(lambda: database._servers.last_failure)  # Before it, a call that gives up knows no reason.
         with pytest.raises(Unavailable) as refused, database.read():
             pytest.fail("it cannot connect")
     return refused.value

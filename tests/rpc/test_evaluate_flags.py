@@ -345,7 +345,8 @@ def test_evaluation_outlives_the_database_and_says_when_it_is_stale(
             assert refusal_of(lambda: created_within(2.0, house)) == CLOSED
         assert eventually(lambda: not ask(channel, key).stale)
         set_default(house, key, False)
-        assert ask(channel, key) == EvaluateFlagsResponse(flags={key: False}, revision=revision + 1)
+        answer = ask(channel, key)  # Stale again, perhaps, on a machine that is too busy to refresh.
+        assert (answer.flags[key], answer.revision) == (False, revision + 1)
 
 
 def created_within(timeout_s: float, house: Installation) -> object:

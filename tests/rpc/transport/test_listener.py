@@ -17,6 +17,7 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceSt
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport import listener
 from gatekeeper_grpc.transport.listener import ListenError
+from gatekeeper_grpc.transport.receive_slots import ReceiveSlots
 from tests.support.clients import TIMEOUT_S
 from tests.support.http2 import ACK, GOAWAY, PING, SETTINGS, Http2
 from tests.support.servers import StartServer
@@ -135,6 +136,12 @@ def test_a_connection_may_have_100_streams(http2: Http2) -> None:
     assert announced_settings(http2)[MAX_CONCURRENT_STREAMS] == 100
 
 
+@pytest.fixture
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets what is being received make no way for what waits: nobody asks for that."""
+    monkeypatch.setattr(ReceiveSlots, "overdue", lambda _slots: [])
+
+
 def accepted_unasked(http2: Http2, server: GatekeeperServer) -> int:
     """Occupy every slot of one address; then return how much of one message more the server takes."""
     http2.read_for(0.5)
@@ -151,10 +158,12 @@ def accepted_unasked(http2: Http2, server: GatekeeperServer) -> int:
     return sent
 
 
+@pytest.mark.usefixtures("no_turns")
 def test_a_client_sends_at_most_16_kib_of_what_nobody_asked_for(http2: Http2, server: GatekeeperServer) -> None:
     assert accepted_unasked(http2, server) <= listener.LOOKAHEAD_BYTES == 16_384
 
 
+@pytest.mark.usefixtures("no_turns")
 @pytest.mark.parametrize("options", [["grpc.http2.lookahead_bytes"], ["grpc.http2.bdp_probe"]], indirect=True, ids=str)
 def test_twin_with_either_default_it_sends_more(options: None, http2: Http2, server: GatekeeperServer) -> None:
     assert accepted_unasked(http2, server) > listener.LOOKAHEAD_BYTES

@@ -63,8 +63,13 @@ def test_unfinished_messages_delay_no_other_address(addresses: int) -> None:
         assert served(victim) == 20
 
 
-def test_twin_without_turns_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets what is being received make no way for what waits."""
     monkeypatch.setattr(ReceiveSlots, "overdue", lambda _slots: [])
+
+
+def test_twin_without_turns_they_do(no_turns: None) -> None:
     with (
         serve({"Echo": (unary(echo), OPEN)}, message_timeout=ENDLESS) as server,
         unfinished(server, addresses=3, calls=10),
@@ -84,10 +89,20 @@ def test_the_messages_of_strangers_hold_at_most_64_mib() -> None:
     assert 20 << 20 < held <= most <= 64 << 20
 
 
+def silent_call(silent: HalfOpen, server: Server) -> Any:
+    """Open a call that sends nothing, and wait until the server has it: calls opened together arrive in any order."""
+    pending = server.pools.pending.strangers
+    before = len(pending)
+    (call,) = silent.open(1)
+    assert eventually(lambda: len(pending) > before)
+    return call
+
+
 def test_a_message_that_makes_way_is_refused_in_words_and_counted() -> None:
     silence = serve({"Echo": (unary(echo), OPEN)}, message_timeout=ENDLESS)
     with silence as server, HalfOpen(server) as silent:
-        first, *_ = silent.open(SLOTS)
+        first = silent_call(silent, server)
+        silent.open(SLOTS)
         error = first.exception(timeout=TIMEOUT_S)
 
     assert (error.code(), error_info(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
@@ -96,11 +111,14 @@ def test_a_message_that_makes_way_is_refused_in_words_and_counted() -> None:
     assert server.pools.pending.strangers.refused >= 1
 
 
-def test_a_call_too_many_ends_the_oldest_that_waits_at_its_address() -> None:
+def test_a_call_too_many_ends_the_oldest_that_waits_at_its_address(no_turns: None) -> None:
     crowded = serve({"Echo": (unary(echo), OPEN)}, pending=PendingLimits(calls=4), message_timeout=ENDLESS)
     with crowded as server, HalfOpen(server) as silent:
-        calls = silent.open(SLOTS // 2 + 3)
+        calls = [silent_call(silent, server) for _ in range(SLOTS // 2 + 2)]
+        silent.open(1)
         error = calls[SLOTS // 2].exception(timeout=TIMEOUT_S)
+
+        assert [call.done() for call in calls].count(True) == 1
 
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.details() == "too many calls wait for their message; retry later"

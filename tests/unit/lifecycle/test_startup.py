@@ -4,8 +4,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from structlog.testing import capture_logs
@@ -240,6 +241,20 @@ def test_a_failure_to_open_is_reported_and_tried_again(monkeypatch: pytest.Monke
     assert starting.opened == 1
 
 
+@contextmanager
+def once_it_waits(starting: Instance, act: Callable[[], object]) -> Iterator[None]:
+    """Act in another thread as soon as the start waits."""
+
+    def run() -> None:
+        assert eventually(lambda: starting.cache._changed._waiters)  # type: ignore[attr-defined] # Of the standard library.
+        act()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join(TIMEOUT_S)
+
+
 def test_the_wait_ends_as_soon_as_the_state_changes_without_polling() -> None:
     """A failure wakes the wait: with steps of an hour, nothing but the notification can."""
     with instance(NEVER, is_stored=False) as starting, pytest.MonkeyPatch.context() as patch:
@@ -247,14 +262,13 @@ def test_the_wait_ends_as_soon_as_the_state_changes_without_polling() -> None:
         patch.setattr(startup_module, "_READ_STORAGE_AFTER_S", 3_600.0)
         starting.is_silent.set()
         starting.trouble = UNREACHABLE
-        threading.Timer(0.05, starting.is_silent.clear).start()
-        with pytest.raises(Unavailable):
+        with once_it_waits(starting, starting.is_silent.clear), pytest.raises(Unavailable):
             starting.start()
 
 
 def test_a_signal_that_another_thread_receives_interrupts_the_wait() -> None:
     with instance(NEVER, is_stored=False) as starting:
         starting.is_silent.set()
-        threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
-        with pytest.raises(KeyboardInterrupt):
+        interrupt = partial(signal.raise_signal, signal.SIGINT)
+        with once_it_waits(starting, interrupt), pytest.raises(KeyboardInterrupt):
             starting.start()
