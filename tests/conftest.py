@@ -16,6 +16,7 @@ from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.postgres.database import Database
 from tests.support.databases import new_database, running_postgres
+from tests.support.run_directory import hold, make_run_directory
 from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 
 _MEMORY = Path("/dev/shm")
@@ -24,8 +25,12 @@ _ENOUGH_BYTES = 4 * 1024**3
 
 def pytest_configure() -> None:
     """Keep temporary files in memory if it has room: a run makes and deletes some 300,000 files of databases."""
-    if not os.environ.get("TMPDIR") and _has_room(_MEMORY):
-        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        hold(Path(tempfile.gettempdir()))
+        return
+    in_memory = not os.environ.get("TMPDIR") and _has_room(_MEMORY)
+    parent = _MEMORY if in_memory else Path(tempfile.gettempdir())
+    os.environ["TMPDIR"] = tempfile.tempdir = str(make_run_directory(parent))
 
 
 def _has_room(directory: Path) -> bool:

@@ -16,7 +16,7 @@ import grpc
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
-from gatekeeper_grpc.embedded import running_dsn
+from gatekeeper_grpc.embedded import exec_stub, running_dsn
 from gatekeeper_grpc.embedded.home import Home
 from tests.support.servers import Bearer
 from tests.support.waiting import eventually
@@ -143,8 +143,11 @@ class Gatekeeper:
 
 @contextmanager
 def serving(data_dir: Path, *options: str, **settings: str) -> Iterator[Gatekeeper]:
-    """Run `gatekeeper serve` on `data_dir` for the length of the block; it may end earlier. Settings are variables."""
-    with start("serve", *options, data_dir=data_dir, **settings) as process:
+    """Run `gatekeeper serve` on `data_dir` for the length of the block; it may end earlier. Settings are variables.
+
+    It ends with the thread that has started it, however that ends.
+    """
+    with start("serve", *options, data_dir=data_dir, launcher=_ends_with_us(), **settings) as process:
         try:
             yield Gatekeeper(process, data_dir)
         finally:
@@ -171,6 +174,12 @@ def start(
     command = [*launcher, sys.executable, *(["-m"] if program[0] != "-c" else []), *program, *arguments]
     environment = {**os.environ, **_QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _ends_with_us() -> tuple[str, ...]:
+    """A launcher: the process gets SIGINT when this one is killed, as the embedded PostgreSQL does."""
+    identity = (str(each) for each in (os.getpid(), os.geteuid(), os.getegid()))
+    return sys.executable, "-I", "-S", exec_stub.__file__, *identity
 
 
 def with_files(soft: int, hard: int) -> tuple[str, ...]:
