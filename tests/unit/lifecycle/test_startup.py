@@ -266,7 +266,15 @@ def test_the_wait_ends_as_soon_as_the_state_changes_without_polling() -> None:
             starting.start()
 
 
-def test_a_signal_that_another_thread_receives_interrupts_the_wait() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Handles SIGINT as Python does: a shell lets what it runs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_another_thread_receives_interrupts_the_wait(interruptible: None) -> None:
     with instance(NEVER, is_stored=False) as starting:
         starting.is_silent.set()
         interrupt = partial(signal.raise_signal, signal.SIGINT)
