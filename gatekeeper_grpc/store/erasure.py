@@ -4,17 +4,17 @@ In documents only what names the person is replaced, see `domain.redaction`; in 
 all that people wrote. The entry of the erasure hashes what each document was and has become.
 
 The long search in texts and documents runs before the head is locked, as of one revision; under the lock, only later
-changes are searched.
+changes are searched, and all that the erasure needs to know is asked for in one round trip.
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import rfc8785
+from psycopg import Cursor
 from psycopg.rows import class_row
 from pydantic import TypeAdapter
 
@@ -23,16 +23,17 @@ from gatekeeper_grpc.domain.erasure import PLACEHOLDER, Erased, Mention, StillNa
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Written
 from gatekeeper_grpc.domain.redaction import emptied_document, redacted_document
-from gatekeeper_grpc.store.hashed_sets import LeftSets, leave_sets
+from gatekeeper_grpc.store.hashed_sets import LeftSets, joined_sets, leave_sets
 from gatekeeper_grpc.store.logins import recordable
 from gatekeeper_grpc.store.mutations import Effect, Head, MutationRunner
-from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
+from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
+from gatekeeper_grpc.store.subjects import no_evidence
 
 _CODEC = TypeAdapter(Erased)
 _NAMED_AT_MOST = 20
 # A document may have 400 KB.
-_REDACTED_AT_ONCE = 50
+_READ_AT_ONCE = 50
 
 
 class Recorder(Protocol):
@@ -45,7 +46,7 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """The progress of a search for a person, and the audit documents found; it ends where the id is `named`."""
+    """What a search for a person found: audit documents, or where the id is `named`; and how far it came."""
 
     revision: int = 0
     audit_seq: int = 0
@@ -76,21 +77,22 @@ class ErasureStore:
         """
         if Mention(user_id).is_in(intent.change_reason):
             raise InvalidArgument.of("change_reason", "must not name the erased user: it stays in the audit log")
-        search = self._search_ahead(user_id)
+        ahead = self._search_ahead(user_id)
 
         def act(conn: Connection, head: Head) -> Effect[Erased]:
-            subject = find_subject(conn, user_id)
-            found = _search(conn, subject, search)
-            if found.named:
-                raise _still_named_error(user_id, found.named)
-            left = leave_sets(conn, subject.subject_id)
-            erased, evidence_hash = _erase(conn, head, subject, found.documents, left)
+            named, joined = still_named(conn, user_id, since=ahead.revision), joined_sets(conn, user_id)
+            typed, documents = _events_naming(conn, user_id), _documents_about(conn, user_id, ahead)
+            subject = find_subject(conn, user_id)  # In the pipeline, all of them take one round trip.
+            if still := ahead.named or named():
+                raise _still_named_error(user_id, still)
+            left = leave_sets(conn, subject.subject_id, joined())
+            _clear_events(conn, user_id, typed())
+            erased, evidence_hash = _erase(conn, head, subject, documents, left)
             if not intent.validate_only:
                 self._recorder.record(user_id, head.create_time)
             return Effect(result=erased, preview=erased, change=_change(subject, erased, evidence_hash, left))
 
-        # It reads with a named cursor.
-        return self._mutations.mutate(intent, act, codec=_CODEC, pipelined=False)
+        return self._mutations.mutate(intent, act, codec=_CODEC)
 
     @retry_lost_read
     def known_since(self) -> list[tuple[str, datetime]]:
@@ -103,9 +105,13 @@ class ErasureStore:
         """Search without a lock. Raises no error yet, because a retry gets the result of the first request."""
         with self._database.read() as conn:
             try:
-                return _search(conn, find_subject(conn, user_id), _Search())
+                find_subject(conn, user_id)
             except NotFound:
                 return _Search()
+            if named := still_named(conn, user_id)():
+                return _Search(named=named)
+            revision, audit_seq = one(conn.execute("SELECT revision, audit_seq FROM revision_head"))
+            return _Search(revision=revision, audit_seq=audit_seq, documents=documents_about(conn, user_id))
 
 
 def find_subject(conn: Connection, user_id: str) -> Subject:
@@ -124,16 +130,6 @@ def find_subject(conn: Connection, user_id: str) -> Subject:
     return subject
 
 
-def _search(conn: Connection, subject: Subject, done: _Search) -> _Search:
-    """Search what was written after `done`."""
-    named = done.named or still_named(conn, subject, since=done.revision)
-    if named:
-        return replace(done, named=named)
-    (audit_seq,) = one(conn.execute("SELECT audit_seq FROM revision_head"))
-    documents = documents_about(conn, subject, after=done.audit_seq)
-    return _Search(revision=current_revision(conn), audit_seq=audit_seq, documents=(*done.documents, *documents))
-
-
 # What people wrote. `needle` is the id as JSON text, without the quotes. Found in a name, it does not count.
 _LIVE_TEXT = """
     SELECT 'flag_keys', key, to_jsonb(tags || ARRAY[description, owner]) FROM feature_flags
@@ -146,18 +142,26 @@ _LIVE_TEXT = """
       AND (position(%(user_id)s in description) > 0 OR position(%(needle)s in conditions::text) > 0)
     UNION ALL
     SELECT 'user_ids', s.user_id, u.attributes FROM users u JOIN subjects s USING (subject_id)
-    WHERE u.revision > %(since)s AND u.subject_id <> %(subject_id)s AND position(%(needle)s in u.attributes::text) > 0
+    WHERE u.revision > %(since)s AND s.user_id <> %(user_id)s AND position(%(needle)s in u.attributes::text) > 0
 """
 
 
-def still_named(conn: Connection, subject: Subject, *, since: int = 0) -> StillNamed:
-    """Find flags, segments and users, changed after a revision, that name a person's id literally."""
-    mention = Mention(subject.user_id)
-    found: dict[str, list[str]] = {}
-    for kind, name, text in conn.execute(_LIVE_TEXT, {**_needles(subject), "since": since}):
-        if mention.is_in(text):
-            found.setdefault(kind, []).append(name)
-    return StillNamed(**{kind: tuple(sorted(names)) for kind, names in found.items()})
+def still_named(conn: Connection, user_id: str, *, since: int = 0) -> Callable[[], StillNamed]:
+    """Search flags, segments and users, changed after a revision, for a person's literal id.
+
+    Returns:
+        A function that waits for those that name it.
+    """
+    searching = conn.execute(_LIVE_TEXT, {"user_id": user_id, "needle": _needle(user_id), "since": since})
+
+    def named() -> StillNamed:
+        mention, found = Mention(user_id), dict[str, list[str]]()
+        for kind, name, text in searching:
+            if mention.is_in(text):
+                found.setdefault(kind, []).append(name)
+        return StillNamed(**{kind: tuple(sorted(names)) for kind, names in found.items()})
+
+    return named
 
 
 def _still_named_error(user_id: str, named: StillNamed) -> FailedPrecondition:
@@ -182,34 +186,59 @@ class _Document(NamedTuple):
             return emptied_document(self.resource_type, self.document)
         return redacted_document(self.resource_type, self.document, mention)
 
+    def is_about(self, mention: Mention) -> bool:
+        """Return whether it holds the person's attributes or literal id."""
+        return self.is_own or self.without(mention) != self.document
 
-_DOCUMENTS = """
-    SELECT d.seq, a.resource_type, a.resource_type = 'user' AND a.resource_key = %(subject)s, d.document
-    FROM audit_documents d JOIN audit_log a USING (seq)
+
+# Those found ahead, and of the later ones: those about the person, which an index finds, and those that hold the id.
+_DECLARE_DOCUMENTS = """
+    DECLARE documents NO SCROLL CURSOR FOR
+    WITH person AS (
+        SELECT subject_id::text AS key FROM subjects WHERE user_id = %(user_id)s
+    ), found AS (
+        SELECT unnest(%(ahead)s::bigint[]) AS seq
+        UNION
+        SELECT seq FROM audit_log
+        WHERE resource_type = 'user' AND resource_key = (SELECT key FROM person) AND seq > %(after)s
+        UNION
+        SELECT seq FROM audit_documents
+        WHERE seq > %(after)s AND position(convert_to(%(needle)s, 'UTF8') in document) > 0
+    )
+    SELECT seq, a.resource_type, a.resource_type = 'user' AND a.resource_key = (SELECT key FROM person), d.document
+    FROM found JOIN audit_log a USING (seq) JOIN audit_documents d USING (seq)
 """
-
-# Two queries, because an index finds the first.
-_OWN_DOCUMENTS = _DOCUMENTS + "WHERE a.resource_type = 'user' AND a.resource_key = %(subject)s AND a.seq > %(after)s"
-_DOCUMENTS_HOLDING = (
-    _DOCUMENTS + "WHERE d.seq > %(after)s AND position(convert_to(%(needle)s, 'UTF8') in d.document) > 0"
-)
+_FETCH_DOCUMENTS = "FETCH FORWARD 50 FROM documents"
 
 
-def documents_about(conn: Connection, subject: Subject, *, after: int = 0) -> list[int]:
-    """Find the audit documents, after an entry, that hold a person's attributes or literal id."""
-    mention = Mention(subject.user_id)
-    parameters = {**_needles(subject), "subject": str(subject.subject_id), "after": after}
-    found = {seq for seq, *_ in conn.execute(_OWN_DOCUMENTS, parameters)}
-    with conn.cursor(name="documents", row_factory=lambda _: _Document._make) as cursor:
-        for document in cursor.execute(_DOCUMENTS_HOLDING, parameters):
-            if document.without(mention) != document.document:
-                found.add(document.seq)
-    return sorted(found)
+def documents_about(conn: Connection, user_id: str) -> tuple[int, ...]:
+    """Find the audit documents that hold a person's attributes or literal id."""
+    mention = Mention(user_id)
+    read = _documents_about(conn, user_id, _Search())
+    return tuple(sorted(document.seq for batch in read for document in batch if document.is_about(mention)))
 
 
-def _needles(subject: Subject) -> dict[str, Any]:
-    needle = rfc8785.dumps(subject.user_id)[1:-1].decode()
-    return {"subject_id": subject.subject_id, "user_id": subject.user_id, "needle": needle}
+def _documents_about(conn: Connection, user_id: str, ahead: _Search) -> Iterator[list[_Document]]:
+    """Read the documents found ahead, as they are now, and later ones that may be about a person; waits when iterated.
+
+    Not with psycopg's cursor, which is no part of a pipeline.
+    """
+    wanted = {"ahead": list(ahead.documents), "after": ahead.audit_seq, "user_id": user_id, "needle": _needle(user_id)}
+    conn.execute(_DECLARE_DOCUMENTS, wanted)
+    return _batches(conn, conn.execute(_FETCH_DOCUMENTS, binary=True))
+
+
+def _batches(conn: Connection, fetching: Cursor[tuple[Any, ...]]) -> Iterator[list[_Document]]:
+    while batch := [_Document(*row) for row in fetching]:
+        yield batch
+        if len(batch) < _READ_AT_ONCE:
+            break
+        fetching = conn.execute(_FETCH_DOCUMENTS, binary=True)
+    conn.execute("CLOSE documents")
+
+
+def _needle(user_id: str) -> str:
+    return rfc8785.dumps(user_id)[1:-1].decode()
 
 
 # Results stored for retries, of mutations that concern the person or whose documents are about them.
@@ -220,20 +249,24 @@ _DELETE_RESULTS = """
 """
 
 
+# The attributes and the salt of its commitment are deleted with the subject.
+_DELETE_SUBJECT = """
+    DELETE FROM subjects WHERE subject_id = %(subject_id)s RETURNING subject_id
+"""
+
+
 def _erase(
-    conn: Connection, head: Head, subject: Subject, documents: Sequence[int], left: LeftSets
+    conn: Connection, head: Head, subject: Subject, documents: Iterable[list[_Document]], left: LeftSets
 ) -> tuple[Erased, bytes | None]:
     """Erase a subject; return what was erased, and the hash of the evidence about documents."""
-    who = {"subject_id": subject.subject_id, "documents": list(documents)}
+    redacted, evidence = _redact(conn, head, subject, documents)
+    who = {"subject_id": subject.subject_id, "documents": redacted}
     conn.execute(_DELETE_RESULTS, who)
-    evidence_hash = _redact(conn, head, subject, documents)
-    _clear_auth_events(conn, subject.user_id)
-    # The attributes and the salt of its commitment are deleted with the subject.
-    conn.execute("DELETE FROM subjects WHERE subject_id = %(subject_id)s", who)
+    one(conn.execute(_DELETE_SUBJECT, who))  # Waits for all of it, before anybody records that it is done.
     erased = Erased(
-        targets_removed=left.targets, memberships_removed=left.memberships, documents_redacted=len(documents)
+        targets_removed=left.targets, memberships_removed=left.memberships, documents_redacted=len(redacted)
     )
-    return erased, evidence_hash
+    return erased, evidence()
 
 
 _REDACT = """
@@ -241,30 +274,34 @@ _REDACT = """
 """
 
 
-def _redact(conn: Connection, head: Head, subject: Subject, seqs: Sequence[int]) -> bytes | None:
-    """Replace what names a person in documents; return the hash of the evidence, None if there are no documents."""
-    evidence_hash = None
-    unredacted = iter(seqs)
-    while batch := list(islice(unredacted, _REDACTED_AT_ONCE)):
-        redacted = list(_without(conn, subject, batch))
-        row = {
-            "erasure_seq": head.audit_seq,
-            "seqs": [seq for seq, _ in redacted],
-            # Not the old salts: with one, the erased id could be guessed from the old hash.
-            "salts": [secrets.token_bytes(SALT_BYTES) for _ in redacted],
-            "documents": [document for _, document in redacted],
-        }
-        (evidence_hash,) = one(conn.execute(_REDACT, row))
-    return evidence_hash
+def _redact(
+    conn: Connection, head: Head, subject: Subject, batches: Iterable[list[_Document]]
+) -> tuple[list[int], Callable[[], bytes | None]]:
+    """Replace what names a person in documents, as they are under the lock.
+
+    Returns:
+        The documents; and a function that waits for the hash of the evidence, None if there are no documents.
+    """
+    mention, seqs = Mention(subject.user_id), list[int]()
+    evidence: Callable[[], bytes | None] = no_evidence
+    for batch in batches:
+        redacted = [(document.seq, document.without(mention)) for document in batch if document.is_about(mention)]
+        if redacted:
+            seqs += [seq for seq, _ in redacted]
+            evidence = _replace(conn, head, redacted)
+    return seqs, evidence
 
 
-def _without(conn: Connection, subject: Subject, seqs: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-    """Read documents as they are under the lock, and yield them without the person."""
-    mention = Mention(subject.user_id)
-    parameters = {"subject": str(subject.subject_id), "seqs": list(seqs)}
-    with conn.cursor(row_factory=lambda _: _Document._make) as cursor:
-        for document in cursor.execute(_DOCUMENTS + "WHERE d.seq = ANY(%(seqs)s)", parameters):
-            yield document.seq, document.without(mention)
+def _replace(conn: Connection, head: Head, redacted: Sequence[tuple[int, bytes]]) -> Callable[[], bytes | None]:
+    row = {
+        "erasure_seq": head.audit_seq,
+        "seqs": [seq for seq, _ in redacted],
+        # Not the old salts: with one, the erased id could be guessed from the old hash.
+        "salts": [secrets.token_bytes(SALT_BYTES) for _ in redacted],
+        "documents": [document for _, document in redacted],
+    }
+    replacing = conn.execute(_REDACT, row)
+    return lambda: one(replacing)[0]
 
 
 # The name of an account, even a deleted one, is a key, and its events are evidence. A username is recorded as it was
@@ -276,21 +313,24 @@ _AUTH_EVENTS_NAMING = """
       AND NOT EXISTS (SELECT FROM audit_log a WHERE a.resource_type = 'admin_user' AND a.resource_key = e.username)
 """
 
-_SET_USERNAME = """
-    UPDATE auth_events SET username = %(username)s WHERE event_id = %(event_id)s
+_SET_USERNAMES = """
+    UPDATE auth_events e SET username = made.username
+    FROM unnest(%(event_ids)s::bigint[], %(usernames)s::text[]) AS made (event_id, username)
+    WHERE e.event_id = made.event_id
 """
 
 
-def _clear_auth_events(conn: Connection, user_id: str) -> None:
-    """Replace an id that somebody typed as the username of a login."""
+def _events_naming(conn: Connection, user_id: str) -> Callable[[], list[tuple[int, str]]]:
+    """Ask for the events in which somebody typed an id as the username of a login; return a function that waits."""
+    return conn.execute(_AUTH_EVENTS_NAMING, {"user_id": user_id, "typed": recordable(user_id)}).fetchall
+
+
+def _clear_events(conn: Connection, user_id: str, found: Sequence[tuple[int, str]]) -> None:
+    """Replace an id in these events."""
     mention, typed = Mention(user_id), recordable(user_id)
-    found = conn.execute(_AUTH_EVENTS_NAMING, {"user_id": user_id, "typed": typed}).fetchall()
-    rows = [
-        {"event_id": event_id, "username": PLACEHOLDER if username == typed else mention.replaced_in(username)}
-        for event_id, username in found
-    ]
-    if rows:
-        conn.cursor().executemany(_SET_USERNAME, rows)
+    usernames = [PLACEHOLDER if username == typed else mention.replaced_in(username) for _, username in found]
+    if found:
+        conn.execute(_SET_USERNAMES, {"event_ids": [event_id for event_id, _ in found], "usernames": usernames})
 
 
 def _change(subject: Subject, erased: Erased, evidence_hash: bytes | None, left: LeftSets) -> Change:

@@ -63,7 +63,7 @@ def _parts(conn: Connection, user_id: str) -> Iterator[ExportPart]:
     if subject is None:
         yield ExportedUser(user_id=user_id)
         return
-    named = still_named(conn, subject)
+    named = still_named(conn, user_id)()
     yield ExportedUser(
         user_id=user_id, subject_id=subject.subject_id, user=_known(conn, user_id), named_by=named.segment_keys
     )
@@ -107,7 +107,7 @@ _ENTRIES_NAMING = """
 
 def _entries(conn: Connection, subject: Subject) -> Iterator[DocumentedEntry]:
     by_subject_id = {seq for (seq,) in conn.execute(_ENTRIES_NAMING, {"subject": str(subject.subject_id)})}
-    seqs = sorted(by_subject_id.union(documents_about(conn, subject)))
+    seqs = sorted(by_subject_id.union(documents_about(conn, subject.user_id)))
     for first in range(0, len(seqs), _ENTRIES_AT_ONCE):
         for entry in documented_entries(conn, seqs[first : first + _ENTRIES_AT_ONCE]):
             yield _without_others(entry, subject)

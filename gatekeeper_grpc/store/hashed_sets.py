@@ -4,9 +4,9 @@ Each entry that changes a set holds its hash before and after, so that `gatekeep
 changed behind the log.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 from gatekeeper_grpc.domain.mutation import ResourceType
@@ -15,33 +15,43 @@ from gatekeeper_grpc.store.postgres.database import Connection, one
 
 # Triggers forget the hash of a set that a transaction without this setting changes.
 _COUNT_SETS = "SELECT set_config('gatekeeper.counts_sets', 'on', true)"
-_FETCH = "FETCH FORWARD 10000 FROM elements"
+_UUID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetTable:
-    """A kind of set: queries for its hash and for elements, by the id of the flag or segment that owns the set."""
+    """A kind of set, owned by flags or segments: queries for hashes and elements.
+
+    `read` is by the key of an owner, `write` by its id. `elements` are those of all sets, one a row; `packed` are those
+    of some sets: the subject ids of each set that end in the same suffix, in one value.
+    """
 
     resource: ResourceType
     read: LiteralString
     write: LiteralString
     elements: LiteralString
-    owner: LiteralString
+    packed: LiteralString
 
 
 TARGETS = SetTable(
     resource=ResourceType.TARGETS,
-    read="SELECT targets_count, targets_sum FROM feature_flags WHERE flag_id = %(owner_id)s",
+    read="SELECT flag_id, targets_count, targets_sum FROM feature_flags WHERE environment = '' AND key = %(key)s",
     write="UPDATE feature_flags SET targets_count = %(count)s, targets_sum = %(state)s WHERE flag_id = %(owner_id)s",
     elements="SELECT flag_id, uuid_send(subject_id) || convert_to(variant, 'UTF8') FROM targeted_users",
-    owner=" WHERE flag_id = %(owner_id)s",
+    packed="""
+        SELECT flag_id, convert_to(variant, 'UTF8'), string_agg(uuid_send(subject_id), ''::bytea) FROM targeted_users
+        WHERE flag_id = ANY(%(owner_ids)s) GROUP BY flag_id, variant
+    """,
 )
 MEMBERS = SetTable(
     resource=ResourceType.MEMBERS,
-    read="SELECT members_count, members_sum FROM segments WHERE segment_id = %(owner_id)s",
+    read="SELECT segment_id, members_count, members_sum FROM segments WHERE environment = '' AND key = %(key)s",
     write="UPDATE segments SET members_count = %(count)s, members_sum = %(state)s WHERE segment_id = %(owner_id)s",
     elements="SELECT segment_id, uuid_send(subject_id) FROM segment_members",
-    owner=" WHERE segment_id = %(owner_id)s",
+    packed="""
+        SELECT segment_id, ''::bytea, string_agg(uuid_send(subject_id), ''::bytea) FROM segment_members
+        WHERE segment_id = ANY(%(owner_ids)s) GROUP BY segment_id
+    """,
 )
 
 
@@ -63,10 +73,19 @@ def count_sets(conn: Connection) -> None:
     conn.execute(_COUNT_SETS)
 
 
-def read_hash(conn: Connection, sets: SetTable, owner_id: int) -> SetHash:
-    """Return the hash of a set before a change; reads the whole set only if the hash is unknown."""
-    count, state = one(conn.execute(sets.read, {"owner_id": owner_id}))
-    return SetHash.from_state(count, state) if state else _computed(conn, sets, owner_id)
+def read_hash(conn: Connection, sets: SetTable, key: str) -> Callable[[], SetHash]:
+    """Ask for the hash of the set of an existing flag or segment, before a change.
+
+    Returns:
+        A function that waits for it. It reads the whole set only if the hash is unknown, in one round trip more.
+    """
+    reading = conn.execute(sets.read, {"key": key})
+
+    def read() -> SetHash:
+        owner_id, count, state = one(reading)
+        return SetHash.from_state(count, state) if state else _compute(conn, sets, [owner_id])()[owner_id]
+
+    return read
 
 
 def write_hash(
@@ -84,17 +103,21 @@ def write_hash(
     return SetChange(owner_id=owner_id, before=before, after=after)
 
 
-def _computed(conn: Connection, sets: SetTable, owner_id: int) -> SetHash:
-    conn.execute("DECLARE elements NO SCROLL CURSOR FOR " + sets.elements + sets.owner, {"owner_id": owner_id})
-    computed = EMPTY.changed(added=(element for _, element in _fetched(conn)))
-    conn.execute("CLOSE elements")
-    return computed
+def _compute(conn: Connection, sets: SetTable, owner_ids: Sequence[int]) -> Callable[[], Mapping[int, SetHash]]:
+    """Ask for all elements of some sets, 16 bytes each; return a function that waits for them and hashes the sets."""
+    reading = conn.execute(sets.packed, {"owner_ids": owner_ids}, binary=True)
+
+    def compute() -> Mapping[int, SetHash]:
+        hashes = dict.fromkeys(owner_ids, EMPTY)
+        for owner_id, suffix, packed in reading:
+            hashes[owner_id] = hashes[owner_id].changed(added=_unpacked(packed, suffix))
+        return hashes
+
+    return compute
 
 
-def _fetched(conn: Connection) -> Iterator[tuple[int, bytes]]:
-    """Yield the rows of the cursor; not by psycopg's, which is no part of a pipeline."""
-    while rows := conn.execute(_FETCH, binary=True).fetchall():
-        yield from rows
+def _unpacked(packed: bytes, suffix: bytes) -> Iterator[bytes]:
+    return (packed[at : at + _UUID_BYTES] + suffix for at in range(0, len(packed), _UUID_BYTES))
 
 
 # --- Erasure ----------------------------------------------------------------------------------------------------------
@@ -109,12 +132,30 @@ class LeftSets:
     documents: list[dict[str, Any]]
 
 
+class JoinedSet(NamedTuple):
+    """A set that a person is in, as which element; and its stored hash, None: unknown."""
+
+    kind: str
+    key: str
+    owner_id: int
+    element: bytes
+    size: int | None
+    state: bytes | None
+
+    @property
+    def hash(self) -> SetHash | None:
+        """Its hash; None: unknown."""
+        return SetHash.from_state(self.size or 0, self.state) if self.state else None
+
+
 _JOINED = """
-    SELECT 'targets', f.key, f.flag_id, uuid_send(t.subject_id) || convert_to(t.variant, 'UTF8')
-    FROM targeted_users t JOIN feature_flags f USING (flag_id) WHERE t.subject_id = %(subject_id)s
+    WITH person AS (SELECT subject_id FROM subjects WHERE user_id = %(user_id)s)
+    SELECT 'targets', f.key, f.flag_id, uuid_send(t.subject_id) || convert_to(t.variant, 'UTF8'),
+           f.targets_count, f.targets_sum
+    FROM person JOIN targeted_users t USING (subject_id) JOIN feature_flags f USING (flag_id)
     UNION ALL
-    SELECT 'members', s.key, s.segment_id, uuid_send(m.subject_id)
-    FROM segment_members m JOIN segments s USING (segment_id) WHERE m.subject_id = %(subject_id)s
+    SELECT 'members', s.key, s.segment_id, uuid_send(m.subject_id), s.members_count, s.members_sum
+    FROM person JOIN segment_members m USING (subject_id) JOIN segments s USING (segment_id)
     ORDER BY 1, 2
 """
 
@@ -126,17 +167,30 @@ _LEAVE = """
 _KINDS = {sets.resource.value: sets for sets in (TARGETS, MEMBERS)}
 
 
-def leave_sets(conn: Connection, subject_id: UUID) -> LeftSets:
-    """Remove a person from all targets and members."""
+def joined_sets(conn: Connection, user_id: str) -> Callable[[], list[JoinedSet]]:
+    """Ask for the sets that a person is in; return a function that waits for them."""
+    reading = conn.execute(_JOINED, {"user_id": user_id})
+    return lambda: [JoinedSet._make(row) for row in reading]
+
+
+def leave_sets(conn: Connection, subject_id: UUID, joined: Sequence[JoinedSet]) -> LeftSets:
+    """Remove a person from all targets and members. Waits only for sets whose hash is unknown, once for all of them."""
     count_sets(conn)
-    joined = conn.execute(_JOINED, {"subject_id": subject_id}).fetchall()
-    documents = [_leave(conn, *one_set) for one_set in joined]
+    before = _hashes(conn, joined)
+    documents = [_leave(conn, one_set, before[one_set.kind, one_set.owner_id]) for one_set in joined]
     conn.execute(_LEAVE, {"subject_id": subject_id})
-    targets = sum(kind == ResourceType.TARGETS for kind, *_ in joined)
+    targets = sum(one_set.kind == ResourceType.TARGETS for one_set in joined)
     return LeftSets(targets=targets, memberships=len(joined) - targets, documents=documents)
 
 
-def _leave(conn: Connection, kind: str, key: str, owner_id: int, element: bytes) -> dict[str, Any]:
-    sets = _KINDS[kind]
-    change = write_hash(conn, sets, owner_id, read_hash(conn, sets, owner_id), removed=[element])
-    return {"resource_type": kind, "key": key, **change.document()}
+def _hashes(conn: Connection, joined: Sequence[JoinedSet]) -> Mapping[tuple[str, int], SetHash]:
+    """Return the hash of each set, by kind and owner; reads all sets whose hash is unknown, in one round trip."""
+    known = {(one_set.kind, one_set.owner_id): one_set.hash for one_set in joined if one_set.hash}
+    unknown = {kind: [s.owner_id for s in joined if s.kind == kind and not s.hash] for kind in _KINDS}
+    computing = {kind: _compute(conn, _KINDS[kind], owner_ids) for kind, owner_ids in unknown.items() if owner_ids}
+    return known | {(kind, owner_id): found for kind in computing for owner_id, found in computing[kind]().items()}
+
+
+def _leave(conn: Connection, joined: JoinedSet, before: SetHash) -> dict[str, Any]:
+    change = write_hash(conn, _KINDS[joined.kind], joined.owner_id, before, removed=[joined.element])
+    return {"resource_type": joined.kind, "key": joined.key, **change.document()}

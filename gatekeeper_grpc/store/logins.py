@@ -126,11 +126,11 @@ class LoginStore:
             FailedPrecondition: The password must be changed first.
             Unauthenticated: No enabled admin user has that name and hash any more.
         """
-        with self._database.write() as conn:
+        with self._database.write(pipelined=True) as conn:
             owner = _lock_owner(conn, _OWNER_BY_CREDENTIALS, {"username": username, "password_hash": password_hash})
             if owner is None:
                 raise Unauthenticated.credentials()
-            if not to_change_password and conn.execute(_MUST_CHANGE, {"admin_id": owner.admin_id}).rowcount:
+            if not to_change_password and conn.execute(_MUST_CHANGE, {"admin_id": owner.admin_id}).fetchall():
                 raise FailedPrecondition.password_change_required(owner.username)
             if new_hash is not None:
                 conn.execute(_REHASH, {"admin_id": owner.admin_id, "new_hash": new_hash})
@@ -138,7 +138,7 @@ class LoginStore:
             token = {"token_hash": _sha256(refresh_token), "expire_time": expire_time, "address": address}
             conn.execute(_BEGIN, {**token, "family_id": caller.session_id, "admin_id": owner.admin_id})
             _record(conn, AuthEvent.LOGIN_SUCCEEDED, username=owner.username, peer=peer)
-            if conn.execute(_END_OLDEST, {"admin_id": owner.admin_id, "kept": MAX_SESSIONS}).rowcount:
+            if conn.execute(_END_OLDEST, {"admin_id": owner.admin_id, "kept": MAX_SESSIONS}).fetchall():
                 _record(conn, AuthEvent.SESSION_DISPLACED, username=owner.username, peer=peer)
         return caller
 
@@ -160,14 +160,14 @@ class LoginStore:
             Unavailable: The client no longer waits.
         """
         token = {"token_hash": _sha256(exchange.token)}
-        with self._database.write() as conn:
+        with self._database.write(pipelined=True) as conn:
             owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
             exchanged = owner and (_exchange(conn, owner, exchange) or _repeat(conn, owner, exchange, peer=peer))
             if exchanged and not is_awaited():
                 raise Unavailable("the client left before its refresh token was exchanged")
             if exchanged:
                 return exchanged
-            if owner and conn.execute(_REVOKE_IF_SPENT, token).rowcount:
+            if owner and conn.execute(_REVOKE_IF_SPENT, token).fetchall():
                 _record(conn, AuthEvent.REFRESH_REUSED, username=owner.username, peer=peer)
         # Not inside the transaction: the error would roll the revocation back.
         raise Unauthenticated.credentials()
@@ -194,10 +194,10 @@ class LoginStore:
             Unauthenticated: The caller is no longer current.
         """
         wanted = {"session_id": session_id, "admin_id": owner_id}
-        with self._database.write() as conn:
+        with self._database.write(pipelined=True) as conn:
             require_current_caller(conn)
             owner = _lock_owner(conn, _OWNER_OF_SESSION, wanted)
-            if owner is None or not conn.execute(_REVOKE_SESSION, wanted).rowcount:
+            if owner is None or not conn.execute(_REVOKE_SESSION, wanted).fetchall():
                 raise NotFound.session(str(session_id))
             actor = "" if owner.admin_id == caller.admin_id else caller.name
             _record(conn, AuthEvent.SESSION_REVOKED, username=owner.username, peer=peer, actor=actor)
@@ -206,9 +206,9 @@ class LoginStore:
     def revoke(self, refresh_token: str, *, peer: str = "") -> None:
         """Delete the family of a refresh token, spent or not, and record the logout; no-op without a family."""
         token = {"token_hash": _sha256(refresh_token)}
-        with self._database.write() as conn:
+        with self._database.write(pipelined=True) as conn:
             owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
-            if owner and conn.execute(_REVOKE, token).rowcount:
+            if owner and conn.execute(_REVOKE, token).fetchall():
                 _record(conn, AuthEvent.LOGGED_OUT, username=owner.username, peer=peer)
 
     def record_failure(self, username: str, *, peer: str = "", locked_out: bool = False) -> None:
@@ -222,7 +222,7 @@ class LoginStore:
     @retry_conflicts
     def _record_failure(self, event: AuthEvent, username: str, *, peer: str, locked_out: bool) -> None:
         # Who hangs up early must not fail unrecorded.
-        with detached(), self._database.write() as conn:
+        with detached(), self._database.write(pipelined=True) as conn:
             _record(conn, event, username=username, peer=peer)
             if locked_out:
                 _record(conn, AuthEvent.LOCKED_OUT, username=username, peer=peer)
@@ -363,7 +363,7 @@ _END_OLDEST = """
     DELETE FROM refresh_tokens WHERE admin_id = %(admin_id)s AND family_id IN (
         SELECT family_id FROM refresh_tokens WHERE admin_id = %(admin_id)s AND spent_time IS NULL
         ORDER BY COALESCE(login_time, create_time) DESC, family_id OFFSET %(kept)s
-    )
+    ) RETURNING family_id
 """
 
 # The nonce of the token before is deleted: its successor has now been used.
@@ -442,19 +442,20 @@ LIST_SESSIONS = """
 """
 
 _REVOKE_SESSION = """
-    DELETE FROM refresh_tokens WHERE family_id = %(session_id)s
+    DELETE FROM refresh_tokens WHERE family_id = %(session_id)s RETURNING family_id
 """
 
 _REVOKE = """
     DELETE FROM refresh_tokens
     WHERE family_id = (SELECT family_id FROM refresh_tokens WHERE token_hash = %(token_hash)s)
+    RETURNING family_id
 """
 
 _REVOKE_IF_SPENT = """
     DELETE FROM refresh_tokens
     WHERE family_id = (
         SELECT family_id FROM refresh_tokens WHERE token_hash = %(token_hash)s AND spent_time IS NOT NULL
-    )
+    ) RETURNING family_id
 """
 
 

@@ -69,10 +69,11 @@ class MemberStore:
 
     def _edit(self, what: str, query: LiteralString, edit: MemberEdit, intent: Intent) -> Written[int]:
         def act(conn: Connection, head: Head) -> Effect[int]:
+            hash_before = read_hash(conn, MEMBERS, edit.segment_key)
             segment = find_segment(conn, edit.segment_key, etag=edit.etag)
             evidence_hash = ensure_subjects(conn, head, edit.user_ids) if query is _ADD else no_evidence
             count_sets(conn)
-            before = read_hash(conn, MEMBERS, segment.segment_id)
+            before = hash_before()
             wanted = {"segment_id": segment.segment_id, "user_ids": list(edit.user_ids)}
             subjects = sorted(subject for (subject,) in conn.execute(query, wanted))
             if not subjects:

@@ -39,10 +39,11 @@ class TargetStore:
         """
 
         def act(conn: Connection, head: Head) -> Effect[TargetEditResult]:
+            hash_before = read_hash(conn, TARGETS, edit.flag_key)
             flag = find_flag(conn, edit.flag_key, etag=edit.etag)
             evidence_hash = no_evidence if edit.variant is None else ensure_subjects(conn, head, edit.user_ids)
             count_sets(conn)
-            before = read_hash(conn, TARGETS, flag.flag_id)
+            before = hash_before()
             done = _remove(conn, flag, edit) if edit.variant is None else _add(conn, flag, edit, edit.variant)
             if not done.lost and not done.gained:
                 return unchanged(TargetEditResult())

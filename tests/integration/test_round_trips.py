@@ -6,7 +6,6 @@ from itertools import count
 from uuid import uuid4
 
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, RateTier
@@ -54,8 +53,9 @@ def node() -> Iterator[Node]:
 
 @contextmanager
 def far_database(node: Node) -> Iterator[tuple[Database, RoundTrips]]:
-    with counting_proxy(node.port) as (port, trips):
-        database = Database(make_conninfo(node.dsn, port=port, sslmode="disable", gssencmode="disable"), pool_size=2)
+    trips = RoundTrips()
+    with counting_proxy(node.dsn, trips) as dsn:
+        database = Database(dsn, pool_size=2)
         database.open()
         yield database, trips
         database.close()
@@ -66,7 +66,7 @@ def intent() -> Intent:
 
 
 def changes(database: Database) -> dict[str, Callable[[], object]]:
-    """One change of each kind, on resources of its own; each may be repeated. An erasure searches, and is not here."""
+    """One change of each kind, on resources of its own; each may be repeated."""
     mutations = MutationRunner(database, KEYS.data)
     flags, targets = FlagStore(database, mutations), TargetStore(database, mutations)
     segments, members = SegmentStore(database, mutations), MemberStore(database, mutations)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Barrier
@@ -129,14 +129,20 @@ _TABLES = """
 
 
 @contextmanager
-def installed(postgres: str) -> Iterator[Installation]:
-    """Run an installation that knows the segments of `SEGMENT_KEYS` and one admin user of each role."""
+def installed(
+    postgres: str, *, through: Callable[[str], AbstractContextManager[str]] = nullcontext
+) -> Iterator[Installation]:
+    """Run an installation that knows the segments of `SEGMENT_KEYS` and one admin user of each role.
+
+    `through` leads the server to the database of a DSN by another one.
+    """
     with ExitStack() as stack:
         dsn = stack.enter_context(new_database(postgres))
+        server_dsn = stack.enter_context(through(dsn))
         with psycopg.connect(dsn) as conn:
             conn.execute(_INSERT_SEGMENTS, [list(SEGMENT_KEYS)])
         # A short poll ends the server's threads soon.
-        server = GatekeeperServer(settings_for_tests(refresh_interval_s=0.1), dsn=dsn, keys=KEYS)
+        server = GatekeeperServer(settings_for_tests(refresh_interval_s=0.1), dsn=server_dsn, keys=KEYS)
         server.start()
         stack.callback(server.stop)
         tokens = {None: ""} | {role: token_for(dsn, role) for role in Role}

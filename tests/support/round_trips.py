@@ -2,15 +2,19 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
-_BEGIN, _COMMIT = b"BEGIN ISOLATION", b"COMMIT\0"
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+# A read begins at another level.
+_BEGIN, _COMMIT = b"BEGIN ISOLATION LEVEL READ COMMITTED\0", b"COMMIT\0"
 _CHUNK_BYTES = 1 << 16
 
 
 class RoundTrips:
-    """Counts, for each committed transaction, how often its client spoke after the server had, BEGIN and COMMIT too."""
+    """Counts, for each committed change, how often its client spoke after the server had, BEGIN and COMMIT too."""
 
     def __init__(self) -> None:
         self._counts: list[int] = []
@@ -29,25 +33,34 @@ class RoundTrips:
 
 
 @contextmanager
-def counting_proxy(port: int) -> Iterator[tuple[int, RoundTrips]]:
-    """Forward a port of its own to a port of loopback; yield it with what it counts. The connections must be plain."""
-    counts = RoundTrips()
+def counting_proxy(dsn: str, counts: RoundTrips) -> Iterator[str]:
+    """Forward a port of loopback to a database; yield the DSN that leads through it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_accept, args=(listener, port, counts), daemon=True)
+        thread = threading.Thread(target=_accept, args=(listener, conninfo_to_dict(dsn), counts), daemon=True)
         thread.start()
         try:
-            yield listener.getsockname()[1], counts
+            port = listener.getsockname()[1]
+            # What is encrypted cannot be read.
+            yield make_conninfo(dsn, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable")
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
 
 
-def _accept(listener: socket.socket, port: int, counts: RoundTrips) -> None:
+def _accept(listener: socket.socket, target: Mapping[str, Any], counts: RoundTrips) -> None:
     with suppress(OSError):  # The listener was shut down.
         while True:
             client, _ = listener.accept()
-            server = socket.create_connection(("127.0.0.1", port))
+            server = _connect(target["host"], int(target.get("port") or 5432))
             threading.Thread(target=_carry, args=(client, server, _Conversation(counts)), daemon=True).start()
+
+
+def _connect(host: str, port: int) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, port))
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(f"{host}/.s.PGSQL.{port}")
+    return server
 
 
 def _carry(client: socket.socket, server: socket.socket, conversation: "_Conversation") -> None:
@@ -62,15 +75,17 @@ class _Conversation:
     def __init__(self, counts: RoundTrips) -> None:
         self._counts = counts
         self._is_answered = True
+        self._is_changing = False
         self._count = 0
 
     def asked(self, data: bytes) -> None:
         if _BEGIN in data:
-            self._count, self._is_answered = 0, True
+            self._count, self._is_answered, self._is_changing = 0, True, True
         self._count += self._is_answered
         self._is_answered = False
-        if _COMMIT in data:
+        if _COMMIT in data and self._is_changing:
             self._counts.add(self._count)
+            self._is_changing = False
 
     def answered(self, _data: bytes) -> None:
         self._is_answered = True

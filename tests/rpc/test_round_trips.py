@@ -1,0 +1,112 @@
+"""What each RPC that changes something costs far from the database: round trips, from BEGIN to COMMIT."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import LiteralString
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_grpc.domain.caller import Role
+from tests.support.clients import TIMEOUT_S, Installation, installed, send
+from tests.support.mutations import FLAG, MUTATIONS
+from tests.support.round_trips import RoundTrips, counting_proxy
+from tests.support.successes import SERVICES, SUCCESSES
+from tests.support.traces import DOCUMENTS_OF_A_LIFE, FLAGS, SEGMENTS, live
+
+MOST = 6
+# psycopg prepares a statement when it is used for the sixth time on a connection.
+REPEATS = 12
+READS = ("Get", "List", "Verify", "Export")
+CHANGES = [
+    method.name
+    for service in ("AdminService", "AuthService")
+    for method in SERVICES[service].methods
+    if not method.name.startswith(READS)
+]
+
+
+@pytest.fixture(scope="module")
+def trips() -> RoundTrips:
+    return RoundTrips()
+
+
+@pytest.fixture(scope="module")
+def installation(postgres: str, trips: RoundTrips) -> Iterator[Installation]:
+    with installed(postgres, through=partial(counting_proxy, counts=trips)) as installation:
+        yield installation
+
+
+@pytest.mark.parametrize("rpc", CHANGES)
+def test_an_rpc_changes_in_six_round_trips(installation: Installation, trips: RoundTrips, rpc: str) -> None:
+    trips.taken()
+    for _ in range(REPEATS):
+        SUCCESSES[rpc](installation)
+
+    taken = trips.taken()
+    assert len(taken) >= REPEATS
+    assert max(taken) <= MOST
+
+
+# --- Sets whose hash is unknown --------------------------------------------------------------------------------------
+
+FORGET: tuple[LiteralString, ...] = (
+    "UPDATE feature_flags SET targets_count = NULL, targets_sum = NULL",
+    "UPDATE segments SET members_count = NULL, members_sum = NULL",
+)
+EDITS = [rpc for rpc, mutation in MUTATIONS.items() if mutation.resource in {"targets", "members"}]
+
+
+def forget_hashes(installation: Installation) -> None:
+    """Forget the hashes of all sets, as the trigger does when somebody changes a set behind the log."""
+    for statement in FORGET:
+        installation.execute(statement)
+
+
+@pytest.mark.parametrize("rpc", EDITS)
+def test_so_does_the_first_change_of_an_unhashed_set(installation: Installation, trips: RoundTrips, rpc: str) -> None:
+    key = MUTATIONS[rpc].make(installation)
+    forget_hashes(installation)
+    trips.taken()
+
+    MUTATIONS[rpc].ask(installation, key)
+
+    assert max(trips.taken()) <= MOST
+
+
+# --- Erasure ---------------------------------------------------------------------------------------------------------
+
+
+def erase(installation: Installation, user_id: str) -> pb.EraseUserResponse:
+    return installation.admin_as(Role.ADMIN).EraseUser(pb.EraseUserRequest(user_id=user_id), timeout=TIMEOUT_S)
+
+
+def test_so_does_the_erasure_of_one_who_left_traces(installation: Installation, trips: RoundTrips) -> None:
+    live(installation.admin, "carla")
+    forget_hashes(installation)
+    trips.taken()
+
+    erased = erase(installation, "carla")
+
+    assert (erased.targets_removed, erased.memberships_removed) == (len(FLAGS), len(SEGMENTS))
+    assert erased.documents_redacted == DOCUMENTS_OF_A_LIFE
+    assert max(trips.taken()) <= MOST
+
+
+def test_fifty_more_documents_cost_one_round_trip_more(installation: Installation, trips: RoundTrips) -> None:
+    key = FLAG.make(installation, "named-often")
+    send(installation.admin, "AddTargets", pb.AddTargetsRequest(flag_key=key, user_ids=["dora"], value=True))
+    for number in range(120):
+        enabled = Flag(key=key, enabled=number % 2 == 0)
+        mask = FieldMask(paths=["enabled"])
+        request = pb.UpdateFlagRequest(flag=enabled, update_mask=mask, change_reason="dora asked")
+        send(installation.admin, "UpdateFlag", request)
+    trips.taken()
+
+    erased = erase(installation, "dora")
+
+    assert erased.documents_redacted == 120
+    # Two of the three batches wait for the one before, and no hash of a set was unknown.
+    assert max(trips.taken()) == MOST + 1
