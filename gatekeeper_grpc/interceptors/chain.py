@@ -24,6 +24,7 @@ from gatekeeper_grpc.interceptors.body import (
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
+from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream, RequestReader, arrival_of
@@ -83,19 +84,25 @@ class Stages(grpc.ServerInterceptor):
     """How long a request stream may be silent, and a response unread."""
     max_ages_s: Mapping[PoolName, float] = field(default_factory=lambda: MAX_AGES_S)
     """How long a stream may be open, by pool; infinite for a pool that is not here."""
+    _nearest: NearestMethod = field(init=False, repr=False)
     _served: dict[str, tuple[_Handler, _Handler]] = field(init=False, default_factory=dict, repr=False)
     """By method: the servicer's handler, and the one with its stages."""
+
+    def __post_init__(self) -> None:
+        """Know the names of the methods."""
+        object.__setattr__(self, "_nearest", NearestMethod(self.policies))
 
     def intercept_service(
         self, continuation: Callable[[Any], _Handler | None], handler_call_details: grpc.HandlerCallDetails
     ) -> _Handler | None:
-        """Return the handler with its stages; None for an unknown method, which stays UNIMPLEMENTED.
+        """Return the handler with its stages; of an unknown method, one that refuses the call.
 
         Runs on the one serving thread, so takes constant time.
         """
         name, handler = handler_call_details.method, continuation(handler_call_details)
         if handler is None:
-            return None
+            refusing: _Handler = unknown_method_handler(name, self._nearest, self.pools[PoolName.OPERATIONS])
+            return refusing
         known, served = self._served.get(name, (None, None))
         if known is not handler:
             served = _with_stages(name, handler, self)

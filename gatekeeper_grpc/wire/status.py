@@ -46,6 +46,12 @@ class RequestTimeout(GatekeeperError):
     reason = "REQUEST_TIMEOUT"
 
 
+class MethodNotFound(GatekeeperError):
+    """The server has no method of the name that was called; no domain kind either."""
+
+    reason = "METHOD_NOT_FOUND"
+
+
 CODES: Mapping[type[GatekeeperError], grpc.StatusCode] = MappingProxyType(
     {
         InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -60,6 +66,7 @@ CODES: Mapping[type[GatekeeperError], grpc.StatusCode] = MappingProxyType(
         Unavailable: grpc.StatusCode.UNAVAILABLE,
         CallAbandoned: grpc.StatusCode.CANCELLED,
         RequestTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+        MethodNotFound: grpc.StatusCode.UNIMPLEMENTED,
     }
 )
 

@@ -170,13 +170,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on
     another connection. Example metadata: limit = "90".
     """
+    ERROR_REASON_METHOD_NOT_FOUND: _ErrorReason.ValueType  # 62
+    """UNIMPLEMENTED: the server has no method of that name on this port. Example metadata: method =
+    "/gatekeeper.v1.AdminService/GetFlags", nearest = "/gatekeeper.v1.AdminService/GetFlag", if one
+    is near.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
     "gatekeeper", its `reason` is the name of a value below without the prefix (for example
     "FLAG_NOT_FOUND"), and its `metadata` has the variables of the message. Errors of gRPC itself
-    have none: UNIMPLEMENTED for an unknown method, and RESOURCE_EXHAUSTED for a request above 4 MiB
-    and 16 KiB.
+    have none, such as RESOURCE_EXHAUSTED for a request above 4 MiB and 16 KiB.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -326,5 +330,10 @@ default. The message says what to ask for instead. Example metadata: size = "436
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 61
 """RESOURCE_EXHAUSTED: this connection has as many streams open as it may. Open further ones on
 another connection. Example metadata: limit = "90".
+"""
+ERROR_REASON_METHOD_NOT_FOUND: ErrorReason.ValueType  # 62
+"""UNIMPLEMENTED: the server has no method of that name on this port. Example metadata: method =
+"/gatekeeper.v1.AdminService/GetFlags", nearest = "/gatekeeper.v1.AdminService/GetFlag", if one
+is near.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
