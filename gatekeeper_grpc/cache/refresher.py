@@ -49,6 +49,10 @@ class SnapshotSource(FallbackSource, Protocol):
         """Load everything; reuse parts of `sharing` that are unchanged."""
         ...
 
+    def load_since(self, base: Snapshot, *, paced: bool = True) -> Snapshot:
+        """Load what changed since `base`; if that means everything, without rests unless `paced`."""
+        ...
+
     def head(self) -> int:
         """Read the newest revision, and nothing else."""
         ...
@@ -82,8 +86,9 @@ class Refresher:
     each of `announcements` listens, and requests a refresh when another instance announces a revision. Two threads
     exist only while they have work:
 
-    - Every `reload_interval_s` one loads everything, in case change log and tables disagree. It never delays the
-      refresh thread, and brings its snapshot up to date before it publishes it.
+    - Every `reload_interval_s` one loads everything, in case change log and tables disagree; and soon after a start
+      from a stored snapshot. It never delays the refresh thread, and brings its snapshot up to date before it publishes
+      it.
     - When a call needs a revision that is not served, one reads the newest revision. So a revision that does not exist
       is refused even while a long load is under way.
 
@@ -184,6 +189,7 @@ class Refresher:
             self._cache.request_refresh()
 
     def _refresh(self) -> None:
+        base, is_confirmed = self._cache.peek(), self._is_confirmed()
         try:
             self._refresh_from_any()
         except Exception:
@@ -192,9 +198,15 @@ class Refresher:
             self._wake_listeners()  # Their connections may be dead, too.
             raise
         self._failing_since = None
+        if base and not is_confirmed and self._cache.current().whole_at == base.whole_at:
+            self._reload_due_at = -math.inf  # An earlier process loaded the whole; this one has seen changes only.
         if time.monotonic() >= self._reload_due_at:
             self._reloading.request()
             self._reload_due_at = time.monotonic() + self._reload_interval_s
+
+    def _is_confirmed(self) -> bool:
+        """Whether the database has ever confirmed what is served."""
+        return math.isfinite(self._cache.unconfirmed_s())
 
     def _wake_listeners(self) -> None:
         for source in self._announcements:
@@ -221,7 +233,9 @@ class Refresher:
     def _publish_since(self, base: Snapshot) -> bool:
         """Publish what changed since `base`; False when the database lacks, or seems to lack, the served revision."""
         try:
-            return self._publish(lambda: self._source.load_since(base), instead_of=base)
+            # What no database has confirmed is served only for want of a better one: then loading comes first.
+            rests = {} if self._is_confirmed() else {"paced": False}
+            return self._publish(partial(self._source.load_since, base, **rests), instead_of=base)
         except HistoryLost:
             _log.error("history_lost", last_served_revision=base.revision)
             return False

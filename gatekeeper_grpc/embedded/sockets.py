@@ -28,19 +28,29 @@ def socket_directory(link: Path, account: Account) -> Iterator[Path]:
     """Make the directory for the socket, and remove it after the block.
 
     Args:
-        link: A symbolic link to make to it: other processes follow it, and the next start cleans up after a kill.
+        link: Where `link_socket_directory` may link to it.
         account: The account that runs postgres.
     """
-    remove_socket_directory(link)
     outer = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
     inner = outer / "socket"
-    link.symlink_to(inner)
     try:
         inner.mkdir(mode=0o700)
         os.chown(inner, account.uid, account.gid)
         yield inner
     finally:
+        if _leads_to(link, inner):
+            link.unlink()
+        shutil.rmtree(outer)
+
+
+def link_socket_directory(link: Path, socket_dir: Path) -> None:
+    """Link to the directory: other processes follow the link, and the next start cleans up after a kill.
+
+    The directory that it led to before is removed: call this when the server of that one has ended.
+    """
+    if not _leads_to(link, socket_dir):
         remove_socket_directory(link)
+        link.symlink_to(socket_dir)
 
 
 def remove_socket_directory(link: Path) -> None:
@@ -57,6 +67,10 @@ def dsn(socket_dir: Path) -> str:
     """Return the libpq URI of the database behind the socket in `socket_dir`."""
     # Without a port the client's PGPORT would count.
     return f"postgresql://{DB_USER}@/{DATABASE}?host={quote(str(socket_dir), safe='')}&port={PORT}"
+
+
+def _leads_to(link: Path, socket_dir: Path) -> bool:
+    return link.is_symlink() and link.readlink() == socket_dir
 
 
 def _is_our_directory(path: Path) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import structlog
 
@@ -25,7 +25,7 @@ from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.embedded.locks import is_locked
 from gatekeeper_grpc.embedded.postmaster import Postmaster
 from gatekeeper_grpc.embedded.programs import Programs
-from gatekeeper_grpc.embedded.sockets import dsn, socket_directory
+from gatekeeper_grpc.embedded.sockets import dsn, link_socket_directory, socket_directory
 
 _DEFAULTS: Mapping[str, str] = MappingProxyType(
     {
@@ -53,13 +53,14 @@ _RETRY_S = 1.0
 _JOIN_TIMEOUT_S = 60.0
 
 _log = structlog.get_logger()
+_Result = TypeVar("_Result")
 
 
 class EmbeddedPostgres:
     """A PostgreSQL server with its data in `data_dir`, from `start` to `stop`.
 
     Any user can start it; for root it runs as `postgres` or `nobody`. Only processes of the user who started it, and of
-    root, can connect. Use an object from one thread, and start it before gRPC.
+    root, can connect. Use an object from one thread, but for `wait_until_ready`.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class EmbeddedPostgres:
         self._thread: threading.Thread | None = None
         self._postmaster: Postmaster | None = None
         self._dsn: str | None = None
+        # The result of the latest attempt to start: the thread replaces it before each further one.
+        self._ready = Future[None]()
 
     @property
     def dsn(self) -> str:
@@ -98,21 +101,40 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedDatabaseError: It cannot run; nothing is left running.
         """
+        self.begin()
+        try:
+            self.wait_until_ready()
+        except BaseException:  # Ctrl-C included.
+            self.stop()
+            raise
+
+    def begin(self) -> None:
+        """Begin to start the database, and return when its DSN is known. A start that fails is tried again.
+
+        Raises:
+            EmbeddedDatabaseError: No attempt can be made, such as because another process uses the data directory;
+                nothing is left running.
+        """
         if self._thread is not None:
             raise EmbeddedDatabaseError(f"the embedded database of {self._home.data_dir} is started already")
-        started: Future[str] = Future()
+        named, self._ready = Future[str](), Future[None]()
         self._stopping.clear()
         # A daemon thread: if `stop` is not called, the end of the process does not wait for it.
-        self._thread = threading.Thread(target=self._supervise, args=(started,), name="embedded-postgres", daemon=True)
+        self._thread = threading.Thread(target=self._supervise, args=(named,), name="embedded-postgres", daemon=True)
         self._thread.start()
         try:
-            self._dsn = started.result()
-        except BaseException as error:  # Ctrl-C included.
+            self._dsn = self._result(named)
+        except BaseException:  # Ctrl-C included.
             self.stop()
-            if isinstance(error, OSError):
-                msg = f"the embedded database of {self._home.data_dir} cannot start: {error}"
-                raise EmbeddedDatabaseError(msg) from error
             raise
+
+    def wait_until_ready(self) -> None:
+        """Return when the database accepts connections, from any thread.
+
+        Raises:
+            EmbeddedDatabaseError: The latest attempt to start it failed, or `stop` ended it.
+        """
+        self._result(self._ready)
 
     def stop(self) -> None:
         """End the database with a fast shutdown, by force if that takes too long; no effect if it is not started.
@@ -137,22 +159,27 @@ class EmbeddedPostgres:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
-    def _supervise(self, started: Future[str]) -> None:
-        """Own the database; the result of its start goes into `started`."""
+    def _result(self, started: Future[_Result]) -> _Result:
+        try:
+            return started.result()
+        except OSError as error:
+            msg = f"the embedded database of {self._home.data_dir} cannot start: {error}"
+            raise EmbeddedDatabaseError(msg) from error
+
+    def _supervise(self, named: Future[str]) -> None:
+        """Own the database; its DSN goes into `named`."""
         try:
             self._home.create()
             with self._home.claim():
-                self._serve(started)
-        except Exception as error:  # noqa: BLE001 - a thread's failure goes to the caller of `start`, or to the log
-            if started.done():
+                self._serve(named)
+        except Exception as error:  # noqa: BLE001 - a thread's failure goes to the caller of `begin`, or to the log
+            if named.done():
                 _log.exception("embedded_postgres_lost", data_dir=str(self._home.data_dir))
             else:
-                started.set_exception(error)
+                named.set_exception(error)
 
-    def _serve(self, started: Future[str]) -> None:
-        began_s = time.monotonic()
+    def _serve(self, named: Future[str]) -> None:
         programs = self._programs()
-        is_new = ensure_cluster(self._home, programs, self._settings)
         with socket_directory(self._home.socket_link, programs.account) as socket_dir:
             self._postmaster = postmaster = Postmaster(
                 home=self._home,
@@ -161,21 +188,45 @@ class EmbeddedPostgres:
                 settings=self._settings,
                 stopping=self._stopping,
             )
-            process = self._start(postmaster)
-            self._reserve.take()
-            _log.info(
-                "embedded_postgres_started",
-                data_dir=str(self._home.data_dir),
-                pid=process.pid,
-                initialised=is_new,
-                took_ms=round((time.monotonic() - began_s) * 1000),
-            )
-            started.set_result(dsn(socket_dir))
+            named.set_result(dsn(socket_dir))
+            process = self._first_start(postmaster)
+            if process is None:
+                return
             try:
                 self._restart_after_crashes(postmaster, process)
             finally:
                 postmaster.stop()
         _log.info("embedded_postgres_stopped", data_dir=str(self._home.data_dir))
+
+    def _first_start(self, postmaster: Postmaster) -> subprocess.Popen[bytes] | None:
+        """Try to start the database until it runs; None if it is stopped first."""
+        while True:
+            try:
+                process = self._make_and_start(postmaster)
+            except Exception as error:  # noqa: BLE001 - it goes to those who wait for this attempt
+                postmaster.shut_down()
+                self._ready.set_exception(error)
+            else:
+                self._ready.set_result(None)
+                return process
+            if self._stopping.wait(_RETRY_S):
+                return None
+            self._ready = Future[None]()
+
+    def _make_and_start(self, postmaster: Postmaster) -> subprocess.Popen[bytes]:
+        began_s = time.monotonic()
+        is_new = ensure_cluster(self._home, postmaster.programs, self._settings)
+        link_socket_directory(self._home.socket_link, postmaster.socket_dir)
+        process = self._start(postmaster)
+        self._reserve.take()
+        _log.info(
+            "embedded_postgres_started",
+            data_dir=str(self._home.data_dir),
+            pid=process.pid,
+            initialised=is_new,
+            took_ms=round((time.monotonic() - began_s) * 1000),
+        )
+        return process
 
     def _programs(self) -> Programs:
         self._home.start_log()

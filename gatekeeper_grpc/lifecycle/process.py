@@ -1,7 +1,7 @@
 """The serving process, alone or as supervisor or worker of a fleet: serves until a signal stops it, in bounded time."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -96,9 +96,13 @@ def _try_addresses(settings: Settings) -> None:
 
 def _serve_alone(settings: Settings, *, demo: bool) -> None:
     keys = load_keys(settings)
-    with _database(settings) as dsn:
+    with _database(settings) as (dsn, wait_until_ready):
         raise_open_file_limit()
-        prepare = partial(prepare_database, settings, dsn, keys, demo=demo)
+
+        def prepare() -> None:
+            wait_until_ready()
+            prepare_database(settings, dsn, keys, demo=demo)
+
         server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
         server.start()
         signals = signal_queue(signal.SIGTERM, signal.SIGINT)
@@ -109,9 +113,10 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
 
 def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
     keys = load_keys(settings)
-    with closing(ReservedPort(settings.listen)) as port, _database(settings) as dsn:
+    with closing(ReservedPort(settings.listen)) as port, _database(settings) as (dsn, wait_until_ready):
         raise_open_file_limit()
         if settings.is_embedded:
+            wait_until_ready()
             prepare_database(settings, dsn, keys, demo=demo)
         command = Command.like_ours(
             is_prepared=settings.is_embedded,
@@ -165,15 +170,22 @@ def _report_serving(settings: Settings, *, demo: Demo | None, **ports: int) -> N
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    """Yield the DSN of the database of the settings, or of an embedded one that runs as long as the block."""
+def _database(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the DSN of the database of the settings, or of an embedded one, and what waits until that one is ready.
+
+    The embedded database begins to start at once, and runs as long as the block.
+    """
     if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
+        yield settings.database_url.get_secret_value(), lambda: None
         return
     most = max(_DATABASE_CONNECTIONS, settings.workers * (settings.db_pool_size + _CONNECTIONS_OUTSIDE_POOL) + 20)
     postgres_settings = {"max_connections": str(most)}
-    with EmbeddedPostgres(settings.data_dir, bin_dir=settings.pg_bin, settings=postgres_settings) as embedded:
-        yield embedded.dsn
+    embedded = EmbeddedPostgres(settings.data_dir, bin_dir=settings.pg_bin, settings=postgres_settings)
+    embedded.begin()
+    try:
+        yield embedded.dsn, embedded.wait_until_ready
+    finally:
+        embedded.stop()
 
 
 def _stop_at_signal(signals: SimpleQueue[int], server: GatekeeperServer, settings: Settings) -> None:

@@ -14,14 +14,15 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_storage import SnapshotStorage
 from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
 from gatekeeper_grpc.domain.sealer import Sealer
+from gatekeeper_grpc.domain.snapshot import Snapshot
 
 _log = structlog.get_logger(__name__)
 
 _RETRY_S = 0.25
 # Without a stored snapshot, the only choice is to wait for the database's first one.
 _FIRST_SNAPSHOT_TIMEOUT_S = 10.0
-# The stored snapshot is read this early, so that it is decoded when the start needs it.
-_READ_STORAGE_AFTER_S = 0.8
+# Entries of users. That many are loaded from the database in about a second: within what a start may wait.
+_LARGE = 100_000
 # The main thread waits in steps: a signal that the kernel delivers to another thread does not wake it.
 _SIGNAL_CHECK_S = 0.2
 # An attempt on a hung database can take longer; its result is dropped.
@@ -44,6 +45,8 @@ class StartupTimeouts:
 DEFAULT_TIMEOUTS = StartupTimeouts(unreachable_s=0.4, silent_s=0.8, loading_s=2.0)
 # The embedded database runs as long as the process does: it can be slow, but not away.
 EMBEDDED_TIMEOUTS = StartupTimeouts(unreachable_s=2.0, silent_s=2.0, loading_s=2.0)
+# With a large stored snapshot: to load everything takes so long that there is nothing to wait for.
+LARGE_TIMEOUTS = StartupTimeouts(unreachable_s=0.4, silent_s=0.8, loading_s=0.8)
 
 
 class State(Enum):
@@ -90,6 +93,10 @@ class Startup:
     Attempts continue after `wait` has returned: the database is opened once, as soon as it is fit. A server that
     refuses the account is asked once a second: `prepare` waits for that, see `Servers`.
 
+    Storage is read while the first attempt is made. A large stored snapshot is put into the cache before the database
+    is opened, so that the first refresh loads what changed since. If the change log is not sufficient, everything is
+    loaded. For a large one, other timeouts hold.
+
     Args:
         cache: What is served. Its condition is what `wait` waits on.
         storages: Where a last-known-good snapshot may be stored.
@@ -123,6 +130,9 @@ class Startup:
         self._failure: Exception | None = None
         self._state = State.CONNECTING
         self._recalled: StoredSnapshot | None = None
+        # What the first refresh starts from. Written by `wait` before it sets `_storage_read`.
+        self._base: StoredSnapshot | None = None
+        self._storage_read = threading.Event()
         self._closing = threading.Event()
         self._connecting = threading.Thread(target=self._connect, name="gatekeeper-startup", daemon=True)
 
@@ -149,13 +159,12 @@ class Startup:
             Exception: Why the database cannot be opened: it is unfit, or does not answer and no snapshot is stored.
         """
         began = time.monotonic()
-        self._wait_until(lambda: self._is_loaded() or self._failure is not None, lambda: began + _READ_STORAGE_AFTER_S)
-        is_needed = not self._is_loaded() and self._state is not State.REFUSED
-        stored = newest_stored(self._storages, self._sealer) if is_needed else None
+        stored = self._read_storage()
         if stored is None:
             self._wait_for_database()
         else:
-            self._wait_until(self._is_loaded, lambda: began + self._timeout_s())
+            timeouts = LARGE_TIMEOUTS if self._base else self._timeouts
+            self._wait_until(self._is_loaded, lambda: began + self._timeout_s(timeouts))
             self._raise_if_refused()
             self._serve_last_known_good(stored)
         if self._recalled is None:
@@ -174,16 +183,28 @@ class Startup:
     def close(self) -> None:
         """Stop connecting. A database that becomes available after this is not opened."""
         self._closing.set()
+        self._storage_read.set()
         if self._connecting.ident is not None:
             self._connecting.join(_CLOSE_TIMEOUT_S)
         self._move_to(State.CLOSED)
+
+    def _read_storage(self) -> StoredSnapshot | None:
+        try:
+            stored = newest_stored(self._storages, self._sealer)
+            self._base = stored if stored and _entries(stored.snapshot) > _LARGE else None
+        finally:
+            self._storage_read.set()
+        return stored
 
     def _connect(self) -> None:
         while not self._closing.is_set():
             try:
                 self._prepare()
+                self._storage_read.wait()
                 if self._closing.is_set():
                     return
+                if self._base:
+                    self._cache.recall(self._base.snapshot)
                 self._open_database()
             except Exception as exc:  # noqa: BLE001 - raised by `wait`, or logged: this thread must not die silently
                 self._failed(exc)
@@ -228,17 +249,20 @@ class Startup:
         if self._state is State.REFUSED and self._failure:
             raise self._failure
 
-    def _timeout_s(self) -> float:
+    def _timeout_s(self, timeouts: StartupTimeouts) -> float:
         match self._state:
             case State.OPEN:
-                return self._timeouts.loading_s
+                return timeouts.loading_s
             case State.UNREACHABLE:
-                return self._timeouts.unreachable_s
+                return timeouts.unreachable_s
             case _:
-                return self._timeouts.silent_s
+                return timeouts.silent_s
 
     def _is_loaded(self) -> bool:
-        return self._cache.peek() is not None
+        """Whether the database, or its replica, has delivered what the cache holds, or has confirmed it."""
+        snapshot = self._cache.peek()
+        is_base = self._base is not None and snapshot is self._base.snapshot
+        return snapshot is not None and not (is_base and math.isinf(self._cache.unconfirmed_s()))
 
     def _check_nothing_lost(self) -> None:
         snapshot = self._cache.peek()
@@ -252,7 +276,7 @@ class Startup:
             _log.warning("stored_revision_not_checked", revision=stored, error=str(exc))
 
     def _serve_last_known_good(self, stored: StoredSnapshot) -> None:
-        if not self._cache.recall(stored.snapshot):
+        if self._is_loaded() or not (self._cache.recall(stored.snapshot) or self._cache.peek() is stored.snapshot):
             return
         self._recalled = stored
         _log.warning(
@@ -264,6 +288,10 @@ class Startup:
         )
         if failure := self._failure:
             _log_failure(failure)
+
+
+def _entries(snapshot: Snapshot) -> int:
+    return len(snapshot.targets) + len(snapshot.members) + len(snapshot.attributes)
 
 
 def _news(exc: Exception | None) -> str:

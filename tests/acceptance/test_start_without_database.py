@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,8 +24,9 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
-from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, run, serving
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, run, serving, start, stop
 from tests.support.replication import Node, running_node
 from tests.support.servers import Bearer
 from tests.support.waiting import eventually
@@ -34,6 +36,8 @@ pytestmark = pytest.mark.promise("B4")
 PASSWORD = "a-long-password"
 # The promise is 2 s on two cores that have nothing else to do; bench/last_known_good.py measures it.
 START_WITHIN_S = 10.0
+# Longer than a start waits with a kept snapshot.
+HELD_BACK_S = 8.0
 ANNA = EvaluationContext(user_id="anna")
 
 
@@ -245,3 +249,27 @@ def test_an_embedded_start_that_loads_for_long_answers_from_what_it_kept(data_di
         assert gatekeeper.logged("serving_last_known_good")
         assert answer.revision == 1
         assert took_s < START_WITHIN_S
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_kept_snapshot_is_served_before_the_embedded_database_runs(*, is_kept: bool, data_dir: Path) -> None:
+    """Twin: without a kept snapshot, the start waits for the database."""
+    if not is_kept:
+        (data_dir / "snapshot").unlink()
+    # As if the database of a killed server had not ended yet.
+    last_one = Home(data_dir).lock_cluster(timeout_s=TIMEOUT_S)
+    with start("serve", data_dir=data_dir) as process:
+        try:
+            if not is_kept:
+                threading.Timer(HELD_BACK_S, last_one.close).start()
+            gatekeeper = Gatekeeper(process, data_dir)
+            was_running = '"embedded_postgres_started"' in gatekeeper.log.text()
+            before = answer(gatekeeper)
+            last_one.close()
+            gatekeeper.logged("embedded_postgres_started")
+            is_fresh = eventually(lambda: not answer(gatekeeper).stale)
+        finally:
+            stop(process)
+
+    assert (before.revision, before.stale, was_running) == (1, is_kept, not is_kept)
+    assert is_fresh

@@ -33,9 +33,9 @@ class CountedStore(SnapshotStore):
 
     loads = 0
 
-    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
+    def load(self, *, sharing: Snapshot | None = None, paced: bool = True) -> Snapshot:
         self.loads += 1
-        return super().load(sharing=sharing)
+        return super().load(sharing=sharing, paced=paced)
 
 
 class House:

@@ -61,12 +61,13 @@ class SnapshotStore:
         return None if revision is None else int(revision)
 
     @retry_lost_read
-    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
+    def load(self, *, sharing: Snapshot | None = None, paced: bool = True) -> Snapshot:
         """Load everything; unchanged objects are taken from `sharing`.
 
-        Without it, nothing but a stored snapshot can be served until this returns, so it loads as fast as it can.
+        Without it, or if not `paced`, nothing but a stored snapshot can be served until this returns, so it loads as
+        fast as it can.
         """
-        rest_s = _REST_S if sharing else 0.0
+        rest_s = _REST_S if sharing and paced else 0.0
         with self._database.read() as conn:
             head = _head(conn)
             segments = _segments(conn, SELECT_SEGMENTS)
@@ -83,10 +84,10 @@ class SnapshotStore:
             )
             return replace(snapshot, changes=_latest_flag_changes(conn, snapshot))
 
-    def load_since(self, base: Snapshot) -> Snapshot:
+    def load_since(self, base: Snapshot, *, paced: bool = True) -> Snapshot:
         """Load the changes since `base`, see `load_delta`; everything if the change log is not sufficient."""
         changed = self.load_delta(base)
-        return self.load(sharing=base) if changed is None else changed
+        return self.load(sharing=base, paced=paced) if changed is None else changed
 
     @retry_lost_read
     def load_delta(self, base: Snapshot) -> Snapshot | None:

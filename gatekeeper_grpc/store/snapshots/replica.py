@@ -32,12 +32,12 @@ class ReplicaFirst:
         """Read the newest revision of an epoch; None if its audit entries are archived or lost."""
         return self._primary.newest_of(epoch)
 
-    def load_since(self, base: Snapshot) -> Snapshot:
+    def load_since(self, base: Snapshot, *, paced: bool = True) -> Snapshot:
         """Load the changes since `base`; everything, through the replica, if the change log is not sufficient."""
         changed = self._primary.load_delta(base)
-        return self.load(sharing=base) if changed is None else changed
+        return self.load(sharing=base, paced=paced) if changed is None else changed
 
-    def load(self, *, sharing: Snapshot | None = None) -> Snapshot:
+    def load(self, *, sharing: Snapshot | None = None, paced: bool = True) -> Snapshot:
         """Load everything, see `SnapshotStore.load`.
 
         Raises:
@@ -45,13 +45,15 @@ class ReplicaFirst:
         """
         self._primary.head()  # Before a million targets are read from the replica in vain.
         try:
-            loaded = self._replica.load(sharing=sharing)
+            loaded = self._replica.load(sharing=sharing, paced=paced)
         except Unavailable as exc:
             self._report(is_unreachable=True, reason=str(exc))
-            return self._primary.load(sharing=sharing)
+            return self._primary.load(sharing=sharing, paced=paced)
         self._report(is_unreachable=False)
         changed = self._brought_up(loaded)
-        return self._primary.load(sharing=sharing) if changed is None else _with_earlier_changes(loaded, changed)
+        if changed is None:
+            return self._primary.load(sharing=sharing, paced=paced)
+        return _with_earlier_changes(loaded, changed)
 
     def _brought_up(self, loaded: Snapshot) -> Snapshot | None:
         try:

@@ -61,9 +61,12 @@ class Source:
         self.after_delta = CallHold()
         self.during_delta: Callable[[], object] = lambda: None
         self.after_reloaded_delta = CallHold()
+        self.loads = 0
+        self.paced: list[bool] = []
 
     def load(self, *, sharing: Snapshot | None = None) -> Snapshot:  # noqa: ARG002 - it has little to share
         self._fail_if_told()
+        self.loads += 1
         snapshot = Snapshot.build(revision=self.revision, flags=[flag("drifted")] if self.revision > 1 else [])
         self.after_load.pass_through()
         return snapshot
@@ -75,8 +78,9 @@ class Source:
     def newest_of(self, epoch: int) -> int | None:
         return self.kept if epoch == 0 else None
 
-    def load_since(self, base: Snapshot) -> Snapshot:
+    def load_since(self, base: Snapshot, *, paced: bool = True) -> Snapshot:
         self._fail_if_told()
+        self.paced.append(paced)
         if epoch_of(base.revision) != epoch_of(self.revision):
             return self.load()
         delta = base.after(SnapshotDelta(revision=self.revision))
@@ -472,6 +476,24 @@ def test_a_loss_that_cannot_be_reported_yet_is_reported_later(monkeypatch: pytes
         monkeypatch.setattr(running.refresher, "_report_loss", report_later)
         running.source.revision = 5
         assert running.cache.serves(lambda snapshot: snapshot.revision == REVISIONS_PER_EPOCH)
+
+
+@pytest.mark.parametrize("is_recalled", [True, False])
+def test_a_stored_snapshot_is_brought_up_without_rests_then_reloaded(*, is_recalled: bool) -> None:
+    idle = House(WatchedCache(), poll_s=NEVER_S, reload_s=NEVER_S)
+    kept = Snapshot.build(revision=2)
+    idle.source.revision = 3
+    if is_recalled:
+        idle.cache.recall(kept)
+    else:
+        idle.cache.publish(kept, confirmed_at=0.0)
+    idle.refresher._refresh()
+    is_reloaded = is_recalled and eventually(lambda: has_drifted(idle.cache.current()))
+    idle.refresher.close()
+
+    assert idle.cache.current().revision == 3
+    assert idle.source.paced[0] is not is_recalled
+    assert (is_reloaded, idle.source.loads) == (is_recalled, int(is_recalled))
 
 
 def refresh_overtaken_by_a_reload(monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> int:

@@ -30,7 +30,6 @@ FROM_DATABASE = changed(whole(4), 6)
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup_module, "_RETRY_S", 0.01)
-    monkeypatch.setattr(startup_module, "_READ_STORAGE_AFTER_S", 0.05)
     monkeypatch.setattr(startup_module, "_FIRST_SNAPSHOT_TIMEOUT_S", 1.0)
 
 
@@ -45,6 +44,7 @@ class Instance:
         self.is_silent = threading.Event()
         self.is_loaded = threading.Event()
         self.opened = 0
+        self.opened_on: Snapshot | None = None
         self.startup = Startup(
             self.cache,
             [self.storage],
@@ -66,6 +66,7 @@ class Instance:
 
     def _open(self) -> None:
         self.opened += 1
+        self.opened_on = self.cache.peek()
         if self.is_loaded.is_set():
             self.load()
 
@@ -139,6 +140,58 @@ def test_without_the_database_the_stored_snapshot_is_served_as_stale(fault: str)
     events = [log["event"] for log in logs]
     assert events[0] == "serving_last_known_good"
     assert events.count("database_opened") == (fault != "loads for long")
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_only_a_large_stored_snapshot_is_what_the_first_load_starts_from(
+    *, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup_module, "_LARGE", -1 if is_large else 0)
+    with capture_logs() as logs, instance(NEVER) as starting:
+        starting.is_loaded.set()
+        starting.start()
+        opened_on = starting.opened_on
+
+    assert (opened_on and opened_on.revision) == (5 if is_large else None)
+    assert starting.cache.current() is FROM_DATABASE
+    assert logs == []
+
+
+def test_a_large_stored_snapshot_that_the_database_confirms_is_not_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup_module, "_LARGE", -1)
+    with instance(NEVER) as starting:
+
+        def confirm() -> None:
+            starting.cache.publish(starting.cache.current(), confirmed_at=time.monotonic())
+
+        starting.startup._open_database = confirm
+        starting.start()
+
+        assert (starting.cache.current().revision, starting.cache.is_stale()) == (5, False)
+        assert starting.startup.last_known_good is None
+
+
+@pytest.mark.parametrize("fault", ["is silent", "loads for long"])
+def test_a_large_stored_snapshot_is_served_soon(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other timeouts would let this test wait for a minute."""
+    monkeypatch.setattr(startup_module, "_LARGE", -1)
+    with instance(NEVER) as starting:
+        if fault == "is silent":
+            starting.is_silent.set()
+        starting.start()
+
+        assert starting.startup.last_known_good
+        assert (starting.cache.current().revision, starting.cache.is_stale()) == (5, True)
+
+
+def test_an_unfit_database_is_refused_although_the_stored_one_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup_module, "_LARGE", -1)
+    with instance(NEVER) as starting:
+        starting.trouble = UNFIT
+        with pytest.raises(FailedPrecondition, match="migrate up"):
+            starting.start()
+
+        assert (starting.cache.peek(), starting.opened) == (None, 0)
 
 
 def test_an_unfit_database_is_refused_although_a_snapshot_is_stored() -> None:
@@ -259,7 +312,6 @@ def test_the_wait_ends_as_soon_as_the_state_changes_without_polling() -> None:
     """A failure wakes the wait: with steps of an hour, nothing but the notification can."""
     with instance(NEVER, is_stored=False) as starting, pytest.MonkeyPatch.context() as patch:
         patch.setattr(startup_module, "_SIGNAL_CHECK_S", 3_600.0)
-        patch.setattr(startup_module, "_READ_STORAGE_AFTER_S", 3_600.0)
         starting.is_silent.set()
         starting.trouble = UNREACHABLE
         with once_it_waits(starting, starting.is_silent.clear), pytest.raises(Unavailable):
