@@ -1,4 +1,4 @@
-"""Paces bulk evaluation: it works in slices of a millisecond, and checks between two of them whether to go on.
+"""Paces bulk evaluation: it works in slices of half a millisecond, and checks between two of them whether to go on.
 
 All threads of a process share one interpreter, and a message of 5,000 users takes it for 100 ms. A unary call needs it
 several times: first grpcio's serving thread for each event, then a worker. Each time it would wait for the 5 ms after
@@ -20,9 +20,9 @@ from gatekeeper_grpc.domain.errors import ResourceExhausted
 
 _Item = TypeVar("_Item")
 
-SLICE_S: Final = 0.001
+SLICE_S: Final = 0.0005
 # For each unary call in flight. The kernel adds some 60 us. A thread that waits takes the interpreter in less.
-PAUSE_S: Final = 0.0001
+PAUSE_S: Final = 0.0003
 # Below, threads that take turns cost more than they gain.
 SWITCH_INTERVAL_S: Final = 0.0005
 DEFAULT_BUDGET_S: Final = 20.0
