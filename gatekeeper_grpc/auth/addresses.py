@@ -19,6 +19,12 @@ def address_of(peer: str) -> str:
     return _prefix(address, _IPV6_HOME_PREFIX) if isinstance(address, IPv6Address) else str(address)
 
 
+def is_local(peer: str) -> bool:
+    """Return whether a peer is on this machine: on loopback, or on a Unix socket."""
+    address = _address(peer)
+    return address == "unix" if isinstance(address, str) else address.is_loopback
+
+
 def network_of(peer: str) -> str:
     """Return the network of a peer: its /24, or its /48 of IPv6, which one site has to itself."""
     address = _address(peer)

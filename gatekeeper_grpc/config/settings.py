@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.config.setting_errors import PREFIX, fault_of, nearest_variable
+from gatekeeper_grpc.domain.rate import Rate
 
 # No duration is longer: clocks and timers overflow at some point above.
 _YEAR_S = 31_536_000
@@ -21,8 +22,16 @@ def _listen_address(value: object) -> object:
     return ListenAddress.parse(value.strip()) if isinstance(value, str) else value
 
 
+def _rate(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    return None if text == "off" else Rate.parse(text)
+
+
 # NoDecode: pydantic-settings would take the text for JSON, because the type is a dataclass.
 Address = Annotated[ListenAddress, NoDecode, BeforeValidator(_listen_address)]
+RateLimit = Annotated[Rate | None, NoDecode, BeforeValidator(_rate)]
 
 
 class SettingsError(Exception):
@@ -32,7 +41,8 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """What an operator can set, read from environment variables. An empty one counts as absent.
 
-    Durations are in seconds, addresses are host:port or unix:path.
+    Durations are in seconds, addresses are host:port or unix:path. A rate such as "5/min burst 20" allows 20 calls at
+    once and then 5 a minute; without a burst, as many at once as in one unit, s or min. "off": no limit.
     """
 
     model_config = SettingsConfigDict(
@@ -120,6 +130,12 @@ class Settings(BaseSettings):
     """Lifetime of a refresh token: a session that is not used for so long ends."""
     session_max_age_s: int = Field(default=7_776_000, ge=3600, le=10 * _YEAR_S)
     """Longest lifetime of a session, however often its tokens are refreshed."""
+    login_rate: RateLimit = Rate(count=5, unit="min", burst=20)
+    """How often an address may call Login and ChangePassword; an IPv6 address counts by its /64."""
+    mutation_rate: RateLimit = Rate(count=10, unit="min", burst=60)
+    """How often an admin user may make changes. On loopback, a server with an embedded database does not limit them."""
+    admin_read_rate: RateLimit = Rate(count=50, unit="s", burst=50)
+    """How often an admin user may read by AdminService."""
     bcrypt_cost: int = Field(default=12, ge=10, le=16)
     """Cost of a password hash. Each step doubles the time. After a change, each password is hashed again at the next
     login.

@@ -6,7 +6,10 @@ documented name of one cause (`ErrorReason` in errors.proto, without its prefix)
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from types import MappingProxyType
+
+from gatekeeper_grpc.domain.rate import Rate
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -183,6 +186,21 @@ class ResourceExhausted(GatekeeperError):
     """A rate, a capacity or a limit is used up; `retry_after_s` is set if waiting helps."""
 
     reason = "RESOURCE_EXHAUSTED"
+
+
+class RateLimited(ResourceExhausted):
+    """The caller has called too often."""
+
+    reason = "RATE_LIMITED"
+
+    @classmethod
+    def of(cls, limit: str, rate: Rate, *, retry_after_s: float) -> "RateLimited":
+        """The budget of a caller under a limit, such as "login", is used up."""
+        return cls(
+            f"too many calls: the {limit} limit is {rate}; call again in {ceil(retry_after_s)} s",
+            metadata={"limit": limit, "rate": str(rate)},
+            retry_after_s=retry_after_s,
+        )
 
 
 class Unavailable(GatekeeperError):

@@ -23,6 +23,7 @@ from gatekeeper_grpc.interceptors.body import (
 )
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
+from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, RateLimits, budget_metadata
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
@@ -59,6 +60,7 @@ class Stages(grpc.ServerInterceptor):
 
     **Authentication** comes before all of them (`_Method.arrive`), on the serving thread and from metadata alone: a
     refusal costs no worker, does not wait for the message, and an unknown client cannot make the server buffer one.
+    **Rate limits** follow at once, for the same reasons, and because they count by who calls.
 
     The stages are one interceptor. With several, grpcio would call each on its serving thread and wrap the handler
     again for every call. Here the stages of a method are built once, and a call costs that thread a dict lookup.
@@ -76,6 +78,8 @@ class Stages(grpc.ServerInterceptor):
     """
     clients: ClientVerifier | None = None
     """Verifies client keys and signatures of signable methods; None: they are neither required nor read."""
+    rate_limits: RateLimits = NO_LIMITS
+    """Count calls, and refuse those of clients that call too often."""
     message_checks: Mapping[str, Callable[[ArrivedCall], None]] = field(default_factory=dict)
     """By method: refuses a call by its first message, before it takes a slot. Runs on the serving thread."""
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT
@@ -172,6 +176,7 @@ class _Method:
         self._open_streams = stages.pools.open_streams
         self._max_age_s = stages.max_ages_s.get(policy.pool, inf) if self.is_stream else inf
         self.first_message_within_s = self._timeout.limit_s
+        self._admit_by_rate = stages.rate_limits.admitting(policy.counts_as)
         self._check_message = stages.message_checks.get(name, _check_nothing)
 
     def _open_rpc(self, context: Any) -> Rpc:
@@ -180,11 +185,16 @@ class _Method:
         return rpc
 
     def arrive(self, call: ArrivedCall) -> Arrival:
-        """Authenticate a call by its metadata: on the serving thread, so without I/O and in at most 100 us.
+        """Authenticate a call by its metadata and count it: on the serving thread, so without I/O and in some 100 us.
 
         Raises:
             Unauthenticated: The token, client key or signature is missing, where one is required, or not valid.
+            RateLimited: Its caller has called too often.
         """
+        arrival = self._authenticate(call)
+        return arrival if self._admit_by_rate is None else self._admit_by_rate(call, arrival)
+
+    def _authenticate(self, call: ArrivedCall) -> Arrival:
         if self._policy.access is Access.PUBLIC:
             return self._arrive_in_public(call)
         if self._policy.token_optional and not has_token(call.metadata):
@@ -218,6 +228,8 @@ class _Method:
         if arrival.caller is not None:
             rpc.caller = arrival.caller
             set_current_caller(arrival.caller)
+            if arrival.budget is not None:
+                context.set_trailing_metadata((*context.trailing_metadata(), *budget_metadata(arrival.budget)))
             authorize(arrival.caller, self._policy.access)
         client: ClientCall | None = arrival.client
         if client is not None and self._clients is not None:

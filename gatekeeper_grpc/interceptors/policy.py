@@ -23,6 +23,19 @@ class Access(Enum):
     """Nobody may call."""
 
 
+class CountsAs(Enum):
+    """Under which rate limit a call counts."""
+
+    LOGIN = "login"
+    """Checks a password: limited by address."""
+    READ = "read"
+    """Reads for an admin user."""
+    MUTATION = "mutation"
+    """Changes something for an admin user; a whole import counts once, and so does a dry run."""
+    EVALUATION = "evaluation"
+    """Evaluates flags, or watches them, for a client key or an address."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The rules of one method."""
@@ -30,6 +43,8 @@ class Policy:
     access: Role | Access
     """The least role that may call, or an access level without a role."""
     pool: PoolName
+    counts_as: CountsAs | None = None
+    """Under which rate limit calls count; None: under none."""
     quiet: bool = False
     """Log successes at DEBUG: there may be thousands a second."""
     max_request_bytes: int = 4 << 20
@@ -56,34 +71,48 @@ DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)
 _CREDENTIALS: Final = Policy(
     access=Access.PUBLIC, pool=PoolName.LOGIN, max_request_bytes=(1 << 20) + (64 << 10), max_text_chars=2_048
 )
-_LOGIN: Final = _CREDENTIALS
+_LOGIN: Final = replace(_CREDENTIALS, counts_as=CountsAs.LOGIN)
 _REFRESH: Final = replace(_CREDENTIALS, pool=PoolName.REFRESH)
 _LOGOUT: Final = replace(_CREDENTIALS, pool=PoolName.LOGOUT)
-_READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_READ)
+_READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_READ, counts_as=CountsAs.READ)
 _READ_AUDIT: Final = replace(_READ, when_too_large="leave out the large entry by start_revision and end_revision")
-_WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE)
-_IMPORT: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_STREAMS)
-_SUPERVISE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_READ)
-_MANAGE: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_WRITE)
+_WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE, counts_as=CountsAs.MUTATION)
+_IMPORT: Final = replace(_WRITE, pool=PoolName.ADMIN_STREAMS)
+_SUPERVISE: Final = replace(_READ, access=Role.ADMIN)
+_MANAGE: Final = replace(_WRITE, access=Role.ADMIN)
 # They hash passwords with bcrypt. Not in the login pool: during a flood of logins, an admin must be able to disable
 # another.
-_MANAGE_PASSWORDS: Final = Policy(access=Role.ADMIN, pool=PoolName.CREDENTIALS)
-_EXPORT: Final = Policy(access=Role.ADMIN, pool=PoolName.ADMIN_STREAMS)
-_VERIFY: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_STREAMS)
+_MANAGE_PASSWORDS: Final = replace(_MANAGE, pool=PoolName.CREDENTIALS)
+_EXPORT: Final = replace(_READ, access=Role.ADMIN, pool=PoolName.ADMIN_STREAMS)
+_VERIFY: Final = replace(_READ, pool=PoolName.ADMIN_STREAMS)
 # Any role may end its own sessions; the store knows whose they are.
-_END_SESSION: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_WRITE)
-# Without a token for those who must change their password before a login: name and password are in the message.
-_OWN_PASSWORD: Final = replace(_CREDENTIALS, access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True)
+_END_SESSION: Final = replace(_WRITE, access=Role.VIEWER)
+# Without a token for those who must change their password before a login: name and password are in the message. It
+# counts as a login: a stolen session that makes changes must not keep its owner from ending it by a new password.
+_OWN_PASSWORD: Final = replace(_LOGIN, access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True)
 _EVALUATE: Final = Policy(
     access=Access.PUBLIC,
     pool=PoolName.EVALUATION,
+    counts_as=CountsAs.EVALUATION,
     quiet=True,
     max_request_bytes=256 * 1024,
     when_too_large="name flag_keys, leave out include_details, or call BulkEvaluateFlags, which divides its answer",
     signable=True,
 )
-_WATCH: Final = Policy(access=Access.PUBLIC, pool=PoolName.WATCH, max_request_bytes=256 * 1024, signable=True)
-_EVALUATE_STREAM: Final = Policy(access=Access.PUBLIC, pool=PoolName.BULK, signable=True, progress_field="contexts")
+_WATCH: Final = Policy(
+    access=Access.PUBLIC,
+    pool=PoolName.WATCH,
+    counts_as=CountsAs.EVALUATION,
+    max_request_bytes=256 * 1024,
+    signable=True,
+)
+_EVALUATE_STREAM: Final = Policy(
+    access=Access.PUBLIC,
+    pool=PoolName.BULK,
+    counts_as=CountsAs.EVALUATION,
+    signable=True,
+    progress_field="contexts",
+)
 # grpcio's health service holds its only lock while it sends: a watcher that does not read must be cancelled soon.
 _HEALTH: Final = Policy(
     access=Access.PUBLIC,

@@ -15,6 +15,7 @@ from gatekeeper_client.v1 import admin_service_pb2, auth_service_pb2
 from gatekeeper_client.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_grpc.auth.addresses import is_local
 from gatekeeper_grpc.auth.client_calls import ClientVerifier
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.lockout import LoginGuard
@@ -32,6 +33,7 @@ from gatekeeper_grpc.embedded import is_disk_full
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
+from gatekeeper_grpc.interceptors.rate_limits import Limit, RateLimits
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
@@ -167,10 +169,23 @@ class GatekeeperServer:
         self._access_tokens = AccessTokens(self._keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._refused_credentials = RefusedCredentials()
         self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
+        self.rate_limits = self._build_rate_limits()
         self._has_warned = False
         # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
         self._client_key_refresh = RepeatingThread(
             "client_keys", self._refresh_client_keys, interval_s=_CLIENT_KEYS_INTERVAL_S
+        )
+
+    def _build_rate_limits(self) -> RateLimits:
+        settings = self._settings
+        rates = {
+            Limit.LOGIN: settings.login_rate,
+            Limit.MUTATIONS: settings.mutation_rate,
+            Limit.ADMIN_READS: settings.admin_read_rate,
+        }
+        return RateLimits(
+            {limit: rate for limit, rate in rates.items() if rate is not None},
+            may_change_freely=is_local if settings.is_embedded else lambda _peer: False,
         )
 
     def _build_operations(self) -> None:
@@ -185,6 +200,7 @@ class GatekeeperServer:
             pools=self.pools,
             watchers=self.watchers,
             refused_credentials=self._refused_credentials.counts,
+            rate_limited=self.rate_limits.refused,
             audit=self.audit_head,
             start_reasons=self.startup.reasons,
             writers=self.sources.writers,
@@ -313,6 +329,7 @@ class GatekeeperServer:
             check_caller=self.database.check_caller,
             pools=self.pools,
             clients=self._client_verifier(),
+            rate_limits=self.rate_limits,
             message_checks=LoginChecks(self.login_guard).by_method(),
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),

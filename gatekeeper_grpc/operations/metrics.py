@@ -13,6 +13,7 @@ from gatekeeper_grpc.auth.refused_credentials import Cause
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.config.settings import Settings
+from gatekeeper_grpc.interceptors.rate_limits import Limit
 from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
 from gatekeeper_grpc.store.postgres.database import Database
@@ -36,6 +37,7 @@ class InstanceMetrics(Collector):
         pools: CallPools,
         watchers: Sized,
         refused_credentials: Callable[[], Mapping[Cause, int]],
+        rate_limited: Callable[[], Mapping[Limit, int]],
         audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
         writers: Sequence[SnapshotWriter],
@@ -47,6 +49,7 @@ class InstanceMetrics(Collector):
         self._pools = pools
         self._watchers = watchers
         self._refused_credentials = refused_credentials
+        self._rate_limited = rate_limited
         self._audit = audit
         self._start_reasons = start_reasons
         self._writers = writers
@@ -177,6 +180,12 @@ class InstanceMetrics(Collector):
         for cause, count in self._refused_credentials().items():
             credentials.add_metric([cause], count)
         yield credentials
+        limited = CounterMetricFamily(
+            "gatekeeper_rate_limited_calls", "Calls refused because their caller called too often.", labels=["limit"]
+        )
+        for limit, count in self._rate_limited().items():
+            limited.add_metric([limit], count)
+        yield limited
 
     def _pending_metrics(self) -> Iterable[Metric]:
         pending = self._pools.pending.strangers

@@ -2,9 +2,10 @@
 
 Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
 call, all on grpcio's serving thread until a worker takes it: `CallPool.submit`; held while the server drains (`hold`);
-authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have, or if its
-connection has too many streams (`connection_streams`); held until its message is here (`pending_calls`); given a slot
-in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
+authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have, if its caller
+has called too often (`interceptors/rate_limits.py`), or if its connection has too many streams (`connection_streams`);
+held until its message is here (`pending_calls`); given a slot in its pool (`shares`), or refused with
+RESOURCE_EXHAUSTED.
 """
 
 import threading
@@ -20,7 +21,13 @@ from typing import Any
 import grpc
 import structlog
 
-from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted, Unauthenticated, Unavailable
+from gatekeeper_grpc.domain.errors import (
+    GatekeeperError,
+    RateLimited,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
 from gatekeeper_grpc.transport.connection_streams import ConnectionStreams, too_many_streams
 from gatekeeper_grpc.transport.deadlines import Deadlines
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
@@ -83,6 +90,8 @@ class Refusal(StrEnum):
     """It had no valid credentials."""
     LOCKED_OUT = "locked_out"
     """It was a login of an address that has to wait after failed ones."""
+    RATE_LIMITED = "rate_limited"
+    """Its address, client key or admin user has called too often."""
     STREAMS = "streams"
     """It was a stream, and its connection had as many open as it may."""
 
@@ -216,7 +225,9 @@ class CallPool(ThreadPoolExecutor):
 
     def _refuse(self, call: ArrivedCall, error: Exception) -> None:
         """Refuse a call for what its method found at its arrival."""
-        if isinstance(error, ResourceExhausted):
+        if isinstance(error, RateLimited):
+            self._count(Refusal.RATE_LIMITED)
+        elif isinstance(error, ResourceExhausted):
             self._count(Refusal.LOCKED_OUT)
         elif isinstance(error, Unauthenticated):
             self._count(Refusal.UNAUTHENTICATED)

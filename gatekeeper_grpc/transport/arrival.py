@@ -1,11 +1,13 @@
 """What is known of a call when it arrives, before its message: who calls, and for whose share the call counts."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gatekeeper_grpc.auth.addresses import address_of
 from gatekeeper_grpc.domain.caller import Caller
+from gatekeeper_grpc.domain.rate_limiter import Budget, RateLimiter
 
 ADDRESS = "address"
 CLIENT_KEY = "client key"
@@ -39,6 +41,17 @@ class Standing(NamedTuple):
 STRANGER = Standing()
 
 
+class Charge(NamedTuple):
+    """A rate limit that a call counts under, and whose budget it is."""
+
+    limiter: RateLimiter
+    caller: Hashable
+
+    def take(self, cost: int = 1) -> Budget:
+        """Count the call; see `RateLimiter.take`."""
+        return self.limiter.take(self.caller, cost)
+
+
 @dataclass(slots=True, kw_only=True)
 class Arrival:
     """One call, or all calls of a stranger, as known without I/O."""
@@ -49,6 +62,10 @@ class Arrival:
     client: Any = None
     """The client whose key the call has (`auth.client_calls.ClientCall`); its nonce is not used yet."""
     standing: Standing = STRANGER
+    charges: tuple[Charge, ...] = ()
+    """The rate limits that the call has passed."""
+    budget: Budget | None = None
+    """What the limits leave to an admin user, who is told."""
     is_denied: bool = False
     """The caller's role does not suffice: the call is refused on a worker, which does not wait for its message."""
 

@@ -23,8 +23,8 @@ PACKAGE = ROOT / "gatekeeper_grpc"
 LOCK = re.compile(r"(\w+) = threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore)\(")
 METRIC = re.compile(r"gatekeeper_(?!grpc|client\b)[a-z_]+")
 VARIABLE = re.compile(r"GATEKEEPER_[A-Z_]+")
-# Made by a run or named as a pattern: in no checkout.
-NOT_TRACKED = re.compile(r"^\.(?:faults|venv|gatekeeper)/|NNNN")
+# Made by a run or named as a pattern: in no checkout. Or a rate, such as 50/s.
+NOT_TRACKED = re.compile(r"^\.(?:faults|venv|gatekeeper)/|NNNN|^\d+/(?:s|min)$")
 
 
 @cache

@@ -175,6 +175,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     "/gatekeeper.v1.AdminService/GetFlags", nearest = "/gatekeeper.v1.AdminService/GetFlag", if one
     is near.
     """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 63
+    """RESOURCE_EXHAUSTED: the caller has called too often: the address, for a login; the client key
+    or the address, for an evaluation; the admin user otherwise. `google.rpc.RetryInfo` says when
+    to call again. Example metadata: limit = "login", rate = "5/min burst 20".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
@@ -335,5 +340,10 @@ ERROR_REASON_METHOD_NOT_FOUND: ErrorReason.ValueType  # 62
 """UNIMPLEMENTED: the server has no method of that name on this port. Example metadata: method =
 "/gatekeeper.v1.AdminService/GetFlags", nearest = "/gatekeeper.v1.AdminService/GetFlag", if one
 is near.
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 63
+"""RESOURCE_EXHAUSTED: the caller has called too often: the address, for a login; the client key
+or the address, for an evaluation; the admin user otherwise. `google.rpc.RetryInfo` says when
+to call again. Example metadata: limit = "login", rate = "5/min burst 20".
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
