@@ -8,6 +8,7 @@ import click
 from gatekeeper_grpc.config.settings import Settings, SettingsError
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.operations.logs import begin_quiet, configure_logs
+from gatekeeper_grpc.transport.core import CORE_LOG, refuse_tls_1_2
 
 
 @click.command()
@@ -20,7 +21,8 @@ def serve(settings: Settings, *, demo: bool) -> None:
     if demo and _is_read_by_a_person(settings):
         begin_quiet()
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own.
-    # Imported here, because gRPC's core reads its verbosity then.
+    _prepare_core(settings)
+    # Imported here, because gRPC's core reads the environment then.
     from gatekeeper_grpc.fleet.supervisor import FleetError  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.process import serve as serve_until_stopped  # noqa: PLC0415
     from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
@@ -39,17 +41,26 @@ def serve(settings: Settings, *, demo: bool) -> None:
 @click.pass_obj
 def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, prepared: bool) -> None:
     """Serve as one of GATEKEEPER_WORKERS. `serve` starts these processes."""
+    configure_logs(level=settings.log_level, log_format=settings.log_format, worker=number)
+    _prepare_core(settings)
     from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport  # noqa: PLC0415
     from gatekeeper_grpc.lifecycle.process import work  # noqa: PLC0415
     from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
 
-    configure_logs(level=settings.log_level, log_format=settings.log_format, worker=number)
     args = WorkerArgs(number=number, report_to=report_to, supervisor=supervisor, is_prepared=prepared)
     try:
         work(settings, args)
     except (ListenError, SettingsError, GatekeeperError) as exc:
         args.report(WorkerReport(error=str(exc)))
         raise click.exceptions.Exit(1) from None
+
+
+def _prepare_core(settings: Settings) -> None:
+    """Have gRPC's core, which is not imported yet, speak and write what is wanted with TLS."""
+    if settings.has_tls:
+        CORE_LOG.start()
+        if settings.tls_min_version == "1.3":
+            refuse_tls_1_2()
 
 
 def _is_read_by_a_person(settings: Settings) -> bool:

@@ -88,6 +88,24 @@ class Settings(BaseSettings):
     """
     ops_listen: Address = ListenAddress(host="127.0.0.1", port=9464)
     """Address of `/metrics`, `/health` and `/ready` over HTTP: host:port. Keep it private."""
+    tls_cert_file: Path | None = None
+    """Certificate of the server for GATEKEEPER_LISTEN, followed by those that lead to its issuer, in PEM. A new one is
+    used within 5 s, without a restart. Absent: no TLS.
+    """
+    tls_key_file: Path | None = None
+    """Private key of GATEKEEPER_TLS_CERT_FILE in PEM, without a passphrase."""
+    tls_client_ca_file: Path | None = None
+    """Certificates, in PEM, of which one must have issued the certificate of each client; its name is in the log of its
+    calls. Absent: clients need no certificate.
+    """
+    tls_min_version: Literal["1.2", "1.3"] = "1.3"
+    """Oldest version of TLS that is accepted: 1.3 or 1.2."""
+    require_tls: bool = False
+    """Whether to refuse to serve gRPC without TLS on an address that is neither loopback nor a Unix socket."""
+    health_tls: bool = False
+    """Whether GATEKEEPER_HEALTH_LISTEN speaks TLS, with the same certificate. Clients need none."""
+    ops_tls: bool = False
+    """Whether GATEKEEPER_OPS_LISTEN speaks HTTPS, with the same certificate. Clients need none."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that serve on one port; about one per core. With more than one, a supervisor replaces those that die or
     hang.
@@ -207,6 +225,21 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        """Refuse settings of TLS that lack others."""
+        files = ("tls_cert_file", "tls_key_file")
+        missing = [name for name in files if getattr(self, name) is None]
+        for name in (*files, "tls_client_ca_file", "health_tls", "ops_tls"):
+            if missing and getattr(self, name):
+                raise ValueError(f"{variable_of(missing[0])} must be set with {variable_of(name)}")
+        if self.require_tls and missing and not self.listen.is_local:
+            raise ValueError(
+                f"{variable_of(missing[0])} must be set to listen on {self.listen}, because GATEKEEPER_REQUIRE_TLS is"
+                " set; without TLS, only this machine may reach GATEKEEPER_LISTEN"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_addresses(self) -> Self:
         """Refuse addresses that are valid alone and cannot be together."""
         if self.ops_listen.is_unix:
@@ -230,6 +263,11 @@ class Settings(BaseSettings):
     def unsigned_bodies(self) -> bool:
         """Whether the signature of a unary call may leave out the body."""
         return not self.require_signed_calls if self.allow_unsigned_bodies is None else self.allow_unsigned_bodies
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether GATEKEEPER_LISTEN speaks TLS."""
+        return self.tls_cert_file is not None
 
     @property
     def is_embedded(self) -> bool:

@@ -20,8 +20,11 @@ from gatekeeper_grpc.fleet.worker import Command, Worker
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
+from gatekeeper_grpc.operations.tls_metrics import TlsMetrics
 from gatekeeper_grpc.scheduler import Scheduler
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S
+from gatekeeper_grpc.transport.core import CORE_LOG
+from gatekeeper_grpc.transport.tls import CHECK_CERTIFICATE_EVERY_S, ServerTls
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +61,11 @@ class WorkerSupervisor(Collector):
         self._roll_began_s = 0.0
         self._draining = False
         self._reconciled_s = time.monotonic()
-        self._process = ProcessCollector(registry=CollectorRegistry())
+        self._tls = ServerTls.of(settings) if settings.health_tls or settings.ops_tls else None
+        """Of its own listeners; the workers have theirs."""
+        self._own: list[Collector] = [ProcessCollector(registry=CollectorRegistry())]
+        if self._tls:
+            self._own.append(TlsMetrics(self._tls, CORE_LOG.failed_handshakes))
         self._health = HealthReporter(self.readiness)
         self._health_server = HealthServer(self._health, reflection=settings.reflection)
         self._scheduler = Scheduler()
@@ -71,8 +78,7 @@ class WorkerSupervisor(Collector):
             ListenError: A port is in use.
             FleetError: The first worker does not serve.
         """
-        self.health_port = self._health_server.bind(self._settings.health_listen)
-        self.ops_port = self._ops.start(self._settings.ops_listen)
+        self._listen(self._settings, self._tls)
         self._scheduler.start()
         self._health.start(self._scheduler)
         sweeper = self._health_server.sweeper
@@ -86,6 +92,12 @@ class WorkerSupervisor(Collector):
                 first.last_error or "the first worker ended before it served; its error is in the log above"
             )
         self._reconcile_until(lambda: all(slot.serves or slot.has_failed for slot in others), self._slots)
+
+    def _listen(self, settings: Settings, tls: ServerTls | None) -> None:
+        self.health_port = self._health_server.bind(settings.health_listen, tls if settings.health_tls else None)
+        self.ops_port = self._ops.start(settings.ops_listen, tls.http_context if tls and settings.ops_tls else None)
+        if tls:
+            self._scheduler.add("certificate", tls.check, interval_s=CHECK_CERTIFICATE_EVERY_S, blocks=True)
 
     def reconcile(self) -> None:
         """Restart, kill and replace workers as needed, once; call it many times a second."""
@@ -129,7 +141,7 @@ class WorkerSupervisor(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return the metrics of the fleet, and the merged metrics of its workers and of this process."""
         families = {metric.name: metric for metric in merged(self._scraped())}
-        for metric in self._process.collect():
+        for metric in (metric for collector in self._own for metric in collector.collect()):
             merge(families, metric, worker="supervisor")
         yield from families.values()
         yield GaugeMetricFamily("gatekeeper_workers", "Configured workers.", value=len(self._slots))

@@ -13,6 +13,8 @@ from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.current_call import set_current_call
 from gatekeeper_grpc.transport.grpcio_internals import arrived_at, is_cancelled
 
+# Issuers put what they like into a certificate.
+_MAX_IDENTITY_LENGTH = 200
 CALL_ID_KEY = "x-gatekeeper-call-id"
 
 _log = structlog.get_logger(__name__)
@@ -45,7 +47,7 @@ def log_finished(rpc: Rpc, context: Any) -> None:
     code = _code(context)
     level = logging.DEBUG if rpc.quiet and code is grpc.StatusCode.OK else logging.INFO
     if _log.is_enabled_for(level):  # Nearly every line is suppressed; building one costs more than asking.
-        _log.log(level, "rpc", **_fields(rpc, code))
+        _log.log(level, "rpc", **_fields(rpc, code), **_certificate_fields(context))
 
 
 def _code(context: Any) -> grpc.StatusCode:
@@ -66,3 +68,10 @@ def _fields(rpc: Rpc, code: grpc.StatusCode) -> dict[str, Any]:
     if rpc.client_key is not None:
         fields["client_key"] = rpc.client_key
     return fields
+
+
+def _certificate_fields(context: Any) -> dict[str, Any]:
+    """Return the names in the client's certificate, or its common name if there are none; nothing without one."""
+    if (names := context.peer_identities()) is None:
+        return {}
+    return {"client_certificate": b",".join(names).decode(errors="replace")[:_MAX_IDENTITY_LENGTH]}

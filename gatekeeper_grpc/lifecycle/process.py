@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
+from gatekeeper_grpc.auth.certificates import CertificateFiles
 from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.embedded import EmbeddedPostgres
@@ -45,7 +46,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
         demo: Load a demo flag into an empty embedded database, and print lines to try it with.
 
     Raises:
-        SettingsError: A setting or a key is missing or malformed.
+        SettingsError: A setting, a key or a certificate is missing or cannot be used.
         GatekeeperError: The database is unfit, or does not answer and no snapshot is stored.
         EmbeddedDatabaseError: The embedded database cannot be started.
         ListenError: An address cannot be listened on.
@@ -53,6 +54,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
     """
     report_crashes()
     limit_kept_memory()
+    _check_tls(settings)
     _try_addresses(settings)
     # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -83,6 +85,15 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     args.report(WorkerReport(ops_port=server.ops_port))
     _stop_at_signal(signals, server, settings)
+
+
+def _check_tls(settings: Settings) -> None:
+    """Refuse a certificate that cannot be used before a database is made; warn of a listener without one."""
+    if files := CertificateFiles.of(settings):
+        files.read()
+    elif not settings.listen.is_local:
+        remedy = "set GATEKEEPER_TLS_CERT_FILE and GATEKEEPER_TLS_KEY_FILE, or let a proxy with TLS accept the calls"
+        _log.warning("listening_without_tls", listen=str(settings.listen), remedy=remedy)
 
 
 def _try_addresses(settings: Settings) -> None:
@@ -123,6 +134,7 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
             DATABASE_URL=dsn,
             GATEKEEPER_LISTEN=str(port.address),
             GATEKEEPER_OPS_LISTEN=str(_ANY_PRIVATE_PORT),
+            GATEKEEPER_OPS_TLS="false",
             **({"GATEKEEPER_LOG_LEVEL": "WARNING"} if is_quiet() else {}),
         )
         supervisor = WorkerSupervisor(settings, command)

@@ -44,6 +44,7 @@ from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.liveness import ServingThreadProbe
 from gatekeeper_grpc.operations.metrics import InstanceMetrics
 from gatekeeper_grpc.operations.reflection import SERVICE_V1, SERVICE_V1ALPHA, ReflectionServicer, descriptors
+from gatekeeper_grpc.operations.tls_metrics import TlsMetrics
 from gatekeeper_grpc.scheduler import RepeatingThread, Scheduler
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
@@ -57,8 +58,10 @@ from gatekeeper_grpc.store.quotas import Quotas
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
+from gatekeeper_grpc.transport.core import CORE_LOG
 from gatekeeper_grpc.transport.drain import Drain
 from gatekeeper_grpc.transport.listener import bind, new_server, queued_by_method
+from gatekeeper_grpc.transport.tls import CHECK_CERTIFICATE_EVERY_S, ServerTls
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
 
@@ -89,6 +92,9 @@ class GatekeeperServer:
         prepare: Makes the database fit to serve from, before anything is loaded or written; raises why it is not, and
             `Unavailable` when the database does not answer.
         shares_port: Other workers serve on the same port, and their supervisor serves health.
+
+    Raises:
+        SettingsError: The certificate of TLS cannot be used.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class GatekeeperServer:
         self._settings = settings
         self._limits = Limits.of(settings)
         self._keys = keys
+        self.tls = ServerTls.of(settings)
         self.scheduler = Scheduler()
         self._build_cache()
         self._build_stores(dsn)
@@ -206,6 +213,7 @@ class GatekeeperServer:
             writers=self.sources.writers,
             open_connections=self._count_connections,
             max_connections=self._limits.connections.most,
+            further=[TlsMetrics(self.tls, CORE_LOG.failed_handshakes)] if self.tls else [],
         )
         self.health = HealthReporter(self.metrics.readiness)
 
@@ -233,13 +241,13 @@ class GatekeeperServer:
             self.startup.start()
             self.startup.wait()
             # Not before: a bound port takes calls, and workers share one.
-            self.port = bind(self.grpc_server, self._settings.listen)
-            self.health_port = self._health_server.bind(self._settings.health_listen) if self._health_server else 0
-            self.ops_port = self._http_server.start(self._settings.ops_listen)
+            self._listen(self._settings, self.tls)
         except BaseException:
             self._close()
             raise
         self.sources.start_writing(self.scheduler)
+        if self.tls:
+            self.scheduler.add("certificate", self.tls.check, interval_s=CHECK_CERTIFICATE_EVERY_S, blocks=True)
         self.health.start(self.scheduler)
         self.sweeper.start(self.port)
         self.scheduler.add("connections", self._check_connections, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
@@ -248,6 +256,14 @@ class GatekeeperServer:
         self._probe.start()
         if self._health_server:
             self._health_server.start()
+
+    def _listen(self, settings: Settings, tls: ServerTls | None) -> None:
+        self.port = bind(self.grpc_server, settings.listen, tls.credentials() if tls else None)
+        if self._health_server:
+            self.health_port = self._health_server.bind(settings.health_listen, tls if settings.health_tls else None)
+        self.ops_port = self._http_server.start(
+            settings.ops_listen, tls.http_context if tls and settings.ops_tls else None
+        )
 
     def _refresh_client_keys(self) -> None:
         try:
@@ -259,12 +275,14 @@ class GatekeeperServer:
     def _warn_of_bearer_keys(self) -> None:
         """Warn once of secrets that travel unencrypted, unless TLS ends in front of this server."""
         listen = self._settings.listen
-        if not self._has_warned and not listen.is_local and self.client_keys.has_bearer_keys():
+        is_safe = listen.is_local or self.tls is not None
+        if not self._has_warned and not is_safe and self.client_keys.has_bearer_keys():
             self._has_warned = True
             _log.warning(
                 "bearer_keys_without_tls",
                 listen=str(listen),
-                advice="let a proxy with TLS accept the calls, or use keys of CLIENT_KEY_TYPE_SIGNING",
+                advice="set GATEKEEPER_TLS_CERT_FILE, let a proxy with TLS accept the calls, or use keys of"
+                " CLIENT_KEY_TYPE_SIGNING",
             )
 
     def _open_database(self) -> None:

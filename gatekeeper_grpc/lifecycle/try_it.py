@@ -29,7 +29,7 @@ def try_it(settings: Settings, demo: Demo, *, port: int) -> str:
         f"# Gatekeeper serves on {address}. Ctrl-C stops it.",
         f"# Admin user: {FIRST_ADMIN}. Password: {_password(settings, demo)}",
         "# Try it in another shell:",
-        *_commands(settings, demo, server=_server_option(address)),
+        *_commands(settings, demo, server=_server_option(address, has_tls=settings.has_tls)),
         f"# Docs: {_README if _README.exists() else 'README.md and docs/ of the source distribution'}",
     ]
     return "\n".join(lines)
@@ -68,7 +68,9 @@ def _reachable(listen: ListenAddress, port: int) -> ListenAddress:
     return ListenAddress(host=_LOOPBACK.get(listen.host, listen.host), port=port)
 
 
-def _server_option(address: ListenAddress) -> str:
+def _server_option(address: ListenAddress, *, has_tls: bool) -> str:
     """Return what commands need to find the server; nothing if it is where they expect it."""
+    if has_tls:
+        return f" --server {shlex.quote(f'https://{address}')}"
     is_default = address == Settings.model_fields["listen"].default
     return "" if is_default else f" --server {shlex.quote(str(address))}"

@@ -15,6 +15,7 @@ from gatekeeper_grpc.transport.connections import ConnectionLimits, ConnectionSw
 from gatekeeper_grpc.transport.listener import bind, new_server
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
+from gatekeeper_grpc.transport.tls import ServerTls
 
 MAX_HEALTH_CONNECTIONS = 64
 MAX_REFLECTION_STREAMS = 2
@@ -47,13 +48,17 @@ class HealthServer:
         if reflection:
             ReflectionServicer([HEALTH]).add_to(self._server)
 
-    def bind(self, address: ListenAddress) -> int:
+    def bind(self, address: ListenAddress, tls: ServerTls | None = None) -> int:
         """Listen on `address`, and return the port; 0 of a Unix socket.
+
+        Args:
+            address: Where to listen.
+            tls: The certificate to show. None: plaintext.
 
         Raises:
             ListenError: The address is taken or not ours.
         """
-        port = bind(self._server, address)
+        port = bind(self._server, address, tls.credentials(for_probes=True) if tls else None)
         self.sweeper.start(port)
         return port
 

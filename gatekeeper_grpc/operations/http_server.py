@@ -5,6 +5,7 @@ It has no authentication: it belongs on a loopback or otherwise private address.
 
 import json
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -67,14 +68,18 @@ class HttpServer:
         self._server: _Server | None = None
         self._accepting: RepeatingThread | None = None
 
-    def start(self, address: ListenAddress) -> int:
+    def start(self, address: ListenAddress, tls: Callable[[], ssl.SSLContext] | None = None) -> int:
         """Listen on an address that has a port, and return the port.
+
+        Args:
+            address: Where to listen.
+            tls: Asked at each connection what to accept it with. None: plaintext.
 
         Raises:
             ListenError: The address cannot be listened on.
         """
         try:
-            self._server = _Server((address.host, address.port), self._pages)
+            self._server = _Server((address.host, address.port), self._pages, tls)
         except OSError as exc:
             raise ListenError.at(address, exc) from exc
         # Sleeps until a client connects; `serve_forever` would poll.
@@ -98,13 +103,23 @@ class _Server(ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], pages: Mapping[str, _MakePage]) -> None:
+    def __init__(
+        self, address: tuple[str, int], pages: Mapping[str, _MakePage], tls: Callable[[], ssl.SSLContext] | None
+    ) -> None:
         self.pages = pages
+        self._tls = tls
         self._lock = threading.Lock()  # guards _serving
         # The connection of each thread, in the order of arrival. A thread counts until it has ended.
         self._serving: dict[threading.Thread, socket.socket] = {}
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection; its thread has the handshake, which may take long."""
+        connection, peer = super().get_request()
+        if self._tls is not None:
+            connection = self._tls().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, peer
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection on a thread of its own, once there is room for one; refuse it if none becomes free."""
@@ -141,7 +156,8 @@ class _Server(ThreadingTCPServer):
 
 def _shut_down(connection: socket.socket) -> None:
     try:
-        connection.shutdown(socket.SHUT_RDWR)
+        # Not that of `SSLSocket`: it takes TLS from the thread that reads.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
     except OSError:  # It is closed already.
         return
 
@@ -155,6 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     # Of a request without a version: HTTP/0.9 has no status and no headers.
     default_request_version = "HTTP/1.0"
+
+    def setup(self) -> None:
+        super().setup()
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.do_handshake()
 
     def do_GET(self) -> None:
         self._answer(self._page())

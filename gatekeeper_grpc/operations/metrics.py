@@ -43,6 +43,7 @@ class InstanceMetrics(Collector):
         writers: Sequence[SnapshotWriter],
         open_connections: Callable[[], int],
         max_connections: int,
+        further: Sequence[Collector] = (),
     ) -> None:
         self._cache = cache
         self._database = database
@@ -55,6 +56,7 @@ class InstanceMetrics(Collector):
         self._writers = writers
         self._open_connections = open_connections
         self._max_connections = max_connections
+        self._further = further
         self._bounds = Bounds(stale_after_s=settings.stale_after_s, max_staleness_s=settings.ready_max_staleness_s)
         self._database_silent_after_s = settings.refresh_interval_s * _POLLS_WITHOUT_DATABASE
         self._draining = False
@@ -89,7 +91,8 @@ class InstanceMetrics(Collector):
         yield _gauge("max_connections", "Connections above which further ones are refused.", self._max_connections)
         yield _gauge("watchers", "Open WatchFlags streams.", len(self._watchers))
         yield _gauge("threads", "Python threads of the process.", threading.active_count())
-        yield from self._process.collect()
+        for collector in (*self._further, self._process):
+            yield from collector.collect()
 
     def _snapshot_metrics(self) -> Iterable[Metric]:
         snapshot = self._cache.peek()

@@ -130,18 +130,27 @@ class _Details(grpc.HandlerCallDetails):
         self.invocation_metadata = ()
 
 
-def bind(server: grpc.Server, address: ListenAddress) -> int:
+def bind(server: grpc.Server, address: ListenAddress, credentials: grpc.ServerCredentials | None = None) -> int:
     """Have `server` listen on `address`, and return the port; 0 of a Unix socket.
+
+    Args:
+        server: Not started yet.
+        address: Where to listen.
+        credentials: For TLS. None: plaintext.
 
     Raises:
         ListenError: The address is taken or not ours.
     """
     try:
-        port = server.add_insecure_port(str(address))
+        port = _add_port(server, str(address), credentials)
     except RuntimeError as exc:  # It has no cause that a program can read.
         try_address(address)
         raise ListenError(f"cannot listen on {address}: gRPC refuses it") from exc
     return 0 if address.is_unix else port
+
+
+def _add_port(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
 
 
 def _try_port(address: ListenAddress) -> None:
