@@ -28,7 +28,13 @@ from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_r
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
-from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream, RequestReader, arrival_of
+from gatekeeper_grpc.transport.grpcio_internals import (
+    ArrivedCall,
+    GrpcResponseStream,
+    RequestReader,
+    arrival_of,
+    check_stream,
+)
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.stream_life import StreamLife
 
@@ -292,6 +298,7 @@ class _StreamResponse(_Method):
             responses = self._behaviour(self._argument(requests, client, life), context)
             for response in self._slow_readers.guard(responses, context, within_s=self._response_within_s):
                 life.check()
+                check_stream(context)
                 self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
                 yield self._serialize(response)
         except Exception as error:  # noqa: BLE001 - all become a status

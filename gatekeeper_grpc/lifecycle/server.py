@@ -59,7 +59,7 @@ from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
 from gatekeeper_grpc.transport.core import CORE_LOG
-from gatekeeper_grpc.transport.drain import Drain
+from gatekeeper_grpc.transport.drain import Drain, GoawayDrain, QuietDrain
 from gatekeeper_grpc.transport.listener import bind, new_server, queued_by_method
 from gatekeeper_grpc.transport.tls import CHECK_CERTIFICATE_EVERY_S, ServerTls
 from gatekeeper_grpc.wire.paging import PageTokens
@@ -76,8 +76,6 @@ _CLIENT_KEYS_INTERVAL_S = 5.0
 _CLIENT_KEY_USES_INTERVAL_S = 60.0
 # 8,000 signed calls a second for a minute, at 100 bytes each.
 _MAX_NONCES = 500_000
-# How long clients may take to leave after GOAWAY, within the grace period.
-_DRAIN_S = 1.0
 # Within the margin that a process has to stop.
 _SCHEDULER_CLOSE_TIMEOUT_S = 1.0
 
@@ -221,7 +219,8 @@ class GatekeeperServer:
         """Build what listens: gRPC, gRPC health, HTTP for operators."""
         self.grpc_server = self._grpc_server(shares_port=shares_port)
         self.sweeper = ConnectionSweeper(self.grpc_server, self._limits.connections)
-        self.drain = Drain(self.grpc_server, self.pools.hold)
+        leaving = self.grpc_server, self.pools.hold
+        self.drain: Drain = QuietDrain(*leaving) if self.tls else GoawayDrain(*leaving)
         self._health_server = None if shares_port else HealthServer(self.health, reflection=self._settings.reflection)
         self._probe = ServingThreadProbe(self.grpc_server)
         self._http_server = HttpServer(self.metrics, is_alive=self._probe.answers, readiness=self.metrics.readiness)
@@ -336,8 +335,9 @@ class GatekeeperServer:
         self._http_server.close()
 
     def _end_calls(self, *, by: float) -> None:
-        """Send GOAWAY to clients while they are served; end the calls that are left, at the time `by` at the latest."""
-        self.drain.run(self.port, within_s=min(_DRAIN_S, by - time.monotonic()))
+        """Have clients disconnect; end the calls that are left, at the time `by` at the latest."""
+        if self.port:  # Connections over a Unix socket cannot be told apart.
+            self.drain.run(self.port, by=by)
         self.grpc_server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
 
     def _grpc_server(self, *, shares_port: bool) -> grpc.Server:

@@ -1,21 +1,44 @@
-"""Drains a gRPC server: asks its clients to reconnect elsewhere while it still serves them."""
+"""Drains a gRPC server: has its clients reconnect elsewhere, without a call that fails, or that runs and fails."""
 
 import time
+from typing import Protocol
 
 import grpc
 
+from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.transport.goaway import Peer, connections, peer_of, stop_accepting
-from gatekeeper_grpc.transport.grpcio_internals import peers_being_served
+from gatekeeper_grpc.transport.grpcio_internals import end_streams, peers_being_served
 from gatekeeper_grpc.transport.hold import CallHold
 
 # How long calls are held so that those in progress can end: an evaluation takes a millisecond.
 _HOLD_S = 0.01
 _BUSY_POLL_INTERVAL_S = 0.001
 _ROUND_INTERVAL_S = 0.01
+# How long clients may take to disconnect once nothing keeps them.
+_DISCONNECT_WITHIN_S = 1.0
 
 
-class Drain:
-    """Sends GOAWAY to the clients of one server.
+class Drain(Protocol):
+    """What a server does before it stops. `GoawayDrain` is for plaintext, `QuietDrain` for TLS."""
+
+    def run(self, port: int, *, by: float) -> int:
+        """Accept no more connections to `port`, and have every client disconnect.
+
+        Args:
+            port: Where the server listens.
+            by: When to give up, in monotonic seconds.
+
+        Returns:
+            How many connections are left.
+        """
+        ...
+
+
+class GoawayDrain:
+    """Sends GOAWAY to the clients of one server, which go on being served.
+
+    No call fails because of it, not even of a client that never retries: the server serves every call that arrives, and
+    after GOAWAY a client sends no more. A client in a long call stays.
 
     Args:
         server: Keeps serving during the drain; the caller stops it afterwards.
@@ -27,15 +50,9 @@ class Drain:
         self._hold = hold
         self._notified: set[Peer] = set()
 
-    def run(self, port: int, *, within_s: float) -> int:
-        """Accept no more connections, and have every client disconnect that is not in a long call.
-
-        No call fails because of it: the server serves every call that arrives, and after GOAWAY a client sends no more.
-
-        Returns:
-            How many connections are left, after `within_s` at most.
-        """
-        deadline = time.monotonic() + within_s
+    def run(self, port: int, *, by: float) -> int:
+        """See `Drain`. It takes a second at most."""
+        deadline = min(by, time.monotonic() + _DISCONNECT_WITHIN_S)
         stop_accepting(port)
         while (left := self._notify(port)) and time.monotonic() < deadline:
             time.sleep(_ROUND_INTERVAL_S)
@@ -53,10 +70,56 @@ class Drain:
     def _busy_after_hold(self, peers: set[Peer]) -> set[Peer]:
         """Give calls in progress a moment to end; return the peers whose calls have not."""
         until = time.monotonic() + _HOLD_S
-        while (busy := self._busy() & peers) and time.monotonic() < until:
+        while (busy := _busy(self._server, self._hold) & peers) and time.monotonic() < until:
             time.sleep(_BUSY_POLL_INTERVAL_S)
         return busy
 
-    def _busy(self) -> set[Peer]:
-        names = peers_being_served(self._server, excluding=self._hold.pending())
-        return {peer for peer in map(peer_of, names) if peer is not None}
+
+class QuietDrain:
+    """Ends each connection of one server while no call is in progress on it, and serves no new call.
+
+    For TLS, inside which nobody but gRPC can write a frame. A call that arrives is held and never runs, so a client may
+    send it again elsewhere: it gets UNAVAILABLE when the connection ends. A call in progress is answered, and the
+    connection does not end before the client's machine has the whole answer. Streams end with UNAVAILABLE.
+
+    Args:
+        server: The caller stops it afterwards.
+        hold: Holds the new calls of this server.
+    """
+
+    def __init__(self, server: grpc.Server, hold: CallHold) -> None:
+        self._server = server
+        self._hold = hold
+
+    def run(self, port: int, *, by: float) -> int:
+        """See `Drain`. Connections that are left at the end are closed, whatever is in progress on them."""
+        stop_accepting(port)
+        self._hold.hold_for_good()
+        end_streams(self._server, Unavailable("the server is shutting down"))
+        quiet_since = time.monotonic()
+        while left := self._end_quiet(port):
+            now = time.monotonic()
+            if _busy(self._server, self._hold):
+                quiet_since = now
+            if now > min(by, quiet_since + _DISCONNECT_WITHIN_S):
+                break
+            time.sleep(_ROUND_INTERVAL_S)
+        for connection in connections(port):
+            connection.disconnect()
+        return left
+
+    def _end_quiet(self, port: int) -> int:
+        """End the connections on which nothing is in progress; return how many are open."""
+        # A call is in progress until the kernel has its last byte; what was sent is asked for only then.
+        busy, found = _busy(self._server, self._hold), 0
+        for connection in connections(port):
+            found += 1
+            if connection.peer not in busy and not connection.has_unreceived():
+                connection.end()
+        return found
+
+
+def _busy(server: grpc.Server, hold: CallHold) -> set[Peer]:
+    """Return the clients with a call in progress that is not held."""
+    names = peers_being_served(server, excluding=hold.pending())
+    return {peer for peer in map(peer_of, names) if peer is not None}

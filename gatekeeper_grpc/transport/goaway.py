@@ -1,4 +1,4 @@
-"""The TCP connections of a listening port, below gRPC: stop accepting them, send GOAWAY on them.
+"""The TCP connections of a listening port, below gRPC: stop accepting them, send GOAWAY on them, end them.
 
 GOAWAY is the HTTP/2 frame of a graceful shutdown: the client opens no further call on the connection, lets its calls in
 progress end, and disconnects. grpcio sends it only in `server.stop`, after it has begun to cancel new calls. A client
@@ -11,9 +11,11 @@ import socket
 import stat
 import struct
 import sys
+import termios
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fcntl import ioctl
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import unquote
@@ -30,6 +32,7 @@ _BYTES_ACKED = slice(120, 128)
 _SETTINGS_BYTES = 9
 # The offset of `tcpi_last_data_recv` in `struct tcp_info`.
 _LAST_DATA_RECEIVED_MS = slice(52, 56)
+_INT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,16 @@ class Connection:
         """Return how long the client has sent nothing."""
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED_MS.stop)
         return int.from_bytes(info[_LAST_DATA_RECEIVED_MS], sys.byteorder) / 1_000
+
+    def has_unreceived(self) -> bool:
+        """Tell whether the client's machine has not acknowledged all that was sent to it."""
+        size = ioctl(self._socket, termios.TIOCOUTQ, bytes(_INT_BYTES))
+        return any(size)
+
+    def end(self) -> None:
+        """Send nothing more, and tell the client so. It disconnects, and gRPC then closes its descriptor."""
+        with suppress(OSError):  # The client has disconnected.
+            self._socket.shutdown(socket.SHUT_WR)
 
     def disconnect(self) -> None:
         """End the connection at once. gRPC notices and closes its descriptor."""

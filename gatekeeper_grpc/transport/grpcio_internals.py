@@ -79,16 +79,12 @@ class ArrivedCall:
     def note(self, arrival: Arrival) -> None:
         """Keep what is known of the call, also for `arrival_of` on its worker."""
         self.arrival = self._state.gatekeeper_arrival = arrival
+        self._state.gatekeeper_is_stream = self.behaviour.is_stream
         self._state.gatekeeper_arrived_at = time.monotonic()
 
     def end_soon(self, error: GatekeeperError) -> bool:
         """Have the worker of a running stream end it with `error`; False if it has been told before."""
-        with self._state.condition:
-            if hasattr(self._state, "gatekeeper_ending"):
-                return False
-            self._state.gatekeeper_ending = error
-            self._state.condition.notify_all()
-            return True
+        return _end_soon(self._state, error)
 
     def serve(self) -> None:
         """Serve the call, on a worker, unless it has been refused."""
@@ -275,14 +271,29 @@ def peers_being_served(server: grpc.Server, *, excluding: Collection[ArrivedCall
     return {call.peer().decode() for call in calls}
 
 
+def end_streams(server: grpc.Server, error: GatekeeperError) -> None:
+    """Have the workers of all streams of a server end them with `error`, each before its next message."""
+    server_state: Any = server._state  # type: ignore[attr-defined]
+    with server_state.lock:
+        in_progress = [*server_state.rpc_states]
+    for state in in_progress:
+        if getattr(state, "gatekeeper_is_stream", False):
+            _end_soon(state, error)
+
+
 def arrival_of(context: Any) -> Arrival:
     """Return what was known of a call when it arrived."""
     arrival: Arrival = context._state.gatekeeper_arrival
     return arrival
 
 
+def check_stream(context: Any) -> None:
+    """Raise what `end_streams` or `ArrivedCall.end_soon` was told about a call."""
+    check_not_ending(context._state)
+
+
 def check_not_ending(state: Any) -> None:
-    """Raise what `ArrivedCall.end_soon` was told about a call."""
+    """As `check_stream`, for the state of a call."""
     error = getattr(state, "gatekeeper_ending", None)
     if error is not None:
         raise error
@@ -302,6 +313,15 @@ def is_aborted(context: Any) -> bool:
 def is_cancelled(context: Any) -> bool:
     """Return whether the client has cancelled, reached its deadline, or disconnected."""
     return context._state.client is _server._CANCELLED
+
+
+def _end_soon(state: Any, error: GatekeeperError) -> bool:
+    with state.condition:
+        if hasattr(state, "gatekeeper_ending"):
+            return False
+        state.gatekeeper_ending = error
+        state.condition.notify_all()
+        return True
 
 
 def _is_live(state: Any) -> bool:

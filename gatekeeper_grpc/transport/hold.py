@@ -1,4 +1,4 @@
-"""Holds new calls back for the moments in which no response may be in transit."""
+"""Holds new calls back: for moments in which no response may be in transit, or until the server ends."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +27,11 @@ class CallHold:
             yield
         finally:
             self._release()
+
+    def hold_for_good(self) -> None:
+        """Hold new calls from now on, and serve none of them."""
+        with self._lock:
+            self.is_holding = True
 
     def hold(self, call: ArrivedCall, resume: Callable[[ArrivedCall], None]) -> bool:
         """Keep `call` until the release, then `resume` it. False: not held any more; the caller continues the call."""

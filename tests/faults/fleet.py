@@ -23,6 +23,7 @@ from tests.faults.figures import EVALUATION_DEADLINE_S
 from tests.faults.proxy import ChaosProxy, Mode
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, start, stop
 from tests.support.servers import Bearer
+from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
 Process = subprocess.Popen[str]
@@ -91,13 +92,23 @@ class Instance:
 class Fleet:
     """Instances on one database, with `settings`, as variables; `sabotage` is one of `sabotaged`'s."""
 
-    def __init__(self, database: Database, folder: Path, *, sabotage: str, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        *,
+        sabotage: str,
+        settings: Mapping[str, str],
+        certificates: CertificateFolder | None,
+    ) -> None:
         self._database = database
         self.instances: list[Instance] = []
         self._folder = folder
         self._program = ("tests.faults.sabotaged", sabotage) if sabotage else ("gatekeeper_grpc",)
-        self._settings = {**KEYS, **settings}
-        self._token = database.token()
+        self._certificates = certificates
+        self._settings = {**KEYS, **settings, **(certificates.variables if certificates else {})}
+        self.token = database.token()
+        """Of an editor or admin, for clients of the test's own."""
         self._stack = ExitStack()
 
     def __getitem__(self, index: int) -> Instance:
@@ -148,9 +159,9 @@ class Fleet:
         return process
 
     def _joined(self, index: int, process: Process, route: Route) -> Instance:
-        gatekeeper = Gatekeeper(process, self.data_dir(index))
+        gatekeeper = Gatekeeper(process, self.data_dir(index), self._certificates)
         channel = self._stack.enter_context(gatekeeper.channel())
-        admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
+        admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(self.token)))
         return Instance(gatekeeper, route, admin, EvaluationServiceStub(channel))
 
 
@@ -162,9 +173,10 @@ def fleet(
     size: int = 3,
     sabotage: str = "",
     settings: Mapping[str, str] = _NO_SETTINGS,
+    certificates: CertificateFolder | None = None,
 ) -> Iterator[Fleet]:
-    """Run a fleet for the length of the block."""
-    started = Fleet(database, folder, sabotage=sabotage, settings=settings)
+    """Run a fleet for the length of the block; with `certificates`, by TLS."""
+    started = Fleet(database, folder, sabotage=sabotage, settings=settings, certificates=certificates)
     try:
         started.start(size)
         yield started

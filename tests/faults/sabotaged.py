@@ -42,7 +42,7 @@ from gatekeeper_grpc.store.snapshots.notifications import RevisionListener
 from gatekeeper_grpc.transport import admission, listener
 from gatekeeper_grpc.transport.admission import CallPool, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionSweeper
-from gatekeeper_grpc.transport.drain import Drain
+from gatekeeper_grpc.transport.drain import GoawayDrain, QuietDrain
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, GrpcResponseStream
 from gatekeeper_grpc.transport.receive_slots import ReceiveSlots
 from gatekeeper_grpc.transport.shares import PoolSize, Slots
@@ -176,9 +176,10 @@ def messages_on_workers() -> None:
     _put(CallPool, _receive=at_once)
 
 
-def no_goaway() -> None:
-    """A server that stops does not send GOAWAY first."""
-    _put(Drain, run=lambda _drain, _port, **_limits: 0)
+def no_drain() -> None:
+    """A server that stops does not have its clients disconnect first."""
+    for drain in (GoawayDrain, QuietDrain):
+        _put(drain, run=lambda _drain, _port, **_limits: 0)
 
 
 def waits_for_watchers() -> None:
@@ -305,7 +306,7 @@ SABOTAGES = {
         first_come_logins,
         one_pool_of_streams,
         messages_on_workers,
-        no_goaway,
+        no_drain,
         waits_for_watchers,
         redis_in_the_way,
         nothing_kept,

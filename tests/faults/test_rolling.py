@@ -89,7 +89,7 @@ def test_twin_when_both_instances_are_replaced_at_once_calls_fail(
 
 
 def test_twin_without_goaway_calls_are_cancelled(postgres: Postgres, tmp_path: Path, report: Report) -> None:
-    with fleet(postgres, tmp_path, size=2, sabotage="no_goaway", settings=LEAVING) as instances:
+    with fleet(postgres, tmp_path, size=2, sabotage="no_drain", settings=LEAVING) as instances:
         ports = [instance.gatekeeper.port for instance in instances.instances]
         with retrying(ports) as load, at_work(load):
             roll_until(lambda: bool(load.failed) or load.sent > 10 * CALLS, instances)

@@ -1,5 +1,6 @@
 """The Python client: signed and bearer calls by the stubs, and answers that are kept until they change."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
+from gatekeeper_client.channels import SERVICE_CONFIG
 from gatekeeper_client.channels import connect as connect_client
 from gatekeeper_client.signing import ClientKey
 from gatekeeper_client.v1 import admin_service_pb2 as pb
@@ -32,6 +34,17 @@ from tests.support.waiting import eventually
 
 ANNA = EvaluationContext(user_id="anna", attributes=Struct())
 ANNA.attributes.update({f"attribute-{number}": number for number in range(20)})
+
+
+def test_the_service_config_repeats_evaluations_and_reads_alone() -> None:
+    (config,) = json.loads(SERVICE_CONFIG)["methodConfig"]
+    methods = pb.DESCRIPTOR.services_by_name["AdminService"].methods
+    reads = [method.name for method in methods if method.name.startswith(("Get", "List"))]
+
+    assert config["name"] == [
+        {"service": "gatekeeper.v1.EvaluationService"},
+        *({"service": "gatekeeper.v1.AdminService", "method": name} for name in reads),
+    ]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.embedded import exec_stub, running_dsn
 from gatekeeper_grpc.embedded.home import Home
 from tests.support.servers import Bearer
+from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
 Found = TypeVar("Found")
@@ -89,13 +90,16 @@ class Output:
 
 
 class Gatekeeper:
-    """A running `gatekeeper serve`."""
+    """A running `gatekeeper serve`; with `certificates`, its clients speak TLS."""
 
-    def __init__(self, process: subprocess.Popen[str], data_dir: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], data_dir: Path, certificates: CertificateFolder | None = None
+    ) -> None:
         assert process.stdout
         assert process.stderr
         self.process = process
         self.data_dir = data_dir
+        self._certificates = certificates
         self.printed = Output(process.stdout)
         self.log = Output(process.stderr)
         serving = self.logged("serving")
@@ -114,7 +118,11 @@ class Gatekeeper:
 
     def channel(self) -> grpc.Channel:
         """A connection of its own, which tries again soon when the server is away."""
-        return connect(self.port)
+        return self.connect(self.port)
+
+    def connect(self, port: int) -> grpc.Channel:
+        """The same by another port, such as that of a proxy."""
+        return self._certificates.channel(port) if self._certificates else connect(port)
 
     @contextmanager
     def admin(self) -> Iterator[AdminServiceStub]:

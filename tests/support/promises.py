@@ -65,6 +65,9 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "each within its bound; a busy machine is none of them.",
         "F6": "One bulk stream at full speed raises the p99 of unary calls at most 3 times. The CPU that an evaluation "
         "and a bulk message may take is bounded, and a client that has left costs none.",
+        "G1": "Restarts, rolls and new certificates fail no evaluation and no read of a client with the recommended "
+        "config, and apply each mutation with a request_id once. In plaintext that holds for evaluations without any "
+        "retry.",
     }
 )
 _HEAD = """\

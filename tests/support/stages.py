@@ -11,6 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2  # type: ignore[import-untyped] # Published without py.typed.
 from grpc_status import rpc_status
 
+from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.authentication import VerifyToken
@@ -22,6 +23,7 @@ from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
 from tests.faults.proxy import proxied
+from tests.support.tls import CertificateFolder
 
 SERVICE = "test.v1.TestService"
 
@@ -102,8 +104,12 @@ def serve(
     max_ages_s: Mapping[PoolName, float] = MAX_AGES_S,
     verify_token: VerifyToken = verify_role_name,
     check_caller: Callable[[], None] = lambda: None,
+    certificates: CertificateFolder | None = None,
 ) -> Iterator[Server]:
-    """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client."""
+    """Serve `methods` (name -> handler, policy row if any) behind the real chain, with one connected client.
+
+    With `certificates`, by TLS.
+    """
     pools = CallPools({**DEFAULT_SIZES, **sizes}, pending=pending)
     stages = Stages(
         verify_token=verify_token,
@@ -115,18 +121,23 @@ def serve(
         check_caller=check_caller,
     )
     handlers = {name: handler for name, (handler, _policy) in methods.items()}
-    with running(pools, stages, handlers) as server:
+    with running(pools, stages, handlers, certificates) as server:
         yield server
 
 
 @contextmanager
-def running(pools: CallPools, stages: grpc.ServerInterceptor, handlers: dict[str, Any]) -> Iterator[Server]:
+def running(
+    pools: CallPools,
+    stages: grpc.ServerInterceptor,
+    handlers: dict[str, Any],
+    certificates: CertificateFolder | None = None,
+) -> Iterator[Server]:
     server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=listener.OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = listener.bind(server, ListenAddress(host="127.0.0.1"), certificates.credentials if certificates else None)
     server.start()
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with certificates.channel(port) if certificates else grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield Server(pools=pools, grpc_server=server, target=f"127.0.0.1:{port}", channel=channel)
     finally:
         server.stop(None).wait(TIMEOUT_S)

@@ -142,12 +142,17 @@ class CertificateFolder:
         """For a server of its own."""
         return {f"GATEKEEPER_{name.upper()}": str(path) for name, path in self.settings.items()}
 
-    def channel(self, port: int, client: Issued | None = None, **options: Any) -> grpc.Channel:
-        """Open a connection of its own that trusts the issuer; with a certificate of a client if there is one."""
+    @property
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a gRPC server without the rest of ours."""
+        return grpc.ssl_server_credentials([(self.key.read_bytes(), self.chain.read_bytes())])
+
+    def channel(self, port: int = 0, client: Issued | None = None, *, target: str = "", **options: Any) -> grpc.Channel:
+        """Open a connection of its own, to a port or a target, that trusts the issuer; with a client's certificate."""
         own = (client.key, client.chain) if client else (None, None)
         credentials = grpc.ssl_channel_credentials(self.issuer.pem, *own)
         arguments = {"grpc.use_local_subchannel_pool": 1, "grpc.max_reconnect_backoff_ms": 100, **options}
-        return grpc.secure_channel(f"{HOST}:{port}", credentials, list(arguments.items()))
+        return grpc.secure_channel(target or f"{HOST}:{port}", credentials, list(arguments.items()))
 
     def context(self, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
         """What a client without gRPC connects with, by one version of TLS alone if it is given."""

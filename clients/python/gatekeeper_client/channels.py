@@ -7,13 +7,33 @@ import grpc
 
 from gatekeeper_client.signing import ClientKey, SignedChannel
 
+_ADMIN_READS: Final = (
+    "GetFlag",
+    "ListFlags",
+    "ListTargets",
+    "GetSegment",
+    "ListSegments",
+    "ListSegmentMembers",
+    "GetUser",
+    "ListUsers",
+    "ListAdminUsers",
+    "ListSessions",
+    "ListAuthEvents",
+    "ListClientKeys",
+    "ListAuditEntries",
+    "GetAuditCheckpoint",
+)
+
 SERVICE_CONFIG: Final = json.dumps(
     {
         # By default a client stays with one instance, however many a name has.
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
-                "name": [{"service": "gatekeeper.v1.EvaluationService"}],
+                "name": [
+                    {"service": "gatekeeper.v1.EvaluationService"},
+                    *({"service": "gatekeeper.v1.AdminService", "method": method} for method in _ADMIN_READS),
+                ],
                 "waitForReady": True,
                 "retryPolicy": {
                     "maxAttempts": 5,
@@ -26,7 +46,10 @@ SERVICE_CONFIG: Final = json.dumps(
         ],
     }
 )
-"""gRPC's service config: calls go to all instances in turn, and are repeated on another one if one leaves."""
+"""gRPC's service config: calls go to all instances in turn, and evaluations and reads are repeated if one leaves.
+
+A mutation that fails with UNAVAILABLE is for the caller to repeat, with the same `request_id`.
+"""
 
 
 def connect(

@@ -38,7 +38,8 @@ const (
 	serviceConfig = `{
 	  "loadBalancingConfig": [{"round_robin": {}}],
 	  "methodConfig": [{
-	    "name": [{"service": "gatekeeper.v1.EvaluationService"}],
+	    "name": [{"service": "gatekeeper.v1.EvaluationService"},
+	      {"service": "gatekeeper.v1.AdminService", "method": "ListFlags"}],
 	    "waitForReady": true,
 	    "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.05s", "maxBackoff": "1s", "backoffMultiplier": 2,
 	      "retryableStatusCodes": ["UNAVAILABLE"]}

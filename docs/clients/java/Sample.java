@@ -61,7 +61,9 @@ public final class Sample {
   private static final Map<String, ?> SERVICE_CONFIG = Map.of(
       "loadBalancingConfig", List.of(Map.of("round_robin", Map.of())),
       "methodConfig", List.of(Map.of(
-          "name", List.of(Map.of("service", "gatekeeper.v1.EvaluationService")),
+          "name", List.of(
+              Map.of("service", "gatekeeper.v1.EvaluationService"),
+              Map.of("service", "gatekeeper.v1.AdminService", "method", "ListFlags")),
           "waitForReady", true,
           "retryPolicy", Map.of(
               "maxAttempts", 5.0, "initialBackoff", "0.05s", "maxBackoff", "1s", "backoffMultiplier", 2.0,

@@ -31,7 +31,10 @@ const options = {
     // By default a client stays with one instance, however many a name has.
     loadBalancingConfig: [{round_robin: {}}],
     methodConfig: [{
-      name: [{service: 'gatekeeper.v1.EvaluationService'}],
+      name: [
+        {service: 'gatekeeper.v1.EvaluationService'},
+        {service: 'gatekeeper.v1.AdminService', method: 'ListFlags'},
+      ],
       retryPolicy: {
         maxAttempts: 5, initialBackoff: '0.05s', maxBackoff: '1s', backoffMultiplier: 2,
         retryableStatusCodes: ['UNAVAILABLE'],

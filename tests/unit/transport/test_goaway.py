@@ -82,6 +82,32 @@ def test_stop_accepting_refuses_new_connections_and_keeps_open_ones() -> None:
             assert client.recv(100) == b"still here"
 
 
+def test_an_end_is_told_and_what_was_not_received_is_known() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client, listening.accept()[0] as server:
+            server.setblocking(False)
+            sent = 0
+            while (size := _sent(server, bytes(1 << 16))) > 0:
+                sent += size
+            assert [connection.has_unreceived() for connection in connections(port)] == [True]
+
+            received = 0
+            while received < sent:
+                received += len(client.recv(1 << 20))
+            assert eventually(lambda: [one.has_unreceived() for one in connections(port)] == [False])
+            for connection in connections(port):
+                connection.end()
+            assert client.recv(1) == b""
+
+
+def _sent(connection: socket.socket, content: bytes) -> int:
+    try:
+        return connection.send(content)
+    except BlockingIOError:
+        return 0
+
+
 def test_no_goaway_goes_to_a_closed_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
