@@ -1,8 +1,10 @@
 """Where a client calls from: its address, and the network that it shares with its neighbours."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import unquote
+
+IpAddress: TypeAlias = IPv4Address | IPv6Address
 
 _IPV6_HOME_PREFIX: Final = 64
 _IPV6_SITE_PREFIX: Final = 48
@@ -19,6 +21,26 @@ def address_of(peer: str) -> str:
     return _prefix(address, _IPV6_HOME_PREFIX) if isinstance(address, IPv6Address) else str(address)
 
 
+def ip_address_of(peer: str) -> IpAddress | None:
+    """Return the address of a peer; None for a Unix socket. An IPv4 address that is written as IPv6 is IPv4."""
+    address = _address(peer)
+    return None if isinstance(address, str) else address
+
+
+def peer_at(address: str) -> str | None:
+    """Return what gRPC would call a peer at an address; None if it is none.
+
+    Args:
+        address: As a proxy names it: "192.0.2.7", "192.0.2.7:5001", "2001:db8::7" or "[2001:db8::7]:5001".
+    """
+    bare = address.rpartition(":")[0] if address.count(":") == 1 else address.partition("]")[0].removeprefix("[")
+    try:
+        found = ip_address(bare)
+    except ValueError:
+        return None
+    return f"ipv4:{found}:0" if isinstance(found, IPv4Address) else f"ipv6:[{found}]:0"
+
+
 def is_local(peer: str) -> bool:
     """Return whether a peer is on this machine: on loopback, or on a Unix socket."""
     address = _address(peer)
@@ -33,7 +55,7 @@ def network_of(peer: str) -> str:
     return _prefix(address, _IPV6_SITE_PREFIX if isinstance(address, IPv6Address) else _IPV4_NETWORK_PREFIX)
 
 
-def _address(peer: str) -> IPv4Address | IPv6Address | str:
+def _address(peer: str) -> IpAddress | str:
     """Return the address of a peer; the kind of one that has none."""
     kind, _, endpoint = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
@@ -46,5 +68,5 @@ def _address(peer: str) -> IPv4Address | IPv6Address | str:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def _prefix(address: IPv4Address | IPv6Address, length: int) -> str:
+def _prefix(address: IpAddress, length: int) -> str:
     return str(ip_network((address, length), strict=False))

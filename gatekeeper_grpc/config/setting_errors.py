@@ -14,7 +14,7 @@ _HARMLESS = {
     "Address": re.compile(r"[\w.*\[\]-]{0,64}(:[\da-f.\]]{0,5}){1,8}|unix:[\w./-]{0,120}|\d{1,5}", re.IGNORECASE),
     "int": re.compile(r"[-+]?[\d.]{1,20}"),
     "float": re.compile(r"[-+]?([\d.]{1,20}(e[-+]?\d{1,3})?|inf|nan)", re.IGNORECASE),
-    "Rate": re.compile(r"[\w/ .-]{1,40}"),
+    "Rate": re.compile(r"\d{1,9}(/[a-z]{0,6})?( burst \d{0,9})?"),
     "Literal": re.compile(r"[a-z]{1,10}", re.IGNORECASE),
     "bool": re.compile(r"[a-z]{1,10}|\d{1,2}", re.IGNORECASE),
 }

@@ -9,11 +9,14 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
+from gatekeeper_grpc.config.networks import Networks
 from gatekeeper_grpc.config.setting_errors import PREFIX, fault_of, nearest_variable
 from gatekeeper_grpc.domain.rate import Rate
 
 # No duration is longer: clocks and timers overflow at some point above.
 _YEAR_S = 31_536_000
+# Of evaluations of one address, if the operator leaves it to us.
+_ADDRESS_RATE = "1000/min"
 # Of the client commands, which read them without this module.
 _CLIENT_VARIABLES = ("GATEKEEPER_SERVER", "GATEKEEPER_TOKEN")
 
@@ -29,9 +32,18 @@ def _rate(value: object) -> object:
     return None if text == "off" else Rate.parse(text)
 
 
+def _address_rate(value: object) -> object:
+    return _rate(_ADDRESS_RATE if isinstance(value, str) and value.strip().lower() == "on" else value)
+
+
+def _networks(value: object) -> object:
+    return Networks.parse(value) if isinstance(value, str) else value
+
+
 # NoDecode: pydantic-settings would take the text for JSON, because the type is a dataclass.
 Address = Annotated[ListenAddress, NoDecode, BeforeValidator(_listen_address)]
 RateLimit = Annotated[Rate | None, NoDecode, BeforeValidator(_rate)]
+AddressRateLimit = Annotated[Rate | None, NoDecode, BeforeValidator(_address_rate)]
 
 
 class SettingsError(Exception):
@@ -75,9 +87,9 @@ class Settings(BaseSettings):
     Absent: `snapshot` in GATEKEEPER_DATA_DIR.
     """
     redis_url: SecretStr | None = Field(default=None, validation_alias="REDIS_URL")
-    """Redis to announce changes over, in addition to PostgreSQL, and to keep the last-known-good snapshot in:
-    redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path, or
-    redis+sentinel://host,host/service[/db]. Redis Cluster is not supported. Absent: none.
+    """Redis to announce changes over, in addition to PostgreSQL, to keep the last-known-good snapshot in, and to count
+    calls in for the rate limits of all instances: redis://[user:password@]host[:port][/db], rediss:// for TLS,
+    unix:///path, or redis+sentinel://host,host/service[/db]. Redis Cluster is not supported. Absent: none.
     """
     pg_bin: Path | None = None
     """Directory of the programs of the embedded PostgreSQL. Absent: the bundled ones."""
@@ -154,6 +166,20 @@ class Settings(BaseSettings):
     """How often an admin user may make changes. On loopback, a server with an embedded database does not limit them."""
     admin_read_rate: RateLimit = Rate(count=50, unit="s", burst=50)
     """How often an admin user may read by AdminService."""
+    standard_tier_rate: RateLimit = Rate(count=600, unit="s", burst=600)
+    """How often the holder of a client key of RATE_TIER_STANDARD may evaluate, where evaluation requires a key. 1,000
+    contexts of a bulk evaluation count as one call.
+    """
+    high_tier_rate: RateLimit = Rate(count=6_000, unit="s", burst=6_000)
+    """How often the holder of a client key of RATE_TIER_HIGH may evaluate, where evaluation requires a key."""
+    address_rate: AddressRateLimit = None
+    """How often an address may evaluate; on: 1000/min. Loopback and GATEKEEPER_TRUSTED_CIDRS are exempt. Absent: any
+    number of times.
+    """
+    trusted_cidrs: Annotated[Networks, NoDecode, BeforeValidator(_networks)] = Networks()
+    """Networks whose proxies say by `x-forwarded-for` for whom they call, such as 10.0.0.0/8,fd00::/8. An address in
+    them has no limit of its own. Absent: none.
+    """
     bcrypt_cost: int = Field(default=12, ge=10, le=16)
     """Cost of a password hash. Each step doubles the time. After a change, each password is hashed again at the next
     login.
@@ -170,6 +196,10 @@ class Settings(BaseSettings):
     """
     max_watchers: int = Field(default=10_000, ge=1, le=100_000)
     """Maximum number of open WatchFlags streams. Each takes some 22 KiB, and 0.1 KiB for each flag key it names."""
+    max_watchers_per_address: int | None = Field(default=None, ge=1)
+    """Maximum number of open WatchFlags streams of an address, with the exemptions of GATEKEEPER_ADDRESS_RATE. Absent:
+    as many as there may be in all.
+    """
     max_flags: int = Field(default=20_000, ge=1)
     """Maximum number of flags of the installation. Set it alike on every instance, as the next two."""
     max_segments: int = Field(default=2_000, ge=1)

@@ -9,7 +9,7 @@ from gatekeeper_grpc.domain.limits import MAX_CLIENT_NAME_CHARS, check_text
 
 
 class RateTier(IntEnum):
-    """The rate limit of a client. Not enforced yet. Values are those of the proto enum."""
+    """How often the holder of a key may evaluate. Values are those of the proto enum."""
 
     STANDARD = 1
     HIGH = 2

@@ -35,12 +35,15 @@ _current: ContextVar[Callable[[], Call | None]] = ContextVar("gatekeeper_call", 
 
 _call_id: ContextVar[str] = ContextVar("gatekeeper_call_id", default="")
 _arrived_at: ContextVar[float] = ContextVar("gatekeeper_call_arrived_at")
+_forwarded_client: ContextVar[str] = ContextVar("gatekeeper_forwarded_client", default="")
 
 
-def set_current_call(call: Call, *, call_id: str, arrived_at: float) -> None:
+def set_current_call(call: Call, *, call_id: str, arrived_at: float, forwarded_client: str = "") -> None:
     """Make `call` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
     _current.set(weakref.ref(call))
     _call_id.set(call_id)
+    if forwarded_client:
+        _forwarded_client.set(forwarded_client)
     _arrived_at.set(arrived_at)
 
 
@@ -68,9 +71,12 @@ def is_abandoned() -> bool:
 
 
 def current_peer() -> str:
-    """Return the address of the client of the current call as gRPC names it; empty without a call."""
+    """Return whom the current call comes from, as gRPC names them; empty without a call.
+
+    That is the peer, or whom a trusted proxy names.
+    """
     call = _current.get()()
-    return call.peer() if call else ""
+    return _forwarded_client.get() or (call.peer() if call else "")
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 docs/decisions/0037-rate-limits.md says why it is not a library.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from gatekeeper_grpc.domain.errors import RateLimited
@@ -40,11 +41,18 @@ class RateLimiter:
         name: Names the limit to clients and operators, such as "login".
         rate: How often each caller may call.
         remembered: How many callers are remembered.
+        keeps_counts: Whether to keep how often each caller has called, for other instances.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, name: str, rate: Rate, *, remembered: int = _REMEMBERED, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        rate: Rate,
+        *,
+        remembered: int = _REMEMBERED,
+        keeps_counts: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.rate = rate
@@ -52,20 +60,25 @@ class RateLimiter:
         self._window_s = rate.burst * rate.interval_s
         self._remembered = remembered
         self._clock = clock
-        self._lock = threading.Lock()  # guards both below
-        self._full_at: OrderedDict[Hashable, float] = OrderedDict()  # the one who has called longest ago is first
+        self._lock = threading.Lock()  # guards the three below
+        self._full_at: OrderedDict[str, float] = OrderedDict()  # the one who has called longest ago is first
         self._refused = 0
+        self._counts: dict[str, int] | None = {} if keeps_counts else None  # since they were drained
 
     def __len__(self) -> int:
         """Count the callers who are remembered."""
         return len(self._full_at)
+
+    def is_full(self, caller: str) -> bool:
+        """Return whether a caller has its whole budget."""
+        return self._full_at.get(caller, -math.inf) <= self._clock()
 
     @property
     def refused(self) -> int:
         """How many calls were refused."""
         return self._refused
 
-    def take(self, caller: Hashable, cost: int = 1) -> Budget:
+    def take(self, caller: str, cost: int = 1) -> Budget:
         """Count a call, unless the budget of its caller does not suffice: a refused call costs nothing.
 
         Args:
@@ -83,16 +96,18 @@ class RateLimiter:
                 self._refused += 1
                 raise RateLimited.of(self.name, self.rate, retry_after_s=wait_s)
             self._remember(caller, full_at, now)
+            if self._counts is not None and len(self._counts) < self._remembered:
+                self._counts[caller] = self._counts.get(caller, 0) + cost
         return self.budget(full_in_s=full_at - now)
 
-    def charge(self, caller: Hashable, cost: int) -> None:
+    def charge(self, caller: str, cost: int) -> None:
         """Count calls that another instance has let pass: the budget may fall below zero, by a full one at most."""
         now = self._clock()
         with self._lock:
             full_at = max(self._full_at.get(caller, now), now) + cost * self._interval_s
             self._remember(caller, min(full_at, now + 2 * self._window_s), now)
 
-    def refuse(self, caller: Hashable, *, for_s: float) -> RateLimited:
+    def refuse(self, caller: str, *, for_s: float) -> RateLimited:
         """Have a caller wait who has used up the budget that all instances share; return the refusal of this call."""
         now = self._clock()
         with self._lock:
@@ -101,11 +116,22 @@ class RateLimiter:
             self._remember(caller, full_at, now)
         return RateLimited.of(self.name, self.rate, retry_after_s=for_s)
 
+    @property
+    def has_counts(self) -> bool:
+        """Whether anybody has called since the counts were drained."""
+        return bool(self._counts)
+
+    def drain_counts(self) -> Mapping[str, int]:
+        """Return how often each caller has called since the last time."""
+        with self._lock:
+            counts, self._counts = self._counts or {}, {}
+            return counts
+
     def budget(self, *, full_in_s: float) -> Budget:
         """Return the budget that is full after so long."""
         return Budget(self.rate, max(0, int((self._window_s - full_in_s) / self._interval_s + _ROUNDING)), full_in_s)
 
-    def _remember(self, caller: Hashable, full_at: float, now: float) -> None:
+    def _remember(self, caller: str, full_at: float, now: float) -> None:
         """Keep when a budget is full, and forget some that are; with the lock held."""
         times = self._full_at
         times[caller] = full_at

@@ -23,7 +23,7 @@ from gatekeeper_grpc.interceptors.body import (
 )
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
-from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, RateLimits, budget_metadata
+from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, ContextMeter, RateLimits, budget_metadata
 from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
@@ -182,6 +182,7 @@ class _Method:
         self._open_streams = stages.pools.open_streams
         self._max_age_s = stages.max_ages_s.get(policy.pool, inf) if self.is_stream else inf
         self.first_message_within_s = self._timeout.limit_s
+        self._ask_about_rate = stages.rate_limits.sharing(policy.counts_as)
         self._admit_by_rate = stages.rate_limits.admitting(policy.counts_as)
         self._check_message = stages.message_checks.get(name, _check_nothing)
 
@@ -204,7 +205,7 @@ class _Method:
         if self._policy.access is Access.PUBLIC:
             return self._arrive_in_public(call)
         if self._policy.token_optional and not has_token(call.metadata):
-            return stranger(call.peer)
+            return stranger(call.client)
         caller = authenticate(call.metadata, self._verify_token)
         owner = Owner(ADMIN_USER, caller.admin_id)
         return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy.access))
@@ -226,7 +227,7 @@ class _Method:
             client = self._clients.verify(call, method=self._name, is_stream=self.is_stream)
             if client is not None:
                 return Arrival(owner=Owner(CLIENT_KEY, client.key_id), client=client)
-        return stranger(call.peer)
+        return stranger(call.client)
 
     def _admit(self, rpc: Rpc, context: Any) -> ClientCall | None:
         """Authorize; return the client whose call it is, if it has said so: the message must match its signature."""
@@ -234,9 +235,10 @@ class _Method:
         if arrival.caller is not None:
             rpc.caller = arrival.caller
             set_current_caller(arrival.caller)
-            if arrival.budget is not None:
-                context.set_trailing_metadata((*context.trailing_metadata(), *budget_metadata(arrival.budget)))
             authorize(arrival.caller, self._policy.access)
+        budget = arrival.budget if self._ask_about_rate is None else self._ask_about_rate(arrival)
+        if budget is not None and arrival.caller is not None:
+            context.set_trailing_metadata((*context.trailing_metadata(), *budget_metadata(budget)))
         client: ClientCall | None = arrival.client
         if client is not None and self._clients is not None:
             rpc.client_key = client.key_id
@@ -263,12 +265,24 @@ class _Method:
             parser = checked(parser, partial(self._clients.check_body, client))
         reader = RequestReader(requests, life, self._pool.is_saturated, takes_stream=self._takes_stream)
         argument = self._argument_from(reader, parser)
-        return self._noting_progress(argument, life) if self._takes_stream else argument
+        if not self._takes_stream:
+            return argument
+        if self._policy.progress_field is None:
+            return self._noting_progress(argument, life)
+        return self._metered(argument, life, self._policy.progress_field, ContextMeter(arrival_of(requests).charges))
 
     def _noting_progress(self, requests: Iterator[Any], life: StreamLife) -> Iterator[Any]:
         for request in requests:
-            if self._policy.progress_field is None or getattr(request, self._policy.progress_field):
+            life.progressed()
+            yield request
+
+    def _metered(self, requests: Iterator[Any], life: StreamLife, field: str, meter: ContextMeter) -> Iterator[Any]:
+        """Note the progress of a stream whose messages have items in `field`, and count the items."""
+        for request in requests:
+            items = len(getattr(request, field))
+            if items:
                 life.progressed()
+                meter.add(items)
             yield request
 
 

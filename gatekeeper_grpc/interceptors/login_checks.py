@@ -33,8 +33,8 @@ class LoginChecks:
         Raises:
             ResourceExhausted: There were too many failures.
         """
-        self._guard.admit_address(call.peer)
-        self._note(call, is_proven=self._guard.succeeded_last(call.peer))
+        self._guard.admit_address(call.client)
+        self._note(call, is_proven=self._guard.succeeded_last(call.client))
 
     def check_own_password(self, call: ArrivedCall) -> None:
         """Refuse a change of the caller's own password that has to wait: it counts like a login.
@@ -47,10 +47,10 @@ class LoginChecks:
         if call.arrival.caller is None:
             self.check_login(call)
         else:
-            self._guard.admit(call.arrival.caller.admin_id, call.peer)
+            self._guard.admit(call.arrival.caller.admin_id, call.client)
             self._note(call, is_proven=True)
 
     def _note(self, call: ArrivedCall, *, is_proven: bool) -> None:
-        peer = call.peer
-        standing = Standing(is_proven, self._guard.tried(peer), self._guard.network_failures(peer))
+        client = call.client
+        standing = Standing(is_proven, self._guard.tried(client), self._guard.network_failures(client))
         call.note(replace(call.arrival, standing=standing))

@@ -5,17 +5,25 @@ docs/decisions/0037-rate-limits.md.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from math import ceil
+from types import MappingProxyType
+from typing import Final
 
 from gatekeeper_grpc.domain.client_key import RateTier
+from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.rate import Rate
+from gatekeeper_grpc.domain.rate_exchange import CountExchange, SharedBudgets
 from gatekeeper_grpc.domain.rate_limiter import Budget, RateLimiter
 from gatekeeper_grpc.interceptors.policy import CountsAs
 from gatekeeper_grpc.transport.arrival import Arrival, Charge, stranger
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
+
+CONTEXTS_OF_A_CALL: Final = 1_000
+"""For how many contexts a bulk evaluation counts as one call."""
 
 
 class Limit(StrEnum):
@@ -25,18 +33,28 @@ class Limit(StrEnum):
     """Of an address."""
     MUTATIONS = "mutation"
     """Of an admin user, over all sessions."""
-    ADMIN_READS = "admin read"
+    ADMIN_READS = "admin_read"
     """Of an admin user, over all sessions."""
-    STANDARD_TIER = "standard tier"
+    STANDARD_TIER = "standard_tier"
     """Of a client key, where one is required."""
-    HIGH_TIER = "high tier"
+    HIGH_TIER = "high_tier"
     """Of a client key, where one is required."""
     ADDRESS = "address"
     """Evaluations of an address."""
 
 
+_TIERS: Mapping[RateTier, Limit] = MappingProxyType(
+    {RateTier.STANDARD: Limit.STANDARD_TIER, RateTier.HIGH: Limit.HIGH_TIER}
+)
+# Evaluation waits for nobody, so what other instances let pass is learned in the background.
+_EXCHANGED: Final = (Limit.STANDARD_TIER, Limit.HIGH_TIER, Limit.ADDRESS)
+_ASKED: Final = (CountsAs.LOGIN, CountsAs.MUTATION)
+
 Admit = Callable[[ArrivedCall, Arrival], Arrival]
 """Counts a call that arrives, and notes that with what is known of it; raises RateLimited if its budget is used up."""
+Ask = Callable[[Arrival], Budget | None]
+"""Counts a call over all instances, on its worker; raises RateLimited if their budget is used up."""
+_ChargesOf = Callable[[ArrivedCall, Arrival], Iterable[Charge]]
 
 
 class RateLimits:
@@ -48,6 +66,7 @@ class RateLimits:
         may_change_freely: Whether mutations from a peer are not limited.
         requires_keys: Whether evaluation requires a client key: if not, a client could leave its key out, so keys are
             not limited.
+        shared: The budgets over all instances; None: this instance counts for itself.
         clock: Monotonic seconds.
     """
 
@@ -58,67 +77,99 @@ class RateLimits:
         is_exempt: Callable[[str], bool] = lambda _peer: False,
         may_change_freely: Callable[[str], bool] = lambda _peer: False,
         requires_keys: bool = False,
+        shared: SharedBudgets | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limiters = {limit: RateLimiter(limit, rate, clock=clock) for limit, rate in rates.items()}
-        self._tiers = {
-            RateTier.STANDARD: self._limiters.get(Limit.STANDARD_TIER),
-            RateTier.HIGH: self._limiters.get(Limit.HIGH_TIER),
+        self._limiters = {
+            limit: RateLimiter(limit, rate, keeps_counts=shared is not None and limit in _EXCHANGED, clock=clock)
+            for limit, rate in rates.items()
         }
         self._is_exempt = is_exempt
         self._may_change_freely = may_change_freely
         self._requires_keys = requires_keys
+        self._shared = shared
+        self.exchange = None if shared is None else CountExchange(shared, self._limiters_among(_EXCHANGED))
+        """Tells other instances what was let pass here, and learns what they let pass; None: there are no others."""
 
     def admitting(self, counts_as: CountsAs | None) -> Admit | None:
         """Return what counts the calls of a method; None if no limit can apply to them: they pay nothing then."""
-        limiters = self._limiters
-        match counts_as:
-            case CountsAs.LOGIN if Limit.LOGIN in limiters:
-                return self._admit_login
-            case CountsAs.READ if Limit.ADMIN_READS in limiters:
-                return self._admit_read
-            case CountsAs.MUTATION if Limit.MUTATIONS in limiters:
-                return self._admit_mutation
-            case CountsAs.EVALUATION if Limit.ADDRESS in limiters or (
-                self._requires_keys and any(self._tiers.values())
-            ):
-                return self._admit_evaluation
-        return None
+        rules: Mapping[CountsAs, tuple[_ChargesOf, Sequence[Limit]]] = {
+            CountsAs.LOGIN: (self._charges_of_login, [Limit.LOGIN]),
+            CountsAs.READ: (self._charges_of_read, [Limit.ADMIN_READS]),
+            CountsAs.MUTATION: (self._charges_of_mutation, [Limit.MUTATIONS]),
+            CountsAs.EVALUATION: (
+                self._charges_of_evaluation,
+                [Limit.ADDRESS, *(_TIERS.values() if self._requires_keys else ())],
+            ),
+        }
+        if counts_as is None:
+            return None
+        charges_of, limits = rules[counts_as]
+        return partial(_admit, charges_of) if self._limiters_among(limits) else None
+
+    def sharing(self, counts_as: CountsAs | None) -> Ask | None:
+        """Return what counts the calls of a method over all instances; None if their workers ask nobody."""
+        if self._shared is None or counts_as not in _ASKED:
+            return None
+        return partial(_ask, self._shared)
 
     def refused(self) -> Mapping[Limit, int]:
         """Return how many calls were refused, by limit."""
         return {limit: limiter.refused for limit, limiter in self._limiters.items()}
 
-    def _admit_login(self, call: ArrivedCall, arrival: Arrival) -> Arrival:
-        charge = Charge(self._limiters[Limit.LOGIN], _address(call))
-        charge.take()
-        return replace(arrival, charges=(charge,))
+    def _limiters_among(self, limits: Iterable[Limit]) -> list[RateLimiter]:
+        return [self._limiters[limit] for limit in limits if limit in self._limiters]
 
-    def _admit_read(self, _call: ArrivedCall, arrival: Arrival) -> Arrival:
-        return self._admit_admin(arrival, Limit.ADMIN_READS)
+    def _charges_of_login(self, call: ArrivedCall, _arrival: Arrival) -> Iterator[Charge]:
+        return self._charge(Limit.LOGIN, _address_of(call))
 
-    def _admit_mutation(self, call: ArrivedCall, arrival: Arrival) -> Arrival:
-        return arrival if self._may_change_freely(call.peer) else self._admit_admin(arrival, Limit.MUTATIONS)
+    def _charges_of_read(self, _call: ArrivedCall, arrival: Arrival) -> Iterator[Charge]:
+        return self._charge(Limit.ADMIN_READS, _admin_of(arrival))
 
-    def _admit_admin(self, arrival: Arrival, limit: Limit) -> Arrival:
-        charge = Charge(self._limiters[limit], arrival.owner)
-        return replace(arrival, charges=(charge,), budget=charge.take())
-
-    def _admit_evaluation(self, call: ArrivedCall, arrival: Arrival) -> Arrival:
-        charges = tuple(self._charges_of_evaluation(call, arrival))
-        for charge in charges:
-            charge.take()
-        return replace(arrival, charges=charges) if charges else arrival
+    def _charges_of_mutation(self, call: ArrivedCall, arrival: Arrival) -> Iterator[Charge]:
+        if not self._may_change_freely(call.client):
+            yield from self._charge(Limit.MUTATIONS, _admin_of(arrival))
 
     def _charges_of_evaluation(self, call: ArrivedCall, arrival: Arrival) -> Iterator[Charge]:
-        by_address = self._limiters.get(Limit.ADDRESS)
-        if by_address is not None and not self._is_exempt(call.peer):
-            yield Charge(by_address, _address(call))
-        if self._requires_keys and (by_key := self._tiers.get(arrival.client.key.tier)) is not None:
-            yield Charge(by_key, arrival.client.key_id)
+        if Limit.ADDRESS in self._limiters and not self._is_exempt(call.client):
+            yield from self._charge(Limit.ADDRESS, _address_of(call))
+        tier = _TIERS.get(arrival.client.key.tier) if self._requires_keys else None
+        if tier is not None:
+            yield from self._charge(tier, arrival.client.key_id)
+
+    def _charge(self, limit: Limit, caller: str) -> Iterator[Charge]:
+        limiter = self._limiters.get(limit)
+        if limiter is not None:
+            yield Charge(limiter, caller)
 
 
 NO_LIMITS = RateLimits({})
+
+
+class ContextMeter:
+    """Counts the contexts of a stream of bulk evaluation, which counts as one call for each 1,000 or part of them.
+
+    Args:
+        charges: The limits that the stream passed when it arrived, as one call.
+    """
+
+    def __init__(self, charges: Sequence[Charge]) -> None:
+        self._charges = charges
+        self._contexts = 0
+        self._calls = 1
+
+    def add(self, contexts: int) -> None:
+        """Count the contexts of a further message.
+
+        Raises:
+            RateLimited: The budget does not suffice for them.
+        """
+        self._contexts += contexts
+        calls = -(-self._contexts // CONTEXTS_OF_A_CALL)
+        if calls > self._calls:
+            for charge in self._charges:
+                charge.take(calls - self._calls)
+            self._calls = calls
 
 
 def budget_metadata(budget: Budget) -> Iterator[tuple[str, str]]:
@@ -128,5 +179,31 @@ def budget_metadata(budget: Budget) -> Iterator[tuple[str, str]]:
     yield "x-ratelimit-reset", str(ceil(budget.full_in_s))
 
 
-def _address(call: ArrivedCall) -> str | int:
-    return stranger(call.peer).owner.name
+def _admit(charges_of: _ChargesOf, call: ArrivedCall, arrival: Arrival) -> Arrival:
+    charges = tuple(charges_of(call, arrival))
+    if not charges:
+        return arrival
+    budgets = [charge.take() for charge in charges]
+    return replace(arrival, charges=charges, budget=budgets[-1] if arrival.caller else None)
+
+
+def _ask(shared: SharedBudgets, arrival: Arrival) -> Budget | None:
+    """Take a call from budgets that all instances share; if they are away, what was counted here is all there is."""
+    budget = arrival.budget
+    for limiter, caller in arrival.charges:
+        try:
+            wait_s, full_in_s = shared.take(limiter.name, caller, limiter.rate)
+        except Unavailable:
+            return arrival.budget
+        if wait_s > 0:
+            raise limiter.refuse(caller, for_s=wait_s)
+        budget = limiter.budget(full_in_s=full_in_s)
+    return budget
+
+
+def _address_of(call: ArrivedCall) -> str:
+    return str(stranger(call.client).owner.name)
+
+
+def _admin_of(arrival: Arrival) -> str:
+    return f"admin#{arrival.owner.name}"

@@ -11,7 +11,7 @@ import structlog
 
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.current_call import set_current_call
-from gatekeeper_grpc.transport.grpcio_internals import arrived_at, is_cancelled
+from gatekeeper_grpc.transport.grpcio_internals import arrived_at, forwarded_client_of, is_cancelled
 
 # Issuers put what they like into a certificate.
 _MAX_IDENTITY_LENGTH = 200
@@ -39,7 +39,12 @@ def open_rpc(rpc: Rpc, context: Any) -> None:
     It needs no undoing: grpcio runs each call in its own `contextvars.Context`.
     """
     context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id),))
-    set_current_call(context, call_id=rpc.call_id, arrived_at=arrived_at(context))
+    set_current_call(
+        context,
+        call_id=rpc.call_id,
+        arrived_at=arrived_at(context),
+        forwarded_client=forwarded_client_of(context),
+    )
 
 
 def log_finished(rpc: Rpc, context: Any) -> None:

@@ -80,7 +80,9 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     keys = load_keys(settings)
     dsn = _dsn_of_worker(settings)
     prepare = (lambda: None) if args.is_prepared else partial(prepare_database, settings, dsn, keys, demo=False)
-    server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare, shares_port=True)
+    server = GatekeeperServer(
+        settings, dsn=dsn, keys=keys, prepare=prepare, shares_port=True, is_embedded=args.is_prepared
+    )
     server.start()
     signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     args.report(WorkerReport(ops_port=server.ops_port))

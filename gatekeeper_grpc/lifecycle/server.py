@@ -15,7 +15,6 @@ from gatekeeper_client.v1 import admin_service_pb2, auth_service_pb2
 from gatekeeper_client.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
-from gatekeeper_grpc.auth.addresses import is_local
 from gatekeeper_grpc.auth.client_calls import ClientVerifier
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.lockout import LoginGuard
@@ -33,7 +32,7 @@ from gatekeeper_grpc.embedded import is_disk_full
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
-from gatekeeper_grpc.interceptors.rate_limits import Limit, RateLimits
+from gatekeeper_grpc.lifecycle.call_limits import rate_limits, watcher_limit
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
@@ -74,6 +73,8 @@ _AUDIT_HEAD_INTERVAL_S = 60.0
 # How long another instance's revocation of a client key may take to act here.
 _CLIENT_KEYS_INTERVAL_S = 5.0
 _CLIENT_KEY_USES_INTERVAL_S = 60.0
+# How long an instance may not know what others let pass.
+_RATE_EXCHANGE_INTERVAL_S = 0.5
 # 8,000 signed calls a second for a minute, at 100 bytes each.
 _MAX_NONCES = 500_000
 # Within the margin that a process has to stop.
@@ -90,6 +91,7 @@ class GatekeeperServer:
         prepare: Makes the database fit to serve from, before anything is loaded or written; raises why it is not, and
             `Unavailable` when the database does not answer.
         shares_port: Other workers serve on the same port, and their supervisor serves health.
+        is_embedded: Whether the database is the embedded one; None: as the settings say, which name it to a worker.
 
     Raises:
         SettingsError: The certificate of TLS cannot be used.
@@ -103,9 +105,11 @@ class GatekeeperServer:
         keys: Keys,
         prepare: Callable[[], object] = lambda: None,
         shares_port: bool = False,
+        is_embedded: bool | None = None,
     ) -> None:
         check_policies(POLICIES, served_files())
         self._settings = settings
+        self._is_embedded = settings.is_embedded if is_embedded is None else is_embedded
         self._limits = Limits.of(settings)
         self._keys = keys
         self.tls = ServerTls.of(settings)
@@ -174,29 +178,19 @@ class GatekeeperServer:
         self._access_tokens = AccessTokens(self._keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._refused_credentials = RefusedCredentials()
         self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
-        self.rate_limits = self._build_rate_limits()
+        shared = self._bus.budgets if self._bus else None
+        self.rate_limits = rate_limits(settings, is_embedded=self._is_embedded, shared=shared)
         self._has_warned = False
         # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
         self._client_key_refresh = RepeatingThread(
             "client_keys", self._refresh_client_keys, interval_s=_CLIENT_KEYS_INTERVAL_S
         )
 
-    def _build_rate_limits(self) -> RateLimits:
-        settings = self._settings
-        rates = {
-            Limit.LOGIN: settings.login_rate,
-            Limit.MUTATIONS: settings.mutation_rate,
-            Limit.ADMIN_READS: settings.admin_read_rate,
-        }
-        return RateLimits(
-            {limit: rate for limit, rate in rates.items() if rate is not None},
-            may_change_freely=is_local if settings.is_embedded else lambda _peer: False,
-        )
-
     def _build_operations(self) -> None:
         """Build what operators see: metrics, readiness, health, the audit head in the log."""
         settings = self._settings
-        self.pools = CallPools(pool_sizes(settings))
+        proxies = settings.trusted_cidrs or None
+        self.pools = CallPools(pool_sizes(settings), watchers=watcher_limit(settings), proxies=proxies)
         self.audit_head = AuditHeadReporter(self.stores.audit, self.database)
         self.metrics = InstanceMetrics(
             settings,
@@ -250,6 +244,7 @@ class GatekeeperServer:
         self.health.start(self.scheduler)
         self.sweeper.start(self.port)
         self.scheduler.add("connections", self._check_connections, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
+        self._start_rate_exchange()
         self.watchers.start()
         self.grpc_server.start()
         self._probe.start()
@@ -263,6 +258,13 @@ class GatekeeperServer:
         self.ops_port = self._http_server.start(
             settings.ops_listen, tls.http_context if tls and settings.ops_tls else None
         )
+
+    def _start_rate_exchange(self) -> None:
+        exchange, interval_s = self.rate_limits.exchange, _RATE_EXCHANGE_INTERVAL_S
+        if exchange is not None:
+            self.scheduler.add(
+                "rate_exchange", exchange.run, interval_s=interval_s, blocks=True, is_due=exchange.has_work
+            )
 
     def _refresh_client_keys(self) -> None:
         try:

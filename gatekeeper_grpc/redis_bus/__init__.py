@@ -1,4 +1,5 @@
-"""Redis, if configured: announces revisions in addition to PostgreSQL, and keeps the last-known-good snapshot.
+"""Redis, if configured: announces revisions, keeps the last-known-good snapshot, and counts calls for rate limits.
 
-Nothing depends on it. A command that fails is dropped, and no evaluation or write waits for Redis.
+Nothing depends on it. A command that fails is dropped. No evaluation waits for Redis; a login or a change does, for at
+most 50 ms.
 """

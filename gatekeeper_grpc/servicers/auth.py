@@ -14,7 +14,7 @@ from gatekeeper_client.v1.auth_service_pb2 import (
 )
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceServicer
 from gatekeeper_grpc.auth.sessions import IssuedTokens, Sessions
-from gatekeeper_grpc.domain.current_call import call_arrived_at
+from gatekeeper_grpc.domain.current_call import call_arrived_at, current_peer
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.wire.timestamps import time_to_proto
 
@@ -28,19 +28,19 @@ class AuthServicer(AuthServiceServicer):
     def Login(self, request: LoginRequest, context: grpc.ServicerContext) -> LoginResponse:
         _check_given("username", request.username)
         _check_given("password", request.password)
-        issued = self._sessions.log_in(request.username, request.password, peer=context.peer())
+        issued = self._sessions.log_in(request.username, request.password, peer=current_peer())
         return LoginResponse(**_fields(issued))
 
     def RefreshToken(self, request: RefreshTokenRequest, context: grpc.ServicerContext) -> RefreshTokenResponse:
         _check_given("refresh_token", request.refresh_token)
         issued = self._sessions.refresh(
-            request.refresh_token, peer=context.peer(), arrived_at=call_arrived_at(), is_awaited=context.is_active
+            request.refresh_token, peer=current_peer(), arrived_at=call_arrived_at(), is_awaited=context.is_active
         )
         return RefreshTokenResponse(**_fields(issued))
 
     def Logout(self, request: LogoutRequest, context: grpc.ServicerContext) -> LogoutResponse:
         _check_given("refresh_token", request.refresh_token)
-        self._sessions.log_out(request.refresh_token, peer=context.peer())
+        self._sessions.log_out(request.refresh_token, peer=current_peer())
         return LogoutResponse()
 
 

@@ -3,14 +3,14 @@
 Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
 call, all on grpcio's serving thread until a worker takes it: `CallPool.submit`; held while the server drains (`hold`);
 authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have, if its caller
-has called too often (`interceptors/rate_limits.py`), or if its connection has too many streams (`connection_streams`);
+has called too often (`interceptors/rate_limits.py`), or if its connection has too many streams (`stream_limits`);
 held until its message is here (`pending_calls`); given a slot in its pool (`shares`), or refused with
 RESOURCE_EXHAUSTED.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,8 +28,8 @@ from gatekeeper_grpc.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from gatekeeper_grpc.transport.connection_streams import ConnectionStreams, too_many_streams
 from gatekeeper_grpc.transport.deadlines import Deadlines
+from gatekeeper_grpc.transport.forwarded import Proxies, client_of
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
 from gatekeeper_grpc.transport.login_slots import LoginSlots
@@ -37,6 +37,7 @@ from gatekeeper_grpc.transport.open_streams import OpenStreams
 from gatekeeper_grpc.transport.pending_calls import PendingByTrust, PendingCalls, PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize, Slots
 from gatekeeper_grpc.transport.slow_readers import SlowReaders
+from gatekeeper_grpc.transport.stream_limits import StreamLimit, streams_of_connection
 from gatekeeper_grpc.wire.status import status_from_error
 
 HALF = 0.5
@@ -93,7 +94,7 @@ class Refusal(StrEnum):
     RATE_LIMITED = "rate_limited"
     """Its address, client key or admin user has called too often."""
     STREAMS = "streams"
-    """It was a stream, and its connection had as many open as it may."""
+    """It was a stream, and its connection, or its address, had as many open as it may."""
 
 
 DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
@@ -120,8 +121,6 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
 
 _PENDING = PendingLimits()
 
-_TOO_MANY_STREAMS = status_from_error(too_many_streams(), "")
-
 # grpcio needs a future to count calls for `maximum_concurrent_rpcs`. That limit counts streams and refuses health
 # checks, so the pools bound the work instead, and all calls share one finished future.
 _SETTLED: Future[None] = Future()
@@ -143,7 +142,8 @@ class CallPool(ThreadPoolExecutor):
         size: PoolSize,
         *,
         pending: PendingByTrust,
-        streams: ConnectionStreams,
+        stream_limits: Sequence[StreamLimit],
+        proxies: Proxies | None,
         hold: CallHold,
     ) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
@@ -156,7 +156,8 @@ class CallPool(ThreadPoolExecutor):
         self._is_short_of_workers = False
         self._refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
         self._pending = pending
-        self._streams = streams
+        self._stream_limits = stream_limits
+        self._proxies = proxies
         self._hold = hold
         # Made once: a flood wins if refusing a call costs more than serving it.
         self._full = status_from_error(_full(f"all {name} workers are busy; retry later"), "")
@@ -173,18 +174,23 @@ class CallPool(ThreadPoolExecutor):
     def _receive(self, call: ArrivedCall) -> None:
         """Find out who calls; then admit `call` when its first message is here, without a worker that waits for it."""
         try:
+            if self._proxies is not None:
+                call.comes_from(client_of(call.peer, call.metadata, self._proxies))
             call.note(call.behaviour.arrive(call))
         except Exception as error:  # noqa: BLE001 - see the class
             self._refuse(call, error)
             return
-        if call.behaviour.is_stream and not self._streams.add(call):
+        if call.behaviour.is_stream and (limit := self._limit_reached_by(call)):
             self._count(Refusal.STREAMS)
-            call.refuse(_TOO_MANY_STREAMS)
+            call.refuse(limit.refusal)
         elif call.arrival.is_denied:
             self._admit(call)
         else:
             within_s = call.behaviour.first_message_within_s
             self._pending.of(call.arrival.owner).hold(call, within_s=within_s, admit=self._check_and_admit)
+
+    def _limit_reached_by(self, call: ArrivedCall) -> StreamLimit | None:
+        return next((limit for limit in self._stream_limits if not limit.add(call)), None)
 
     def _check_and_admit(self, call: ArrivedCall) -> None:
         """Admit `call`, whose first message is here, unless its method refuses the message at sight."""
@@ -328,10 +334,17 @@ class CallPools(Mapping[PoolName, CallPool]):
     Args:
         sizes: One size for each pool.
         pending: How much calls of strangers may hold that have no worker yet; calls with credentials as much again.
+        watchers: Limits the open WatchFlags of each client; None: nothing does.
+        proxies: Who may name the client of a call; None: nobody.
     """
 
     def __init__(
-        self, sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES, *, pending: PendingLimits = _PENDING
+        self,
+        sizes: Mapping[PoolName, PoolSize] = DEFAULT_SIZES,
+        *,
+        pending: PendingLimits = _PENDING,
+        watchers: StreamLimit | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self._deadlines = Deadlines()
         self.pending = PendingByTrust(
@@ -340,9 +353,17 @@ class CallPools(Mapping[PoolName, CallPool]):
         self.slow_readers = SlowReaders(self._deadlines)
         self.open_streams = OpenStreams(self._deadlines)
         self.hold = CallHold()
-        streams = ConnectionStreams()
+        streams = [streams_of_connection()]
+        limits = {PoolName.WATCH: [*streams, watchers] if watchers else streams}
         self._pools = {
-            name: CallPool(name, size, pending=self.pending, streams=streams, hold=self.hold)
+            name: CallPool(
+                name,
+                size,
+                pending=self.pending,
+                stream_limits=limits.get(name, streams),
+                proxies=proxies,
+                hold=self.hold,
+            )
             for name, size in sizes.items()
         }
 

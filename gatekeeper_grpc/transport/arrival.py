@@ -1,6 +1,5 @@
 """What is known of a call when it arrives, before its message: who calls, and for whose share the call counts."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -45,7 +44,7 @@ class Charge(NamedTuple):
     """A rate limit that a call counts under, and whose budget it is."""
 
     limiter: RateLimiter
-    caller: Hashable
+    caller: str
 
     def take(self, cost: int = 1) -> Budget:
         """Count the call; see `RateLimiter.take`."""

@@ -33,7 +33,7 @@ class ArrivedCall:
         args: The arguments for that.
     """
 
-    __slots__ = ("_args", "_call", "_serve", "_state", "admit", "arrival", "behaviour", "metadata", "taken")
+    __slots__ = ("_args", "_call", "_client", "_serve", "_state", "admit", "arrival", "behaviour", "metadata", "taken")
 
     admit: Callable[["ArrivedCall"], None]
     """What takes the call when its message is here. Set by who holds the call."""
@@ -50,6 +50,7 @@ class ArrivedCall:
         self.metadata: Metadata = event.invocation_metadata
         self.arrival: Arrival
         self.taken = None
+        self._client = ""
         state.gatekeeper_call = event.call  # `peers_being_served` reads it.
 
     @property
@@ -57,6 +58,15 @@ class ArrivedCall:
         """What gRPC calls the peer, such as "ipv4:192.0.2.7:5001"."""
         peer: str = self._call.peer().decode()
         return peer
+
+    @property
+    def client(self) -> str:
+        """Whom the call comes from, as gRPC would name them: the peer, or whom a trusted proxy names."""
+        return self._client or self.peer
+
+    def comes_from(self, client: str) -> None:
+        """Note whom a trusted proxy names, also for `forwarded_client_of` on the worker of the call."""
+        self._client = self._state.gatekeeper_client = client
 
     @property
     def authority(self) -> str:
@@ -290,6 +300,11 @@ def arrival_of(context: Any) -> Arrival:
 def check_stream(context: Any) -> None:
     """Raise what `end_streams` or `ArrivedCall.end_soon` was told about a call."""
     check_not_ending(context._state)
+
+
+def forwarded_client_of(context: Any) -> str:
+    """Return whom a trusted proxy named as the client of a call; empty: nobody."""
+    return getattr(context._state, "gatekeeper_client", "")
 
 
 def check_not_ending(state: Any) -> None:

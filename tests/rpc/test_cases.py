@@ -27,7 +27,7 @@ from gatekeeper_grpc.domain.condition import Operator
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.interceptors import body
 from gatekeeper_grpc.testing import serve
-from gatekeeper_grpc.transport import connection_streams
+from gatekeeper_grpc.transport.admission import PoolName
 from gatekeeper_grpc.wire import portions
 from tests.support.clients import (
     TIMEOUT_S,
@@ -354,7 +354,8 @@ def opens(stub: EvaluationServiceStub) -> bool:
 def test_twin_without_the_limit_a_call_waits_behind_100_watchers(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_streams, "MAX_STREAMS", 1_000)
+    (limit,) = installation.server.pools[PoolName.WATCH]._stream_limits
+    monkeypatch.setattr(limit, "_most", 1_000)
     with connect(installation.server) as channel:
         stub = EvaluationServiceStub(channel)
         calls = [stub.WatchFlags(WATCH_ALL, timeout=TIMEOUT_S) for _ in range(100)]

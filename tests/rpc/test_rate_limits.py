@@ -163,7 +163,7 @@ def test_an_admin_who_reads_too_often_waits_and_may_still_change(start_server: S
         for _ in range(3):
             lists(admin)()
 
-        assert refusal_of(lists(admin)) == limited("admin read")
+        assert refusal_of(lists(admin)) == limited("admin_read")
         creates(admin)()
 
 

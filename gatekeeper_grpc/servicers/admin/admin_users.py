@@ -11,6 +11,7 @@ import grpc
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_grpc.domain.admin_user import check_username
 from gatekeeper_grpc.domain.caller import Role, caller_if_any, current_caller, set_current_caller
+from gatekeeper_grpc.domain.current_call import current_peer
 from gatekeeper_grpc.domain.errors import InvalidArgument, Unauthenticated
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.admin_users import (
@@ -74,16 +75,16 @@ class AdminUserRpcs(AdminRpcs):
         self, request: pb.ChangePasswordRequest, context: grpc.ServicerContext
     ) -> pb.ChangePasswordResponse:
         if caller_if_any() is None:
-            self._prove_password(request, context)
+            self._prove_password(request)
         intent = intent_from_proto(request)
         if not request.current_password:
             raise InvalidArgument.of("current_password", "must not be empty")
         written = self.own_password.change(
-            current_caller(), request.current_password, request.new_password, intent=intent, peer=context.peer()
+            current_caller(), request.current_password, request.new_password, intent=intent, peer=current_peer()
         )
         return pb.ChangePasswordResponse(**self._refresh_after(written))
 
-    def _prove_password(self, request: pb.ChangePasswordRequest, context: grpc.ServicerContext) -> None:
+    def _prove_password(self, request: pb.ChangePasswordRequest) -> None:
         """Make the admin user whose name and password are in the request the caller.
 
         Raises:
@@ -93,7 +94,7 @@ class AdminUserRpcs(AdminRpcs):
         if not request.username or not request.current_password:
             raise Unauthenticated.access_token()
         self.own_password.check_new(request.username, request.current_password, request.new_password)
-        caller = self.sessions.begin_password_change(request.username, request.current_password, peer=context.peer())
+        caller = self.sessions.begin_password_change(request.username, request.current_password, peer=current_peer())
         set_current_caller(caller)
 
     def ListSessions(self, request: pb.ListSessionsRequest, context: grpc.ServicerContext) -> pb.ListSessionsResponse:
@@ -113,7 +114,7 @@ class AdminUserRpcs(AdminRpcs):
     ) -> pb.RevokeSessionResponse:
         caller, session_id = current_caller(), session_id_from_proto(request.session_id)
         owner_id = None if caller.role is Role.ADMIN else caller.admin_id
-        self.stores.logins.revoke_session(session_id, caller, owner_id=owner_id, peer=context.peer())
+        self.stores.logins.revoke_session(session_id, caller, owner_id=owner_id, peer=current_peer())
         return pb.RevokeSessionResponse()
 
     def ListAuthEvents(

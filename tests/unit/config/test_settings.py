@@ -1,5 +1,7 @@
 """Settings: each has a variable, a default and a description; a wrong one is named, a secret one never shown."""
 
+import re
+
 import pytest
 from pydantic import SecretStr, ValidationError
 
@@ -12,6 +14,7 @@ from gatekeeper_grpc.config.settings import (
     unknown_variables,
     variable_of,
 )
+from gatekeeper_grpc.domain.rate import Rate
 
 SECRETS = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
 
@@ -189,3 +192,37 @@ def test_unsigned_bodies_and_required_signatures_contradict_each_other() -> None
 
     assert not load_settings(require_signed_calls=True, allow_unsigned_bodies=False).unsigned_bodies
     assert not load_settings(allow_unsigned_bodies=False).unsigned_bodies
+
+
+def test_a_rate_is_written_as_text_and_off_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEKEEPER_LOGIN_RATE", " 7/min burst 9 ")
+    monkeypatch.setenv("GATEKEEPER_MUTATION_RATE", "OFF")
+
+    settings = load_settings()
+
+    assert settings.login_rate == Rate(count=7, unit="min", burst=9)
+    assert settings.mutation_rate is None
+
+
+def test_a_limit_of_addresses_that_is_on_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().address_rate is None
+    monkeypatch.setenv("GATEKEEPER_ADDRESS_RATE", "on")
+
+    assert load_settings().address_rate == Rate(count=1_000, unit="min", burst=1_000)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("GATEKEEPER_LOGIN_RATE", "5/h", "GATEKEEPER_LOGIN_RATE: '5/h' must be a rate such as 50/s"),
+        ("GATEKEEPER_TRUSTED_CIDRS", "10.0.0.0/99", "GATEKEEPER_TRUSTED_CIDRS: must be networks or addresses such as"),
+        ("GATEKEEPER_TRUSTED_CIDRS", "::/0", "GATEKEEPER_TRUSTED_CIDRS: must not contain all addresses"),
+    ],
+)
+def test_a_rate_or_network_that_is_wrong_is_refused_with_what_is_right(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        load_settings()

@@ -103,7 +103,7 @@ def test_what_others_let_pass_is_owed_up_to_a_full_budget(limiter: RateLimiter, 
     assert wait_s(limiter, "a") == pytest.approx(21 * 12.0)
 
 
-def test_one_whom_all_instances_refuse_waits_here_without_asking(limiter: RateLimiter, clock: Clock) -> None:
+def test_one_whom_all_instances_refuse_waits_here_too(limiter: RateLimiter, clock: Clock) -> None:
     refusal = limiter.refuse("a", for_s=7.0)
     assert (refusal.retry_after_s, limiter.refused) == (7.0, 1)
     assert wait_s(limiter, "a") == pytest.approx(7.0)

@@ -40,10 +40,17 @@ class AdminServiceStub(object):
     recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
     of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
+    Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
+    then 10 a minute, and 50 reads a second. `validate_only` counts as a change, an import as one.
+    Every response has these in its trailing metadata, if its call has a limit: `x-ratelimit-limit`,
+    how many calls are allowed at once; `x-ratelimit-remaining`, how many are allowed now; and
+    `x-ratelimit-reset`, after how many seconds without a call all of them are. Further calls are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
+
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
-    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
-    instance cannot show it yet. The message says which. In both cases a retry with the same
-    `request_id` is safe.
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (RATE_LIMITED), and UNAVAILABLE: the database is down, or a
+    mutation is committed and this instance cannot show it yet. The message says which. In both cases
+    a retry with the same `request_id` is safe.
     """
 
     def __init__(self, channel):
@@ -279,10 +286,17 @@ class AdminServiceServicer(object):
     recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
     of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
+    Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
+    then 10 a minute, and 50 reads a second. `validate_only` counts as a change, an import as one.
+    Every response has these in its trailing metadata, if its call has a limit: `x-ratelimit-limit`,
+    how many calls are allowed at once; `x-ratelimit-remaining`, how many are allowed now; and
+    `x-ratelimit-reset`, after how many seconds without a call all of them are. Further calls are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
+
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
-    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
-    instance cannot show it yet. The message says which. In both cases a retry with the same
-    `request_id` is safe.
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (RATE_LIMITED), and UNAVAILABLE: the database is down, or a
+    mutation is committed and this instance cannot show it yet. The message says which. In both cases
+    a retry with the same `request_id` is safe.
     """
 
     def CreateFlag(self, request, context):
@@ -939,10 +953,17 @@ class AdminService(object):
     recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
     of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
+    Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
+    then 10 a minute, and 50 reads a second. `validate_only` counts as a change, an import as one.
+    Every response has these in its trailing metadata, if its call has a limit: `x-ratelimit-limit`,
+    how many calls are allowed at once; `x-ratelimit-remaining`, how many are allowed now; and
+    `x-ratelimit-reset`, after how many seconds without a call all of them are. Further calls are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
+
     Every RPC may return these errors: INVALID_ARGUMENT (names the field), UNAUTHENTICATED,
-    PERMISSION_DENIED, and UNAVAILABLE: the database is down, or a mutation is committed and this
-    instance cannot show it yet. The message says which. In both cases a retry with the same
-    `request_id` is safe.
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (RATE_LIMITED), and UNAVAILABLE: the database is down, or a
+    mutation is committed and this instance cannot show it yet. The message says which. In both cases
+    a retry with the same `request_id` is safe.
     """
 
     @staticmethod

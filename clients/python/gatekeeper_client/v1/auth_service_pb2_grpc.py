@@ -6,8 +6,10 @@ from gatekeeper_client.v1 import auth_service_pb2 as gatekeeper_dot_v1_dot_auth_
 
 
 class AuthServiceStub(object):
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
-    status after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal of credentials has the same
+    UNAUTHENTICATED status after the same time. Logins are limited by address, an IPv6 address by its
+    /64: unless the operator has set another limit, 20 at once and then 5 a minute. Further ones are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED) before any password is checked.
     """
 
     def __init__(self, channel):
@@ -34,8 +36,10 @@ class AuthServiceStub(object):
 
 
 class AuthServiceServicer(object):
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
-    status after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal of credentials has the same
+    UNAUTHENTICATED status after the same time. Logins are limited by address, an IPv6 address by its
+    /64: unless the operator has set another limit, 20 at once and then 5 a minute. Further ones are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED) before any password is checked.
     """
 
     def Login(self, request, context):
@@ -108,8 +112,10 @@ def add_AuthServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuthService(object):
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
-    status after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal of credentials has the same
+    UNAUTHENTICATED status after the same time. Logins are limited by address, an IPv6 address by its
+    /64: unless the operator has set another limit, 20 at once and then 5 a minute. Further ones are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED) before any password is checked.
     """
 
     @staticmethod

@@ -27,8 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuthServiceStub:
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
-    status after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal of credentials has the same
+    UNAUTHENTICATED status after the same time. Logins are limited by address, an IPv6 address by its
+    /64: unless the operator has set another limit, 20 at once and then 5 a minute. Further ones are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED) before any password is checked.
     """
 
     @_typing.overload
@@ -70,8 +72,10 @@ class AuthServiceStub:
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
-    status after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal of credentials has the same
+    UNAUTHENTICATED status after the same time. Logins are limited by address, an IPv6 address by its
+    /64: unless the operator has set another limit, 20 at once and then 5 a minute. Further ones are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED) before any password is checked.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -109,8 +113,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Issues tokens to admin users. Needs no access token. Every refusal has the same UNAUTHENTICATED
-    status after the same time.
+    """Issues tokens to admin users. Needs no access token. Every refusal of credentials has the same
+    UNAUTHENTICATED status after the same time. Logins are limited by address, an IPv6 address by its
+    /64: unless the operator has set another limit, 20 at once and then 5 a minute. Further ones are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED) before any password is checked.
     """
 
     @_abc_1.abstractmethod

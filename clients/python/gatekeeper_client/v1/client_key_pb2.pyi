@@ -57,23 +57,31 @@ class _RateTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RateTier.Val
     RATE_TIER_UNSPECIFIED: _RateTier.ValueType  # 0
     """INVALID_ARGUMENT in requests. Never sent."""
     RATE_TIER_STANDARD: _RateTier.ValueType  # 1
-    """Not enforced yet: the limit of unsigned calls from one address."""
+    """600 evaluations a second, unless the operator has set another limit."""
     RATE_TIER_HIGH: _RateTier.ValueType  # 2
-    """Not enforced yet: a much higher limit, for backend services."""
+    """For services that evaluate for many users: 6,000 evaluations a second, unless the operator has
+    set another limit.
+    """
     RATE_TIER_UNLIMITED: _RateTier.ValueType  # 3
-    """Not enforced yet: no limit."""
+    """No limit."""
 
 class RateTier(_RateTier, metaclass=_RateTierEnumTypeWrapper):
-    """The rate limit of a caller. Not enforced yet: tiers are stored and audited, and have no effect."""
+    """How often the holder of a client key may evaluate. A tier acts where the server requires a client
+    key: elsewhere a client could leave its key out. A call counts as one evaluation, and one of
+    BulkEvaluateFlags as one for each 1,000 contexts or part of them. Calls above the limit are
+    refused with RESOURCE_EXHAUSTED (RATE_LIMITED).
+    """
 
 RATE_TIER_UNSPECIFIED: RateTier.ValueType  # 0
 """INVALID_ARGUMENT in requests. Never sent."""
 RATE_TIER_STANDARD: RateTier.ValueType  # 1
-"""Not enforced yet: the limit of unsigned calls from one address."""
+"""600 evaluations a second, unless the operator has set another limit."""
 RATE_TIER_HIGH: RateTier.ValueType  # 2
-"""Not enforced yet: a much higher limit, for backend services."""
+"""For services that evaluate for many users: 6,000 evaluations a second, unless the operator has
+set another limit.
+"""
 RATE_TIER_UNLIMITED: RateTier.ValueType  # 3
-"""Not enforced yet: no limit."""
+"""No limit."""
 Global___RateTier: _TypeAlias = RateTier  # noqa: Y015
 
 @_typing.final
@@ -98,7 +106,7 @@ class ClientKey(_message.Message):
     name: _builtins.str
     """The holder of the key, 1 to 128 characters. REQUIRED."""
     tier: Global___RateTier.ValueType
-    """The rate limit of the holder. REQUIRED. Not enforced yet."""
+    """How often the holder may evaluate. REQUIRED."""
     revision: _builtins.int
     """The revision that last changed the key. OUTPUT_ONLY."""
     type: Global___ClientKeyType.ValueType

@@ -180,6 +180,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     or the address, for an evaluation; the admin user otherwise. `google.rpc.RetryInfo` says when
     to call again. Example metadata: limit = "login", rate = "5/min burst 20".
     """
+    ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 64
+    """RESOURCE_EXHAUSTED: this address has as many WatchFlags streams open as it may. Close some.
+    Example metadata: limit = "100".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
@@ -345,5 +349,9 @@ ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 63
 """RESOURCE_EXHAUSTED: the caller has called too often: the address, for a login; the client key
 or the address, for an evaluation; the admin user otherwise. `google.rpc.RetryInfo` says when
 to call again. Example metadata: limit = "login", rate = "5/min burst 20".
+"""
+ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 64
+"""RESOURCE_EXHAUSTED: this address has as many WatchFlags streams open as it may. Close some.
+Example metadata: limit = "100".
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

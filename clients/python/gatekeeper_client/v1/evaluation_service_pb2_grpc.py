@@ -10,6 +10,9 @@ class EvaluationServiceStub(object):
     evaluated at exactly one revision. The service continues while the database is down. It needs no
     token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
+    The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
+    limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
+
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
@@ -66,6 +69,9 @@ class EvaluationServiceServicer(object):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
     evaluated at exactly one revision. The service continues while the database is down. It needs no
     token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+
+    The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
+    limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
 
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
@@ -198,6 +204,9 @@ class EvaluationService(object):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
     evaluated at exactly one revision. The service continues while the database is down. It needs no
     token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+
+    The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
+    limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
 
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and

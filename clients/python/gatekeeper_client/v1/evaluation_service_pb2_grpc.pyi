@@ -31,6 +31,9 @@ class EvaluationServiceStub:
     evaluated at exactly one revision. The service continues while the database is down. It needs no
     token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
+    The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
+    limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
+
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
@@ -132,6 +135,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     evaluated at exactly one revision. The service continues while the database is down. It needs no
     token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
+    The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
+    limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
+
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
@@ -228,6 +234,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
     evaluated at exactly one revision. The service continues while the database is down. It needs no
     token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+
+    The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
+    limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
 
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
