@@ -51,6 +51,9 @@ class Ended:
     def code(self) -> grpc.StatusCode:
         return self._code
 
+    def peer_identities(self) -> None:
+        """Return what a client without a certificate has."""
+
 
 def finish(level: str, *, code: grpc.StatusCode = grpc.StatusCode.OK, quiet: bool = True) -> None:
     configure_logs(level=level, log_format="json")
