@@ -3,8 +3,8 @@
 import json
 import resource
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,7 +17,8 @@ from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from tests.faults.proxy import proxied
 from tests.support.http2 import Http2
-from tests.support.processes import TIMEOUT_S, Gatekeeper, start, stop, with_files
+from tests.support.processes import TIMEOUT_S, Gatekeeper, connect, start, stop, with_files
+from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
 FILES = 1_024
@@ -28,11 +29,16 @@ ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 
 @contextmanager
 def serving_with_few_files(
-    data_dir: Path, *, program: Sequence[str] = ("gatekeeper_grpc",), soft: int = FILES
+    data_dir: Path,
+    *,
+    program: Sequence[str] = ("gatekeeper_grpc",),
+    soft: int = FILES,
+    certificates: CertificateFolder | None = None,
 ) -> Iterator[Gatekeeper]:
-    with start("serve", data_dir=data_dir, program=program, launcher=with_files(soft, FILES)) as process:
+    variables = certificates.variables if certificates else {}
+    with start("serve", data_dir=data_dir, program=program, launcher=with_files(soft, FILES), **variables) as process:
         try:
-            yield Gatekeeper(process, data_dir)
+            yield Gatekeeper(process, data_dir, certificates)
         finally:
             stop(process)
 
@@ -49,29 +55,29 @@ def many_files() -> Iterator[None]:
 
 
 @contextmanager
-def idle_connections(port: int, *, count: int, addresses: int) -> Iterator[None]:
-    """Connections that complete the handshake and do nothing more."""
+def idle_connections(
+    port: int, *, count: int, addresses: int, begin: Callable[[socket.socket], object] = Http2
+) -> Iterator[None]:
+    """Connections that do what `begin` does, by default the handshake of HTTP/2, and nothing more."""
+    begun = []  # A connection that nobody holds is closed.
     with ExitStack() as stack:
         for number in range(count):
             source = (f"127.0.1.{number % addresses + 1}", 0)
             connection = socket.create_connection(("127.0.0.1", port), TIMEOUT_S, source_address=source)
             stack.enter_context(connection)
-            try:
-                Http2(connection)
-            except OSError:  # The server has closed it.
-                continue
+            with suppress(OSError):  # The server has closed it.
+                begun.append(begin(connection))
         yield
 
 
-def served(port: int, *, timeout_s: float) -> int:
+def served(port: int, *, timeout_s: float, certificates: CertificateFolder | None = None) -> int:
     """How many victims are served, each on a connection of its own from another address."""
     with proxied(port, source="127.0.2.1") as proxy:
-        return sum(is_served(proxy.port, timeout_s=timeout_s) for _ in range(VICTIMS))
+        return sum(is_served(proxy.port, timeout_s=timeout_s, certificates=certificates) for _ in range(VICTIMS))
 
 
-def is_served(port: int, *, timeout_s: float) -> bool:
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+def is_served(port: int, *, timeout_s: float, certificates: CertificateFolder | None) -> bool:
+    with certificates.channel(port) if certificates else connect(port) as channel:
         call = EvaluationServiceStub(channel).EvaluateFlags.future(ANNA, timeout=timeout_s, wait_for_ready=True)
         return call.code() is grpc.StatusCode.OK
 
@@ -96,6 +102,25 @@ def test_1200_idle_connections_at_1024_files_keep_nobody_out(addresses: int, dat
     ):
         assert served(server.port, timeout_s=10.0) >= VICTIMS * 0.95
         assert readiness(server.ops_port)["stale"] is False
+        assert open_files(server) < FILES
+        assert server.logged("connections_closed")
+
+
+def half_a_hello(connection: socket.socket) -> object:
+    """Begin the handshake of TLS and send nothing more: the first bytes of a record, of which most are missing."""
+    connection.sendall(b"\x16\x03\x01\x02\x00\x01")
+    return connection
+
+
+@pytest.mark.promise("F1", "C1")
+@pytest.mark.usefixtures("many_files")
+def test_1200_unfinished_tls_handshakes_keep_nobody_out(data_dir: Path, tmp_path: Path) -> None:
+    folder = CertificateFolder(tmp_path)
+    with (
+        serving_with_few_files(data_dir, certificates=folder) as server,
+        idle_connections(server.port, count=ATTACKING, addresses=200, begin=half_a_hello),
+    ):
+        assert served(server.port, timeout_s=10.0, certificates=folder) >= VICTIMS * 0.95
         assert open_files(server) < FILES
         assert server.logged("connections_closed")
 

@@ -1,11 +1,12 @@
 """Attacks from addresses of their own, in a process of their own: `python -m tests.faults.attacks NAME PORT SECONDS`.
 
 Prints a line when it begins, and at the end a JSON object with what the attacker saw. Further arguments are NAME=VALUE,
-as the attack's function names them.
+as the attack's function names them; `tls=1` attacks by TLS.
 """
 
 import json
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ _KEPT_UP_S = 3.0
 _PAUSE_S = 0.05
 """Between the end of a call and the next try: an attacker that spins would measure its own use of the machine."""
 _POLL_S = 0.05
+_HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01"
+"""The first bytes of a handshake of TLS, of which most are missing."""
 _REPLACED_PER_S = 200
 """How many idle connections are replaced: what opens thousands a second is another attack."""
 
@@ -102,6 +105,30 @@ def idle(crowd: Crowd, seconds: float, *, connections: int, addresses: int) -> N
             keep(at_once=1)
 
 
+def handshakes(crowd: Crowd, seconds: float, *, connections: int, addresses: int) -> None:
+    """Keep connections that begin the handshake of TLS and do not go on; replace those that the server closes."""
+    sources, kept = cycle(f"127.0.1.{number}" for number in range(1, addresses + 1)), list[socket.socket]()
+    for _ in _until(seconds, crowd):
+        kept = [connection for connection in kept if not _is_closed(connection)]
+        for _ in range(min(connections - len(kept), round(_REPLACED_PER_S * _POLL_S * 10))):
+            if (connection := crowd.dial(next(sources), _HALF_A_HELLO)) is not None:
+                kept.append(connection)
+        time.sleep(_PAUSE_S)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Find out whether the server has closed a connection, and close our end then."""
+    try:
+        is_closed = not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        is_closed = True
+    if is_closed:
+        connection.close()
+    return is_closed
+
+
 def in_flight(crowd: Crowd, seconds: float, *, calls: int, addresses: int, token: str = "") -> None:
     """Keep so many calls in flight: evaluations or, with a token, calls of each kind that has a pool of its own."""
     connections, kinds = _connected(crowd, calls // _STREAMS, addresses=addresses), cycle(_calls(token))
@@ -141,7 +168,7 @@ def edit(crowd: Crowd, seconds: float, *, key: str, tokens: str) -> None:
 
 
 ATTACKS: dict[str, Callable[..., None]] = {
-    attack.__name__: attack for attack in (unfinished, held, body_less, idle, in_flight, edit, logins)
+    attack.__name__: attack for attack in (unfinished, held, body_less, idle, handshakes, in_flight, edit, logins)
 }
 
 _DEFAULT_VALUE = FieldMask(paths=["default_value"])
@@ -189,7 +216,7 @@ def main(name: str, port: str, seconds: str, *options: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     given = dict(option.split("=", 1) for option in options)
     values = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
-    with closing(Crowd(int(port))) as crowd:
+    with closing(Crowd(int(port), tls=bool(values.pop("tls", 0)))) as crowd:
         sys.stdout.write(f"{READY}\n")
         sys.stdout.flush()
         ATTACKS[name](crowd, float(seconds), **values)

@@ -6,6 +6,7 @@ One thread may have hundreds of connections: `Crowd.poll` reads whatever has com
 import base64
 import selectors
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from h2.exceptions import ProtocolError, StreamClosedError
 Metadata = tuple[tuple[str, str], ...]
 
 _READ_BYTES = 1 << 16
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _CODES = {str(code.value[0]): code.name for code in grpc.StatusCode}
 NEVER_BEGUN = "REFUSED_STREAM"
 """The call has not reached the server: clients may send it again at once, and grpcio tells them UNAVAILABLE."""
@@ -55,8 +57,10 @@ class Tally:
 class Connection:
     """One connection from an address of loopback; for a thread that polls the `Crowd` it belongs to."""
 
-    def __init__(self, port: int, source: str) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5.0, source_address=(source, 0))
+    def __init__(self, port: int, source: str, tls: ssl.SSLContext | None = None) -> None:
+        self.socket = dialled(port, source)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket)
         self.http2 = H2Connection(H2Configuration(header_encoding="utf-8"))
         self.open: dict[int, float] = {}
         """Streams that have not ended, and when they began."""
@@ -108,10 +112,13 @@ class Connection:
         """
         try:
             data = self.socket.recv(_READ_BYTES)
-        except BlockingIOError:
+        except _NOT_NOW:
             return []
         if not data:
             raise ConnectionResetError
+        # What TLS has decrypted already does not wake a selector.
+        while isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
+            data += self.socket.recv(_READ_BYTES)
         events = self.http2.receive_data(data)
         for event in events:
             if isinstance(event, DataReceived) and event.flow_controlled_length:
@@ -126,7 +133,7 @@ class Connection:
         while data:
             try:
                 data = data[self.socket.send(data) :]
-            except BlockingIOError:
+            except _NOT_NOW:
                 time.sleep(0.001)
 
     def _send_what_may_be_sent(self) -> None:
@@ -149,21 +156,33 @@ class Connection:
 
 
 class Crowd:
-    """Connections that one thread keeps. Counts how their calls end, in `tally`."""
+    """Connections that one thread keeps, by TLS if `tls` is set. Counts how their calls end, in `tally`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: bool = False) -> None:
         self.tally = Tally()
         self._port = port
+        self._tls = _trusting() if tls else None
         self._selector = selectors.DefaultSelector()
 
     def connect(self, source: str) -> Connection | None:
         """Make a connection; None if the server does not take it."""
         try:
-            connection = Connection(self._port, source)
+            connection = Connection(self._port, source, self._tls)
         except OSError as error:
             self.tally.losses[f"not connected: {error}"] += 1
             return None
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        return connection
+
+    def dial(self, source: str, begin: bytes) -> socket.socket | None:
+        """Connect without HTTP/2, send some bytes, and leave the connection to the caller; None if it is not taken."""
+        try:
+            connection = dialled(self._port, source)
+            connection.sendall(begin)
+        except OSError as error:
+            self.tally.losses[f"not connected: {error}"] += 1
+            return None
+        connection.setblocking(False)
         return connection
 
     def __iter__(self) -> Iterator[Connection]:
@@ -222,6 +241,20 @@ class Crowd:
         self._selector.unregister(connection.socket)
         connection.socket.close()
         self.tally.losses[repr(error)] += 1
+
+
+def dialled(port: int, source: str) -> socket.socket:
+    """Connect from an address of loopback."""
+    return socket.create_connection(("127.0.0.1", port), timeout=5.0, source_address=(source, 0))
+
+
+def _trusting() -> ssl.SSLContext:
+    """What an attacker connects with, who does not care whom he attacks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def framed(message: bytes) -> bytes:

@@ -26,6 +26,7 @@ from tests.faults.small_disk import exhaust_wal, fill
 from tests.faults.victims import FLAG, PASSWORD, Victims, victims
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, start, stop
 from tests.support.servers import Bearer, access_token
+from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
 EDITORS = 12
@@ -60,6 +61,8 @@ class Suite:
     """What is broken during the attack."""
     launcher: Callable[[Path], Sequence[str]] = _directly
     """What starts the server's process."""
+    tls: bool = False
+    """Whether the server, its victims and the attacker speak TLS."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Kinds of victims' calls that may be refused within two seconds instead, and what the refusal says."""
     bytes: int = 0
@@ -180,6 +183,7 @@ class Siege:
     def attacked(self, suite: Suite, *, for_s: float = ATTACK_S) -> Attacked:
         """Attack, and let victims call once the attack is under way."""
         options = {name: value(self) if callable(value) else value for name, value in suite.options.items()}
+        options |= {"tls": 1} if suite.tls else {}
         self._warm_up()
         memory = _Memory(self.server)
         with (
@@ -213,7 +217,8 @@ class Siege:
             time.sleep(_WARM_UP_S)
 
     def _victims(self) -> AbstractContextManager[Victims]:
-        return victims(self.server.port, self.admin_token, allowance_s=_ALLOWANCE_S)
+        server = self.server
+        return victims(server.port, self.admin_token, connect=server.connect, allowance_s=_ALLOWANCE_S)
 
     def _create_admin_user(self, name: str, role: int) -> None:
         user = AdminUser(username=name, role=role, enabled=True)  # type: ignore[arg-type] # An enum of the stubs.
@@ -233,12 +238,14 @@ def siege(suite: Suite, folder: Path, *, sabotage: str = "") -> Iterator[Siege]:
     program = ("tests.faults.sabotaged", sabotage) if sabotage else ("gatekeeper_grpc",)
     data_dir = folder / "disk" / "data"
     data_dir.parent.mkdir()
+    certificates = CertificateFolder(folder) if suite.tls else None
+    settings = {**KEYS, **(certificates.variables if certificates else {})}
     with start(
-        "serve", data_dir=data_dir, launcher=suite.launcher(data_dir.parent), program=program, **KEYS
+        "serve", data_dir=data_dir, launcher=suite.launcher(data_dir.parent), program=program, **settings
     ) as process:
         try:
             # As the server sees it: it may have a disk of its own there.
-            yield Siege(Gatekeeper(process, Path(f"/proc/{process.pid}/root{data_dir}")))
+            yield Siege(Gatekeeper(process, Path(f"/proc/{process.pid}/root{data_dir}"), certificates))
         finally:
             stop(process)
 

@@ -1,5 +1,6 @@
 """Attackers from 127.0.1.x do not take what victims at 127.0.2.x need, and are told so; loopback is not exempt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ pytestmark = pytest.mark.promise("B5", "C1", "F1", "F2", "F5")
 _TWIN_S = 8.0
 _FILES = 1_024
 _CONNECTION_BYTES = 14 << 10
+_HANDSHAKE_BYTES = 64 << 10
+_TLS_CONNECTIONS_BYTES = _FILES * (48 << 10)
+"""What TLS takes of each connection in addition."""
 _UNADMITTED_BYTES = 64 << 20
 """For messages that are not admitted yet."""
 _OTHER_STREAMS = frozenset({"bulk", "import", "verification"})
@@ -92,6 +96,10 @@ def full_disk(what: str, **options: Any) -> Suite:
     )
 
 
+def with_tls(suite: Suite) -> Suite:
+    return replace(suite, what=f"{suite.what}, by TLS", tls=True, bytes=suite.bytes + _TLS_CONNECTIONS_BYTES)
+
+
 SUITES = {
     "held-bulk": held(BULK, "bulk"),
     "held-reflection": held(REFLECT, "reflection"),
@@ -135,6 +143,27 @@ SUITES = {
         twin="the bound for locks",
         violated=frozenset({"import"}),
     ),
+    "tls-held-bulk": with_tls(held(BULK, "bulk")),
+    "tls-unfinished-4-mib": with_tls(unfinished(4)),
+    "tls-idle-one-address": with_tls(
+        idle(
+            1,
+            "no_connection_gives_way",
+            "idle connections that give way, by TLS",
+            frozenset({"evaluation", "admin read", "bulk"}),
+        )
+    ),
+    "tls-handshakes": with_tls(
+        Suite(
+            what=f"1,200 unfinished handshakes from 200 addresses, at {_FILES:,} files soft and hard",
+            promise="C1 F1",
+            attack="handshakes",
+            options={"connections": 1_200, "addresses": 200},
+            launcher=lambda _folder: with_files(_FILES, _FILES),
+            bytes=_FILES * _HANDSHAKE_BYTES,
+        )
+    ),
+    "tls-in-flight-2000": with_tls(in_flight(2_000)),
     "full-disk": full_disk(
         "a full disk",
         fault=Siege.disk_full,

@@ -20,7 +20,6 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceSt
 from tests.faults.attacks import ADDRESS
 from tests.faults.fleet import ALICE
 from tests.faults.proxy import proxied
-from tests.support.processes import connect
 from tests.support.servers import Bearer
 
 FLAG = "attacked"
@@ -103,10 +102,13 @@ class Outcome:
 class Victims:
     """Call a server from `start` to `close`: each kind from an address of its own, on a kept and on new connections."""
 
-    def __init__(self, ports: Mapping[str, int], token: str, *, allowance_s: float) -> None:
+    def __init__(
+        self, ports: Mapping[str, int], token: str, *, connect: Callable[[int], grpc.Channel], allowance_s: float
+    ) -> None:
         self.outcomes: dict[str, list[Outcome]] = {kind: [] for kind in ports}
         """How the calls of each kind ended; appended to by two threads."""
         self._token = token
+        self._connect = connect
         self._allowance_s = allowance_s
         self._stopping = threading.Event()
         self._threads = [
@@ -166,13 +168,13 @@ class Victims:
         return is_refusal and outcome.took_s <= _REFUSED_WITHIN_S + self._allowance_s
 
     def _keep_connection(self, kind: str, port: int) -> None:
-        with connect(port) as channel:
+        with self._connect(port) as channel:
             while not self._stopping.wait(1 / KINDS[kind].per_s):
                 self._call(kind, channel)
 
     def _connect_each_time(self, kind: str, port: int) -> None:
         while not self._stopping.wait(1 / KINDS[kind].per_s):
-            with connect(port) as channel:
+            with self._connect(port) as channel:
                 self._call(kind, channel)
 
     def _call(self, kind: str, channel: grpc.Channel) -> None:
@@ -185,14 +187,14 @@ class Victims:
 
 
 @contextmanager
-def victims(port: int, token: str, *, allowance_s: float) -> Iterator[Victims]:
+def victims(port: int, token: str, *, connect: Callable[[int], grpc.Channel], allowance_s: float) -> Iterator[Victims]:
     """Make victims of the server on `port`, who call it from `start` on; each kind comes from 127.0.2.x."""
     with ExitStack() as stack:
         ports = {
             name: stack.enter_context(proxied(port, source=kind.address or f"127.0.2.{number}")).port
             for number, (name, kind) in enumerate(KINDS.items(), start=1)
         }
-        calling = Victims(ports, token, allowance_s=allowance_s)
+        calling = Victims(ports, token, connect=connect, allowance_s=allowance_s)
         try:
             yield calling
         finally:

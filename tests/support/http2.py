@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
+from tests.support.tls import HOST, CertificateFolder
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 ACK = END_STREAM = 1
@@ -33,11 +35,17 @@ class Http2:
 
     @classmethod
     @contextmanager
-    def connected(cls, port: int, *, source: str = "127.0.0.1") -> Iterator[Self]:
-        """Connect from an address of loopback for the length of the block."""
+    def connected(
+        cls, port: int, *, source: str = "127.0.0.1", certificates: CertificateFolder | None = None
+    ) -> Iterator[Self]:
+        """Connect from an address of loopback for the length of the block; with `certificates`, by TLS."""
         address = ("127.0.0.1", port)
-        with socket.create_connection(address, timeout=_TIMEOUT_S, source_address=(source, 0)) as connection:
-            yield cls(connection)
+        with socket.create_connection(address, timeout=_TIMEOUT_S, source_address=(source, 0)) as plain:
+            if certificates is None:
+                yield cls(plain)
+            else:
+                with certificates.context().wrap_socket(plain, server_hostname=HOST) as secure:
+                    yield cls(secure)
 
     def send(self, kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> None:
         """Send a frame, by default one of the connection."""
@@ -128,8 +136,10 @@ class Http2:
         self._windows[0] -= len(data)
 
     def _read(self, size: int) -> bytes:
-        read = self._connection.recv(size, socket.MSG_WAITALL)
-        assert len(read) == size, "the server has closed the connection"
+        read = b""
+        while len(read) < size:  # Not MSG_WAITALL, which TLS does not have.
+            read += (part := self._connection.recv(size - len(read)))
+            assert part, "the server has closed the connection"
         return read
 
 

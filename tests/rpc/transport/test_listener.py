@@ -3,6 +3,7 @@
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -21,6 +22,7 @@ from gatekeeper_grpc.transport.receive_slots import ReceiveSlots
 from tests.support.clients import TIMEOUT_S
 from tests.support.http2 import ACK, GOAWAY, PING, SETTINGS, Http2
 from tests.support.servers import StartServer
+from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
 
@@ -120,9 +122,20 @@ MAX_CONCURRENT_STREAMS = 3
 ENHANCE_YOUR_CALM = 11
 
 
+@pytest.fixture(params=["plaintext", "tls"])
+def certificates(request: pytest.FixtureRequest, tmp_path: Path) -> CertificateFolder | None:
+    return CertificateFolder(tmp_path) if request.param == "tls" else None
+
+
 @pytest.fixture
-def http2(server: GatekeeperServer) -> Iterator[Http2]:
-    with Http2.connected(server.port) as connection:
+def seen(start_server: StartServer, certificates: CertificateFolder | None) -> GatekeeperServer:
+    """A server in plaintext, and one with TLS."""
+    return start_server(**(certificates.settings if certificates else {}))
+
+
+@pytest.fixture
+def http2(seen: GatekeeperServer, certificates: CertificateFolder | None) -> Iterator[Http2]:
+    with Http2.connected(seen.port, certificates=certificates) as connection:
         yield connection
 
 
@@ -142,15 +155,15 @@ def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReceiveSlots, "overdue", lambda _slots: [])
 
 
-def accepted_unasked(http2: Http2, server: GatekeeperServer) -> int:
+def accepted_unasked(http2: Http2, seen: GatekeeperServer) -> int:
     """Occupy every slot of one address; then return how much of one message more the server takes."""
     http2.read_for(0.5)
-    slots = server.pools.pending.strangers.limits.receiving
+    slots = seen.pools.pending.strangers.limits.receiving
     for _ in range(slots):
         http2.announce(http2.open_call(EVALUATE), 4 << 20)
     stream = http2.open_call(EVALUATE)
     http2.announce(stream, 4 << 20)
-    assert eventually(lambda: len(server.pools.pending.strangers) > slots // 2)
+    assert eventually(lambda: len(seen.pools.pending.strangers) > slots // 2)
     sent = 0
     for _ in range(10):
         sent += http2.fill(stream, 4 << 20)
@@ -159,14 +172,14 @@ def accepted_unasked(http2: Http2, server: GatekeeperServer) -> int:
 
 
 @pytest.mark.usefixtures("no_turns")
-def test_a_client_sends_at_most_16_kib_of_what_nobody_asked_for(http2: Http2, server: GatekeeperServer) -> None:
-    assert accepted_unasked(http2, server) <= listener.LOOKAHEAD_BYTES == 16_384
+def test_a_client_sends_at_most_16_kib_of_what_nobody_asked_for(http2: Http2, seen: GatekeeperServer) -> None:
+    assert accepted_unasked(http2, seen) <= listener.LOOKAHEAD_BYTES == 16_384
 
 
 @pytest.mark.usefixtures("no_turns")
 @pytest.mark.parametrize("options", [["grpc.http2.lookahead_bytes"], ["grpc.http2.bdp_probe"]], indirect=True, ids=str)
-def test_twin_with_either_default_it_sends_more(options: None, http2: Http2, server: GatekeeperServer) -> None:
-    assert accepted_unasked(http2, server) > listener.LOOKAHEAD_BYTES
+def test_twin_with_either_default_it_sends_more(options: None, http2: Http2, seen: GatekeeperServer) -> None:
+    assert accepted_unasked(http2, seen) > listener.LOOKAHEAD_BYTES
 
 
 @without("grpc.max_concurrent_streams")
@@ -207,8 +220,8 @@ def test_a_client_without_a_call_is_sent_away(brisk: None, http2: Http2) -> None
 
 
 @pytest.mark.parametrize("brisk", ["grpc.server_handshake_timeout_ms"], indirect=True)
-def test_a_connection_that_says_nothing_is_closed(brisk: None, server: GatekeeperServer) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as silent:
+def test_a_connection_that_says_nothing_is_closed(brisk: None, seen: GatekeeperServer) -> None:
+    with socket.create_connection(("127.0.0.1", seen.port), timeout=TIMEOUT_S) as silent:
         while silent.recv(1_024):  # The server's own settings come first.
             continue
 

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import socket
 import ssl
+import threading
 from contextlib import ExitStack
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -227,3 +228,33 @@ def test_probes_need_no_certificate(mutual: GatekeeperServer, folder: Certificat
     with folder.channel(mutual.health_port) as channel:
         assert HealthStub(channel).Check(HealthCheckRequest(), timeout=TIMEOUT_S).status == HealthCheckResponse.SERVING
     assert page(folder, mutual.ops_port, "/health") == "alive\n"
+
+
+# --- What connections leave behind -----------------------------------------------------------------------------------
+
+
+def left_behind() -> tuple[int, int]:
+    """Descriptors and threads of this process, which has both ends."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir()), threading.active_count()
+
+
+def connect_and_leave(folder: CertificateFolder, port: int) -> None:
+    """A good connection that calls nothing, one whose handshake fails, and one that does not finish it."""
+    with folder.connected(port) as good:
+        good.recv(1)
+    with socket.create_connection((HOST, port), TIMEOUT_S) as plain:
+        plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        plain.recv(1)
+    with socket.create_connection((HOST, port), TIMEOUT_S) as unfinished:
+        unfinished.sendall(b"\x16\x03\x01\x02\x00\x01")
+
+
+@pytest.mark.promise("C6")
+def test_connections_leave_no_descriptor_and_no_thread(secure: GatekeeperServer, folder: CertificateFolder) -> None:
+    for port in (secure.port, secure.health_port, secure.ops_port):
+        connect_and_leave(folder, port)
+    before = left_behind()
+    for _ in range(50):
+        connect_and_leave(folder, secure.port)
+
+    assert eventually(lambda: left_behind() <= before)
