@@ -130,7 +130,7 @@ class ClientVerifier:
         """
         if call.nonce is not None and not self._nonces.use(call.key_id, call.nonce):
             raise self._refusals.refuse(Cause.REPEATED, key_id=call.key_id)
-        self._keys.note_use(call.key_id)
+        self._keys.uses.note(call.key_id)
 
     def check_key(self, call: ClientCall) -> None:
         """Require that the key of a call that is still open is still valid.

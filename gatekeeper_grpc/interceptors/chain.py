@@ -73,7 +73,7 @@ class Stages(grpc.ServerInterceptor):
     """
 
     verify_token: VerifyToken
-    """Verifies access tokens."""
+    """Verifies access tokens and API tokens."""
     pools: CallPools
     """The workers; close them after the server."""
     policies: Mapping[str, Policy] = field(default_factory=lambda: POLICIES)
@@ -207,7 +207,7 @@ class _Method:
             return stranger(call.peer)
         caller = authenticate(call.metadata, self._verify_token)
         owner = Owner(ADMIN_USER, caller.admin_id)
-        return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy.access))
+        return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy))
 
     def check_message(self, call: ArrivedCall) -> None:
         """Check the first message and cut its texts, before it waits for a worker: on the serving thread.
@@ -236,7 +236,7 @@ class _Method:
             set_current_caller(arrival.caller)
             if arrival.budget is not None:
                 context.set_trailing_metadata((*context.trailing_metadata(), *budget_metadata(arrival.budget)))
-            authorize(arrival.caller, self._policy.access)
+            authorize(arrival.caller, self._policy)
         client: ClientCall | None = arrival.client
         if client is not None and self._clients is not None:
             rpc.client_key = client.key_id

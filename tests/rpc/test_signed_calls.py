@@ -187,7 +187,8 @@ def test_twin_streams_that_nobody_ends_outlive_their_key(
     )
     next(watch)
     client.admin.RevokeClientKey(pb.RevokeClientKeyRequest(key_id=client.key_id), timeout=TIMEOUT_S)
-    server._refresh_client_keys()
+    server.client_keys.refresh()
+    server._end_streams_of_keys()
 
     assert watch.is_active()
     watch.cancel()
@@ -201,7 +202,7 @@ def test_signed_calls_need_no_database(server: GatekeeperServer, client: Client)
 
 def test_use_of_a_key_is_listed(server: GatekeeperServer, client: Client) -> None:
     client.evaluate(client.signed())
-    server.client_keys.flush_uses()
+    server.client_keys.uses.flush()
 
     keys = client.admin.ListClientKeys(pb.ListClientKeysRequest(), timeout=TIMEOUT_S).client_keys
     used = {key.key_id: key.last_used_time.seconds for key in keys if key.HasField("last_used_time")}
@@ -264,7 +265,7 @@ def test_a_bearer_key_on_a_network_without_tls_is_warned_about(
     with capture_logs() as logs:
         server = start_server(listen=listen)
         next(client_of(server, dsn))
-        server._refresh_client_keys()
-        server._refresh_client_keys()
+        server._load_credentials()
+        server._load_credentials()
 
     assert [log["log_level"] for log in logs if log["event"] == "bearer_keys_without_tls"] == ["warning"] * warns

@@ -43,6 +43,7 @@ class World:
         self.used: list[str] = []
         self.nonces = Nonces(keep_s=60, capacity=3, clock=lambda: self.seconds)
         self.refusals = RefusedCredentials()
+        self.uses = self
 
     def find(self, key_id: str) -> VerificationKey | None:
         secret = {KEY_ID: SECRET, BEARER.key_id: BEARER.kept}.get(key_id)
@@ -50,7 +51,7 @@ class World:
             return None
         return VerificationKey(key_id=key_id, secret=secret, tier=RateTier.HIGH, expire_time=None)
 
-    def note_use(self, key_id: str) -> None:
+    def note(self, key_id: str) -> None:
         self.used.append(key_id)
 
     def verifier(self, *, required: bool = False, allow_unsigned_bodies: bool = True) -> ClientVerifier:
