@@ -23,7 +23,7 @@ from gatekeeper_grpc.auth.signatures import (
     signature_of,
 )
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
-from gatekeeper_grpc.domain.client_key import ClientKeyType, VerificationKey
+from gatekeeper_grpc.domain.client_key import ClientKeyType, EvaluationAccess, VerificationKey
 
 _AUTHORIZATION: Final = "authorization"
 _CREDENTIALS: Final = SIGNATURE_PARTS | {_AUTHORIZATION}
@@ -63,13 +63,13 @@ class ClientCall:
 
 
 class ClientVerifier:
-    """Authenticates calls by client keys, and refuses unsigned ones where a signature is required.
+    """Authenticates calls by client keys, and refuses those without the credential that is required.
 
     Args:
         keys: The client keys.
         nonces: Those used on this instance; they must be kept for twice the clock window.
         refusals: Keeps why calls were refused.
-        required: Whether calls without a signature are refused.
+        access: Which credential is required.
         allow_unsigned_bodies: Whether the signature of a unary call may leave its body out; that of a stream always
             does.
         clock: Returns the current aware time.
@@ -81,14 +81,15 @@ class ClientVerifier:
         nonces: Nonces,
         refusals: RefusedCredentials,
         *,
-        required: bool,
+        access: EvaluationAccess,
         allow_unsigned_bodies: bool,
         clock: Clock = utc_now,
     ) -> None:
         self._keys = keys
         self._nonces = nonces
         self._refusals = refusals
-        self._required = required
+        self._access = access
+        self._is_open = access is EvaluationAccess.OPEN
         self._allow_unsigned_bodies = allow_unsigned_bodies
         self._clock = clock
 
@@ -107,7 +108,7 @@ class ClientVerifier:
         """
         sent = [pair for pair in call.metadata if pair[0] in _CREDENTIALS]
         # Most calls have none, and this is all that they cost.
-        if not sent and not self._required:
+        if not sent and self._is_open:
             return None
         bearers = [
             value for key, value in sent if key == _AUTHORIZATION and isinstance(value, str) and _OURS.match(value)
@@ -117,9 +118,9 @@ class ClientVerifier:
             return self._verify_bearer(bearers, method, is_alone=not parts)
         if parts:
             return self._verify_signed(parts, call.authority, method=method, is_stream=is_stream)
-        if self._required:
-            raise self._refusals.refuse(Cause.MISSING, method=method)
-        return None
+        if self._is_open:
+            return None
+        raise self._refusals.refuse(Cause.MISSING, method=method)
 
     def use(self, call: ClientCall) -> None:
         """Use a verified call, a signed one once: only the holder of a key can make this instance remember a nonce.
@@ -157,7 +158,7 @@ class ClientVerifier:
         if found is None or len(bearers) > 1 or not is_alone:
             raise self._refusals.refuse(Cause.MALFORMED, method=method)
         key_id = f"{ClientKeyType.BEARER.prefix}{found['unique']}"
-        if self._required:
+        if self._access is EvaluationAccess.SIGNED:
             raise self._refusals.refuse(Cause.BEARER_NOT_ALLOWED, method=method, key_id=key_id)
         key = self._keys.find(key_id)
         matches = hmac.compare_digest(hash_of_bearer(found["secret"]), key.secret if key else _NOBODY)

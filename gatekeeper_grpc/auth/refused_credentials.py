@@ -21,7 +21,7 @@ class Cause(StrEnum):
     """Why a credential was refused."""
 
     MISSING = "missing"
-    """There is none, and a signature is required."""
+    """There is none, and one is required."""
     MALFORMED = "malformed"
     """A part is missing, malformed or repeated, or there are both a bearer key and a signature."""
     UNKNOWN_KEY = "unknown_key"

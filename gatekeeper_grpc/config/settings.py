@@ -136,11 +136,13 @@ class Settings(BaseSettings):
     """Password of the first admin user, `admin`, who is created if there is none: 12 to 1,024 characters. Absent:
     generated if the database is embedded.
     """
-    require_signed_calls: bool = False
-    """Whether evaluation calls must be signed with a client key. Bearer keys are refused then."""
+    evaluation_access: Annotated[Literal["open", "key", "signed"], BeforeValidator(str.lower)] = "open"
+    """Who may evaluate. open: anybody who reaches the port. key: calls with a bearer key or a signature. signed: calls
+    with a signature alone.
+    """
     allow_unsigned_bodies: bool | None = None
     """Whether the signature of a unary call may leave out the body (UNSIGNED). It must not if
-    GATEKEEPER_REQUIRE_SIGNED_CALLS is set. Absent: it may if that is not set.
+    GATEKEEPER_EVALUATION_ACCESS is signed. Absent: it may if that is not signed.
     """
     access_token_ttl_s: int = Field(default=900, ge=60, le=3600)
     """Lifetime of an access token."""
@@ -217,9 +219,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_signed_bodies(self) -> Self:
-        if self.require_signed_calls and self.allow_unsigned_bodies:
+        if self.evaluation_access == "signed" and self.allow_unsigned_bodies:
             raise ValueError(
-                "GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with GATEKEEPER_REQUIRE_SIGNED_CALLS: a signature"
+                "GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with GATEKEEPER_EVALUATION_ACCESS=signed: a signature"
                 " that leaves out the body can be sent with any body"
             )
         return self
@@ -262,7 +264,8 @@ class Settings(BaseSettings):
     @property
     def unsigned_bodies(self) -> bool:
         """Whether the signature of a unary call may leave out the body."""
-        return not self.require_signed_calls if self.allow_unsigned_bodies is None else self.allow_unsigned_bodies
+        is_allowed = self.allow_unsigned_bodies
+        return self.evaluation_access != "signed" if is_allowed is None else is_allowed
 
     @property
     def has_tls(self) -> bool:

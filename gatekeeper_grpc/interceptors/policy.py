@@ -62,7 +62,7 @@ class Policy:
     for_api_tokens: bool = True
     """Whether an API token may call, if its role suffices."""
     signable: bool = False
-    """Whether calls may have a client key or be signed with one. The settings may require signatures."""
+    """Whether calls may have a client key or be signed with one. The settings may require either."""
 
 
 DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)

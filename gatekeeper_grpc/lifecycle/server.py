@@ -32,6 +32,7 @@ from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config.settings import Settings
+from gatekeeper_grpc.domain.client_key import EvaluationAccess
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.embedded import is_disk_full
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
@@ -406,7 +407,7 @@ class GatekeeperServer:
             self.client_keys,
             nonces,
             self._refused_credentials,
-            required=self._settings.require_signed_calls,
+            access=EvaluationAccess(self._settings.evaluation_access),
             allow_unsigned_bodies=self._settings.unsigned_bodies,
         )
 

@@ -101,7 +101,7 @@ def client(server: GatekeeperServer, dsn: str) -> Iterator[Client]:
 @pytest.fixture
 def strict(start_server: StartServer, dsn: str) -> Iterator[Client]:
     """A client of a server that wants every call signed, bodies too."""
-    yield from client_of(start_server(require_signed_calls=True), dsn)
+    yield from client_of(start_server(evaluation_access="signed"), dsn)
 
 
 def test_signed_and_anonymous_calls_are_served_and_bad_signatures_not(client: Client) -> None:
@@ -228,6 +228,14 @@ def test_a_key_is_used_in_its_own_way_alone(client: Client) -> None:
 
     assert refusal_of(lambda: client.evaluate((*client.bearer, *client.signed()))) == UNAUTHENTICATED
     assert refusal_of(lambda: client.evaluate(signing_secret_as_bearer)) == UNAUTHENTICATED
+
+
+def test_either_credential_is_enough_where_a_key_is_required(start_server: StartServer, dsn: str) -> None:
+    for client in client_of(start_server(evaluation_access="key"), dsn):
+        assert client.evaluate(client.bearer) == client.evaluate(client.signed()) > 0
+        assert client.evaluate_many(client.bearer) == client.evaluate_many(client.signed(UNSIGNED, method=STREAM)) == 2
+        for call in (client.evaluate, client.evaluate_many, client.watch):
+            assert refusal_of(call) == UNAUTHENTICATED
 
 
 def test_a_bearer_key_is_refused_where_calls_must_be_signed(strict: Client) -> None:
