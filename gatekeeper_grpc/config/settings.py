@@ -144,6 +144,11 @@ class Settings(BaseSettings):
     """Whether the signature of a unary call may leave out the body (UNSIGNED). It must not if
     GATEKEEPER_EVALUATION_ACCESS is signed. Absent: it may if that is not signed.
     """
+    shared_nonces: Annotated[Literal["off", "on", "strict"], BeforeValidator(str.lower)] = "off"
+    """Whether a signed call is served once by all instances and workers together, which takes a question to Redis. off:
+    once by each worker. on: while Redis is away, once by each worker. strict: while Redis is away, signed calls are
+    refused. Needs REDIS_URL.
+    """
     access_token_ttl_s: int = Field(default=900, ge=60, le=3600)
     """Lifetime of an access token."""
     refresh_token_ttl_s: int = Field(default=2_592_000, ge=3600, le=10 * _YEAR_S)
@@ -238,6 +243,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{variable_of(missing[0])} must be set to listen on {self.listen}, because GATEKEEPER_REQUIRE_TLS is"
                 " set; without TLS, only this machine may reach GATEKEEPER_LISTEN"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_shared_nonces(self) -> Self:
+        if self.shared_nonces != "off" and self.redis_url is None:
+            raise ValueError(
+                f"GATEKEEPER_SHARED_NONCES: '{self.shared_nonces}' needs REDIS_URL, where instances remember nonces"
             )
         return self
 

@@ -26,7 +26,7 @@ from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.refused_credentials import RefusedCredentials
 from gatekeeper_grpc.auth.sessions import Sessions
-from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces
+from gatekeeper_grpc.auth.nonces import Nonces, SharedNonces
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -77,8 +77,6 @@ _AUTH_SERVICE = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
 _MAINTENANCE_INTERVAL_S = 300.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
 _CREDENTIAL_USES_INTERVAL_S = 60.0
-# 8,000 signed calls a second for a minute, at 100 bytes each.
-_MAX_NONCES = 500_000
 # Within the margin that a process has to stop.
 _SCHEDULER_CLOSE_TIMEOUT_S = 1.0
 
@@ -180,6 +178,7 @@ class GatekeeperServer:
         self.rate_limits = self._build_rate_limits()
         self.api_tokens = ApiTokenCache(self.stores.api_tokens)
         self._has_warned = False
+        self._shared_nonces = self._share_nonces()
         self._credential_refresh = CredentialRefresh(
             self.stores.current_revision, self._load_credentials, checked=self._end_streams_of_keys
         )
@@ -209,6 +208,7 @@ class GatekeeperServer:
             watchers=self.watchers,
             refused_credentials=self._refused_credentials.counts,
             rate_limited=self.rate_limits.refused,
+            unshared_nonces=self._shared_nonces.unshared if self._shared_nonces else lambda: 0,
             audit=self.audit_head,
             start_reasons=self.startup.reasons,
             writers=self.sources.writers,
@@ -401,15 +401,19 @@ class GatekeeperServer:
         )
 
     def _client_verifier(self) -> ClientVerifier:
-        # A signature is valid from CLOCK_WINDOW_S before its time to CLOCK_WINDOW_S after it, and clocks may be set.
-        nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
         return ClientVerifier(
             self.client_keys,
-            nonces,
+            self._shared_nonces or Nonces(),
             self._refused_credentials,
             access=EvaluationAccess(self._settings.evaluation_access),
             allow_unsigned_bodies=self._settings.unsigned_bodies,
         )
+
+    def _share_nonces(self) -> SharedNonces | None:
+        mode = self._settings.shared_nonces
+        if self._bus is None or mode == "off":
+            return None
+        return SharedNonces(Nonces(), self._bus.nonces, is_strict=mode == "strict")
 
     def _sessions(self) -> Sessions:
         return Sessions(

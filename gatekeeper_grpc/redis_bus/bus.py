@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from gatekeeper_grpc.redis_bus.announcements import RedisAnnouncements, RedisAnnouncer
 from gatekeeper_grpc.redis_bus.link import RedisLink
+from gatekeeper_grpc.redis_bus.nonces import RedisNonces
 from gatekeeper_grpc.redis_bus.snapshot_storage import RedisSnapshotStorage
 
 _SNAPSHOT_TIMEOUT_S = 0.3
 
 
 class RedisBus:
-    """Announcements and the last-known-good snapshot over one Redis, from `start` to `close`.
+    """Announcements, used nonces and the last-known-good snapshot over one Redis, from `start` to `close`.
 
     Args:
         url: Its address, see `RedisAddress`.
@@ -31,6 +32,7 @@ class RedisBus:
         self._snapshot_link = RedisLink(address, timeout_s=_SNAPSHOT_TIMEOUT_S, is_quiet=True)
         self._announcer = RedisAnnouncer(self._link, channels[0])
         self.announcements = RedisAnnouncements(self._link, channels)
+        self.nonces = RedisNonces(self._link)
         self.snapshot = RedisSnapshotStorage(self._snapshot_link, prefixes)
 
     def start(self) -> None:

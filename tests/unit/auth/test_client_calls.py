@@ -12,8 +12,9 @@ from structlog.testing import capture_logs
 from gatekeeper_grpc.auth.api_tokens import new_api_token
 from gatekeeper_grpc.auth.client_calls import ClientCall, ClientVerifier
 from gatekeeper_grpc.auth.client_keys import NewClientKey, new_client_key
+from gatekeeper_grpc.auth.nonces import Nonces
 from gatekeeper_grpc.auth.refused_credentials import Cause, RefusedCredentials
-from gatekeeper_grpc.auth.signatures import UNSIGNED, Nonces, sign
+from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
 from gatekeeper_grpc.domain.client_key import ClientKeyType, EvaluationAccess, RateTier, VerificationKey
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated
 

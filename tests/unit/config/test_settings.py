@@ -183,6 +183,14 @@ def test_bodies_must_be_signed_where_signatures_are_required(
     assert load_settings().unsigned_bodies is allowed
 
 
+def test_nonces_are_shared_over_redis_alone() -> None:
+    with pytest.raises(SettingsError, match="GATEKEEPER_SHARED_NONCES: 'strict' needs REDIS_URL"):
+        load_settings(shared_nonces="strict")
+
+    assert load_settings(shared_nonces="strict", REDIS_URL="redis://127.0.0.1:1/0").shared_nonces == "strict"
+    assert load_settings().shared_nonces == "off"
+
+
 def test_unsigned_bodies_and_required_signatures_contradict_each_other() -> None:
     with pytest.raises(SettingsError, match="GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with"):
         load_settings(evaluation_access="signed", allow_unsigned_bodies=True)
