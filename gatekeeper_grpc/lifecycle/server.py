@@ -22,11 +22,11 @@ from gatekeeper_grpc.auth.client_calls import ClientVerifier
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.credential_refresh import CredentialRefresh
 from gatekeeper_grpc.auth.lockout import LoginGuard
+from gatekeeper_grpc.auth.nonces import Nonces, SharedNonces
 from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.refused_credentials import RefusedCredentials
 from gatekeeper_grpc.auth.sessions import Sessions
-from gatekeeper_grpc.auth.nonces import Nonces, SharedNonces
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache

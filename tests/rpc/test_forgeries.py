@@ -212,7 +212,15 @@ def parts_of(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 ALGORITHMS = ("none", "None", "NONE", "nOnE", "", "hs256", "HS384", "HS512", "RS256", "ES256", "PS256", "EdDSA", None)
 DIGESTS = {"HS384": "sha384", "HS512": "sha512"}
-GUESSES = (b"", b"secret", b"gatekeeper", bytes(32), KEY.kid.encode(), KEY.secret.encode()[::-1], KEY.secret.encode()[:-1])
+GUESSES = (
+    b"",
+    b"secret",
+    b"gatekeeper",
+    bytes(32),
+    KEY.kid.encode(),
+    KEY.secret.encode()[::-1],
+    KEY.secret.encode()[:-1],
+)
 
 
 def with_another_algorithm(world: World) -> Iterator[str]:
@@ -267,7 +275,13 @@ def encoded_otherwise(world: World) -> Iterator[str]:
     for spaced in ({"separators": (", ", ": ")}, {"indent": 1}, {"sort_keys": True, "separators": (" ,", ":")}):
         text = json.dumps(decoded(header), **spaced).encode()
         yield signed_with(KEY.secret.encode(), text, claims)
-    yield from (f".{token}", f"{token}.", f"{token}.{signature}", token.replace(".", ",", 1), token.replace(".", "..", 1))
+    yield from (
+        f".{token}",
+        f"{token}.",
+        f"{token}.{signature}",
+        token.replace(".", ",", 1),
+        token.replace(".", "..", 1),
+    )
 
 
 def mixed(world: World) -> Iterator[str]:
@@ -293,7 +307,21 @@ def to_evaluate(world: World, texts: Iterable[str]) -> Iterator[Attempt]:
 
 def with_another_prefix(secret: str) -> Iterator[str]:
     rest = secret[4:]
-    for prefix in ("", "gka_", "gkc_", "gka", "gka-", "gka__", "gka_gka_", "at_", "GKA_", "gkb_", "ck_", "cb_", "Bearer "):
+    for prefix in (
+        "",
+        "gka_",
+        "gkc_",
+        "gka",
+        "gka-",
+        "gka__",
+        "gka_gka_",
+        "at_",
+        "GKA_",
+        "gkb_",
+        "ck_",
+        "cb_",
+        "Bearer ",
+    ):
         if f"{prefix}{rest}" != secret:
             yield f"{prefix}{rest}"
 
@@ -318,7 +346,15 @@ def with_parts_changed(world: World) -> Iterator[Metadata]:
         assert isinstance(value, str)
         rest = call[:at] + call[at + 1 :]
         yield rest
-        for odd in ("", value.upper() + "x", f" {value}", f"{value},{value}", value[:-1], f"{value}0", value[::-1] + "Z"):
+        for odd in (
+            "",
+            value.upper() + "x",
+            f" {value}",
+            f"{value},{value}",
+            value[:-1],
+            f"{value}0",
+            value[::-1] + "Z",
+        ):
             yield (*rest, (name, odd))
         yield (*call, (name, value))
         yield (*rest, (f"{name}-bin", value.encode()))
@@ -344,7 +380,14 @@ def by_another_key(world: World) -> Iterator[Metadata]:
         yield replace(signer, secret=secret).signed(BODY)
     raw = base64.urlsafe_b64decode(signer.secret + b"=")
     yield replace(signer, secret=raw).signed(BODY)
-    for key_id in (other.key_id, signer.key_id.upper(), f"cb_{signer.key_id[3:]}", "ck_" + "0" * 20, "", signer.key_id[:-1]):
+    for key_id in (
+        other.key_id,
+        signer.key_id.upper(),
+        f"cb_{signer.key_id[3:]}",
+        "ck_" + "0" * 20,
+        "",
+        signer.key_id[:-1],
+    ):
         yield replace(signer, key_id=key_id).signed(BODY)
     unique = world.bearer[0].split("_")[1]
     kept = hashlib.sha256(world.bearer[0].encode()).digest()
