@@ -17,13 +17,12 @@ from gatekeeper_grpc.auth.signatures import (
     CLOCK_WINDOW_S,
     SIGNATURE_PARTS,
     UNSIGNED,
-    Nonces,
     Signature,
     sign,
     signature_of,
 )
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
-from gatekeeper_grpc.domain.client_key import ClientKeyType, VerificationKey
+from gatekeeper_grpc.domain.client_key import ClientKeyType, EvaluationAccess, VerificationKey
 
 _AUTHORIZATION: Final = "authorization"
 _CREDENTIALS: Final = SIGNATURE_PARTS | {_AUTHORIZATION}
@@ -32,6 +31,19 @@ _BEARER: Final = re.compile(r"(?i:bearer) (?P<secret>gkc_(?P<unique>[0-9a-f]{20}
 _OURS: Final = re.compile(r"(?i:bearer )?\s*gkc_")
 # The secret of an unknown key: the response time must not reveal which keys exist.
 _NOBODY: Final = bytes(32)
+
+
+class UsedNonces(Protocol):
+    """Remembers which nonces were used, for as long as their signatures are valid."""
+
+    def use(self, key_id: str, nonce: str) -> bool:
+        """Use a nonce of a key; return False when it was used before.
+
+        Raises:
+            ResourceExhausted: It cannot be remembered.
+            Unavailable: Nobody can tell.
+        """
+        ...
 
 
 class Incoming(Protocol):
@@ -63,13 +75,13 @@ class ClientCall:
 
 
 class ClientVerifier:
-    """Authenticates calls by client keys, and refuses unsigned ones where a signature is required.
+    """Authenticates calls by client keys, and refuses those without the credential that is required.
 
     Args:
         keys: The client keys.
-        nonces: Those used on this instance; they must be kept for twice the clock window.
+        nonces: Those that were used.
         refusals: Keeps why calls were refused.
-        required: Whether calls without a signature are refused.
+        access: Which credential is required.
         allow_unsigned_bodies: Whether the signature of a unary call may leave its body out; that of a stream always
             does.
         clock: Returns the current aware time.
@@ -78,17 +90,18 @@ class ClientVerifier:
     def __init__(
         self,
         keys: ClientKeyCache,
-        nonces: Nonces,
+        nonces: UsedNonces,
         refusals: RefusedCredentials,
         *,
-        required: bool,
+        access: EvaluationAccess,
         allow_unsigned_bodies: bool,
         clock: Clock = utc_now,
     ) -> None:
         self._keys = keys
         self._nonces = nonces
         self._refusals = refusals
-        self._required = required
+        self._access = access
+        self._is_open = access is EvaluationAccess.OPEN
         self._allow_unsigned_bodies = allow_unsigned_bodies
         self._clock = clock
 
@@ -107,30 +120,29 @@ class ClientVerifier:
         """
         sent = [pair for pair in call.metadata if pair[0] in _CREDENTIALS]
         # Most calls have none, and this is all that they cost.
-        if not sent and not self._required:
+        if not sent and self._is_open:
             return None
-        bearers = [
-            value for key, value in sent if key == _AUTHORIZATION and isinstance(value, str) and _OURS.match(value)
-        ]
         parts = [pair for pair in sent if pair[0] != _AUTHORIZATION]
-        if bearers:
-            return self._verify_bearer(bearers, method, is_alone=not parts)
+        for key, value in sent:
+            if key == _AUTHORIZATION and isinstance(value, str) and _OURS.match(value):
+                return self._verify_bearer(value, method, is_alone=len(sent) == 1)
         if parts:
             return self._verify_signed(parts, call.authority, method=method, is_stream=is_stream)
-        if self._required:
-            raise self._refusals.refuse(Cause.MISSING, method=method)
-        return None
+        if self._is_open:
+            return None
+        raise self._refusals.refuse(Cause.MISSING, method=method)
 
     def use(self, call: ClientCall) -> None:
-        """Use a verified call, a signed one once: only the holder of a key can make this instance remember a nonce.
+        """Use a verified call, a signed one once: only the holder of a key can make anybody remember a nonce.
 
         Raises:
             Unauthenticated: It was sent before.
             ResourceExhausted: This instance cannot remember further nonces.
+            Unavailable: Nobody can tell whether it was sent before.
         """
         if call.nonce is not None and not self._nonces.use(call.key_id, call.nonce):
             raise self._refusals.refuse(Cause.REPEATED, key_id=call.key_id)
-        self._keys.note_use(call.key_id)
+        self._keys.uses.note(call.key_id)
 
     def check_key(self, call: ClientCall) -> None:
         """Require that the key of a call that is still open is still valid.
@@ -152,12 +164,12 @@ class ClientVerifier:
         if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), call.content_sha256):
             raise self._refusals.refuse(Cause.OTHER_BODY, key_id=call.key_id, bytes=len(body))
 
-    def _verify_bearer(self, bearers: list[str], method: str, *, is_alone: bool) -> ClientCall:
-        found = _BEARER.fullmatch(bearers[0])
-        if found is None or len(bearers) > 1 or not is_alone:
+    def _verify_bearer(self, bearer: str, method: str, *, is_alone: bool) -> ClientCall:
+        found = _BEARER.fullmatch(bearer)
+        if found is None or not is_alone:
             raise self._refusals.refuse(Cause.MALFORMED, method=method)
         key_id = f"{ClientKeyType.BEARER.prefix}{found['unique']}"
-        if self._required:
+        if self._access is EvaluationAccess.SIGNED:
             raise self._refusals.refuse(Cause.BEARER_NOT_ALLOWED, method=method, key_id=key_id)
         key = self._keys.find(key_id)
         matches = hmac.compare_digest(hash_of_bearer(found["secret"]), key.secret if key else _NOBODY)

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import structlog
 
 from gatekeeper_grpc.auth.data_keys import SealError
+from gatekeeper_grpc.auth.last_uses import LastUses
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.client_key import ClientKeyType, RateTier, SealedClientKey, VerificationKey
 from gatekeeper_grpc.domain.errors import GatekeeperError
@@ -76,8 +77,7 @@ class ClientKeyCache:
         self._clock = clock
         self._keys: Mapping[str, VerificationKey] = MappingProxyType({})  # replaced whole: readers need no lock
         self._refreshing = threading.Lock()  # orders refreshes: an older load never replaces a newer one
-        self._used_lock = threading.Lock()  # guards _used
-        self._used: dict[str, datetime] = {}
+        self.uses = LastUses(store.record_uses, clock=clock)
 
     def find(self, key_id: str) -> VerificationKey | None:
         """Return a valid key; None when there is none of that id."""
@@ -90,7 +90,7 @@ class ClientKeyCache:
         return any(ClientKeyType.of(key_id) is ClientKeyType.BEARER for key_id in self._keys)
 
     def refresh(self) -> None:
-        """Load the keys; call it every few seconds.
+        """Load the keys.
 
         A secret that cannot be decrypted is logged, and its key is not valid.
 
@@ -107,18 +107,6 @@ class ClientKeyCache:
             self.refresh()
         except GatekeeperError as exc:
             _log.warning("client_keys_not_refreshed", reason=exc.reason, error=str(exc))
-
-    def note_use(self, key_id: str) -> None:
-        """Note that a key was used now. Takes a microsecond."""
-        with self._used_lock:
-            self._used[key_id] = self._clock()
-
-    def flush_uses(self) -> None:
-        """Store what `note_use` collected; call it once a minute. A crash loses at most that."""
-        with self._used_lock:
-            used, self._used = self._used, {}
-        if used:
-            self._store.record_uses(used)
 
     def _opened(self, sealed: SealedClientKey) -> VerificationKey | None:
         try:

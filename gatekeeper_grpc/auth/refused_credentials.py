@@ -21,9 +21,9 @@ class Cause(StrEnum):
     """Why a credential was refused."""
 
     MISSING = "missing"
-    """There is none, and a signature is required."""
+    """There is none, and one is required."""
     MALFORMED = "malformed"
-    """A part is missing, malformed or repeated, or there are both a bearer key and a signature."""
+    """A part is missing, malformed or repeated, or there is another credential next to a bearer key."""
     UNKNOWN_KEY = "unknown_key"
     """No key has that id and type: it was never created, has expired, or is revoked."""
     BEARER_NOT_ALLOWED = "bearer_not_allowed"

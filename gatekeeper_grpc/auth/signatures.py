@@ -1,18 +1,13 @@
-"""Signatures of calls: HMAC-SHA256 with a client key, valid for 30 seconds, once per process.
+"""Signatures of calls: HMAC-SHA256 with a client key, valid for 30 seconds, once.
 
 EvaluationService says more; `auth.client_calls` verifies them.
 """
 
-import hashlib
 import hmac
 import re
-import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
-
-from gatekeeper_grpc.domain.errors import ResourceExhausted
 
 CLOCK_WINDOW_S: Final = 30
 UNSIGNED: Final = "UNSIGNED"
@@ -60,49 +55,3 @@ def sign(
     """Sign a call: lower-case hex of the HMAC-SHA256 of its canonical string, as EvaluationService defines it."""
     canonical = f"{key_id}\n{timestamp}\n{nonce}\n{content_sha256}\n{authority}\n{method}"
     return hmac.digest(secret, canonical.encode(), "sha256").hex()
-
-
-class Nonces:
-    """Remembers used nonces for as long as their signatures are valid. Thread-safe.
-
-    Keeps two sets. When no signature in the older one is valid any more, it is replaced as a whole.
-
-    Args:
-        keep_s: How long a nonce is remembered at least; at most twice as long.
-        capacity: How many are remembered in each set, at 100 bytes each.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, *, keep_s: float, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._keep_s = keep_s
-        self._capacity = capacity
-        self._clock = clock
-        self._lock = threading.Lock()  # guards the three below
-        self._newer: set[bytes] = set()
-        self._older: set[bytes] = set()
-        self._exchanged_at = clock()
-
-    def use(self, key_id: str, nonce: str) -> bool:
-        """Use a nonce of a key; return False when it was used before.
-
-        Raises:
-            ResourceExhausted: There are too many to remember; forgetting one would allow its call to be sent again.
-        """
-        mark = hashlib.sha256(f"{key_id}\n{nonce}".encode()).digest()[:16]
-        with self._lock:
-            self._exchange_if_due()
-            if mark in self._newer or mark in self._older:
-                return False
-            if len(self._newer) >= self._capacity:
-                raise ResourceExhausted("too many signed calls within a minute", retry_after_s=self._keep_s)
-            self._newer.add(mark)
-            return True
-
-    def _exchange_if_due(self) -> None:
-        now = self._clock()
-        if now - self._exchanged_at < self._keep_s:
-            return
-        # After twice that time without a call, the newer set has expired as well.
-        self._older = self._newer if now - self._exchanged_at < 2 * self._keep_s else set()
-        self._newer = set()
-        self._exchanged_at = now

@@ -38,6 +38,12 @@ def _logout() -> click.Command:
     return logout
 
 
+def _tokens() -> click.Command:
+    from gatekeeper_grpc.cli.client.tokens import tokens
+
+    return tokens
+
+
 def _serve() -> click.Command:
     from gatekeeper_grpc.cli.serve import serve
 
@@ -103,6 +109,7 @@ _CLIENT = {
     "flags": Entry("Read and change flags.", _flags),
     "login": Entry("Log in, and keep the login for later commands.", _login),
     "logout": Entry("End the kept login, on the server too.", _logout),
+    "tokens": Entry("Make, list and revoke API tokens, with which tools call AdminService.", _tokens),
 }
 _OPERATOR = {
     "serve": Entry("Serve until SIGTERM.", _serve),

@@ -148,11 +148,18 @@ class Settings(BaseSettings):
     """Password of the first admin user, `admin`, who is created if there is none: 12 to 1,024 characters. Absent:
     generated if the database is embedded.
     """
-    require_signed_calls: bool = False
-    """Whether evaluation calls must be signed with a client key. Bearer keys are refused then."""
+    evaluation_access: Annotated[Literal["open", "key", "signed"], BeforeValidator(str.lower)] = "open"
+    """Who may evaluate. open: anybody who reaches the port. key: calls with a bearer key or a signature. signed: calls
+    with a signature alone.
+    """
     allow_unsigned_bodies: bool | None = None
     """Whether the signature of a unary call may leave out the body (UNSIGNED). It must not if
-    GATEKEEPER_REQUIRE_SIGNED_CALLS is set. Absent: it may if that is not set.
+    GATEKEEPER_EVALUATION_ACCESS is signed. Absent: it may if that is not signed.
+    """
+    shared_nonces: Annotated[Literal["off", "on", "strict"], BeforeValidator(str.lower)] = "off"
+    """Whether a signed call is served once by all instances and workers together, which takes a question to Redis. off:
+    once by each worker. on: while Redis is away, once by each worker. strict: while Redis is away, signed calls are
+    refused. Needs REDIS_URL.
     """
     access_token_ttl_s: int = Field(default=900, ge=60, le=3600)
     """Lifetime of an access token."""
@@ -247,9 +254,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_signed_bodies(self) -> Self:
-        if self.require_signed_calls and self.allow_unsigned_bodies:
+        if self.evaluation_access == "signed" and self.allow_unsigned_bodies:
             raise ValueError(
-                "GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with GATEKEEPER_REQUIRE_SIGNED_CALLS: a signature"
+                "GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with GATEKEEPER_EVALUATION_ACCESS=signed: a signature"
                 " that leaves out the body can be sent with any body"
             )
         return self
@@ -266,6 +273,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{variable_of(missing[0])} must be set to listen on {self.listen}, because GATEKEEPER_REQUIRE_TLS is"
                 " set; without TLS, only this machine may reach GATEKEEPER_LISTEN"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_shared_nonces(self) -> Self:
+        if self.shared_nonces != "off" and self.redis_url is None:
+            raise ValueError(
+                f"GATEKEEPER_SHARED_NONCES: '{self.shared_nonces}' needs REDIS_URL, where instances remember nonces"
             )
         return self
 
@@ -292,7 +307,8 @@ class Settings(BaseSettings):
     @property
     def unsigned_bodies(self) -> bool:
         """Whether the signature of a unary call may leave out the body."""
-        return not self.require_signed_calls if self.allow_unsigned_bodies is None else self.allow_unsigned_bodies
+        is_allowed = self.allow_unsigned_bodies
+        return self.evaluation_access != "signed" if is_allowed is None else is_allowed
 
     @property
     def has_tls(self) -> bool:

@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from gatekeeper_grpc.domain.errors import Unauthenticated
@@ -22,13 +22,20 @@ class Role(IntEnum):
     ADMIN = 3
 
 
+class ApiTokenName(NamedTuple):
+    """The identity of an API token, and what its maker called it."""
+
+    token_id: str
+    name: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """An authenticated admin user, as in the access token.
+    """An authenticated admin user, as in the access token; or an API token, which acts for its maker.
 
     Each transaction of a call compares `role` and `token_epoch` with the stored ones, and looks for the session. A
     change of role or password, a disabled account, or a logout therefore takes effect at once, although the token has
-    not expired.
+    not expired. Of an API token it looks for the token and a maker who still has `role`.
     """
 
     admin_id: int
@@ -38,10 +45,12 @@ class Caller:
     session_id: UUID = NO_SESSION
     """The login that the token descends from."""
     expire_time_s: float = field(default=inf, compare=False)
-    """When the access token expires, in seconds since 1970."""
+    """When the access token or API token expires, in seconds since 1970."""
+    api_token: ApiTokenName | None = None
+    """The API token that calls; None: a person with an access token."""
 
     def check_token_time(self) -> None:
-        """Require that the access token of a call that is still open has not expired.
+        """Require that the token of a call that is still open has not expired.
 
         Raises:
             Unauthenticated: It has.
@@ -51,8 +60,15 @@ class Caller:
 
     @property
     def name(self) -> str:
-        """The caller as the audit log names it: "admin:<username>#<admin_id>"."""
+        """The caller as the audit log names it: "admin:<username>#<admin_id>", or "token:<name>#<token_id>"."""
+        if self.api_token is not None:
+            return f"token:{self.api_token.name}#{self.api_token.token_id}"
         return f"admin:{self.username}#{self.admin_id}"
+
+    @property
+    def identity(self) -> str:
+        """Who calls, without a name that others may have as well: "admin#<admin_id>", or "token#<token_id>"."""
+        return f"token#{self.api_token.token_id}" if self.api_token else f"admin#{self.admin_id}"
 
 
 _current: ContextVar[Caller] = ContextVar("gatekeeper_caller")

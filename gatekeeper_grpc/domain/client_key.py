@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from gatekeeper_grpc.domain.limits import MAX_CLIENT_NAME_CHARS, check_text
@@ -33,6 +33,17 @@ class ClientKeyType(IntEnum):
     def of(cls, key_id: str) -> "ClientKeyType":
         """Return the type of a key by its id."""
         return cls.BEARER if key_id.startswith(cls.BEARER.prefix) else cls.SIGNING
+
+
+class EvaluationAccess(StrEnum):
+    """Which credential an evaluation call must have. Values are those of the setting."""
+
+    OPEN = "open"
+    """None; one that is sent must be valid."""
+    KEY = "key"
+    """A bearer key or a signature."""
+    SIGNED = "signed"
+    """A signature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

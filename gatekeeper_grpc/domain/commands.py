@@ -161,8 +161,8 @@ class AuthEventFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionFilter:
-    """Which sessions to list: the first `limit` by id after `after` that match every filter."""
+class CredentialFilter:
+    """Which sessions or API tokens to list: the first `limit` by id after `after` that match every filter."""
 
     limit: int
     after: str = ""

@@ -98,6 +98,13 @@ class NotFound(GatekeeperError):
         return cls(f"client key {key_id!r} does not exist", reason="CLIENT_KEY_NOT_FOUND", metadata={"key_id": key_id})
 
     @classmethod
+    def api_token(cls, token_id: str) -> "NotFound":
+        """No API token that the caller may revoke has this id."""
+        return cls(
+            f"API token {token_id!r} does not exist", reason="API_TOKEN_NOT_FOUND", metadata={"token_id": token_id}
+        )
+
+    @classmethod
     def session(cls, session_id: str) -> "NotFound":
         """No session that the caller may revoke has this id."""
         message = f"session {session_id!r} does not exist"
@@ -161,7 +168,7 @@ class Unauthenticated(GatekeeperError):
 
     @classmethod
     def access_token(cls) -> "Unauthenticated":
-        """An access token is missing, not valid or revoked."""
+        """An access token or API token is missing, not valid or revoked."""
         return cls("a valid access token is required: send it as metadata 'authorization: Bearer <token>'")
 
     @classmethod
@@ -171,7 +178,7 @@ class Unauthenticated(GatekeeperError):
 
 
 class PermissionDenied(GatekeeperError):
-    """Valid credentials without the required role."""
+    """Valid credentials that do not suffice."""
 
     reason = "PERMISSION_DENIED"
 
@@ -180,6 +187,11 @@ class PermissionDenied(GatekeeperError):
         """The caller has another role than the call needs at least."""
         message = f"this call needs role {required}, yours is {role}"
         return cls(message, metadata={"role": role, "required_role": required})
+
+    @classmethod
+    def api_token(cls) -> "PermissionDenied":
+        """API tokens may not make this call, whatever their role."""
+        return cls("API tokens may not make this call: log in", reason="API_TOKEN_NOT_ALLOWED")
 
 
 class ResourceExhausted(GatekeeperError):

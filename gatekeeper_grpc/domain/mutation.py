@@ -35,6 +35,7 @@ class ResourceType(StrEnum):
     SUBJECT = "subject"
     ADMIN_USER = "admin_user"
     CLIENT_KEY = "client_key"
+    API_TOKEN = "api_token"  # noqa: S105 - a name
     INSTALLATION = "installation"
 
 
@@ -43,7 +44,7 @@ class Intent:
     """Who requests a mutation, why, and under which conditions.
 
     Args:
-        caller: The admin user; None when Gatekeeper itself acts.
+        caller: The admin user or API token; None when Gatekeeper itself acts.
         action: The name of the RPC for the audit log, such as "UpdateFlag".
         change_reason: Free text for the audit entry, at most 1,024 characters.
         validate_only: Check everything, write and record nothing.
@@ -71,8 +72,8 @@ class Intent:
 
     @property
     def requester(self) -> str:
-        """Whose `request_id` it is: "admin#<id of the admin user>", or "system"."""
-        return f"admin#{self.caller.admin_id}" if self.caller else "system"
+        """Whose `request_id` it is, see `Caller.identity`, or "system"."""
+        return self.caller.identity if self.caller else "system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,15 @@ WRITTEN_BY: Mapping[ResourceType, Mapping[str, Shape]] = MappingProxyType(
         ResourceType.CLIENT_KEY: _state(
             key_id=SERVER, name=SERVER, tier=SERVER, expire_time=SERVER, revoke_time=SERVER
         ),
+        ResourceType.API_TOKEN: _state(
+            token_id=SERVER,
+            name=SERVER,
+            role=SERVER,
+            admin_id=SERVER,
+            username=SERVER,
+            expire_time=SERVER,
+            revoke_time=SERVER,
+        ),
         ResourceType.INSTALLATION: {
             "known_revision": SERVER,
             "previous_revision": SERVER,

@@ -1,4 +1,4 @@
-"""Authenticates a call by its metadata: `authorization: Bearer <access token>`."""
+"""Authenticates a call by its metadata: `authorization: Bearer <token>`."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,7 +10,7 @@ _SCHEME = "bearer"
 
 
 VerifyToken = Callable[[str], Caller]
-"""Returns the caller to whom an access token was issued; raises Unauthenticated if the token is not valid."""
+"""Returns the caller whose access token or API token it is; raises Unauthenticated if the token is not valid."""
 
 
 def refuse_token(_token: str) -> Caller:
@@ -23,7 +23,7 @@ def refuse_token(_token: str) -> Caller:
 
 
 def authenticate(metadata: Iterable[tuple[str, str | bytes]], verify_token: VerifyToken) -> Caller:
-    """Return the caller named by the one access token in `metadata`.
+    """Return the caller named by the one token in `metadata`.
 
     Raises:
         Unauthenticated: No token, several, a malformed header or a bad token; always with the same text.
@@ -35,7 +35,7 @@ def authenticate(metadata: Iterable[tuple[str, str | bytes]], verify_token: Veri
 
 
 def has_token(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-    """Return whether a call has an access token, valid or not."""
+    """Return whether a call has a token, valid or not."""
     return any(key == _HEADER for key, _ in metadata)
 
 

@@ -73,7 +73,7 @@ class Stages(grpc.ServerInterceptor):
     """
 
     verify_token: VerifyToken
-    """Verifies access tokens."""
+    """Verifies access tokens and API tokens."""
     pools: CallPools
     """The workers; close them after the server."""
     policies: Mapping[str, Policy] = field(default_factory=lambda: POLICIES)
@@ -208,7 +208,7 @@ class _Method:
             return stranger(call.client)
         caller = authenticate(call.metadata, self._verify_token)
         owner = Owner(ADMIN_USER, caller.admin_id)
-        return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy.access))
+        return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy))
 
     def check_message(self, call: ArrivedCall) -> None:
         """Check the first message and cut its texts, before it waits for a worker: on the serving thread.
@@ -235,7 +235,7 @@ class _Method:
         if arrival.caller is not None:
             rpc.caller = arrival.caller
             set_current_caller(arrival.caller)
-            authorize(arrival.caller, self._policy.access)
+            authorize(arrival.caller, self._policy)
         budget = arrival.budget if self._ask_about_rate is None else self._ask_about_rate(arrival)
         if budget is not None and arrival.caller is not None:
             context.set_trailing_metadata((*context.trailing_metadata(), *budget_metadata(budget)))

@@ -59,8 +59,10 @@ class Policy:
     """Whether a call without an access token is let in, for the servicer to authenticate by its message."""
     when_too_large: str = "ask for less"
     """What a caller is told to do whose response would be longer than clients accept."""
+    for_api_tokens: bool = True
+    """Whether an API token may call, if its role suffices."""
     signable: bool = False
-    """Whether calls may have a client key or be signed with one. The settings may require signatures."""
+    """Whether calls may have a client key or be signed with one. The settings may require either."""
 
 
 DENIED: Final = Policy(access=Access.DENIED, pool=PoolName.OPERATIONS)
@@ -80,16 +82,20 @@ _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE, counts_as=
 _IMPORT: Final = replace(_WRITE, pool=PoolName.ADMIN_STREAMS)
 _SUPERVISE: Final = replace(_READ, access=Role.ADMIN)
 _MANAGE: Final = replace(_WRITE, access=Role.ADMIN)
+# A stolen API token must not make other credentials, which outlive it.
+_GIVE_ACCESS: Final = replace(_MANAGE, for_api_tokens=False)
 # They hash passwords with bcrypt. Not in the login pool: during a flood of logins, an admin must be able to disable
 # another.
-_MANAGE_PASSWORDS: Final = replace(_MANAGE, pool=PoolName.CREDENTIALS)
+_MANAGE_PASSWORDS: Final = replace(_GIVE_ACCESS, pool=PoolName.CREDENTIALS)
 _EXPORT: Final = replace(_READ, access=Role.ADMIN, pool=PoolName.ADMIN_STREAMS)
 _VERIFY: Final = replace(_READ, pool=PoolName.ADMIN_STREAMS)
-# Any role may end its own sessions; the store knows whose they are.
-_END_SESSION: Final = replace(_WRITE, access=Role.VIEWER)
+# Any role may end its own sessions and tokens; the store knows whose they are.
+_OWN_CREDENTIALS: Final = replace(_WRITE, access=Role.VIEWER, for_api_tokens=False)
 # Without a token for those who must change their password before a login: name and password are in the message. It
 # counts as a login: a stolen session that makes changes must not keep its owner from ending it by a new password.
-_OWN_PASSWORD: Final = replace(_LOGIN, access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True)
+_OWN_PASSWORD: Final = replace(
+    _LOGIN, access=Role.VIEWER, pool=PoolName.OWN_PASSWORD, token_optional=True, for_api_tokens=False
+)
 _EVALUATE: Final = Policy(
     access=Access.PUBLIC,
     pool=PoolName.EVALUATION,
@@ -155,12 +161,15 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/CreateAdminUser": _MANAGE_PASSWORDS,
         "/gatekeeper.v1.AdminService/ListAdminUsers": _SUPERVISE,
         "/gatekeeper.v1.AdminService/UpdateAdminUser": _MANAGE_PASSWORDS,
-        "/gatekeeper.v1.AdminService/DeleteAdminUser": _MANAGE,
+        "/gatekeeper.v1.AdminService/DeleteAdminUser": _GIVE_ACCESS,
         "/gatekeeper.v1.AdminService/ChangePassword": _OWN_PASSWORD,
         "/gatekeeper.v1.AdminService/ListSessions": _READ,
-        "/gatekeeper.v1.AdminService/RevokeSession": _END_SESSION,
+        "/gatekeeper.v1.AdminService/RevokeSession": _OWN_CREDENTIALS,
+        "/gatekeeper.v1.AdminService/CreateApiToken": _OWN_CREDENTIALS,
+        "/gatekeeper.v1.AdminService/ListApiTokens": _READ,
+        "/gatekeeper.v1.AdminService/RevokeApiToken": _OWN_CREDENTIALS,
         "/gatekeeper.v1.AdminService/ListAuthEvents": _SUPERVISE,
-        "/gatekeeper.v1.AdminService/CreateClientKey": _MANAGE,
+        "/gatekeeper.v1.AdminService/CreateClientKey": _GIVE_ACCESS,
         "/gatekeeper.v1.AdminService/ListClientKeys": _SUPERVISE,
         "/gatekeeper.v1.AdminService/RevokeClientKey": _MANAGE,
         "/gatekeeper.v1.AdminService/ListAuditEntries": _READ_AUDIT,
@@ -195,22 +204,30 @@ def check_policies(policies: Mapping[str, Policy], files: Iterable[FileDescripto
         raise PolicyTableError("; ".join(faults))
 
 
-def authorize(caller: Caller, access: Role | Access) -> None:
-    """Require that `caller` has at least the role that `access` requires.
+def authorize(caller: Caller, policy: Policy) -> None:
+    """Require that `caller` has at least the role that a method requires, and a kind of token that it accepts.
 
     Raises:
-        PermissionDenied: Names the caller's role and the one required.
+        PermissionDenied: Says which kind of token, or names the caller's role and the one required.
     """
-    if may_call(caller, access):
+    if may_call(caller, policy):
         return
-    if access is Access.DENIED:
+    if policy.access is Access.DENIED:
         raise PermissionDenied("nobody may call this method")
-    raise PermissionDenied.role(caller.role.name, required=access.name)
+    if _is_kept_from(caller, policy):
+        raise PermissionDenied.api_token()
+    raise PermissionDenied.role(caller.role.name, required=policy.access.name)
 
 
-def may_call(caller: Caller, access: Role | Access) -> bool:
+def may_call(caller: Caller, policy: Policy) -> bool:
     """Return whether `authorize` lets `caller` pass."""
-    return access is Access.PUBLIC or (access is not Access.DENIED and caller.role >= access)
+    if policy.access is Access.PUBLIC:
+        return True
+    return policy.access is not Access.DENIED and caller.role >= policy.access and not _is_kept_from(caller, policy)
+
+
+def _is_kept_from(caller: Caller, policy: Policy) -> bool:
+    return caller.api_token is not None and not policy.for_api_tokens
 
 
 def _method_names(files: Iterable[FileDescriptor]) -> set[str]:

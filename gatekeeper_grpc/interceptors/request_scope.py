@@ -70,6 +70,8 @@ def _fields(rpc: Rpc, code: grpc.StatusCode) -> dict[str, Any]:
     }
     if rpc.caller is not None:
         fields["caller"] = rpc.caller.username
+        if rpc.caller.api_token is not None:
+            fields["api_token"] = rpc.caller.api_token.token_id
     if rpc.client_key is not None:
         fields["client_key"] = rpc.client_key
     return fields

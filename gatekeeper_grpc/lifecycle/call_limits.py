@@ -26,7 +26,7 @@ def rate_limits(settings: Settings, *, is_embedded: bool, shared: SharedBudgets 
         {limit: rate for limit, rate in _rates(settings).items() if rate is not None},
         is_exempt=_exempt(settings),
         may_change_freely=is_local if is_embedded else _nobody,
-        requires_keys=settings.require_signed_calls,
+        requires_keys=settings.evaluation_access != "open",
         shared=shared,
     )
 

@@ -15,19 +15,24 @@ from gatekeeper_client.v1 import admin_service_pb2, auth_service_pb2
 from gatekeeper_client.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
+from gatekeeper_grpc.auth.api_tokens import ApiTokenCache
+from gatekeeper_grpc.auth.callers import CallerVerifier
 from gatekeeper_grpc.auth.client_calls import ClientVerifier
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
+from gatekeeper_grpc.auth.credential_refresh import CredentialRefresh
 from gatekeeper_grpc.auth.lockout import LoginGuard
+from gatekeeper_grpc.auth.nonces import Nonces, SharedNonces
 from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.refused_credentials import RefusedCredentials
 from gatekeeper_grpc.auth.sessions import Sessions
-from gatekeeper_grpc.auth.signatures import CLOCK_WINDOW_S, Nonces
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config.settings import Settings
+from gatekeeper_grpc.domain.client_key import EvaluationAccess
+from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.embedded import is_disk_full
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
@@ -44,7 +49,7 @@ from gatekeeper_grpc.operations.liveness import ServingThreadProbe
 from gatekeeper_grpc.operations.metrics import InstanceMetrics
 from gatekeeper_grpc.operations.reflection import SERVICE_V1, SERVICE_V1ALPHA, ReflectionServicer, descriptors
 from gatekeeper_grpc.operations.tls_metrics import TlsMetrics
-from gatekeeper_grpc.scheduler import RepeatingThread, Scheduler
+from gatekeeper_grpc.scheduler import Scheduler
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
@@ -70,13 +75,9 @@ _ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
 _AUTH_SERVICE = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
 _MAINTENANCE_INTERVAL_S = 300.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
-# How long another instance's revocation of a client key may take to act here.
-_CLIENT_KEYS_INTERVAL_S = 5.0
-_CLIENT_KEY_USES_INTERVAL_S = 60.0
+_CREDENTIAL_USES_INTERVAL_S = 60.0
 # How long an instance may not know what others let pass.
 _RATE_EXCHANGE_INTERVAL_S = 0.5
-# 8,000 signed calls a second for a minute, at 100 bytes each.
-_MAX_NONCES = 500_000
 # Within the margin that a process has to stop.
 _SCHEDULER_CLOSE_TIMEOUT_S = 1.0
 
@@ -128,7 +129,7 @@ class GatekeeperServer:
         self.cache = SnapshotCache(
             stale_after_s=settings.stale_after_s,
             max_waiters=max(1, settings.evaluation_threads // 4),
-            published=self.watchers.published,
+            published=self._published,
         )
 
     def _build_stores(self, dsn: str) -> None:
@@ -171,7 +172,7 @@ class GatekeeperServer:
         )
 
     def _build_authentication(self) -> None:
-        """Build what knows callers: admin users by tokens, clients by keys."""
+        """Build what knows callers: admin users and their tools by tokens, clients by keys."""
         settings = self._settings
         self.login_guard = LoginGuard()
         self._passwords = Passwords(cost=settings.bcrypt_cost)
@@ -180,10 +181,11 @@ class GatekeeperServer:
         self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
         shared = self._bus.budgets if self._bus else None
         self.rate_limits = rate_limits(settings, is_embedded=self._is_embedded, shared=shared)
+        self.api_tokens = ApiTokenCache(self.stores.api_tokens)
         self._has_warned = False
-        # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
-        self._client_key_refresh = RepeatingThread(
-            "client_keys", self._refresh_client_keys, interval_s=_CLIENT_KEYS_INTERVAL_S
+        self._shared_nonces = self._share_nonces()
+        self._credential_refresh = CredentialRefresh(
+            self.stores.current_revision, self._load_credentials, checked=self._end_streams_of_keys
         )
 
     def _build_operations(self) -> None:
@@ -200,6 +202,7 @@ class GatekeeperServer:
             watchers=self.watchers,
             refused_credentials=self._refused_credentials.counts,
             rate_limited=self.rate_limits.refused,
+            unshared_nonces=self._shared_nonces.unshared if self._shared_nonces else lambda: 0,
             audit=self.audit_head,
             start_reasons=self.startup.reasons,
             writers=self.sources.writers,
@@ -266,12 +269,18 @@ class GatekeeperServer:
                 "rate_exchange", exchange.run, interval_s=interval_s, blocks=True, is_due=exchange.has_work
             )
 
-    def _refresh_client_keys(self) -> None:
-        try:
-            self.client_keys.refresh()
-            self._warn_of_bearer_keys()
-        finally:  # A key expires without the database, too.
-            self.pools.open_streams.end_of_keys(lambda key_id: self.client_keys.find(key_id) is not None)
+    def _published(self, snapshot: Snapshot) -> None:
+        """Tell those who want to know of a new revision; does not block."""
+        self.watchers.published(snapshot)
+        self._credential_refresh.request()
+
+    def _load_credentials(self) -> None:
+        self.client_keys.refresh()
+        self.api_tokens.refresh()
+        self._warn_of_bearer_keys()
+
+    def _end_streams_of_keys(self) -> None:
+        self.pools.open_streams.end_of_keys(lambda key_id: self.client_keys.find(key_id) is not None)
 
     def _warn_of_bearer_keys(self) -> None:
         """Warn once of secrets that travel unencrypted, unless TLS ends in front of this server."""
@@ -290,11 +299,15 @@ class GatekeeperServer:
         """Start to read from the database and to write to it."""
         self.database.open()
         self.sources.start()
-        self._client_key_refresh.start()
+        self._credential_refresh.start()
         maintenance, add = Maintenance(self.database, self.stores.logins), self.scheduler.add
         add("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S, blocks=True)
         add("audit_head", self.audit_head.run, interval_s=_AUDIT_HEAD_INTERVAL_S, blocks=True)
-        add("client_key_uses", self.client_keys.flush_uses, interval_s=_CLIENT_KEY_USES_INTERVAL_S, blocks=True)
+        add("credential_uses", self._flush_uses, interval_s=_CREDENTIAL_USES_INTERVAL_S, blocks=True)
+
+    def _flush_uses(self) -> None:
+        self.client_keys.uses.flush()
+        self.api_tokens.uses.flush()
 
     def stop(self, *, announced: bool = True) -> None:
         """Drain: report NOT_SERVING, continue to serve for `drain_s`, then end calls within the grace period.
@@ -330,7 +343,7 @@ class GatekeeperServer:
         self.pools.close()
         if self._health_server:
             self._health_server.stop()
-        self._client_key_refresh.close()
+        self._credential_refresh.close()
         self.sources.close()
         self.scheduler.close(timeout_s=_SCHEDULER_CLOSE_TIMEOUT_S)
         self.database.close()
@@ -345,7 +358,7 @@ class GatekeeperServer:
     def _grpc_server(self, *, shares_port: bool) -> grpc.Server:
         settings = self._settings
         stages = Stages(
-            verify_token=self._access_tokens.verify,
+            verify_token=CallerVerifier(self._access_tokens, self.api_tokens).verify,
             check_caller=self.database.check_caller,
             pools=self.pools,
             clients=self._client_verifier(),
@@ -383,21 +396,26 @@ class GatekeeperServer:
             passwords=self._passwords,
             own_password=OwnPassword(stores.admin_users, self._passwords, self.login_guard, stores.logins),
             client_keys=self.client_keys,
+            api_tokens=self.api_tokens,
             sessions=self._sessions(),
             audit_signer=self._keys.audit,
             page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
         )
 
     def _client_verifier(self) -> ClientVerifier:
-        # A signature is valid from CLOCK_WINDOW_S before its time to CLOCK_WINDOW_S after it, and clocks may be set.
-        nonces = Nonces(keep_s=2 * CLOCK_WINDOW_S + 5, capacity=_MAX_NONCES)
         return ClientVerifier(
             self.client_keys,
-            nonces,
+            self._shared_nonces or Nonces(),
             self._refused_credentials,
-            required=self._settings.require_signed_calls,
+            access=EvaluationAccess(self._settings.evaluation_access),
             allow_unsigned_bodies=self._settings.unsigned_bodies,
         )
+
+    def _share_nonces(self) -> SharedNonces | None:
+        mode = self._settings.shared_nonces
+        if self._bus is None or mode == "off":
+            return None
+        return SharedNonces(Nonces(), self._bus.nonces, is_strict=mode == "strict")
 
     def _sessions(self) -> Sessions:
         return Sessions(

@@ -38,6 +38,7 @@ class InstanceMetrics(Collector):
         watchers: Sized,
         refused_credentials: Callable[[], Mapping[Cause, int]],
         rate_limited: Callable[[], Mapping[Limit, int]],
+        unshared_nonces: Callable[[], int],
         audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
         writers: Sequence[SnapshotWriter],
@@ -51,6 +52,7 @@ class InstanceMetrics(Collector):
         self._watchers = watchers
         self._refused_credentials = refused_credentials
         self._rate_limited = rate_limited
+        self._unshared_nonces = unshared_nonces
         self._audit = audit
         self._start_reasons = start_reasons
         self._writers = writers
@@ -86,6 +88,7 @@ class InstanceMetrics(Collector):
         yield from self._readiness_metrics()
         yield from self._database_metrics()
         yield from self._pool_metrics()
+        yield from self._credential_metrics()
         yield from self._pending_metrics()
         yield _gauge("open_connections", "Connections of clients to the gRPC port.", self._open_connections())
         yield _gauge("max_connections", "Connections above which further ones are refused.", self._max_connections)
@@ -175,6 +178,8 @@ class InstanceMetrics(Collector):
             in_flight.add_metric([name], pool.in_flight)
         yield refused
         yield in_flight
+
+    def _credential_metrics(self) -> Iterable[Metric]:
         credentials = CounterMetricFamily(
             "gatekeeper_refused_credentials",
             "Evaluation calls refused for their client key or signature, by the cause, which clients are not told.",
@@ -189,6 +194,11 @@ class InstanceMetrics(Collector):
         for limit, count in self._rate_limited().items():
             limited.add_metric([limit], count)
         yield limited
+        yield CounterMetricFamily(
+            "gatekeeper_unshared_nonces",
+            "Signed calls whose nonce no other instance was asked about, because Redis did not answer.",
+            value=self._unshared_nonces(),
+        )
 
     def _pending_metrics(self) -> Iterable[Metric]:
         pending = self._pools.pending.strangers

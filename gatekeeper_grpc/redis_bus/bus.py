@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from gatekeeper_grpc.redis_bus.announcements import RedisAnnouncements, RedisAnnouncer
 from gatekeeper_grpc.redis_bus.link import RedisLink
+from gatekeeper_grpc.redis_bus.nonces import RedisNonces
 from gatekeeper_grpc.redis_bus.shared_budgets import RedisSharedBudgets
 from gatekeeper_grpc.redis_bus.snapshot_storage import RedisSnapshotStorage
 
@@ -12,7 +13,9 @@ _SNAPSHOT_TIMEOUT_S = 0.3
 
 
 class RedisBus:
-    """Announcements, shared rate limits and the last-known-good snapshot over one Redis, from `start` to `close`.
+    """Announcements, shared rate limits, used nonces and the last-known-good snapshot over one Redis.
+
+    From `start` to `close`.
 
     Args:
         url: Its address, see `RedisAddress`.
@@ -33,6 +36,7 @@ class RedisBus:
         self._announcer = RedisAnnouncer(self._link, channels[0])
         self.announcements = RedisAnnouncements(self._link, channels)
         self.budgets = RedisSharedBudgets(self._link, prefixes[0])
+        self.nonces = RedisNonces(self._link)
         self.snapshot = RedisSnapshotStorage(self._snapshot_link, prefixes)
 
     def start(self) -> None:

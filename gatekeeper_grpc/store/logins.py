@@ -30,7 +30,7 @@ from gatekeeper_grpc.domain.admin_user import (
     check_new_username,
 )
 from gatekeeper_grpc.domain.caller import NO_SESSION, Caller, Role
-from gatekeeper_grpc.domain.commands import AuthEventFilter, SessionFilter
+from gatekeeper_grpc.domain.commands import AuthEventFilter, CredentialFilter
 from gatekeeper_grpc.domain.current_call import detached
 from gatekeeper_grpc.domain.errors import FailedPrecondition, NotFound, Unauthenticated, Unavailable
 from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
@@ -173,7 +173,7 @@ class LoginStore:
         raise Unauthenticated.credentials()
 
     @retry_lost_read
-    def list_sessions(self, wanted: SessionFilter) -> list[Session]:
+    def list_sessions(self, wanted: CredentialFilter) -> list[Session]:
         """Read a page of sessions that have not expired, in order of their ids."""
         filters = {"admin_id": wanted.admin_id, "username": wanted.username or None, "limit": wanted.limit}
         with self._database.read() as conn, conn.cursor(row_factory=class_row(Session)) as cursor:

@@ -7,7 +7,7 @@ the revision at the commit. A mutation that finds everything as it should be add
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, LiteralString, TypeVar
@@ -32,7 +32,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, U
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.sealer import Sealer
-from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, claims
+from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, NO_CLAIMS, claims
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
 from gatekeeper_grpc.store.stored_results import forget_oldest
@@ -156,7 +156,7 @@ class MutationRunner:
 
         Raises:
             Unauthenticated: The caller was demoted, disabled, logged out or given another password since its token was
-                made.
+                made, or its API token was revoked.
             InvalidArgument: `request_id` was used for another body.
             FailedPrecondition: The stored result of the request cannot be read by this release.
             Unavailable: The database cannot be reached, or has lost revisions that were served.
@@ -297,8 +297,8 @@ def _lock_head(conn: Connection, intent: Intent) -> tuple[Head, bool, "_StoredRe
     return Head(**head, create_time=create_time), caller_is_current, results.fetchone() if results else None
 
 
-def _claims(caller: Caller | None) -> dict[str, object]:
-    return claims(caller) if caller else {"admin_id": None, "role": None, "token_epoch": None, "session_id": None}
+def _claims(caller: Caller | None) -> Mapping[str, object]:
+    return claims(caller) if caller else NO_CLAIMS
 
 
 @dataclass(frozen=True, slots=True)

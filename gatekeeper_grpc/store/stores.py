@@ -2,6 +2,7 @@
 
 from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.store.admin_users import AdminUserStore
+from gatekeeper_grpc.store.api_tokens import ApiTokenStore
 from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
 from gatekeeper_grpc.store.erasure import ErasureStore, Recorder
@@ -39,6 +40,7 @@ class Stores:
         self.users = UserStore(database, mutations, quotas=quotas)
         self.admin_users = AdminUserStore(database, mutations)
         self.client_keys = ClientKeyStore(database, mutations, sealer)
+        self.api_tokens = ApiTokenStore(database, mutations)
         self.erasures = ErasureStore(database, mutations, recorder)
         self.exports = ExportStore(database)
         self.audit = AuditStore(database)

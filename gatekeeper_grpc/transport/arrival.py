@@ -57,7 +57,7 @@ class Arrival:
 
     owner: Owner
     caller: Caller | None = None
-    """The admin user whose access token the call carries, if its method reads tokens."""
+    """Whose token the call carries, if its method reads tokens."""
     client: Any = None
     """The client whose key the call has (`auth.client_calls.ClientCall`); its nonce is not used yet."""
     standing: Standing = STRANGER

@@ -10,7 +10,7 @@ from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import admin_user_pb2, audit_pb2
 from gatekeeper_grpc.domain.admin_user import AdminUser, AuthEventEntry, Session, check_new_username, check_username
 from gatekeeper_grpc.domain.caller import Caller, Role
-from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, NewAdminUser, SessionFilter
+from gatekeeper_grpc.domain.commands import AdminUserUpdate, AuthEventFilter, CredentialFilter, NewAdminUser
 from gatekeeper_grpc.domain.errors import InvalidArgument, PermissionDenied
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS, check_text, check_user_id
 from gatekeeper_grpc.wire.masks import changes_from_mask
@@ -59,11 +59,20 @@ def admin_user_update_from_proto(request: admin.UpdateAdminUserRequest) -> Admin
     return AdminUserUpdate(username=request.admin_user.username, changes=changes, etag=request.admin_user.etag)
 
 
-def _role(user: admin_user_pb2.AdminUser) -> Role:
+def role_from_proto(field: str, role: int) -> Role:
+    """Convert a role.
+
+    Raises:
+        InvalidArgument: It is none; names `field`.
+    """
     try:
-        return Role(user.role)
+        return Role(role)
     except ValueError:
-        raise InvalidArgument.of("admin_user.role", "must be ROLE_VIEWER, ROLE_EDITOR or ROLE_ADMIN") from None
+        raise InvalidArgument.of(field, "must be ROLE_VIEWER, ROLE_EDITOR or ROLE_ADMIN") from None
+
+
+def _role(user: admin_user_pb2.AdminUser) -> Role:
+    return role_from_proto("admin_user.role", user.role)
 
 
 _READERS: Mapping[str, Callable[[admin_user_pb2.AdminUser], Any]] = MappingProxyType(
@@ -89,10 +98,10 @@ def session_to_proto(session: Session, *, current: UUID) -> admin_user_pb2.Sessi
     )
 
 
-def session_filter_from_proto(
-    request: admin.ListSessionsRequest, caller: Caller, *, after: str, limit: int
-) -> SessionFilter:
-    """Convert the filters of a list; below role admin, a caller sees its own sessions only.
+def credential_filter_from_proto(
+    request: admin.ListSessionsRequest | admin.ListApiTokensRequest, caller: Caller, *, after: str, limit: int
+) -> CredentialFilter:
+    """Convert the filters of a list; below role admin, a caller sees its own sessions and API tokens only.
 
     Raises:
         InvalidArgument: The username is too long.
@@ -100,10 +109,10 @@ def session_filter_from_proto(
     """
     check_text("username", request.username, at_most=MAX_USERNAME_CHARS)
     if caller.role is Role.ADMIN:
-        return SessionFilter(limit=limit, after=after, username=request.username)
+        return CredentialFilter(limit=limit, after=after, username=request.username)
     if request.username not in ("", caller.username):
         raise PermissionDenied.role(caller.role.name, required=Role.ADMIN.name)
-    return SessionFilter(limit=limit, after=after, admin_id=caller.admin_id)
+    return CredentialFilter(limit=limit, after=after, admin_id=caller.admin_id)
 
 
 def session_id_from_proto(session_id: str) -> UUID:

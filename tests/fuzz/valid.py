@@ -10,6 +10,7 @@ from google.protobuf.json_format import ParseDict
 
 from tests.fuzz.contract import Message, Method
 from tests.fuzz.world import World
+from tests.support.operators import in_s
 
 PASSWORDS = ("correct-horse-battery", "tr0ubadour-staple!", "пароль-длинный-очень")
 _NO_SESSION = "00000000-0000-4000-8000-000000000000"
@@ -108,7 +109,14 @@ def _extend(repeated: Any, values: list[Any], field: FieldDescriptor) -> None:
 # --- The rules, by name of a field: what it may hold -----------------------------------------------------------------
 
 
-_KINDS = {"Flag": "flag", "Segment": "segment", "AdminUser": "admin_user", "User": "user", "ClientKey": "client_key"}
+_KINDS = {
+    "Flag": "flag",
+    "Segment": "segment",
+    "AdminUser": "admin_user",
+    "User": "user",
+    "ClientKey": "client_key",
+    "ApiToken": "api_token",
+}
 
 
 def kind_of(method: Method) -> str:
@@ -207,6 +215,7 @@ _RULES: Mapping[str, _Rule] = {
     "key": _name,
     "flag_key": lambda _method, world: world.existing("flag"),
     "segment_key": lambda _method, world: world.existing("segment"),
+    "token_id": lambda _method, world: world.existing("api_token"),
     "key_id": lambda _method, world: world.existing("client_key"),
     "user_id": _user_id,
     "user_ids": _user_ids,
@@ -259,7 +268,7 @@ _RULES: Mapping[str, _Rule] = {
     "end_revision": _one_of(0, 0, 1_000_000),
     "create_time": _none,
     "update_time": _none,
-    "expire_time": _none,
+    "expire_time": lambda method, _world: in_s(3_600) if method.name == "CreateApiToken" else None,
     "revoke_time": _none,
     "last_used_time": _none,
     "service": _one_of("", "gatekeeper.v1.EvaluationService"),

@@ -15,6 +15,7 @@ _KEYS: Mapping[str, str] = {
     "user": "user_id",
     "admin_user": "username",
     "client_key": "key_id",
+    "api_token": "token_id",
 }
 # The field of a Delete request that names the thing.
 _DELETED_BY: Mapping[str, tuple[str, str]] = {
@@ -60,6 +61,7 @@ class World:
             "user": [*own, *shared, *ODD_USER_IDS],
             "admin_user": [f"{name}@example.com" for name in own[:12]],
             "client_key": [],
+            "api_token": [],
         }
         self.etags: dict[str, dict[str, str]] = {kind: {} for kind in _KEYS}
         self.offered: dict[str, list[Any]] = {}

@@ -104,8 +104,8 @@ def test_uses_are_written_in_one_batch_and_the_latest_wins(keys: Keys) -> None:
     head = keys.rows("SELECT * FROM revision_head")
     for key_id in (first, second, first, "ck_gone"):
         keys.now += timedelta(seconds=1)
-        keys.cache.note_use(key_id)
-    keys.cache.flush_uses()
+        keys.cache.uses.note(key_id)
+    keys.cache.uses.flush()
     latest = dict(keys.rows("SELECT key_id, last_used_time FROM client_keys"))
 
     keys.store.record_uses({first: keys.now - timedelta(hours=1)})
@@ -119,6 +119,6 @@ def test_nothing_used_is_nothing_written(keys: Keys, monkeypatch: pytest.MonkeyP
     written: list[Mapping[str, datetime]] = []
     monkeypatch.setattr(keys.store, "record_uses", written.append)
 
-    keys.cache.flush_uses()
+    keys.cache.uses.flush()
 
     assert written == []

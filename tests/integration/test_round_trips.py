@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from uuid import uuid4
 
 import pytest
 
-from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.api_token import ApiTokenConfig
+from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.client_key import ClientKeyConfig, RateTier
 from gatekeeper_grpc.domain.commands import (
     AdminUserUpdate,
@@ -24,6 +27,7 @@ from gatekeeper_grpc.domain.mutation import Intent
 from gatekeeper_grpc.domain.segment import SegmentConfig
 from gatekeeper_grpc.domain.user import UserProfile
 from gatekeeper_grpc.store.admin_users import AdminUserStore
+from gatekeeper_grpc.store.api_tokens import ApiTokenStore
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.members import MemberStore
@@ -61,8 +65,18 @@ def far_database(node: Node) -> Iterator[tuple[Database, RoundTrips]]:
         database.close()
 
 
+MAKER = Caller(admin_id=1, username="admin", role=Role.ADMIN, token_epoch=1)
+
+
 def intent() -> Intent:
     return Intent(caller=None, action="Test", request_id=uuid4(), request_hash=bytes(32))
+
+
+def change_token(tokens: ApiTokenStore, new: Callable[[], str]) -> object:
+    token_id = new()
+    config = ApiTokenConfig(name=token_id, role=Role.VIEWER, expire_time=datetime.now(UTC) + timedelta(hours=1))
+    tokens.create(config, MAKER, token_id=token_id, secret="s", secret_hash=bytes(32), intent=intent())
+    return tokens.revoke(token_id, owner_id=MAKER.admin_id, intent=intent())
 
 
 def changes(database: Database) -> dict[str, Callable[[], object]]:
@@ -72,6 +86,7 @@ def changes(database: Database) -> dict[str, Callable[[], object]]:
     segments, members = SegmentStore(database, mutations), MemberStore(database, mutations)
     users, admins = UserStore(database, mutations), AdminUserStore(database, mutations)
     keys = ClientKeyStore(database, mutations, KEYS.data)
+    tokens = ApiTokenStore(database, mutations)
     prefix = f"r{next(_numbers)}-"
     flag, segment, user, admin = (f"{prefix}{kind}" for kind in ("flag", "segment", "user", "admin"))
     segment_targets = [SegmentTarget(segment_key=f"{segment}{nth}", variant=ON) for nth in range(5)]
@@ -137,6 +152,7 @@ def changes(database: Database) -> dict[str, Callable[[], object]]:
         "users": change_user,
         "admin users": lambda: admins.update(demote, password_hash="y", intent=intent()),
         "client keys": change_key,
+        "API tokens": partial(change_token, tokens, new),
     }
 
 

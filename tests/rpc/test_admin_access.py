@@ -1,15 +1,17 @@
 """Who may call what of AdminService; an admin user who loses a right is stopped at once."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import LiteralString
+from typing import Any, LiteralString, NamedTuple, TypeAlias
 
 import grpc
 import psycopg
 import pytest
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.interceptors.policy import POLICIES, Access, PolicyTableError
@@ -18,6 +20,8 @@ from gatekeeper_grpc.store import mutations
 from gatekeeper_grpc.store.mutations import CHANNEL
 from tests.support.clients import (
     LEAST_ROLE,
+    NOT_FOR_API_TOKENS,
+    NOT_FOR_TOKENS,
     SERVICE,
     TIMEOUT_S,
     UNAUTHENTICATED,
@@ -30,12 +34,22 @@ from tests.support.clients import (
     send,
 )
 from tests.support.mutations import EACH_MUTATION, MUTATIONS, Mutation
-from tests.support.servers import KEYS, settings_for_tests
+from tests.support.operators import new_token
+from tests.support.servers import KEYS, connect, settings_for_tests
 
 pytestmark = pytest.mark.promise("D5")
 
 RPCS = [rpc.name for rpc in SERVICE.methods]
-CALLERS = (None, *Role)
+
+
+class TokenOf(NamedTuple):
+    """An API token with a role, of a maker who may do everything."""
+
+    role: Role
+
+
+Who: TypeAlias = Role | TokenOf | None
+CALLERS: tuple[Who, ...] = (None, *Role, *map(TokenOf, Role))
 
 
 @pytest.fixture
@@ -45,8 +59,24 @@ def fresh(postgres: str) -> Iterator[Installation]:
         yield installation
 
 
-def name_of(caller: Role | None) -> str:
+def name_of(caller: Who) -> str:
+    if isinstance(caller, TokenOf):
+        return f"token of a {caller.role.name.lower()}"
     return caller.name.lower() if caller else "nobody"
+
+
+@contextmanager
+def admin_service(installation: Installation, caller: Who) -> Iterator[AdminServiceStub]:
+    """The AdminService for a kind of caller."""
+    if not isinstance(caller, TokenOf):
+        yield installation.admin_as(caller)
+        return
+    maker = installation.admin_as(Role.ADMIN)
+    made = new_token(maker, role=caller.role.value)
+    with connect(installation.server, token=made.secret) as channel:
+        yield AdminServiceStub(channel)
+    # Nobody may have many.
+    maker.RevokeApiToken(pb.RevokeApiTokenRequest(token_id=made.api_token.token_id), timeout=TIMEOUT_S)
 
 
 def path_of(rpc: str) -> str:
@@ -56,51 +86,58 @@ def path_of(rpc: str) -> str:
 # --- The matrix ------------------------------------------------------------------------------------------------------
 
 
-def verdict(installation: Installation, caller: Role | None, rpc: str) -> Refusal | None:
+def verdict(admin: AdminServiceStub, rpc: str) -> Refusal | None:
     """Call an RPC with an empty request; return why the caller is kept out, None when it is let in."""
     request = getattr(pb, f"{rpc}Request")()
-    outcome = outcome_of(lambda: send(installation.admin_as(caller), rpc, request))
+    outcome = outcome_of(lambda: send(admin, rpc, request))
     kept_out = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
     return outcome if isinstance(outcome, Refusal) and outcome.code in kept_out else None
 
 
-def expected_verdict(caller: Role | None, rpc: str) -> Refusal | None:
+def expected_verdict(caller: Who, rpc: str) -> Refusal | None:
     if caller is None:
         return UNAUTHENTICATED
+    if isinstance(caller, TokenOf):
+        return NOT_FOR_TOKENS if rpc in NOT_FOR_API_TOKENS else expected_verdict(caller.role, rpc)
     return denial(caller, LEAST_ROLE[rpc]) if caller < LEAST_ROLE[rpc] else None
 
 
 @pytest.mark.parametrize("caller", CALLERS, ids=name_of)
 @pytest.mark.parametrize("rpc", RPCS)
-def test_an_rpc_admits_its_roles_and_nobody_else(installation: Installation, caller: Role | None, rpc: str) -> None:
-    assert verdict(installation, caller, rpc) == expected_verdict(caller, rpc)
+def test_an_rpc_admits_its_roles_and_nobody_else(installation: Installation, caller: Who, rpc: str) -> None:
+    with admin_service(installation, caller) as admin:
+        assert verdict(admin, rpc) == expected_verdict(caller, rpc)
 
 
-# A row of the policy table, what it is changed to, and who is judged otherwise then.
-CHANGED_ROWS = {
-    "lowered": ("DeleteFlag", Role.VIEWER, {(Role.VIEWER, "DeleteFlag")}),
-    "raised": ("ListFlags", Role.EDITOR, {(Role.VIEWER, "ListFlags")}),
-    "opened": ("GetFlag", Access.PUBLIC, {(None, "GetFlag")}),
+# A row of the policy table, what in it is changed to what, and who is judged otherwise then.
+CHANGED_ROWS: dict[str, tuple[str, dict[str, Any], set[Who]]] = {
+    "lowered": ("DeleteFlag", {"access": Role.VIEWER}, {Role.VIEWER, TokenOf(Role.VIEWER)}),
+    "raised": ("ListFlags", {"access": Role.EDITOR}, {Role.VIEWER, TokenOf(Role.VIEWER)}),
+    "opened": ("GetFlag", {"access": Access.PUBLIC}, {None}),
+    "given to tokens": ("CreateClientKey", {"for_api_tokens": True}, {*map(TokenOf, Role)}),
+    "taken from tokens": ("UpdateFlag", {"for_api_tokens": False}, {*map(TokenOf, Role)}),
 }
 
 
-@pytest.mark.parametrize(("rpc", "access", "expected"), CHANGED_ROWS.values(), ids=CHANGED_ROWS.keys())
+@pytest.mark.parametrize(("rpc", "change", "expected"), CHANGED_ROWS.values(), ids=CHANGED_ROWS.keys())
 def test_twin_a_changed_policy_row_fails_its_cells_of_the_matrix(
     postgres: str,
     monkeypatch: pytest.MonkeyPatch,
     rpc: str,
-    access: Role | Access,
-    expected: set[tuple[Role | None, str]],
+    change: dict[str, Any],
+    expected: set[Who],
 ) -> None:
     """The twin of the matrix."""
-    changed = {**POLICIES, path_of(rpc): replace(POLICIES[path_of(rpc)], access=access)}
+    changed = {**POLICIES, path_of(rpc): replace(POLICIES[path_of(rpc)], **change)}
     monkeypatch.setattr("gatekeeper_grpc.lifecycle.server.Stages", partial(Stages, policies=changed))
 
     with installed(postgres) as installation:
-        cells = [(caller, rpc) for caller in CALLERS for rpc in RPCS]
-        red = {cell for cell in cells if verdict(installation, *cell) != expected_verdict(*cell)}
+        red = set[tuple[Who, str]]()
+        for caller in CALLERS:
+            with admin_service(installation, caller) as admin:
+                red |= {(caller, rpc) for rpc in RPCS if verdict(admin, rpc) != expected_verdict(caller, rpc)}
 
-    assert red == expected
+    assert red == {(caller, rpc) for caller in expected}
 
 
 @pytest.mark.parametrize("rpc", RPCS)
@@ -133,7 +170,7 @@ def test_a_refused_caller_changes_nothing(installation: Installation, mutation: 
 
 STOPS: dict[str, LiteralString] = {
     "disabled": "UPDATE admin_user SET enabled = false",
-    "demoted": "UPDATE admin_user SET role = 'viewer'",
+    "given another role": "UPDATE admin_user SET role = CASE role WHEN 'viewer' THEN 'editor' ELSE 'viewer' END",
     "given another epoch": "UPDATE admin_user SET token_epoch = token_epoch + 1",
     "deleted": "DELETE FROM admin_user",
 }

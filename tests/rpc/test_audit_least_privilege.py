@@ -15,6 +15,7 @@ from psycopg import sql
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_STANDARD, ClientKey
 from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
@@ -31,6 +32,7 @@ from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import TABLE_PRIVILEGES, grants, rewriting_powers
 from tests.support.clients import SERVICE, TIMEOUT_S, send
+from tests.support.operators import in_s
 from tests.support.servers import KEYS, connect, settings_for_tests, token_for
 
 pytestmark = pytest.mark.promise("D8")
@@ -110,6 +112,11 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
     ),
     ("RevokeClientKey", lambda admin: pb.RevokeClientKeyRequest(key_id=_only_key_id(admin))),
     (
+        "CreateApiToken",
+        pb.CreateApiTokenRequest(api_token=ApiToken(name="deploy", role=ROLE_VIEWER, expire_time=in_s(3_600))),
+    ),
+    ("RevokeApiToken", lambda admin: pb.RevokeApiTokenRequest(token_id=_only_token_id(admin))),
+    (
         "CreateAdminUser",
         pb.CreateAdminUserRequest(
             admin_user=AdminUser(username="eve", role=ROLE_VIEWER, enabled=True), password=PASSWORD
@@ -142,6 +149,11 @@ def run(dsn: str, statement: str, *roles: str) -> None:
 def _only_key_id(admin: AdminServiceStub) -> str:
     (key,) = admin.ListClientKeys(pb.ListClientKeysRequest(), timeout=TIMEOUT_S).client_keys
     return key.key_id
+
+
+def _only_token_id(admin: AdminServiceStub) -> str:
+    (token,) = admin.ListApiTokens(pb.ListApiTokensRequest(), timeout=TIMEOUT_S).api_tokens
+    return token.token_id
 
 
 def test_every_mutation_works_with_the_least_privileges(admin: AdminServiceStub, dsn: str) -> None:

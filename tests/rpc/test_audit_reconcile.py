@@ -19,6 +19,7 @@ from google.protobuf.struct_pb2 import Value
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_ADMIN, ROLE_EDITOR, ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_HIGH, ClientKey
 from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_IN, CONDITION_OPERATOR_STARTS_WITH, Condition, Segment
@@ -30,6 +31,7 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store import erasure, hashed_sets
 from tests.support.clients import SERVICE, send
 from tests.support.databases import database_name, new_database
+from tests.support.operators import in_s
 from tests.support.servers import KEYS, access_token, connect, settings_for_tests
 
 pytestmark = pytest.mark.promise("D8")
@@ -109,6 +111,7 @@ def furnish(house: House) -> None:
     house.call("CreateUser", user=ANNA)
     house.call("CreateAdminUser", admin_user=AdminUser(username="ops", role=ROLE_EDITOR), password=PASSWORD)
     house.call("CreateClientKey", client_key=ClientKey(name="shop", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING))
+    house.call("CreateApiToken", api_token=ApiToken(name="ci", role=ROLE_VIEWER, expire_time=in_s(3_600)))
     for people in (["anna", "bob"], ["carl"]):
         house.call("AddTargets", flag_key="checkout", user_ids=people, value=True)
         house.call("AddSegmentMembers", segment_key="beta", user_ids=people)
@@ -132,7 +135,7 @@ def test_what_nobody_touched_behind_the_log_agrees(log: Log) -> None:
     result = log.reconcile()
 
     assert result.exit_code == 0
-    assert result.stdout == "reconciled with the log up to entry 9: 8 agree, 0 differ\n"
+    assert result.stdout == "reconciled with the log up to entry 10: 9 agree, 0 differ\n"
 
 
 EVE = "WITH new AS (INSERT INTO subjects (user_id) VALUES ('eve') RETURNING subject_id)"
@@ -476,6 +479,8 @@ RANDOM: Mapping[str, Callable[[random.Random], dict[str, Any]]] = MappingProxyTy
             "client_key": ClientKey(name="shop", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING)
         },
         "RevokeClientKey": lambda _: {"key_id": ""},
+        "CreateApiToken": lambda _: {"api_token": ApiToken(name="ci", role=ROLE_VIEWER, expire_time=in_s(3_600))},
+        "RevokeApiToken": lambda _: {"token_id": ""},
     }
 )
 # Each hashes a password.
@@ -499,11 +504,14 @@ def run_randomly(house: House, seed: int) -> None:
         admin_user=AdminUser(username=FIRST_ADMIN, role=ROLE_ADMIN, enabled=True),
         update_mask=_MASK["admin_user"],
     )
+    token = house.call("CreateApiToken", **RANDOM["CreateApiToken"](choice)).api_token.token_id
     weights = [_SLOW.get(rpc, 10) for rpc in RANDOM]
     for rpc in choice.choices(tuple(RANDOM), weights, k=STEPS):
         fields = RANDOM[rpc](choice)
         if rpc == "RevokeClientKey":
             fields = {"key_id": key}
+        if rpc == "RevokeApiToken":
+            fields = {"token_id": token}
         try:
             house.call(rpc, caller="ops" if rpc == "ChangePassword" else FIRST_ADMIN, **fields)
         except grpc.RpcError as error:

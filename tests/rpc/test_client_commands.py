@@ -105,6 +105,34 @@ def change_kept(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps(kept))
 
 
+def test_a_token_is_made_used_listed_and_revoked(run: Run, logged_in: Path) -> None:
+    made = run("tokens", "create", "deploy", "--role", "editor", "--days", "1")
+    secret = made.printed.strip()
+    token_id = f"at_{secret.split('_')[1]}"
+    used = run("flags", "create", "cli.by_token", GATEKEEPER_TOKEN=secret)
+    listed = run("tokens", "list")
+    revoked = run("tokens", "revoke", token_id)
+    after = run("tokens", "list", "--username", "ann", "-o", "json")
+    refused = run("flags", "list", GATEKEEPER_TOKEN=secret)
+
+    assert [said.code for said in (made, used, listed, revoked, after, refused)] == [0, 0, 0, 0, 0, 5]
+    header, *rows = listed.printed.splitlines()
+    assert header.split() == ["TOKEN", "NAME", "ROLE", "MAKER", "EXPIRES", "STATE"]
+    (row,) = [row.split() for row in rows if row.startswith(token_id)]
+    assert (row[1:4], row[-1]) == (["deploy", "editor", "ann"], "live")
+    assert revoked.printed == f"{token_id} is revoked\n"
+    (token,) = [token for token in json.loads(after.printed)["api_tokens"] if token["token_id"] == token_id]
+    assert token["revoke_time"]
+    assert secret not in f"{listed}{after}"
+
+
+def test_a_role_above_ones_own_is_refused_in_a_line(run: Run, logged_in: Path) -> None:
+    said = run("tokens", "create", "deploy", "--role", "admin")
+
+    assert (said.code, said.printed) == (5, "")
+    assert "this call needs role ADMIN, yours is EDITOR" in said.complaint
+
+
 def test_a_flag_is_created_changed_and_evaluated(as_editor: Run, run: Run) -> None:
     created = as_editor("flags", "create", "cli.one", "--rollout", "100", "--tag", "cli", "-o", "json")
     before = run("evaluate", "bob", "--flag", "cli.one")

@@ -93,7 +93,7 @@ def evaluation_at(server: GatekeeperServer, address: str, *, forwarded_for: str 
 def test_the_tier_of_a_key_limits_its_holder(
     tier: RateTier.ValueType, limit: str, start_server: StartServer, token: str
 ) -> None:
-    server = start_server(require_signed_calls=True, standard_tier_rate=THREE, high_tier_rate=THREE)
+    server = start_server(evaluation_access="signed", standard_tier_rate=THREE, high_tier_rate=THREE)
     with evaluation_with(server, new_key(server, token, tier)) as evaluate:
         assert passed(evaluate, 10) == 3
         assert refusal_of(evaluate) == limited(limit)
@@ -101,7 +101,7 @@ def test_the_tier_of_a_key_limits_its_holder(
 
 
 def test_a_key_of_the_tier_without_limit_has_none(start_server: StartServer, token: str) -> None:
-    server = start_server(require_signed_calls=True, standard_tier_rate=THREE, high_tier_rate=THREE)
+    server = start_server(evaluation_access="signed", standard_tier_rate=THREE, high_tier_rate=THREE)
     with evaluation_with(server, new_key(server, token, RATE_TIER_UNLIMITED)) as evaluate:
         assert passed(evaluate, 10) == 10
 
@@ -114,7 +114,7 @@ def test_a_key_that_is_not_required_has_no_limit(start_server: StartServer, toke
 
 
 def test_keys_have_budgets_of_their_own(start_server: StartServer, token: str) -> None:
-    server = start_server(require_signed_calls=True, standard_tier_rate=THREE)
+    server = start_server(evaluation_access="signed", standard_tier_rate=THREE)
     one, other = (new_key(server, token, RATE_TIER_STANDARD) for _ in range(2))
     with evaluation_with(server, one) as evaluate:
         passed(evaluate, 10)

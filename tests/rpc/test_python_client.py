@@ -62,8 +62,8 @@ def create_key(admin: AdminServiceStub, kind: Any) -> ClientKey:
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        (client_key_pb2.CLIENT_KEY_TYPE_BEARER, {}),
-        (client_key_pb2.CLIENT_KEY_TYPE_SIGNING, {"require_signed_calls": True}),
+        (client_key_pb2.CLIENT_KEY_TYPE_BEARER, {"evaluation_access": "key"}),
+        (client_key_pb2.CLIENT_KEY_TYPE_SIGNING, {"evaluation_access": "signed"}),
     ],
     ids=["bearer", "signing"],
 )
@@ -84,8 +84,9 @@ def test_the_stubs_call_with_a_client_key(start_server: StartServer, dsn: str, k
     assert key.secret not in repr(key)
 
 
-def test_twin_a_client_without_the_key_is_refused(start_server: StartServer) -> None:
-    server = start_server(require_signed_calls=True)
+@pytest.mark.parametrize("access", ["key", "signed"])
+def test_twin_a_client_without_the_key_is_refused(start_server: StartServer, access: str) -> None:
+    server = start_server(evaluation_access=access)
     with connect_client(f"127.0.0.1:{server.port}") as channel, pytest.raises(grpc.RpcError) as refused:
         EvaluationServiceStub(channel).EvaluateFlags(EvaluateFlagsRequest(context=ANNA), timeout=TIMEOUT_S)
 

@@ -72,7 +72,7 @@ def start_pair(start_server: StartServer, dsn: str) -> Callable[[str | None], li
     """Starts two instances with these limits, on one database and one Redis."""
 
     def start(redis_url: str | None) -> list[GatekeeperServer]:
-        settings = {**LIMITED, "require_signed_calls": True, "DATABASE_URL": dsn, "REDIS_URL": redis_url}
+        settings = {**LIMITED, "evaluation_access": "signed", "DATABASE_URL": dsn, "REDIS_URL": redis_url}
         return [start_server(**settings) for _ in range(2)]
 
     return start

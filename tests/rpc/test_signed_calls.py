@@ -101,7 +101,7 @@ def client(server: GatekeeperServer, dsn: str) -> Iterator[Client]:
 @pytest.fixture
 def strict(start_server: StartServer, dsn: str) -> Iterator[Client]:
     """A client of a server that wants every call signed, bodies too."""
-    yield from client_of(start_server(require_signed_calls=True), dsn)
+    yield from client_of(start_server(evaluation_access="signed"), dsn)
 
 
 def test_signed_and_anonymous_calls_are_served_and_bad_signatures_not(client: Client) -> None:
@@ -187,7 +187,8 @@ def test_twin_streams_that_nobody_ends_outlive_their_key(
     )
     next(watch)
     client.admin.RevokeClientKey(pb.RevokeClientKeyRequest(key_id=client.key_id), timeout=TIMEOUT_S)
-    server._refresh_client_keys()
+    server.client_keys.refresh()
+    server._end_streams_of_keys()
 
     assert watch.is_active()
     watch.cancel()
@@ -201,7 +202,7 @@ def test_signed_calls_need_no_database(server: GatekeeperServer, client: Client)
 
 def test_use_of_a_key_is_listed(server: GatekeeperServer, client: Client) -> None:
     client.evaluate(client.signed())
-    server.client_keys.flush_uses()
+    server.client_keys.uses.flush()
 
     keys = client.admin.ListClientKeys(pb.ListClientKeysRequest(), timeout=TIMEOUT_S).client_keys
     used = {key.key_id: key.last_used_time.seconds for key in keys if key.HasField("last_used_time")}
@@ -227,6 +228,14 @@ def test_a_key_is_used_in_its_own_way_alone(client: Client) -> None:
 
     assert refusal_of(lambda: client.evaluate((*client.bearer, *client.signed()))) == UNAUTHENTICATED
     assert refusal_of(lambda: client.evaluate(signing_secret_as_bearer)) == UNAUTHENTICATED
+
+
+def test_either_credential_is_enough_where_a_key_is_required(start_server: StartServer, dsn: str) -> None:
+    for client in client_of(start_server(evaluation_access="key"), dsn):
+        assert client.evaluate(client.bearer) == client.evaluate(client.signed()) > 0
+        assert client.evaluate_many(client.bearer) == client.evaluate_many(client.signed(UNSIGNED, method=STREAM)) == 2
+        for call in (client.evaluate, client.evaluate_many, client.watch):
+            assert refusal_of(call) == UNAUTHENTICATED
 
 
 def test_a_bearer_key_is_refused_where_calls_must_be_signed(strict: Client) -> None:
@@ -264,7 +273,7 @@ def test_a_bearer_key_on_a_network_without_tls_is_warned_about(
     with capture_logs() as logs:
         server = start_server(listen=listen)
         next(client_of(server, dsn))
-        server._refresh_client_keys()
-        server._refresh_client_keys()
+        server._load_credentials()
+        server._load_credentials()
 
     assert [log["log_level"] for log in logs if log["event"] == "bearer_keys_without_tls"] == ["warning"] * warns

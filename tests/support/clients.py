@@ -35,7 +35,7 @@ LEAST_ROLE: Mapping[str, Role] = MappingProxyType(
         (
             *("GetFlag", "ListFlags", "ListTargets", "GetSegment", "ListSegments", "ListSegmentMembers"),
             *("GetUser", "ListUsers", "ListAuditEntries", "VerifyAuditLog", "GetAuditCheckpoint", "ChangePassword"),
-            *("ListSessions", "RevokeSession"),
+            *("ListSessions", "RevokeSession", "CreateApiToken", "ListApiTokens", "RevokeApiToken"),
         ),
         Role.VIEWER,
     )
@@ -53,6 +53,13 @@ LEAST_ROLE: Mapping[str, Role] = MappingProxyType(
             *("CreateClientKey", "ListClientKeys", "RevokeClientKey", "ExportUserData", "EraseUser"),
         ),
         Role.ADMIN,
+    )
+)
+# What only a person does: a token makes no credentials, and ends none.
+NOT_FOR_API_TOKENS = frozenset(
+    (
+        *("CreateApiToken", "RevokeApiToken", "CreateClientKey", "RevokeSession"),
+        *("CreateAdminUser", "UpdateAdminUser", "DeleteAdminUser", "ChangePassword"),
     )
 )
 SEGMENT_KEYS = tuple(f"segment-{number:02}" for number in range(64))
@@ -284,9 +291,14 @@ def no_client_key(key_id: str) -> Refusal:
     return not_found("CLIENT_KEY", key_id=key_id)
 
 
+def no_api_token(token_id: str) -> Refusal:
+    return not_found("API_TOKEN", token_id=token_id)
+
+
 def changed_since_read(*, current_etag: str) -> Refusal:
     return Refusal(grpc.StatusCode.ABORTED, "ETAG_MISMATCH", {"current_etag": current_etag})
 
 
 UNAUTHENTICATED = Refusal(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", {})
+NOT_FOR_TOKENS = Refusal(grpc.StatusCode.PERMISSION_DENIED, "API_TOKEN_NOT_ALLOWED", {})
 NOT_A_MESSAGE = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", {})

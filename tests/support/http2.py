@@ -3,8 +3,9 @@
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Self
 
 from tests.support.tls import HOST, CertificateFolder
@@ -63,8 +64,8 @@ class Http2:
             if header[3] in kinds:
                 return header[3], header[4], payload
 
-    def open_call(self, path: str) -> int:
-        """Send the headers of a call, and return its stream."""
+    def open_call(self, path: str, more: Mapping[str, str] = MappingProxyType({})) -> int:
+        """Send the headers of a call, and `more` of up to 127 characters each; return its stream."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         headers = {
             ":method": "POST",
@@ -73,6 +74,7 @@ class Http2:
             ":authority": "test",
             "content-type": "application/grpc",
             "te": "trailers",
+            **more,
         }
         self.send(HEADERS, b"".join(map(_literal, headers.items())), flags=END_HEADERS, stream=stream)
         self._windows[stream] = self._initial_window

@@ -13,6 +13,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
+from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_HIGH, ClientKey
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EXISTS, Condition, Segment
@@ -26,6 +27,7 @@ from tests.support.clients import (
     created,
     new_key,
     no_admin_user,
+    no_api_token,
     no_client_key,
     no_flag,
     no_segment,
@@ -33,7 +35,7 @@ from tests.support.clients import (
     refused_by,
     send,
 )
-from tests.support.operators import PASSWORD, enlisted
+from tests.support.operators import PASSWORD, enlisted, in_s, new_token
 from tests.support.servers import Bearer, access_token
 
 TARGETED = "anna"
@@ -91,6 +93,12 @@ def _make_client_key(installation: Installation, _key: str) -> str:
     return admin.CreateClientKey(request, timeout=TIMEOUT_S).client_key.key_id
 
 
+def _make_api_token(installation: Installation, _key: str) -> str:
+    """Make one of the viewer, who is the least to whom it can belong, and has room for the next one."""
+    installation.execute("UPDATE api_tokens SET expire_time = now() WHERE revoke_time IS NULL AND name = 'spent'")
+    return new_token(installation.admin_as(Role.VIEWER), name="spent", role=ROLE_VIEWER).api_token.token_id
+
+
 FLAG = Kind(
     field="flag",
     make=lambda installation, key: flag_to_mutate(installation.admin, key).key,
@@ -106,6 +114,7 @@ ADMIN_USER = Kind(
     update="UpdateAdminUser",
 )
 CLIENT_KEY = Kind(field="client_key", make=_make_client_key, unknown=no_client_key)
+API_TOKEN = Kind(field="api_token", make=_make_api_token, unknown=no_api_token)
 KINDS_WITH_ETAGS = (FLAG, SEGMENT, USER, ADMIN_USER)
 
 
@@ -182,6 +191,8 @@ class Mutation:
         """Return the key of what an answered request changed."""
         if self.rpc == "CreateClientKey":
             return str(response.client_key.key_id)
+        if self.rpc == "CreateApiToken":
+            return str(response.api_token.token_id)
         return f"{key}new" if self.creates else key
 
     def refused(self, refusal: Refusal) -> Refusal:
@@ -208,6 +219,8 @@ def _mutation(
     )
 
 
+# One time for all: a retry sends the same body.
+_IN_A_DAY = in_s(86_400)
 _EXAMPLES = (
     _mutation(
         FLAG, "flag", "created", pb.CreateFlagRequest, lambda key: {"flag": Flag(key=f"{key}new", tags=["a", "b"])}
@@ -320,6 +333,14 @@ _EXAMPLES = (
         lambda _key: {"client_key": ClientKey(name="shop", tier=RATE_TIER_HIGH, type=CLIENT_KEY_TYPE_SIGNING)},
     ),
     _mutation(CLIENT_KEY, "client_key", "updated", pb.RevokeClientKeyRequest, lambda key: {"key_id": key}),
+    _mutation(
+        API_TOKEN,
+        "api_token",
+        "created",
+        pb.CreateApiTokenRequest,
+        lambda _key: {"api_token": ApiToken(name="spent", role=ROLE_VIEWER, expire_time=_IN_A_DAY)},
+    ),
+    _mutation(API_TOKEN, "api_token", "updated", pb.RevokeApiTokenRequest, lambda key: {"token_id": key}),
 )
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType({mutation.rpc: mutation for mutation in _EXAMPLES})
 

@@ -1,15 +1,18 @@
 """What the tests about admin users share: making one, logging in as one, and calling with its token."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_EDITOR, AdminUser
+from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest, LoginResponse
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.domain.caller import Role
@@ -41,6 +44,19 @@ def enlisted(installation: Installation, **fields: Any) -> AdminUser:
 def logged_in(installation: Installation, username: str, password: str = PASSWORD) -> LoginResponse:
     auth = AuthServiceStub(installation.channels[None])
     return auth.Login(LoginRequest(username=username, password=password), timeout=TIMEOUT_S)
+
+
+def new_token(maker: AdminServiceStub, *, lives_s: float = 3_600, **fields: Any) -> pb.CreateApiTokenResponse:
+    """Make an API token, an editor's unless `fields` say otherwise."""
+    token = ApiToken(**{"name": "deploy", "role": ROLE_EDITOR, "expire_time": in_s(lives_s), **fields})
+    return maker.CreateApiToken(pb.CreateApiTokenRequest(api_token=token), timeout=TIMEOUT_S)
+
+
+def in_s(seconds: float) -> Timestamp:
+    """Return the time in so many seconds."""
+    then = Timestamp()
+    then.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
+    return then
 
 
 @contextmanager

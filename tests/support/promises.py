@@ -40,7 +40,7 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "D3": "Of clients that race to redeem one refresh token, one wins. Reuse ends the login and is recorded.",
         "D4": "Neither the text nor the time of an answer tells which accounts exist. Guessing is limited per account, "
         "per address and globally, and no owner is locked out for good.",
-        "D5": "Every RPC admits its roles and refuses all others.",
+        "D5": "Every RPC admits its roles and kinds of token, and refuses all others.",
         "D6": "Bad input is refused by the name of its field: never UNKNOWN or INTERNAL, and nothing is written.",
         "D7": "No secret appears in a log, a response, an audit entry, an export or an error.",
         "D8": "The application's role cannot rewrite the audit log, and verification finds what a superuser rewrites, "
@@ -58,7 +58,7 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "F2": "Nothing above capacity ends as CANCELLED: it is RESOURCE_EXHAUSTED with RetryInfo and counted, or "
         "UNAVAILABLE by REFUSED_STREAM, which never ran.",
         "F3": "An admin user who is demoted, disabled, deleted, logged out or given another password reads nothing "
-        "after 1 s on any instance.",
+        "after 1 s on any instance, nor does a revoked API token, or one whose maker may no longer.",
         "F4": "Erasing any id touches what people wrote about that person, and nothing else. A document that is "
         "missing without an erasure is named.",
         "F5": "A slow database, a locked row, a full disk, a refused password and an absent server are told apart, "

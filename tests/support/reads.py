@@ -20,7 +20,7 @@ READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     | dict.fromkeys(
         (
             *("ListFlags", "ListSegments", "ListUsers", "ListAdminUsers", "ListAuthEvents", "ListClientKeys"),
-            *("ListAuditEntries", "VerifyAuditLog", "GetAuditCheckpoint", "ListSessions"),
+            *("ListAuditEntries", "VerifyAuditLog", "GetAuditCheckpoint", "ListSessions", "ListApiTokens"),
         ),
         (),
     )

@@ -82,7 +82,7 @@ def mutate(rpc: str) -> Act:
 
 LISTS = (
     *("ListFlags", "ListSegments", "ListUsers", "ListAdminUsers", "ListAuthEvents", "ListClientKeys"),
-    *("ListAuditEntries", "VerifyAuditLog", "ListSessions"),
+    *("ListAuditEntries", "VerifyAuditLog", "ListSessions", "ListApiTokens"),
 )
 SUCCESSES: Mapping[str, Act] = MappingProxyType(
     {rpc: mutate(rpc) for rpc in MUTATIONS}

@@ -23,8 +23,8 @@ ENVIRONMENT_NUMBER = 20
 OPTIONS = ("csharp_namespace", "go_package", "java_outer_classname", "java_package", "php_namespace", "ruby_package")
 WORDS = ("REQUIRED", "OUTPUT_ONLY")
 # Of a resource, what the server decides.
-DECIDED = {"create_time", "update_time", "revision", "member_count", "admin_id", "key_id", "revoke_time"}
-RESOURCES = {"Flag", "Segment", "User", "AdminUser", "ClientKey"}
+DECIDED = {"create_time", "update_time", "revision", "member_count", "admin_id", "key_id", "token_id", "revoke_time"}
+RESOURCES = {"Flag", "Segment", "User", "AdminUser", "ClientKey", "ApiToken"}
 
 
 @cache

@@ -20,8 +20,8 @@ from gatekeeper_grpc.wire.admin_users import (
     admin_user_update_from_proto,
     auth_event_filter_from_proto,
     auth_event_to_proto,
+    credential_filter_from_proto,
     new_admin_user_from_proto,
-    session_filter_from_proto,
     session_id_from_proto,
     session_to_proto,
 )
@@ -99,7 +99,7 @@ class AdminUserRpcs(AdminRpcs):
 
     def ListSessions(self, request: pb.ListSessionsRequest, context: grpc.ServicerContext) -> pb.ListSessionsResponse:
         caller, after = current_caller(), self.page_tokens.cursor(request)
-        wanted = session_filter_from_proto(request, caller, after=after, limit=read_limit(request))
+        wanted = credential_filter_from_proto(request, caller, after=after, limit=read_limit(request))
         found = self.stores.logins.list_sessions(wanted)
         sessions, next_page_token = self.page_tokens.page(
             request,

@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceServicer
 from gatekeeper_client.v1.audit_pb2 import AuditAnchor
+from gatekeeper_grpc.auth.api_tokens import ApiTokenCache
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.own_password import OwnPassword
@@ -40,6 +41,8 @@ class AdminRpcs(AdminServiceServicer):
     """Begins a session for a caller who must change the password before a login."""
     client_keys: ClientKeyCache
     """The client keys in memory."""
+    api_tokens: ApiTokenCache
+    """The API tokens in memory."""
     audit_signer: CheckpointSigner | None
     """Signs checkpoints of the audit log. None: this installation has no key for that."""
     page_tokens: PageTokens

@@ -1,6 +1,7 @@
 """AdminService, put together from its topics."""
 
 from gatekeeper_grpc.servicers.admin.admin_users import AdminUserRpcs
+from gatekeeper_grpc.servicers.admin.api_tokens import ApiTokenRpcs
 from gatekeeper_grpc.servicers.admin.audit import AuditRpcs
 from gatekeeper_grpc.servicers.admin.client_keys import ClientKeyRpcs
 from gatekeeper_grpc.servicers.admin.erasure import ErasureRpcs
@@ -10,5 +11,7 @@ from gatekeeper_grpc.servicers.admin.targets import TargetRpcs
 from gatekeeper_grpc.servicers.admin.users import UserRpcs
 
 
-class AdminServicer(FlagRpcs, TargetRpcs, SegmentRpcs, AuditRpcs, UserRpcs, AdminUserRpcs, ClientKeyRpcs, ErasureRpcs):
+class AdminServicer(
+    FlagRpcs, TargetRpcs, SegmentRpcs, AuditRpcs, UserRpcs, AdminUserRpcs, ClientKeyRpcs, ApiTokenRpcs, ErasureRpcs
+):
     """All RPCs of AdminService."""

@@ -312,7 +312,7 @@ _CONDITIONS: Mapping[str, LiteralString] = {
     # A name alone stands for every admin user who has had it: "#" and the id follow it in the entry.
     "actor": """(a.actor = %(actor)s OR (
         a.actor >= %(actor)s::text || '#' AND a.actor < %(actor)s::text || '$'
-        AND substr(a.actor, length(%(actor)s::text) + 2) ~ '^[0-9]+$'))""",
+        AND substr(a.actor, length(%(actor)s::text) + 2) ~ '^([0-9]+|at_[0-9a-f]{20})$'))""",
     "action": "a.action = %(action)s",
     "resource_type": "a.resource_type = %(resource_type)s",
     "resource_key": "a.resource_key = %(resource_key)s",

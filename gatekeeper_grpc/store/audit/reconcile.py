@@ -1,4 +1,4 @@
-"""Reconciles the database with the audit log: flags, segments, users, admin users, client keys, and their sets.
+"""Reconciles the database with the audit log: flags, segments, users, admin users, credentials, and their sets.
 
 The log must be verified as well: this module believes its documents.
 """
@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from psycopg.types.datetime import TimestamptzBinaryLoader
 
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN, admin_user_document
+from gatekeeper_grpc.domain.api_token import api_token_document
 from gatekeeper_grpc.domain.client_key import client_key_document
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.flag import flag_document
@@ -39,6 +40,7 @@ from gatekeeper_grpc.domain.segment import segment_document
 from gatekeeper_grpc.domain.set_hash import EMPTY, SetHash
 from gatekeeper_grpc.domain.user import user_document
 from gatekeeper_grpc.store.admin_users import SELECT_ADMIN_USERS, admin_user_from_row
+from gatekeeper_grpc.store.api_tokens import SELECT_API_TOKENS, api_token_from_row
 from gatekeeper_grpc.store.audit.log import read_start
 from gatekeeper_grpc.store.client_keys import SELECT_CLIENT_KEYS, client_key_from_row
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
@@ -115,6 +117,12 @@ _TABLES = (
         rows=SELECT_CLIENT_KEYS + " ORDER BY key_id",
         key="key_id",
         document=lambda row: client_key_document(client_key_from_row(**row)),
+    ),
+    _Table(
+        resource=ResourceType.API_TOKEN,
+        rows=SELECT_API_TOKENS + " ORDER BY token_id",
+        key="token_id",
+        document=lambda row: api_token_document(api_token_from_row(**row)),
     ),
 )
 

@@ -37,6 +37,7 @@ TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
         "admin_user": _ALL,
         "refresh_tokens": _ALL,
         "client_keys": _ALL,
+        "api_tokens": "SELECT, INSERT, UPDATE",
         "idempotency_keys": _ALL,
         "schema_migrations": "SELECT",
     }

@@ -11,8 +11,8 @@ import pytest
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_HIGH, ClientKey
+from gatekeeper_grpc.auth import credential_refresh
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.lifecycle import server as server_module
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.scheduler import Scheduler
 from gatekeeper_grpc.store.maintenance import Maintenance
@@ -20,7 +20,7 @@ from tests.support.clients import TIMEOUT_S
 from tests.support.servers import StartServer, connect, token_for
 from tests.support.waiting import eventually
 
-# The interval at which an instance reads client keys, and as much again for a busy machine.
+# Twenty times the interval at which an instance looks for changed credentials, for a busy machine.
 REVOKED_WITHIN_S = 10.0
 HELD_S = 30.0
 
@@ -42,7 +42,7 @@ def maintenance_is_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.S
 class OnHeldScheduler:
     """Client keys as a task on the thread of a scheduler, which maintenance holds."""
 
-    def __init__(self, name: str, task: Callable[[], object], *, interval_s: float) -> None:
+    def __init__(self, name: str, task: Callable[[], object], *, interval_s: float, **_: object) -> None:
         self._scheduler = Scheduler()
         self._add = partial(self._scheduler.add, name, task, interval_s=interval_s, blocks=False)
         self._task = task
@@ -53,6 +53,9 @@ class OnHeldScheduler:
         held: Any = Maintenance  # the patched class: its `run` needs no instance
         self._scheduler.add("maintenance", partial(held.run, None), interval_s=HELD_S, blocks=False)
         self._add()
+
+    def stop(self) -> None:
+        pass
 
     def close(self) -> None:
         self._scheduler.close(timeout_s=0.0)
@@ -89,7 +92,6 @@ def test_held_maintenance_does_not_delay_the_revocation_of_a_key(
 def test_twin_on_a_held_scheduler_the_revocation_does_not_arrive(
     start_server: StartServer, dsn: str, maintenance_is_held: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "RepeatingThread", OnHeldScheduler)
-    monkeypatch.setattr(server_module, "_CLIENT_KEYS_INTERVAL_S", 0.05)
+    monkeypatch.setattr(credential_refresh, "RepeatingThread", OnHeldScheduler)
     with revoked_elsewhere(start_server, dsn, maintenance_is_held) as is_accepted:
         assert not eventually(lambda: not is_accepted(), timeout_s=1.0)

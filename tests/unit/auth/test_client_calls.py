@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gatekeeper_grpc.auth.api_tokens import new_api_token
 from gatekeeper_grpc.auth.client_calls import ClientCall, ClientVerifier
 from gatekeeper_grpc.auth.client_keys import NewClientKey, new_client_key
+from gatekeeper_grpc.auth.nonces import Nonces
 from gatekeeper_grpc.auth.refused_credentials import Cause, RefusedCredentials
-from gatekeeper_grpc.auth.signatures import UNSIGNED, Nonces, sign
-from gatekeeper_grpc.domain.client_key import ClientKeyType, RateTier, VerificationKey
+from gatekeeper_grpc.auth.signatures import UNSIGNED, sign
+from gatekeeper_grpc.domain.client_key import ClientKeyType, EvaluationAccess, RateTier, VerificationKey
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated
 
 pytestmark = pytest.mark.promise("D1")
@@ -25,6 +27,7 @@ BODY = b"a request message"
 METHOD = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 AUTHORITY = "flags.example:50051"
 BEARER = new_client_key(ClientKeyType.BEARER)
+OPEN = EvaluationAccess.OPEN
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -43,6 +46,7 @@ class World:
         self.used: list[str] = []
         self.nonces = Nonces(keep_s=60, capacity=3, clock=lambda: self.seconds)
         self.refusals = RefusedCredentials()
+        self.uses = self
 
     def find(self, key_id: str) -> VerificationKey | None:
         secret = {KEY_ID: SECRET, BEARER.key_id: BEARER.kept}.get(key_id)
@@ -50,30 +54,30 @@ class World:
             return None
         return VerificationKey(key_id=key_id, secret=secret, tier=RateTier.HIGH, expire_time=None)
 
-    def note_use(self, key_id: str) -> None:
+    def note(self, key_id: str) -> None:
         self.used.append(key_id)
 
-    def verifier(self, *, required: bool = False, allow_unsigned_bodies: bool = True) -> ClientVerifier:
+    def verifier(self, *, access: EvaluationAccess = OPEN, allow_unsigned_bodies: bool = True) -> ClientVerifier:
         keys: Any = self
         return ClientVerifier(
             keys,
             self.nonces,
             self.refusals,
-            required=required,
+            access=access,
             allow_unsigned_bodies=allow_unsigned_bodies,
             clock=lambda: self.now,
         )
 
-    def admit(self, metadata: Metadata, *, required: bool = False) -> ClientCall | None:
-        verifier = self.verifier(required=required)
+    def admit(self, metadata: Metadata, *, access: EvaluationAccess = OPEN) -> ClientCall | None:
+        verifier = self.verifier(access=access)
         call = verifier.verify(Arrived(metadata), method=METHOD, is_stream=False)
         if call is not None:
             verifier.use(call)
         return call
 
-    def refuses(self, metadata: Metadata, *, required: bool = False) -> bool:
+    def refuses(self, metadata: Metadata, *, access: EvaluationAccess = OPEN) -> bool:
         try:
-            self.admit(metadata, required=required)
+            self.admit(metadata, access=access)
         except Unauthenticated as refusal:
             return str(refusal) == str(Unauthenticated.client())
         return False
@@ -161,16 +165,26 @@ def test_unsigned_body_may_be_any(world: World) -> None:
 def test_stream_leaves_its_body_out_and_a_unary_call_where_that_is_allowed(
     world: World, streams: bool, allowed: bool, content: str, passes: bool
 ) -> None:
-    verifier = world.verifier(required=True, allow_unsigned_bodies=allowed)
+    verifier = world.verifier(access=EvaluationAccess.SIGNED, allow_unsigned_bodies=allowed)
 
     with nullcontext() if passes else pytest.raises(Unauthenticated):
         assert verifier.verify(Arrived(signed(content=content)), method=METHOD, is_stream=streams)
 
 
-def test_call_without_a_signature_is_anonymous_unless_one_is_required(world: World) -> None:
+@pytest.mark.parametrize("access", [EvaluationAccess.KEY, EvaluationAccess.SIGNED])
+def test_call_without_a_credential_is_anonymous_unless_one_is_required(world: World, access: EvaluationAccess) -> None:
     assert world.admit((("user-agent", "grpc-go"),)) is None
-    assert world.refuses((("user-agent", "grpc-go"),), required=True)
+    assert world.refuses((("user-agent", "grpc-go"),), access=access)
     assert world.causes() == {Cause.MISSING: 1}
+
+
+@pytest.mark.parametrize(
+    ("access", "signature", "key"),
+    [(EvaluationAccess.OPEN, True, True), (EvaluationAccess.KEY, True, True), (EvaluationAccess.SIGNED, True, False)],
+)
+def test_a_required_credential_is_accepted(world: World, access: EvaluationAccess, signature: bool, key: bool) -> None:
+    assert world.refuses(signed(), access=access) is not signature
+    assert world.refuses(bearer(), access=access) is not key
 
 
 def without(name: str) -> Metadata:
@@ -274,10 +288,15 @@ def test_only_a_hash_of_a_bearer_secret_is_kept() -> None:
     assert BEARER.kept == hashlib.sha256(BEARER.secret.encode()).digest()
 
 
-@pytest.mark.parametrize("value", ["Bearer eyJhbGciOi.payload.gkc_", "Basic Z2tjXw==", "", b"Bearer gkc_x"], ids=str)
-def test_the_token_of_another_service_is_no_client_key(world: World, value: Any) -> None:
+@pytest.mark.parametrize(
+    "value",
+    ["Bearer eyJhbGciOi.payload.gkc_", "Basic Z2tjXw==", "", b"Bearer gkc_x", f"Bearer {new_api_token().secret}"],
+    ids=["of another service", "basic", "empty", "bytes", "an API token"],
+)
+@pytest.mark.parametrize("access", [EvaluationAccess.KEY, EvaluationAccess.SIGNED])
+def test_another_token_is_no_client_key(world: World, value: Any, access: EvaluationAccess) -> None:
     assert world.admit((("authorization", value),)) is None
-    assert world.refuses((("authorization", value),), required=True)
+    assert world.refuses((("authorization", value),), access=access)
 
 
 OTHER: NewClientKey = new_client_key(ClientKeyType.BEARER)
@@ -302,7 +321,7 @@ def test_an_odd_bearer_key_is_refused_and_the_cause_counted(world: World, metada
 
 
 def test_a_bearer_key_is_refused_where_a_signature_is_required(world: World) -> None:
-    assert world.refuses(bearer(), required=True)
+    assert world.refuses(bearer(), access=EvaluationAccess.SIGNED)
     assert world.causes() == {Cause.BEARER_NOT_ALLOWED: 1}
 
 

@@ -1,11 +1,11 @@
-"""Signatures: what a client signs, and that a nonce is used once."""
+"""Signatures: what a client signs."""
 
 import hashlib
 import hmac
 
 import pytest
 
-from gatekeeper_grpc.auth.signatures import Nonces, sign
+from gatekeeper_grpc.auth.signatures import sign
 
 pytestmark = pytest.mark.promise("D1")
 
@@ -27,20 +27,3 @@ def test_signature_is_the_hmac_of_six_lines() -> None:
         authority="flags.example:50051",
         method=method,
     )
-
-
-@pytest.mark.parametrize(("after_s", "known"), [(59.0, True), (60.0, True), (121.0, False), (500.0, False)])
-def test_nonces_are_forgotten_when_their_signatures_are_no_good_any_more(after_s: float, known: bool) -> None:
-    now = [0.0]
-    nonces = Nonces(keep_s=60, capacity=10, clock=lambda: now[0])
-    nonces.use(KEY_ID, "n")
-
-    now[0] = after_s
-
-    assert nonces.use(KEY_ID, "n") is not known
-
-
-def test_two_keys_may_use_one_nonce() -> None:
-    nonces = Nonces(keep_s=60, capacity=10)
-
-    assert [nonces.use(key_id, "n") for key_id in ("a", "b", "a")] == [True, True, False]

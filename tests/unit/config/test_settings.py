@@ -177,20 +177,28 @@ def test_the_table_shows_values_when_given_settings_and_defaults_otherwise() -> 
     assert shown == ["127.0.0.1:50051", "127.0.0.1:9"]
 
 
-@pytest.mark.parametrize(("required", "allowed"), [("false", True), ("true", False)])
+@pytest.mark.parametrize(("access", "allowed"), [("open", True), ("key", True), ("signed", False), ("SIGNED", False)])
 def test_bodies_must_be_signed_where_signatures_are_required(
-    required: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+    access: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GATEKEEPER_REQUIRE_SIGNED_CALLS", required)
+    monkeypatch.setenv("GATEKEEPER_EVALUATION_ACCESS", access)
 
     assert load_settings().unsigned_bodies is allowed
 
 
+def test_nonces_are_shared_over_redis_alone() -> None:
+    with pytest.raises(SettingsError, match="GATEKEEPER_SHARED_NONCES: 'strict' needs REDIS_URL"):
+        load_settings(shared_nonces="strict")
+
+    assert load_settings(shared_nonces="strict", REDIS_URL="redis://127.0.0.1:1/0").shared_nonces == "strict"
+    assert load_settings().shared_nonces == "off"
+
+
 def test_unsigned_bodies_and_required_signatures_contradict_each_other() -> None:
     with pytest.raises(SettingsError, match="GATEKEEPER_ALLOW_UNSIGNED_BODIES must not be set with"):
-        load_settings(require_signed_calls=True, allow_unsigned_bodies=True)
+        load_settings(evaluation_access="signed", allow_unsigned_bodies=True)
 
-    assert not load_settings(require_signed_calls=True, allow_unsigned_bodies=False).unsigned_bodies
+    assert not load_settings(evaluation_access="signed", allow_unsigned_bodies=False).unsigned_bodies
     assert not load_settings(allow_unsigned_bodies=False).unsigned_bodies
 
 

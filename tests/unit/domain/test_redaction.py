@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper_grpc.domain.admin_user import AdminUser, admin_user_document
+from gatekeeper_grpc.domain.api_token import ApiToken, ApiTokenConfig, api_token_document
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.client_key import ClientKey, ClientKeyConfig, RateTier, client_key_document
 from gatekeeper_grpc.domain.condition import Condition, Operator
@@ -59,6 +60,16 @@ STATES: Mapping[ResourceType, dict[str, Any]] = {
         ClientKey(
             key_id="11",
             config=ClientKeyConfig(name="shop", tier=RateTier.STANDARD),
+            create_time=NOW,
+            revision=11,
+        )
+    ),
+    ResourceType.API_TOKEN: api_token_document(
+        ApiToken(
+            token_id="11",
+            config=ApiTokenConfig(name="shop", role=Role.ADMIN, expire_time=NOW),
+            admin_id=11,
+            username="admin",
             create_time=NOW,
             revision=11,
         )

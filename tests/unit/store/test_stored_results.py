@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.admin_user import AdminUser
+from gatekeeper_grpc.domain.api_token import ApiToken, ApiTokenConfig, CreatedApiToken
 from gatekeeper_grpc.domain.attribute import JsonValue, canonical, identity
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.client_key import ClientKey, ClientKeyConfig, CreatedClientKey, RateTier
@@ -35,6 +36,15 @@ KEY = ClientKey(
     revoke_time=TIMES["update_time"],
     revision=3,
 )
+TOKEN = ApiToken(
+    token_id="t",
+    config=ApiTokenConfig(name="n", role=Role.EDITOR, expire_time=TIMES["update_time"]),
+    admin_id=1,
+    username="ann",
+    create_time=TIMES["create_time"],
+    revoke_time=TIMES["update_time"],
+    revision=3,
+)
 RESULTS = {
     Flag: FLAG,
     AdminUser: AdminUser(
@@ -49,6 +59,8 @@ RESULTS = {
     ),
     ClientKey: KEY,
     CreatedClientKey: CreatedClientKey(key=KEY, secret="s3cret"),
+    ApiToken: TOKEN,
+    CreatedApiToken: CreatedApiToken(token=TOKEN, secret="s3cret"),
     TargetEditResult: TargetEditResult(added_count=1, moved_count=2),
     Erased: Erased(targets_removed=1, memberships_removed=2, documents_redacted=3),
     int: 7,

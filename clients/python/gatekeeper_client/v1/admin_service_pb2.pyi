@@ -5,6 +5,7 @@ The service for administration."""
 
 from collections import abc as _abc
 from gatekeeper_client.v1 import admin_user_pb2 as _admin_user_pb2
+from gatekeeper_client.v1 import api_token_pb2 as _api_token_pb2
 from gatekeeper_client.v1 import audit_pb2 as _audit_pb2
 from gatekeeper_client.v1 import client_key_pb2 as _client_key_pb2
 from gatekeeper_client.v1 import flag_pb2 as _flag_pb2
@@ -2346,6 +2347,216 @@ class RevokeSessionResponse(_message.Message):
 Global___RevokeSessionResponse: _TypeAlias = RevokeSessionResponse  # noqa: Y015
 
 @_typing.final
+class CreateApiTokenRequest(_message.Message):
+    """The API token to create."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_TOKEN_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_reason: _builtins.str
+    """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
+    validate_only: _builtins.bool
+    """True: check everything and write nothing. See AdminService."""
+    request_id: _builtins.str
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
+    @_builtins.property
+    def api_token(self) -> _api_token_pb2.ApiToken:
+        """REQUIRED. `name`, `role` and `expire_time` of the token. Other fields are ignored."""
+
+    def __init__(
+        self,
+        *,
+        api_token: _api_token_pb2.ApiToken | None = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "change_reason", b"change_reason", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateApiTokenRequest: _TypeAlias = CreateApiTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreateApiTokenResponse(_message.Message):
+    """The created API token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_TOKEN_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """What follows "Bearer ": "gka_", the token id without "at_", "_", and 32 random bytes in
+    base64url (43 characters). Returned only once. Empty with `validate_only`.
+    """
+    revision: _builtins.int
+    """The revision that this call produced; the current one, if it wrote nothing."""
+    @_builtins.property
+    def api_token(self) -> _api_token_pb2.ApiToken:
+        """The new token."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
+
+    def __init__(
+        self,
+        *,
+        api_token: _api_token_pb2.ApiToken | None = ...,
+        secret: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "audit_anchor", b"audit_anchor", "revision", b"revision", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateApiTokenResponse: _TypeAlias = CreateApiTokenResponse  # noqa: Y015
+
+@_typing.final
+class ListApiTokensRequest(_message.Message):
+    """The API tokens to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The maximum number of results in a page, 1 to 1,000. 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page, sent with the same filters. Empty: the first page."""
+    username: _builtins.str
+    """Only tokens of admin users of this name. Empty: all that the caller may see."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        username: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApiTokensRequest: _TypeAlias = ListApiTokensRequest  # noqa: Y015
+
+@_typing.final
+class ListApiTokensResponse(_message.Message):
+    """A page of API tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_TOKENS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this is the last page."""
+    revision: _builtins.int
+    """The revision at which this page is true."""
+    @_builtins.property
+    def api_tokens(self) -> _containers.RepeatedCompositeFieldContainer[_api_token_pb2.ApiToken]:
+        """Ordered by token id, the expired and revoked ones too."""
+
+    def __init__(
+        self,
+        *,
+        api_tokens: _abc.Iterable[_api_token_pb2.ApiToken] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_tokens", b"api_tokens", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApiTokensResponse: _TypeAlias = ListApiTokensResponse  # noqa: Y015
+
+@_typing.final
+class RevokeApiTokenRequest(_message.Message):
+    """The API token to revoke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """The id of the token. REQUIRED."""
+    change_reason: _builtins.str
+    """Why, for the audit entry; at most 1,024 characters. Empty: no reason."""
+    validate_only: _builtins.bool
+    """True: check everything and write nothing. See AdminService."""
+    request_id: _builtins.str
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "request_id", b"request_id", "token_id", b"token_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeApiTokenRequest: _TypeAlias = RevokeApiTokenRequest  # noqa: Y015
+
+@_typing.final
+class RevokeApiTokenResponse(_message.Message):
+    """The token was revoked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that this call produced; the current one, if it wrote nothing."""
+    @_builtins.property
+    def api_token(self) -> _api_token_pb2.ApiToken:
+        """The token after the change."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """The audit entry of this mutation. Absent with `validate_only`, or if nothing changed."""
+
+    def __init__(
+        self,
+        *,
+        api_token: _api_token_pb2.ApiToken | None = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "audit_anchor", b"audit_anchor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeApiTokenResponse: _TypeAlias = RevokeApiTokenResponse  # noqa: Y015
+
+@_typing.final
 class ListAuthEventsRequest(_message.Message):
     """The events to list. Filters combine: an event must match each filter that is set."""
 
@@ -2644,8 +2855,8 @@ class ListAuditEntriesRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the previous page, sent with the same filters. Empty: the first page."""
     actor: _builtins.str
-    """Only entries of this actor, such as "admin:ann#7". Without "#" and the id: of every admin user
-    who has had the name. Empty: any.
+    """Only entries of this actor, such as "admin:ann#7" or "token:deploy#at_...". Without "#" and the
+    id: of every admin user who has had the name, or every API token of the name. Empty: any.
     """
     action: _builtins.str
     """Only entries with exactly this action. Empty: any."""

@@ -7,7 +7,8 @@ from gatekeeper_client.v1 import admin_service_pb2 as gatekeeper_dot_v1_dot_admi
 
 class AdminServiceStub(object):
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
-    `authorization: Bearer <access token>` in the metadata.
+    `authorization: Bearer <token>` in the metadata, with an access token of AuthService or with an
+    API token, see ApiToken.
 
     Every mutation that changes something makes one revision and one audit entry in the same
     transaction. When the call returns, the change is visible on the instance that answered. One that
@@ -214,6 +215,21 @@ class AdminServiceStub(object):
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionRequest.SerializeToString,
                 response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionResponse.FromString,
                 )
+        self.CreateApiToken = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/CreateApiToken',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateApiTokenRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateApiTokenResponse.FromString,
+                )
+        self.ListApiTokens = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListApiTokens',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListApiTokensRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListApiTokensResponse.FromString,
+                )
+        self.RevokeApiToken = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/RevokeApiToken',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeApiTokenRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeApiTokenResponse.FromString,
+                )
         self.ListAuthEvents = channel.unary_unary(
                 '/gatekeeper.v1.AdminService/ListAuthEvents',
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsRequest.SerializeToString,
@@ -253,7 +269,8 @@ class AdminServiceStub(object):
 
 class AdminServiceServicer(object):
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
-    `authorization: Bearer <access token>` in the metadata.
+    `authorization: Bearer <token>` in the metadata, with an access token of AuthService or with an
+    API token, see ApiToken.
 
     Every mutation that changes something makes one revision and one audit entry in the same
     transaction. When the call returns, the change is visible on the instance that answered. One that
@@ -656,6 +673,42 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateApiToken(self, request, context):
+        """Creates an API token of the caller and returns its secret, once. Every instance accepts it
+        within a second. Role: viewer.
+
+        Errors:
+        - PERMISSION_DENIED: `api_token.role` is higher than the caller's role.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): the caller has 100 tokens that are neither expired nor
+        revoked. Revoke some.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApiTokens(self, request, context):
+        """Lists the API tokens of the caller, without their secrets, in pages; for role admin, those of
+        all admin users, deleted ones included. Role: viewer.
+
+        Errors:
+        - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeApiToken(self, request, context):
+        """Revokes an API token of the caller permanently; for role admin, of any admin user. Every
+        instance refuses it at once. Role: viewer.
+
+        Errors:
+        - NOT_FOUND (API_TOKEN_NOT_FOUND): the token does not exist, or is another admin user's and the
+        caller's role is below admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuthEvents(self, request, context):
         """Lists logins, failed logins and other events about credentials, and who read personal data
         about whom, newest first. Role: admin.
@@ -665,7 +718,8 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateClientKey(self, request, context):
-        """Creates a client key and returns its secret, once. Role: admin.
+        """Creates a client key and returns its secret, once. Every instance accepts it within a second.
+        Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -679,7 +733,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeClientKey(self, request, context):
-        """Revokes a client key permanently. Role: admin.
+        """Revokes a client key permanently. Every instance refuses it within a second. Role: admin.
 
         Errors:
         - NOT_FOUND (CLIENT_KEY_NOT_FOUND): no client key has that id.
@@ -876,6 +930,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionRequest.FromString,
                     response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionResponse.SerializeToString,
             ),
+            'CreateApiToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateApiToken,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateApiTokenRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.CreateApiTokenResponse.SerializeToString,
+            ),
+            'ListApiTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiTokens,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListApiTokensRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListApiTokensResponse.SerializeToString,
+            ),
+            'RevokeApiToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApiToken,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeApiTokenRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.RevokeApiTokenResponse.SerializeToString,
+            ),
             'ListAuthEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuthEvents,
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListAuthEventsRequest.FromString,
@@ -920,7 +989,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
-    `authorization: Bearer <access token>` in the metadata.
+    `authorization: Bearer <token>` in the metadata, with an access token of AuthService or with an
+    API token, see ApiToken.
 
     Every mutation that changes something makes one revision and one audit entry in the same
     transaction. When the call returns, the change is visible on the instance that answered. One that
@@ -1490,6 +1560,57 @@ class AdminService(object):
         return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/RevokeSession',
             gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionRequest.SerializeToString,
             gatekeeper_dot_v1_dot_admin__service__pb2.RevokeSessionResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def CreateApiToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/CreateApiToken',
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateApiTokenRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.CreateApiTokenResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListApiTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/ListApiTokens',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListApiTokensRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListApiTokensResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RevokeApiToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/RevokeApiToken',
+            gatekeeper_dot_v1_dot_admin__service__pb2.RevokeApiTokenRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.RevokeApiTokenResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class AdminServiceStub:
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
-    `authorization: Bearer <access token>` in the metadata.
+    `authorization: Bearer <token>` in the metadata, with an access token of AuthService or with an
+    API token, see ApiToken.
 
     Every mutation that changes something makes one revision and one audit entry in the same
     transaction. When the call returns, the change is visible on the instance that answered. One that
@@ -307,16 +308,42 @@ class AdminServiceStub:
     - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the
       caller's role is below admin.
     """
+    CreateApiToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiTokenRequest, _admin_service_pb2.CreateApiTokenResponse]
+    """Creates an API token of the caller and returns its secret, once. Every instance accepts it
+    within a second. Role: viewer.
+
+    Errors:
+    - PERMISSION_DENIED: `api_token.role` is higher than the caller's role.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): the caller has 100 tokens that are neither expired nor
+      revoked. Revoke some.
+    """
+    ListApiTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiTokensRequest, _admin_service_pb2.ListApiTokensResponse]
+    """Lists the API tokens of the caller, without their secrets, in pages; for role admin, those of
+    all admin users, deleted ones included. Role: viewer.
+
+    Errors:
+    - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+    """
+    RevokeApiToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiTokenRequest, _admin_service_pb2.RevokeApiTokenResponse]
+    """Revokes an API token of the caller permanently; for role admin, of any admin user. Every
+    instance refuses it at once. Role: viewer.
+
+    Errors:
+    - NOT_FOUND (API_TOKEN_NOT_FOUND): the token does not exist, or is another admin user's and the
+      caller's role is below admin.
+    """
     ListAuthEvents: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]
     """Lists logins, failed logins and other events about credentials, and who read personal data
     about whom, newest first. Role: admin.
     """
     CreateClientKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]
-    """Creates a client key and returns its secret, once. Role: admin."""
+    """Creates a client key and returns its secret, once. Every instance accepts it within a second.
+    Role: admin.
+    """
     ListClientKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientKeysRequest, _admin_service_pb2.ListClientKeysResponse]
     """Lists client keys, without their secrets. Role: admin."""
     RevokeClientKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeClientKeyRequest, _admin_service_pb2.RevokeClientKeyResponse]
-    """Revokes a client key permanently. Role: admin.
+    """Revokes a client key permanently. Every instance refuses it within a second. Role: admin.
 
     Errors:
     - NOT_FOUND (CLIENT_KEY_NOT_FOUND): no client key has that id.
@@ -342,7 +369,8 @@ class AdminServiceStub:
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
-    `authorization: Bearer <access token>` in the metadata.
+    `authorization: Bearer <token>` in the metadata, with an access token of AuthService or with an
+    API token, see ApiToken.
 
     Every mutation that changes something makes one revision and one audit entry in the same
     transaction. When the call returns, the change is visible on the instance that answered. One that
@@ -618,16 +646,42 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - NOT_FOUND (SESSION_NOT_FOUND): the session does not exist, or is another admin user's and the
       caller's role is below admin.
     """
+    CreateApiToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiTokenRequest, _admin_service_pb2.CreateApiTokenResponse]  # type: ignore[assignment]
+    """Creates an API token of the caller and returns its secret, once. Every instance accepts it
+    within a second. Role: viewer.
+
+    Errors:
+    - PERMISSION_DENIED: `api_token.role` is higher than the caller's role.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): the caller has 100 tokens that are neither expired nor
+      revoked. Revoke some.
+    """
+    ListApiTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiTokensRequest, _admin_service_pb2.ListApiTokensResponse]  # type: ignore[assignment]
+    """Lists the API tokens of the caller, without their secrets, in pages; for role admin, those of
+    all admin users, deleted ones included. Role: viewer.
+
+    Errors:
+    - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+    """
+    RevokeApiToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiTokenRequest, _admin_service_pb2.RevokeApiTokenResponse]  # type: ignore[assignment]
+    """Revokes an API token of the caller permanently; for role admin, of any admin user. Every
+    instance refuses it at once. Role: viewer.
+
+    Errors:
+    - NOT_FOUND (API_TOKEN_NOT_FOUND): the token does not exist, or is another admin user's and the
+      caller's role is below admin.
+    """
     ListAuthEvents: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuthEventsRequest, _admin_service_pb2.ListAuthEventsResponse]  # type: ignore[assignment]
     """Lists logins, failed logins and other events about credentials, and who read personal data
     about whom, newest first. Role: admin.
     """
     CreateClientKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientKeyRequest, _admin_service_pb2.CreateClientKeyResponse]  # type: ignore[assignment]
-    """Creates a client key and returns its secret, once. Role: admin."""
+    """Creates a client key and returns its secret, once. Every instance accepts it within a second.
+    Role: admin.
+    """
     ListClientKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientKeysRequest, _admin_service_pb2.ListClientKeysResponse]  # type: ignore[assignment]
     """Lists client keys, without their secrets. Role: admin."""
     RevokeClientKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeClientKeyRequest, _admin_service_pb2.RevokeClientKeyResponse]  # type: ignore[assignment]
-    """Revokes a client key permanently. Role: admin.
+    """Revokes a client key permanently. Every instance refuses it within a second. Role: admin.
 
     Errors:
     - NOT_FOUND (CLIENT_KEY_NOT_FOUND): no client key has that id.
@@ -652,7 +706,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages flags, segments, users, admin users, client keys and the audit log. Needs
-    `authorization: Bearer <access token>` in the metadata.
+    `authorization: Bearer <token>` in the metadata, with an access token of AuthService or with an
+    API token, see ApiToken.
 
     Every mutation that changes something makes one revision and one audit entry in the same
     transaction. When the call returns, the change is visible on the instance that answered. One that
@@ -1114,6 +1169,48 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CreateApiToken(
+        self,
+        request: _admin_service_pb2.CreateApiTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateApiTokenResponse, _abc.Awaitable[_admin_service_pb2.CreateApiTokenResponse]]:
+        """Creates an API token of the caller and returns its secret, once. Every instance accepts it
+        within a second. Role: viewer.
+
+        Errors:
+        - PERMISSION_DENIED: `api_token.role` is higher than the caller's role.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): the caller has 100 tokens that are neither expired nor
+          revoked. Revoke some.
+        """
+
+    @_abc_1.abstractmethod
+    def ListApiTokens(
+        self,
+        request: _admin_service_pb2.ListApiTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListApiTokensResponse, _abc.Awaitable[_admin_service_pb2.ListApiTokensResponse]]:
+        """Lists the API tokens of the caller, without their secrets, in pages; for role admin, those of
+        all admin users, deleted ones included. Role: viewer.
+
+        Errors:
+        - PERMISSION_DENIED: `username` is another admin user, and the caller's role is below admin.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeApiToken(
+        self,
+        request: _admin_service_pb2.RevokeApiTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RevokeApiTokenResponse, _abc.Awaitable[_admin_service_pb2.RevokeApiTokenResponse]]:
+        """Revokes an API token of the caller permanently; for role admin, of any admin user. Every
+        instance refuses it at once. Role: viewer.
+
+        Errors:
+        - NOT_FOUND (API_TOKEN_NOT_FOUND): the token does not exist, or is another admin user's and the
+          caller's role is below admin.
+        """
+
+    @_abc_1.abstractmethod
     def ListAuthEvents(
         self,
         request: _admin_service_pb2.ListAuthEventsRequest,
@@ -1129,7 +1226,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CreateClientKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CreateClientKeyResponse, _abc.Awaitable[_admin_service_pb2.CreateClientKeyResponse]]:
-        """Creates a client key and returns its secret, once. Role: admin."""
+        """Creates a client key and returns its secret, once. Every instance accepts it within a second.
+        Role: admin.
+        """
 
     @_abc_1.abstractmethod
     def ListClientKeys(
@@ -1145,7 +1244,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RevokeClientKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeClientKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeClientKeyResponse]]:
-        """Revokes a client key permanently. Role: admin.
+        """Revokes a client key permanently. Every instance refuses it within a second. Role: admin.
 
         Errors:
         - NOT_FOUND (CLIENT_KEY_NOT_FOUND): no client key has that id.

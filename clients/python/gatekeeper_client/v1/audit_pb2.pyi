@@ -48,6 +48,8 @@ class _ResourceTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     """A person who was erased."""
     RESOURCE_TYPE_INSTALLATION: _ResourceType.ValueType  # 9
     """The installation as a whole."""
+    RESOURCE_TYPE_API_TOKEN: _ResourceType.ValueType  # 10
+    """An API token."""
 
 class ResourceType(_ResourceType, metaclass=_ResourceTypeEnumTypeWrapper):
     """A kind of resource that mutations change."""
@@ -74,6 +76,8 @@ RESOURCE_TYPE_SUBJECT: ResourceType.ValueType  # 8
 """A person who was erased."""
 RESOURCE_TYPE_INSTALLATION: ResourceType.ValueType  # 9
 """The installation as a whole."""
+RESOURCE_TYPE_API_TOKEN: ResourceType.ValueType  # 10
+"""An API token."""
 Global___ResourceType: _TypeAlias = ResourceType  # noqa: Y015
 
 class _AuditFault:
@@ -190,8 +194,9 @@ class AuditEntry(_message.Message):
     """The revision that the mutation produced."""
     actor: _builtins.str
     """Who made the change: "admin:", the admin user's name, "#" and their `admin_id`, such as
-    "admin:ann#7"; or "system". The id tells two people apart who have had one name. Entries of
-    earlier releases have no id.
+    "admin:ann#7"; "token:", the name of an API token, "#" and its `token_id`, such as
+    "token:deploy#at_..."; or "system". The id tells two people apart who have had one name.
+    Entries of earlier releases have no id. Whose token it is, is in the entry that created it.
     """
     action: _builtins.str
     """The name of the RPC, such as "UpdateFlag"."""
@@ -400,7 +405,9 @@ class AuthEvent(_message.Message):
     "members_listed", "audit_entries_listed" and "user_exported".
     """
     username: _builtins.str
-    """The username that was given, at most 128 characters. It may not exist."""
+    """The username that was given, at most 128 characters. It may not exist. Of an API token: its
+    maker's.
+    """
     peer: _builtins.str
     """The address of the client."""
     subject_id: _builtins.str

@@ -184,6 +184,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: this address has as many WatchFlags streams open as it may. Close some.
     Example metadata: limit = "100".
     """
+    ERROR_REASON_API_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 70
+    """NOT_FOUND: no API token that the caller may revoke has that id. Example metadata: token_id =
+    "at_...".
+    """
+    ERROR_REASON_API_TOKEN_NOT_ALLOWED: _ErrorReason.ValueType  # 71
+    """PERMISSION_DENIED: API tokens may not make this call, whatever their role. Log in."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
@@ -354,4 +360,10 @@ ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 64
 """RESOURCE_EXHAUSTED: this address has as many WatchFlags streams open as it may. Close some.
 Example metadata: limit = "100".
 """
+ERROR_REASON_API_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 70
+"""NOT_FOUND: no API token that the caller may revoke has that id. Example metadata: token_id =
+"at_...".
+"""
+ERROR_REASON_API_TOKEN_NOT_ALLOWED: ErrorReason.ValueType  # 71
+"""PERMISSION_DENIED: API tokens may not make this call, whatever their role. Log in."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

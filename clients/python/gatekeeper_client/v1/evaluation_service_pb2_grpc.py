@@ -7,8 +7,8 @@ from gatekeeper_client.v1 import evaluation_service_pb2 as gatekeeper_dot_v1_dot
 
 class EvaluationServiceStub(object):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
-    evaluated at exactly one revision. The service continues while the database is down. It needs no
-    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+    evaluated at exactly one revision. The service continues while the database is down. It reads no
+    access token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
     The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
     limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
@@ -16,7 +16,8 @@ class EvaluationServiceStub(object):
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
-    require signatures; then a bearer key is refused.
+    require either (GATEKEEPER_EVALUATION_ACCESS=key), or signatures alone (signed): then bearer keys
+    are refused.
 
     A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
@@ -28,7 +29,7 @@ class EvaluationServiceStub(object):
     exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
     attributes, have no fixed order, and serialising the message once more may give other bytes.
     Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
-    signatures.
+    signatures alone.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
     key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -67,8 +68,8 @@ class EvaluationServiceStub(object):
 
 class EvaluationServiceServicer(object):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
-    evaluated at exactly one revision. The service continues while the database is down. It needs no
-    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+    evaluated at exactly one revision. The service continues while the database is down. It reads no
+    access token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
     The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
     limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
@@ -76,7 +77,8 @@ class EvaluationServiceServicer(object):
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
-    require signatures; then a bearer key is refused.
+    require either (GATEKEEPER_EVALUATION_ACCESS=key), or signatures alone (signed): then bearer keys
+    are refused.
 
     A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
@@ -88,7 +90,7 @@ class EvaluationServiceServicer(object):
     exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
     attributes, have no fixed order, and serialising the message once more may give other bytes.
     Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
-    signatures.
+    signatures alone.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
     key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -202,8 +204,8 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EvaluationService(object):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
-    evaluated at exactly one revision. The service continues while the database is down. It needs no
-    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+    evaluated at exactly one revision. The service continues while the database is down. It reads no
+    access token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
     The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
     limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
@@ -211,7 +213,8 @@ class EvaluationService(object):
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
-    require signatures; then a bearer key is refused.
+    require either (GATEKEEPER_EVALUATION_ACCESS=key), or signatures alone (signed): then bearer keys
+    are refused.
 
     A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
@@ -223,7 +226,7 @@ class EvaluationService(object):
     exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
     attributes, have no fixed order, and serialising the message once more may give other bytes.
     Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
-    signatures.
+    signatures alone.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
     key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 

@@ -28,8 +28,8 @@ GRPC_VERSION: str
 
 class EvaluationServiceStub:
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
-    evaluated at exactly one revision. The service continues while the database is down. It needs no
-    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+    evaluated at exactly one revision. The service continues while the database is down. It reads no
+    access token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
     The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
     limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
@@ -37,7 +37,8 @@ class EvaluationServiceStub:
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
-    require signatures; then a bearer key is refused.
+    require either (GATEKEEPER_EVALUATION_ACCESS=key), or signatures alone (signed): then bearer keys
+    are refused.
 
     A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
@@ -49,7 +50,7 @@ class EvaluationServiceStub:
       exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
       attributes, have no fixed order, and serialising the message once more may give other bytes.
       Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
-      signatures.
+      signatures alone.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
       key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -132,8 +133,8 @@ class EvaluationServiceStub:
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
-    evaluated at exactly one revision. The service continues while the database is down. It needs no
-    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+    evaluated at exactly one revision. The service continues while the database is down. It reads no
+    access token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
     The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
     limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
@@ -141,7 +142,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
-    require signatures; then a bearer key is refused.
+    require either (GATEKEEPER_EVALUATION_ACCESS=key), or signatures alone (signed): then bearer keys
+    are refused.
 
     A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
@@ -153,7 +155,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
       exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
       attributes, have no fixed order, and serialising the message once more may give other bytes.
       Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
-      signatures.
+      signatures alone.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
       key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 
@@ -232,8 +234,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers from memory which flags a user gets. Every answer, and every whole bulk stream, is
-    evaluated at exactly one revision. The service continues while the database is down. It needs no
-    token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
+    evaluated at exactly one revision. The service continues while the database is down. It reads no
+    access token. Requests are at most 256 KiB, bulk messages at most 4 MiB.
 
     The operator may limit how often a client key (see RateTier) or an address calls. Calls above the
     limit are refused with RESOURCE_EXHAUSTED (RATE_LIMITED), and `RetryInfo` says how long to wait.
@@ -241,7 +243,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     Calls may name their caller by a client key (see AdminService.CreateClientKey). With a key of
     CLIENT_KEY_TYPE_BEARER a call has `authorization: Bearer <secret>` in its metadata, once, and
     nothing of a signature. With one of CLIENT_KEY_TYPE_SIGNING each call is signed. The operator may
-    require signatures; then a bearer key is refused.
+    require either (GATEKEEPER_EVALUATION_ACCESS=key), or signatures alone (signed): then bearer keys
+    are refused.
 
     A signed call has all of these in its metadata, each once:
     - `x-gatekeeper-key-id`: the id of the key.
@@ -253,7 +256,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
       exactly as it is sent; or "UNSIGNED". Hash the bytes where they are sent: maps, and so
       attributes, have no fixed order, and serialising the message once more may give other bytes.
       Streams must use "UNSIGNED"; other calls may use it unless the operator forbids it or requires
-      signatures.
+      signatures alone.
     - `x-gatekeeper-signature`: lower-case hex of the HMAC-SHA256 of the canonical string. The HMAC
       key is the client secret as it was returned: its 43 characters, not the bytes that they encode.
 

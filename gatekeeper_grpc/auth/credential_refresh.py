@@ -1,0 +1,73 @@
+"""Keeps credentials in memory current: a revocation acts on every instance within a second."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from gatekeeper_grpc.scheduler import RepeatingThread
+
+# Announcements may be lost, and a revocation has to act within a second: half of that to notice it, half to load.
+POLL_INTERVAL_S: Final = 0.5
+# In case somebody has changed rows without a revision.
+_RELOAD_AFTER_S: Final = 30.0
+
+
+class CredentialRefresh:
+    """Loads credentials when the revision has changed, from `start` to `close`.
+
+    Every change of a credential, and of the admin user who made it, is a mutation, so a new revision. The thread reads
+    the revision when another one is served, and every `interval_s`.
+
+    Args:
+        current_revision: Reads the current revision from the database.
+        load: Loads all credentials.
+        checked: Called after every poll, also after one that failed: credentials expire without the database.
+        interval_s: How often to read the revision.
+    """
+
+    def __init__(
+        self,
+        current_revision: Callable[[], int],
+        load: Callable[[], object],
+        *,
+        checked: Callable[[], object] = lambda: None,
+        interval_s: float = POLL_INTERVAL_S,
+    ) -> None:
+        self._current_revision = current_revision
+        self._load = load
+        self._checked = checked
+        self._loaded_revision: int | None = None
+        self._reload_due_at = 0.0
+        self._is_requested = threading.Event()
+        # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
+        self._thread = RepeatingThread("credentials", self._run, interval_s=interval_s, wait=self._is_requested.wait)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def request(self) -> None:
+        """Read the revision soon; does not wait."""
+        self._is_requested.set()
+
+    def close(self) -> None:
+        """Stop the thread, and wait for it, bounded."""
+        self._thread.stop()
+        self.request()
+        self._thread.close()
+
+    def _run(self) -> None:
+        self._is_requested.clear()
+        try:
+            self._refresh()
+        finally:
+            self._checked()
+
+    def _refresh(self) -> None:
+        # Before the load: what changes in between is loaded once more.
+        revision, now = self._current_revision(), time.monotonic()
+        if revision == self._loaded_revision and now < self._reload_due_at:
+            return
+        self._load()
+        self._loaded_revision, self._reload_due_at = revision, now + _RELOAD_AFTER_S
