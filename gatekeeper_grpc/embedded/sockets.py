@@ -19,7 +19,7 @@ from gatekeeper_grpc.embedded.cluster import DATABASE, DB_USER
 
 PORT = 5432  # Part of the socket's name only.
 
-_PARENT = Path("/tmp")  # noqa: S108 - used through mkdtemp
+_PARENT = Path("/tmp")  # Used through mkdtemp.  # noqa: S108 # nosec B108
 _PREFIX = "gatekeeper-"
 
 

@@ -12,7 +12,7 @@ from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD
 
 _README = Path(__file__).parents[2] / "README.md"
 # Of a server that listens on all addresses.
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen on
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # Not to listen on.  # noqa: S104 # nosec B104
 
 
 def try_it(settings: Settings, demo: Demo, *, port: int) -> str:

@@ -25,9 +25,9 @@ COMMANDS = (
     ("config",),
 )
 _UNREADABLE_URLS = (
-    f"postgresql://own:{CANARY}%cd@127.0.0.1:5432/db",
-    f"postgresql://own:{CANARY}%zz@127.0.0.1:5432/db",
-    f"postgresql://own:{CANARY}%00@127.0.0.1:5432/db",
+    f"postgresql://own:{CANARY}%cd@127.0.0.1:5432/db",  # pragma: allowlist secret
+    f"postgresql://own:{CANARY}%zz@127.0.0.1:5432/db",  # pragma: allowlist secret
+    f"postgresql://own:{CANARY}%00@127.0.0.1:5432/db",  # pragma: allowlist secret
     f"postgresql://own:{CANARY} cd@127.0.0.1:5432/db",
     f"postgresql://own:{CANARY}@{CANARY}@127.0.0.1:5432/db",
     f"postgresql://own:{CANARY}/cd@127.0.0.1:5432/db",

@@ -315,13 +315,14 @@ def test_unreachable_database_is_named_by_host_and_never_by_password(folder: Pat
     write(folder, ONE)
 
     with pytest.raises(Unavailable, match=r"PostgreSQL at 127\.0\.0\.1 cannot be reached: .*refused") as caught:
-        Migrator("postgresql://gatekeeper:hunter2@127.0.0.1:1/gatekeeper", folder).verify()
+        Migrator("postgresql://gatekeeper:hunter2@127.0.0.1:1/gatekeeper", folder).verify()  # pragma: allowlist secret
 
     assert "hunter2" not in f"{caught.value} {caught.value.__cause__}"
 
 
 @pytest.mark.parametrize(
     "dsn",
+    # pragma: allowlist nextline secret
     ["postgresql://u:hunter@2@host/db", "postgresql://u:hunter/2@host/db", "password=hunter2 nonsense"],
     ids=["bare-at", "bare-slash", "nonsense"],
 )

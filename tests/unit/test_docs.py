@@ -24,7 +24,7 @@ LOCK = re.compile(r"(\w+) = threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore
 METRIC = re.compile(r"gatekeeper_(?!grpc|client\b)[a-z_]+")
 VARIABLE = re.compile(r"GATEKEEPER_[A-Z_]+")
 # Made by a run or named as a pattern: in no checkout. Or a rate, such as 50/s.
-NOT_TRACKED = re.compile(r"^\.(?:faults|venv|gatekeeper)/|NNNN|^\d+/(?:s|min)$")
+NOT_TRACKED = re.compile(r"^(?:\.(?:faults|venv|gatekeeper)|dist)/|NNNN|^\d+/(?:s|min)$")
 
 
 @cache
@@ -157,6 +157,16 @@ def test_a_path_that_is_not_there_is_found() -> None:
     assert [path for path in paths_in("see `store/no_such.py` and `wire/status.py`") if not is_in_repository(path)] == [
         "store/no_such.py"
     ]
+
+
+def test_threat_model_names_a_test_of_each_promise_about_attacks() -> None:
+    rows = re.findall(
+        r"\| ([CDF]\d+) \| \[[^\]]+\]\(\.\./\.\./([^)]+)\) \|$", text_of("docs/security/threat-model.md"), re.MULTILINE
+    )
+    shown = {promise: {test.partition("::")[0] for test in tests} for promise, tests in promised_tests().items()}
+
+    assert [promise for promise, _ in rows] == [promise for promise in PROMISES if promise[0] in "CDF"]
+    assert [(promise, file) for promise, file in rows if file not in shown[promise]] == []
 
 
 def test_the_index_of_promises_lists_what_the_tests_are_marked_with() -> None:

@@ -9,6 +9,7 @@ from gatekeeper_grpc.domain.errors import InvalidArgument
 
 _LAST_PORT = 65_535
 _SHOULD_BE = (
+    # pragma: allowlist nextline secret
     "must be postgresql://user:password@host:5432/database, or libpq's keywords (host=... dbname=...), without quotes"
     " around it. In a URL, percent-encode special characters: % as %25, @ as %40, / as %2F, : as %3A, a space as %20;"
     " and in options, = as %3D"

@@ -30,7 +30,7 @@ from tests.support.stages import (
     unary,
 )
 
-SECRET = "postgresql://u:hunter2@db"
+SECRET = "postgresql://u:hunter2@db"  # pragma: allowlist secret
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ ENTRY = AuditEntry(
 # What any other program would have to hash: the format is public, and verifiable without this code.
 CANONICAL = (
     '{"action":"UpdateFlag","actor":"admin:änna","create_time":"2026-01-31T12:00:00.000005+00:00",'
+    # pragma: allowlist nextline secret
     '"document_hash":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f","environment":"","format":1,'
     '"prev_hash":"0000000000000000000000000000000000000000000000000000000000000000",'
     '"resource_key":"new_checkout","resource_type":"flag","revision":7,"seq":1}'

@@ -32,7 +32,7 @@ def test_explicit_directory_comes_before_the_wheel(tmp_path: Path) -> None:
 
 
 def test_explicit_directory_without_programs_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedDatabaseError, match=f"searched: {tmp_path}. Install"):
+    with pytest.raises(EmbeddedDatabaseError, match=f"searched: {tmp_path}. Set DATABASE_URL"):
         find_bin_dir(tmp_path)
 
 

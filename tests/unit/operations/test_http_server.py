@@ -159,6 +159,7 @@ def test_head_is_get_without_the_body(port: int) -> None:
 
 
 def test_a_page_that_fails_is_an_internal_error_without_its_text(port: int, operated: Operated) -> None:
+    # pragma: allowlist nextline secret
     operated.readiness = "postgresql://user:secret@db"  # type: ignore[assignment]  # No dataclass: a bug.
 
     response, body = asked(port, "/ready")

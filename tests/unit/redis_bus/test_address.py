@@ -19,9 +19,11 @@ CANARY = "c4nary"
         ("redis://cache", {"host": "cache", "port": 6379, "db": 0, "password": None}),
         ("redis://10.0.0.1:7000/3", {"host": "10.0.0.1", "port": 7000, "db": 3}),
         ("redis://[::1]:7000", {"host": "::1", "port": 7000}),
+        # pragma: allowlist nextline secret
         ("redis://me:p%40ss%2Fw@cache", {"host": "cache", "username": "me", "password": "p@ss/w"}),
         ("redis://:secret@cache", {"host": "cache", "password": "secret"}),
         ("unix:///run/redis.sock?db=2", {"path": "/run/redis.sock", "db": 2}),
+        # pragma: allowlist nextline secret
         ("unix://me:pw@/run/redis.sock", {"path": "/run/redis.sock", "username": "me", "password": "pw"}),
         ("rediss://cache?ssl_check_hostname=false", {"host": "cache", "check_hostname": False}),
     ],

@@ -81,7 +81,7 @@ def test_retry_after_becomes_retry_info(retry_after_s: float, nanoseconds: int) 
         RuntimeError("password=hunter2"),
         GatekeeperError("a kind without a row"),
         KeyError("hunter2"),
-        TimeoutError("postgresql://u:hunter2@db"),
+        TimeoutError("postgresql://u:hunter2@db"),  # pragma: allowlist secret
     ],
 )
 def test_anything_else_is_internal_with_the_call_id_and_without_its_text(error: Exception) -> None:
