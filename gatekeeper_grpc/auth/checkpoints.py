@@ -27,8 +27,12 @@ class CheckpointSigner:
     """
 
     def __init__(self, seed: bytes, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self._clock = clock
+        self.use(seed)
+
+    def use(self, seed: bytes) -> None:
+        """Sign with another key from now on."""
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -42,13 +46,17 @@ class CheckpointSigner:
     @property
     def public_key(self) -> bytes:
         """The key that verifies the signatures, 32 bytes."""
-        return self._key.public_key().public_bytes_raw()
+        return _public(self._key)
 
     def sign(self, head: AuditHead) -> AuditCheckpoint:
         """Sign the head of the log at the current time."""
-        create_time = self._clock()
-        signature = self._key.sign(checkpoint_statement(head, create_time))
-        return AuditCheckpoint(head=head, create_time=create_time, signature=signature, public_key=self.public_key)
+        create_time, key = self._clock(), self._key
+        signature = key.sign(checkpoint_statement(head, create_time))
+        return AuditCheckpoint(head=head, create_time=create_time, signature=signature, public_key=_public(key))
+
+
+def _public(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes_raw()
 
 
 def verify_checkpoint(checkpoint: AuditCheckpoint, public_key: bytes) -> None:

@@ -25,17 +25,23 @@ class DataKeys:
     """
 
     def __init__(self, ring: KeyRing) -> None:
+        self.use(ring)
+
+    def use(self, ring: KeyRing) -> None:
+        """Encrypt and decrypt with other keys from now on."""
         # A secret is text of 32 bytes or more; AES-256 takes exactly 32, so the digest of the secret is the key.
-        self._ciphers = {key.kid: AESGCM(hashlib.sha256(key.secret.encode()).digest()) for key in ring.keys}
-        self._newest = ring.newest.kid
+        ciphers = {key.kid: AESGCM(hashlib.sha256(key.secret.encode()).digest()) for key in ring.keys}
         self.fingerprints = tuple(map(_fingerprint, ring.keys))
         """Public names of the keys, newest first. Equal on every instance; reveals nothing of the key."""
+        # Both at once: another thread may be encrypting.
+        self._keys = ring.newest.kid, ciphers
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt and authenticate: version, length of the key's name, its name, nonce, ciphertext."""
-        header = self._header(self._newest)
+        newest, ciphers = self._keys
+        header = self._header(newest)
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return header + nonce + self._ciphers[self._newest].encrypt(nonce, plain, header)
+        return header + nonce + ciphers[newest].encrypt(nonce, plain, header)
 
     def open(self, sealed: bytes) -> bytes:
         """Decrypt what `seal` returned.
@@ -43,13 +49,13 @@ class DataKeys:
         Raises:
             SealError: No key fits, or a byte was altered.
         """
-        kid = self.key_of(sealed)
-        if kid not in self._ciphers:
+        kid, (_, ciphers) = self.key_of(sealed), self._keys
+        if kid not in ciphers:
             raise SealError(f"data encrypted with key {kid!r} cannot be decrypted: there is no such key")
         header = sealed[: 2 + sealed[1]]
         nonce, ciphertext = sealed[len(header) :][:_NONCE_BYTES], sealed[len(header) + _NONCE_BYTES :]
         try:
-            return self._ciphers[kid].decrypt(nonce, ciphertext, header)
+            return ciphers[kid].decrypt(nonce, ciphertext, header)
         except (InvalidTag, ValueError) as exc:
             raise SealError(
                 f"data encrypted with key {kid!r} cannot be decrypted: the key has another secret, or data was altered"
@@ -66,7 +72,7 @@ class DataKeys:
     @property
     def newest_header(self) -> bytes:
         """The first bytes of everything that is encrypted with the newest key, and of nothing else."""
-        return self._header(self._newest)
+        return self._header(self._keys[0])
 
     @staticmethod
     def key_of(sealed: bytes) -> str:

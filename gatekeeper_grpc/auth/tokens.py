@@ -59,10 +59,15 @@ class AccessTokens:
     def __init__(self, keys: KeyRing, *, ttl: timedelta = ACCESS_TTL, clock: Clock = utc_now) -> None:
         if ttl % timedelta(seconds=1) or not timedelta(seconds=1) <= ttl <= MAX_ACCESS_TTL:
             raise ValueError(f"the lifetime of access tokens must be whole seconds, 1 second to 1 day, not {ttl}")
-        self._newest = keys.newest
-        self._secrets = {_header_of(key): key.secret for key in keys.keys}
         self._ttl = ttl
         self._clock = clock
+        self.use_keys(keys)
+
+    def use_keys(self, keys: KeyRing) -> None:
+        """Sign and verify with other keys from now on."""
+        # In this order: what is signed from now on can be verified.
+        self._secrets = {_header_of(key): key.secret for key in keys.keys}
+        self._newest = keys.newest
 
     def issue(self, caller: Caller) -> Token:
         """Sign the current state of an admin user; the token is below 4 KiB for every valid username."""

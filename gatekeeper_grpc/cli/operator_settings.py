@@ -2,6 +2,7 @@
 
 import structlog
 
+from gatekeeper_grpc.config import handover
 from gatekeeper_grpc.config.settings import Settings, load_settings, unknown_variables
 from gatekeeper_grpc.lifecycle.connection_urls import check_urls
 from gatekeeper_grpc.operations.logs import configure_logs
@@ -18,6 +19,8 @@ def operator_settings(command: str) -> Settings:
     Raises:
         SettingsError: A setting has an invalid value.
     """
+    if command == "worker":
+        handover.take()
     settings = load_settings()
     check_urls(settings)
     configure_logs(level=settings.log_level, log_format=settings.log_format, libraries=command in _SERVERS)

@@ -1,7 +1,7 @@
 """All settings, each with default, unit and meaning. The only module that reads the environment."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.config.networks import Networks
+from gatekeeper_grpc.config.secret_file import SUFFIX, SecretFile
 from gatekeeper_grpc.config.setting_errors import PREFIX, fault_of, nearest_variable
 from gatekeeper_grpc.domain.rate import Rate
 
@@ -52,6 +53,8 @@ class SettingsError(Exception):
 
 class Settings(BaseSettings):
     """What an operator can set, read from environment variables. An empty one counts as absent.
+
+    A secret may be in a file instead, which the variable with the suffix _FILE names.
 
     Durations are in seconds, addresses are host:port or unix:path. A rate such as "5/min burst 20" allows 20 calls at
     once and then 5 a minute; without a burst, as many at once as in one unit, s or min. "off": no limit.
@@ -322,20 +325,49 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings from the environment; `overrides` take precedence.
+    """Read the settings from the environment and the files that it names; `overrides` take precedence.
 
     Raises:
         SettingsError: Names each variable with an invalid value.
     """
     try:
-        return Settings(**overrides)
+        from_files: dict[str, Any] = {
+            field: file.read() for field, file in secret_files().items() if field not in overrides
+        }
+    except ValueError as exc:
+        raise SettingsError(str(exc)) from None
+    try:
+        return Settings(**from_files, **overrides)
     except ValidationError as exc:
         raise SettingsError("; ".join(map(_fault, exc.errors()))) from None
 
 
+def secret_files() -> Mapping[str, SecretFile]:
+    """Return the files that the environment names, by the field of the setting.
+
+    Raises:
+        SettingsError: A secret is given twice, in a file and in the environment.
+    """
+    named = {field: os.environ.get(variable_of(field) + SUFFIX) for field in secret_fields()}
+    for field, path in named.items():
+        if path and os.environ.get(variable_of(field)):
+            raise SettingsError(f"{variable_of(field)}{SUFFIX}: must not be set together with {variable_of(field)}")
+    return {
+        field: SecretFile(variable=variable_of(field) + SUFFIX, path=Path(path))
+        for field, path in named.items()
+        if path
+    }
+
+
+def secret_fields() -> list[str]:
+    """Return the fields whose values are secret."""
+    return [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+
+
 def unknown_variables() -> Iterator[tuple[str, str | None]]:
     """Yield each variable that begins like a setting and is none, with the setting that it may be meant to be."""
-    known = [*map(variable_of, Settings.model_fields), *_CLIENT_VARIABLES]
+    files = [variable_of(field) + SUFFIX for field in secret_fields()]
+    known = [*map(variable_of, Settings.model_fields), *files, *_CLIENT_VARIABLES]
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known:
             yield name, nearest_variable(name, known)

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 
+from gatekeeper_grpc.config import handover
 from gatekeeper_grpc.fleet.probe import Probe
 from gatekeeper_grpc.fleet.report import WorkerReport
 
@@ -21,13 +22,17 @@ class Command:
     arguments: Sequence[str]
     """Its command line, without number and pipe."""
     environment: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+    """Variables that are handed over, see `handover`."""
 
     @classmethod
     def like_ours(cls, *, is_prepared: bool, **settings: str) -> "Command":
-        """Start workers as this process was started, with these environment variables in addition."""
+        """Start workers as this process was started, with these variables in addition."""
         program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
         prepared = ["--prepared"] if is_prepared else []
-        return cls(arguments=[sys.executable, *program, "worker", *prepared], environment={**os.environ, **settings})
+        environment, secrets = handover.split({**os.environ, **settings})
+        arguments = [sys.executable, *program, "worker", *prepared]
+        return cls(arguments=arguments, environment=environment, secrets=secrets)
 
 
 class Worker:
@@ -39,12 +44,12 @@ class Worker:
         self.probe: Probe | None = None
         self._started_s = time.monotonic()
         self._pipe, theirs = Pipe(duplex=False)
-        with theirs:
+        with theirs, os.fdopen(handover.give(command.secrets)) as secrets:
             arguments = ["--number", str(number), "--report-to", str(theirs.fileno()), "--supervisor", str(os.getpid())]
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [*command.arguments, *arguments],
                 env=command.environment,
-                stdin=subprocess.DEVNULL,
+                stdin=secrets,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in the terminal is for the supervisor.
             )

@@ -30,6 +30,15 @@ class Keys:
     audit: CheckpointSigner | None = None
     """Signs audit checkpoints; None: there are no checkpoints."""
 
+    def refuse_other_erasure_key(self, _text: str) -> None:
+        """Refuse another erasure key while the server runs.
+
+        Raises:
+            ValueError: Always. The names in the erasure ledger were made with the key: with another one, nobody in it
+                would be recognised after a restore.
+        """
+        raise ValueError("must not change while the erasure ledger has names made with the old key")
+
 
 def load_keys(settings: Settings) -> Keys:
     """Return the keys from the settings or from the data directory; if the database is embedded, generate missing ones.

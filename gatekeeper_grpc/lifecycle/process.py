@@ -79,7 +79,7 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     args.end_with_supervisor()
     keys = load_keys(settings)
     dsn = _dsn_of_worker(settings)
-    prepare = (lambda: None) if args.is_prepared else partial(prepare_database, settings, dsn, keys, demo=False)
+    prepare = (lambda _: None) if args.is_prepared else partial(prepare_database, settings, keys=keys, demo=False)
     server = GatekeeperServer(
         settings, dsn=dsn, keys=keys, prepare=prepare, shares_port=True, is_embedded=args.is_prepared
     )
@@ -112,16 +112,17 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
     with _database(settings) as (dsn, wait_until_ready):
         raise_open_file_limit()
 
-        def prepare() -> None:
+        def prepare(current_dsn: str) -> None:
             wait_until_ready()
-            prepare_database(settings, dsn, keys, demo=demo)
+            prepare_database(settings, current_dsn, keys, demo=demo)
 
         server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
+        signals = signal_queue(signal.SIGHUP)
         server.start()
-        signals = signal_queue(signal.SIGTERM, signal.SIGINT)
+        signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
         ports = {"port": server.port, "health_port": server.health_port, "ops_port": server.ops_port}
         _report_serving(settings, demo=read_demo(settings, dsn, keys) if demo else None, **ports)
-        _stop_at_signal(signals, server, settings)
+        _stop_at_signal(signals, server, settings, at_hangup=server.secrets.reread)
 
 
 def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
@@ -133,7 +134,7 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
             prepare_database(settings, dsn, keys, demo=demo)
         command = Command.like_ours(
             is_prepared=settings.is_embedded,
-            DATABASE_URL=dsn,
+            **({"DATABASE_URL": dsn} if settings.is_embedded else {}),
             GATEKEEPER_LISTEN=str(port.address),
             GATEKEEPER_OPS_LISTEN=str(_ANY_PRIVATE_PORT),
             GATEKEEPER_OPS_TLS="false",
@@ -202,10 +203,18 @@ def _database(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
         embedded.stop()
 
 
-def _stop_at_signal(signals: SimpleQueue[int], server: GatekeeperServer, settings: Settings) -> None:
+def _stop_at_signal(
+    signals: SimpleQueue[int],
+    server: GatekeeperServer,
+    settings: Settings,
+    *,
+    at_hangup: Callable[[], object] | None = None,
+) -> None:
+    """Stop the server at a signal. `at_hangup`: what to do at SIGHUP instead."""
     announced = True
     try:
-        number = next_signal(signals)
+        while (number := next_signal(signals)) == signal.SIGHUP and at_hangup:
+            at_hangup()
         announced = number != signal.SIGHUP
         _log.info("stopping", signal=signal.Signals(number).name)
     finally:

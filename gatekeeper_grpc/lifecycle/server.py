@@ -1,7 +1,7 @@
 """The composition root: builds one serving instance from its parts, starts it, drains it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -17,9 +17,11 @@ from gatekeeper_client.v1.auth_service_pb2_grpc import add_AuthServiceServicer_t
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
 from gatekeeper_grpc.auth.api_tokens import ApiTokenCache
 from gatekeeper_grpc.auth.callers import CallerVerifier
+from gatekeeper_grpc.auth.checkpoints import key_from_text
 from gatekeeper_grpc.auth.client_calls import ClientVerifier
 from gatekeeper_grpc.auth.client_keys import ClientKeyCache
 from gatekeeper_grpc.auth.credential_refresh import CredentialRefresh
+from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.nonces import Nonces, SharedNonces
 from gatekeeper_grpc.auth.own_password import OwnPassword
@@ -30,7 +32,7 @@ from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.config.settings import Settings
+from gatekeeper_grpc.config.settings import Settings, secret_files
 from gatekeeper_grpc.domain.client_key import EvaluationAccess
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.embedded import is_disk_full
@@ -40,6 +42,7 @@ from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.call_limits import rate_limits, watcher_limit
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
+from gatekeeper_grpc.lifecycle.secret_watch import SecretWatch, Use
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HEALTH, HealthReporter
@@ -89,8 +92,8 @@ class GatekeeperServer:
         settings: What the operator decided.
         dsn: The database.
         keys: Sign and verify access tokens, encrypt what the database stores.
-        prepare: Makes the database fit to serve from, before anything is loaded or written; raises why it is not, and
-            `Unavailable` when the database does not answer.
+        prepare: Makes the database of a DSN, which may have changed, fit to serve from, before anything is loaded or
+            written; raises why it is not, and `Unavailable` when the database does not answer.
         shares_port: Other workers serve on the same port, and their supervisor serves health.
         is_embedded: Whether the database is the embedded one; None: as the settings say, which name it to a worker.
 
@@ -104,7 +107,7 @@ class GatekeeperServer:
         *,
         dsn: str,
         keys: Keys,
-        prepare: Callable[[], object] = lambda: None,
+        prepare: Callable[[str], object] = lambda _: None,
         shares_port: bool = False,
         is_embedded: bool | None = None,
     ) -> None:
@@ -119,6 +122,7 @@ class GatekeeperServer:
         self._build_stores(dsn)
         self._build_startup(prepare)
         self._build_authentication()
+        self.secrets = self._secret_watch()
         self._build_operations()
         self._build_listeners(shares_port=shares_port)
 
@@ -157,7 +161,7 @@ class GatekeeperServer:
             quotas=Quotas(flags=settings.max_flags, segments=settings.max_segments, users=settings.max_users),
         )
 
-    def _build_startup(self, prepare: Callable[[], object]) -> None:
+    def _build_startup(self, prepare: Callable[[str], object]) -> None:
         """Build what fills the cache: the sources of snapshots, and the start-up that opens them."""
         settings, keys = self._settings, self._keys
         self.sources = SnapshotSources(settings, self.cache, self.database, self.mutations, bus=self._bus, keys=keys)
@@ -165,7 +169,7 @@ class GatekeeperServer:
             self.cache,
             self.sources.storages,
             sealer=keys.data,
-            prepare=prepare,
+            prepare=lambda: prepare(self.database.dsn),
             open_database=self._open_database,
             timeouts=EMBEDDED_TIMEOUTS if settings.is_embedded else DEFAULT_TIMEOUTS,
             expect=self.sources.refresher.expect,
@@ -176,6 +180,7 @@ class GatekeeperServer:
         settings = self._settings
         self.login_guard = LoginGuard()
         self._passwords = Passwords(cost=settings.bcrypt_cost)
+        self._page_tokens = PageTokens([key.secret.encode() for key in self._keys.tokens.keys])
         self._access_tokens = AccessTokens(self._keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._refused_credentials = RefusedCredentials()
         self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
@@ -187,6 +192,39 @@ class GatekeeperServer:
         self._credential_refresh = CredentialRefresh(
             self.stores.current_revision, self._load_credentials, checked=self._end_streams_of_keys
         )
+
+    def _secret_watch(self) -> SecretWatch:
+        """Build what notices that the file of a secret has changed."""
+        files = secret_files()
+        values = {name: getattr(self._settings, name).get_secret_value() for name in files}
+        return SecretWatch(files, values, self._uses_of_secrets())
+
+    def _uses_of_secrets(self) -> Mapping[str, Use]:
+        keys, replica, bus, signer = self._keys, self.sources.replica, self._bus, self._keys.audit
+        return {
+            "database_url": self.database.use,
+            "jwt_keys": self._use_token_keys,
+            "data_keys": self._use_data_keys,
+            "erasure_key": keys.refuse_other_erasure_key,
+            **({"read_database_url": replica.use} if replica else {}),
+            **({"redis_url": bus.use_url} if bus else {}),
+            **({"audit_signing_key": lambda text: signer.use(key_from_text(text))} if signer else {}),
+        }
+
+    def _use_token_keys(self, text: str) -> None:
+        ring = KeyRing.parse(text)
+        self._access_tokens.use_keys(ring)
+        self._page_tokens.use([key.secret.encode() for key in ring.keys])
+
+    def _use_data_keys(self, text: str) -> None:
+        self._keys.data.use(KeyRing.parse(text))
+        if self._bus:
+            self._bus.use_names(self._keys.data.fingerprints)
+
+    def _reasons(self) -> Iterator[str]:
+        """Yield what operators should know although the instance serves."""
+        yield from self.startup.reasons()
+        yield from self.secrets.faults()
 
     def _build_operations(self) -> None:
         """Build what operators see: metrics, readiness, health, the audit head in the log."""
@@ -204,7 +242,8 @@ class GatekeeperServer:
             rate_limited=self.rate_limits.refused,
             unshared_nonces=self._shared_nonces.unshared if self._shared_nonces else lambda: 0,
             audit=self.audit_head,
-            start_reasons=self.startup.reasons,
+            start_reasons=self._reasons,
+            secret_faults=lambda: sum(1 for _ in self.secrets.faults()),
             writers=self.sources.writers,
             open_connections=self._count_connections,
             max_connections=self._limits.connections.most,
@@ -234,6 +273,7 @@ class GatekeeperServer:
         """
         try:
             self.scheduler.start()
+            self.secrets.start(self.scheduler)
             self.startup.start()
             self.startup.wait()
             # Not before: a bound port takes calls, and workers share one.
@@ -344,6 +384,7 @@ class GatekeeperServer:
         if self._health_server:
             self._health_server.stop()
         self._credential_refresh.close()
+        self.secrets.close()
         self.sources.close()
         self.scheduler.close(timeout_s=_SCHEDULER_CLOSE_TIMEOUT_S)
         self.database.close()
@@ -399,7 +440,7 @@ class GatekeeperServer:
             api_tokens=self.api_tokens,
             sessions=self._sessions(),
             audit_signer=self._keys.audit,
-            page_tokens=PageTokens([key.secret.encode() for key in self._keys.tokens.keys]),
+            page_tokens=self._page_tokens,
         )
 
     def _client_verifier(self) -> ClientVerifier:

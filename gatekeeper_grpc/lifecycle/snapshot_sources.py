@@ -49,8 +49,9 @@ class SnapshotSources:
         keys: Keys,
     ) -> None:
         self._bus = bus
-        self._replica = _replica(settings)
-        primary, replica = SnapshotStore(database), SnapshotStore(self._replica) if self._replica else None
+        self.replica = _replica(settings)
+        """The read replica, if there is one."""
+        primary, replica = SnapshotStore(database), SnapshotStore(self.replica) if self.replica else None
         announcements: list[Announcements] = [RevisionListener(database)]
         self.storages: list[SnapshotStorage] = [
             SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)
@@ -73,8 +74,8 @@ class SnapshotSources:
 
     def start(self) -> None:
         """Start to load snapshots. The database must be open."""
-        if self._replica:
-            self._replica.open()
+        if self.replica:
+            self.replica.open()
         if self._bus:
             self._bus.start()
         self.refresher.start()
@@ -87,8 +88,8 @@ class SnapshotSources:
     def close(self) -> None:
         """Stop loading, store the last snapshot, and close all connections except the primary's."""
         self.refresher.close()
-        if self._replica:
-            self._replica.close()
+        if self.replica:
+            self.replica.close()
         for writer in self.writers:
             writer.close()
         if self._bus:

@@ -41,6 +41,7 @@ class InstanceMetrics(Collector):
         unshared_nonces: Callable[[], int],
         audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
+        secret_faults: Callable[[], int],
         writers: Sequence[SnapshotWriter],
         open_connections: Callable[[], int],
         max_connections: int,
@@ -55,6 +56,7 @@ class InstanceMetrics(Collector):
         self._unshared_nonces = unshared_nonces
         self._audit = audit
         self._start_reasons = start_reasons
+        self._secret_faults = secret_faults
         self._writers = writers
         self._open_connections = open_connections
         self._max_connections = max_connections
@@ -93,6 +95,9 @@ class InstanceMetrics(Collector):
         yield _gauge("open_connections", "Connections of clients to the gRPC port.", self._open_connections())
         yield _gauge("max_connections", "Connections above which further ones are refused.", self._max_connections)
         yield _gauge("watchers", "Open WatchFlags streams.", len(self._watchers))
+        yield _gauge(
+            "secret_file_faults", "Secrets whose file cannot be used, so that the old value is.", self._secret_faults()
+        )
         yield _gauge("threads", "Python threads of the process.", threading.active_count())
         for collector in (*self._further, self._process):
             yield from collector.collect()

@@ -28,7 +28,7 @@ class RedisAnnouncer:
 
     def __init__(self, link: RedisLink, channel: str) -> None:
         self._link = link
-        self._channel = channel
+        self.channel = channel
         # Committed revisions that are not published yet.
         self._waiting: SimpleQueue[int] = SimpleQueue()
         # The task itself waits for a revision.
@@ -54,7 +54,7 @@ class RedisAnnouncer:
             newest = max(newest, self._waiting.get())
         if not self._publishing.is_stopping:
             with suppress(Unavailable):  # The link logs it once.
-                self._link.ask(lambda client: client.publish(self._channel, str(newest)))
+                self._link.ask(lambda client: client.publish(self.channel, str(newest)))
 
 
 class RedisAnnouncements:
@@ -69,8 +69,16 @@ class RedisAnnouncements:
 
     def __init__(self, link: RedisLink, channels: Sequence[str]) -> None:
         self._link = link
+        self.use(channels)
+
+    def use(self, channels: Sequence[str]) -> None:
+        """Subscribe to other channels."""
         self._channels = tuple(channels)
-        self._heartbeats = f"{channels[0]}:beat:{secrets.token_hex(8)}"
+        self.renew()
+
+    def renew(self) -> None:
+        """Subscribe again."""
+        self._heartbeats = f"{self._channels[0]}:beat:{secrets.token_hex(8)}"
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[float], list[int]]]:
@@ -81,8 +89,16 @@ class RedisAnnouncements:
         Raises:
             Unavailable: Redis is unavailable, the connection is lost, or no heartbeat is delivered.
         """
+        channels, heartbeats = self._channels, self._heartbeats
         with self._link.pubsub() as pubsub:
-            yield _RedisSubscription(self._link, pubsub, self._channels, self._heartbeats).wait
+            subscription = _RedisSubscription(self._link, pubsub, channels, heartbeats)
+
+            def wait(timeout_s: float) -> list[int]:
+                if self._heartbeats != heartbeats:
+                    raise Unavailable("the subscription is renewed: announcements may be lost")
+                return subscription.wait(timeout_s)
+
+            yield wait
 
     def wake(self) -> None:
         """End the current wait, from any thread: by a heartbeat, or after 1 s while Redis is unavailable."""

@@ -27,8 +27,7 @@ class RedisBus:
     """
 
     def __init__(self, url: str, installations: Sequence[str]) -> None:
-        prefixes = [f"gatekeeper:{name}" for name in installations]
-        channels = [f"{prefix}:revision" for prefix in prefixes]
+        prefixes, channels = _names(installations)
         address = RedisAddress(url)
         self._link = RedisLink(address)
         # For large pieces, which only a start without a database waits for. The snapshot writer logs its failures.
@@ -43,6 +42,25 @@ class RedisBus:
         """Begin to publish."""
         self._announcer.start()
 
+    def use_url(self, url: str) -> None:
+        """Use another address from now on, if Redis answers there; else nothing changes.
+
+        Raises:
+            ValueError: As for the constructor.
+            Unavailable: Redis does not answer there.
+        """
+        address = RedisAddress(url)
+        self._link.use(address)
+        self._snapshot_link.use(address)
+        self.announcements.renew()
+
+    def use_names(self, installations: Sequence[str]) -> None:
+        """Use the channels and keys of other names of the installation from now on."""
+        prefixes, channels = _names(installations)
+        self.snapshot.use(prefixes)
+        self._announcer.channel = channels[0]
+        self.announcements.use(channels)
+
     def announce(self, revision: int) -> None:
         """Publish a committed revision soon; does not wait."""
         self._announcer.announce(revision)
@@ -52,3 +70,9 @@ class RedisBus:
         self._announcer.close()
         self._link.close()
         self._snapshot_link.close()
+
+
+def _names(installations: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the prefixes of keys, and the channels."""
+    prefixes = [f"gatekeeper:{name}" for name in installations]
+    return prefixes, [f"{prefix}:revision" for prefix in prefixes]

@@ -36,6 +36,7 @@ class RedisLink:
         is_quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._timeout_s = timeout_s
         self._client = address.connect(timeout_s=timeout_s)  # Which connects later.
         self._is_quiet = is_quiet
         self._clock = clock
@@ -65,6 +66,20 @@ class RedisLink:
     def has_answered(self) -> None:
         """Close the circuit breaker: a subscription works, and its block will not end soon."""
         self._settle(None)
+
+    def use(self, address: RedisAddress) -> None:
+        """Send commands to another address from now on, if one is answered there; else nothing changes.
+
+        Raises:
+            Unavailable: It is not answered.
+        """
+        client = address.connect(timeout_s=self._timeout_s)
+        try:
+            client.ping()
+        except (redis.RedisError, OSError) as exc:
+            raise Unavailable(f"Redis is away: {exc}", retry_after_s=_REST_S) from exc
+        before, self._client = self._client, client
+        before.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
         """Close all connections."""

@@ -42,9 +42,13 @@ class RedisSnapshotStorage:
 
     def __init__(self, link: RedisLink, prefixes: Sequence[str]) -> None:
         self._link = link
+        self._token = secrets.token_hex(16)
+        self.use(prefixes)
+
+    def use(self, prefixes: Sequence[str]) -> None:
+        """Keep the snapshot under other names from the next write on."""
         self._keys = [f"{prefix}:snapshot" for prefix in prefixes]
         self._lock_key = f"{self._keys[0]}:lock"
-        self._token = secrets.token_hex(16)
 
     @contextmanager
     def locked(self) -> Iterator[bool]:

@@ -38,6 +38,10 @@ class PageTokens:
     """
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
+        self.use(secrets)
+
+    def use(self, secrets: Sequence[bytes]) -> None:
+        """Make and read tokens with other keys from now on."""
         self._keys = [hmac.digest(secret, _PURPOSE, "sha256") for secret in secrets]
 
     def cursor(self, request: ListRequest) -> str:

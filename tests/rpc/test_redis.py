@@ -151,7 +151,7 @@ def kept_in(redis: Valkey) -> bytes:
 def starting_alone(server_settings: dict[str, object], dsn: str) -> GatekeeperServer:
     """An instance whose database is away; not started yet."""
 
-    def away() -> None:
+    def away(_dsn: str) -> None:
         raise Unavailable("the database is away")
 
     return GatekeeperServer(settings_for_tests(**server_settings), dsn=dsn, keys=KEYS, prepare=away)

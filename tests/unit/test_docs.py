@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper_grpc.config.settings import settings_markdown
+from gatekeeper_grpc.config.settings import Settings, secret_fields, settings_markdown, variable_of
 from tests.support.promises import PROMISES, promised_tests, promises_markdown
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,17 @@ def test_every_metric_and_setting_in_a_page_exists(page: str) -> None:
     settings = {name for name in named if VARIABLE.fullmatch(name)}
 
     assert {name for name in metrics if not is_in_code(name)} == set()
-    assert {name for name in settings if f"`{name}`" not in settings_markdown()} == set()
+    known = {variable_of(field) for field in Settings.model_fields} | {
+        f"{variable_of(field)}_FILE" for field in secret_fields()
+    }
+    assert settings - known == set()
+
+
+def test_page_about_secrets_says_of_each_what_a_changed_file_does() -> None:
+    table = text_of("docs/operations/secrets.md").partition("a changed file |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+
+    assert {name for cell in cells for name in CODE.findall(cell)} == set(map(variable_of, secret_fields()))
 
 
 def test_every_log_event_that_operators_are_told_of_exists() -> None:

@@ -128,6 +128,20 @@ class Database:
         if self._hung_after_s is not None:
             self._watch.start(hung_after_s=self._hung_after_s)
 
+    def use(self, dsn: str) -> None:
+        """Connect by another DSN from now on, if a connection can be made by it; else nothing changes.
+
+        Idle connections by the old DSN are closed, and those in use when they are returned.
+
+        Raises:
+            InvalidArgument: The DSN cannot be read.
+            Unavailable: The server cannot be reached by it, or refuses the account.
+        """
+        with translated_errors():
+            self._servers.use(dsn, abandon=lambda: self._closing)
+        self.dsn = dsn
+        self._renew()
+
     def close(self) -> None:
         """Close all connections; waits at most 2 s for those in use."""
         self._closing = True
@@ -232,7 +246,7 @@ class Database:
         return self._watch.has_unsettled()
 
     def is_current(self, conn: ServerConnection) -> bool:
-        """Return whether a connection leads to the server that new ones lead to; after a failover it may not."""
+        """Return whether a connection is like new ones; after a failover or another DSN it is not."""
         return self._servers.is_current(conn)
 
     @contextmanager
@@ -321,7 +335,8 @@ class Database:
 
     def _renew(self) -> None:
         """Discard the pool's connections: idle ones now, those in use when they are returned."""
-        self._pool.drain()
+        if not self._pool.closed:
+            self._pool.drain()
 
     @contextmanager
     def _connection(self) -> Iterator[ServerConnection]:

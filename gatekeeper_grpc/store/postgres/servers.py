@@ -11,8 +11,11 @@ import select
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import closing
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
 
 import psycopg
 import structlog
@@ -99,6 +102,8 @@ class ServerConnection(psycopg.Connection[tuple[Any, ...]]):
 
     server: Server
     warnings: "Warnings"
+    dsn: str
+    """The DSN that it was made with."""
     has_our_settings = False
     """Whether `set_session` was called."""
 
@@ -127,13 +132,25 @@ class Servers:
     """
 
     def __init__(self, dsn: str, *, for_writing: bool = True, **keywords: str) -> None:
-        params = read_dsn(dsn)
-        self._params = with_session_settings({**(to_primary(params) if for_writing else params), **keywords})
+        self._read = partial(_Target.of, for_writing=for_writing, keywords=keywords)
+        self._target = self._read(dsn)
         self.last_failure: ConnectFailed | None = None
         """Why a server was not connected to, since the last connection was made; None: there was no failure."""
-        self._account = tuple(self._params.get(name) for name in _ACCOUNT)
         self._found: Server | None = None
         self._lock = threading.Lock()  # guards _found against other writers
+
+    def use(self, dsn: str, *, abandon: Callable[[], bool]) -> None:
+        """Connect by another DSN from now on, if a connection can be made by it; else nothing changes.
+
+        Raises:
+            InvalidArgument: The DSN cannot be read.
+            OperationalError: As for `connect`.
+        """
+        other = copy(self)
+        other._target = self._read(dsn)  # noqa: SLF001 - of the same class
+        with closing(other.connect(abandon=abandon)) as conn:
+            self._target = other._target  # noqa: SLF001
+            self._remember(conn.server)
 
     def connect(
         self, *, abandon: Callable[[], bool] = lambda: False, timeout_s: float | None = None
@@ -148,9 +165,11 @@ class Servers:
             OperationalError: The error of a server, when each has failed.
         """
         timeout_s = _CONNECT_TIMEOUT_S if timeout_s is None else timeout_s
-        self._wait_after_refusal(abandon, until=time.monotonic() + timeout_s)
+        target = self._target
+        self._wait_after_refusal(target.account, abandon, until=time.monotonic() + timeout_s)
         deadline = time.monotonic() + timeout_s
-        attempts = [_Attempt(params, failed=self._note) for params in conninfo_attempts(self._params)]
+        note = partial(self._note, target.account)
+        attempts = [_Attempt(params, failed=note) for params in conninfo_attempts(target.params)]
         attempts.sort(key=lambda attempt: attempt.server != self._found)
         try:
             winner = _race(attempts, deadline=deadline, abandon=abandon)
@@ -158,22 +177,26 @@ class Servers:
         finally:
             for attempt in attempts:
                 attempt.end()
-        _REFUSALS.forget(self._account)
+        _REFUSALS.forget(target.account)
+        conn.dsn = target.dsn
         self.last_failure = None
         self._remember(conn.server)
         return conn
 
     def is_current(self, conn: ServerConnection) -> bool:
-        """Return whether a connection leads to the server found last; another one may no longer be the primary."""
-        return conn.server == self._found
+        """Return whether a connection was made by the DSN in use, and leads to the server found last.
 
-    def _note(self, failure: ConnectFailed) -> None:
+        Another server may no longer be the primary, another account no longer be allowed.
+        """
+        return conn.server == self._found and conn.dsn == self._target.dsn
+
+    def _note(self, account: Hashable, failure: ConnectFailed) -> None:
         self.last_failure = failure
         if _is_permanent(failure):
-            _REFUSALS.note(self._account, failure)
+            _REFUSALS.note(account, failure)
 
-    def _wait_after_refusal(self, abandon: Callable[[], bool], *, until: float) -> None:
-        while (failure := _REFUSALS.bar(self._account)) is not None:
+    def _wait_after_refusal(self, account: Hashable, abandon: Callable[[], bool], *, until: float) -> None:
+        while (failure := _REFUSALS.bar(account)) is not None:
             self.last_failure = failure
             if abandon() or time.monotonic() >= until:
                 raise failure
@@ -184,6 +207,22 @@ class Servers:
             before, self._found = self._found, server
         if before not in {None, server}:
             _log.warning("database_server_changed", server=str(server), before=str(before))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """What a DSN leads to."""
+
+    dsn: str = field(repr=False)
+    params: dict[str, str] = field(repr=False)
+    account: Hashable = field(repr=False)
+    """What a server may refuse."""
+
+    @classmethod
+    def of(cls, dsn: str, *, for_writing: bool, keywords: Mapping[str, str]) -> Self:
+        params = read_dsn(dsn)
+        params = with_session_settings({**(to_primary(params) if for_writing else params), **keywords})
+        return cls(dsn=dsn, params=params, account=tuple(map(params.get, _ACCOUNT)))
 
 
 def to_primary(params: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,9 @@ class Fleet:
         self.workers: list[tuple[int, FakeWorker]] = []
         monkeypatch.setattr(slot_module, "time", self.clock)
         monkeypatch.setattr(supervisor_module, "Worker", self._start)
-        self.supervisor = WorkerSupervisor(settings_for_tests(workers=WORKERS), Command(arguments=(), environment={}))
+        self.supervisor = WorkerSupervisor(
+            settings_for_tests(workers=WORKERS), Command(arguments=(), environment={}, secrets={})
+        )
 
     def _start(self, number: int, _command: Command) -> FakeWorker:
         self.workers.append((number, FakeWorker(len(self.workers) + 1, self.clock)))
