@@ -1,5 +1,6 @@
 """`gatekeeper audit`: verifies the audit log, prints anchors to keep outside, and archives the oldest part to files."""
 
+import json
 import re
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from gatekeeper_grpc.domain.audit import AuditAnchor
 from gatekeeper_grpc.domain.audit_verifier import Verification
 from gatekeeper_grpc.domain.reconciliation import Comparison
 from gatekeeper_grpc.store.audit.archive import AuditArchive, read_archives, verify_archives, verify_with_archives
+from gatekeeper_grpc.store.audit.lines import EVENT, read_lines
 from gatekeeper_grpc.store.audit.log import AuditStore, read_head
 from gatekeeper_grpc.store.audit.reconcile import reconcile as reconciled
 
@@ -103,6 +105,18 @@ def _summary(counts: Counter[str]) -> str:
     """Say how many resources agree, differ and cannot be compared: these are neither right nor wrong."""
     shown = sorted(counts.keys() - {_AGREE, _DIFFER})
     return ", ".join(f"{counts[outcome]} {outcome}" for outcome in (_AGREE, _DIFFER, *shown))
+
+
+@audit.command()
+@click.option(
+    "--from", "first", type=click.IntRange(min=1), default=1, metavar="SEQ", help="The first entry.  [default: 1]"
+)
+@click.pass_obj
+def export(settings: Settings, first: int) -> None:
+    """Print the line of each entry from SEQ on, as JSON, with the fields that instances log after the commit."""
+    with opened(serving_dsn(settings)) as database, database.read() as conn:
+        for line in read_lines(conn, first=first):
+            click.echo(json.dumps({"event": EVENT, **line.fields()}))
 
 
 @audit.command("verify-archives")

@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     """Key that signs audit checkpoints (Ed25519): 32 random bytes in base64. Absent: the one in GATEKEEPER_DATA_DIR,
     which is generated if the database is embedded. Without a key there are no checkpoints.
     """
+    audit_checkpoint_file: Path | None = None
+    """File that has the newest signed checkpoint of the audit log, replaced within a minute after a change. Needs
+    GATEKEEPER_AUDIT_SIGNING_KEY. Absent: none.
+    """
     erasure_key: SecretStr | None = None
     """Key of the erasure ledger, 32 bytes or more. Anyone who has both can recognise an erased id. Absent: the one in
     GATEKEEPER_DATA_DIR, which is generated if the database is embedded.

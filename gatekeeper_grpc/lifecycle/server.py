@@ -32,7 +32,7 @@ from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.config.settings import Settings, secret_files
+from gatekeeper_grpc.config.settings import Settings, SettingsError, secret_files, variable_of
 from gatekeeper_grpc.domain.client_key import EvaluationAccess
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.embedded import is_disk_full
@@ -45,6 +45,7 @@ from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.secret_watch import SecretWatch, Use
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
+from gatekeeper_grpc.operations.checkpoint_file import CheckpointFile
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HEALTH, HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
@@ -221,6 +222,14 @@ class GatekeeperServer:
         if self._bus:
             self._bus.use_names(self._keys.data.fingerprints)
 
+    def _audit_head(self) -> AuditHeadReporter:
+        file, signer = self._settings.audit_checkpoint_file, self._keys.audit
+        if file is None:
+            return AuditHeadReporter(self.stores.audit, self.database)
+        if signer is None:
+            raise SettingsError(f"{variable_of('audit_checkpoint_file')} needs {variable_of('audit_signing_key')}")
+        return AuditHeadReporter(self.stores.audit, self.database, keep=CheckpointFile(file, signer).keep)
+
     def _reasons(self) -> Iterator[str]:
         """Yield what operators should know although the instance serves."""
         yield from self.startup.reasons()
@@ -231,7 +240,7 @@ class GatekeeperServer:
         settings = self._settings
         proxies = settings.trusted_cidrs or None
         self.pools = CallPools(pool_sizes(settings), watchers=watcher_limit(settings), proxies=proxies)
-        self.audit_head = AuditHeadReporter(self.stores.audit, self.database)
+        self.audit_head = self._audit_head()
         self.metrics = InstanceMetrics(
             settings,
             self.cache,

@@ -25,13 +25,13 @@ from gatekeeper_grpc.domain.audit import (
     AuditAnchor,
     AuditEntry,
     hash_document,
-    hash_entry,
 )
 from gatekeeper_grpc.domain.caller import Caller, note_caller_checked
 from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.sealer import Sealer
+from gatekeeper_grpc.store.audit.lines import AuditLine
 from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, NO_CLAIMS, claims
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
@@ -162,6 +162,7 @@ class MutationRunner:
             Unavailable: The database cannot be reached, or has lost revisions that were served.
             GatekeeperError: Whatever `act` raises.
         """
+        line = None
         with self._database.write_at_head(pipelined=pipelined) as conn:
             head, caller_is_current, stored = _lock_head(conn, intent)
             # First: a database that has lost commits may have lost the caller's newest password as well.
@@ -175,14 +176,20 @@ class MutationRunner:
             if intent.validate_only:
                 written = Written(result=effect.preview, revision=head.revision - 1, anchor=None)
                 raise psycopg.Rollback
-            written = _written(conn, head, intent, effect)
+            line = _record(conn, head, intent, effect.change) if effect.change else None
+            written = _written(head, effect, line)
             if intent.request_id:
                 subjects = effect.change.subjects if effect.change else effect.subjects
                 sealed = self._sealed(intent, written, codec)
                 _store_result(conn, head, intent, anchor=written.anchor, subjects=subjects, sealed=sealed)
-        if written.anchor:
-            self._announce(written.revision)
+        if line:
+            self._tell(line)
         return written
+
+    def _tell(self, line: AuditLine) -> None:
+        """Log and announce a mutation, after its commit and only here: nobody else knows that it was committed."""
+        line.log()
+        self._announce(line.revision)
 
     def _check_nothing_lost(self, head: Head) -> None:
         # No other mutation commits while the head is locked, so the served revision cannot be newer for another reason.
@@ -247,9 +254,9 @@ class MutationRunner:
                 change=ChangeType.UPDATED,
                 document={"known_revision": known_revision, "previous_revision": current},
             )
-            anchor = _record(conn, replace(head, revision=first), intent, change)
-        self._announce(first)
-        return Written(result=True, revision=first, anchor=anchor)
+            line = _record(conn, replace(head, revision=first), intent, change)
+        self._tell(line)
+        return Written(result=True, revision=first, anchor=line.anchor)
 
 
 HASH_OF_REVISION = """
@@ -386,16 +393,15 @@ _RECORD = """
 """
 
 
-def _written(conn: Connection, head: Head, intent: Intent, effect: Effect[Result]) -> Written[Result]:
-    """Record what was changed, if anything was."""
-    if effect.change is None:
+def _written(head: Head, effect: Effect[Result], line: AuditLine | None) -> Written[Result]:
+    """Return what the caller learns; without a line, nothing was changed."""
+    if line is None:
         return Written(result=effect.result, revision=head.revision - 1, anchor=None)
-    anchor = _record(conn, head, intent, effect.change)
-    return Written(result=effect.result, revision=head.revision, anchor=anchor)
+    return Written(result=effect.result, revision=head.revision, anchor=line.anchor)
 
 
-def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> AuditAnchor:
-    """Write the audit entry, the change-log row and the new head, and announce the revision; return the new anchor."""
+def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> AuditLine:
+    """Write the audit entry, the change-log row and the new head, and announce the revision; return the line to log."""
     salt = secrets.token_bytes(SALT_BYTES)
     document = rfc8785.dumps({**change.document, "change_reason": intent.change_reason})
     entry = AuditEntry(
@@ -412,10 +418,10 @@ def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> Aud
         evidence_hash=change.evidence_hash,
         format=FORMAT if change.evidence_hash is None else FORMAT_WITH_EVIDENCE,
     )
-    anchor = AuditAnchor(seq=entry.seq, hash=hash_entry(entry))
+    line = AuditLine.of(entry)
     row = {
         **asdict(entry),
-        "hash": anchor.hash,
+        "hash": line.hash,
         "change": change.change,
         "subjects": list(change.subjects),
         "salt": salt,
@@ -423,4 +429,4 @@ def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> Aud
         "channel": CHANNEL,
     }
     conn.execute(_RECORD, row)
-    return anchor
+    return line

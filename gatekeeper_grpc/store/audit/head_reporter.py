@@ -1,4 +1,6 @@
-"""Audit head reporter: logs the head of the audit log, and checks whether the serving role could rewrite it."""
+"""Audit head reporter: reports the head of the audit log, and checks whether the serving role could rewrite it."""
+
+from collections.abc import Callable
 
 import structlog
 
@@ -12,16 +14,25 @@ _log = structlog.get_logger(__name__)
 
 
 class AuditHeadReporter:
-    """Logs the head of the audit log.
+    """Logs the head of the audit log when it has moved.
 
     Logs are shipped to another machine, so each line is an anchor outside the database, which a rewritten audit log
     cannot match.
+
+    Args:
+        audit: Reads the head.
+        database: Where the log is.
+        keep: Keeps the head in another place as well.
     """
 
-    def __init__(self, audit: AuditStore, database: Database) -> None:
+    def __init__(
+        self, audit: AuditStore, database: Database, *, keep: Callable[[AuditHead], object] = lambda _: None
+    ) -> None:
         self._audit = audit
         self._database = database
+        self._keep = keep
         self._reported: AuditHead | None = None
+        self._kept: AuditHead | None = None
         self.can_rewrite: bool | None = None
         """Whether the serving role could rewrite the audit log; None until the first run."""
 
@@ -46,3 +57,6 @@ class AuditHeadReporter:
         if head != self._reported:
             _log.info("audit_head", seq=head.anchor.seq, hash=head.anchor.hash.hex(), revision=head.revision)
             self._reported = head
+        if head != self._kept:
+            self._keep(head)
+            self._kept = head
