@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     """Whether GATEKEEPER_HEALTH_LISTEN speaks TLS, with the same certificate. Clients need none."""
     ops_tls: bool = False
     """Whether GATEKEEPER_OPS_LISTEN speaks HTTPS, with the same certificate. Clients need none."""
+    metrics_token: SecretStr | None = None
+    """What `/metrics` asks for as `authorization: Bearer ...`: 16 or more printable ASCII characters. Absent: nothing.
+    """
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that serve on one port; about one per core. With more than one, a supervisor replaces those that die or
     hang.

@@ -72,8 +72,13 @@ class Probe:
             return None
 
 
-def fetch(ops_port: int, path: str) -> tuple[int, str]:
+def fetch(ops_port: int, path: str, *, token: str = "") -> tuple[int, str]:
     """Read a page of a worker; return its status and body. Each step may take 1 s.
+
+    Args:
+        ops_port: The worker's.
+        path: Of the page.
+        token: What the page asks for.
 
     Raises:
         OSError: The worker cannot be reached, or does not answer in time.
@@ -81,7 +86,7 @@ def fetch(ops_port: int, path: str) -> tuple[int, str]:
     """
     connection = HTTPConnection("127.0.0.1", ops_port, timeout=_TIMEOUT_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:

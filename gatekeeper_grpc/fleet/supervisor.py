@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPException
 
 import structlog
@@ -12,11 +13,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gatekeeper_grpc.config.settings import Settings
+from gatekeeper_grpc.config.settings import Settings, variable_of
 from gatekeeper_grpc.fleet.aggregate import FleetReadiness, fleet_readiness, merge, merged
 from gatekeeper_grpc.fleet.probe import fetch
 from gatekeeper_grpc.fleet.slot import Slot
 from gatekeeper_grpc.fleet.worker import Command, Worker
+from gatekeeper_grpc.operations.bearer_token import BearerToken
 from gatekeeper_grpc.operations.health import HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
@@ -50,8 +52,9 @@ class WorkerSupervisor(Collector):
     health_port: int
     ops_port: int
 
-    def __init__(self, settings: Settings, command: Command) -> None:
+    def __init__(self, settings: Settings, command: Command, token: BearerToken) -> None:
         self._settings = settings
+        self._workers_token = command.secrets.get(variable_of("metrics_token"), "")
         self._drains_within_s = settings.drain_s + settings.grace_s + _KILL_MARGIN_S
         leave_within_s = settings.grace_s + _KILL_MARGIN_S
         start: Callable[[int], Worker] = lambda number: Worker(number, command)  # noqa: E731
@@ -68,8 +71,8 @@ class WorkerSupervisor(Collector):
             self._own.append(TlsMetrics(self._tls, CORE_LOG.failed_handshakes))
         self._health = HealthReporter(self.readiness)
         self._health_server = HealthServer(self._health, reflection=settings.reflection)
-        self._scheduler = Scheduler()
-        self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness)
+        self.scheduler = Scheduler()
+        self._ops = HttpServer(self, is_alive=self.is_alive, readiness=self.readiness, token=token)
 
     def start(self) -> None:
         """Start the first worker, then the others, and wait until each serves or has failed.
@@ -79,10 +82,10 @@ class WorkerSupervisor(Collector):
             FleetError: The first worker does not serve.
         """
         self._listen(self._settings, self._tls)
-        self._scheduler.start()
-        self._health.start(self._scheduler)
+        self.scheduler.start()
+        self._health.start(self.scheduler)
         sweeper = self._health_server.sweeper
-        self._scheduler.add("connections", sweeper.check, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
+        self.scheduler.add("connections", sweeper.check, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
         self._health_server.start()
         # Alone, so that a cause that affects all workers is reported once.
         first, *others = self._slots
@@ -97,7 +100,7 @@ class WorkerSupervisor(Collector):
         self.health_port = self._health_server.bind(settings.health_listen, tls if settings.health_tls else None)
         self.ops_port = self._ops.start(settings.ops_listen, tls.http_context if tls and settings.ops_tls else None)
         if tls:
-            self._scheduler.add("certificate", tls.check, interval_s=CHECK_CERTIFICATE_EVERY_S, blocks=True)
+            self.scheduler.add("certificate", tls.check, interval_s=CHECK_CERTIFICATE_EVERY_S, blocks=True)
 
     def reconcile(self) -> None:
         """Restart, kill and replace workers as needed, once; call it many times a second."""
@@ -125,7 +128,7 @@ class WorkerSupervisor(Collector):
         for worker in workers:
             worker.close()
         self._health.close()
-        self._scheduler.close()
+        self.scheduler.close()
         self._health_server.stop()
         self._ops.close()
         _log.info("stopped")
@@ -162,7 +165,7 @@ class WorkerSupervisor(Collector):
         ports = {str(slot.number): slot.ops_port for slot in self._slots}
         asked = {worker: port for worker, port in ports.items() if port is not None}
         with ThreadPoolExecutor(_SCRAPERS, thread_name_prefix="gatekeeper-scrape") as scrapers:
-            texts = scrapers.map(_metrics_of, asked.values())
+            texts = scrapers.map(partial(_metrics_of, token=self._workers_token), asked.values())
             return {worker: text for worker, text in zip(asked, texts, strict=True) if text}
 
     def _reconcile_until(self, condition: Callable[[], bool], slots: list[Slot]) -> None:
@@ -202,9 +205,9 @@ def _wait_until_ended(workers: Iterable[Worker], deadline_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _metrics_of(ops_port: int) -> str:
+def _metrics_of(ops_port: int, *, token: str) -> str:
     """Read a worker's metrics; empty if it does not answer: the next scrape has its metrics, or its replacement's."""
     try:
-        return fetch(ops_port, "/metrics")[1]
+        return fetch(ops_port, "/metrics", token=token)[1]
     except (OSError, HTTPException):
         return ""

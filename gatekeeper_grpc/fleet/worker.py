@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe
 
 from gatekeeper_grpc.config import handover
+from gatekeeper_grpc.config.secret_file import SUFFIX
 from gatekeeper_grpc.fleet.probe import Probe
 from gatekeeper_grpc.fleet.report import WorkerReport
 
@@ -30,7 +31,8 @@ class Command:
         """Start workers as this process was started, with these variables in addition."""
         program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
         prepared = ["--prepared"] if is_prepared else []
-        environment, secrets = handover.split({**os.environ, **settings})
+        inherited = {name: value for name, value in os.environ.items() if name.removesuffix(SUFFIX) not in settings}
+        environment, secrets = handover.split({**inherited, **settings})
         arguments = [sys.executable, *program, "worker", *prepared]
         return cls(arguments=arguments, environment=environment, secrets=secrets)
 

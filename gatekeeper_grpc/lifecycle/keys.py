@@ -12,6 +12,7 @@ from gatekeeper_grpc.auth.data_keys import DataKeys
 from gatekeeper_grpc.auth.keys import MIN_SECRET_BYTES, KeyRing
 from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, stored_secret
+from gatekeeper_grpc.operations.bearer_token import BearerToken
 from gatekeeper_grpc.privacy.erasure_ledger import DEFAULT_NAME, ErasureLedger
 
 Key = TypeVar("Key")
@@ -64,6 +65,7 @@ def check_keys(settings: Settings) -> None:
         if _found(settings, name, parse) is None and not settings.is_embedded:
             raise _missing(name)
     _found(settings, "audit_signing_key", CheckpointSigner.parse)
+    load_metrics_token(settings)
 
 
 def load_data_keys(settings: Settings) -> DataKeys:
@@ -82,6 +84,19 @@ def load_audit_signer(settings: Settings) -> CheckpointSigner | None:
         SettingsError: The key is malformed.
     """
     return _optional(settings, "audit_signing_key", CheckpointSigner.parse, new_signing_key)
+
+
+def load_metrics_token(settings: Settings) -> BearerToken:
+    """Return what `/metrics` asks for.
+
+    Raises:
+        SettingsError: The token is malformed.
+    """
+    secret = settings.metrics_token
+    try:
+        return BearerToken(secret.get_secret_value() if secret else "")
+    except ValueError as exc:
+        raise SettingsError(f"{variable_of('metrics_token')}: {exc}") from None
 
 
 def erasure_ledger(settings: Settings, keys: Keys) -> ErasureLedger:

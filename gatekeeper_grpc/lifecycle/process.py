@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
+from secrets import token_urlsafe
 
 import structlog
 
@@ -17,9 +18,10 @@ from gatekeeper_grpc.fleet.report import WorkerArgs, WorkerReport
 from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.demo import Demo, read_demo
-from gatekeeper_grpc.lifecycle.keys import load_keys
+from gatekeeper_grpc.lifecycle.keys import load_keys, load_metrics_token
 from gatekeeper_grpc.lifecycle.limits import Limits, limit_kept_memory, log_limits, raise_open_file_limit
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
+from gatekeeper_grpc.lifecycle.secret_watch import watch_secrets
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
 from gatekeeper_grpc.lifecycle.try_it import try_it
@@ -135,21 +137,27 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
         command = Command.like_ours(
             is_prepared=settings.is_embedded,
             **({"DATABASE_URL": dsn} if settings.is_embedded else {}),
+            # The supervisor alone reads the metrics of its workers.
+            GATEKEEPER_METRICS_TOKEN=token_urlsafe(),
             GATEKEEPER_LISTEN=str(port.address),
             GATEKEEPER_OPS_LISTEN=str(_ANY_PRIVATE_PORT),
             GATEKEEPER_OPS_TLS="false",
             **({"GATEKEEPER_LOG_LEVEL": "WARNING"} if is_quiet() else {}),
         )
-        supervisor = WorkerSupervisor(settings, command)
+        token = load_metrics_token(settings)
+        supervisor = WorkerSupervisor(settings, command, token)
+        secrets = watch_secrets(settings, {"metrics_token": token.use})
         signals = signal_queue(signal.SIGHUP)
         try:
             supervisor.start()
+            secrets.start(supervisor.scheduler)
             signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
             ports = {"port": port.port, "health_port": supervisor.health_port, "ops_port": supervisor.ops_port}
             _report_serving(settings, demo=read_demo(settings, dsn, keys) if demo else None, **ports)
             _supervise(supervisor, signals)
         finally:
             exit_by_force_after(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
+            secrets.close()
             supervisor.stop()
 
 

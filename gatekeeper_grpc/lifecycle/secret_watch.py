@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from gatekeeper_grpc.config.secret_file import SecretFile
+from gatekeeper_grpc.config.settings import Settings, secret_files
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.scheduler import OnDemandThread, Scheduler
 
@@ -91,3 +92,13 @@ class SecretWatch:
     def _check(self) -> None:
         for secret in self._secrets:
             secret.check()
+
+
+def watch_secrets(settings: Settings, uses: Mapping[str, Use]) -> SecretWatch:
+    """Return what watches the files that the environment names, of the settings that have a use.
+
+    Raises:
+        SettingsError: A secret is given in a file and in the environment.
+    """
+    files = secret_files()
+    return SecretWatch(files, {name: getattr(settings, name).get_secret_value() for name in files}, uses)

@@ -32,7 +32,7 @@ from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.config.settings import Settings, SettingsError, secret_files, variable_of
+from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.client_key import EvaluationAccess
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.embedded import is_disk_full
@@ -40,9 +40,9 @@ from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STRE
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.call_limits import rate_limits, watcher_limit
-from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
+from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_metrics_token
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
-from gatekeeper_grpc.lifecycle.secret_watch import SecretWatch, Use
+from gatekeeper_grpc.lifecycle.secret_watch import Use, watch_secrets
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
 from gatekeeper_grpc.operations.checkpoint_file import CheckpointFile
@@ -123,7 +123,7 @@ class GatekeeperServer:
         self._build_stores(dsn)
         self._build_startup(prepare)
         self._build_authentication()
-        self.secrets = self._secret_watch()
+        self.secrets = watch_secrets(settings, self._uses_of_secrets())
         self._build_operations()
         self._build_listeners(shares_port=shares_port)
 
@@ -181,6 +181,7 @@ class GatekeeperServer:
         settings = self._settings
         self.login_guard = LoginGuard()
         self._passwords = Passwords(cost=settings.bcrypt_cost)
+        self._metrics_token = load_metrics_token(settings)
         self._page_tokens = PageTokens([key.secret.encode() for key in self._keys.tokens.keys])
         self._access_tokens = AccessTokens(self._keys.tokens, ttl=timedelta(seconds=settings.access_token_ttl_s))
         self._refused_credentials = RefusedCredentials()
@@ -194,18 +195,13 @@ class GatekeeperServer:
             self.stores.current_revision, self._load_credentials, checked=self._end_streams_of_keys
         )
 
-    def _secret_watch(self) -> SecretWatch:
-        """Build what notices that the file of a secret has changed."""
-        files = secret_files()
-        values = {name: getattr(self._settings, name).get_secret_value() for name in files}
-        return SecretWatch(files, values, self._uses_of_secrets())
-
     def _uses_of_secrets(self) -> Mapping[str, Use]:
         keys, replica, bus, signer = self._keys, self.sources.replica, self._bus, self._keys.audit
         return {
             "database_url": self.database.use,
             "jwt_keys": self._use_token_keys,
             "data_keys": self._use_data_keys,
+            "metrics_token": self._metrics_token.use,
             "erasure_key": keys.refuse_other_erasure_key,
             **({"read_database_url": replica.use} if replica else {}),
             **({"redis_url": bus.use_url} if bus else {}),
@@ -268,7 +264,9 @@ class GatekeeperServer:
         self.drain: Drain = QuietDrain(*leaving) if self.tls else GoawayDrain(*leaving)
         self._health_server = None if shares_port else HealthServer(self.health, reflection=self._settings.reflection)
         self._probe = ServingThreadProbe(self.grpc_server)
-        self._http_server = HttpServer(self.metrics, is_alive=self._probe.answers, readiness=self.metrics.readiness)
+        self._http_server = HttpServer(
+            self.metrics, is_alive=self._probe.answers, readiness=self.metrics.readiness, token=self._metrics_token
+        )
         self.port = self.health_port = self.ops_port = 0
 
     def start(self) -> None:

@@ -1,6 +1,6 @@
 """The operations HTTP server: `/metrics` for Prometheus, `/health` and `/ready` for orchestrators.
 
-It has no authentication: it belongs on a loopback or otherwise private address.
+Only `/metrics` can ask for a token: it belongs on a loopback or otherwise private address.
 """
 
 import json
@@ -10,9 +10,11 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import structlog
@@ -21,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
+from gatekeeper_grpc.operations.bearer_token import BearerToken
 from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.scheduler import RepeatingThread
 from gatekeeper_grpc.transport.listener import ListenError
@@ -33,6 +36,17 @@ _READ_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 32
 # How long a closed connection's thread may take to end before a new connection is refused.
 _END_WITHIN_S = 1.0
+# Of every response, so that a browser that is led here shows nothing, keeps nothing and takes nothing for a script.
+_HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }
+)
 
 
 class Page(NamedTuple):
@@ -41,9 +55,10 @@ class Page(NamedTuple):
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
-_MakePage = Callable[[str], Page]  # From the request's Accept header.
+_MakePage = Callable[[Message], Page]  # From the headers of the request.
 
 
 class HttpServer:
@@ -55,15 +70,23 @@ class HttpServer:
         metrics: What `/metrics` shows.
         is_alive: `/health` is 200 while this is true, else 503.
         readiness: `/ready` shows it, with 200 while it is ready, else 503.
+        token: What `/metrics` asks for. The others ask for nothing: a kubelet has no token.
     """
 
-    def __init__(self, metrics: Collector, *, is_alive: Callable[[], bool], readiness: Callable[[], Readiness]) -> None:
+    def __init__(
+        self,
+        metrics: Collector,
+        *,
+        is_alive: Callable[[], bool],
+        readiness: Callable[[], Readiness],
+        token: BearerToken,
+    ) -> None:
         registry = CollectorRegistry()
         registry.register(metrics)
         self._pages: Mapping[str, _MakePage] = {
-            "/metrics": lambda accept: _metrics(registry, accept),
-            "/health": lambda _accept: _health(alive=is_alive()),
-            "/ready": lambda _accept: _ready(readiness()),
+            "/metrics": lambda headers: _metrics(registry, headers, token),
+            "/health": lambda _headers: _health(alive=is_alive()),
+            "/ready": lambda _headers: _ready(readiness()),
         }
         self._server: _Server | None = None
         self._accepting: RepeatingThread | None = None
@@ -182,15 +205,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def do_POST(self) -> None:
-        self._answer(_text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD"))
-
-    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = do_POST  # noqa: N815
-
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
-        """Answer what the base class refuses, such as an unknown method, in plain text; it would send an HTML page."""
+        """Answer what the base class refuses, in plain text; it would send an HTML page. A 501 is another method."""
         status = HTTPStatus(code)
-        self._answer(_text(status, status.phrase.lower()))
+        self._answer(_ONLY_READ if status is HTTPStatus.NOT_IMPLEMENTED else _text(status, status.phrase.lower()))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
         """Log nothing: probes come every second."""
@@ -201,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         if page is None:
             return _text(HTTPStatus.NOT_FOUND, f"there are {', '.join(self.server.pages)}")
         try:
-            return page(self.headers.get("Accept", ""))
+            return page(self.headers)
         except Exception:  # noqa: BLE001 - the client gets 500, the log the reason
             _log.exception("http_page_failed", path=path)
             return _text(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
@@ -210,17 +228,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
+        for name, value in {**_HEADERS, **page.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(page.body)
 
 
-def _metrics(registry: CollectorRegistry, accept: str) -> Page:
-    encode, content_type = choose_encoder(accept)
+def _metrics(registry: CollectorRegistry, headers: Message, token: BearerToken) -> Page:
+    if not token.admits(headers.get("Authorization", "")):
+        return _NO_TOKEN
+    encode, content_type = choose_encoder(headers.get("Accept", ""))
     return Page(HTTPStatus.OK, encode(registry), content_type)
 
 
@@ -238,3 +256,9 @@ def _status(*, ok: bool) -> HTTPStatus:
 
 def _text(status: HTTPStatus, text: str) -> Page:
     return Page(status, f"{text}\n".encode())
+
+
+_ONLY_READ = _text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD")._replace(headers={"Allow": "GET, HEAD"})
+_NO_TOKEN = _text(HTTPStatus.UNAUTHORIZED, "needs the header authorization: Bearer ...")._replace(
+    headers={"WWW-Authenticate": "Bearer"}
+)

@@ -9,6 +9,7 @@ from gatekeeper_grpc.fleet import slot as slot_module
 from gatekeeper_grpc.fleet import supervisor as supervisor_module
 from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
+from gatekeeper_grpc.operations.bearer_token import BearerToken
 from tests.support.clocks import Clock
 from tests.support.servers import settings_for_tests
 from tests.support.workers import FakeProbe, FakeWorker
@@ -25,7 +26,7 @@ class Fleet:
         monkeypatch.setattr(slot_module, "time", self.clock)
         monkeypatch.setattr(supervisor_module, "Worker", self._start)
         self.supervisor = WorkerSupervisor(
-            settings_for_tests(workers=WORKERS), Command(arguments=(), environment={}, secrets={})
+            settings_for_tests(workers=WORKERS), Command(arguments=(), environment={}, secrets={}), BearerToken()
         )
 
     def _start(self, number: int, _command: Command) -> FakeWorker:

@@ -14,11 +14,20 @@ from prometheus_client.registry import Collector
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.operations import http_server as ops_module
+from gatekeeper_grpc.operations.bearer_token import BearerToken
 from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.readiness import Readiness
 from gatekeeper_grpc.transport.listener import ListenError
 
 TIMEOUT_S = 60.0
+HARDENING = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 READY = Readiness(ready=True, stale=False, revision=7, unconfirmed_s=0.5, database=True, reasons=())
 
 
@@ -28,6 +37,7 @@ class Operated(Collector):
     def __init__(self) -> None:
         self.alive = True
         self.readiness = READY
+        self.token = BearerToken()
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("gatekeeper_revision", "The revision.", value=7)
@@ -40,14 +50,18 @@ def operated() -> Operated:
 
 @pytest.fixture
 def port(operated: Operated) -> Iterator[int]:
-    server = HttpServer(operated, is_alive=lambda: operated.alive, readiness=lambda: operated.readiness)
+    server = HttpServer(
+        operated, is_alive=lambda: operated.alive, readiness=lambda: operated.readiness, token=operated.token
+    )
     yield server.start(ListenAddress(host="127.0.0.1"))
     server.close()
 
 
-def asked(port: int, path: str, *, method: str = "GET", accept: str = "") -> tuple[HTTPResponse, str]:
+def asked(
+    port: int, path: str, *, method: str = "GET", accept: str = "", authorization: str = ""
+) -> tuple[HTTPResponse, str]:
     connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-    connection.request(method, path, headers={"Accept": accept})
+    connection.request(method, path, headers={"Accept": accept, "Authorization": authorization})
     response = connection.getresponse()
     return response, response.read().decode()
 
@@ -114,8 +128,8 @@ def test_only_reading_is_allowed(port: int, method: str) -> None:
 @pytest.mark.parametrize(
     ("request_line", "status"),
     [
-        pytest.param("BREW /health HTTP/1.1", b" 501 ", id="unknown method"),
-        pytest.param("<script> /health HTTP/1.1", b" 501 ", id="markup as the method"),
+        pytest.param("BREW /health HTTP/1.1", b" 405 ", id="unknown method"),
+        pytest.param("<script> /health HTTP/1.1", b" 405 ", id="markup as the method"),
         pytest.param("GET /health HTTP/9.9", b" 505 ", id="unknown version"),
         pytest.param("GET /health and more HTTP/1.1", b" 400 ", id="no request line"),
         pytest.param(f"GET /{'x' * 70_000} HTTP/1.1", b" 414 ", id="long path"),
@@ -145,9 +159,66 @@ def received(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("path", ["/metrics", "/health", "/ready", "/nothing"])
-def test_no_page_is_sniffed_for_another_type(port: int, path: str) -> None:
-    assert asked(port, path)[0].headers["X-Content-Type-Options"] == "nosniff"
+def test_every_response_tells_browsers_to_do_nothing_with_it(port: int, path: str, method: str) -> None:
+    headers = asked(port, path, method=method)[0].headers
+
+    assert {name: headers[name] for name in HARDENING} == HARDENING
+
+
+TOKEN = "canary7f3a-canary7f3a"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer  {TOKEN} ", 200),
+        ("", 401),
+        (TOKEN, 401),
+        (f"Basic {TOKEN}", 401),
+        (f"Bearer {TOKEN}x", 401),
+        ("Bearer ", 401),
+        ("Bearer \u00e9", 401),
+    ],
+    ids=["right", "spaces", "none", "bare", "other scheme", "longer", "empty", "no ASCII"],
+)
+def test_metrics_are_shown_with_the_token_alone(port: int, operated: Operated, authorization: str, status: int) -> None:
+    operated.token.use(TOKEN)
+    response, body = asked(port, "/metrics", authorization=authorization)
+
+    assert response.status == status
+    assert ("gatekeeper_revision" in body) == (status == 200)
+    assert response.headers["WWW-Authenticate"] == (None if status == 200 else "Bearer")
+    assert TOKEN not in body
+
+
+def test_twin_without_a_token_metrics_are_shown_to_anybody(port: int) -> None:
+    assert asked(port, "/metrics")[0].status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_probes_need_no_token(port: int, operated: Operated, path: str) -> None:
+    operated.token.use(TOKEN)
+
+    assert asked(port, path)[0].status == 200
+
+
+def test_after_a_rotation_the_new_token_counts_and_the_old_one_does_not(port: int, operated: Operated) -> None:
+    operated.token.use(TOKEN)
+    operated.token.use(TOKEN[::-1])
+
+    assert asked(port, "/metrics", authorization=f"Bearer {TOKEN}")[0].status == 401
+    assert asked(port, "/metrics", authorization=f"Bearer {TOKEN[::-1]}")[0].status == 200
+
+
+@pytest.mark.parametrize("text", ["canary7f3a", "canary7f3a canary7f3a", "canary7f3a-canary7f3\u00e9", "\n" * 20])
+def test_a_token_that_no_header_could_carry_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be 16 to 4096 printable ASCII characters") as refused:
+        BearerToken(text)
+
+    assert "canary7f3a" not in str(refused.value)
 
 
 def test_head_is_get_without_the_body(port: int) -> None:
@@ -213,7 +284,7 @@ def test_a_connection_is_refused_while_no_thread_ends(port: int, monkeypatch: py
 
 def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_module._Handler, "timeout", 0.05)
-    server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY)
+    server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY, token=BearerToken())
     address = ("127.0.0.1", server.start(ListenAddress(host="127.0.0.1")))
     with socket.create_connection(address, TIMEOUT_S) as silent:
         assert silent.recv(1) == b""
@@ -221,7 +292,7 @@ def test_a_client_that_stays_silent_is_hung_up_on(operated: Operated, monkeypatc
 
 
 def test_after_close_nobody_listens(operated: Operated) -> None:
-    server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY)
+    server = HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY, token=BearerToken())
     port = server.start(ListenAddress(host="127.0.0.1"))
     server.close()
 
@@ -231,4 +302,6 @@ def test_after_close_nobody_listens(operated: Operated) -> None:
 
 def test_an_address_of_another_machine_is_an_error(operated: Operated) -> None:
     with pytest.raises(ListenError, match="this machine has no address 203"):
-        HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY).start(ListenAddress(host="203.0.113.1"))
+        HttpServer(operated, is_alive=lambda: True, readiness=lambda: READY, token=BearerToken()).start(
+            ListenAddress(host="203.0.113.1")
+        )
