@@ -1,6 +1,7 @@
 """Passwords: what may be set, what matches, and that every failure costs the work of one check."""
 
 import re
+from functools import cache
 from unittest.mock import Mock
 
 import bcrypt
@@ -37,8 +38,9 @@ def costs(spy: Mock) -> list[int]:
     return [int(bytes(call.args[1]).decode().split("$")[2]) for call in spy.call_args_list]
 
 
+@cache
 def plain_hash(password: str, cost: int = MIN_COST) -> str:
-    """Hash a password as earlier releases did."""
+    """Hash a password as earlier releases did, once for all tests."""
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
 
 
