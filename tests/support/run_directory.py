@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gatekeeper_grpc.embedded.programs import open_directory
 
-_PREFIX = "gatekeeper-tests-"
+_PREFIX = "gk-tests-"  # Short, because the path of a Unix socket has at most 107 characters.
 
 
 def make_run_directory(parent: Path) -> Path:
