@@ -32,10 +32,10 @@ DATABASE_PASSWORD = "canary-of-the-database-0123456789"
 REDIS_PASSWORD = "canary-of-redis-0123456789"
 ADMIN_PASSWORD = "canary-of-the-first-one"
 METRICS_TOKEN = "canary-of-the-metrics-0123456789"
-TOKEN_KEY = "canary-of-tokens-0123456789abcdef0123456789"
+TOKEN_KEY = "canary-of-tokens-0123456789abcdef0123456789"  # pragma: allowlist secret
 DATA_KEY = "canary-of-data-0123456789abcdef0123456789"
 ERASURE_KEY = "canary-of-erasures-0123456789abcdef"
-AUDIT_KEY = b64encode(b"canary-of-checkpoints-0123456789").decode()
+AUDIT_KEY = b64encode(b"canary-of-checkpoints-0123456789").decode()  # pragma: allowlist secret
 CANARIES = (
     *(DATABASE_PASSWORD, REDIS_PASSWORD, ADMIN_PASSWORD, METRICS_TOKEN, TOKEN_KEY, DATA_KEY, ERASURE_KEY, AUDIT_KEY),
 )
