@@ -56,6 +56,7 @@ def serving(
         "GATEKEEPER_BCRYPT_COST": "10",
         "GATEKEEPER_LOGIN_RATE": "off",
         "GATEKEEPER_MUTATION_RATE": "off",
+        "GATEKEEPER_TOKEN_MUTATION_RATE": "off",
         "GATEKEEPER_ADMIN_READ_RATE": "off",
     }
     # A file, not a pipe: nothing reads the pipe later, and a server blocks when its log is full.

@@ -181,8 +181,10 @@ class Settings(BaseSettings):
     """How often an address may call Login and ChangePassword; an IPv6 address counts by its /64."""
     mutation_rate: RateLimit = Rate(count=10, unit="min", burst=60)
     """How often an admin user may make changes. On loopback, a server with an embedded database does not limit them."""
+    token_mutation_rate: RateLimit = Rate(count=300, unit="min", burst=600)
+    """How often an API token may make changes, with the same exemption."""
     admin_read_rate: RateLimit = Rate(count=50, unit="s", burst=50)
-    """How often an admin user may read by AdminService."""
+    """How often an admin user, or an API token, may read by AdminService."""
     standard_tier_rate: RateLimit = Rate(count=600, unit="s", burst=600)
     """How often the holder of a client key of RATE_TIER_STANDARD may evaluate, where evaluation requires a key. 1,000
     contexts of a bulk evaluation count as one call.

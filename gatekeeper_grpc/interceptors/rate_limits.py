@@ -33,8 +33,10 @@ class Limit(StrEnum):
     """Of an address."""
     MUTATIONS = "mutation"
     """Of an admin user, over all sessions."""
+    TOKEN_MUTATIONS = "token_mutation"  # noqa: S105 - the name of a limit
+    """Of an API token."""
     ADMIN_READS = "admin_read"
-    """Of an admin user, over all sessions."""
+    """Of an admin user, over all sessions, or of an API token."""
     STANDARD_TIER = "standard_tier"
     """Of a client key, where one is required."""
     HIGH_TIER = "high_tier"
@@ -96,7 +98,7 @@ class RateLimits:
         rules: Mapping[CountsAs, tuple[_ChargesOf, Sequence[Limit]]] = {
             CountsAs.LOGIN: (self._charges_of_login, [Limit.LOGIN]),
             CountsAs.READ: (self._charges_of_read, [Limit.ADMIN_READS]),
-            CountsAs.MUTATION: (self._charges_of_mutation, [Limit.MUTATIONS]),
+            CountsAs.MUTATION: (self._charges_of_mutation, [Limit.MUTATIONS, Limit.TOKEN_MUTATIONS]),
             CountsAs.EVALUATION: (
                 self._charges_of_evaluation,
                 [Limit.ADDRESS, *(_TIERS.values() if self._requires_keys else ())],
@@ -128,7 +130,7 @@ class RateLimits:
 
     def _charges_of_mutation(self, call: ArrivedCall, arrival: Arrival) -> Iterator[Charge]:
         if not self._may_change_freely(call.client):
-            yield from self._charge(Limit.MUTATIONS, _admin_of(arrival))
+            yield from self._charge(_limit_of_mutation(arrival), _admin_of(arrival))
 
     def _charges_of_evaluation(self, call: ArrivedCall, arrival: Arrival) -> Iterator[Charge]:
         if Limit.ADDRESS in self._limiters and not self._is_exempt(call.client):
@@ -205,5 +207,10 @@ def _address_of(call: ArrivedCall) -> str:
     return str(stranger(call.client).owner.name)
 
 
+def _limit_of_mutation(arrival: Arrival) -> Limit:
+    is_token = arrival.caller is not None and arrival.caller.api_token is not None
+    return Limit.TOKEN_MUTATIONS if is_token else Limit.MUTATIONS
+
+
 def _admin_of(arrival: Arrival) -> str:
-    return f"admin#{arrival.owner.name}"
+    return arrival.caller.identity if arrival.caller else ""

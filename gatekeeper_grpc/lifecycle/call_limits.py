@@ -41,6 +41,7 @@ def _rates(settings: Settings) -> Mapping[Limit, Rate | None]:
     return {
         Limit.LOGIN: settings.login_rate,
         Limit.MUTATIONS: settings.mutation_rate,
+        Limit.TOKEN_MUTATIONS: settings.token_mutation_rate,
         Limit.ADMIN_READS: settings.admin_read_rate,
         Limit.STANDARD_TIER: settings.standard_tier_rate,
         Limit.HIGH_TIER: settings.high_tier_rate,

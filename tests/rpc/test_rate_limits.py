@@ -21,6 +21,7 @@ from gatekeeper_grpc.transport.admission import Refusal as Reason
 from tests.support.addresses import seen_from
 from tests.support.clients import TIMEOUT_S, Refusal, refusal_of
 from tests.support.floods import retry_after_s
+from tests.support.operators import new_token
 from tests.support.servers import StartServer, access_token, connect, token_for
 
 # So slow that no call becomes free while a test runs.
@@ -165,6 +166,22 @@ def test_an_admin_who_reads_too_often_waits_and_may_still_change(start_server: S
 
         assert refusal_of(lists(admin)) == limited("admin_read")
         creates(admin)()
+
+
+def test_an_api_token_has_a_budget_of_its_own(start_server: StartServer, dsn: str) -> None:
+    """A program may change more than a person, and does not use up what its maker has."""
+    with people(
+        start_server(mutation_rate="1/min burst 3", token_mutation_rate="1/min burst 5", DATABASE_URL=dsn)
+    ) as clients:
+        maker = clients.admin(token_for(dsn, Role.EDITOR))
+        one, other = (clients.admin(new_token(maker, role=Role.EDITOR.value).secret) for _ in range(2))
+        for _ in range(5):
+            creates(one)()
+
+        assert refusal_of(creates(one)) == limited("token_mutation", "1/min burst 5")
+        creates(other)()
+        creates(maker)()  # The third, after two tokens were made.
+        assert refusal_of(creates(maker)) == limited("mutation")
 
 
 def test_admins_are_told_what_is_left_in_metadata(start_server: StartServer, dsn: str) -> None:

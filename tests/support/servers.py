@@ -49,6 +49,7 @@ def settings_for_tests(**settings: object) -> Settings:
         # Tests call as fast as they can, all from one address; those of the limits set them.
         "login_rate": "off",
         "mutation_rate": "off",
+        "token_mutation_rate": "off",
         "admin_read_rate": "off",
     }
     return load_settings(**{**quick, **settings})

@@ -63,7 +63,8 @@ class AdminServiceStub:
     of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
-    then 10 a minute, and 50 reads a second. `validate_only` counts as a change, an import as one.
+    then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
+    and then 300 a minute, and as many reads. `validate_only` counts as a change, an import as one.
     Every response has these in its trailing metadata, if its call has a limit: `x-ratelimit-limit`,
     how many calls are allowed at once; `x-ratelimit-remaining`, how many are allowed now; and
     `x-ratelimit-reset`, after how many seconds without a call all of them are. Further calls are
@@ -404,7 +405,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
-    then 10 a minute, and 50 reads a second. `validate_only` counts as a change, an import as one.
+    then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
+    and then 300 a minute, and as many reads. `validate_only` counts as a change, an import as one.
     Every response has these in its trailing metadata, if its call has a limit: `x-ratelimit-limit`,
     how many calls are allowed at once; `x-ratelimit-remaining`, how many are allowed now; and
     `x-ratelimit-reset`, after how many seconds without a call all of them are. Further calls are
@@ -741,7 +743,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
-    then 10 a minute, and 50 reads a second. `validate_only` counts as a change, an import as one.
+    then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
+    and then 300 a minute, and as many reads. `validate_only` counts as a change, an import as one.
     Every response has these in its trailing metadata, if its call has a limit: `x-ratelimit-limit`,
     how many calls are allowed at once; `x-ratelimit-remaining`, how many are allowed now; and
     `x-ratelimit-reset`, after how many seconds without a call all of them are. Further calls are
