@@ -101,5 +101,6 @@ def test_acknowledged_writes_survive_a_killed_postgres(gatekeeper: Gatekeeper) -
             killed = kill_postmaster(gatekeeper.data_dir)
             gatekeeper.logged("embedded_postgres_died", pid=killed)
             wait_until_all_wrote(writers)
-    assert {code for writer in writers for code in writer.refusals} == {grpc.StatusCode.UNAVAILABLE}
+    # A writer that is between two writes notices nothing, and the others are told to call again.
+    assert {code for writer in writers for code in writer.refusals} <= {grpc.StatusCode.UNAVAILABLE}
     assert_kept(gatekeeper.dsn, {key: at for writer in writers for key, at in writer.acknowledged.items()})

@@ -12,6 +12,7 @@ from gatekeeper_grpc.domain.commands import AuditFilter
 from gatekeeper_grpc.store import logins, mutations
 from gatekeeper_grpc.store.audit.log import list_query
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
+from gatekeeper_grpc.store.postgres.caller_check import NO_CLAIMS
 from gatekeeper_grpc.store.snapshots.loader import (
     LATEST_LOGGED,
     LOGGED_SINCE,
@@ -142,7 +143,7 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         ),
         pytest.param(
             mutations._READ_CLOCK_AND_CALLER,
-            {"admin_id": 7, "role": "viewer", "token_epoch": 1, "session_id": uuid4()},
+            {**NO_CLAIMS, "admin_id": 7, "role": "viewer", "token_epoch": 1, "session_id": uuid4()},
             id="whether a token is current",
         ),
         pytest.param(logins._FIND_CREDENTIALS, {"username": "admin-7"}, id="a password"),

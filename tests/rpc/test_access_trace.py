@@ -66,6 +66,8 @@ IMPERSONAL = {
     "AuthEvent": {"actor", "event", "peer", "subject_id", "subject_ids", "username"},
     "ClientKey": {"key_id", "name"},
     "CreateClientKeyResponse": {"secret"},
+    "ApiToken": {"token_id", "name", "username"},
+    "CreateApiTokenResponse": {"secret"},
     "LoginResponse": {"access_token", "refresh_token"},
     "RefreshTokenResponse": {"access_token", "refresh_token"},
     "EvaluateFlagsResponse": {"unknown_flag_keys"},

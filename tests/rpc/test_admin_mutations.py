@@ -173,7 +173,7 @@ def test_the_audit_entry_tells_the_change_reason(installation: Installation, key
 
 # --- validate_only ---------------------------------------------------------------------------------------------------
 
-SERVER_DECIDES = {"admin_id", "etag", "revision", "create_time", "update_time", "revoke_time", "key_id"}
+SERVER_DECIDES = {"admin_id", "etag", "revision", "create_time", "update_time", "revoke_time", "key_id", "token_id"}
 
 
 def would_be(response: Any) -> Any:

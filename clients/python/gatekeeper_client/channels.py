@@ -18,6 +18,7 @@ _ADMIN_READS: Final = (
     "ListUsers",
     "ListAdminUsers",
     "ListSessions",
+    "ListApiTokens",
     "ListAuthEvents",
     "ListClientKeys",
     "ListAuditEntries",

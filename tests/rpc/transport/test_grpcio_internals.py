@@ -80,7 +80,14 @@ SPELLINGS = {
     "context._state": "the state of a call",
 }
 OURS = {"arrived", "self"}
-SET_BY_US = {"gatekeeper_arrival", "gatekeeper_arrived_at", "gatekeeper_call", "gatekeeper_ending"}
+SET_BY_US = {
+    "gatekeeper_arrival",
+    "gatekeeper_arrived_at",
+    "gatekeeper_call",
+    "gatekeeper_client",
+    "gatekeeper_ending",
+    "gatekeeper_is_stream",
+}
 
 
 class _Submissions(ThreadPoolExecutor):

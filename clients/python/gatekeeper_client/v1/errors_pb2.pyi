@@ -177,8 +177,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 63
     """RESOURCE_EXHAUSTED: the caller has called too often: the address, for a login; the client key
-    or the address, for an evaluation; the admin user or API token otherwise. `google.rpc.RetryInfo` says when
-    to call again. Example metadata: limit = "login", rate = "5/min burst 20".
+    or the address, for an evaluation; the admin user or API token otherwise.
+    `google.rpc.RetryInfo` says when to call again. Example metadata: limit = "login", rate =
+    "5/min burst 20".
     """
     ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 64
     """RESOURCE_EXHAUSTED: this address has as many WatchFlags streams open as it may. Close some.
@@ -353,8 +354,9 @@ is near.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 63
 """RESOURCE_EXHAUSTED: the caller has called too often: the address, for a login; the client key
-or the address, for an evaluation; the admin user or API token otherwise. `google.rpc.RetryInfo` says when
-to call again. Example metadata: limit = "login", rate = "5/min burst 20".
+or the address, for an evaluation; the admin user or API token otherwise.
+`google.rpc.RetryInfo` says when to call again. Example metadata: limit = "login", rate =
+"5/min burst 20".
 """
 ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 64
 """RESOURCE_EXHAUSTED: this address has as many WatchFlags streams open as it may. Close some.
