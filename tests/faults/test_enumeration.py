@@ -16,6 +16,7 @@ from gatekeeper_grpc.auth.passwords import Passwords
 from tests.faults.figures import ROUNDS
 from tests.faults.report import Report
 from tests.support.clients import TIMEOUT_S, Installation, installed, refusal_of
+from tests.support.databases import running_postgres
 from tests.support.operators import PASSWORD, WRONG_CREDENTIALS, enlisted, manager, new_name
 
 pytestmark = [pytest.mark.promise("D4"), pytest.mark.timeout(900)]
@@ -27,10 +28,10 @@ FAILED_BEFORE = 110
 
 
 @pytest.fixture
-def installation(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+def installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
     """An installation without limits on failed logins."""
     monkeypatch.setattr(LoginGuard, "_wait_s", lambda *_keys: 0.0)
-    with installed(postgres) as installation:
+    with running_postgres() as postgres, installed(postgres) as installation:
         yield installation
 
 
