@@ -8,10 +8,11 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
-from gatekeeper_client.v1.flag_pb2 import Flag
+from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.store.postgres import database as database_module
 from tests.support.clients import TIMEOUT_S, Installation, installed, send
-from tests.support.mutations import FLAG, MUTATIONS
+from tests.support.mutations import FLAG, MUTATIONS, SEGMENT
 from tests.support.round_trips import RoundTrips, counting_proxy
 from tests.support.successes import SERVICES, SUCCESSES
 from tests.support.traces import DOCUMENTS_OF_A_LIFE, FLAGS, SEGMENTS, live
@@ -48,6 +49,41 @@ def test_an_rpc_changes_in_six_round_trips(installation: Installation, trips: Ro
     taken = trips.taken()
     assert len(taken) >= REPEATS
     assert max(taken) <= MOST
+
+
+def test_so_does_a_change_of_segment_targets(installation: Installation, trips: RoundTrips) -> None:
+    key = FLAG.make(installation, "for-segments")
+    targets = [SegmentTarget(segment_key=SEGMENT.make(installation, f"of-{number}"), value=True) for number in range(5)]
+    trips.taken()
+
+    for number in range(REPEATS):
+        flag = Flag(key=key, segment_targets=targets[: number % 5])
+        mask = FieldMask(paths=["segment_targets"])
+        send(installation.admin, "UpdateFlag", pb.UpdateFlagRequest(flag=flag, update_mask=mask))
+
+    assert max(trips.taken()) <= MOST
+
+
+def test_so_does_a_target_that_moves(installation: Installation, trips: RoundTrips) -> None:
+    key = FLAG.make(installation, "for-movers")
+    trips.taken()
+
+    for number in range(REPEATS):
+        moved = pb.AddTargetsRequest(flag_key=key, user_ids=["anna", "bert"], value=number % 2 == 0)
+        send(installation.admin, "AddTargets", moved)
+
+    assert max(trips.taken()) <= MOST
+
+
+def test_twin_without_a_pipeline_it_takes_more(
+    installation: Installation, trips: RoundTrips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_pipelined", database_module._each_awaited)
+    trips.taken()
+    for _ in range(REPEATS):
+        SUCCESSES["UpdateFlag"](installation)
+
+    assert max(trips.taken()) > MOST
 
 
 # --- Sets whose hash is unknown --------------------------------------------------------------------------------------
