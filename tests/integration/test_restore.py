@@ -35,7 +35,9 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.flags import FlagStore
 from gatekeeper_grpc.store.mutations import MutationRunner
+from gatekeeper_grpc.store.postgres import servers as servers_module
 from gatekeeper_grpc.store.postgres.database import Database
+from gatekeeper_grpc.store.postgres.servers import Refusals
 from gatekeeper_grpc.store.snapshots.epochs import Epochs
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.support.clients import TIMEOUT_S, race, send
@@ -122,6 +124,8 @@ def gatekeeper(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gat
     monkeypatch.setattr(operator_settings, "configure_logs", lambda **_settings: None)
 
     def run(*arguments: str) -> Result:
+        # A command is a process of its own: it does not wait because the server has just been refused.
+        monkeypatch.setattr(servers_module, "_REFUSALS", Refusals())
         with capture_logs():  # Else they come between what is printed.
             return CliRunner().invoke(cli.gatekeeper, arguments)
 
