@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     """Address of a server for gRPC health alone, as GATEKEEPER_LISTEN. It answers even if the main server is saturated.
     """
     ops_listen: Address = ListenAddress(host="127.0.0.1", port=9464)
-    """Address of `/metrics`, `/health` and `/ready` over HTTP: host:port. Keep it private."""
+    """Address of `/metrics`, `/livez` and `/readyz` over HTTP: host:port. Keep it private."""
     tls_cert_file: Path | None = None
     """Certificate of the server for GATEKEEPER_LISTEN, followed by those that lead to its issuer, in PEM. A new one is
     used within 5 s, without a restart. Absent: no TLS.

@@ -8,15 +8,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gatekeeper_grpc.operations.readiness import SHUTTING_DOWN, Readiness
 
-NO_WORKER = "no worker is up"
+_RESTART = "the log says why; the supervisor starts it again"
+NO_WORKER = f"no worker is up: {_RESTART}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetReadiness(Readiness):
-    """The answer of a supervisor's `/ready`: of all workers together, and of each."""
+    """The answer of a supervisor's `/readyz`: of all workers together, and of each."""
 
     workers: tuple[Mapping[str, object], ...]
-    """`worker` and `up`; for a worker that is up, also the fields of its own `/ready`."""
+    """`worker` and `up`; for a worker that is up, also the fields of its own `/readyz`."""
 
 
 def fleet_readiness(workers: Mapping[int, Readiness | None], *, draining: bool) -> FleetReadiness:
@@ -50,7 +51,7 @@ def _reasons(workers: Mapping[int, Readiness | None], *, draining: bool) -> Iter
         return
     for number, readiness in workers.items():
         if readiness is None:
-            yield f"worker {number} is not up"
+            yield f"worker {number} is not up: {_RESTART}"
         else:
             yield from (f"worker {number}: {reason}" for reason in readiness.reasons)
 

@@ -57,7 +57,7 @@ class Probe:
     def _is_alive(self) -> bool:
         self._ticks_before = _cpu_ticks(self._pid)
         try:
-            return fetch(self.ops_port, "/health")[0] == HTTPStatus.OK
+            return fetch(self.ops_port, "/livez")[0] == HTTPStatus.OK
         except (OSError, HTTPException):
             return False
 
@@ -67,7 +67,7 @@ class Probe:
 
     def _ready(self) -> Readiness | None:
         try:
-            return readiness_from_json(fetch(self.ops_port, "/ready")[1])
+            return readiness_from_json(fetch(self.ops_port, "/readyz")[1])
         except (OSError, HTTPException, ValueError, TypeError):
             return None
 
@@ -94,7 +94,7 @@ def fetch(ops_port: int, path: str, *, token: str = "") -> tuple[int, str]:
 
 
 def readiness_from_json(text: str) -> Readiness:
-    """Read an answer of `/ready`; unknown fields, from a worker of another release, are ignored.
+    """Read an answer of `/readyz`; unknown fields, from a worker of another release, are ignored.
 
     Raises:
         ValueError: The text is not JSON.

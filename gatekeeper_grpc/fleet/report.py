@@ -17,7 +17,7 @@ class WorkerReport:
     """A worker's only report: it serves, or why it cannot."""
 
     ops_port: int | None = None
-    """The loopback port of its `/metrics`, `/health` and `/ready`; None if it does not serve."""
+    """The loopback port of its `/metrics`, `/livez` and `/readyz`; None if it does not serve."""
     error: str = ""
     """Why it does not serve."""
 

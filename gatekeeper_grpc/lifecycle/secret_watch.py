@@ -14,6 +14,7 @@ _log = structlog.get_logger(__name__)
 
 # A change is promised to be noticed within 10 s, on a busy machine as well.
 _INTERVAL_S = 2.0
+_REMEDY = "correct the file; it is read again without a restart"
 
 Use = Callable[[str], object]
 """Takes a new value, or raises why it cannot be used, without the value."""
@@ -34,7 +35,7 @@ class WatchedSecret:
         """Read the file, and use what has changed."""
         before, self.fault = self.fault, self._use_new()
         if self.fault and self.fault != before:
-            _log.error("secret_not_used", error=self.fault)
+            _log.error("secret_not_used", error=self.fault, remedy=_REMEDY)
 
     def _use_new(self) -> str:
         """Use the value of the file; return why it cannot be used, or nothing."""
@@ -87,7 +88,7 @@ class SecretWatch:
         """Yield, in sentences for operators, why old values are in use."""
         for secret in self._secrets:
             if secret.fault:
-                yield f"an old secret is in use: {secret.fault}"
+                yield f"an old secret is in use: {secret.fault}; {_REMEDY}"
 
     def _check(self) -> None:
         for secret in self._secrets:

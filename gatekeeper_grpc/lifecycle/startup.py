@@ -175,10 +175,13 @@ class Startup:
         stored, failure = self.last_known_good, self._failure
         if stored:
             confirmed = stored.header.confirmed_time.isoformat(timespec="seconds")
-            yield f"serving the last-known-good snapshot ({stored.storage}), confirmed at {confirmed}"
+            yield (
+                f"serving the last-known-good snapshot ({stored.storage}), confirmed at {confirmed}:"
+                " it is replaced as soon as the database is read"
+            )
         if failure:
             text = str(failure) if isinstance(failure, GatekeeperError) else "internal error, see the log"
-            yield f"the database is not open: {text}"
+            yield f"the database is not open: {text}; {_remedy_of(failure)}"
 
     def close(self) -> None:
         """Stop connecting. A database that becomes available after this is not opened."""
@@ -299,9 +302,14 @@ def _news(exc: Exception | None) -> str:
     return "" if exc is None else exc.reason if isinstance(exc, Unavailable) else str(exc)
 
 
+def _remedy_of(exc: Exception) -> str:
+    if isinstance(exc, Unavailable):
+        return "Gatekeeper retries until it succeeds; docs/operations/database-errors.md says what each reason needs"
+    return "remove the cause; Gatekeeper tries again all the time"
+
+
 def _log_failure(exc: Exception) -> None:
     if isinstance(exc, Unavailable):
-        remedy = "Gatekeeper retries until it succeeds; docs/operations/database-errors.md says what each reason needs"
-        _log.warning("database_unreachable", error=str(exc), reason=exc.reason, remedy=remedy)
+        _log.warning("database_unreachable", error=str(exc), reason=exc.reason, remedy=_remedy_of(exc))
     else:
-        _log.error("database_refused", error=str(exc), kind=type(exc).__name__)
+        _log.error("database_refused", error=str(exc), kind=type(exc).__name__, remedy=_remedy_of(exc))

@@ -70,7 +70,7 @@ class _HealthServicer(health.HealthServicer):  # type: ignore[misc]  # Published
 class HealthReporter:
     """Keeps the health service current, from `start` to `close`.
 
-    The server ("") and EvaluationService are SERVING while the instance is ready, as in `/ready`. An old snapshot is
+    The server ("") and EvaluationService are SERVING while the instance is ready, as in `/readyz`. An old snapshot is
     enough for that: a database outage must not make an orchestrator drain every instance. AdminService and AuthService
     are SERVING while the database answers.
 

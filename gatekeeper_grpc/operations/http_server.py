@@ -1,4 +1,4 @@
-"""The operations HTTP server: `/metrics` for Prometheus, `/health` and `/ready` for orchestrators.
+"""The operations HTTP server: `/metrics` for Prometheus, `/livez` and `/readyz` for orchestrators.
 
 Only `/metrics` can ask for a token: it belongs on a loopback or otherwise private address.
 """
@@ -62,14 +62,14 @@ _MakePage = Callable[[Message], Page]  # From the headers of the request.
 
 
 class HttpServer:
-    """Serves `/metrics`, `/health` and `/ready` over HTTP, from `start` to `close`.
+    """Serves `/metrics`, `/livez` and `/readyz` over HTTP, from `start` to `close`.
 
     Every connection has a thread of its own, so a slow client delays no other. A page is made when it is requested.
 
     Args:
         metrics: What `/metrics` shows.
-        is_alive: `/health` is 200 while this is true, else 503.
-        readiness: `/ready` shows it, with 200 while it is ready, else 503.
+        is_alive: `/livez` is 200 while this is true, else 503.
+        readiness: `/readyz` shows it, with 200 while it is ready, else 503.
         token: What `/metrics` asks for. The others ask for nothing: a kubelet has no token.
     """
 
@@ -85,8 +85,8 @@ class HttpServer:
         registry.register(metrics)
         self._pages: Mapping[str, _MakePage] = {
             "/metrics": lambda headers: _metrics(registry, headers, token),
-            "/health": lambda _headers: _health(alive=is_alive()),
-            "/ready": lambda _headers: _ready(readiness()),
+            "/livez": lambda _headers: _livez(alive=is_alive()),
+            "/readyz": lambda _headers: _readyz(readiness()),
         }
         self._server: _Server | None = None
         self._accepting: RepeatingThread | None = None
@@ -242,11 +242,11 @@ def _metrics(registry: CollectorRegistry, headers: Message, token: BearerToken) 
     return Page(HTTPStatus.OK, encode(registry), content_type)
 
 
-def _health(*, alive: bool) -> Page:
-    return _text(_status(ok=alive), "alive" if alive else "hung")
+def _livez(*, alive: bool) -> Page:
+    return _text(_status(ok=alive), "alive" if alive else _HUNG)
 
 
-def _ready(readiness: Readiness) -> Page:
+def _readyz(readiness: Readiness) -> Page:
     return Page(_status(ok=readiness.ready), json.dumps(asdict(readiness)).encode() + b"\n", "application/json")
 
 
@@ -258,6 +258,7 @@ def _text(status: HTTPStatus, text: str) -> Page:
     return Page(status, f"{text}\n".encode())
 
 
+_HUNG = "hung: restart the process; docs/maintaining.md says how to find out first what it waits for"
 _ONLY_READ = _text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD")._replace(headers={"Allow": "GET, HEAD"})
 _NO_TOKEN = _text(HTTPStatus.UNAUTHORIZED, "needs the header authorization: Bearer ...")._replace(
     headers={"WWW-Authenticate": "Bearer"}

@@ -1,16 +1,20 @@
-"""Whether an instance is ready to serve evaluations, and why not: what `/ready` and gRPC health report."""
+"""Whether an instance is ready to serve evaluations, and why not: what `/readyz` and gRPC health report."""
 
 import math
 from dataclasses import dataclass
 
-SHUTTING_DOWN = "the instance is shutting down"
-NO_SNAPSHOT = "no snapshot is loaded yet"
-NO_DATABASE = "the database does not answer; admin calls and logins fail"
+SHUTTING_DOWN = "the instance is shutting down: send calls to another one"
+NO_SNAPSHOT = "no snapshot is loaded yet: if this lasts, the log says why no database could be read"
+NO_DATABASE = (
+    "the database does not answer; admin calls and logins fail: check PostgreSQL and the way to it; evaluation"
+    " continues, and the instance reconnects by itself"
+)
+_REMEDY = "check PostgreSQL and the way to it, and the log for task_failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """What `/ready` returns, field by field."""
+    """What `/readyz` returns, field by field."""
 
     ready: bool
     """The instance can serve evaluations, from a snapshot that is not too old."""
@@ -23,7 +27,9 @@ class Readiness:
     database: bool
     """The database answered recently."""
     reasons: tuple[str, ...]
-    """Sentences for operators, without changing figures: why the instance is not ready, and other problems."""
+    """Sentences for operators, without changing figures: why the instance is not ready, and other problems. After a
+    colon, each says what to do.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +58,7 @@ def readiness_of(
     stale = revision is not None and unconfirmed_s > bounds.stale_after_s
     too_old = _too_old(revision, unconfirmed_s, bounds.max_staleness_s)
     blockers = (SHUTTING_DOWN if draining else "", NO_SNAPSHOT if revision is None else "", too_old)
-    warnings = (f"responses are stale: {_unconfirmed(bounds.stale_after_s)}" if stale else "",)
+    warnings = (f"responses are stale, because {_unconfirmed(bounds.stale_after_s)}: {_REMEDY}" if stale else "",)
     return Readiness(
         ready=not any(blockers),
         stale=stale,
@@ -66,7 +72,7 @@ def readiness_of(
 def _too_old(revision: int | None, unconfirmed_s: float, limit_s: float | None) -> str:
     if revision is None or limit_s is None or unconfirmed_s <= limit_s:
         return ""
-    return f"the snapshot is too old to serve: {_unconfirmed(limit_s)}"
+    return f"the snapshot is too old to serve, because {_unconfirmed(limit_s)}: {_REMEDY}"
 
 
 def _unconfirmed(bound_s: float) -> str:

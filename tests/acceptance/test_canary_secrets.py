@@ -162,7 +162,7 @@ def note_pages(gatekeeper: Gatekeeper, seen: Seen) -> None:
     metrics = urlopen(asked, timeout=TIMEOUT_S).read().decode()
     assert "gatekeeper_revision" in metrics
     seen.note("metrics", metrics)
-    seen.note("metrics", urlopen(f"{pages}/ready", timeout=TIMEOUT_S).read().decode())
+    seen.note("metrics", urlopen(f"{pages}/readyz", timeout=TIMEOUT_S).read().decode())
 
 
 def break_a_file(gatekeeper: Gatekeeper, folder: Path, seen: Seen) -> None:

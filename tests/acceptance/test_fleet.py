@@ -115,7 +115,7 @@ def restarts(gatekeeper: Gatekeeper, cause: str) -> float:
 
 def is_complete(gatekeeper: Gatekeeper) -> bool:
     """All workers are up, and the fleet has nothing to explain."""
-    status, body = page(gatekeeper, "/ready")
+    status, body = page(gatekeeper, "/readyz")
     return status == 200 and json.loads(body)["reasons"] == []
 
 
@@ -189,10 +189,10 @@ def test_metrics_are_those_of_all_workers_and_of_the_supervisor(fleet: Gatekeepe
 
 def test_ready_tells_of_each_worker(fleet: Gatekeeper) -> None:
     assert eventually(lambda: is_complete(fleet))
-    status, body = page(fleet, "/ready")
+    status, body = page(fleet, "/readyz")
     ready = json.loads(body)
 
-    assert (status, ready["ready"], page(fleet, "/health")) == (200, True, (200, "alive\n"))
+    assert (status, ready["ready"], page(fleet, "/livez")) == (200, True, (200, "alive\n"))
     assert [(worker["worker"], worker["up"], worker["ready"]) for worker in ready["workers"]] == [
         (number, True, True) for number in range(1, WORKERS + 1)
     ]

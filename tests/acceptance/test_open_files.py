@@ -83,7 +83,7 @@ def is_served(port: int, *, timeout_s: float, certificates: CertificateFolder | 
 
 
 def readiness(ops_port: int) -> dict[str, object]:
-    with urlopen(f"http://127.0.0.1:{ops_port}/ready", timeout=TIMEOUT_S) as response:
+    with urlopen(f"http://127.0.0.1:{ops_port}/readyz", timeout=TIMEOUT_S) as response:
         answer: dict[str, object] = json.load(response)
         return answer
 

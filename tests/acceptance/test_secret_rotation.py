@@ -181,7 +181,7 @@ def test_a_broken_file_keeps_the_old_value_and_is_reported(
         token = installation.token()
         replace(tmp_path / name, content)
         reported = installation.server.logged("secret_not_used")
-        ready = urlopen(f"http://127.0.0.1:{installation.server.ops_port}/ready").read().decode()
+        ready = urlopen(f"http://127.0.0.1:{installation.server.ops_port}/readyz").read().decode()
         metrics = urlopen(f"http://127.0.0.1:{installation.server.ops_port}/metrics").read().decode()
         with installation.admin(token) as admin:
             admin.CreateFlag(CreateFlagRequest(flag=Flag(key=f"f{uuid4().hex}")), timeout=TIMEOUT_S)

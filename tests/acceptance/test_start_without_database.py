@@ -86,7 +86,7 @@ def health(gatekeeper: Gatekeeper, service: str) -> str:
 
 
 def readiness(gatekeeper: Gatekeeper) -> dict[str, Any]:
-    with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}/ready", timeout=TIMEOUT_S) as response:
+    with urlopen(f"http://127.0.0.1:{gatekeeper.ops_port}/readyz", timeout=TIMEOUT_S) as response:
         told: dict[str, Any] = json.load(response)
     return told
 

@@ -24,10 +24,10 @@ KEPT = "snapshot"
 
 
 def readiness(instance: Instance) -> dict[str, Any]:
-    """What `GET /ready` says, and with which status."""
+    """What `GET /readyz` says, and with which status."""
     connection = HTTPConnection("127.0.0.1", instance.gatekeeper.ops_port, timeout=5.0)
     try:
-        connection.request("GET", "/ready")
+        connection.request("GET", "/readyz")
         response = connection.getresponse()
         return {"status": response.status, **json.loads(response.read())}
     finally:

@@ -71,8 +71,8 @@ def test_every_port_of_the_stack_is_published_once_and_on_loopback() -> None:
     ports = [port.split(":") for service in STACK.values() for port in service.get("ports", [])]
 
     assert {address for address, _, _ in ports} == {"127.0.0.1"}
-    assert len({host for _, host, _ in ports}) == len(ports) == 4
-    assert [inner for _, _, inner in ports] == ["50051", "50052"] * 2
+    assert len({host for _, host, _ in ports}) == len(ports) == 6
+    assert [inner for _, _, inner in ports] == ["50051", "50052", "9464"] * 2
 
 
 def test_stack_names_the_redis_that_it_runs_and_publishes_it_to_nobody() -> None:
@@ -170,7 +170,7 @@ def test_health_check_of_the_image_tells_whether_the_server_serves(
     server: GatekeeperServer, *, is_serving: bool, code: int
 ) -> None:
     (line,) = (line for line in FINAL if line.startswith("HEALTHCHECK "))
-    python, *arguments = json.loads(line[line.index("[") :].replace("50052", str(server.health_port)))
+    python, *arguments = json.loads(line[line.index("[") :].replace("9464", str(server.ops_port)))
     if not is_serving:
         server.stop()
 

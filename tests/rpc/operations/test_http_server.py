@@ -1,4 +1,4 @@
-"""`/metrics`, `/health` and `/ready` of a running server."""
+"""`/metrics`, `/livez` and `/readyz` of a running server."""
 
 import json
 import threading
@@ -12,6 +12,7 @@ from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_grpc.interceptors.chain import Stages
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.operations.readiness import NO_DATABASE, SHUTTING_DOWN
 from gatekeeper_grpc.transport.listener import ListenError
 from tests.support.clients import TIMEOUT_S, created
 from tests.support.outages import outage
@@ -37,7 +38,7 @@ def asked(server: GatekeeperServer, path: str) -> tuple[int, str]:
 
 
 def readiness(server: GatekeeperServer) -> tuple[int, dict[str, Any]]:
-    status, body = asked(server, "/ready")
+    status, body = asked(server, "/readyz")
     return status, json.loads(body)
 
 
@@ -89,7 +90,7 @@ def test_a_database_outage_is_reported_and_evaluation_stays_ready(
         assert eventually(lambda: not readiness(server)[1]["database"])
         status, ready = readiness(server)
         assert (status, ready["ready"]) == (200, True)
-        assert ready["reasons"] == ["the database does not answer; admin calls and logins fail"]
+        assert ready["reasons"] == [NO_DATABASE]
     assert eventually(lambda: readiness(server)[1]["reasons"] == [])
 
 
@@ -105,21 +106,25 @@ def test_draining_is_not_ready(server: GatekeeperServer) -> None:
     server.metrics.drain()
 
     status, ready = readiness(server)
-    assert (status, ready["ready"], ready["reasons"]) == (503, False, ["the instance is shutting down"])
+    assert (status, ready["ready"], ready["reasons"]) == (503, False, [SHUTTING_DOWN])
 
 
-def test_health_fails_only_while_the_serving_thread_hangs(
+def test_liveness_fails_only_while_the_serving_thread_hangs(
     server: GatekeeperServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
-    alive = asked(server, "/health")
+    alive = asked(server, "/livez")
     monkeypatch.setattr(Stages, "intercept_service", lambda *_: over.wait(TIMEOUT_S) and None)
 
-    hung = asked(server, "/health")
+    hung = asked(server, "/livez")
     over.set()
 
-    assert (alive, hung) == ((200, "alive\n"), (503, "hung\n"))
-    assert eventually(lambda: asked(server, "/health")[0] == 200)
+    assert alive == (200, "alive\n")
+    assert hung == (
+        503,
+        "hung: restart the process; docs/maintaining.md says how to find out first what it waits for\n",
+    )
+    assert eventually(lambda: asked(server, "/livez")[0] == 200)
 
 
 def test_an_address_of_metrics_that_is_taken_is_refused(start_server: StartServer) -> None:

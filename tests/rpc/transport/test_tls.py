@@ -98,7 +98,7 @@ def test_the_health_port_speaks_tls_if_it_is_told_to(secure: GatekeeperServer, f
 
 
 def test_the_operations_port_speaks_tls_if_it_is_told_to(secure: GatekeeperServer, folder: CertificateFolder) -> None:
-    assert json.loads(page(folder, secure.ops_port, "/ready"))["ready"]
+    assert json.loads(page(folder, secure.ops_port, "/readyz"))["ready"]
 
 
 def test_probes_need_no_tls_unless_it_is_asked_for(start_server: StartServer, folder: CertificateFolder) -> None:
@@ -115,7 +115,7 @@ def test_a_client_that_does_not_finish_its_handshake_delays_no_page(
     with ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(socket.create_connection((HOST, secure.ops_port)))
-        assert page(folder, secure.ops_port, "/health") == "alive\n"
+        assert page(folder, secure.ops_port, "/livez") == "alive\n"
 
 
 # --- New files -------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_a_call_without_a_certificate_has_none_in_the_log(secure: GatekeeperServ
 def test_probes_need_no_certificate(mutual: GatekeeperServer, folder: CertificateFolder) -> None:
     with folder.channel(mutual.health_port) as channel:
         assert HealthStub(channel).Check(HealthCheckRequest(), timeout=TIMEOUT_S).status == HealthCheckResponse.SERVING
-    assert page(folder, mutual.ops_port, "/health") == "alive\n"
+    assert page(folder, mutual.ops_port, "/livez") == "alive\n"
 
 
 # --- What connections leave behind -----------------------------------------------------------------------------------

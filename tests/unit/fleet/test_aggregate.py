@@ -33,7 +33,12 @@ def test_a_fleet_whose_workers_are_all_ready_has_nothing_to_explain() -> None:
     ("fleet", "ready", "reasons"),
     [
         pytest.param(judged(None, None), False, (NO_WORKER,), id="no worker is up"),
-        pytest.param(judged(READY, None), True, ("worker 2 is not up",), id="one is up"),
+        pytest.param(
+            judged(READY, None),
+            True,
+            ("worker 2 is not up: the log says why; the supervisor starts it again",),
+            id="one is up",
+        ),
         pytest.param(judged(READY, EMPTY), False, ("worker 2: no snapshot",), id="one that is up is not ready"),
         pytest.param(judged(READY, STALE), True, ("worker 2: answers are stale",), id="one is stale"),
         pytest.param(judged(READY, draining=True), False, (SHUTTING_DOWN,), id="draining"),

@@ -34,7 +34,7 @@ class Probed:
     def _fetch(self, _port: int, path: str) -> tuple[int, str]:
         if not self.answers:
             raise TimeoutError
-        return (self.health, "") if path == "/health" else (200, json.dumps(asdict(READY)))
+        return (self.health, "") if path == "/livez" else (200, json.dumps(asdict(READY)))
 
 
 @pytest.fixture

@@ -66,26 +66,26 @@ def asked(
     return response, response.read().decode()
 
 
-def test_health_is_ok_while_alive_and_unavailable_when_hung(port: int, operated: Operated) -> None:
-    alive, _ = asked(port, "/health")
+def test_liveness_is_ok_while_alive_and_unavailable_when_hung(port: int, operated: Operated) -> None:
+    alive, _ = asked(port, "/livez")
     operated.alive = False
-    hung, _ = asked(port, "/health")
+    hung, _ = asked(port, "/livez")
 
     assert (alive.status, hung.status) == (200, 503)
 
 
-def test_ready_shows_why_not_and_is_not_latched(port: int, operated: Operated) -> None:
+def test_readiness_shows_why_not_and_is_not_latched(port: int, operated: Operated) -> None:
     answers = []
     for ready in (True, False, True):
         operated.readiness = replace(READY, ready=ready, reasons=("because",))
-        response, body = asked(port, "/ready")
+        response, body = asked(port, "/readyz")
         answers.append((response.status, json.loads(body)["ready"]))
 
     assert answers == [(200, True), (503, False), (200, True)]
 
 
-def test_ready_is_json_with_every_field(port: int) -> None:
-    response, body = asked(port, "/ready")
+def test_readiness_is_json_with_every_field(port: int) -> None:
+    response, body = asked(port, "/readyz")
 
     assert response.headers["Content-Type"] == "application/json"
     assert json.loads(body) == {
@@ -109,18 +109,18 @@ def test_metrics_come_in_the_format_that_the_scraper_asks_for(port: int, accept:
     assert "gatekeeper_revision 7.0" in body.splitlines()
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics/", "/favicon.ico", "/health/../ready"])
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/favicon.ico", "/livez/../readyz"])
 def test_anything_else_is_not_found(port: int, path: str) -> None:
     assert asked(port, path)[0].status == 404
 
 
 def test_a_query_does_not_change_the_page(port: int) -> None:
-    assert asked(port, "/health?verbose=1")[0].status == 200
+    assert asked(port, "/livez?verbose=1")[0].status == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"])
 def test_only_reading_is_allowed(port: int, method: str) -> None:
-    response, _ = asked(port, "/health", method=method)
+    response, _ = asked(port, "/livez", method=method)
 
     assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
 
@@ -128,12 +128,12 @@ def test_only_reading_is_allowed(port: int, method: str) -> None:
 @pytest.mark.parametrize(
     ("request_line", "status"),
     [
-        pytest.param("BREW /health HTTP/1.1", b" 405 ", id="unknown method"),
-        pytest.param("<script> /health HTTP/1.1", b" 405 ", id="markup as the method"),
-        pytest.param("GET /health HTTP/9.9", b" 505 ", id="unknown version"),
-        pytest.param("GET /health and more HTTP/1.1", b" 400 ", id="no request line"),
+        pytest.param("BREW /livez HTTP/1.1", b" 405 ", id="unknown method"),
+        pytest.param("<script> /livez HTTP/1.1", b" 405 ", id="markup as the method"),
+        pytest.param("GET /livez HTTP/9.9", b" 505 ", id="unknown version"),
+        pytest.param("GET /livez and more HTTP/1.1", b" 400 ", id="no request line"),
         pytest.param(f"GET /{'x' * 70_000} HTTP/1.1", b" 414 ", id="long path"),
-        pytest.param("GET /health HTTP/1.1\r\n" + "a: b\r\n" * 200, b" 431 ", id="many headers"),
+        pytest.param("GET /livez HTTP/1.1\r\n" + "a: b\r\n" * 200, b" 431 ", id="many headers"),
     ],
 )
 def test_what_is_no_request_is_refused_in_a_short_plain_text(port: int, request_line: str, status: bytes) -> None:
@@ -160,7 +160,7 @@ def received(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("path", ["/metrics", "/health", "/ready", "/nothing"])
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/nothing"])
 def test_every_response_tells_browsers_to_do_nothing_with_it(port: int, path: str, method: str) -> None:
     headers = asked(port, path, method=method)[0].headers
 
@@ -198,7 +198,7 @@ def test_twin_without_a_token_metrics_are_shown_to_anybody(port: int) -> None:
     assert asked(port, "/metrics")[0].status == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
 def test_probes_need_no_token(port: int, operated: Operated, path: str) -> None:
     operated.token.use(TOKEN)
 
@@ -222,8 +222,8 @@ def test_a_token_that_no_header_could_carry_is_refused(text: str) -> None:
 
 
 def test_head_is_get_without_the_body(port: int) -> None:
-    whole, body = asked(port, "/ready")
-    head, nothing = asked(port, "/ready", method="HEAD")
+    whole, body = asked(port, "/readyz")
+    head, nothing = asked(port, "/readyz", method="HEAD")
 
     assert (head.status, nothing) == (200, "")
     assert head.headers["Content-Length"] == whole.headers["Content-Length"] == str(len(body))
@@ -233,7 +233,7 @@ def test_a_page_that_fails_is_an_internal_error_without_its_text(port: int, oper
     # pragma: allowlist nextline secret
     operated.readiness = "postgresql://user:secret@db"  # type: ignore[assignment]  # No dataclass: a bug.
 
-    response, body = asked(port, "/ready")
+    response, body = asked(port, "/readyz")
 
     assert (response.status, body) == (500, "internal error\n")
 
@@ -245,7 +245,7 @@ def test_silent_clients_hold_up_nobody_and_the_oldest_makes_room(port: int) -> N
             for _ in range(2 * ops_module.MAX_CONNECTIONS)
         ]
 
-        assert asked(port, "/health")[0].status == 200
+        assert asked(port, "/livez")[0].status == 200
         assert silent[0].recv(1) == b""
 
 
@@ -261,7 +261,7 @@ def test_a_burst_of_slow_clients_does_not_exceed_the_bound_of_threads(port: int)
     with ExitStack() as stack:
         for _ in range(500):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
-        assert asked(port, "/health")[0].status == 200
+        assert asked(port, "/livez")[0].status == 200
         over.set()
         watcher.join()
 
@@ -297,7 +297,7 @@ def test_after_close_nobody_listens(operated: Operated) -> None:
     server.close()
 
     with pytest.raises(ConnectionRefusedError):
-        asked(port, "/health")
+        asked(port, "/livez")
 
 
 def test_an_address_of_another_machine_is_an_error(operated: Operated) -> None:

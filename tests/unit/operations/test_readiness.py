@@ -15,8 +15,11 @@ from gatekeeper_grpc.operations.readiness import (
 
 NO_LIMIT = Bounds(stale_after_s=10.0, max_staleness_s=None)
 ONE_MINUTE = Bounds(stale_after_s=10.0, max_staleness_s=60.0)
-STALE = "responses are stale: the database has not confirmed the snapshot for more than 10 s"
-TOO_OLD = "the snapshot is too old to serve: the database has not confirmed the snapshot for more than 60 s"
+CHECK = "check PostgreSQL and the way to it, and the log for task_failed"
+STALE = f"responses are stale, because the database has not confirmed the snapshot for more than 10 s: {CHECK}"
+TOO_OLD = (
+    f"the snapshot is too old to serve, because the database has not confirmed the snapshot for more than 60 s: {CHECK}"
+)
 
 
 def readiness(
@@ -55,6 +58,13 @@ def test_an_instance_with_a_confirmed_snapshot_is_ready_without_reasons() -> Non
 )
 def test_readiness_gives_the_reasons(found: Readiness, *, ready: bool, stale: bool, reasons: tuple[str, ...]) -> None:
     assert (found.ready, found.stale, found.reasons) == (ready, stale, reasons)
+
+
+@pytest.mark.parametrize("reason", [SHUTTING_DOWN, NO_SNAPSHOT, NO_DATABASE, STALE, TOO_OLD])
+def test_reason_says_after_a_colon_what_to_do(reason: str) -> None:
+    _cause, _, remedy = reason.partition(": ")
+
+    assert remedy
 
 
 @pytest.mark.parametrize("revision", [7, None])
