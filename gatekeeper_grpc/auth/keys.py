@@ -49,25 +49,47 @@ class KeyRing:
             raise ValueError("two keys have the same kid")
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, *, unnamed_kid: str | None = None) -> Self:
         """Read ``kid:secret[,kid:secret...]``; a secret may contain ":" but no ",". Spaces around an entry are ignored.
+
+        Args:
+            text: The ring.
+            unnamed_kid: The kid of an entry that is a secret alone; None: there must be no such entry.
 
         Raises:
             ValueError: An entry is wrong; says which, by position, and what would be right. Never repeats any of it.
         """
-        return cls(tuple(_parse_entries(text)))
+        return cls(tuple(_parse_entries(text, unnamed_kid)))
 
     @property
     def newest(self) -> SigningKey:
         """The key that signs."""
         return self.keys[0]
 
+    @property
+    def kids(self) -> tuple[str, ...]:
+        """The names of the keys, newest first."""
+        return tuple(key.kid for key in self.keys)
 
-def _parse_entries(text: str) -> Iterator[SigningKey]:
+    def check_successor(self, ring: "KeyRing") -> None:
+        """Check that each name means the same key in a ring that replaces this one.
+
+        Raises:
+            ValueError: A name has another secret there. What was made with the old one could not be read.
+        """
+        before = {key.kid: key.secret for key in self.keys}
+        for key in ring.keys:
+            if before.get(key.kid, key.secret) != key.secret:
+                raise ValueError(f"key {key.kid!r} has another secret than before: give a new key a new name")
+
+
+def _parse_entries(text: str, unnamed_kid: str | None) -> Iterator[SigningKey]:
     for position, entry in enumerate(text.split(","), start=1):
         kid, colon, secret = entry.strip().partition(":")
-        if not colon:
+        if not colon and unnamed_kid is None:
             raise ValueError(f"key {position} must be written kid:secret")
+        if not colon:
+            kid, secret = str(unnamed_kid), kid
         try:
             yield SigningKey(kid=kid, secret=secret)
         except ValueError as exc:

@@ -45,9 +45,9 @@ def reapply(settings: Settings) -> None:
 
 
 def _reapply(settings: Settings, keys: Keys, database: Database) -> None:
-    ledger = erasure_ledger(settings, keys)
+    ledger = erasure_ledger(settings, keys.erasure)
     erasures = ErasureStore(database, MutationRunner(database, keys.data), AlreadyRecorded())
     done = reapply_erasures(erasures, ledger)
     click.echo(f"erased again: {done.erased}")
-    if done.refusals:
-        raise click.ClickException("\n".join(done.refusals))
+    if faults := [*done.refusals, *filter(None, [ledger.missing()])]:
+        raise click.ClickException("\n".join(faults))

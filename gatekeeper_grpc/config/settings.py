@@ -147,8 +147,9 @@ class Settings(BaseSettings):
     GATEKEEPER_AUDIT_SIGNING_KEY. Absent: none.
     """
     erasure_key: SecretStr | None = None
-    """Key of the erasure ledger, 32 bytes or more. Anyone who has both can recognise an erased id. Absent: the one in
-    GATEKEEPER_DATA_DIR, which is generated if the database is embedded.
+    """Keys that name people in the erasure ledger, newest first, in the form of GATEKEEPER_JWT_KEYS; one may be a
+    secret alone, whose kid is `unnamed`. Anyone who has keys and ledger can recognise an erased id. Absent: those in
+    GATEKEEPER_DATA_DIR, which are generated if the database is embedded.
     """
     erasure_ledger: Path | None = None
     """File that records erasures outside the database, so that a restore does not bring erased people back. Absent:

@@ -1,21 +1,24 @@
 """The keys of an installation: from the settings, or from the data directory."""
 
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from pydantic import SecretStr
 
 from gatekeeper_grpc.auth.checkpoints import CheckpointSigner, new_signing_key
 from gatekeeper_grpc.auth.data_keys import DataKeys
-from gatekeeper_grpc.auth.keys import MIN_SECRET_BYTES, KeyRing
+from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.lifecycle.secrets_file import new_key_ring, read_secret, stored_secret
 from gatekeeper_grpc.operations.bearer_token import BearerToken
-from gatekeeper_grpc.privacy.erasure_ledger import DEFAULT_NAME, ErasureLedger
+from gatekeeper_grpc.privacy.erasure_ledger import DEFAULT_NAME, UNNAMED, ErasureLedger
 
 Key = TypeVar("Key")
+
+parse_erasure_keys = partial(KeyRing.parse, unnamed_kid=UNNAMED)
+"""Reads a ring, in which the key of an earlier release stands without a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,19 +29,10 @@ class Keys:
     """Sign access tokens."""
     data: DataKeys
     """Encrypt secrets and stored responses in the database."""
-    erasure: bytes
+    erasure: KeyRing
     """Names erased user ids in the erasure ledger."""
     audit: CheckpointSigner | None = None
     """Signs audit checkpoints; None: there are no checkpoints."""
-
-    def refuse_other_erasure_key(self, _text: str) -> None:
-        """Refuse another erasure key while the server runs.
-
-        Raises:
-            ValueError: Always. The names in the erasure ledger were made with the key: with another one, nobody in it
-                would be recognised after a restore.
-        """
-        raise ValueError("must not change while the erasure ledger has names made with the old key")
 
 
 def load_keys(settings: Settings) -> Keys:
@@ -50,7 +44,7 @@ def load_keys(settings: Settings) -> Keys:
     return Keys(
         tokens=_required(settings, "jwt_keys", KeyRing.parse, new_key_ring),
         data=load_data_keys(settings),
-        erasure=_required(settings, "erasure_key", _erasure_key, lambda: secrets.token_urlsafe(32)),
+        erasure=_required(settings, "erasure_key", parse_erasure_keys, new_key_ring),
         audit=load_audit_signer(settings),
     )
 
@@ -59,11 +53,21 @@ def check_keys(settings: Settings) -> None:
     """Check the keys as `load_keys` would, and generate none.
 
     Raises:
-        SettingsError: A key is malformed, or is missing while the database is not embedded.
+        SettingsError: A key is malformed, or is missing while the database is not embedded, or the erasure ledger needs
+            a key that is missing.
+        Unavailable: The erasure ledger cannot be read.
     """
-    for name, parse in {"jwt_keys": KeyRing.parse, "data_keys": KeyRing.parse, "erasure_key": _erasure_key}.items():
+    rings: Mapping[str, Callable[[str], KeyRing]] = {
+        "jwt_keys": KeyRing.parse,
+        "data_keys": KeyRing.parse,
+        "erasure_key": parse_erasure_keys,
+    }
+    for name, parse in rings.items():
         if _found(settings, name, parse) is None and not settings.is_embedded:
             raise _missing(name)
+    ring = _found(settings, "erasure_key", parse_erasure_keys)
+    if ring and (missing := erasure_ledger(settings, ring).missing()):
+        raise SettingsError(f"{variable_of('erasure_key')}: {missing}")
     _found(settings, "audit_signing_key", CheckpointSigner.parse)
     load_metrics_token(settings)
 
@@ -99,16 +103,9 @@ def load_metrics_token(settings: Settings) -> BearerToken:
         raise SettingsError(f"{variable_of('metrics_token')}: {exc}") from None
 
 
-def erasure_ledger(settings: Settings, keys: Keys) -> ErasureLedger:
+def erasure_ledger(settings: Settings, ring: KeyRing) -> ErasureLedger:
     """Return the erasure ledger of the settings."""
-    return ErasureLedger(settings.erasure_ledger or settings.data_dir / DEFAULT_NAME, keys.erasure)
-
-
-def _erasure_key(text: str) -> bytes:
-    key = text.encode()
-    if len(key) < MIN_SECRET_BYTES:
-        raise ValueError(f"must be {MIN_SECRET_BYTES} bytes or more")
-    return key
+    return ErasureLedger(settings.erasure_ledger or settings.data_dir / DEFAULT_NAME, ring)
 
 
 def _required(settings: Settings, name: str, parse: Callable[[str], Key], make: Callable[[], str]) -> Key:

@@ -40,7 +40,7 @@ from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STRE
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.call_limits import rate_limits, watcher_limit
-from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_metrics_token
+from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_metrics_token, parse_erasure_keys
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.secret_watch import Use, watch_secrets
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
@@ -148,6 +148,7 @@ class GatekeeperServer:
             is_storage_full=partial(is_disk_full, settings.data_dir) if settings.is_embedded else lambda: False,
         )
         self._bus = redis_bus(settings, keys)
+        self._ledger = erasure_ledger(settings, keys.erasure)
         self.mutations = MutationRunner(
             self.database,
             keys.data,
@@ -158,7 +159,7 @@ class GatekeeperServer:
             self.database,
             self.mutations,
             sealer=keys.data,
-            recorder=erasure_ledger(settings, keys),
+            recorder=self._ledger,
             quotas=Quotas(flags=settings.max_flags, segments=settings.max_segments, users=settings.max_users),
         )
 
@@ -196,13 +197,13 @@ class GatekeeperServer:
         )
 
     def _uses_of_secrets(self) -> Mapping[str, Use]:
-        keys, replica, bus, signer = self._keys, self.sources.replica, self._bus, self._keys.audit
+        replica, bus, signer = self.sources.replica, self._bus, self._keys.audit
         return {
             "database_url": self.database.use,
             "jwt_keys": self._use_token_keys,
             "data_keys": self._use_data_keys,
             "metrics_token": self._metrics_token.use,
-            "erasure_key": keys.refuse_other_erasure_key,
+            "erasure_key": lambda text: self._ledger.use(parse_erasure_keys(text)),
             **({"read_database_url": replica.use} if replica else {}),
             **({"redis_url": bus.use_url} if bus else {}),
             **({"audit_signing_key": lambda text: signer.use(key_from_text(text))} if signer else {}),

@@ -27,14 +27,16 @@ class AlreadyRecorded:
 def reapply_erasures(erasures: ErasureStore, ledger: ErasureLedger) -> Reapplied:
     """Erase every person whom the database has known since before their erasure in the ledger.
 
-    People who returned after their erasure stay. It may be interrupted and run again.
+    People who returned after their erasure stay. Who is known by an older key is named with the newest one as well. It
+    may be interrupted and run again.
     """
     erased_at = ledger.erasures()
     returned = [
         user_id
         for user_id, known_since in erasures.known_since()
-        if (erased := erased_at.get(ledger.mac(user_id))) and known_since < erased
+        if any(known_since < erased_at[name] for name in ledger.names(user_id) if name in erased_at)
     ]
+    ledger.rename(returned)
     refusals = [refusal for user_id in returned if (refusal := _erase_again(erasures, user_id))]
     return Reapplied(erased=len(returned) - len(refusals), refusals=tuple(refusals))
 

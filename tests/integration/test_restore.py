@@ -118,7 +118,7 @@ def gatekeeper(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gat
     """Runs a `gatekeeper` command on this test's database."""
     (tmp_path / "jwt_keys").write_text("test:0123456789abcdef0123456789abcdef")
     (tmp_path / "data_keys").write_text("data:fedcba9876543210fedcba9876543210")
-    (tmp_path / "erasure_key").write_text(KEYS.erasure.decode())
+    (tmp_path / "erasure_key").write_text("erasure:0f1e2d3c4b5a69780f1e2d3c4b5a6978")
     monkeypatch.setenv("DATABASE_URL", dsn)
     monkeypatch.setenv("GATEKEEPER_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(operator_settings, "configure_logs", lambda **_settings: None)
@@ -387,6 +387,40 @@ def test_who_came_back_after_being_erased_stays(
 
     assert gatekeeper("erasures", "reapply").stdout == "erased again: 0\n"
     assert query(dsn, "SELECT user_id FROM subjects") == [("anna",)]
+
+
+@pytest.mark.parametrize("keeps_the_old_key", [True, False], ids=["kept", "twin: dropped"])
+def test_who_was_erased_under_an_old_key_does_not_come_back(
+    server_and_admin: AdminServiceStub,
+    backups: Backups,
+    gatekeeper: Gatekeeper,
+    tmp_path: Path,
+    dsn: str,
+    *,
+    keeps_the_old_key: bool,
+) -> None:
+    admin, old = server_and_admin, (tmp_path / "erasure_key").read_text()
+    send(admin, "CreateUser", pb.CreateUserRequest(user=user_with("anna")))
+    backup = backups.make()
+    send(admin, "EraseUser", pb.EraseUserRequest(user_id="anna"))
+    new = "new:" + "n" * 32
+    (tmp_path / "erasure_key").write_text(f"{new},{old}" if keeps_the_old_key else new)
+
+    checked = gatekeeper("config", "--check")
+    backups.restore(backup)
+    done = gatekeeper("restore-finish")
+
+    missing = "key 'erasure' is missing, by whose names alone the erasure ledger knows 1 of the erased people"
+    assert [result.exit_code for result in (checked, done)] == ([0, 0] if keeps_the_old_key else [1, 1])
+    assert [missing in str(result.exception) + result.stderr for result in (checked, done)] == [
+        not keeps_the_old_key
+    ] * 2
+    assert query(dsn, "SELECT user_id FROM subjects") == ([] if keeps_the_old_key else [("anna",)])
+    if keeps_the_old_key:  # She was known again, so her name was made with the new key, which suffices from now on.
+        (tmp_path / "erasure_key").write_text(new)
+        backups.restore(backup)
+        assert gatekeeper("erasures", "reapply").stdout == "erased again: 1\n"
+        assert query(dsn, "SELECT user_id FROM subjects") == []
 
 
 def test_who_cannot_be_erased_again_is_listed_and_the_others_are(

@@ -24,7 +24,7 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 KEYS = Keys(
     tokens=KeyRing.parse("test:0123456789abcdef0123456789abcdef"),
     data=DataKeys(KeyRing.parse("data:fedcba9876543210fedcba9876543210")),
-    erasure=b"0f1e2d3c4b5a69780f1e2d3c4b5a6978",  # pragma: allowlist secret
+    erasure=KeyRing.parse("erasure:0f1e2d3c4b5a69780f1e2d3c4b5a6978"),
 )
 
 

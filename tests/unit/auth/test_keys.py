@@ -15,6 +15,25 @@ def test_ring_is_read_newest_first_and_a_secret_may_hold_colons() -> None:
     assert ring.newest.kid == "2026-11"
 
 
+def test_one_entry_may_be_a_secret_alone_where_it_has_a_name_to_get() -> None:
+    ring = KeyRing.parse(f"b:{SECRET}, {SECRET}x", unnamed_kid="unnamed")
+
+    assert ring.keys == (SigningKey(kid="b", secret=SECRET), SigningKey(kid="unnamed", secret=f"{SECRET}x"))
+    with pytest.raises(ValueError, match="two keys have the same kid"):
+        KeyRing.parse(f"{SECRET},{SECRET}x", unnamed_kid="unnamed")
+
+
+def test_no_name_may_mean_another_key_in_the_next_ring() -> None:
+    ring = KeyRing.parse(f"a:{SECRET},b:{SECRET}")
+
+    ring.check_successor(KeyRing.parse(f"c:{SECRET},a:{SECRET}"))
+    with pytest.raises(
+        ValueError, match="key 'b' has another secret than before: give a new key a new name"
+    ) as refusal:
+        ring.check_successor(KeyRing.parse(f"b:{SECRET}x"))
+    assert "canary" not in str(refusal.value)
+
+
 def test_secret_length_counts_bytes_of_utf8() -> None:
     assert KeyRing.parse("a:" + "é" * 16).newest.secret == "é" * 16
 
