@@ -43,6 +43,7 @@ def _networks(value: object) -> object:
 
 # NoDecode: pydantic-settings would take the text for JSON, because the type is a dataclass.
 Address = Annotated[ListenAddress, NoDecode, BeforeValidator(_listen_address)]
+OptionalAddress = Annotated[ListenAddress | None, NoDecode, BeforeValidator(_listen_address)]
 RateLimit = Annotated[Rate | None, NoDecode, BeforeValidator(_rate)]
 AddressRateLimit = Annotated[Rate | None, NoDecode, BeforeValidator(_address_rate)]
 
@@ -98,14 +99,18 @@ class Settings(BaseSettings):
     """Directory of the programs of the embedded PostgreSQL. Absent: the bundled ones."""
     listen: Address = ListenAddress(host="127.0.0.1", port=50051)
     """Address of the gRPC services: host:port, or unix:path with one worker. Port 0: any free one."""
+    admin_listen: OptionalAddress = None
+    """Address of AdminService and AuthService, as GATEKEEPER_LISTEN, which then serves evaluation alone. Both have the
+    same TLS. Absent: all are served on GATEKEEPER_LISTEN.
+    """
     health_listen: Address = ListenAddress(host="127.0.0.1", port=50052)
     """Address of a server for gRPC health alone, as GATEKEEPER_LISTEN. It answers even if the main server is saturated.
     """
     ops_listen: Address = ListenAddress(host="127.0.0.1", port=9464)
     """Address of `/metrics`, `/livez` and `/readyz` over HTTP: host:port. Keep it private."""
     tls_cert_file: Path | None = None
-    """Certificate of the server for GATEKEEPER_LISTEN, followed by those that lead to its issuer, in PEM. A new one is
-    used within 5 s, without a restart. Absent: no TLS.
+    """Certificate of the server for GATEKEEPER_LISTEN and GATEKEEPER_ADMIN_LISTEN, followed by those that lead to its
+    issuer, in PEM. A new one is used within 5 s, without a restart. Absent: no TLS.
     """
     tls_key_file: Path | None = None
     """Private key of GATEKEEPER_TLS_CERT_FILE in PEM, without a passphrase."""
@@ -130,6 +135,8 @@ class Settings(BaseSettings):
     """
     reflection: bool = True
     """Whether clients may read the contract by server reflection."""
+    admin_reflection: bool | None = None
+    """The same on GATEKEEPER_ADMIN_LISTEN. Absent: as GATEKEEPER_REFLECTION."""
     jwt_keys: SecretStr | None = None
     """Keys that sign access tokens, newest first: kid:secret[,kid:secret...], each secret 32 bytes or more. Absent:
     those in GATEKEEPER_DATA_DIR, which are generated if the database is embedded.
@@ -229,7 +236,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=10_000, ge=16, le=100_000)
     """Maximum number of client connections, fewer if the limit of open files leaves no room for them. One address has
     half of them at most. When three quarters are taken, the longest idle one without a call is closed. Each takes some
-    14 KiB.
+    14 KiB. GATEKEEPER_ADMIN_LISTEN has an eighth of them.
     """
     db_pool_size: int = Field(default=10, ge=2, le=100)
     """Maximum number of connections to PostgreSQL."""
@@ -282,11 +289,18 @@ class Settings(BaseSettings):
         for name in (*files, "tls_client_ca_file", "health_tls", "ops_tls"):
             if missing and getattr(self, name):
                 raise ValueError(f"{variable_of(missing[0])} must be set with {variable_of(name)}")
-        if self.require_tls and missing and not self.listen.is_local:
-            raise ValueError(
-                f"{variable_of(missing[0])} must be set to listen on {self.listen}, because GATEKEEPER_REQUIRE_TLS is"
-                " set; without TLS, only this machine may reach GATEKEEPER_LISTEN"
-            )
+        for name, address in self.client_addresses.items():
+            if self.require_tls and missing and not address.is_local:
+                raise ValueError(
+                    f"{variable_of(missing[0])} must be set to listen on {address}, because GATEKEEPER_REQUIRE_TLS is"
+                    f" set; without TLS, only this machine may reach {variable_of(name)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_admin_reflection(self) -> Self:
+        if self.admin_reflection is not None and self.admin_listen is None:
+            raise ValueError("GATEKEEPER_ADMIN_LISTEN must be set with GATEKEEPER_ADMIN_REFLECTION")
         return self
 
     @model_validator(mode="after")
@@ -304,18 +318,30 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"GATEKEEPER_OPS_LISTEN: '{self.ops_listen}' must be host:port: HTTP is not served on a Unix socket"
             )
-        if self.listen.is_unix and self.workers > 1:
-            raise ValueError(
-                f"GATEKEEPER_LISTEN: '{self.listen}' must be host:port with GATEKEEPER_WORKERS={self.workers}:"
-                " workers cannot share a Unix socket"
-            )
-        named = [("listen", self.listen), ("health_listen", self.health_listen), ("ops_listen", self.ops_listen)]
+        for name, address in self.client_addresses.items():
+            if address.is_unix and self.workers > 1:
+                raise ValueError(
+                    f"{variable_of(name)}: '{address}' must be host:port with GATEKEEPER_WORKERS={self.workers}:"
+                    " workers cannot share a Unix socket"
+                )
+        named = list(self.addresses.items())
         for number, (later, address) in enumerate(named):
             for earlier, taken in named[:number]:
                 if address.overlaps(taken):
                     other = f"{variable_of(earlier)}, which is {taken}"
                     raise ValueError(f"{variable_of(later)}: '{address}' must be another address than {other}")
         return self
+
+    @property
+    def client_addresses(self) -> Mapping[str, ListenAddress]:
+        """Where clients call, by the field of the setting: one address, or two."""
+        own = {} if self.admin_listen is None else {"admin_listen": self.admin_listen}
+        return {"listen": self.listen, **own}
+
+    @property
+    def addresses(self) -> Mapping[str, ListenAddress]:
+        """All addresses to listen on, by the field of the setting."""
+        return {**self.client_addresses, "health_listen": self.health_listen, "ops_listen": self.ops_listen}
 
     @property
     def unsigned_bodies(self) -> bool:
@@ -325,7 +351,7 @@ class Settings(BaseSettings):
 
     @property
     def has_tls(self) -> bool:
-        """Whether GATEKEEPER_LISTEN speaks TLS."""
+        """Whether clients are served with TLS."""
         return self.tls_cert_file is not None
 
     @property

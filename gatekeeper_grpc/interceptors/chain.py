@@ -94,6 +94,8 @@ class Stages(grpc.ServerInterceptor):
     """How long a request stream may be silent, and a response unread."""
     max_ages_s: Mapping[PoolName, float] = field(default_factory=lambda: MAX_AGES_S)
     """How long a stream may be open, by pool; infinite for a pool that is not here."""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """The variable of the listener that serves a method, for those that other listeners serve."""
     _nearest: NearestMethod = field(init=False, repr=False)
     _served: dict[str, tuple[_Handler, _Handler]] = field(init=False, default_factory=dict, repr=False)
     """By method: the servicer's handler, and the one with its stages."""
@@ -111,7 +113,9 @@ class Stages(grpc.ServerInterceptor):
         """
         name, handler = handler_call_details.method, continuation(handler_call_details)
         if handler is None:
-            refusing: _Handler = unknown_method_handler(name, self._nearest, self.pools[PoolName.OPERATIONS])
+            refusing: _Handler = unknown_method_handler(
+                name, self._nearest, self.pools[PoolName.OPERATIONS], elsewhere=self.elsewhere
+            )
             return refusing
         known, served = self._served.get(name, (None, None))
         if known is not handler:

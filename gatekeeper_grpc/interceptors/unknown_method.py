@@ -12,6 +12,7 @@ import grpc
 from gatekeeper_grpc.wire.status import MethodNotFound
 
 _MAX_NAME_CHARS = 100
+_ELSEWHERE = "it belongs to another port of the server, or is turned off"
 
 
 class NearestMethod:
@@ -33,9 +34,18 @@ class NearestMethod:
         return next((self._by_name[key] for key in _keys(own) if key in self._by_name), "")
 
 
-def unknown_method_handler(name: str, nearest: NearestMethod, pool: ThreadPoolExecutor) -> Any:
-    """Return a handler that refuses one call of a method by this name."""
-    return grpc.stream_stream_rpc_method_handler(_UnknownMethod(name, nearest, pool), None, None)
+def unknown_method_handler(
+    name: str, nearest: NearestMethod, pool: ThreadPoolExecutor, *, elsewhere: Mapping[str, str]
+) -> Any:
+    """Return a handler that refuses one call of a method by this name.
+
+    Args:
+        name: What the client called.
+        nearest: Knows the methods that there are.
+        pool: Refuses the call.
+        elsewhere: The variable of the listener that serves a method, for those of other listeners.
+    """
+    return grpc.stream_stream_rpc_method_handler(_UnknownMethod(name, nearest, pool, elsewhere), None, None)
 
 
 class _UnknownMethod:
@@ -43,29 +53,39 @@ class _UnknownMethod:
 
     experimental_non_blocking = False
 
-    def __init__(self, name: str, nearest: NearestMethod, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, name: str, nearest: NearestMethod, pool: ThreadPoolExecutor, elsewhere: Mapping[str, str]
+    ) -> None:
         self._name = name
         self._nearest = nearest
+        self._elsewhere = elsewhere
         self.experimental_thread_pool = pool
 
     def arrive(self, _call: object) -> NoReturn:
         """Refuse the call; runs on the serving thread."""
-        raise _refusal(self._name, self._nearest.find(self._name))
+        nearest = self._nearest.find(self._name)
+        raise _refusal(self._name, nearest, self._elsewhere.get(nearest, ""))
 
     def __call__(self, _requests: object, _context: object) -> NoReturn:
         raise AssertionError("unreachable: the call is refused when it arrives")
 
 
-def _refusal(name: str, nearest: str) -> MethodNotFound:
+def _refusal(name: str, nearest: str, listener: str) -> MethodNotFound:
+    """Make the error. It names the variable of a listener, not its address, which may be kept from this client."""
     shown = name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}..."
+    metadata = {"method": shown, "nearest": nearest, "listener": listener}
+    return MethodNotFound(
+        f"there is no method {shown!r} here: {_advice(name, nearest, listener)}",
+        metadata={key: value for key, value in metadata.items() if value},
+    )
+
+
+def _advice(name: str, nearest: str, listener: str) -> str:
+    if not nearest:
+        return "reflection lists the methods that there are"
     if nearest == name:
-        advice = "it belongs to another port of the server, or is turned off"
-    elif nearest:
-        advice = f"the nearest method is {nearest}"
-    else:
-        advice = "reflection lists the methods that there are"
-    metadata = {"method": shown} | ({"nearest": nearest} if nearest else {})
-    return MethodNotFound(f"there is no method {shown!r} here: {advice}", metadata=metadata)
+        return f"the listener of {listener} serves it" if listener else _ELSEWHERE
+    return f"the nearest method is {nearest}{f', on the listener of {listener}' if listener else ''}"
 
 
 def _index(methods: Iterable[str]) -> Mapping[str, str]:

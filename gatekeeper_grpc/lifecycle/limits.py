@@ -25,6 +25,9 @@ _OTHER_DATABASE_CONNECTIONS = 16
 # The snapshot, the erasure ledger, the log, the listening sockets, what grpcio and Python have for themselves.
 _OTHER_FILES = 64
 _LEAST_CONNECTIONS = 16
+# Of the connections, if AdminService has a listener of its own: tools are few, and no crowd of one keeps the other out.
+_ADMIN_PART = 8
+_LEAST_ADMIN_CONNECTIONS = 8
 _M_ARENA_MAX = -8  # malloc.h
 _MAX_ARENAS = 4
 _M_MMAP_THRESHOLD = -3
@@ -44,7 +47,9 @@ class Limits:
     open_files: int
     """What the system lets it have open."""
     connections: ConnectionLimits
-    """Those of the gRPC port."""
+    """Those of GATEKEEPER_LISTEN."""
+    admin_connections: ConnectionLimits | None
+    """Those of GATEKEEPER_ADMIN_LISTEN; None without it."""
     connections_bytes: int
     watchers_bytes: int
     admitted_bytes: int
@@ -63,16 +68,23 @@ class Limits:
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if open_files is None else open_files
         reserved = settings.db_pool_size + _OTHER_DATABASE_CONNECTIONS + MAX_HEALTH_CONNECTIONS + MAX_CONNECTIONS
         rest = max(_LEAST_CONNECTIONS, open_files - reserved - _OTHER_FILES)
-        connections = ConnectionLimits(most=min(settings.max_connections, rest))
+        most = min(settings.max_connections, rest)
+        of_admin = 0 if settings.admin_listen is None else max(_LEAST_ADMIN_CONNECTIONS, most // _ADMIN_PART)
         return cls(
             open_files=open_files,
-            connections=connections,
-            connections_bytes=connections.most * _CONNECTION_BYTES,
+            connections=ConnectionLimits(most=most - of_admin),
+            admin_connections=ConnectionLimits(most=of_admin) if of_admin else None,
+            connections_bytes=most * _CONNECTION_BYTES,
             watchers_bytes=settings.max_watchers * _WATCHER_BYTES,
             admitted_bytes=sum(size.workers * _largest_message(pool) for pool, size in pool_sizes(settings).items())
             * _MESSAGES_OF_A_WORKER,
             pending_bytes=PendingLimits().max_bytes,
         )
+
+    @property
+    def max_connections(self) -> int:
+        """How many connections clients may have in all."""
+        return self.connections.most + (self.admin_connections.most if self.admin_connections else 0)
 
     @property
     def clients_mib(self) -> int:
@@ -119,10 +131,12 @@ def limit_kept_memory() -> None:
 
 def log_limits(limits: Limits) -> None:
     """State the limits, in MiB and connections."""
+    admin = limits.admin_connections
     _log.info(
         "limits",
-        max_connections=limits.connections.most,
+        max_connections=limits.max_connections,
         max_connections_of_address=limits.connections.of_address,
+        **({"max_admin_connections": admin.most} if admin else {}),
         connections_mib=_mib(limits.connections_bytes),
         watchers_mib=_mib(limits.watchers_bytes),
         admitted_mib=_mib(limits.admitted_bytes),

@@ -1,8 +1,8 @@
 """The serving process, alone or as supervisor or worker of a fleet: serves until a signal stops it, in bounded time."""
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 from secrets import token_urlsafe
@@ -95,16 +95,18 @@ def _check_tls(settings: Settings) -> None:
     """Refuse a certificate that cannot be used before a database is made; warn of a listener without one."""
     if files := CertificateFiles.of(settings):
         files.read()
-    elif not settings.listen.is_local:
-        remedy = "set GATEKEEPER_TLS_CERT_FILE and GATEKEEPER_TLS_KEY_FILE, or let a proxy with TLS accept the calls"
-        _log.warning("listening_without_tls", listen=str(settings.listen), remedy=remedy)
+        return
+    remedy = "set GATEKEEPER_TLS_CERT_FILE and GATEKEEPER_TLS_KEY_FILE, or let a proxy with TLS accept the calls"
+    for address in settings.client_addresses.values():
+        if not address.is_local:
+            _log.warning("listening_without_tls", listen=str(address), remedy=remedy)
 
 
 def _try_addresses(settings: Settings) -> None:
     """Find out whether the server will be able to listen, before it makes a database."""
-    for field in ("listen", "health_listen", "ops_listen"):
+    for field, address in settings.addresses.items():
         try:
-            try_address(getattr(settings, field))
+            try_address(address)
         except ListenError as exc:
             raise ListenError(f"{variable_of(field)}: {exc}") from exc
 
@@ -122,14 +124,14 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
         signals = signal_queue(signal.SIGHUP)
         server.start()
         signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
-        ports = {"port": server.port, "health_port": server.health_port, "ops_port": server.ops_port}
+        ports = {**server.client_ports, "health_port": server.health_port, "ops_port": server.ops_port}
         _report_serving(settings, demo=read_demo(settings, dsn, keys) if demo else None, **ports)
         _stop_at_signal(signals, server, settings, at_hangup=server.secrets.reread)
 
 
 def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
     keys = load_keys(settings)
-    with closing(ReservedPort(settings.listen)) as port, _database(settings) as (dsn, wait_until_ready):
+    with _reserved_ports(settings) as reserved, _database(settings) as (dsn, wait_until_ready):
         raise_open_file_limit()
         if settings.is_embedded:
             wait_until_ready()
@@ -139,7 +141,7 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
             **({"DATABASE_URL": dsn} if settings.is_embedded else {}),
             # The supervisor alone reads the metrics of its workers.
             GATEKEEPER_METRICS_TOKEN=token_urlsafe(),
-            GATEKEEPER_LISTEN=str(port.address),
+            **{variable_of(field): str(port.address) for field, port in reserved.items()},
             GATEKEEPER_OPS_LISTEN=str(_ANY_PRIVATE_PORT),
             GATEKEEPER_OPS_TLS="false",
             **({"GATEKEEPER_LOG_LEVEL": "WARNING"} if is_quiet() else {}),
@@ -152,13 +154,22 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
             supervisor.start()
             secrets.start(supervisor.scheduler)
             signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
-            ports = {"port": port.port, "health_port": supervisor.health_port, "ops_port": supervisor.ops_port}
+            ports = {field.replace("listen", "port"): port.port for field, port in reserved.items()}
+            ports |= {"health_port": supervisor.health_port, "ops_port": supervisor.ops_port}
             _report_serving(settings, demo=read_demo(settings, dsn, keys) if demo else None, **ports)
             _supervise(supervisor, signals)
         finally:
             exit_by_force_after(settings.drain_s + settings.grace_s + _STOP_MARGIN_S)
             secrets.close()
             supervisor.stop()
+
+
+@contextmanager
+def _reserved_ports(settings: Settings) -> Iterator[Mapping[str, ReservedPort]]:
+    """Reserve the ports that the workers share for the length of the block; by the field of the setting."""
+    with ExitStack() as stack:
+        addresses = settings.client_addresses.items()
+        yield {field: stack.enter_context(closing(ReservedPort(address))) for field, address in addresses}
 
 
 def _supervise(supervisor: WorkerSupervisor, signals: SimpleQueue[int]) -> None:
@@ -184,11 +195,11 @@ def _dsn_of_worker(settings: Settings) -> str:
 def _report_serving(settings: Settings, *, demo: Demo | None, **ports: int) -> None:
     limits = Limits.of(settings)
     log_limits(limits)
-    addresses = {name: str(getattr(settings, name)) for name in ("listen", "health_listen")}
+    addresses = {name: str(address) for name, address in settings.addresses.items() if name != "ops_listen"}
     found = {name: port for name, port in ports.items() if port}  # A Unix socket has none.
     _log.info("serving", **found, **addresses, workers=settings.workers, clients_mib=limits.clients_mib)
     if demo:
-        print(try_it(settings, demo, port=ports["port"]), flush=True)
+        print(try_it(settings, demo, port=ports["port"], admin_port=ports.get("admin_port", 0)), flush=True)
     end_quiet()
 
 

@@ -42,6 +42,7 @@ from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.call_limits import rate_limits, watcher_limit
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_metrics_token, parse_erasure_keys
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
+from gatekeeper_grpc.lifecycle.listeners import ClientListener, ListenerPlan, plans_of, served_elsewhere
 from gatekeeper_grpc.lifecycle.secret_watch import Use, watch_secrets
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
 from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
@@ -49,7 +50,6 @@ from gatekeeper_grpc.operations.checkpoint_file import CheckpointFile
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HEALTH, HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
 from gatekeeper_grpc.operations.http_server import HttpServer
-from gatekeeper_grpc.operations.liveness import ServingThreadProbe
 from gatekeeper_grpc.operations.metrics import InstanceMetrics
 from gatekeeper_grpc.operations.reflection import SERVICE_V1, SERVICE_V1ALPHA, ReflectionServicer, descriptors
 from gatekeeper_grpc.operations.tls_metrics import TlsMetrics
@@ -65,10 +65,10 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.quotas import Quotas
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
-from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S, ConnectionSweeper
+from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S
 from gatekeeper_grpc.transport.core import CORE_LOG
-from gatekeeper_grpc.transport.drain import Drain, GoawayDrain, QuietDrain
-from gatekeeper_grpc.transport.listener import bind, new_server, queued_by_method
+from gatekeeper_grpc.transport.drain import Drain, GoawayDrain, QuietDrain, Servers
+from gatekeeper_grpc.transport.listener import new_server, queued_by_method
 from gatekeeper_grpc.transport.tls import CHECK_CERTIFICATE_EVERY_S, ServerTls
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
@@ -252,23 +252,45 @@ class GatekeeperServer:
             secret_faults=lambda: sum(1 for _ in self.secrets.faults()),
             writers=self.sources.writers,
             open_connections=self._count_connections,
-            max_connections=self._limits.connections.most,
+            max_connections=self._limits.max_connections,
             further=[TlsMetrics(self.tls, CORE_LOG.failed_handshakes)] if self.tls else [],
         )
         self.health = HealthReporter(self.metrics.readiness)
 
     def _build_listeners(self, *, shares_port: bool) -> None:
         """Build what listens: gRPC, gRPC health, HTTP for operators."""
-        self.grpc_server = self._grpc_server(shares_port=shares_port)
-        self.sweeper = ConnectionSweeper(self.grpc_server, self._limits.connections)
-        leaving = self.grpc_server, self.pools.hold
-        self.drain: Drain = QuietDrain(*leaving) if self.tls else GoawayDrain(*leaving)
+        plans = plans_of(self._settings, self._limits)
+        servers = [self._grpc_server(plan, served_elsewhere(plan, plans), shares_port=shares_port) for plan in plans]
+        self.listeners = [ClientListener(plan, server) for plan, server in zip(plans, servers, strict=True)]
+        self.drain: Drain = QuietDrain(self.pools.hold) if self.tls else GoawayDrain(self.pools.hold)
         self._health_server = None if shares_port else HealthServer(self.health, reflection=self._settings.reflection)
-        self._probe = ServingThreadProbe(self.grpc_server)
         self._http_server = HttpServer(
-            self.metrics, is_alive=self._probe.answers, readiness=self.metrics.readiness, token=self._metrics_token
+            self.metrics, is_alive=self._is_alive, readiness=self.metrics.readiness, token=self._metrics_token
         )
-        self.port = self.health_port = self.ops_port = 0
+        self.health_port = self.ops_port = 0
+
+    @property
+    def port(self) -> int:
+        """Where evaluation is served; 0 of a Unix socket."""
+        return self.listeners[0].port
+
+    @property
+    def admin_port(self) -> int:
+        """Where AdminService and AuthService are served; 0 of a Unix socket."""
+        return self.listeners[-1].port
+
+    @property
+    def client_ports(self) -> Mapping[str, int]:
+        """The ports that clients call, as the log names them."""
+        return {listener.plan.field.replace("listen", "port"): listener.port for listener in self.listeners}
+
+    @property
+    def servers(self) -> Servers:
+        """Those that clients call, by their ports; without those on Unix sockets, whose connections look alike."""
+        return {listener.port: listener.server for listener in self.listeners if listener.port}
+
+    def _is_alive(self) -> bool:
+        return all(listener.probe.answers() for listener in self.listeners)
 
     def start(self) -> None:
         """Open the database, load the first snapshot, serve.
@@ -293,17 +315,17 @@ class GatekeeperServer:
         if self.tls:
             self.scheduler.add("certificate", self.tls.check, interval_s=CHECK_CERTIFICATE_EVERY_S, blocks=True)
         self.health.start(self.scheduler)
-        self.sweeper.start(self.port)
         self.scheduler.add("connections", self._check_connections, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
         self._start_rate_exchange()
         self.watchers.start()
-        self.grpc_server.start()
-        self._probe.start()
+        for listener in self.listeners:
+            listener.start()
         if self._health_server:
             self._health_server.start()
 
     def _listen(self, settings: Settings, tls: ServerTls | None) -> None:
-        self.port = bind(self.grpc_server, settings.listen, tls.credentials() if tls else None)
+        for listener in self.listeners:
+            listener.bind(tls)
         if self._health_server:
             self.health_port = self._health_server.bind(settings.health_listen, tls if settings.health_tls else None)
         self.ops_port = self._http_server.start(
@@ -368,16 +390,18 @@ class GatekeeperServer:
             time.sleep(self._settings.drain_s)
         self.health.close()
         self.watchers.close()
-        self._probe.close()
+        for listener in self.listeners:
+            listener.probe.close()
         self._end_calls(by=time.monotonic() + self._settings.grace_s)
         self._close()
         _log.info("stopped")
 
     def _count_connections(self) -> int:
-        return self.sweeper.count()
+        return sum(listener.sweeper.count() for listener in self.listeners)
 
     def _check_connections(self) -> None:
-        self.sweeper.check()
+        for listener in self.listeners:
+            listener.sweeper.check()
         if self._health_server:
             self._health_server.sweeper.check()
 
@@ -387,7 +411,8 @@ class GatekeeperServer:
         self.startup.close()
         if is_open:
             self.audit_head.close()
-        self.sweeper.close()
+        for listener in self.listeners:
+            listener.sweeper.close()
         self.pools.close()
         if self._health_server:
             self._health_server.stop()
@@ -400,13 +425,15 @@ class GatekeeperServer:
 
     def _end_calls(self, *, by: float) -> None:
         """Have clients disconnect; end the calls that are left, at the time `by` at the latest."""
-        if self.port:  # Connections over a Unix socket cannot be told apart.
-            self.drain.run(self.port, by=by)
-        self.grpc_server.stop(max(0.0, by - time.monotonic())).wait(by - time.monotonic() + 1)
+        self.drain.run(self.servers, by=by)
+        stopped = [listener.server.stop(max(0.0, by - time.monotonic())) for listener in self.listeners]
+        for each in stopped:
+            each.wait(by - time.monotonic() + 1)
 
-    def _grpc_server(self, *, shares_port: bool) -> grpc.Server:
+    def _stages(self, elsewhere: Mapping[str, str]) -> Stages:
         settings = self._settings
-        stages = Stages(
+        return Stages(
+            elsewhere=elsewhere,
             verify_token=CallerVerifier(self._access_tokens, self.api_tokens).verify,
             check_caller=self.database.check_caller,
             pools=self.pools,
@@ -421,15 +448,19 @@ class GatekeeperServer:
                 PoolName.WATCH: settings.watch_max_age_s,
             },
         )
-        most = self._limits.connections.most
-        server = new_server(self.pools[PoolName.OPERATIONS], stages, max_connections=most, shares_port=shares_port)
-        # Not registered by name: grpcio would not tell the authority, which signatures cover.
-        add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
-        add_AdminServiceServicer_to_server(self._admin_servicer(), queued_by_method(server, _ADMIN_SERVICE))
-        add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), queued_by_method(server, _AUTH_SERVICE))
+
+    def _grpc_server(self, plan: ListenerPlan, elsewhere: Mapping[str, str], *, shares_port: bool) -> grpc.Server:
+        pool, most = self.pools[PoolName.OPERATIONS], plan.connections.most
+        server = new_server(pool, self._stages(elsewhere), max_connections=most, shares_port=shares_port)
+        if EVALUATION in plan.services:
+            # Not registered by name: grpcio would not tell the authority, which signatures cover.
+            add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
+        if ADMIN in plan.services:
+            add_AdminServiceServicer_to_server(self._admin_servicer(), queued_by_method(server, _ADMIN_SERVICE))
+            add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), queued_by_method(server, _AUTH_SERVICE))
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
-        if settings.reflection:
-            ReflectionServicer((ADMIN, AUTH, EVALUATION, HEALTH)).add_to(server)
+        if plan.reflection:
+            ReflectionServicer(plan.services).add_to(server)
         return server
 
     def _evaluation_servicer(self) -> EvaluationServicer:

@@ -15,21 +15,28 @@ _README = Path(__file__).parents[2] / "README.md"
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # Not to listen on.  # noqa: S104 # nosec B104
 
 
-def try_it(settings: Settings, demo: Demo, *, port: int) -> str:
+def try_it(settings: Settings, demo: Demo, *, port: int, admin_port: int = 0) -> str:
     """Return the block: few lines, because long paths take several rows of a terminal. Prose is a comment to a shell.
 
     Args:
         settings: What the server serves with.
         demo: What its database holds.
         port: The port that it serves on; 0 with a Unix socket.
+        admin_port: That of GATEKEEPER_ADMIN_LISTEN; 0 without it, and with a Unix socket.
     """
     address = _reachable(settings.listen, port)
+    admin = address if settings.admin_listen is None else _reachable(settings.admin_listen, admin_port)
     lines = [
         "",
         f"# Gatekeeper serves on {address}. Ctrl-C stops it.",
         f"# Admin user: {FIRST_ADMIN}. Password: {_password(settings, demo)}",
         "# Try it in another shell:",
-        *_commands(settings, demo, server=_server_option(address, has_tls=settings.has_tls)),
+        *_commands(
+            settings,
+            demo,
+            server=_server_option(address, has_tls=settings.has_tls),
+            admin=_server_option(admin, has_tls=settings.has_tls),
+        ),
         f"# Docs: {_README if _README.exists() else 'README.md and docs/ of the source distribution'}",
     ]
     return "\n".join(lines)
@@ -45,9 +52,9 @@ def _kept(settings: Settings) -> Path:
     return settings.data_dir.absolute() / ADMIN_PASSWORD
 
 
-def _commands(settings: Settings, demo: Demo, *, server: str) -> list[str]:
+def _commands(settings: Settings, demo: Demo, *, server: str, admin: str) -> list[str]:
     gatekeeper, flag = program(), DEMO_FLAG.key
-    login = f"{gatekeeper} login{server}"
+    login = f"{gatekeeper} login{admin}"
     if demo.accepts_kept_password:
         login = f"{login} --password-stdin < {shlex.quote(str(_kept(settings)))}"
     elif demo.accepts_set_password:
@@ -56,7 +63,7 @@ def _commands(settings: Settings, demo: Demo, *, server: str) -> list[str]:
     return [
         f"{gatekeeper} evaluate alice{server}",
         login,
-        f"{gatekeeper} flags {change}{server}",
+        f"{gatekeeper} flags {change}{admin}",
         f"{gatekeeper} evaluate alice --explain{server}",
     ]
 

@@ -92,7 +92,7 @@ class InstanceMetrics(Collector):
         yield from self._pool_metrics()
         yield from self._credential_metrics()
         yield from self._pending_metrics()
-        yield _gauge("open_connections", "Connections of clients to the gRPC port.", self._open_connections())
+        yield _gauge("open_connections", "Connections of clients to the gRPC ports.", self._open_connections())
         yield _gauge("max_connections", "Connections above which further ones are refused.", self._max_connections)
         yield _gauge("watchers", "Open WatchFlags streams.", len(self._watchers))
         yield _gauge(

@@ -128,7 +128,7 @@ _SETTLED.set_result(None)
 
 
 class CallPool(ThreadPoolExecutor):
-    """The workers of one pool and its slots. Only grpcio submits to it, on its one serving thread.
+    """The workers of one pool and its slots. Only grpcio submits to it, on the one serving thread of each server.
 
     `submit` takes constant time and never raises: an exception would end the serving thread, and so the server.
 

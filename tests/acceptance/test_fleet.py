@@ -6,7 +6,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -20,7 +20,10 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from prometheus_client.parser import text_string_to_metric_families
 
-from gatekeeper_client.v1.admin_service_pb2 import UpdateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2 import GetFlagRequest, UpdateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
+from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -119,11 +122,18 @@ def is_complete(gatekeeper: Gatekeeper) -> bool:
     return status == 200 and json.loads(body)["reasons"] == []
 
 
+def evaluate(channel: grpc.Channel) -> None:
+    EvaluationServiceStub(channel).EvaluateFlags(ALICE, timeout=DEADLINE_S)
+
+
 class Clients:
     """Clients that send one call after the other, and the results."""
 
-    def __init__(self, port: int, options: list[tuple[str, object]]) -> None:
+    def __init__(
+        self, port: int, options: list[tuple[str, object]], ask: Callable[[grpc.Channel], object] = evaluate
+    ) -> None:
         self._port = port
+        self._call = ask
         self._options = [("grpc.use_local_subchannel_pool", 1), *options]
         self._over = threading.Event()
         self._answers = count(1)
@@ -134,7 +144,7 @@ class Clients:
     def calling(self) -> Iterator[None]:
         with ExitStack() as stack:
             channels = [stack.enter_context(self._channel()) for _ in range(CLIENTS)]
-            threads = [threading.Thread(target=self._ask, args=(EvaluationServiceStub(one),)) for one in channels]
+            threads = [threading.Thread(target=self._ask, args=(one,)) for one in channels]
             for thread in threads:
                 thread.start()
             try:
@@ -154,10 +164,10 @@ class Clients:
     def _channel(self) -> grpc.Channel:
         return grpc.insecure_channel(f"127.0.0.1:{self._port}", options=self._options)
 
-    def _ask(self, stub: EvaluationServiceStub) -> None:
+    def _ask(self, channel: grpc.Channel) -> None:
         while not self._over.is_set():
             try:
-                stub.EvaluateFlags(ALICE, timeout=DEADLINE_S)
+                self._call(channel)
                 self.answered = next(self._answers)
                 self._over.wait(THINKS_S)
             except grpc.RpcError as failed:
@@ -239,6 +249,33 @@ def test_a_roll_replaces_every_worker_and_no_call_fails(fleet: Gatekeeper) -> No
     assert eventually(lambda: is_complete(fleet))
 
 
+def test_workers_share_both_listeners_and_a_roll_fails_no_call_on_either(data_dir: Path) -> None:
+    with serving(data_dir, **TWO, GATEKEEPER_ADMIN_LISTEN="127.0.0.1:0") as gatekeeper:
+        assert len({gatekeeper.port, gatekeeper.admin_port, gatekeeper.health_port, gatekeeper.ops_port}) == 4
+        before, token = set(worker_pids(gatekeeper)), access_token_of(gatekeeper)
+
+        def read(channel: grpc.Channel) -> None:
+            metadata = (("authorization", f"Bearer {token}"),)
+            AdminServiceStub(channel).GetFlag(GetFlagRequest(key="new_checkout"), timeout=DEADLINE_S, metadata=metadata)
+
+        evaluating, reading = Clients(gatekeeper.port, PLAIN), Clients(gatekeeper.admin_port, PLAIN, read)
+        with evaluating.calling(), reading.calling():
+            gatekeeper.process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: not before & set(worker_pids(gatekeeper)), timeout_s=2 * START_TIMEOUT_S)
+        gatekeeper.process.terminate()
+
+        assert (evaluating.failures, reading.failures) == ([], [])
+        assert gatekeeper.ends_within(MARGIN_S) == 0
+
+
+def access_token_of(gatekeeper: Gatekeeper) -> str:
+    """Log in as the first admin by the listener of AuthService."""
+    password = (gatekeeper.data_dir / "admin_password").read_text().strip()
+    with gatekeeper.connect(gatekeeper.admin_port) as channel:
+        login = LoginRequest(username="admin", password=password)
+        return AuthServiceStub(channel).Login(login, timeout=TIMEOUT_S).access_token
+
+
 def test_sigterm_during_a_roll_ends_everything_in_time(data_dir: Path) -> None:
     with serving(data_dir, **TWO, **in_time()) as gatekeeper:
         gatekeeper.process.send_signal(signal.SIGHUP)
@@ -291,13 +328,14 @@ def test_a_killed_supervisor_leaves_no_worker_and_no_database(data_dir: Path) ->
         assert eventually(lambda: not postgres_pids(data_dir))
 
 
-def test_a_shared_port_that_another_fleet_has_is_refused(fleet: Gatekeeper, tmp_path: Path) -> None:
-    settings = {**TWO, **KEYS, "DATABASE_URL": fleet.dsn, "GATEKEEPER_LISTEN": f"127.0.0.1:{fleet.port}"}
+@pytest.mark.parametrize("variable", ["GATEKEEPER_LISTEN", "GATEKEEPER_ADMIN_LISTEN"])
+def test_a_shared_port_that_another_fleet_has_is_refused(fleet: Gatekeeper, tmp_path: Path, variable: str) -> None:
+    settings = {**TWO, **KEYS, "DATABASE_URL": fleet.dsn, variable: f"127.0.0.1:{fleet.port}"}
 
     code, _, complaints = run("serve", data_dir=tmp_path, **settings)
 
     assert code == 1
-    assert complaints.startswith(f"Error: GATEKEEPER_LISTEN: cannot listen on 127.0.0.1:{fleet.port}: another process")
+    assert complaints.startswith(f"Error: {variable}: cannot listen on 127.0.0.1:{fleet.port}: another process")
 
 
 def test_a_port_that_a_stranger_shares_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import grpc
 import pytest
 
+from gatekeeper_client.v1.admin_service_pb2 import GetFlagRequest
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -34,8 +35,9 @@ def serving_with_few_files(
     program: Sequence[str] = ("gatekeeper_grpc",),
     soft: int = FILES,
     certificates: CertificateFolder | None = None,
+    **settings: str,
 ) -> Iterator[Gatekeeper]:
-    variables = certificates.variables if certificates else {}
+    variables = {**(certificates.variables if certificates else {}), **settings}
     with start("serve", data_dir=data_dir, program=program, launcher=with_files(soft, FILES), **variables) as process:
         try:
             yield Gatekeeper(process, data_dir, certificates)
@@ -102,6 +104,21 @@ def test_1200_idle_connections_at_1024_files_keep_nobody_out(addresses: int, dat
     ):
         assert served(server.port, timeout_s=10.0) >= VICTIMS * 0.95
         assert readiness(server.ops_port)["stale"] is False
+        assert open_files(server) < FILES
+        assert server.logged("connections_closed")
+
+
+@pytest.mark.promise("F1")
+@pytest.mark.parametrize("crowded", ["port", "admin_port"])
+@pytest.mark.usefixtures("many_files")
+def test_a_crowd_at_one_listener_keeps_nobody_out_of_either(crowded: str, data_dir: Path) -> None:
+    with (
+        serving_with_few_files(data_dir, GATEKEEPER_ADMIN_LISTEN="127.0.0.1:0") as server,
+        idle_connections(getattr(server, crowded), count=ATTACKING, addresses=200),
+    ):
+        assert served(server.port, timeout_s=10.0) >= VICTIMS * 0.95
+        with server.admin() as admin:
+            assert admin.GetFlag(GetFlagRequest(key="new_checkout"), timeout=TIMEOUT_S).flag.key == "new_checkout"
         assert open_files(server) < FILES
         assert server.logged("connections_closed")
 

@@ -179,7 +179,7 @@ def messages_on_workers() -> None:
 def no_drain() -> None:
     """A server that stops does not have its clients disconnect first."""
     for drain in (GoawayDrain, QuietDrain):
-        _put(drain, run=lambda _drain, _port, **_limits: 0)
+        _put(drain, run=lambda _drain, _servers, **_limits: 0)
 
 
 def waits_for_watchers() -> None:

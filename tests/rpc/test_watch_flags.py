@@ -540,7 +540,7 @@ def test_a_client_that_is_killed_leaves_nothing_behind(server: GatekeeperServer)
         assert len(server.watchers) == 50
         client.kill()
 
-    calls_known_to_grpcio = server.grpc_server._state.rpc_states  # type: ignore[attr-defined]
+    calls_known_to_grpcio = server.listeners[0].server._state.rpc_states  # type: ignore[attr-defined]
     assert eventually(lambda: len(server.watchers) == 0 and not calls_known_to_grpcio)
     assert eventually(lambda: [*server.watchers._watchers] == [])
 

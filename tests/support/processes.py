@@ -105,6 +105,7 @@ class Gatekeeper:
         self.log = Output(process.stderr)
         serving = self.logged("serving")
         self.port = int(serving["port"])
+        self.admin_port = int(serving.get("admin_port", self.port))
         self.health_port = int(serving["health_port"])
         self.ops_port = int(serving["ops_port"])
 
@@ -129,7 +130,7 @@ class Gatekeeper:
     def admin(self) -> Iterator[AdminServiceStub]:
         """A client who has logged in as the first admin, with the password that the first start kept."""
         password = (self.data_dir / "admin_password").read_text().strip()
-        with self.channel() as channel:
+        with self.connect(self.admin_port) as channel:
             issued = AuthServiceStub(channel).Login(
                 LoginRequest(username="admin", password=password), timeout=TIMEOUT_S
             )

@@ -46,11 +46,11 @@ def test_all_idle_clients_disconnect(server: GatekeeperServer) -> None:
             channel = stack.enter_context(connect(server))
             EvaluationServiceStub(channel).EvaluateFlags(ANNA, timeout=TIMEOUT_S)
 
-        assert drain_of(server).run(server.port, by=time.monotonic() + TIMEOUT_S) == 0
+        assert drain_of(server).run(server.servers, by=time.monotonic() + TIMEOUT_S) == 0
 
 
 def test_a_draining_server_refuses_new_connections(server: GatekeeperServer) -> None:
-    drain_of(server).run(server.port, by=time.monotonic())
+    drain_of(server).run(server.servers, by=time.monotonic())
 
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
@@ -63,7 +63,7 @@ def test_a_client_in_a_stream_gets_no_goaway_and_can_end_it(server: GatekeeperSe
         requests.put(BulkEvaluateFlagsRequest())
         next(answers)
 
-        left = drain_of(server).run(server.port, by=time.monotonic() + 0.1)
+        left = drain_of(server).run(server.servers, by=time.monotonic() + 0.1)
         requests.put(BulkEvaluateFlagsRequest(contexts=[ANNA.context]))
         requests.put(None)
 
@@ -110,8 +110,10 @@ def secure(start_server: StartServer, folder: CertificateFolder) -> GatekeeperSe
 @contextmanager
 def draining(server: Server) -> Iterator[None]:
     """Drain in the background; the block begins once new calls are held."""
-    drain = QuietDrain(server.grpc_server, server.pools.hold)
-    thread = threading.Thread(target=drain.run, args=(server.port,), kwargs={"by": time.monotonic() + TIMEOUT_S})
+    drain = QuietDrain(server.pools.hold)
+    thread = threading.Thread(
+        target=drain.run, args=({server.port: server.grpc_server},), kwargs={"by": time.monotonic() + TIMEOUT_S}
+    )
     thread.start()
     assert eventually(lambda: server.pools.hold.is_holding)
     yield
@@ -138,7 +140,7 @@ def test_with_tls_all_idle_clients_disconnect(secure: GatekeeperServer, folder: 
             channel = stack.enter_context(folder.channel(secure.port))
             EvaluationServiceStub(channel).EvaluateFlags(ANNA, timeout=TIMEOUT_S)
 
-        assert drain_of(secure).run(secure.port, by=time.monotonic() + TIMEOUT_S) == 0
+        assert drain_of(secure).run(secure.servers, by=time.monotonic() + TIMEOUT_S) == 0
 
 
 def test_with_tls_a_call_in_progress_is_answered_and_a_held_one_never_runs(folder: CertificateFolder) -> None:

@@ -215,3 +215,12 @@ def test_lines_to_paste_name_the_server_only_if_it_is_elsewhere(listen: str, ser
     assert evaluate.partition("evaluate alice")[2] == server
     assert len(lines) <= 14
     assert sum(not line.startswith("#") for line in lines if line) == 4
+
+
+def test_lines_to_paste_send_changes_to_the_listener_of_admins(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, admin_listen="127.0.0.1:0")
+
+    lines = try_it(settings, Demo(has_flag=True), port=50051, admin_port=7).splitlines()
+
+    commands = [line for line in lines if line and not line.startswith("#")]
+    assert ["--server 127.0.0.1:7" in command for command in commands] == [False, True, True, False]

@@ -131,6 +131,18 @@ def test_a_value_that_may_be_a_secret_in_the_wrong_variable_is_not_shown(
             "GATEKEEPER_LISTEN: 'unix:/a' must be host:port with GATEKEEPER_WORKERS=2",
         ),
         ({"ops_listen": "unix:/a"}, "GATEKEEPER_OPS_LISTEN: 'unix:/a' must be host:port"),
+        ({"admin_listen": "127.0.0.1:50051"}, "GATEKEEPER_ADMIN_LISTEN: '127.0.0.1:50051' must be another"),
+        ({"admin_listen": "127.0.0.1:50052"}, "GATEKEEPER_HEALTH_LISTEN: '127.0.0.1:50052' must be another"),
+        ({"admin_listen": "50061"}, "GATEKEEPER_ADMIN_LISTEN: '50061' must name a host before the port"),
+        (
+            {"admin_listen": "unix:/a", "workers": 2},
+            "GATEKEEPER_ADMIN_LISTEN: 'unix:/a' must be host:port with GATEKEEPER_WORKERS=2",
+        ),
+        ({"admin_reflection": True}, "GATEKEEPER_ADMIN_LISTEN must be set with GATEKEEPER_ADMIN_REFLECTION"),
+        (
+            {"admin_listen": "0.0.0.0:1", "require_tls": True},
+            "GATEKEEPER_TLS_CERT_FILE must be set to listen on 0.0.0.0:1",
+        ),
     ],
 )
 def test_addresses_that_cannot_be_together_are_refused(settings: dict[str, object], complaint: str) -> None:

@@ -173,7 +173,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_METHOD_NOT_FOUND: _ErrorReason.ValueType  # 62
     """UNIMPLEMENTED: the server has no method of that name on this port. Example metadata: method =
     "/gatekeeper.v1.AdminService/GetFlags", nearest = "/gatekeeper.v1.AdminService/GetFlag", if one
-    is near.
+    is near, and listener = "GATEKEEPER_ADMIN_LISTEN", if that one is served on another address.
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 63
     """RESOURCE_EXHAUSTED: the caller has called too often: the address, for a login; the client key
@@ -350,7 +350,7 @@ another connection. Example metadata: limit = "90".
 ERROR_REASON_METHOD_NOT_FOUND: ErrorReason.ValueType  # 62
 """UNIMPLEMENTED: the server has no method of that name on this port. Example metadata: method =
 "/gatekeeper.v1.AdminService/GetFlags", nearest = "/gatekeeper.v1.AdminService/GetFlag", if one
-is near.
+is near, and listener = "GATEKEEPER_ADMIN_LISTEN", if that one is served on another address.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 63
 """RESOURCE_EXHAUSTED: the caller has called too often: the address, for a login; the client key
