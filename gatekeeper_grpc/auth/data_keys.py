@@ -25,10 +25,17 @@ class DataKeys:
     """
 
     def __init__(self, ring: KeyRing) -> None:
+        self.ring = ring
         self.use(ring)
 
     def use(self, ring: KeyRing) -> None:
-        """Encrypt and decrypt with other keys from now on."""
+        """Encrypt and decrypt with other keys from now on.
+
+        Raises:
+            ValueError: A key has another secret than before.
+        """
+        self.ring.check_successor(ring)
+        self.ring = ring
         # A secret is text of 32 bytes or more; AES-256 takes exactly 32, so the digest of the secret is the key.
         ciphers = {key.kid: AESGCM(hashlib.sha256(key.secret.encode()).digest()) for key in ring.keys}
         self.fingerprints = tuple(map(_fingerprint, ring.keys))
@@ -62,12 +69,12 @@ class DataKeys:
             ) from exc
 
     def rewrap(self, sealed: bytes) -> bytes:
-        """Encrypt again with the newest key, so that older keys are not needed.
+        """Encrypt again with the newest key, so that older keys are not needed; not what a missing key is needed for.
 
         Raises:
-            SealError: As `open`.
+            SealError: Bytes were altered, or their key has another secret.
         """
-        return self.seal(self.open(sealed))
+        return self.seal(self.open(sealed)) if self.key_of(sealed) in self.ring.kids else sealed
 
     @property
     def newest_header(self) -> bytes:

@@ -44,6 +44,19 @@ def newest_revision(storages: Iterable[SnapshotStorage], sealer: Sealer, *, inst
     return max((found.revision for found in headers if found and found.installation_id == installation_id), default=0)
 
 
+def is_readable(storage: SnapshotStorage, sealer: Sealer) -> bool:
+    """Return whether a storage has a snapshot that the keys of `sealer` read.
+
+    Raises:
+        GatekeeperError: The storage does not answer.
+    """
+    beginning = storage.read(HEADER_BYTES)
+    try:
+        return bool(beginning) and bool(decode_header(beginning, sealer))
+    except SnapshotRefused:
+        return False
+
+
 def _readable_header(storage: SnapshotStorage, sealer: Sealer) -> SnapshotHeader | None:
     try:
         return decode_header(storage.read(HEADER_BYTES), sealer)

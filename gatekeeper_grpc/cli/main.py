@@ -86,10 +86,10 @@ def _audit() -> click.Command:
     return audit
 
 
-def _data_keys() -> click.Command:
-    from gatekeeper_grpc.cli.keys import data_keys
+def _keys() -> click.Command:
+    from gatekeeper_grpc.cli.keys import key_commands
 
-    return data_keys
+    return key_commands
 
 
 def _restore_finish() -> click.Command:
@@ -124,9 +124,7 @@ _OPERATOR = {
     "audit": Entry(
         "Verify the audit log, print anchors to keep outside the database, and archive the oldest part.", _audit
     ),
-    "data-keys": Entry(
-        "Rotate GATEKEEPER_DATA_KEYS: append a new key, move it to the front, rewrap, drop the old one.", _data_keys
-    ),
+    "keys": Entry("Rotate GATEKEEPER_DATA_KEYS and GATEKEEPER_ERASURE_KEY.", _keys),
     "restore-finish": Entry(
         "Finish a restore: start a new epoch of revisions, then erase again everybody who was erased since the backup.",
         _restore_finish,

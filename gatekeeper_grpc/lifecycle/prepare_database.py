@@ -10,7 +10,8 @@ from gatekeeper_grpc.config.settings import Settings, variable_of
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.lifecycle.demo import load_demo
-from gatekeeper_grpc.lifecycle.keys import Keys
+from gatekeeper_grpc.lifecycle.key_needs import missing_data_keys
+from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
@@ -42,6 +43,7 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
     with closing(Database(dsn, pool_size=2, hung_after_s=settings.db_hung_after_s)) as database:
         database.open()
         _check_privileges(database, settings)
+        _report_missing_keys(database, settings, keys)
         _ensure_first_admin(LoginStore(database), settings)
         if demo and settings.is_embedded:
             load_demo(database, keys)
@@ -57,6 +59,17 @@ def _check_privileges(database: Database, settings: Settings) -> None:
         )
     if powers and not settings.is_embedded:
         _log.warning("role_can_rewrite_audit_log", powers=powers, remedy=with_program("see `gatekeeper grants --help`"))
+
+
+def _report_missing_keys(database: Database, settings: Settings, keys: Keys) -> None:
+    """Say which older keys are missing although something needs them. What needs none of them is served."""
+    missing = {
+        "data_keys": missing_data_keys(database, keys.data.ring),
+        "erasure_key": erasure_ledger(settings, keys.erasure).missing(),
+    }
+    for name, words in missing.items():
+        if words:
+            _log.error("key_missing", variable=variable_of(name), error=words, remedy="put it back behind the others")
 
 
 def _ensure_first_admin(logins: LoginStore, settings: Settings) -> None:

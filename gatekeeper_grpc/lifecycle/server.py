@@ -40,6 +40,7 @@ from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STRE
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
 from gatekeeper_grpc.lifecycle.call_limits import rate_limits, watcher_limit
+from gatekeeper_grpc.lifecycle.key_needs import use_data_keys
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_metrics_token, parse_erasure_keys
 from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.listeners import ClientListener, ListenerPlan, plans_of, served_elsewhere
@@ -215,7 +216,7 @@ class GatekeeperServer:
         self._page_tokens.use([key.secret.encode() for key in ring.keys])
 
     def _use_data_keys(self, text: str) -> None:
-        self._keys.data.use(KeyRing.parse(text))
+        use_data_keys(self._keys.data, KeyRing.parse(text), self.database)
         if self._bus:
             self._bus.use_names(self._keys.data.fingerprints)
 

@@ -53,12 +53,9 @@ class SnapshotSources:
         """The read replica, if there is one."""
         primary, replica = SnapshotStore(database), SnapshotStore(self.replica) if self.replica else None
         announcements: list[Announcements] = [RevisionListener(database)]
-        self.storages: list[SnapshotStorage] = [
-            SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)
-        ]
+        self.storages = snapshot_storages(settings, bus)
         if bus:
             announcements.append(bus.announcements)
-            self.storages.append(bus.snapshot)
         self.refresher = Refresher(
             cache,
             ReplicaFirst(primary, replica) if replica else primary,
@@ -94,6 +91,12 @@ class SnapshotSources:
             writer.close()
         if self._bus:
             self._bus.close()
+
+
+def snapshot_storages(settings: Settings, bus: "RedisBus | None") -> Sequence[SnapshotStorage]:
+    """Return where the last-known-good snapshot is kept."""
+    file = SnapshotFile(settings.snapshot_file or settings.data_dir / _SNAPSHOT_FILE)
+    return [file, bus.snapshot] if bus else [file]
 
 
 def redis_bus(settings: Settings, keys: Keys) -> "RedisBus | None":

@@ -58,11 +58,12 @@ class ErasureLedger:
         """Use another ring from now on.
 
         Raises:
-            ValueError: A key has another secret than before, or one is missing that the ledger needs.
+            ValueError: A key has another secret than before, or one is dropped that the ledger needs.
             Unavailable: The ledger cannot be read.
         """
         self._ring.check_successor(ring)
-        if missing := ErasureLedger(self._path, ring).missing():
+        dropped = set(self._ring.kids) - set(ring.kids)
+        if missing := _missing({kid: count for kid, count in self.needed_keys().items() if kid in dropped}):
             raise ValueError(missing)
         self._ring = ring
 
@@ -128,11 +129,7 @@ class ErasureLedger:
         Raises:
             Unavailable: The ledger cannot be read.
         """
-        return "; ".join(
-            f"key {kid!r} is missing, by whose names alone the erasure ledger knows {count} of the erased people"
-            for kid, count in sorted(self.needed_keys().items())
-            if kid not in self._ring.kids
-        )
+        return _missing({kid: count for kid, count in self.needed_keys().items() if kid not in self._ring.kids})
 
     def _needed(self) -> list[_Line]:
         """Return the lines, in their order, of which no other one makes up for: a restore needs their keys."""
@@ -174,6 +171,13 @@ class ErasureLedger:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _missing(needed: Mapping[str, int]) -> str:
+    return "; ".join(
+        f"key {kid!r} is missing, by whose names alone the erasure ledger knows {count} of the erased people"
+        for kid, count in sorted(needed.items())
+    )
 
 
 def _mac(key: SigningKey, user_id: str) -> str:

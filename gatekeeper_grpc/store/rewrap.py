@@ -4,11 +4,12 @@ Not a mutation: the plain contents stay the same. Several re-wrapping processes 
 row that another transaction changed in between is left as it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
-from gatekeeper_grpc.store.postgres.database import Connection, Database, one
+from gatekeeper_grpc.store.postgres.database import Connection, Database
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 _BATCH_ROWS = 500
@@ -24,12 +25,12 @@ class SealedColumn:
     replace: LiteralString
 
 
-# Sealed bytes start with the name of their key, which shows whether they need an older key. `row` is the primary key of
-# a row; the query of the next batch continues after it.
+# Sealed bytes are a version, the length of the name of their key, its name, and what only the key can read. `row` is
+# the primary key of a row; the query of the next batch continues after it.
 _CLIENT_SECRETS = SealedColumn(
     name="client secrets",
     count="""
-        SELECT count(*) FROM client_keys WHERE substr(secret, 1, octet_length(%(newest)s)) <> %(newest)s
+        SELECT encode(substr(secret, 3, get_byte(secret, 1)), 'escape'), count(*) FROM client_keys GROUP BY 1
     """,
     batch="""
         SELECT ARRAY[key_id], secret FROM client_keys
@@ -45,7 +46,7 @@ _CLIENT_SECRETS = SealedColumn(
 _STORED_ANSWERS = SealedColumn(
     name="stored responses",
     count="""
-        SELECT count(*) FROM idempotency_keys WHERE substr(result, 1, octet_length(%(newest)s)) <> %(newest)s
+        SELECT encode(substr(result, 3, get_byte(result, 1)), 'escape'), count(*) FROM idempotency_keys GROUP BY 1
     """,
     batch="""
         SELECT ARRAY[actor, action, request_id::text], result FROM idempotency_keys
@@ -65,26 +66,27 @@ SEALED_COLUMNS = (_CLIENT_SECRETS, _STORED_ANSWERS)
 
 
 class SealedStore:
-    """The sealed columns of a database.
+    """The sealed columns of a database."""
 
-    Args:
-        database: The database.
-        newest: The prefix of everything sealed under the newest key.
-    """
-
-    def __init__(self, database: Database, *, newest: bytes) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._newest = newest
 
     @retry_lost_read
-    def count_older(self, column: SealedColumn) -> int:
-        """Count the rows that still need an older key."""
+    def needed_keys(self) -> Mapping[str, Counter[str]]:
+        """Count by the name of a key what is sealed with it: of each column, how many rows.
+
+        Raises:
+            Unavailable: The database cannot be reached.
+        """
+        needed: dict[str, Counter[str]] = {}
         with self._database.read() as conn:
-            (count,) = one(conn.execute(column.count, {"newest": self._newest}))
-        return int(count)
+            for column in SEALED_COLUMNS:
+                for kid, count in conn.execute(column.count):
+                    needed.setdefault(kid, Counter())[column.name] = count
+        return needed
 
     def rewrap(
-        self, column: SealedColumn, wrap: Callable[[bytes], bytes], *, batch: int = _BATCH_ROWS
+        self, column: SealedColumn, wrap: Callable[[bytes], bytes], *, newest: bytes, batch: int = _BATCH_ROWS
     ) -> Iterator[int]:
         """Re-wrap a column in batches, each in a transaction; yield how many rows each batch changed.
 
@@ -92,7 +94,9 @@ class SealedStore:
 
         Args:
             column: The column.
-            wrap: Seals sealed bytes again under the newest key; an error rolls its batch back.
+            wrap: Seals sealed bytes again under the newest key, or returns them as they are; an error rolls its batch
+                back.
+            newest: The prefix of everything sealed under the newest key.
             batch: The number of rows in a transaction.
 
         Raises:
@@ -101,7 +105,7 @@ class SealedStore:
         last_row: list[Any] | None = None
         while True:
             with self._database.write() as conn:
-                rows = conn.execute(column.batch, {"newest": self._newest, "row": last_row, "limit": batch}).fetchall()
+                rows = conn.execute(column.batch, {"newest": newest, "row": last_row, "limit": batch}).fetchall()
                 changed = _replace_all(conn, column, rows, wrap)
             if not rows:
                 return
@@ -113,4 +117,6 @@ def _replace_all(
     conn: Connection, column: SealedColumn, rows: list[tuple[Any, ...]], wrap: Callable[[bytes], bytes]
 ) -> int:
     changes = [{"row": row, "before": before, "after": wrap(before)} for row, before in rows]
-    return sum(conn.execute(column.replace, change).rowcount for change in changes)
+    return sum(
+        conn.execute(column.replace, change).rowcount for change in changes if change["after"] != change["before"]
+    )

@@ -20,7 +20,7 @@ COMMANDS = (
     ("audit", "anchor"),
     ("db-url",),
     ("restore-finish",),
-    ("data-keys", "rewrap"),
+    ("keys", "rotate"),
     ("grants", "--role", "server"),
     ("config",),
 )

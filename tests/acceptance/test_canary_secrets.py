@@ -98,7 +98,13 @@ def test_no_secret_shows_anywhere(tmp_path: Path, *, in_files: bool, workers: in
                 stop(process)
             seen.note("log", gatekeeper.log.whole())
             seen.note("output", gatekeeper.printed.whole())
-        for arguments in (("config",), ("config", "--check"), ("audit", "export"), ("audit", "checkpoint")):
+        for arguments in (
+            ("config",),
+            ("config", "--check"),
+            ("keys", "rotate"),
+            ("audit", "export"),
+            ("audit", "checkpoint"),
+        ):
             seen.note(" ".join(arguments), run(*arguments, **command))  # type: ignore[arg-type]
 
     assert seen.leaks() == []
@@ -144,12 +150,15 @@ def note_processes(pid: int, seen: Seen, *, with_own: bool) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    children = [
-        int(child)
-        for thread in Path(f"/proc/{pid}/task").iterdir()
-        for child in (thread / "children").read_text().split()
-    ]
+    children = [int(child) for thread in Path(f"/proc/{pid}/task").iterdir() for child in children_of(thread)]
     return [found for child in children for found in (child, *descendants(child))]
+
+
+def children_of(thread: Path) -> list[str]:
+    try:
+        return (thread / "children").read_text().split()
+    except FileNotFoundError:  # It has ended since it was listed.
+        return []
 
 
 def note_pages(gatekeeper: Gatekeeper, seen: Seen) -> None:

@@ -90,7 +90,7 @@ def test_config_as_markdown_shows_the_defaults_whatever_is_set() -> None:
     [
         (["db-url"], 1, "gatekeeper: no embedded database runs in "),
         (["migrate", "status"], 1, "gatekeeper: no embedded database runs in "),
-        (["restart"], 2, "Error: No such command 'restart'. There are: audit, config, data-keys, db-url, erasures, "),
+        (["restart"], 2, "Error: No such command 'restart'. There are: audit, config, db-url, erasures, "),
         (["migrate", "sideways"], 2, "Error: No such command 'sideways'. There are: down, status, up, verify."),
         (["migrate", "up", "--to", "x"], 2, "Error: Invalid value for '--to': 'x' is not a valid integer."),
     ],
