@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import HealthCheck, settings
 from structlog.dev import ConsoleRenderer, plain_traceback
 
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -21,6 +22,10 @@ from tests.support.servers import KEYS, StartServer, connect, settings_for_tests
 
 _MEMORY = Path("/dev/shm")
 _ENOUGH_BYTES = 4 * 1024**3
+
+# A busy machine is slow, and no test asserts a time.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure() -> None:

@@ -117,7 +117,7 @@ mutations = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(mutations, max_size=8), min_size=1, max_size=3))
 def test_loading_what_changed_leads_to_what_a_whole_load_gives(house: House, batches: list[list[Mutation]]) -> None:
     snapshot = house.snapshots.load()  # the database is as the example before left it

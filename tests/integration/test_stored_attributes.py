@@ -129,7 +129,7 @@ def do(acts: list[Act], users: UserStore, segments: SegmentStore) -> None:
 
 
 # One database for all examples: each goes on from where the one before stopped.
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(mutations, max_size=6), max_size=3))
 def test_refreshing_leads_to_what_loading_everything_gives(
     users: UserStore, segments: SegmentStore, snapshots: SnapshotStore, dsn: str, batches: list[list[Act]]

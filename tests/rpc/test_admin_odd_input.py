@@ -141,7 +141,7 @@ EXPECTED_FAILURES = {
 
 
 @pytest.mark.parametrize("rpc", ["CreateFlag", "AddTargets"])
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, derandomize=True, database=None)
 @given(data=st.data())
 def test_whatever_is_sent_is_done_or_refused_for_a_documented_reason(
     installation: Installation, rpc: str, data: st.DataObject

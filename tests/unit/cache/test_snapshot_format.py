@@ -93,7 +93,7 @@ def test_an_empty_snapshot_comes_back() -> None:
     assert contents(read(written(empty))) == contents(empty)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(state=states(), plans=st.dictionaries(st.sampled_from(USERS), st.sampled_from(['"x"', '"y"', "null", "[1]"])))
 def test_every_user_is_answered_as_before(state: dict[str, Any], plans: dict[str, str]) -> None:
     attributes = AttributeIndex.build(["email"], (AttributeEntry(user, "email", text) for user, text in plans.items()))

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -412,7 +412,6 @@ EVENTS = ["flip", "flip", "flip", "lose_track", "stall", "go_on", "come_back", "
 events = st.lists(st.tuples(st.sampled_from(EVENTS), st.sampled_from("abc")), max_size=40)
 
 
-@settings(deadline=None)
 @given(events=events)
 def test_a_client_that_follows_the_messages_ends_with_the_served_flags(
     events: list[tuple[str, str]],

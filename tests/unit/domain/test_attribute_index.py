@@ -50,7 +50,7 @@ def said(model: Model) -> tuple[int, dict[tuple[str, str], JsonValue]]:
     return len(model), {key: json.loads(value) for key, value in model.items()}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(built=models, batches=st.lists(edits, max_size=4))
 def test_an_index_says_what_a_dict_would_after_any_edits(built: Model, batches: list[list[AttributeEntry]]) -> None:
     edited, model = index(built), built
@@ -60,7 +60,7 @@ def test_an_index_says_what_a_dict_would_after_any_edits(built: Model, batches: 
     assert found(edited) == said(model)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(built=models, batch=edits)
 def test_an_edit_leaves_the_index_it_was_made_from_as_it_was(built: Model, batch: list[AttributeEntry]) -> None:
     before = index(built)

@@ -67,7 +67,7 @@ def test_every_field_is_covered_by_the_test_above() -> None:
 texts = st.text(st.characters(codec="utf-8"))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     actor=texts,
     key=texts,

@@ -87,7 +87,7 @@ def users_on(users: set[str], *, rollout_percentage: int) -> set[str]:
     return {user for user in users if snapshot.evaluate(plans, EvaluationContext(user_id=user))[0].value}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(users=st.sets(user_ids, max_size=30), one=percentages, other=percentages)
 def test_raising_a_rollout_removes_nobody_and_lowering_it_the_top_buckets(
     users: set[str], one: int, other: int
@@ -100,7 +100,6 @@ def test_raising_a_rollout_removes_nobody_and_lowering_it_the_top_buckets(
     assert lost == {user for user in users if low <= bucket(user, "ramp") < high}
 
 
-@settings(deadline=None)
 @given(user_id=user_ids, flag_key=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
 def test_a_slot_is_the_first_32_bits_of_the_md5_modulo_100(user_id: str, flag_key: str) -> None:
     digest = hashlib.md5(f"{user_id}:{flag_key}".encode(), usedforsecurity=False).hexdigest()

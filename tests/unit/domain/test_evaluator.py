@@ -193,7 +193,7 @@ configs = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     config=configs,
     targets=st.dictionaries(users, variants, max_size=2),

@@ -122,7 +122,7 @@ flags = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(flags)
 def test_a_flag_survives_its_document_and_json(stored: Flag) -> None:
     assert flag_from_document(json.loads(json.dumps(flag_document(stored)))) == stored

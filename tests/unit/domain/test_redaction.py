@@ -148,7 +148,7 @@ def test_what_the_server_writes_names_nobody(user_id: str) -> None:
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=64)
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=1_000)
 @given(user_id=words, other=words)
 def test_an_odd_id_is_found_where_it_was_written_and_nowhere_else(user_id: str, other: str) -> None:
     texts = f"see {user_id} !"

@@ -34,7 +34,7 @@ def changed_entries(before: Entries, after: Entries) -> list[UserEntry]:
     return [UserEntry(user, owner, tag) for (user, owner), tag in changed(before, after).items()]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(before=states(), after=states())
 def test_a_delta_leads_to_what_a_build_from_everything_gives(before: dict[str, Any], after: dict[str, Any]) -> None:
     delta = SnapshotDelta(

@@ -44,7 +44,7 @@ def contents_of_model(model: Model) -> tuple[int, Mapping[int, int], Mapping[str
     return len(model), {owner: counts[owner] for owner in OWNERS}, found
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(built=models, batches=st.lists(edits, max_size=4))
 def test_an_index_says_what_a_dict_would_after_any_edits(built: Model, batches: list[list[UserEntry]]) -> None:
     index, model = UserIndex.build(entries(built)), built
@@ -54,7 +54,7 @@ def test_an_index_says_what_a_dict_would_after_any_edits(built: Model, batches: 
     assert contents(index) == contents_of_model(model)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(built=models, batch=edits)
 def test_an_edit_leaves_the_index_it_was_made_from_as_it_was(built: Model, batch: list[UserEntry]) -> None:
     index = UserIndex.build(entries(built))

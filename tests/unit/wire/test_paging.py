@@ -80,7 +80,7 @@ def test_another_page_size_may_be_asked_for_on_the_way() -> None:
     assert TOKENS.cursor(ListFlagsRequest(page_size=99, key_prefix="key", page_token=token)) == "key-009"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cursor=st.text(st.characters(codec="utf-8"), max_size=300))
 def test_a_token_carries_any_cursor(cursor: str) -> None:
     request = ListTargetsRequest(flag_key="f", page_size=1)
