@@ -77,8 +77,7 @@ def given(folder: Path, *, in_files: bool) -> Iterator[dict[str, str]]:
         yield {**secrets, "GATEKEEPER_LOG_LEVEL": "DEBUG"}
 
 
-@pytest.mark.parametrize("in_files", [True, False], ids=["files", "environment"])
-@pytest.mark.parametrize("workers", [1, 2], ids=["alone", "fleet"])
+@pytest.mark.parametrize(("workers", "in_files"), [(1, True), (2, False)], ids=["alone-files", "fleet-environment"])
 def test_no_secret_shows_anywhere(tmp_path: Path, *, in_files: bool, workers: int) -> None:
     seen = Seen()
     with given(tmp_path, in_files=in_files) as variables:
