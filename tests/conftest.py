@@ -61,6 +61,16 @@ def clean_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Take back what commands in this process have set for processes that they are not, such as GRPC_VERBOSITY."""
+    before = dict(os.environ)
+    yield
+    if before.keys() != os.environ.keys():
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plain_tracebacks() -> None:
     """Log exceptions as Python prints them: structlog's frames with all variables cost 0.2 s each."""

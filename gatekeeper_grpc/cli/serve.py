@@ -20,7 +20,8 @@ def serve(settings: Settings, *, demo: bool) -> None:
     """Serve until SIGTERM. Without DATABASE_URL, start an embedded PostgreSQL."""
     if demo and _is_read_by_a_person(settings):
         begin_quiet()
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own.
+        if not settings.has_tls:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own.
     _prepare_core(settings)
     # Imported here, because gRPC's core reads the environment then.
     from gatekeeper_grpc.fleet.supervisor import FleetError  # noqa: PLC0415

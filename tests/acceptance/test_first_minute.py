@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 from tests.support.processes import START_TIMEOUT_S, TIMEOUT_S, copied, stop
+from tests.support.tls import CertificateFolder
+from tests.support.valkey import free_port
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +203,24 @@ def test_twin_a_second_start_whose_log_level_is_set_is_not_quiet(
         assert "GATEKEEPER_WORKERS" in unknown
         assert not any("password" in line for line in second.before_block)
         assert len(commands(second)) == 4
+
+
+def test_a_quiet_start_with_tls_counts_failed_handshakes_too(
+    newcomer: Newcomer, first_started_dir: Path, tmp_path: Path
+) -> None:
+    folder, ops_port = CertificateFolder(tmp_path), free_port()
+    data_dir = copied(first_started_dir, tmp_path)
+    settings = {"GATEKEEPER_DATA_DIR": str(data_dir), "GATEKEEPER_OPS_LISTEN": f"127.0.0.1:{ops_port}"}
+
+    with newcomer.serving(**settings, **folder.variables) as terminal:
+        port = int(re.findall(r":(\d+)", terminal.block[0])[0])
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as plain:
+            plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            plain.recv(1)
+
+        assert eventually(lambda: 'failed_handshakes_total{cause="no_tls"} 1.0' in metrics(ops_port))
+
+
+def metrics(ops_port: int) -> str:
+    with urlopen(f"http://127.0.0.1:{ops_port}/metrics", timeout=TIMEOUT_S) as response:
+        return str(response.read().decode())

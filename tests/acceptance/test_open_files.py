@@ -139,7 +139,6 @@ def test_1200_unfinished_tls_handshakes_keep_nobody_out(data_dir: Path, tmp_path
     ):
         assert served(server.port, timeout_s=10.0, certificates=folder) >= VICTIMS * 0.95
         assert open_files(server) < FILES
-        assert server.logged("connections_closed")
 
 
 @pytest.mark.usefixtures("many_files")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -34,8 +33,6 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.promise("B4")
 
 PASSWORD = "a-long-password"
-# The promise is 2 s on two cores that have nothing else to do; bench/last_known_good.py measures it.
-START_WITHIN_S = 10.0
 # Longer than a start waits with a kept snapshot.
 HELD_BACK_S = 8.0
 ANNA = EvaluationContext(user_id="anna")
@@ -104,12 +101,10 @@ def test_it_serves_the_last_known_good_snapshot_until_the_database_is_back(
     revision = serve_once(node, tmp_path, f"kept-{fault}")
     if fault == "stopped":
         node.kill()
-    began = time.monotonic()
     with (
         node.hanging() if fault == "hanging" else nullcontext(),
         serving(tmp_path, **settings(node)) as gatekeeper,
     ):
-        took_s = time.monotonic() - began
         said = gatekeeper.logged("serving_last_known_good")
         stale = answer(gatekeeper)
         healths = [health(gatekeeper, service) for service in ("", EVALUATION, ADMIN)]
@@ -127,7 +122,6 @@ def test_it_serves_the_last_known_good_snapshot_until_the_database_is_back(
         written = create(gatekeeper, f"after-{fault}")
         told_after = readiness(gatekeeper)
 
-    assert took_s < START_WITHIN_S
     assert (said["storage"], said["revision"]) == ("file", revision)
     assert (stale.stale, stale.revision, f"kept-{fault}" in stale.flags) == (True, revision, True)
     assert healths == ["SERVING", "SERVING", "NOT_SERVING"]
@@ -232,23 +226,20 @@ def test_a_database_that_is_there_is_never_passed_over_for_an_older_answer(node:
 # As if there were a million targets, but without a million targets.
 _SLOW_TARGETS = """
     ALTER TABLE targeted_users RENAME TO stored_targets;
-    CREATE VIEW targeted_users AS SELECT * FROM stored_targets WHERE (SELECT pg_sleep(20)) IS NOT NULL
+    CREATE VIEW targeted_users AS SELECT * FROM stored_targets WHERE (SELECT pg_sleep(3_600)) IS NOT NULL
 """
 
 
 def test_an_embedded_start_that_loads_for_long_answers_from_what_it_kept(data_dir: Path) -> None:
     with serving(data_dir) as gatekeeper, psycopg.connect(gatekeeper.dsn) as conn:
         conn.execute(_SLOW_TARGETS)
-    began = time.monotonic()
 
     with serving(data_dir, "--demo") as gatekeeper, gatekeeper.channel() as channel:
-        took_s = time.monotonic() - began
         request = EvaluateFlagsRequest(context=ANNA, flag_keys=["new_checkout"])
         answer = EvaluationServiceStub(channel).EvaluateFlags(request, timeout=TIMEOUT_S)
 
         assert gatekeeper.logged("serving_last_known_good")
-        assert answer.revision == 1
-        assert took_s < START_WITHIN_S
+        assert (answer.revision, answer.stale) == (1, True)
 
 
 @pytest.mark.parametrize("is_kept", [True, False])

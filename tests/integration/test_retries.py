@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 import gatekeeper_grpc.store
 from gatekeeper_grpc.domain.flag import FlagConfig
@@ -16,12 +17,22 @@ from gatekeeper_grpc.store.postgres import retries
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
 from gatekeeper_grpc.store.postgres.errors import ConnectionLost, WriteConflict
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
+from tests.support.databases import database_name
 from tests.support.servers import KEYS
 from tests.support.waiting import eventually
 
 CUT = "SELECT pg_terminate_backend(pg_backend_pid())"
 DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$"
 SERIALIZATION_FAILURE = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$"
+
+
+@pytest.fixture
+def dsn(dsn: str) -> str:
+    """A database that finds a deadlock long before a lock has been waited for too long."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        name = sql.Identifier(database_name(dsn))
+        conn.execute(sql.SQL("ALTER DATABASE {} SET deadlock_timeout = '50ms'").format(name))
+    return dsn
 
 
 class Reader:
