@@ -19,7 +19,10 @@ _YEAR_S = 31_536_000
 # Of evaluations of one address, if the operator leaves it to us.
 _ADDRESS_RATE = "1000/min"
 # Of the client commands, which read them without this module.
-_CLIENT_VARIABLES = ("GATEKEEPER_SERVER", "GATEKEEPER_TOKEN")
+_CLIENT_VARIABLES = (
+    *("GATEKEEPER_SERVER", "GATEKEEPER_TOKEN"),
+    *("GATEKEEPER_CLIENT_CERT_FILE", "GATEKEEPER_CLIENT_KEY_FILE"),
+)
 
 
 def _listen_address(value: object) -> object:

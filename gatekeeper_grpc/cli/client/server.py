@@ -1,13 +1,14 @@
 """The server that a client command talks to: its address, a channel to it, and what its refusals mean."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gatekeeper_grpc.cli.client.certificate import CERT_VARIABLE, KEY_VARIABLE, ClientCertificate
 from gatekeeper_grpc.cli.client.failures import failure_of
 from gatekeeper_grpc.config.listen_address import ListenAddress
 
@@ -21,6 +22,7 @@ TIMEOUT_S = 10.0
 _DEFAULT = "127.0.0.1:50051"
 _TLS, _PLAIN = "https://", "http://"
 _TLS_PORT = 443
+_CERT, _KEY = "--client-cert", "--client-key"
 _FORMS = "must be host:port, unix:/path, or https://host[:port] for TLS"
 
 
@@ -31,6 +33,8 @@ class Server:
     target: str
     """What gRPC connects to; also the name under which its login is kept."""
     is_tls: bool = False
+    certificate: ClientCertificate | None = None
+    """What the server is shown if it asks for a certificate."""
 
     @classmethod
     def parse(cls, text: str) -> "Server":
@@ -55,7 +59,8 @@ class Server:
         # A proxy of the environment is for web pages: it would be asked for 127.0.0.1, too.
         options = [("grpc.enable_http_proxy", 0)]
         if self.is_tls:
-            channel = grpc.secure_channel(self.target, grpc.ssl_channel_credentials(), options)
+            own = (self.certificate.key, self.certificate.chain) if self.certificate else (None, None)
+            channel = grpc.secure_channel(self.target, grpc.ssl_channel_credentials(None, *own), options)
         else:
             channel = grpc.insecure_channel(self.target, options)
         with channel:
@@ -65,15 +70,54 @@ class Server:
                 raise failure_of(exc, self.target, timeout_s=TIMEOUT_S) from None
 
 
-def _server(_context: click.Context, _parameter: click.Parameter, value: str) -> Server:
+def _server(context: click.Context, _parameter: click.Parameter, value: str) -> Server:
     try:
-        return Server.parse(value.strip())
+        server = Server.parse(value.strip())
     except ValueError:
         raise click.BadParameter(f"{value!r} {_FORMS}") from None
+    return replace(server, certificate=_certificate(context.meta, server))
+
+
+def _certificate(files: Mapping[str, str], server: Server) -> ClientCertificate | None:
+    cert, key = files.get(_CERT), files.get(_KEY)
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        missing = f"{_CERT} ({CERT_VARIABLE})" if cert is None else f"{_KEY} ({KEY_VARIABLE})"
+        raise click.UsageError(f"{missing} is missing: a certificate of a client takes both files")
+    if not server.is_tls:
+        raise click.UsageError(f"{_CERT} ({CERT_VARIABLE}) needs a server with TLS: --server https://{server.target}")
+    try:
+        return ClientCertificate.read(cert, key)
+    except ValueError as exc:
+        raise click.UsageError(f"{_CERT}, {_KEY}: {exc}") from None
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Keep the name of a file for `_server`, which runs later: the option of a file is eager."""
+    if value is not None:
+        context.meta[parameter.opts[0]] = value
+
+
+def _file_option(name: str, variable: str, meaning: str) -> Callable[[Function], Function]:
+    return click.option(
+        name,
+        envvar=variable,
+        show_envvar=True,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_keep,
+        help=meaning,
+    )
 
 
 def server_option(function: Function) -> Function:
-    """Give a command the option --server."""
+    """Give a command the option --server, and those of the certificate that it shows."""
+    function = _file_option(_KEY, KEY_VARIABLE, "Private key of --client-cert in PEM.")(function)
+    function = _file_option(_CERT, CERT_VARIABLE, "Certificate to show to a server that asks for one, in PEM.")(
+        function
+    )
     return click.option(
         "--server",
         envvar="GATEKEEPER_SERVER",
