@@ -14,10 +14,11 @@ from typing import Final, Protocol
 import structlog
 
 from gatekeeper_grpc.auth.last_uses import LastUses
+from gatekeeper_grpc.auth.refused_credentials import Cause, RefusedCredentials
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.api_token import LiveApiToken
 from gatekeeper_grpc.domain.caller import Caller
-from gatekeeper_grpc.domain.errors import GatekeeperError, Unauthenticated
+from gatekeeper_grpc.domain.errors import GatekeeperError
 
 _log = structlog.get_logger(__name__)
 
@@ -72,11 +73,13 @@ class ApiTokenCache:
 
     Args:
         store: Keeps the tokens.
+        refusals: Keeps why tokens were refused.
         clock: Returns the current aware time.
     """
 
-    def __init__(self, store: ApiTokenRecords, *, clock: Clock = utc_now) -> None:
+    def __init__(self, store: ApiTokenRecords, refusals: RefusedCredentials, *, clock: Clock = utc_now) -> None:
         self._store = store
+        self._refusals = refusals
         self._clock = clock
         self._tokens: Mapping[str, LiveApiToken] = MappingProxyType({})  # replaced whole: readers need no lock
         self._refreshing = threading.Lock()  # orders refreshes: an older load never replaces a newer one
@@ -89,10 +92,15 @@ class ApiTokenCache:
             Unauthenticated: The token is not valid; one text for every cause.
         """
         found = _FORM.fullmatch(secret)
-        token = self._tokens.get(f"at_{found['unique']}") if found else None
+        if found is None:
+            raise self._refusals.refuse(Cause.MALFORMED)
+        token_id = f"at_{found['unique']}"
+        token = self._tokens.get(token_id)
         matches = hmac.compare_digest(_hash_of(secret), token.secret_hash if token else _NOTHING)
-        if token is None or not matches or token.expire_time <= self._clock():
-            raise Unauthenticated.access_token()
+        if token is None or token.expire_time <= self._clock():
+            raise self._refusals.refuse(Cause.UNKNOWN_TOKEN, token_id=token_id)
+        if not matches:
+            raise self._refusals.refuse(Cause.WRONG_SECRET, token_id=token_id)
         self.uses.note(token.token_id)
         return token.caller()
 

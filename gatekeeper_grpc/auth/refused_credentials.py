@@ -1,9 +1,9 @@
-"""Why credentials of clients were refused: for the log and a metric. The client itself is never told."""
+"""Why credentials were refused: for the log and a metric. Who called is never told."""
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ _LOG_EVERY_S: Final = 1.0
 
 
 class Cause(StrEnum):
-    """Why a credential was refused."""
+    """Why a credential of a client, or an API token, was refused."""
 
     MISSING = "missing"
     """There is none, and one is required."""
@@ -26,10 +26,12 @@ class Cause(StrEnum):
     """A part is missing, malformed or repeated, or there is another credential next to a bearer key."""
     UNKNOWN_KEY = "unknown_key"
     """No key has that id and type: it was never created, has expired, or is revoked."""
+    UNKNOWN_TOKEN = "unknown_token"  # noqa: S105 - a name
+    """No API token has that id: it was never created, has expired, is revoked, or its maker may not call any more."""
     BEARER_NOT_ALLOWED = "bearer_not_allowed"
     """A bearer key was sent, and a signature is required."""
     WRONG_SECRET = "wrong_secret"  # noqa: S105 - a name
-    """The key exists, and its secret is another one."""
+    """The key, or API token, exists, and its secret is another one."""
     WRONG_SIGNATURE = "wrong_signature"
     """The key exists; the secret is another one, or another text was signed: other authority, method or order."""
     CLOCK = "clock"
@@ -42,15 +44,32 @@ class Cause(StrEnum):
     """The nonce was used before."""
 
 
+_OF_TOKENS: Final = frozenset({Cause.MALFORMED, Cause.UNKNOWN_TOKEN, Cause.WRONG_SECRET})
+_OF_CLIENTS: Final = frozenset(Cause) - {Cause.UNKNOWN_TOKEN}
+
+
 class RefusedCredentials:
     """Counts refusals by cause, and logs each cause at most once a second. Thread-safe.
 
     Args:
         clock: Monotonic seconds.
+        event: What the log calls a refusal.
+        causes: What is counted.
+        error: Makes the error of every refusal.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        event: str = "client_credential_refused",
+        causes: Collection[Cause] = _OF_CLIENTS,
+        error: Callable[[], Unauthenticated] = Unauthenticated.client,
+    ) -> None:
         self._clock = clock
+        self._event = event
+        self._causes = causes
+        self._error = error
         self._lock = threading.Lock()  # guards the three below
         self._counts: Counter[Cause] = Counter()
         self._unlogged: Counter[Cause] = Counter()
@@ -65,13 +84,13 @@ class RefusedCredentials:
         """
         count = self._count(cause)
         if count:
-            _log.warning("client_credential_refused", cause=cause.value, count=count, **seen)
-        return Unauthenticated.client()
+            _log.warning(self._event, cause=cause.value, count=count, **seen)
+        return self._error()
 
     def counts(self) -> Mapping[Cause, int]:
         """Return how many credentials were refused since the start, by cause; every cause has a count."""
         with self._lock:
-            return {cause: self._counts[cause] for cause in Cause}
+            return {cause: self._counts[cause] for cause in Cause if cause in self._causes}
 
     def _count(self, cause: Cause) -> int:
         """Count a refusal; return how many of its cause the next log line stands for, 0 if none is due."""
@@ -83,3 +102,8 @@ class RefusedCredentials:
                 return 0
             self._logged_at[cause] = now
             return self._unlogged.pop(cause)
+
+
+def refused_api_tokens() -> RefusedCredentials:
+    """Return what counts and logs refused API tokens."""
+    return RefusedCredentials(event="api_token_refused", causes=_OF_TOKENS, error=Unauthenticated.access_token)

@@ -26,7 +26,7 @@ from gatekeeper_grpc.auth.lockout import LoginGuard
 from gatekeeper_grpc.auth.nonces import Nonces, SharedNonces
 from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
-from gatekeeper_grpc.auth.refused_credentials import RefusedCredentials
+from gatekeeper_grpc.auth.refused_credentials import RefusedCredentials, refused_api_tokens
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.auth.tokens import AccessTokens
 from gatekeeper_grpc.cache.change_history import ChangeHistory
@@ -190,7 +190,8 @@ class GatekeeperServer:
         self.client_keys = ClientKeyCache(self.stores.client_keys, self._keys.data.open)
         shared = self._bus.budgets if self._bus else None
         self.rate_limits = rate_limits(settings, is_embedded=self._is_embedded, shared=shared)
-        self.api_tokens = ApiTokenCache(self.stores.api_tokens)
+        self._refused_api_tokens = refused_api_tokens()
+        self.api_tokens = ApiTokenCache(self.stores.api_tokens, self._refused_api_tokens)
         self._has_warned = False
         self._shared_nonces = self._share_nonces()
         self._credential_refresh = CredentialRefresh(
@@ -246,6 +247,7 @@ class GatekeeperServer:
             pools=self.pools,
             watchers=self.watchers,
             refused_credentials=self._refused_credentials.counts,
+            refused_api_tokens=self._refused_api_tokens.counts,
             rate_limited=self.rate_limits.refused,
             unshared_nonces=self._shared_nonces.unshared if self._shared_nonces else lambda: 0,
             audit=self.audit_head,

@@ -37,6 +37,7 @@ class InstanceMetrics(Collector):
         pools: CallPools,
         watchers: Sized,
         refused_credentials: Callable[[], Mapping[Cause, int]],
+        refused_api_tokens: Callable[[], Mapping[Cause, int]],
         rate_limited: Callable[[], Mapping[Limit, int]],
         unshared_nonces: Callable[[], int],
         audit: AuditHeadReporter,
@@ -52,6 +53,7 @@ class InstanceMetrics(Collector):
         self._pools = pools
         self._watchers = watchers
         self._refused_credentials = refused_credentials
+        self._refused_api_tokens = refused_api_tokens
         self._rate_limited = rate_limited
         self._unshared_nonces = unshared_nonces
         self._audit = audit
@@ -193,6 +195,14 @@ class InstanceMetrics(Collector):
         for cause, count in self._refused_credentials().items():
             credentials.add_metric([cause], count)
         yield credentials
+        tokens = CounterMetricFamily(
+            "gatekeeper_refused_api_tokens",
+            "Calls refused for their API token, by the cause, which callers are not told.",
+            labels=["cause"],
+        )
+        for cause, count in self._refused_api_tokens().items():
+            tokens.add_metric([cause], count)
+        yield tokens
         limited = CounterMetricFamily(
             "gatekeeper_rate_limited_calls", "Calls refused because their caller called too often.", labels=["limit"]
         )

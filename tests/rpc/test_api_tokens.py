@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -287,6 +288,50 @@ def test_the_last_use_is_written_rarely(installation: Installation) -> None:
     later = tokens_of(installation.admin)[made.api_token.token_id]
     assert later.last_used_time.ToNanoseconds() > written[1].ToNanoseconds()
     assert later.revision == made.revision
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def refused_tokens(server: GatekeeperServer) -> dict[str, float]:
+    samples = (sample for family in server.metrics.collect() for sample in family.samples)
+    return {s.labels["cause"]: s.value for s in samples if s.name == "gatekeeper_refused_api_tokens_total"}
+
+
+def test_the_cause_of_a_refused_token_is_in_the_log_and_the_metric_alone(installation: Installation) -> None:
+    made = new_token(installation.admin)
+    token_id, revoked = made.api_token.token_id, new_token(installation.admin)
+    revoke(installation.admin, revoked.api_token.token_id)
+    sent = {
+        "wrong_secret": made.secret[:-4] + "AAAA",
+        "unknown_token": revoked.secret,
+        "malformed": made.secret[:-1],
+    }
+    before = refused_tokens(installation.server)
+    with capture_logs() as logs:
+        refusals = [refusal_of(partial(answer_to, installation.server, secret)) for secret in sent.values()]
+
+    assert refusals == [UNAUTHENTICATED] * 3
+    causes = {log["cause"]: log.get("token_id") for log in logs if log["event"] == "api_token_refused"}
+    assert causes == {"wrong_secret": token_id, "unknown_token": revoked.api_token.token_id, "malformed": None}
+    assert [secret for secret in (made.secret, *sent.values()) if secret in str(logs)] == []
+    assert refused_tokens(installation.server) == {cause: before[cause] + 1 for cause in sent}
+
+
+def test_the_answer_to_a_refused_token_is_one_text(installation: Installation) -> None:
+    made = new_token(installation.admin)
+    answers = set()
+    for secret in (made.secret[:-4] + "AAAA", made.secret[:-1], f"gka_{20 * '0'}_{43 * 'x'}", "neither"):
+        with pytest.raises(grpc.RpcError) as refused:
+            answer_to(installation.server, secret)
+        answers.add(refused.value.details())
+
+    assert len(answers) == 1
+
+
+def answer_to(server: GatekeeperServer, secret: str) -> pb.ListFlagsResponse:
+    with using(server, secret) as stub:
+        return list_flags(stub)
 
 
 # --- Never more than the maker ---------------------------------------------------------------------------------------
