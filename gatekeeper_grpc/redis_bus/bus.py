@@ -58,6 +58,7 @@ class RedisBus:
         """Use the channels and keys of other names of the installation from now on."""
         prefixes, channels = _names(installations)
         self.snapshot.use(prefixes)
+        self.budgets.use(prefixes[0])
         self._announcer.channel = channels[0]
         self.announcements.use(channels)
 

@@ -41,6 +41,10 @@ class RedisSharedBudgets:
 
     def __init__(self, link: RedisLink, prefix: str) -> None:
         self._link = link
+        self.use(prefix)
+
+    def use(self, prefix: str) -> None:
+        """Count under other names from now on, where nothing is counted yet or what other instances count."""
         self._prefix = f"{prefix}:rate"
 
     def take(self, limit: str, caller: str, rate: Rate) -> Taken:

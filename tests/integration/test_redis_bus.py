@@ -18,6 +18,7 @@ from gatekeeper_grpc.auth.keys import KeyRing
 from gatekeeper_grpc.cache.last_known_good import newest_stored
 from gatekeeper_grpc.cache.snapshot_format import SnapshotHeader, SnapshotRefused, decode, encode
 from gatekeeper_grpc.domain.errors import Unavailable
+from gatekeeper_grpc.domain.rate import Rate
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.redis_bus import announcements as announcements_module
 from gatekeeper_grpc.redis_bus import bus as bus_module
@@ -154,6 +155,20 @@ def test_during_a_key_rotation_instances_hear_each_other(server: Valkey) -> None
         with Listener(one.announcements) as listener:
             other.announce(8)
             assert listener.heard.get(timeout=TIMEOUT_S) == 8
+
+
+def test_after_a_key_rotation_running_and_new_instances_share_limits(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert RedisLink.__init__.__kwdefaults__
+    monkeypatch.setitem(RedisLink.__init__.__kwdefaults__, "timeout_s", TIMEOUT_S)
+    once = Rate.parse("1/min burst 1")
+    with bus(server.url, ("old", "new")) as running, bus(server.url, ("new", "old")) as started:
+        running.use_names(("new", "old"))
+        budgets = running.budgets, started.budgets
+
+        assert [each.take("logins", "anna", once).wait_s > 0 for each in budgets] == [False, True]
+        assert [each.add("evaluations", {"anna": 3}) for each in budgets] == [{"anna": 3}, {"anna": 6}]
 
 
 def test_after_redis_was_killed_the_subscription_starts_again(server: Valkey) -> None:
