@@ -1,4 +1,4 @@
-"""Secrets in files are rotated while calls go on: the database password, the keys of tokens and of data."""
+"""Secrets in files are rotated while calls go on: passwords of database and Redis, the keys of tokens and of data."""
 
 import re
 import signal
@@ -25,6 +25,7 @@ from gatekeeper_client.v1.flag_pb2 import Flag
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, start, stop
 from tests.support.scram import PasswordDatabase, password_database, replace
 from tests.support.servers import Bearer
+from tests.support.valkey import Valkey, valkey
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.promise("D2")]
@@ -75,7 +76,7 @@ class Installation:
 
 @contextmanager
 def installed(
-    database: PasswordDatabase, folder: Path, *, program: tuple[str, ...] = ("gatekeeper_grpc",)
+    database: PasswordDatabase, folder: Path, *, program: tuple[str, ...] = ("gatekeeper_grpc",), **secrets: str
 ) -> Iterator[Installation]:
     database.set_password(PASSWORD)
     contents = {
@@ -83,6 +84,7 @@ def installed(
         **KEYS,
         "GATEKEEPER_JWT_KEYS": OLD,
         "GATEKEEPER_ADMIN_PASSWORD": ADMIN_PASSWORD,
+        **secrets,
     }
     files = {f"{name}_FILE": str(replace(folder / name, content)) for name, content in contents.items()}
     with start("serve", data_dir=folder / "data", program=program, **files) as process:
@@ -136,6 +138,41 @@ def test_rotating_the_password_of_the_database_fails_no_call(database: PasswordD
         assert eventually(lambda: all(ended[kind] > served[kind] + 10 for kind in ("evaluate", "read", "write")))
 
     assert set(ended) == {"evaluate", "read", "write"}
+
+
+@pytest.mark.promise("B3")
+@pytest.mark.parametrize("replaces_file", [True, False], ids=["rotated", "twin: the file stays"])
+def test_rotating_the_password_of_redis_fails_no_call(
+    database: PasswordDatabase, tmp_path: Path, *, replaces_file: bool
+) -> None:
+    with (
+        valkey(tmp_path / "valkey", "--requirepass", "canary7f3a-first") as redis,
+        installed(database, tmp_path, REDIS_URL=f"redis://:canary7f3a-first@{redis.address}") as installation,
+        load(installation) as ended,
+    ):
+        log = installation.server.log
+        if replaces_file:  # Before the server knows the password, so that the old one is in use for a while.
+            replace(tmp_path / "REDIS_URL", f"redis://:canary7f3a-second@{redis.address}")
+            assert "Redis is away" in installation.server.logged("secret_not_used")["error"]
+        redis.set_password("canary7f3a-second")
+        if replaces_file:
+            installation.server.logged("secret_changed", variable="REDIS_URL_FILE")
+        redis.end_connections()
+
+        assert eventually(lambda: announces(redis)) if replaces_file else installation.server.logged("redis_away")
+        served = ended.copy()
+        assert eventually(lambda: all(ended[kind] > served[kind] + 10 for kind in ("evaluate", "read", "write")))
+
+    assert set(ended) == {"evaluate", "read", "write"}
+    assert "canary7f3a" not in log.text()
+
+
+def announces(redis: Valkey) -> bool:
+    """Whether a revision is published soon."""
+    with redis.client() as client, client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+        pubsub.psubscribe("gatekeeper:*:revision")
+        received = [pubsub.get_message(timeout=1.0) for _ in range(2)]  # The first one confirms the subscription.
+        return any(message and message["type"] == "pmessage" for message in received)
 
 
 def test_rotating_the_keys_of_tokens_and_data_fails_no_call(database: PasswordDatabase, tmp_path: Path) -> None:

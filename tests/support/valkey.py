@@ -46,6 +46,18 @@ class Valkey:
         finally:
             client.close()
 
+    def set_password(self, password: str) -> None:
+        """Ask new connections for another password; those that are open stay."""
+        with self.client() as client:
+            client.config_set("requirepass", password)
+        self.options = ("--requirepass", password)
+
+    def end_connections(self) -> None:
+        """End all connections but this one, so that new ones need the password."""
+        with self.client() as client:
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+
     def kill(self) -> None:
         """End it without any notice."""
         self.process.kill()
