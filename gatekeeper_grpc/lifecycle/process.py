@@ -56,14 +56,15 @@ def serve(settings: Settings, *, demo: bool) -> None:
     """
     report_crashes()
     limit_kept_memory()
+    # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does; SIGHUP waits.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals = signal_queue(signal.SIGHUP)
     _check_tls(settings)
     _try_addresses(settings)
-    # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if settings.workers > 1:
-        _serve_by_workers(settings, demo=demo)
+        _serve_by_workers(settings, signals, demo=demo)
     else:
-        _serve_alone(settings, demo=demo)
+        _serve_alone(settings, signals, demo=demo)
 
 
 def work(settings: Settings, args: WorkerArgs) -> None:
@@ -111,7 +112,7 @@ def _try_addresses(settings: Settings) -> None:
             raise ListenError(f"{variable_of(field)}: {exc}") from exc
 
 
-def _serve_alone(settings: Settings, *, demo: bool) -> None:
+def _serve_alone(settings: Settings, signals: SimpleQueue[int], *, demo: bool) -> None:
     keys = load_keys(settings)
     with _database(settings) as (dsn, wait_until_ready):
         raise_open_file_limit()
@@ -121,7 +122,6 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
             prepare_database(settings, current_dsn, keys, demo=demo)
 
         server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
-        signals = signal_queue(signal.SIGHUP)
         server.start()
         signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
         ports = {**server.client_ports, "health_port": server.health_port, "ops_port": server.ops_port}
@@ -129,7 +129,7 @@ def _serve_alone(settings: Settings, *, demo: bool) -> None:
         _stop_at_signal(signals, server, settings, at_hangup=server.secrets.reread)
 
 
-def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
+def _serve_by_workers(settings: Settings, signals: SimpleQueue[int], *, demo: bool) -> None:
     keys = load_keys(settings)
     with _reserved_ports(settings) as reserved, _database(settings) as (dsn, wait_until_ready):
         raise_open_file_limit()
@@ -149,7 +149,6 @@ def _serve_by_workers(settings: Settings, *, demo: bool) -> None:
         token = load_metrics_token(settings)
         supervisor = WorkerSupervisor(settings, command, token)
         secrets = watch_secrets(settings, {"metrics_token": token.use})
-        signals = signal_queue(signal.SIGHUP)
         try:
             supervisor.start()
             secrets.start(supervisor.scheduler)

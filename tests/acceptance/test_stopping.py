@@ -1,11 +1,12 @@
 """SIGTERM and SIGINT: health first, then the calls in flight; the process ends in time even if a call hangs."""
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -20,7 +21,7 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
-from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, hanging, postgres_pids, serving, start
+from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, hanging, postgres_pids, serving, start, stop
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C4")
@@ -139,6 +140,51 @@ def test_signal_ends_a_start_that_waits_for_its_database(tmp_path: Path) -> None
             process.terminate()
 
             assert process.wait(MARGIN_S) == INTERRUPTED
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_during_a_start_ends_nothing(tmp_path: Path, workers: str) -> None:
+    """The start waits for the end of its certificate, which is empty then, and refused."""
+    certificate = tmp_path / "tls.crt"
+    os.mkfifo(certificate)
+    names = ("GATEKEEPER_TLS_CERT_FILE", "GATEKEEPER_TLS_KEY_FILE")
+    settings = {**dict.fromkeys(names, str(certificate)), "GATEKEEPER_WORKERS": workers}
+    with start("serve", data_dir=tmp_path / "data", **settings) as process:
+        with certificate.open("wb"):  # Waits until the process reads.
+            process.send_signal(signal.SIGHUP)
+        _release(certificate, process)
+
+        assert process.returncode == 1
+        assert process.stderr
+        assert "GATEKEEPER_TLS_CERT_FILE" in process.stderr.read()
+
+
+def _release(fifo: Path, process: subprocess.Popen[str]) -> None:
+    """Let a process read an empty file as often as it likes, until it ends."""
+
+    def ended() -> bool:
+        with suppress(OSError):  # It does not read now.
+            os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return process.poll() is not None
+
+    assert eventually(ended)
+
+
+def test_sighup_before_a_process_serves_is_answered_once_it_does(data_dir: Path) -> None:
+    with start("serve", data_dir=data_dir) as process:
+        assert eventually(lambda: _catches(process, signal.SIGHUP))
+        process.send_signal(signal.SIGHUP)
+        gatekeeper = Gatekeeper(process, data_dir)
+        try:
+            assert gatekeeper.logged("secrets_reread")
+        finally:
+            stop(process)
+
+
+def _catches(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize(
