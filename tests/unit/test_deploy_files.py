@@ -11,7 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from gatekeeper_grpc.cli.main import gatekeeper
-from gatekeeper_grpc.config.settings import Settings, variable_of
+from gatekeeper_grpc.config.secret_file import SUFFIX
+from gatekeeper_grpc.config.settings import Settings, secret_fields, variable_of
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from tests.support.databases import empty_database
@@ -22,7 +23,6 @@ SCRIPTS = Path(sys.executable).parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 HEAD, *STAGES = DOCKERFILE.split("\nFROM ")
 BUILD, FINAL = (stage.splitlines() for stage in STAGES)
-LIBPQ = {"PGPASSWORD"}
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -48,7 +48,9 @@ def parsed(text: str) -> dict[str, Any]:
     return root
 
 
-STACK = parsed((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE = (ROOT / "docker-compose.yml").read_text()
+STACK, SECRETS = (parsed(COMPOSE)[part] for part in ("services", "secrets"))
+MOUNTED = "/run/secrets/"
 OURS = {name: service for name, service in STACK.items() if name not in {"postgres", "valkey"}}
 SERVING = [service for service in OURS.values() if "command" not in service]
 
@@ -83,21 +85,46 @@ def test_stack_names_the_redis_that_it_runs_and_publishes_it_to_nobody() -> None
     assert "ports" not in STACK["valkey"]
 
 
-def test_every_secret_of_the_stack_must_be_given() -> None:
-    environments = [service.get("environment", {}) for service in STACK.values()]
-    secrets = [
-        (name, value)
-        for variables in environments
-        for name, value in variables.items()
-        if re.search("PASSWORD|KEYS?$", name)
+def test_every_secret_of_the_stack_is_a_file_that_its_service_is_given() -> None:
+    assert {name: secret["file"] for name, secret in SECRETS.items()} == {name: f"./secrets/{name}" for name in SECRETS}
+    for service in STACK.values():
+        environment, given = service.get("environment", {}), service.get("secrets", [])
+        files = [value for name, value in environment.items() if name.endswith(SUFFIX)]
+        assert files == [f"{MOUNTED}{name}" for name in given]
+        assert set(given) <= SECRETS.keys()
+        assert [name for name in environment if re.search("(PASSWORD|KEYS?|DATABASE_URL)$", name)] == []
+    assert "${" not in COMPOSE
+    assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("left_out", ["", "jwt_keys"], ids=["as written", "twin: one is left out"])
+def test_what_the_stack_says_makes_secrets_that_the_servers_take(tmp_path: Path, left_out: str) -> None:
+    making = [line.removeprefix("#   ") for line in COMPOSE.splitlines() if line.startswith("#   ")]
+    subprocess.run(["sh", "-ec", "\n".join(making)], cwd=tmp_path, check=True)
+    if left_out:
+        (tmp_path / "secrets" / left_out).unlink()
+
+    checked = [
+        subprocess.run(
+            [SCRIPTS / "gatekeeper", "config", "--check"],
+            env={
+                name: value.replace(MOUNTED, f"{tmp_path}/secrets/")
+                for name, value in {**service["environment"], "GATEKEEPER_DATA_DIR": str(tmp_path)}.items()
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for service in OURS.values()
     ]
 
-    assert len(secrets) == 1 + 5 * len(OURS)
-    assert [name for name, value in secrets if not re.fullmatch(r"\$\{[A-Z_]+:\?set [^}]+\}", value)] == []
+    assert {result.returncode for result in checked} == ({1} if left_out else {0}), checked
+    assert {path.name for path in (tmp_path / "secrets").iterdir()} == SECRETS.keys() - {left_out}
 
 
 def test_stack_and_image_set_only_variables_that_something_reads() -> None:
-    known = {variable_of(name) for name in Settings.model_fields} | LIBPQ
+    known = {variable_of(name) for name in Settings.model_fields}
+    known |= {variable_of(name) + SUFFIX for name in secret_fields()}
     image = {match for line in FINAL if line.startswith("ENV ") for match in re.findall(r"\b(GATEKEEPER_\w+)=", line)}
 
     assert {name for service in OURS.values() for name in service["environment"]} <= known
