@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-clients test-databases test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-clients test-databases check-deploy test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,14 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	@$(PIP_INSTALL) -r requirements-dev.lock
 	@touch $@
 
+# kubeconform would need the network for its schemas; kubernetes-validate brings them.
+$(VENV)/.deploy: requirements-deploy.lock $(VENV)/.dev
+	@echo "installing the tools for files of deployments ..."
+	@command -v go >/dev/null || { echo "There is no program 'go': kustomize is built with Go 1.24 or newer." >&2; exit 1; }
+	@$(PIP_INSTALL) -r requirements-deploy.lock
+	@GOBIN=$(abspath $(BIN)) go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+	@touch $@
+
 install: $(VENV)/.dev ## Create .venv with the server, its tools and everything the tests need
 
 # --- using it ---------------------------------------------------------------------------------------------------------
@@ -69,6 +77,9 @@ test-clients: $(VENV)/.dev ## Build the samples of docs/clients and run them aga
 # Of another PostgreSQL: GATEKEEPER_TEST_PG_BIN=/path/to/bin.
 test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)
 	@$(BIN)/pytest tests/databases --timeout 300
+
+check-deploy: $(VENV)/.deploy ## Validate the Dockerfile and the Kubernetes manifests (needs Go)
+	@$(BIN)/pytest tests/deploy
 
 CALLS ?= 50000
 
@@ -175,6 +186,7 @@ lock: $(VENV)/.dev ## Resolve the newest dependencies into the hash-pinned lock 
 	@$(LOCK) -c requirements.lock pyproject.toml -o requirements-image.lock
 	@$(LOCK) --extra checkout --extra embedded --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) requirements-generator.in -o requirements-generator.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) -c requirements-dev.lock requirements-deploy.in -o requirements-deploy.lock
 
 clean: ## Remove what make created, the embedded database included
 	@rm -rf $(VENV) $(GATEKEEPER_DATA_DIR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

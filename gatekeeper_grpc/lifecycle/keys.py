@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import SecretStr
@@ -105,7 +106,12 @@ def load_metrics_token(settings: Settings) -> BearerToken:
 
 def erasure_ledger(settings: Settings, ring: KeyRing) -> ErasureLedger:
     """Return the erasure ledger of the settings."""
-    return ErasureLedger(settings.erasure_ledger or settings.data_dir / DEFAULT_NAME, ring)
+    return ErasureLedger(ledger_path(settings), ring)
+
+
+def ledger_path(settings: Settings) -> Path:
+    """Return the file of the erasure ledger."""
+    return settings.erasure_ledger or settings.data_dir / DEFAULT_NAME
 
 
 def _required(settings: Settings, name: str, parse: Callable[[str], Key], make: Callable[[], str]) -> Key:

@@ -11,7 +11,7 @@ from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN
 from gatekeeper_grpc.domain.errors import FailedPrecondition
 from gatekeeper_grpc.lifecycle.demo import load_demo
 from gatekeeper_grpc.lifecycle.key_needs import missing_data_keys
-from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger
+from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, ledger_path
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
@@ -43,6 +43,7 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
     with closing(Database(dsn, pool_size=2, hung_after_s=settings.db_hung_after_s)) as database:
         database.open()
         _check_privileges(database, settings)
+        _check_ledger(settings)
         _report_missing_keys(database, settings, keys)
         _ensure_first_admin(LoginStore(database), settings)
         if demo and settings.is_embedded:
@@ -59,6 +60,14 @@ def _check_privileges(database: Database, settings: Settings) -> None:
         )
     if powers and not settings.is_embedded:
         _log.warning("role_can_rewrite_audit_log", powers=powers, remedy=with_program("see `gatekeeper grants --help`"))
+
+
+def _check_ledger(settings: Settings) -> None:
+    """Warn of a ledger that each instance has for itself: a restore would need all of them."""
+    path = ledger_path(settings)
+    if not settings.is_embedded and path.absolute().is_relative_to(settings.data_dir.absolute()):
+        remedy = f"set {variable_of('erasure_ledger')} to a file that all instances share, apart from the data folder"
+        _log.warning("erasure_ledger_not_shared", path=str(path), remedy=remedy)
 
 
 def _report_missing_keys(database: Database, settings: Settings, keys: Keys) -> None:
