@@ -454,7 +454,8 @@ class GatekeeperServer:
 
     def _grpc_server(self, plan: ListenerPlan, elsewhere: Mapping[str, str], *, shares_port: bool) -> grpc.Server:
         pool, most = self.pools[PoolName.OPERATIONS], plan.connections.most
-        server = new_server(pool, self._stages(elsewhere), max_connections=most, shares_port=shares_port)
+        stages, proxies = self._stages(elsewhere), self._settings.trusted_cidrs or None
+        server = new_server(pool, stages, max_connections=most, shares_port=shares_port, proxies=proxies)
         if EVALUATION in plan.services:
             # Not registered by name: grpcio would not tell the authority, which signatures cover.
             add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)

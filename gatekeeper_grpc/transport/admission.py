@@ -1,11 +1,12 @@
 """Admits calls to bounded pools of workers, or refuses them.
 
 Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
-call, all on grpcio's serving thread until a worker takes it: `CallPool.submit`; held while the server drains (`hold`);
-authenticated by its metadata (`arrival`), and refused if its method needs a token that it does not have, if its caller
-has called too often (`interceptors/rate_limits.py`), or if its connection has too many streams (`stream_limits`);
-held until its message is here (`pending_calls`); given a slot in its pool (`shares`), or refused with
-RESOURCE_EXHAUSTED.
+call, all on grpcio's serving thread until a worker takes it: handed over in turn of the addresses that call
+(`grpcio_internals.CallsInTurn`) to `CallPool.submit`; held while the server drains (`hold`); refused if it has waited
+too long for its turn; authenticated by its metadata (`arrival`), and refused if its method needs a token that it does
+not have, if its caller has called too often (`interceptors/rate_limits.py`), or if its connection has too many streams
+(`stream_limits`); held until its message is here (`pending_calls`); given a slot in its pool (`shares`), or refused
+with RESOURCE_EXHAUSTED.
 """
 
 import threading
@@ -44,6 +45,8 @@ HALF = 0.5
 """The share of one owner in pools whose calls may take long."""
 
 _RETRY_AFTER_S = 1.0
+# A client that has waited as long will not wait much longer. Those who came later are served instead.
+_MAX_WAIT_S = 2.0
 _REMEMBERED_STATUSES = 1_024
 
 _log = structlog.get_logger(__name__)
@@ -87,6 +90,8 @@ class Refusal(StrEnum):
     """Every slot of the pool was taken."""
     SHARE = "share"
     """Others waited, and this address, client key or admin user had the most calls. The stream may have been open."""
+    WAITED = "waited"
+    """It had its turn too late: its address calls more than the instance can do, or everybody together does."""
     UNAUTHENTICATED = "unauthenticated"
     """It had no valid credentials."""
     LOCKED_OUT = "locked_out"
@@ -161,6 +166,7 @@ class CallPool(ThreadPoolExecutor):
         self._hold = hold
         # Made once: a flood wins if refusing a call costs more than serving it.
         self._full = status_from_error(_full(f"all {name} workers are busy; retry later"), "")
+        self._late = status_from_error(_full("too many calls of this address wait for their turn; retry later"), "")
         self._closed = status_from_error(Unavailable("the server is shutting down"), "")
         self._over_share = lru_cache(maxsize=_REMEMBERED_STATUSES)(partial(_status_of_share, name))
 
@@ -173,6 +179,10 @@ class CallPool(ThreadPoolExecutor):
 
     def _receive(self, call: ArrivedCall) -> None:
         """Find out who calls; then admit `call` when its first message is here, without a worker that waits for it."""
+        if call.waited_s > _MAX_WAIT_S:
+            self._count(Refusal.WAITED)
+            call.refuse(self._late)
+            return
         try:
             if self._proxies is not None:
                 call.comes_from(client_of(call.peer, call.metadata, self._proxies))

@@ -8,21 +8,37 @@ with its name. The other tests of tests/rpc/transport notice if a name comes to 
 # ruff: noqa: SLF001 # That is what this module is for.
 
 import importlib
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
 
 import grpc
+import structlog
 
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.transport.arrival import Arrival
 from gatekeeper_grpc.transport.stream_life import StreamLife
+from gatekeeper_grpc.transport.turns import Turns
 from gatekeeper_grpc.wire.status import status_from_error
 
 _server: Any = importlib.import_module("grpc._server")  # Not in grpcio's published types: Any in all of this module.
 _cygrpc = _server.cygrpc
+_CompletionQueue: Any = _cygrpc.CompletionQueue
 
 Metadata = Sequence[tuple[str, str | bytes]]
+
+MAX_WAITING_CALLS = 8_000
+"""How many calls wait for their turn; further ones stay in the core, in the order in which they came."""
+# To collect costs microseconds, and the interpreter for a moment. Nobody notices a millisecond.
+_COLLECT_INTERVAL_S = 0.001
+# Then one call is dealt with, however many come.
+_MAX_EVENTS_AT_ONCE = 256
+_NOW = 0.0
+
+_log = structlog.get_logger(__name__)
+_handed_over = threading.local()  # `waited_s` of the call that a serving thread deals with
 
 
 class ArrivedCall:
@@ -33,12 +49,26 @@ class ArrivedCall:
         args: The arguments for that.
     """
 
-    __slots__ = ("_args", "_call", "_client", "_serve", "_state", "admit", "arrival", "behaviour", "metadata", "taken")
+    __slots__ = (
+        "_args",
+        "_call",
+        "_client",
+        "_serve",
+        "_state",
+        "admit",
+        "arrival",
+        "behaviour",
+        "metadata",
+        "taken",
+        "waited_s",
+    )
 
     admit: Callable[["ArrivedCall"], None]
     """What takes the call when its message is here. Set by who holds the call."""
     taken: Callable[[], None] | None
     """Called once when a worker takes the call or nobody will, if it is set."""
+    waited_s: float
+    """How long the call has waited for its turn, behind others of its address."""
 
     def __init__(self, serve: Callable[..., Any], args: tuple[Any, ...]) -> None:
         _in_pool, event, state, behaviour, *_ = args
@@ -50,6 +80,7 @@ class ArrivedCall:
         self.metadata: Metadata = event.invocation_metadata
         self.arrival: Arrival
         self.taken = None
+        self.waited_s = getattr(_handed_over, "waited_s", 0.0)
         self._client = ""
         state.gatekeeper_call = event.call  # `peers_being_served` reads it.
 
@@ -267,6 +298,120 @@ class GrpcResponseStream:
     def cancel(self) -> None:
         """Cancel the call. Only this reaches a client that does not read."""
         self._call.cancel()
+
+
+class CallsInTurn:
+    """Hands over the new calls of a server in turn of those who call, not in the order in which they came.
+
+    The core of grpcio keeps new calls and hands over one of each kind at a time: the next when grpcio has dealt with
+    that one. A call would wait for all that came before it. So this takes every call from the core as soon as it is
+    there, which is far cheaper than to deal with it, and lets grpcio deal with one of each owner in turn. What happens
+    to calls that grpcio has dealt with already comes first. Runs on the serving thread.
+
+    Args:
+        server: Not started yet.
+        owner_of: Whose a call is, by what gRPC calls its peer and by its metadata.
+    """
+
+    def __init__(self, server: grpc.Server, owner_of: Callable[[str, Metadata], Hashable]) -> None:
+        server_state: Any = server._state  # type: ignore[attr-defined]
+        self._server_state = server_state
+        self._owner_of = owner_of
+        self._queue = _EventQueue()
+        self._queue.calls = self
+        self._calls: Turns[tuple[float, Any]] = Turns()  # since when, and the event that hands it over
+        self._calls_of: Counter[Any] = Counter()  # how many wait, by the tag with which the core was asked
+        self._events: deque[Any] = deque()  # of calls that grpcio has dealt with
+        self._collected_at = 0.0
+        server_state.server.register_completion_queue(self._queue)
+        server_state.completion_queue = self._queue
+        server_state.due = _Due()
+
+    def next_event(self, deadline: float | None) -> Any:
+        """Return what grpcio deals with next; if there is nothing, wait for it until `deadline`."""
+        if not (self._events or self._calls):
+            self._sort(self._queue.poll_core(deadline))
+        if time.monotonic() - self._collected_at >= _COLLECT_INTERVAL_S:
+            self._collect()
+        return self._events.popleft() if self._events else self._take_call()
+
+    def _collect(self) -> None:
+        """Take what the core has, without waiting; if that is much, take the rest next time."""
+        for _ in range(_MAX_EVENTS_AT_ONCE):
+            event = self._queue.poll_core(_NOW)
+            if event.completion_type == _cygrpc.CompletionType.queue_timeout:
+                self._collected_at = time.monotonic()
+                return
+            self._sort(event)
+
+    def _sort(self, event: Any) -> None:
+        # Without success it is no call: the server ends.
+        if isinstance(event, _cygrpc.RequestCallEvent) and event.success:
+            self._calls.add(self._owner(event), (time.monotonic(), event))
+            self._calls_of[event.tag] += 1
+            self._ask_for_another(event.tag)
+        else:
+            self._events.append(event)
+
+    def _owner(self, event: Any) -> Hashable:
+        peer = event.call.peer().decode()
+        try:
+            return self._owner_of(peer, event.invocation_metadata)
+        except Exception:  # noqa: BLE001 - it would end the serving thread, and so the server
+            _log.exception("owner_unknown", peer=peer)
+            return None
+
+    def _take_call(self) -> Any:
+        since, event = self._calls.take()
+        self._calls_of[event.tag] -= 1
+        _handed_over.waited_s = time.monotonic() - since
+        return event
+
+    def _ask_for_another(self, tag: Any) -> None:
+        """Ask the core for one more call of a kind, unless it was asked. grpcio itself asks only later."""
+        server_state = self._server_state
+        with server_state.lock:
+            is_asked = server_state.due.count(tag) > self._calls_of[tag]
+            is_ending = server_state.stage is not _server._ServerStage.STARTED
+            if is_asked or is_ending or len(self._calls) >= MAX_WAITING_CALLS:
+                return
+            if tag is _server._REQUEST_CALL_TAG:
+                _server._request_call(server_state)
+            else:
+                _server._request_registered_call(server_state, tag)
+
+
+class _EventQueue(_CompletionQueue):  # type: ignore[misc] # Any, as all of cygrpc.
+    """grpcio's queue of events, which its serving thread polls."""
+
+    calls: CallsInTurn
+
+    def poll(self, deadline: float | None = None) -> Any:
+        """See `CallsInTurn.next_event`."""
+        return self.calls.next_event(deadline)
+
+    def poll_core(self, deadline: float | None) -> Any:
+        """Return the next event in the order of the core, of type `queue_timeout` if there is none by `deadline`."""
+        return super().poll(deadline)
+
+
+class _Due:
+    """What has to come before a server may end, by tag. grpcio's own set cannot tell one call of a kind from two."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Any] = Counter()
+
+    def __bool__(self) -> bool:
+        return any(self._counts.values())
+
+    def add(self, tag: Any) -> None:
+        self._counts[tag] += 1
+
+    def remove(self, tag: Any) -> None:
+        self._counts[tag] -= 1
+
+    def count(self, tag: Any) -> int:
+        return self._counts[tag]
 
 
 def peers_being_served(server: grpc.Server, *, excluding: Collection[ArrivedCall]) -> set[str]:

@@ -5,7 +5,9 @@ import os
 import shutil
 import socket
 import stat
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +15,16 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
+from gatekeeper_grpc.transport.arrival import stranger
+from gatekeeper_grpc.transport.forwarded import Proxies, client_of
+from gatekeeper_grpc.transport.grpcio_internals import CallsInTurn, Metadata
 
 # A little more than any method accepts: within it our own refusal names the limit, beyond it grpcio refuses the header.
 MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)
 LOOKAHEAD_BYTES = 16 << 10
 """What a client can send of a message that the server has not asked for yet."""
 MAX_BACKLOG = 10_000
-"""How many calls wait for the serving thread, which takes some 10,000 a second."""
+"""How many calls wait in grpcio, while the serving thread does not take them and let them wait for their turn."""
 _HOSTS = "127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
 _REASONS = {
     errno.EADDRINUSE: "another process listens there{how_to_find}; stop it, or set another address",
@@ -83,8 +88,9 @@ def new_server(
     max_connections: int | None = None,
     shares_port: bool = False,
     max_message_bytes: int | None = None,
+    proxies: Proxies | None = None,
 ) -> grpc.Server:
-    """Make a server.
+    """Make a server, which takes new calls in turn of the addresses that they come from.
 
     Args:
         pool: Gets the calls of methods without a pool of their own.
@@ -92,13 +98,26 @@ def new_server(
         max_connections: How many it accepts on one address; it closes any further one at once. None: any number.
         shares_port: Whether other processes may listen on its port, too.
         max_message_bytes: The largest message that it receives, if that is not `MAX_RECEIVED_BYTES`.
+        proxies: Who may name the address of a call; None: nobody.
     """
     options = dict(OPTIONS) | dict([SHARED_PORT] if shares_port else [])
     if max_connections is not None:
         options["grpc.max_allowed_incoming_connections"] = max_connections
     if max_message_bytes is not None:
         options["grpc.max_receive_message_length"] = max_message_bytes
-    return grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
+    server = grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
+    take_in_turn(server, partial(turn_of, proxies=proxies))
+    return server
+
+
+def take_in_turn(server: grpc.Server, owner_of: Callable[[str, Metadata], Hashable]) -> None:
+    """Have a server, before it is started, take new calls as `CallsInTurn` says."""
+    CallsInTurn(server, owner_of)
+
+
+def turn_of(peer: str, metadata: Metadata, *, proxies: Proxies | None) -> Hashable:
+    """Return in whose turn a call is taken: that of its address, for its credentials are not known yet."""
+    return stranger(peer if proxies is None else client_of(peer, metadata, proxies)).owner
 
 
 def queued_by_method(server: grpc.Server, service: ServiceDescriptor) -> grpc.Server:

@@ -271,10 +271,17 @@ def no_connection_cap() -> None:
     _put(server, new_server=uncapped)
 
 
+def first_come_calls() -> None:
+    """New calls are taken in the order in which they came."""
+    _put(listener, take_in_turn=lambda *_: None)
+
+
 def short_backlog() -> None:
-    """How many calls wait for the serving thread is left to grpcio."""
-    options = tuple(option for option in listener.OPTIONS if "max_pending_requests" not in option[0])
-    _put(listener, OPTIONS=options)
+    """New calls wait in grpcio, which drops some of them as soon as there are a hundred."""
+    first_come_calls()
+    _put(
+        listener, OPTIONS=tuple((name, 100 if "max_pending_requests" in name else of) for name, of in listener.OPTIONS)
+    )
 
 
 def patient_with_locks() -> None:
@@ -319,6 +326,7 @@ SABOTAGES = {
         all_messages_at_once,
         no_connection_gives_way,
         no_connection_cap,
+        first_come_calls,
         short_backlog,
         patient_with_locks,
         no_disk_reserve,

@@ -22,6 +22,8 @@ _CONNECTION_BYTES = 14 << 10
 _HANDSHAKE_BYTES = 64 << 10
 _TLS_CONNECTIONS_BYTES = _FILES * (48 << 10)
 """What TLS takes of each connection in addition."""
+_CALL_BYTES = 15 << 10
+"""What a call takes that waits, without its message."""
 _UNADMITTED_BYTES = 64 << 20
 """For messages that are not admitted yet."""
 _OTHER_STREAMS = frozenset({"bulk", "import", "verification"})
@@ -129,7 +131,17 @@ SUITES = {
         attack="in_flight",
         options={"calls": 600, "addresses": 6, "token": Siege.viewer_token},
         bytes=600 * LOOKAHEAD_BYTES,
-        # No twin: grpcio counts its backlog by method, and no method has a thousand calls.
+        # No twin: six addresses are not enough to delay others on a fast machine, whatever the order is.
+    ),
+    "in-flight-mixed-2000": Suite(
+        what="2,000 calls of four pools in flight from 20 addresses",
+        promise="C1 F2",
+        attack="in_flight",
+        options={"calls": 2_000, "addresses": 20, "token": Siege.viewer_token},
+        bytes=2_000 * (LOOKAHEAD_BYTES + _CALL_BYTES),
+        sabotage="first_come_calls",
+        twin="turns of new calls",
+        violated=frozenset({"evaluation"}),
     ),
     "foreign-lock": Suite(
         what=f"a foreign session's lock on the head row, next to {EDITORS} editors",

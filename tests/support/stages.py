@@ -132,7 +132,7 @@ def running(
     handlers: dict[str, Any],
     certificates: CertificateFolder | None = None,
 ) -> Iterator[Server]:
-    server = grpc.server(pools[PoolName.OPERATIONS], interceptors=[stages], options=listener.OPTIONS)
+    server = listener.new_server(pools[PoolName.OPERATIONS], stages)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = listener.bind(server, ListenAddress(host="127.0.0.1"), certificates.credentials if certificates else None)
     server.start()

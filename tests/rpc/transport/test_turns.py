@@ -1,0 +1,144 @@
+"""New calls are taken in turn of the addresses that they come from, however many one address has sent before."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_network
+from typing import Any
+
+import grpc
+import pytest
+
+from gatekeeper_grpc.auth.addresses import address_of
+from gatekeeper_grpc.transport import admission, grpcio_internals, listener
+from gatekeeper_grpc.transport.admission import Refusal
+from gatekeeper_grpc.transport.turns import Turns
+from tests.support.floods import retry_after_s
+from tests.support.http2 import PING, Http2
+from tests.support.stages import OPEN, SERVICE, TIMEOUT_S, Server, echo, error_info, fails, serve, text, unary
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.promise("C1", "F2")
+
+ATTACKER, VICTIM = "127.0.1.1", "127.0.2.1"
+CONNECTIONS, CALLS = 3, 100
+
+
+class Stuck:
+    """A server whose serving thread waits with the first call, until it is released."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.released = threading.Event()
+        self.taken: list[str] = []
+        """The addresses of the calls in the order in which they were taken, the first left out."""
+        self.when_taken: Callable[[], object] = lambda: None
+        """What the serving thread does with each of them first."""
+        self._entered = threading.Event()
+        pool = server.pools[OPEN.pool]
+        self._submit = pool.submit
+        pool.submit = self._wait_first  # type: ignore[method-assign] # A spy.
+        self._first = server.unary("Echo").future(text())
+        assert self._entered.wait(TIMEOUT_S)
+
+    def _wait_first(self, *args: Any) -> Any:
+        if self._entered.is_set():
+            self.taken.append(address_of(args[2].call.peer().decode()))
+            self.when_taken()
+        self._entered.set()
+        assert self.released.wait(TIMEOUT_S)
+        return self._submit(*args)
+
+
+@contextmanager
+def flooded() -> Iterator[Stuck]:
+    """A server whose serving thread is stuck, an attacker's calls that wait for it, and, behind them, a victim's."""
+    with serve({"Echo": (unary(echo), OPEN)}) as server, ExitStack() as clients:
+        stuck = Stuck(server)
+        for source, calls in [(ATTACKER, CALLS)] * CONNECTIONS + [(VICTIM, 1)]:
+            open_calls(clients.enter_context(Http2.connected(server.port, source=source)), calls)
+        yield stuck
+        stuck.released.set()
+
+
+def open_calls(client: Http2, count: int) -> None:
+    """Open calls, and wait until the server has read them all."""
+    client.read_for(0.05)
+    for _ in range(count):
+        client.send_message(client.open_call(f"/{SERVICE}/Echo"), b"")
+    client.send(PING, bytes(8))
+    client.receive(PING)
+
+
+def taken_before_victim(stuck: Stuck) -> int:
+    """Release the serving thread; return how many calls were taken before the victim's."""
+    stuck.released.set()
+    assert eventually(lambda: len(stuck.taken) == CONNECTIONS * CALLS + 1)
+    return stuck.taken.index(VICTIM)
+
+
+def test_a_call_does_not_wait_behind_all_calls_of_another_address() -> None:
+    with flooded() as stuck:
+        assert taken_before_victim(stuck) < CALLS // 10
+
+
+def test_twin_without_turns_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "take_in_turn", lambda *_: None)
+    with flooded() as stuck:
+        assert taken_before_victim(stuck) >= CONNECTIONS * CALLS - 1
+
+
+def test_no_more_calls_wait_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, add = list[int](), Turns.add
+
+    def counted(turns: Turns[Any], owner: Any, item: Any) -> None:
+        add(turns, owner, item)
+        waiting.append(len(turns))
+
+    monkeypatch.setattr(Turns, "add", counted)
+    monkeypatch.setattr(grpcio_internals, "MAX_WAITING_CALLS", 20)
+    with flooded() as stuck:
+        taken_before_victim(stuck)
+
+    # One more for each kind of call: the core was asked for it before.
+    assert 20 <= max(waiting) <= 22
+
+
+def test_a_server_ends_while_calls_wait_for_their_turn() -> None:
+    with flooded() as stuck:
+        stops = list[threading.Event]()
+        stuck.when_taken = lambda: stops.append(stuck.server.grpc_server.stop(grace=0))
+        stuck.released.set()
+
+        assert eventually(lambda: len(stuck.taken) > CALLS)
+        assert stops[0].wait(TIMEOUT_S)
+
+
+def test_a_call_that_waits_for_long_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_MAX_WAIT_S", 0.0)
+    with serve({"Echo": (unary(echo), OPEN)}) as server:
+        error = fails(server.unary("Echo"), text())
+        refused = server.pools[OPEN.pool].refused[Refusal.WAITED]
+
+    assert (error.code(), error_info(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
+    assert error.details() == "too many calls of this address wait for their turn; retry later"
+    assert (retry_after_s(error), refused) == (1.0, 1)
+
+
+def test_clients_behind_a_trusted_proxy_have_turns_of_their_own() -> None:
+    peer, proxies = "ipv4:10.0.0.1:4711", ip_network("10.0.0.0/8")
+    named = [(("x-forwarded-for", address),) for address in ("192.0.2.1", "192.0.2.2")]
+
+    trusted = {listener.turn_of(peer, metadata, proxies=proxies) for metadata in named}
+    untrusted = {listener.turn_of(peer, metadata, proxies=None) for metadata in named}
+
+    assert (len(trusted), len(untrusted)) == (2, 1)
+
+
+def test_a_call_whose_address_cannot_be_told_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(listener, "turn_of", fail)
+    with serve({"Echo": (unary(echo), OPEN)}) as server:
+        assert server.unary("Echo")(text(), timeout=TIMEOUT_S) == text()
