@@ -239,7 +239,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=10_000, ge=16, le=100_000)
     """Maximum number of client connections, fewer if the limit of open files leaves no room for them. One address has
     half of them at most. When three quarters are taken, the longest idle one without a call is closed. Each takes some
-    14 KiB. GATEKEEPER_ADMIN_LISTEN has an eighth of them.
+    20 KiB, with TLS 50 KiB. GATEKEEPER_ADMIN_LISTEN has an eighth of them.
     """
     db_pool_size: int = Field(default=10, ge=2, le=100)
     """Maximum number of connections to PostgreSQL."""

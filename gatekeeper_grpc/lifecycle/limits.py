@@ -33,8 +33,10 @@ _MAX_ARENAS = 4
 _M_MMAP_THRESHOLD = -3
 # Large messages go back to the system as soon as they are freed. Below, allocating would become slower.
 _RETURNED_BYTES = 1 << 20
-# Measured: an idle connection, an open WatchFlags with all its keys, and what its client may send unasked.
-_CONNECTION_BYTES = 14 << 10
+# Measured: an idle connection that has made a call, by `python -m bench.connections`.
+_CONNECTION_BYTES = 20 << 10
+_TLS_CONNECTION_BYTES = 50 << 10
+# Measured: an open WatchFlags with all its keys, and what its client may send unasked.
 _WATCHER_BYTES = (22 + 16) << 10
 # A worker has a message, the objects that it is parsed to, and, of a stream, the next message.
 _MESSAGES_OF_A_WORKER = 3
@@ -74,7 +76,7 @@ class Limits:
             open_files=open_files,
             connections=ConnectionLimits(most=most - of_admin),
             admin_connections=ConnectionLimits(most=of_admin) if of_admin else None,
-            connections_bytes=most * _CONNECTION_BYTES,
+            connections_bytes=most * (_TLS_CONNECTION_BYTES if settings.has_tls else _CONNECTION_BYTES),
             watchers_bytes=settings.max_watchers * _WATCHER_BYTES,
             admitted_bytes=sum(size.workers * _largest_message(pool) for pool, size in pool_sizes(settings).items())
             * _MESSAGES_OF_A_WORKER,
