@@ -16,6 +16,7 @@ from gatekeeper_grpc.auth.last_uses import LastUses
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.client_key import ClientKeyType, RateTier, SealedClientKey, VerificationKey
 from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.instrumentation import KEY_FOUND, KEY_NOT_FOUND
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +84,9 @@ class ClientKeyCache:
         """Return a valid key; None when there is none of that id."""
         key = self._keys.get(key_id)
         expired = key is not None and key.expire_time is not None and key.expire_time <= self._clock()
-        return None if expired else key
+        found = None if expired else key
+        (KEY_NOT_FOUND if found is None else KEY_FOUND).inc()
+        return found
 
     def has_bearer_keys(self) -> bool:
         """Return whether there is a key that calls send as it is."""

@@ -17,6 +17,7 @@ from gatekeeper_grpc.auth.addresses import address_of, network_of
 from gatekeeper_grpc.auth.tries import Tries
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS
+from gatekeeper_grpc.instrumentation import LOGINS
 
 _ALL: Final = ("all",)
 
@@ -182,4 +183,5 @@ def _network_key(peer: str) -> Hashable:
 
 def _require_no_wait(wait_s: float) -> None:
     if wait_s > 0:
+        LOGINS.labels("locked_out").inc()
         raise ResourceExhausted("too many failed logins; wait before the next try", retry_after_s=ceil(wait_s))

@@ -17,6 +17,7 @@ from gatekeeper_grpc.auth.tokens import AccessTokens, Clock, Token, utc_now
 from gatekeeper_grpc.domain.admin_user import SESSION_MAX_AGE, Credentials, Exchange, Exchanged
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.instrumentation import LOGINS
 
 REFRESH_TTL = timedelta(days=30)
 
@@ -122,6 +123,7 @@ class Sessions:
         """
         refresh = self._new_refresh_token()
         caller = self._log_in(username, password, refresh, peer=peer)
+        LOGINS.labels("succeeded").inc()
         return self._issue(caller, refresh)
 
     def begin_password_change(self, username: str, password: str, *, peer: str = "") -> Caller:
@@ -144,6 +146,7 @@ class Sessions:
         # Verified even without a hash: the response time must not reveal whether the name exists.
         matches = self._passwords.verify(password, found.password_hash, highest_cost=found.highest_cost)
         if found.password_hash is None or not matches:
+            LOGINS.labels("failed").inc()
             self._logins.record_failure(username, peer=peer, locked_out=self._guard.failed(account, peer))
             raise Unauthenticated.credentials()
         begin = partial(self._begin, username, password, refresh, peer=peer, to_change_password=to_change_password)

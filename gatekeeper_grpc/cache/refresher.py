@@ -13,6 +13,7 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import HistoryLost, Unavailable
 from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.instrumentation import PROPAGATION, REFRESH_DURATION
 from gatekeeper_grpc.scheduler import OnDemandThread, RepeatingThread
 
 _log = structlog.get_logger(__name__)
@@ -223,7 +224,7 @@ class Refresher:
 
     def _refresh_from_source(self, base: Snapshot | None) -> None:
         if base is None:
-            self._publish(self._source.load)
+            self._publish(self._source.load, kind="full")
             _log.info("snapshot_loaded", **_summary(self._cache.current()))
         elif not self._publish_since(base):
             # Overtaken by a reload, or the database has lost commits.
@@ -241,7 +242,8 @@ class Refresher:
             return False
 
     def _refresh_from_fallback(self, fallback: FallbackSource, base: Snapshot | None) -> None:
-        snapshot = fallback.load() if base is None else fallback.load_since(base)
+        with REFRESH_DURATION.labels("replica").time():
+            snapshot = fallback.load() if base is None else fallback.load_since(base)
         if base is None or _continues(base, snapshot):
             self._cache.publish(snapshot, confirmed_at=-math.inf, instead_of=base)
             _log.warning("snapshot_from_replica", **_summary(snapshot))
@@ -251,7 +253,8 @@ class Refresher:
             return
         # Nearly everything is unchanged. Shared, it needs no second copy and starts no garbage collection, which would
         # stop every other thread while it visits all objects.
-        snapshot = self._source.load(sharing=self._cache.peek())
+        with REFRESH_DURATION.labels("full").time():
+            snapshot = self._source.load(sharing=self._cache.peek())
         # Watchers get their changes from deltas. Published before them, this snapshot would leave a gap in the history.
         self._cache.wait_for_revision(snapshot.revision, timeout_s=_DELTAS_FIRST_TIMEOUT_S)
         # Writes continued during the load: a snapshot older than the served one is not published. A database that was
@@ -259,13 +262,18 @@ class Refresher:
         if not any(self._publish(lambda: self._source.load_since(snapshot)) for _ in range(_CATCH_UP_ATTEMPTS)):
             _log.warning("reload_not_published", revision=snapshot.revision)
 
-    def _publish(self, load: Callable[[], Snapshot], *, instead_of: Snapshot | None = None) -> bool:
+    def _publish(
+        self, load: Callable[[], Snapshot], *, instead_of: Snapshot | None = None, kind: str = "changes"
+    ) -> bool:
         """Load and publish; False when the served snapshot is newer, or has replaced `instead_of`, the delta's base."""
         asked_at, before = time.monotonic(), self._cache.peek()
         snapshot = load()
+        REFRESH_DURATION.labels("unchanged" if snapshot is before else kind).observe(time.monotonic() - asked_at)
         published = self._cache.publish(snapshot, confirmed_at=asked_at, instead_of=instead_of)
-        if published and before and _is_past_a_loss(before, snapshot):
-            self._log_loss(before, snapshot)
+        if published and before:
+            _note_propagation(before, snapshot)
+            if _is_past_a_loss(before, snapshot):
+                self._log_loss(before, snapshot)
         return published
 
     def _log_loss(self, before: Snapshot, now: Snapshot) -> None:
@@ -295,6 +303,14 @@ class Refresher:
     def _handle(self, announced: Sequence[int]) -> None:
         if announced:
             self._cache.request_refresh(max(announced))
+
+
+def _note_propagation(before: Snapshot, now: Snapshot) -> None:
+    """Time the changes that have just become visible here."""
+    served_at = time.monotonic()
+    for commit in now.commits:
+        if commit.revision > before.revision:
+            PROPAGATION.observe(served_at - commit.at)
 
 
 def _is_past_a_loss(before: Snapshot, now: Snapshot) -> bool:

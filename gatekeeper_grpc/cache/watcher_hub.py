@@ -70,6 +70,8 @@ class Watcher:
     is_busy: bool = False
     must_send: bool = True
     """A message is due, even without changes."""
+    is_slow: bool = False
+    """Its stream was cancelled because it did not read."""
 
 
 class WatcherHub:
@@ -260,6 +262,7 @@ class WatcherHub:
     def _cancel(self, slow: list[Watcher]) -> None:
         for watcher in slow:
             self._remove(watcher)
+            watcher.is_slow = True
             watcher.stream.cancel()
         if slow:
             _log.info("watchers_too_slow", count=len(slow))

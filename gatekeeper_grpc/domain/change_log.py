@@ -13,13 +13,17 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedChange:
-    """What one revision touched; `subjects` are the people whose entries changed, if they were loaded."""
+    """What one revision touched; `subjects` are the people whose entries changed, if they were loaded.
+
+    `age_s` is how long ago it was committed, on the clock of the database, if that was asked for.
+    """
 
     revision: int
     resource_type: str
     change_type: str
     key: str
     subjects: Sequence[UUID] = ()
+    age_s: float = 0.0
 
 
 def flag_changes(

@@ -60,9 +60,9 @@ class RateLimiter:
         self._window_s = rate.burst * rate.interval_s
         self._remembered = remembered
         self._clock = clock
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the four below
         self._full_at: OrderedDict[str, float] = OrderedDict()  # the one who has called longest ago is first
-        self._refused = 0
+        self._allowed = self._refused = 0
         self._counts: dict[str, int] | None = {} if keeps_counts else None  # since they were drained
 
     def __len__(self) -> int:
@@ -72,6 +72,11 @@ class RateLimiter:
     def is_full(self, caller: str) -> bool:
         """Return whether a caller has its whole budget."""
         return self._full_at.get(caller, -math.inf) <= self._clock()
+
+    @property
+    def allowed(self) -> int:
+        """How many calls were let pass."""
+        return self._allowed
 
     @property
     def refused(self) -> int:
@@ -95,6 +100,7 @@ class RateLimiter:
             if wait_s > _ROUNDING:
                 self._refused += 1
                 raise RateLimited.of(self.name, self.rate, retry_after_s=wait_s)
+            self._allowed += 1
             self._remember(caller, full_at, now)
             if self._counts is not None and len(self._counts) < self._remembered:
                 self._counts[caller] = self._counts.get(caller, 0) + cost

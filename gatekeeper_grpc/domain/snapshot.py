@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from gatekeeper_grpc.domain.attribute import Attributes
@@ -48,6 +48,16 @@ class Selection:
     unknown_flag_keys: Sequence[str]
 
 
+class Commit(NamedTuple):
+    """When a revision was committed."""
+
+    revision: int
+    at: float
+    """In monotonic seconds of this machine: when the database was asked, less the age of the revision on the clock of
+    the database. So no two clocks are compared.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """All flags and segments at `revision` of an installation, by key and in key order, with the users they name.
@@ -60,8 +70,8 @@ class Snapshot:
     `attributes` the stored values of the attributes that segments name. `plans` and `search` (for the texts of CONTAINS
     conditions) are derived from the rest: make snapshots with `build` and `after`, which keep them consistent.
 
-    `changes` are the flag changes that lead here, for watchers, as far as the source knows them; None: unknown. They
-    are not part of the state.
+    `changes` are the flag changes that lead here, for watchers, as far as the source knows them; None: unknown.
+    `commits` are the revisions that a delta brought. Neither is a part of the state.
     """
 
     installation_id: UUID
@@ -76,6 +86,7 @@ class Snapshot:
     search: TextSearch = field(default_factory=TextSearch, compare=False, repr=False)
     audit_hash: bytes = b""
     changes: FlagChanges | None = field(default=None, compare=False, repr=False)
+    commits: Sequence[Commit] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def build(

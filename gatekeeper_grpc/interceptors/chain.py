@@ -1,6 +1,7 @@
 """The interceptor: the stages that every call passes, and the reason for their order."""
 
 import contextvars
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from gatekeeper_grpc.interceptors.body import (
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, ContextMeter, RateLimits, budget_metadata
-from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished, open_rpc
+from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, log_finished, open_rpc
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
@@ -101,7 +102,9 @@ class Stages(grpc.ServerInterceptor):
     """By method: the servicer's handler, and the one with its stages."""
 
     def __post_init__(self) -> None:
-        """Know the names of the methods."""
+        """Know the names of the methods, and have a series of each in the metrics from the start."""
+        for method in self.policies:
+            MethodDurations(method)
         object.__setattr__(self, "_nearest", NearestMethod(self.policies))
 
     def intercept_service(
@@ -165,6 +168,7 @@ class _Method:
         policy = stages.policies.get(name, DENIED)
         default = stages.stream_timeout if handler.request_streaming else stages.message_timeout
         self._name = name
+        self._durations = MethodDurations(name)
         self._policy = policy
         self._behaviour = _behaviour(handler)
         self._verify_token = stages.verify_token
@@ -191,7 +195,7 @@ class _Method:
         self._check_message = stages.message_checks.get(name, _check_nothing)
 
     def _open_rpc(self, context: Any) -> Rpc:
-        rpc = Rpc(method=self._name, quiet=self._policy.quiet)
+        rpc = Rpc(method=self._name, durations=self._durations, quiet=self._policy.quiet)
         open_rpc(rpc, context)
         return rpc
 
@@ -213,6 +217,10 @@ class _Method:
         caller = authenticate(call.metadata, self._verify_token)
         owner = Owner(ADMIN_USER, caller.admin_id)
         return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy))
+
+    def refused(self, call: ArrivedCall, status: grpc.Status) -> None:
+        """Count a call that no worker will serve: on the serving thread."""
+        self._durations.observe(status.code, time.monotonic() - call.arrived_at)
 
     def check_message(self, call: ArrivedCall) -> None:
         """Check the first message and cut its texts, before it waits for a worker: on the serving thread.

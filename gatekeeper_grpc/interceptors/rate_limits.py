@@ -115,9 +115,9 @@ class RateLimits:
             return None
         return partial(_ask, self._shared)
 
-    def refused(self) -> Mapping[Limit, int]:
-        """Return how many calls were refused, by limit."""
-        return {limit: limiter.refused for limit, limiter in self._limiters.items()}
+    def decisions(self) -> Mapping[Limit, tuple[int, int]]:
+        """Return how many calls were allowed and how many were refused, by limit."""
+        return {limit: (limiter.allowed, limiter.refused) for limit, limiter in self._limiters.items()}
 
     def _limiters_among(self, limits: Iterable[Limit]) -> list[RateLimiter]:
         return [self._limiters[limit] for limit in limits if limit in self._limiters]

@@ -66,6 +66,9 @@ class _UnknownMethod:
         nearest = self._nearest.find(self._name)
         raise _refusal(self._name, nearest, self._elsewhere.get(nearest, ""))
 
+    def refused(self, _call: object, _status: object) -> None:
+        """Keep nothing of the call."""
+
     def __call__(self, _requests: object, _context: object) -> NoReturn:
         raise AssertionError("unreachable: the call is refused when it arrives")
 

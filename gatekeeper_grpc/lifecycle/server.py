@@ -248,7 +248,7 @@ class GatekeeperServer:
             watchers=self.watchers,
             refused_credentials=self._refused_credentials.counts,
             refused_api_tokens=self._refused_api_tokens.counts,
-            rate_limited=self.rate_limits.refused,
+            rate_limits=self.rate_limits.decisions,
             unshared_nonces=self._shared_nonces.unshared if self._shared_nonces else lambda: 0,
             audit=self.audit_head,
             start_reasons=self._reasons,

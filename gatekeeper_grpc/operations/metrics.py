@@ -1,14 +1,17 @@
 """Metrics and readiness of one serving instance."""
 
 import math
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from importlib.metadata import version
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from gatekeeper_grpc import instrumentation
 from gatekeeper_grpc.auth.refused_credentials import Cause
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
@@ -23,10 +26,12 @@ from gatekeeper_grpc.transport.admission import CallPools
 # The database counts as reachable if it confirmed the snapshot within this many refresh intervals.
 _POLLS_WITHOUT_DATABASE = 3
 _LOCK_SHOWN_FOR_S = 10.0
+# Deadlocks, locks that were not free in time, and timeouts: alerts name them, so they exist before the first one.
+_ALWAYS_SHOWN = dict.fromkeys(("40P01", "55P03", "57014"), 0)
 
 
 class InstanceMetrics(Collector):
-    """Metrics of one serving instance, read when `/metrics` is requested; evaluation updates none of them."""
+    """Metrics of one serving instance: what `instrumentation` has counted, and what is read when they are requested."""
 
     def __init__(
         self,
@@ -38,7 +43,7 @@ class InstanceMetrics(Collector):
         watchers: Sized,
         refused_credentials: Callable[[], Mapping[Cause, int]],
         refused_api_tokens: Callable[[], Mapping[Cause, int]],
-        rate_limited: Callable[[], Mapping[Limit, int]],
+        rate_limits: Callable[[], Mapping[Limit, tuple[int, int]]],
         unshared_nonces: Callable[[], int],
         audit: AuditHeadReporter,
         start_reasons: Callable[[], Iterable[str]],
@@ -54,7 +59,7 @@ class InstanceMetrics(Collector):
         self._watchers = watchers
         self._refused_credentials = refused_credentials
         self._refused_api_tokens = refused_api_tokens
-        self._rate_limited = rate_limited
+        self._rate_limits = rate_limits
         self._unshared_nonces = unshared_nonces
         self._audit = audit
         self._start_reasons = start_reasons
@@ -101,17 +106,23 @@ class InstanceMetrics(Collector):
             "secret_file_faults", "Secrets whose file cannot be used, so that the old value is.", self._secret_faults()
         )
         yield _gauge("threads", "Python threads of the process.", threading.active_count())
+        yield from instrumentation.collect()
+        yield _BUILD_INFO
         for collector in (*self._further, self._process):
             yield from collector.collect()
 
     def _snapshot_metrics(self) -> Iterable[Metric]:
         snapshot = self._cache.peek()
-        yield _gauge("revision", "Revision being served.", snapshot.revision if snapshot else None)
-        yield _gauge("flags", "Flags in the served snapshot.", len(snapshot.flags) if snapshot else None)
+        yield _gauge("snapshot_revision", "Revision being served.", snapshot.revision if snapshot else None)
+        yield _gauge("snapshot_flags", "Flags in the served snapshot.", len(snapshot.flags) if snapshot else None)
         yield _gauge(
-            "targets", "Individual targets in the served snapshot.", len(snapshot.targets) if snapshot else None
+            "snapshot_targets",
+            "Individual targets in the served snapshot.",
+            len(snapshot.targets) if snapshot else None,
         )
-        yield _gauge("members", "Segment members in the served snapshot.", len(snapshot.members) if snapshot else None)
+        yield _gauge(
+            "snapshot_members", "Segment members in the served snapshot.", len(snapshot.members) if snapshot else None
+        )
         yield _gauge(
             "snapshot_unconfirmed_seconds",
             "Seconds since the database last confirmed the served snapshot as the newest.",
@@ -149,9 +160,18 @@ class InstanceMetrics(Collector):
             "Errors of the database, by SQLSTATE or its class; none: the connection was lost or refused.",
             labels=["sqlstate"],
         )
-        for sqlstate, count in DATABASE_ERRORS.counts().items():
+        for sqlstate, count in {**_ALWAYS_SHOWN, **DATABASE_ERRORS.counts()}.items():
             errors.add_metric([sqlstate], count)
         yield errors
+        connections = GaugeMetricFamily(
+            "gatekeeper_database_connections", "Connections of the pool to the database.", labels=["state"]
+        )
+        found = self._database.connections()
+        for state in ("idle", "used"):
+            connections.add_metric([state], found[state])
+        yield connections
+        yield _gauge("database_max_connections", "Connections that the pool may have.", self._database.max_connections)
+        yield _gauge("database_waiting_calls", "Calls that wait for a connection.", found["waited_for"])
         yield _gauge("database_round_trip_seconds", "Average round trip to the database.", self._database.round_trip_s)
         yield _gauge(
             "database_lock_holder_seconds",
@@ -203,17 +223,23 @@ class InstanceMetrics(Collector):
         for cause, count in self._refused_api_tokens().items():
             tokens.add_metric([cause], count)
         yield tokens
-        limited = CounterMetricFamily(
-            "gatekeeper_rate_limited_calls", "Calls refused because their caller called too often.", labels=["limit"]
-        )
-        for limit, count in self._rate_limited().items():
-            limited.add_metric([limit], count)
-        yield limited
+        yield self._rate_limit_decisions()
         yield CounterMetricFamily(
             "gatekeeper_unshared_nonces",
             "Signed calls whose nonce no other instance was asked about, because Redis did not answer.",
             value=self._unshared_nonces(),
         )
+
+    def _rate_limit_decisions(self) -> Metric:
+        decisions = CounterMetricFamily(
+            "gatekeeper_rate_limit_decisions",
+            "Calls that a rate limit allowed, and those that it refused because their caller called too often.",
+            labels=["limit", "decision"],
+        )
+        for limit, (allowed, refused) in self._rate_limits().items():
+            decisions.add_metric([limit, "allowed"], allowed)
+            decisions.add_metric([limit, "refused"], refused)
+        return decisions
 
     def _pending_metrics(self) -> Iterable[Metric]:
         pending = self._pools.pending.strangers
@@ -225,6 +251,17 @@ class InstanceMetrics(Collector):
             "Calls refused before their message was here, because others waited for theirs.",
             value=pending.refused,
         )
+
+
+def _build_info() -> Metric:
+    info = GaugeMetricFamily(
+        "gatekeeper_build_info", "1, with the versions of this instance.", labels=["version", "python", "grpcio"]
+    )
+    info.add_metric([version("gatekeeper-grpc"), platform.python_version(), version("grpcio")], 1)
+    return info
+
+
+_BUILD_INFO = _build_info()
 
 
 def _gauge(name: str, meaning: str, value: float | None) -> Metric:

@@ -19,9 +19,9 @@ class TlsMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read all metrics."""
         yield GaugeMetricFamily(
-            "gatekeeper_tls_certificate_expiry_days",
-            "Days until the certificate that is shown expires, below 0 once it has.",
-            value=self._tls.expires_in_days(),
+            "gatekeeper_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate that is shown expires, in seconds since 1970.",
+            value=self._tls.certificate.not_after.timestamp(),
         )
         yield GaugeMetricFamily(
             "gatekeeper_tls_certificate_refused",

@@ -9,10 +9,11 @@ from gatekeeper_client.v1 import evaluation_service_pb2 as pb
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
-from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.errors import GatekeeperError, InvalidArgument
 from gatekeeper_grpc.domain.evaluator import FlagPlan
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
+from gatekeeper_grpc.instrumentation import EVALUATIONS, FRESH, NONE, STALE
 from gatekeeper_grpc.servicers.pacing import Pace, Pacer
 from gatekeeper_grpc.servicers.watch import WatchRpcs
 from gatekeeper_grpc.wire.evaluation import (
@@ -47,8 +48,10 @@ class EvaluationServicer(WatchRpcs):
         evaluation_context = only_context_from_proto(request)
         snapshot, selection = self._selected(request)
         details = snapshot.evaluate(selection.plans, evaluation_context)
+        is_stale = self._cache.is_stale()
+        EVALUATIONS.count_answer(details, source=STALE if is_stale else FRESH)
         rest = pb.EvaluateFlagsResponse(
-            unknown_flag_keys=selection.unknown_flag_keys, revision=snapshot.revision, stale=self._cache.is_stale()
+            unknown_flag_keys=selection.unknown_flag_keys, revision=snapshot.revision, stale=is_stale
         )
         if request.include_details:
             for plan, detail in zip(selection.plans, details, strict=True):
@@ -62,7 +65,9 @@ class EvaluationServicer(WatchRpcs):
         if first is None:
             return
         snapshot, selection = self._selected(first)
-        yield from split_header(selection, revision=snapshot.revision, stale=self._cache.is_stale())
+        is_stale = self._cache.is_stale()
+        EVALUATIONS.count_answer(source=STALE if is_stale else FRESH)
+        yield from split_header(selection, revision=snapshot.revision, stale=is_stale)
         pace = partial(self._pacer.pace, flags=len(selection.plans), is_active=context.is_active)
         yield from split_results(_results(snapshot, selection, first, pace()))
         for request in request_iterator:
@@ -71,7 +76,11 @@ class EvaluationServicer(WatchRpcs):
 
     def _selected(self, request: pb.EvaluateFlagsRequest | pb.BulkEvaluateFlagsRequest) -> tuple[Snapshot, Selection]:
         question = question_from_proto(request)
-        snapshot = self._cache.at_least(question.min_revision)
+        try:
+            snapshot = self._cache.at_least(question.min_revision)
+        except GatekeeperError:
+            EVALUATIONS.count_answer(source=NONE)
+            raise
         return snapshot, snapshot.select(question.flag_keys)
 
 
@@ -90,7 +99,9 @@ def _result(snapshot: Snapshot, plans: Iterable[FlagPlan], position: int, messag
         context = context_from_proto(f"contexts[{position}]", message)
     except InvalidArgument as exc:
         return bulk_error_to_proto(message.user_id, exc).SerializeToString()
-    return result_to_bytes(context.user or b"", [detail.value for detail in snapshot.evaluate(plans, context)])
+    details = snapshot.evaluate(plans, context)
+    EVALUATIONS.count(details)
+    return result_to_bytes(context.user or b"", [detail.value for detail in details])
 
 
 def _check_same_question(first: pb.BulkEvaluateFlagsRequest, later: pb.BulkEvaluateFlagsRequest) -> None:

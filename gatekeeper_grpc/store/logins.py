@@ -33,6 +33,7 @@ from gatekeeper_grpc.domain.caller import NO_SESSION, Caller, Role
 from gatekeeper_grpc.domain.commands import AuthEventFilter, CredentialFilter
 from gatekeeper_grpc.domain.current_call import detached
 from gatekeeper_grpc.domain.errors import FailedPrecondition, NotFound, Unauthenticated, Unavailable
+from gatekeeper_grpc.instrumentation import REFRESH_TOKENS_REUSED
 from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read
@@ -160,6 +161,7 @@ class LoginStore:
             Unavailable: The client no longer waits.
         """
         token = {"token_hash": _sha256(exchange.token)}
+        is_reused = False
         with self._database.write(pipelined=True) as conn:
             owner = _lock_owner(conn, _OWNER_OF_FAMILY, token)
             exchanged = owner and (_exchange(conn, owner, exchange) or _repeat(conn, owner, exchange, peer=peer))
@@ -168,7 +170,9 @@ class LoginStore:
             if exchanged:
                 return exchanged
             if owner and conn.execute(_REVOKE_IF_SPENT, token).fetchall():
+                is_reused = True
                 _record(conn, AuthEvent.REFRESH_REUSED, username=owner.username, peer=peer)
+        REFRESH_TOKENS_REUSED.inc(is_reused)
         # Not inside the transaction: the error would roll the revocation back.
         raise Unauthenticated.credentials()
 

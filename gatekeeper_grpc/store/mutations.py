@@ -7,6 +7,7 @@ the revision at the commit. A mutation that finds everything as it should be add
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -31,6 +32,7 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, U
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.sealer import Sealer
+from gatekeeper_grpc.instrumentation import AUDIT_APPEND_DURATION
 from gatekeeper_grpc.store.audit.lines import AuditLine
 from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, NO_CLAIMS, claims
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
@@ -162,7 +164,7 @@ class MutationRunner:
             Unavailable: The database cannot be reached, or has lost revisions that were served.
             GatekeeperError: Whatever `act` raises.
         """
-        line = None
+        line, recorded_at = None, 0.0
         with self._database.write_at_head(pipelined=pipelined) as conn:
             head, caller_is_current, stored = _lock_head(conn, intent)
             # First: a database that has lost commits may have lost the caller's newest password as well.
@@ -176,6 +178,7 @@ class MutationRunner:
             if intent.validate_only:
                 written = Written(result=effect.preview, revision=head.revision - 1, anchor=None)
                 raise psycopg.Rollback
+            recorded_at = time.monotonic()
             line = _record(conn, head, intent, effect.change) if effect.change else None
             written = _written(head, effect, line)
             if intent.request_id:
@@ -183,6 +186,7 @@ class MutationRunner:
                 sealed = self._sealed(intent, written, codec)
                 _store_result(conn, head, intent, anchor=written.anchor, subjects=subjects, sealed=sealed)
         if line:
+            AUDIT_APPEND_DURATION.observe(time.monotonic() - recorded_at)
             self._tell(line)
         return written
 

@@ -57,6 +57,7 @@ class ArrivedCall:
         "_state",
         "admit",
         "arrival",
+        "arrived_at",
         "behaviour",
         "metadata",
         "taken",
@@ -78,6 +79,7 @@ class ArrivedCall:
         self._state = state
         self.behaviour = behaviour
         self.metadata: Metadata = event.invocation_metadata
+        self.arrived_at = time.monotonic()
         self.arrival: Arrival
         self.taken = None
         self.waited_s = getattr(_handed_over, "waited_s", 0.0)
@@ -121,7 +123,7 @@ class ArrivedCall:
         """Keep what is known of the call, also for `arrival_of` on its worker."""
         self.arrival = self._state.gatekeeper_arrival = arrival
         self._state.gatekeeper_is_stream = self.behaviour.is_stream
-        self._state.gatekeeper_arrived_at = time.monotonic()
+        self._state.gatekeeper_arrived_at = self.arrived_at
 
     def end_soon(self, error: GatekeeperError) -> bool:
         """Have the worker of a running stream end it with `error`; False if it has been told before."""
@@ -168,10 +170,13 @@ class ArrivedCall:
     def refuse(self, status: grpc.Status) -> None:
         """End the call with `status`, unless it has ended already."""
         with self._state.condition:
-            if not self._state.statused:
+            is_open = not self._state.statused
+            if is_open:
                 self._state.trailing_metadata = status.trailing_metadata
                 _end(self._state, self._call, status)
         self._let_go()
+        if is_open:
+            self.behaviour.refused(self, status)
 
     def refuse_unless_received(self, status: grpc.Status) -> bool:
         """End the call with `status` if its first message has not arrived; return whether it has not."""

@@ -10,6 +10,7 @@ from gatekeeper_grpc.wire.status import RequestTimeout
 
 # How long a worker that waits for a message does not look at the credential of its call.
 _CHECK_INTERVAL_S = 1.0
+_TOO_OLD = "this stream was open for"
 
 
 def _accept() -> None:
@@ -83,4 +84,9 @@ class StreamLife:
 
 def too_old(max_age_s: float) -> Unavailable:
     """Return the error that ends a stream at its greatest age: without RetryInfo, for it may be opened at once."""
-    return Unavailable(f"this stream was open for {max_age_s:.0f} s, as long as it may be; open another one")
+    return Unavailable(f"{_TOO_OLD} {max_age_s:.0f} s, as long as it may be; open another one")
+
+
+def is_too_old(details: bytes) -> bool:
+    """Return whether the details of a status are those of `too_old`."""
+    return details.startswith(_TOO_OLD.encode())

@@ -3,7 +3,6 @@
 import os
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime
 from itertools import count
 from typing import cast
 
@@ -16,7 +15,6 @@ from gatekeeper_grpc.config.settings import Settings, SettingsError
 _log = structlog.get_logger(__name__)
 
 CHECK_CERTIFICATE_EVERY_S = 5.0
-_DAY_S = 86_400.0
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -63,10 +61,6 @@ class ServerTls:
         if refused != self.refused:
             _log.error("tls_certificate_refused", error=refused, shown_until=self.certificate.not_after.isoformat())
         self.refused = refused
-
-    def expires_in_days(self) -> float:
-        """Return how long the certificate that is shown stays valid; below 0 once it has expired."""
-        return (self.certificate.not_after - datetime.now(UTC)).total_seconds() / _DAY_S
 
     def credentials(self, *, for_probes: bool = False) -> grpc.ServerCredentials:
         """Return what a gRPC server listens with.

@@ -168,7 +168,7 @@ def note_pages(gatekeeper: Gatekeeper, seen: Seen) -> None:
     seen.note("errors", f"{refused.value.headers} {refused.value.read()!r}")
     asked = Request(f"{pages}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"})
     metrics = urlopen(asked, timeout=TIMEOUT_S).read().decode()
-    assert "gatekeeper_revision" in metrics
+    assert "gatekeeper_snapshot_revision" in metrics
     seen.note("metrics", metrics)
     seen.note("metrics", urlopen(f"{pages}/readyz", timeout=TIMEOUT_S).read().decode())
 

@@ -39,6 +39,7 @@ from tests.support.processes import (
     serving,
     start,
 )
+from tests.support.scrapes import documented, families_of, shown
 from tests.support.waiting import eventually
 
 # A fleet starts several processes, and some of these tests start a fleet of their own.
@@ -186,7 +187,7 @@ def test_a_change_is_seen_on_every_connection_whichever_worker_answers(fleet: Ga
             return all(answer.revision >= revision and answer.flags["new_checkout"] for answer in answers)
 
         assert eventually(is_seen)
-        assert eventually(lambda: by_worker(fleet, "gatekeeper_revision") == dict.fromkeys(NUMBERS, revision))
+        assert eventually(lambda: by_worker(fleet, "gatekeeper_snapshot_revision") == dict.fromkeys(NUMBERS, revision))
 
 
 def test_metrics_are_those_of_all_workers_and_of_the_supervisor(fleet: Gatekeeper) -> None:
@@ -206,6 +207,19 @@ def test_ready_tells_of_each_worker(fleet: Gatekeeper) -> None:
     assert [(worker["worker"], worker["up"], worker["ready"]) for worker in ready["workers"]] == [
         (number, True, True) for number in range(1, WORKERS + 1)
     ]
+
+
+def test_metrics_of_a_fleet_are_those_of_the_document_by_worker(fleet: Gatekeeper) -> None:
+    families = families_of(fleet.ops_port)
+    workers = {
+        sample.labels.get("worker")
+        for family in families
+        if family.name != "gatekeeper_worker"
+        for sample in family.samples
+    }
+
+    assert shown(families) == documented(fleet=True)
+    assert {"1", "2"} <= workers
 
 
 def test_health_answers_on_the_shared_port_and_on_the_supervisors_own(fleet: Gatekeeper) -> None:

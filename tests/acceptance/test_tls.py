@@ -104,8 +104,8 @@ def test_a_fleet_speaks_tls_and_its_own_ports_too(data_dir: Path, folder: Certif
     own = {"GATEKEEPER_WORKERS": "2", "GATEKEEPER_HEALTH_TLS": "true"}
     with serving(data_dir, **own, **folder.variables) as fleet:
         assert evaluates(folder, fleet.port)
-        days = samples(fleet, "gatekeeper_tls_certificate_expiry_days")
-        assert days.keys() == {'{worker="1"}', '{worker="2"}', '{worker="supervisor"}'}
+        expiries = samples(fleet, "gatekeeper_tls_certificate_expiry_timestamp_seconds")
+        assert expiries.keys() == {'{worker="1"}', '{worker="2"}', '{worker="supervisor"}'}
         for port in (fleet.port, fleet.health_port):
             with pytest.raises(ssl.SSLError), folder.connected(port, version=TLS_1_2):
                 pass

@@ -14,7 +14,6 @@ from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.interceptors.rate_limits import Limit
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.transport.admission import PoolName
 from gatekeeper_grpc.transport.admission import Refusal as Reason
@@ -22,6 +21,7 @@ from tests.support.addresses import seen_from
 from tests.support.clients import TIMEOUT_S, Refusal, refusal_of
 from tests.support.floods import retry_after_s
 from tests.support.operators import new_token
+from tests.support.scrapes import samples_of
 from tests.support.servers import StartServer, access_token, connect, token_for
 
 # So slow that no call becomes free while a test runs.
@@ -76,6 +76,14 @@ def reasons(act: Callable[[], object], calls: int) -> list[str]:
     return [refusal_of(act).reason for _ in range(calls)]
 
 
+def decisions(server: GatekeeperServer, limit: str) -> tuple[float, float]:
+    """How many calls a limit has allowed and refused, as a scrape shows it."""
+    samples = samples_of(server.ops_port)
+    name = "gatekeeper_rate_limit_decisions_total"
+    allowed, refused = (samples[f'{name}{{decision="{found}",limit="{limit}"}}'] for found in ("allowed", "refused"))
+    return allowed, refused
+
+
 def test_an_address_that_logs_in_too_often_is_refused_before_the_queue(start_server: StartServer) -> None:
     server = start_server(login_rate=THREE)
     with people(server) as clients:
@@ -87,7 +95,7 @@ def test_an_address_that_logs_in_too_often_is_refused_before_the_queue(start_ser
         assert refusal_of(log_in) == limited("login")
         assert 0 < retry_after_s(refusal.value) <= 60
     assert server.pools[PoolName.LOGIN].refused[Reason.RATE_LIMITED] == 2
-    assert server.rate_limits.refused()[Limit.LOGIN] == 2
+    assert decisions(server, "login") == (3, 2)
 
 
 def test_twin_without_the_limit_no_login_is_refused_by_it(start_server: StartServer) -> None:
@@ -124,7 +132,7 @@ def test_an_admin_who_changes_too_much_waits_and_may_still_read(start_server: St
 
         assert refusal_of(creates(admin)) == limited("mutation")
         lists(admin)()
-    assert server.rate_limits.refused()[Limit.MUTATIONS] == 1
+    assert decisions(server, "mutation") == (3, 1)
 
 
 def test_twin_without_the_limit_every_change_passes(start_server: StartServer, dsn: str) -> None:

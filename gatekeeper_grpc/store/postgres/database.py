@@ -19,6 +19,7 @@ from psycopg_pool import ConnectionPool
 
 from gatekeeper_grpc.domain.current_call import is_abandoned, time_left_s
 from gatekeeper_grpc.domain.errors import Busy, CallAbandoned, Unavailable
+from gatekeeper_grpc.instrumentation import DATABASE_WAIT
 from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.errors import (
     DATABASE_ERRORS,
@@ -33,6 +34,7 @@ from gatekeeper_grpc.store.postgres.locks import LockHolder, find_lock_holder
 from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
 from gatekeeper_grpc.store.postgres.session import set_session
 from gatekeeper_grpc.store.postgres.sqlstates import BUSY
+from gatekeeper_grpc.store.postgres.statements import PIPELINE_DURATION
 from gatekeeper_grpc.store.postgres.turns import Turns
 
 _log = structlog.get_logger(__name__)
@@ -245,6 +247,18 @@ class Database:
         """Return whether writes are refused because a COMMIT that was given up still waits in the server."""
         return self._watch.has_unsettled()
 
+    def connections(self) -> Mapping[str, int]:
+        """Return how many connections of the pool are idle, how many are used, and how many calls wait for one."""
+        stats = self._pool.get_stats()
+        idle = stats.get("pool_available", 0)
+        used = max(0, stats.get("pool_size", 0) - idle)
+        return {"idle": idle, "used": used, "waited_for": stats.get("requests_waiting", 0)}
+
+    @property
+    def max_connections(self) -> int:
+        """How many connections the pool may have."""
+        return self._pool.max_size
+
     def is_current(self, conn: ServerConnection) -> bool:
         """Return whether a connection is like new ones; after a failover or another DSN it is not."""
         return self._servers.is_current(conn)
@@ -351,9 +365,11 @@ class Database:
 
     def _acquire(self) -> ServerConnection:
         """Take a live connection. The pool's own `check` sleeps for a second after each dead one."""
-        deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S + _ACQUIRE_ROUND_TRIPS * self.round_trip_s
+        began_at = time.monotonic()
+        deadline = began_at + _ACQUIRE_TIMEOUT_S + _ACQUIRE_ROUND_TRIPS * self.round_trip_s
         while not self._watch.is_hung():
             conn = self._take(timeout_s=max(0.0, deadline - time.monotonic()))
+            DATABASE_WAIT.observe(time.monotonic() - began_at)
             if self._prepare(conn):
                 return conn
             conn.close()
@@ -440,7 +456,7 @@ def _pipelined(conn: ServerConnection) -> Iterator[Callable[[], None]]:
     with ExitStack() as entering:
         entering.enter_context(conn.pipeline())
         # Not `conn.transaction()`, which would wait for the BEGIN.
-        with psycopg.Transaction(conn), entering.pop_all() as pipeline:
+        with PIPELINE_DURATION.time(), psycopg.Transaction(conn), entering.pop_all() as pipeline:
             yield pipeline.close
 
 

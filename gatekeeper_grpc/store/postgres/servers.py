@@ -29,6 +29,7 @@ from gatekeeper_grpc.store.postgres.errors import ConnectFailed
 from gatekeeper_grpc.store.postgres.libpq import sqlstate_of, tell_sqlstate, tell_words
 from gatekeeper_grpc.store.postgres.session import with_session_settings
 from gatekeeper_grpc.store.postgres.sqlstates import cause_of
+from gatekeeper_grpc.store.postgres.statements import TimedCursor
 
 _log = structlog.get_logger(__name__)
 
@@ -284,6 +285,7 @@ class _Attempt:
         pgconn.nonblocking = 1
         tell_words(pgconn)
         conn = ServerConnection(pgconn, tuple_row)
+        conn.cursor_factory = TimedCursor
         conn.autocommit = True
         conn.server = self.server
         conn.warnings = Warnings()

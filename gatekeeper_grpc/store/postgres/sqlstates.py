@@ -134,6 +134,7 @@ _CODES: Mapping[str, Cause | None] = MappingProxyType(
         "25P03": _TIMEOUT,  # idle in transaction for too long
         "25P04": _TIMEOUT,  # the transaction lasted too long
         "40003": _OUTCOME_UNKNOWN,
+        "40P01": _CONFLICT,  # deadlock
         "42501": _PERMISSION,
         "42703": _SCHEMA,  # undefined column
         "42704": _SCHEMA,  # undefined object

@@ -18,7 +18,7 @@ from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.segment import Segment
-from gatekeeper_grpc.domain.snapshot import Snapshot, SnapshotDelta, named_by
+from gatekeeper_grpc.domain.snapshot import Commit, Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
 from gatekeeper_grpc.store.mutations import is_other_history
@@ -109,8 +109,12 @@ class SnapshotStore:
             _check_history(conn, base, head)
             if head.revision == base.revision:
                 return base
+            asked_at = time.monotonic()
             log = _logged_since(conn, base.revision, head.revision)
-            return None if log is None else _brought_up(conn, base, head, log)
+            if log is None:
+                return None
+            commits = [Commit(change.revision, asked_at - change.age_s) for change in log]
+            return replace(_brought_up(conn, base, head, log), commits=commits)
 
 
 NEWEST_OF_EPOCH = """
@@ -143,7 +147,9 @@ def _check_history(conn: Connection, base: Snapshot, head: _Head) -> None:
 
 
 LOGGED_SINCE = """
-    SELECT revision, resource_type, change_type, key, subjects FROM change_log
+    SELECT revision, resource_type, change_type, key, subjects,
+           extract(epoch FROM clock_timestamp() - create_time)::float8 AS age_s
+    FROM change_log
     WHERE revision > %(revision)s ORDER BY revision LIMIT %(limit)s
 """
 

@@ -48,8 +48,8 @@ def test_metrics_show_the_snapshot_that_is_served(server: GatekeeperServer, admi
 
     samples = scraped(server)
 
-    assert (samples["gatekeeper_revision"], samples["gatekeeper_flags"]) == (2, 1)
-    assert (samples["gatekeeper_targets"], samples["gatekeeper_members"]) == (2, 0)
+    assert (samples["gatekeeper_snapshot_revision"], samples["gatekeeper_snapshot_flags"]) == (2, 1)
+    assert (samples["gatekeeper_snapshot_targets"], samples["gatekeeper_snapshot_members"]) == (2, 0)
     assert samples["gatekeeper_snapshot_unconfirmed_seconds"] >= 0
 
 

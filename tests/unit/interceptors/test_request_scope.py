@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from gatekeeper_grpc.interceptors import request_scope
-from gatekeeper_grpc.interceptors.request_scope import Rpc, log_finished
+from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, log_finished
 from gatekeeper_grpc.operations.logs import configure_logs
 
 QUIET = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
@@ -57,7 +57,7 @@ class Ended:
 
 def finish(level: str, *, code: grpc.StatusCode = grpc.StatusCode.OK, quiet: bool = True) -> None:
     configure_logs(level=level, log_format="json")
-    log_finished(Rpc(method=QUIET, quiet=quiet), Ended(code))
+    log_finished(Rpc(method=QUIET, durations=MethodDurations(QUIET), quiet=quiet), Ended(code))
 
 
 def test_a_suppressed_line_is_not_built(reads: FieldReads, capsys: pytest.CaptureFixture[str]) -> None:
