@@ -1,7 +1,7 @@
 """What the metrics cost an evaluation: `python -m bench.instrumentation [calls]`.
 
 In one process, without gRPC, per call and in time of the processor: what `EvaluateFlags` counts for 20 flags, one after
-the other, and the whole evaluation with and without it. The promise is 2 microseconds at most.
+the other, and the whole evaluation with and without it. The aim is 2 microseconds at most.
 """
 
 import math
