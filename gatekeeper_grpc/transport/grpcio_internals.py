@@ -79,10 +79,10 @@ class ArrivedCall:
         self._state = state
         self.behaviour = behaviour
         self.metadata: Metadata = event.invocation_metadata
-        self.arrived_at = time.monotonic()
+        self.waited_s = getattr(_handed_over, "waited_s", 0.0)
+        self.arrived_at = time.monotonic() - self.waited_s
         self.arrival: Arrival
         self.taken = None
-        self.waited_s = getattr(_handed_over, "waited_s", 0.0)
         self._client = ""
         state.gatekeeper_call = event.call  # `peers_being_served` reads it.
 

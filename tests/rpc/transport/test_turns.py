@@ -1,6 +1,7 @@
 """New calls are taken in turn of the addresses that they come from, however many one address has sent before."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_network
@@ -12,6 +13,7 @@ import pytest
 from gatekeeper_grpc.auth.addresses import address_of
 from gatekeeper_grpc.transport import admission, grpcio_internals, listener
 from gatekeeper_grpc.transport.admission import Refusal
+from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.turns import Turns
 from tests.support.floods import retry_after_s
 from tests.support.http2 import PING, Http2
@@ -102,6 +104,23 @@ def test_no_more_calls_wait_than_stated(monkeypatch: pytest.MonkeyPatch) -> None
 
     # One more for each kind of call: the core was asked for it before.
     assert 20 <= max(waiting) <= 22
+
+
+def test_a_call_has_arrived_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the wait is part of the duration in the log and in the metrics."""
+    arrived, taken = list[float](), list[float]()
+    begin = ArrivedCall.__init__
+
+    def noted(call: ArrivedCall, *args: Any) -> None:
+        begin(call, *args)
+        arrived.append(call.arrived_at)
+
+    monkeypatch.setattr(ArrivedCall, "__init__", noted)
+    with flooded() as stuck:
+        stuck.when_taken = lambda: taken.append(time.monotonic())
+        taken_before_victim(stuck)
+
+    assert sum(at < taken[1] for at in arrived) > CONNECTIONS * CALLS // 2
 
 
 def test_a_server_ends_while_calls_wait_for_their_turn() -> None:
