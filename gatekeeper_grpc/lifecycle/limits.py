@@ -13,6 +13,8 @@ from gatekeeper_grpc.operations.health_server import MAX_HEALTH_CONNECTIONS
 from gatekeeper_grpc.operations.http_server import MAX_CONNECTIONS
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionLimits
+from gatekeeper_grpc.transport.grpcio_internals import MAX_WAITING_CALLS
+from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES, MAX_BACKLOG
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
 
@@ -38,6 +40,8 @@ _CONNECTION_BYTES = 20 << 10
 _TLS_CONNECTION_BYTES = 50 << 10
 # Measured: an open WatchFlags with all its keys, and what its client may send unasked.
 _WATCHER_BYTES = (22 + 16) << 10
+# Measured: a call that waits for its turn, and what its client may send of its message unasked.
+_WAITING_CALL_BYTES = (15 << 10) + LOOKAHEAD_BYTES
 # A worker has a message, the objects that it is parsed to, and, of a stream, the next message.
 _MESSAGES_OF_A_WORKER = 3
 
@@ -58,6 +62,8 @@ class Limits:
     """Messages that workers have."""
     pending_bytes: int
     """Messages that are not admitted yet, of strangers; those with credentials may hold as much again."""
+    waiting_bytes: int
+    """Calls that wait for their turn, and those that the core keeps while the serving thread is behind."""
 
     @classmethod
     def of(cls, settings: Settings, *, open_files: int | None = None) -> "Limits":
@@ -81,6 +87,7 @@ class Limits:
             admitted_bytes=sum(size.workers * _largest_message(pool) for pool, size in pool_sizes(settings).items())
             * _MESSAGES_OF_A_WORKER,
             pending_bytes=PendingLimits().max_bytes,
+            waiting_bytes=len(settings.client_addresses) * (MAX_WAITING_CALLS + MAX_BACKLOG) * _WAITING_CALL_BYTES,
         )
 
     @property
@@ -91,7 +98,8 @@ class Limits:
     @property
     def clients_mib(self) -> int:
         """What clients can make the process hold at most, in addition to the snapshot."""
-        return _mib(self.connections_bytes + self.watchers_bytes + self.admitted_bytes + 2 * self.pending_bytes)
+        messages = self.admitted_bytes + 2 * self.pending_bytes
+        return _mib(self.connections_bytes + self.watchers_bytes + messages + self.waiting_bytes)
 
 
 def pool_sizes(settings: Settings) -> Mapping[PoolName, PoolSize]:
@@ -144,6 +152,7 @@ def log_limits(limits: Limits) -> None:
         admitted_mib=_mib(limits.admitted_bytes),
         pending_of_strangers_mib=_mib(limits.pending_bytes),
         pending_of_others_mib=_mib(limits.pending_bytes),
+        waiting_mib=_mib(limits.waiting_bytes),
         clients_mib=limits.clients_mib,
     )
 
