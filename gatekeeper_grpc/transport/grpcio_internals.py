@@ -20,7 +20,7 @@ import structlog
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.transport.arrival import Arrival
 from gatekeeper_grpc.transport.stream_life import StreamLife
-from gatekeeper_grpc.transport.turns import Turns
+from gatekeeper_grpc.transport.turns import MAX_WAITING_CALLS, Turns
 from gatekeeper_grpc.wire.status import status_from_error
 
 _server: Any = importlib.import_module("grpc._server")  # Not in grpcio's published types: Any in all of this module.
@@ -29,8 +29,6 @@ _CompletionQueue: Any = _cygrpc.CompletionQueue
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
-MAX_WAITING_CALLS = 8_000
-"""How many calls wait for their turn; further ones stay in the core, in the order in which they came."""
 # To collect costs microseconds, and the interpreter for a moment. A busy server notices a thousand of them a second.
 _COLLECT_INTERVAL_S = 0.005
 # Then one call is dealt with, however many come.

@@ -2,7 +2,10 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+MAX_WAITING_CALLS: Final = 8_000
+"""How many new calls wait for their turn; further ones stay in the core, in the order in which they came."""
 
 Item = TypeVar("Item")
 
