@@ -34,14 +34,19 @@ _current: ContextVar[Callable[[], Call | None]] = ContextVar("gatekeeper_call", 
 
 
 _call_id: ContextVar[str] = ContextVar("gatekeeper_call_id", default="")
+_trace_id: ContextVar[str] = ContextVar("gatekeeper_trace_id", default="")
 _arrived_at: ContextVar[float] = ContextVar("gatekeeper_call_arrived_at")
 _forwarded_client: ContextVar[str] = ContextVar("gatekeeper_forwarded_client", default="")
 
 
-def set_current_call(call: Call, *, call_id: str, arrived_at: float, forwarded_client: str = "") -> None:
+def set_current_call(
+    call: Call, *, call_id: str, arrived_at: float, forwarded_client: str = "", trace_id: str = ""
+) -> None:
     """Make `call` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
     _current.set(weakref.ref(call))
     _call_id.set(call_id)
+    if trace_id:
+        _trace_id.set(trace_id)
     if forwarded_client:
         _forwarded_client.set(forwarded_client)
     _arrived_at.set(arrived_at)
@@ -50,6 +55,11 @@ def set_current_call(call: Call, *, call_id: str, arrived_at: float, forwarded_c
 def current_call_id() -> str:
     """Return the server's id of the current call, also after its end; empty without a call."""
     return _call_id.get()
+
+
+def current_trace_id() -> str:
+    """Return the id of the trace that the current call belongs to; empty if its client has named none."""
+    return _trace_id.get()
 
 
 def call_arrived_at() -> float:

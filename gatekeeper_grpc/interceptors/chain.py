@@ -23,9 +23,10 @@ from gatekeeper_grpc.interceptors.body import (
     with_short_texts,
 )
 from gatekeeper_grpc.interceptors.errors import end_with
+from gatekeeper_grpc.interceptors.line_samples import LineSamples
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, ContextMeter, RateLimits, budget_metadata
-from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, log_finished, open_rpc
+from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, log_finished, log_refused, open_rpc
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
@@ -97,6 +98,8 @@ class Stages(grpc.ServerInterceptor):
     """How long a stream may be open, by pool; infinite for a pool that is not here."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """The variable of the listener that serves a method, for those that other listeners serve."""
+    samples: LineSamples = field(default_factory=LineSamples, repr=False)
+    """Which of many similar failures get a line in the log."""
     _nearest: NearestMethod = field(init=False, repr=False)
     _served: dict[str, tuple[_Handler, _Handler]] = field(init=False, default_factory=dict, repr=False)
     """By method: the servicer's handler, and the one with its stages."""
@@ -169,6 +172,7 @@ class _Method:
         default = stages.stream_timeout if handler.request_streaming else stages.message_timeout
         self._name = name
         self._durations = MethodDurations(name)
+        self._samples = stages.samples
         self._policy = policy
         self._behaviour = _behaviour(handler)
         self._verify_token = stages.verify_token
@@ -195,7 +199,7 @@ class _Method:
         self._check_message = stages.message_checks.get(name, _check_nothing)
 
     def _open_rpc(self, context: Any) -> Rpc:
-        rpc = Rpc(method=self._name, durations=self._durations, quiet=self._policy.quiet)
+        rpc = Rpc(method=self._name, durations=self._durations, quiet=self._policy.quiet, samples=self._samples)
         open_rpc(rpc, context)
         return rpc
 
@@ -219,8 +223,9 @@ class _Method:
         return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy))
 
     def refused(self, call: ArrivedCall, status: grpc.Status) -> None:
-        """Count a call that no worker will serve: on the serving thread."""
+        """Time and log a call that no worker will serve: on the serving thread."""
         self._durations.observe(status.code, time.monotonic() - call.arrived_at)
+        log_refused(self._name, self._samples, call, status)
 
     def check_message(self, call: ArrivedCall) -> None:
         """Check the first message and cut its texts, before it waits for a worker: on the serving thread.
@@ -307,6 +312,7 @@ class _UnaryResponse(_Method):
             response = self._serialize(self._behaviour(argument, context))
             self._require_caller()
         except Exception as error:  # noqa: BLE001 - all become a status
+            rpc.error = error
             end_with(error, context, method=self._name, call_id=rpc.call_id)
         else:
             return response
@@ -328,6 +334,7 @@ class _StreamResponse(_Method):
                 self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
                 yield self._serialize(response)
         except Exception as error:  # noqa: BLE001 - all become a status
+            rpc.error = error
             end_with(error, context, method=self._name, call_id=rpc.call_id)
         finally:
             log_finished(rpc, context)
@@ -356,6 +363,7 @@ class _NonBlockingResponse(_Method):
             if self._max_age_s < inf:
                 self._keep_within_limits(worker_context, GrpcResponseStream(context), rpc.client_key)
         except Exception as error:  # noqa: BLE001 - all become a status
+            rpc.error = error
             end_with(error, context, method=self._name, call_id=rpc.call_id)
 
     def _keep_within_limits(self, context: "_CallbacksOnWorkers", stream: GrpcResponseStream, key: str | None) -> None:

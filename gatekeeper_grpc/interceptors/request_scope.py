@@ -1,22 +1,49 @@
-"""The outermost stage: gives a call its id, and logs the end of the call."""
+"""The outermost stage: gives a call its id, and times and logs the end of the call."""
 
 import logging
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import getrandbits
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import structlog
 
+from gatekeeper_grpc.auth.addresses import address_of
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.current_call import set_current_call
+from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.instrumentation import RPC_DURATION
-from gatekeeper_grpc.transport.grpcio_internals import arrived_at, forwarded_client_of, is_cancelled
+from gatekeeper_grpc.interceptors.line_samples import LineSamples, Sample
+from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY, trace_id_of
+from gatekeeper_grpc.transport.grpcio_internals import (
+    ArrivedCall,
+    Metadata,
+    arrived_at,
+    forwarded_client_of,
+    is_cancelled,
+)
+from gatekeeper_grpc.wire.status import reason_of
 
 # Issuers put what they like into a certificate.
 _MAX_IDENTITY_LENGTH = 200
+_MAX_USER_AGENT_LENGTH = 100
 CALL_ID_KEY = "x-gatekeeper-call-id"
+# What an error says about a resource, and its kind. Not the ids and names of people.
+_RESOURCES: Mapping[str, str] = MappingProxyType(
+    {
+        "flag_key": "flag",
+        "segment_key": "segment",
+        "key_id": "client_key",
+        "token_id": "api_token",
+        "session_id": "session",
+    }
+)
+# A client may send anything as the name of a resource. What none can have stays out of the log.
+_NAME = re.compile("[A-Za-z0-9._-]{1,128}")
 
 _log = structlog.get_logger(__name__)
 
@@ -41,12 +68,16 @@ class Rpc:
     method: str
     durations: MethodDurations
     quiet: bool
+    """Success is logged at DEBUG only, and of many failures some."""
+    samples: LineSamples
     call_id: str = field(default_factory=lambda: f"{getrandbits(64):016x}")
     arrived_at: float = 0.0
     """In monotonic seconds."""
     caller: Caller | None = None
     client_key: str | None = None
     """The public name of the client key of the call."""
+    error: Exception | None = None
+    """Why the call failed."""
 
 
 def open_rpc(rpc: Rpc, context: Any) -> None:
@@ -54,13 +85,16 @@ def open_rpc(rpc: Rpc, context: Any) -> None:
 
     It needs no undoing: grpcio runs each call in its own `contextvars.Context`.
     """
-    context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id),))
+    trace_id = trace_id_of(context.invocation_metadata())
+    echo = ((REQUEST_ID_KEY, trace_id),) if trace_id else ()
+    context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id), *echo))
     rpc.arrived_at = arrived_at(context)
     set_current_call(
         context,
         call_id=rpc.call_id,
         arrived_at=rpc.arrived_at,
         forwarded_client=forwarded_client_of(context),
+        trace_id=trace_id,
     )
 
 
@@ -70,8 +104,39 @@ def log_finished(rpc: Rpc, context: Any) -> None:
     duration_s = time.monotonic() - rpc.arrived_at
     rpc.durations.observe(code, duration_s)
     level = logging.DEBUG if rpc.quiet and code is grpc.StatusCode.OK else logging.INFO
-    if _log.is_enabled_for(level):  # Nearly every line is suppressed; building one costs more than asking.
-        _log.log(level, "rpc", **_fields(rpc, code, duration_s), **_certificate_fields(context))
+    if not _log.is_enabled_for(level):  # Nearly every line is suppressed; building one costs more than asking.
+        return
+    peer = forwarded_client_of(context) or context.peer()
+    if rpc.quiet and code is not grpc.StatusCode.OK and not _is_in_sample(rpc.samples, rpc.method, code, peer):
+        return
+    fields = {**_fields(rpc, code, duration_s), **_client_fields(peer, context.invocation_metadata())}
+    _log.log(level, "rpc", **fields, **_certificate_fields(context))
+
+
+def log_refused(method: str, samples: LineSamples, call: ArrivedCall, status: grpc.Status) -> None:
+    """Log a call that no worker will serve, if it is in the sample: on the serving thread."""
+    if not _log.is_enabled_for(logging.INFO) or not _is_in_sample(samples, method, status.code, call.client):
+        return
+    trace_id, reason = trace_id_of(call.metadata), reason_of(status)
+    _log.info(
+        "rpc",
+        method=method,
+        code=status.code.name,
+        duration_ms=round((time.monotonic() - call.arrived_at) * 1_000, 3),
+        **({"reason": reason} if reason else {}),
+        **_client_fields(call.client, call.metadata),
+        **({"trace_id": trace_id} if trace_id else {}),
+    )
+
+
+def log_left_out(samples: LineSamples) -> None:
+    """Log how many calls got no line of their own in the minute that has ended, if it has."""
+    for sample, count in samples.left_out().items():
+        _log.info("rpc_left_out", count=count, **sample._asdict())
+
+
+def _is_in_sample(samples: LineSamples, method: str, code: grpc.StatusCode, peer: str) -> bool:
+    return samples.admits(Sample(method, code.name, address_of(peer)))
 
 
 def _code(context: Any) -> grpc.StatusCode:
@@ -87,6 +152,8 @@ def _fields(rpc: Rpc, code: grpc.StatusCode, duration_s: float) -> dict[str, Any
         "code": code.name,
         "duration_ms": round(duration_s * 1_000, 3),
     }
+    if isinstance(rpc.error, GatekeeperError):
+        fields.update(_error_fields(rpc.error))
     if rpc.caller is not None:
         fields["caller"] = rpc.caller.username
         if rpc.caller.api_token is not None:
@@ -94,6 +161,22 @@ def _fields(rpc: Rpc, code: grpc.StatusCode, duration_s: float) -> dict[str, Any
     if rpc.client_key is not None:
         fields["client_key"] = rpc.client_key
     return fields
+
+
+def _error_fields(error: GatekeeperError) -> dict[str, str]:
+    """Return why a call failed: the reason, the first field that is wrong, and the resource, but nothing of people."""
+    named = ((kind, error.metadata[key]) for key, kind in _RESOURCES.items() if key in error.metadata)
+    resource = next((f"{kind}/{name}" for kind, name in named if _NAME.fullmatch(name)), "")
+    # What follows is the name of an attribute.
+    field = error.violations[0].field.partition("attributes")[0:2] if error.violations else ()
+    found = {"reason": error.reason, "field": "".join(field), "resource": resource}
+    return {name: value for name, value in found.items() if value}
+
+
+def _client_fields(peer: str, metadata: Metadata) -> dict[str, str]:
+    """Return where a call came from, and the program that made it, as that calls itself."""
+    agent = next((str(value) for key, value in metadata if key == "user-agent"), "")
+    return {"peer": peer, "user_agent": agent[:_MAX_USER_AGENT_LENGTH]}
 
 
 def _certificate_fields(context: Any) -> dict[str, Any]:

@@ -37,8 +37,10 @@ from gatekeeper_grpc.domain.client_key import EvaluationAccess
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.embedded import is_disk_full
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
+from gatekeeper_grpc.interceptors.line_samples import MINUTE_S, LineSamples
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
 from gatekeeper_grpc.interceptors.policy import POLICIES, check_policies
+from gatekeeper_grpc.interceptors.request_scope import log_left_out
 from gatekeeper_grpc.lifecycle.call_limits import rate_limits, watcher_limit
 from gatekeeper_grpc.lifecycle.key_needs import use_data_keys
 from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, load_metrics_token, parse_erasure_keys
@@ -238,6 +240,7 @@ class GatekeeperServer:
         """Build what operators see: metrics, readiness, health, the audit head in the log."""
         settings = self._settings
         proxies = settings.trusted_cidrs or None
+        self._line_samples = LineSamples()
         self.pools = CallPools(pool_sizes(settings), watchers=watcher_limit(settings), proxies=proxies)
         self.audit_head = self._audit_head()
         self.metrics = InstanceMetrics(
@@ -320,6 +323,8 @@ class GatekeeperServer:
         self.health.start(self.scheduler)
         self.scheduler.add("connections", self._check_connections, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
         self._start_rate_exchange()
+        tell_left_out = partial(log_left_out, self._line_samples)
+        self.scheduler.add("line_samples", tell_left_out, interval_s=MINUTE_S, blocks=False)
         self.watchers.start()
         for listener in self.listeners:
             listener.start()
@@ -442,6 +447,7 @@ class GatekeeperServer:
             pools=self.pools,
             clients=self._client_verifier(),
             rate_limits=self.rate_limits,
+            samples=self._line_samples,
             message_checks=LoginChecks(self.login_guard).by_method(),
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor
 
-from gatekeeper_grpc.domain.current_call import current_call_id
+from gatekeeper_grpc.domain.current_call import current_call_id, current_trace_id
 
 _log = structlog.get_logger(__name__)
 
@@ -71,9 +71,9 @@ def _drop_while_quiet(_logger: object, _method: str, event: EventDict) -> EventD
 
 
 def add_call_id(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the id of the call that the line is about, unless no call is served."""
-    call_id = current_call_id()
-    return {"call_id": call_id, **event} if call_id else event
+    """Add the id of the call that the line is about, and that of its trace, unless no call is served."""
+    ids = {"call_id": current_call_id(), "trace_id": current_trace_id()}
+    return {**{name: value for name, value in ids.items() if value}, **event}
 
 
 def _adds(**fields: object) -> Processor:

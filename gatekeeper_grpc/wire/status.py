@@ -91,6 +91,15 @@ def status_from_error(error: Exception, call_id: str) -> grpc.Status:
     return _status(grpc.StatusCode.INTERNAL, "internal error", [info])
 
 
+def reason_of(status: grpc.Status) -> str:
+    """Return the reason in a status that `status_from_error` has made."""
+    info = error_details_pb2.ErrorInfo()
+    for key, value in status.trailing_metadata:
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            status_pb2.Status.FromString(value).details[0].Unpack(info)
+    return str(info.reason)
+
+
 def _is_exhausted(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED)
 

@@ -163,6 +163,7 @@ def test_a_finished_call_is_one_line_that_holds_no_token(logs: list[Any]) -> Non
 
     (line,) = logs
     assert line.pop("duration_ms") >= 0
+    assert (line.pop("peer")[:5], line.pop("user_agent")[:12]) == ("ipv4:", "grpc-python/")
     assert line == {
         "event": "rpc",
         "log_level": "info",

@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from gatekeeper_grpc.interceptors import request_scope
+from gatekeeper_grpc.interceptors.line_samples import LineSamples
 from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, log_finished
 from gatekeeper_grpc.operations.logs import configure_logs
 
@@ -48,6 +49,14 @@ class Ended:
         self._state = type("State", (), {"client": "ok"})
         self._code = code
 
+    def peer(self) -> str:
+        """Return where the call came from."""
+        return "ipv4:192.0.2.7:5001"
+
+    def invocation_metadata(self) -> tuple[()]:
+        """Return what the client sent."""
+        return ()
+
     def code(self) -> grpc.StatusCode:
         return self._code
 
@@ -57,7 +66,7 @@ class Ended:
 
 def finish(level: str, *, code: grpc.StatusCode = grpc.StatusCode.OK, quiet: bool = True) -> None:
     configure_logs(level=level, log_format="json")
-    log_finished(Rpc(method=QUIET, durations=MethodDurations(QUIET), quiet=quiet), Ended(code))
+    log_finished(Rpc(method=QUIET, durations=MethodDurations(QUIET), quiet=quiet, samples=LineSamples()), Ended(code))
 
 
 def test_a_suppressed_line_is_not_built(reads: FieldReads, capsys: pytest.CaptureFixture[str]) -> None:
