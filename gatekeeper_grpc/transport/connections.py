@@ -6,6 +6,7 @@ grpcio refuses connections above a number, and that is all: an attacker who hold
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -22,9 +23,12 @@ _log = structlog.get_logger(__name__)
 CHECK_CONNECTIONS_EVERY_S = 0.25
 # While connections are being closed, the next sweep follows soon: a client opens thousands of them a second.
 _PAUSE_S = 0.02
-# A sweep of 10,000 connections takes 0.1 s. It must not keep the interpreter busy.
+# A sweep of 10,000 connections takes 0.3 s. It must not keep the interpreter busy, unless newcomers would be refused.
 _SHARE_OF_CPU = 0.2
+_SHARE_OF_CPU_WHEN_FULL = 0.5
 _CALM_AFTER_S = 1.0
+# Who has sent something within this time may be in the middle of a handshake, which with TLS takes some round trips.
+_NEW_FOR_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,11 @@ class ConnectionLimits:
     def crowded(self) -> int:
         """Above it, idle connections give way, so that there is room for new ones."""
         return self.most * 3 // 4
+
+    @property
+    def full(self) -> int:
+        """Above it, a quarter of that room is taken: newcomers may soon be refused."""
+        return self.most * 13 // 16
 
     @property
     def of_address(self) -> int:
@@ -70,6 +79,7 @@ class ConnectionSweeper:
         self._server = server
         self._port = 0
         self._is_closing = False
+        self._is_full = False
         self._thread = OnDemandThread("connections", self._sweep_until_calm)
 
     def start(self, port: int) -> None:
@@ -96,6 +106,7 @@ class ConnectionSweeper:
         for connection in connections(self._port):
             descriptors[connection.peer] = connection.descriptor
             found.append(IdleTime(connection.peer, connection.idle_s()))
+        self._is_full = len(found) > self.limits.full
         leaving = self._surplus(found)
         if leaving:
             for connection in connections(self._port, among=[descriptors[peer] for peer in leaving]):
@@ -111,7 +122,8 @@ class ConnectionSweeper:
             began_cpu_s = time.thread_time()
             if self.sweep():
                 calm_at = time.monotonic() + _CALM_AFTER_S
-            time.sleep(max(_PAUSE_S, (time.thread_time() - began_cpu_s) / _SHARE_OF_CPU))
+            share = _SHARE_OF_CPU_WHEN_FULL if self._is_full else _SHARE_OF_CPU
+            time.sleep(max(_PAUSE_S, (time.thread_time() - began_cpu_s) / share))
 
     def _surplus(self, found: list[IdleTime]) -> set[Peer]:
         if len(found) <= min(self.limits.crowded, self.limits.of_address):
@@ -123,6 +135,8 @@ class ConnectionSweeper:
 def surplus(found: list[IdleTime], *, busy: set[Peer], limits: ConnectionLimits) -> list[Peer]:
     """Choose the connections that give way, those of the address with the most of them first.
 
+    New ones give way last: a client may share its address with others, and have no call yet because it has just come.
+
     Args:
         found: All that are open.
         busy: The peers with a call in progress.
@@ -130,21 +144,26 @@ def surplus(found: list[IdleTime], *, busy: set[Peer], limits: ConnectionLimits)
     """
     groups: dict[str, deque[IdleTime]] = {}
     for one in sorted(found, key=lambda one: (one.peer in busy, -one.idle_s)):
-        groups.setdefault(_address(one.peer), deque()).append(one)
-    # Of addresses with as many, the one with the connection that is idle longest.
-    largest = [(-len(group), -group[0].idle_s, address) for address, group in groups.items()]
-    heapify(largest)
+        groups.setdefault(_owner(one.peer[0]), deque()).append(one)
+    first = [_rank(group, address) for address, group in groups.items()]
+    heapify(first)
     chosen: list[Peer] = []
-    while largest:
-        size, _, address = heappop(largest)
+    while first:
+        *_, address = heappop(first)
         group, is_crowded = groups[address], len(found) - len(chosen) > limits.crowded
-        if -size > limits.of_address or (is_crowded and group[0].peer not in busy):
+        if len(group) > limits.of_address or (is_crowded and group[0].peer not in busy):
             chosen.append(group.popleft().peer)
             if group:
-                heappush(largest, (size + 1, -group[0].idle_s, address))
+                heappush(first, _rank(group, address))
     return chosen
 
 
-def _address(peer: Peer) -> str:
-    host, port = peer
-    return address_of(f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}")
+def _rank(group: deque[IdleTime], address: str) -> tuple[bool, int, float, str]:
+    """Return what orders addresses: the one with most is first; of those, the one whose connection is idle longest."""
+    idle_s = group[0].idle_s
+    return idle_s < _NEW_FOR_S, -len(group), -idle_s, address
+
+
+@lru_cache(maxsize=4_096)
+def _owner(host: str) -> str:
+    return address_of(f"ipv6:[{host}]:0" if ":" in host else f"ipv4:{host}:0")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import ioctl
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import unquote
@@ -186,6 +187,12 @@ def _unreachable_socket() -> socket.socket:
 
 
 def _peer(host: str, port: int) -> Peer:
+    return _plain(host), port
+
+
+@lru_cache(maxsize=4_096)  # A sweep reads the addresses of all connections.
+def _plain(host: str) -> str:
+    """Return an IPv4 address that is written as IPv6 as IPv4, and any other in its usual form."""
     address = ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return str(mapped or address), port
+    return str(mapped or address)

@@ -173,6 +173,9 @@ SUITES = {
             options={"connections": 1_200, "addresses": 200},
             launcher=lambda _folder: with_files(_FILES, _FILES),
             bytes=_FILES * _HANDSHAKE_BYTES,
+            sabotage="no_connection_gives_way",
+            twin="idle connections that give way, by TLS",
+            violated=frozenset({"evaluation", "admin read", "bulk"}),
         )
     ),
     "tls-in-flight-2000": with_tls(in_flight(2_000)),

@@ -21,7 +21,7 @@ def chosen(*groups: list[IdleTime], busy: Iterable[Peer] = ()) -> list[Peer]:
 
 
 def test_limits_leave_a_quarter_free_and_half_to_other_addresses() -> None:
-    assert (LIMITS.crowded, LIMITS.of_address) == (6, 4)
+    assert (LIMITS.crowded, LIMITS.full, LIMITS.of_address) == (6, 6, 4)
 
 
 def test_nothing_gives_way_while_there_is_room() -> None:
@@ -45,6 +45,18 @@ def test_of_addresses_with_as_many_the_longest_idle_one_gives_way() -> None:
     single = [of(f"127.0.1.{number}", number)[0] for number in range(1, 9)]
 
     assert chosen(single) == [("127.0.1.8", 0), ("127.0.1.7", 0)]
+
+
+def test_a_new_connection_does_not_give_way_while_others_are_idle() -> None:
+    """It may be in the middle of its handshake, and others share its address."""
+    just_come = of("127.0.2.1", 0.0, 0.1, 0.2, 0.3)
+    attackers = [of(f"127.0.1.{number}", number) for number in range(1, 5)]
+
+    assert chosen(just_come, *attackers) == [("127.0.1.4", 0), ("127.0.1.3", 0)]
+
+
+def test_if_all_are_new_the_address_with_the_most_gives_way() -> None:
+    assert chosen(of("127.0.1.1", 0.1, 0.2, 0.3, 0.4), of("127.0.2.1", 0.5, 0.6, 0.7)) == [("127.0.1.1", 3)]
 
 
 def test_a_connection_with_a_call_gives_way_only_above_its_share() -> None:
