@@ -182,7 +182,7 @@ def test_a_locked_table_refuses_its_readers_in_time(dsn: str, database: Database
 def test_the_bound_of_a_lock_follows_the_round_trips(database: Database) -> None:
     with database.read():
         pass
-    assert (database._lock_timeout_s(), 0 < database.round_trip_s < TIMEOUT_S) == (1.0, True)
+    assert (database._lock_timeout_s(), 0 < database.round_trip_s < TIMEOUT_S) == (0.9, True)
 
     database.round_trip_s = 0.5
 

@@ -48,8 +48,9 @@ _ACQUIRE_TIMEOUT_S = 1.0
 # With TLS and SCRAM, a new connection takes more, and the next call finds it.
 _ACQUIRE_ROUND_TRIPS = 4
 _MAX_WAITING = 100
-# On a database that gets on, no lock is held for longer; a network with long round trips gets some of them.
-_LOCK_TIMEOUT_S = 1.0
+# On a database that gets on, no lock is held for longer; a network with long round trips gets some of them. Of those
+# who wait for a row, one waits twice: for its turn, and then for who has locked it. Callers are told within 2 s.
+_LOCK_TIMEOUT_S = 0.9
 _LOCK_ROUND_TRIPS = 8
 # With the interval of the watch, a COMMIT takes less than two seconds.
 _COMMIT_TIMEOUT_S = 1.5
