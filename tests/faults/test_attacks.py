@@ -156,7 +156,8 @@ SUITES = {
         violated=frozenset({"import"}),
     ),
     "tls-held-bulk": with_tls(held(BULK, "bulk")),
-    "tls-unfinished-4-mib": with_tls(unfinished(4)),
+    # The attacker encrypts, and is too slow to fill the memory of the twin. The one without TLS shows the mitigation.
+    "tls-unfinished-4-mib": with_tls(replace(unfinished(4), sabotage="")),
     "tls-idle-one-address": with_tls(
         idle(
             1,
