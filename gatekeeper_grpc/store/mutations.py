@@ -166,7 +166,7 @@ class MutationRunner:
         """
         line, recorded_at = None, 0.0
         with self._database.write_at_head(pipelined=pipelined) as conn:
-            head, caller_is_current, stored = _lock_head(conn, intent)
+            head, caller_is_current, stored = _lock_head(conn, intent, self._database.limits_at_head())
             # First: a database that has lost commits may have lost the caller's newest password as well.
             self._check_nothing_lost(head)
             if not caller_is_current:
@@ -244,7 +244,7 @@ class MutationRunner:
             Unavailable: The database cannot be reached.
         """
         with self._database.write_at_head() as conn:
-            head, *_ = _lock_head(conn, intent)
+            head, *_ = _lock_head(conn, intent, self._database.limits_at_head())
             current = head.revision - 1
             is_kept = current >= known_revision and not (
                 epoch_of(current) == epoch_of(known_revision) and is_other_history(conn, known_revision, known_hash)
@@ -278,6 +278,7 @@ def is_other_history(conn: Connection, revision: int, audit_hash: bytes) -> bool
     return row is not None and row[0] != audit_hash
 
 
+_LIMIT_WAIT = "SELECT set_config('statement_timeout', %(to_lock)s, true)"
 _LOCK_HEAD = """
     SELECT installation_id, revision + 1 AS revision, audit_seq + 1 AS audit_seq, audit_hash AS prev_hash
     FROM revision_head FOR UPDATE
@@ -290,21 +291,36 @@ _READ_CLOCK_AND_CALLER: LiteralString = (
     """
     SELECT clock_timestamp(), %(admin_id)s::bigint IS NULL OR """
     + CALLER_IS_CURRENT
+    + ", set_config('statement_timeout', %(after)s, true)"
 )
 
 
-def _lock_head(conn: Connection, intent: Intent) -> tuple[Head, bool, "_StoredResult | None"]:
+def _lock_head(
+    conn: Connection, intent: Intent, limits: Mapping[str, str]
+) -> tuple[Head, bool, "_StoredResult | None"]:
     """Lock the head and read what is to be known under the lock; in a pipeline, in one round trip.
+
+    Args:
+        conn: From `Database.write_at_head`.
+        intent: Whose head it will be.
+        limits: From `Database.limits_at_head`.
 
     Returns:
         The head; whether the claims of the caller's token are still true, always without a caller; and the result that
         an earlier request with the same id has stored.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: The lock is not free in time.
     """
-    locked = conn.cursor(row_factory=dict_row).execute(_LOCK_HEAD)
-    read = conn.execute(_READ_CLOCK_AND_CALLER, _claims(intent.caller))
-    results = _find_result(conn, intent)
-    head = one(locked)
-    create_time, caller_is_current = one(read)
+    conn.execute(_LIMIT_WAIT, limits)
+    try:
+        locked = conn.cursor(row_factory=dict_row).execute(_LOCK_HEAD)
+        read = conn.execute(_READ_CLOCK_AND_CALLER, {**_claims(intent.caller), **limits})
+        results = _find_result(conn, intent)
+        head = one(locked)
+    except psycopg.errors.QueryCanceled as exc:  # The statement has done nothing but wait.
+        raise psycopg.errors.LockNotAvailable(str(exc)) from exc
+    create_time, caller_is_current, _ = one(read)
     return Head(**head, create_time=create_time), caller_is_current, results.fetchone() if results else None
 
 

@@ -130,7 +130,7 @@ def times_of_two_writers(flags: FlagStore, database: Database) -> tuple[datetime
     with database.write() as second:
         second.execute("SELECT 1")
         rename(flags, "first")
-        head, *_ = mutations_module._lock_head(second, Intent(caller=None, action="Test"))
+        head, *_ = mutations_module._lock_head(second, Intent(caller=None, action="Test"), database.limits_at_head())
     return create_times(database)[-1], head.create_time
 
 
