@@ -25,6 +25,11 @@ _STATEMENT_SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10)
 # Not prometheus_client's own: a process that embeds us for its tests has its own metrics there.
 _REGISTRY: Final = CollectorRegistry()
 
+SURPLUS_CALLS: Final = Counter(
+    "gatekeeper_surplus_calls",
+    "Calls refused as they came, because too many waited for their turn.",
+    registry=_REGISTRY,
+)
 CLIENT_KEY_LOOKUPS: Final = Counter(
     "gatekeeper_client_key_lookups",
     "Look-ups of client keys in memory: a miss is a key that does not exist, has expired or is revoked.",

@@ -13,10 +13,9 @@ from gatekeeper_grpc.operations.health_server import MAX_HEALTH_CONNECTIONS
 from gatekeeper_grpc.operations.http_server import MAX_CONNECTIONS
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionLimits
-from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES, MAX_BACKLOG
+from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES, MAX_BACKLOG, MAX_WAITING_CALLS
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
-from gatekeeper_grpc.transport.turns import MAX_WAITING_CALLS
 
 _log = structlog.get_logger(__name__)
 

@@ -17,10 +17,11 @@ from typing import Any
 import grpc
 import structlog
 
-from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted
+from gatekeeper_grpc.instrumentation import SURPLUS_CALLS
 from gatekeeper_grpc.transport.arrival import Arrival
 from gatekeeper_grpc.transport.stream_life import StreamLife
-from gatekeeper_grpc.transport.turns import MAX_WAITING_CALLS, Turns
+from gatekeeper_grpc.transport.turns import Turns
 from gatekeeper_grpc.wire.status import status_from_error
 
 _server: Any = importlib.import_module("grpc._server")  # Not in grpcio's published types: Any in all of this module.
@@ -31,9 +32,12 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 # To collect costs microseconds, and the interpreter for a moment. A busy server notices a thousand of them a second.
 _COLLECT_INTERVAL_S = 0.005
-# Then one call is dealt with, however many come.
-_MAX_EVENTS_AT_ONCE = 256
+# Then one call is dealt with, however many come; sooner, while each that comes has another one refused.
+_MAX_EVENTS_AT_ONCE, _MAX_REFUSED_AT_ONCE = 256, 16
 _NOW = 0.0
+_SURPLUS = status_from_error(
+    ResourceExhausted("too many calls wait for their turn; retry later", retry_after_s=1.0), ""
+)
 
 _log = structlog.get_logger(__name__)
 _handed_over = threading.local()  # `waited_s` of the call that a serving thread deals with
@@ -309,20 +313,22 @@ class CallsInTurn:
     The core of grpcio keeps new calls and hands over one of each kind at a time: the next when grpcio has dealt with
     that one. A call would wait for all that came before it. So this takes every call from the core as soon as it is
     there, which is far cheaper than to deal with it, and lets grpcio deal with one of each owner in turn. What happens
-    to calls that grpcio has dealt with already comes first. Runs on the serving thread.
+    to calls that grpcio has dealt with already comes first. If too many wait, it refuses one of those who have the most.
+    Runs on the serving thread.
 
     Args:
         server: Not started yet.
         owner_of: Whose a call is, by what gRPC calls its peer and by its metadata.
+        max_waiting: How many calls wait.
     """
 
-    def __init__(self, server: grpc.Server, owner_of: Callable[[str, Metadata], Hashable]) -> None:
+    def __init__(self, server: grpc.Server, owner_of: Callable[[str, Metadata], Hashable], *, max_waiting: int) -> None:
         server_state: Any = server._state  # type: ignore[attr-defined]
         self._server_state = server_state
         self._owner_of = owner_of
         self._queue = _EventQueue()
         self._queue.calls = self
-        self._calls: Turns[tuple[float, Any]] = Turns()  # since when, and the event that hands it over
+        self._calls: Turns[tuple[float, Any]] = Turns(max_waiting)  # since when, and the event that hands it over
         self._calls_of: Counter[Any] = Counter()  # how many wait, by the tag with which the core was asked
         self._events: deque[Any] = deque()  # of calls that grpcio has dealt with
         self._collected_at = 0.0
@@ -340,7 +346,7 @@ class CallsInTurn:
 
     def _collect(self) -> None:
         """Take what the core has, without waiting; if that is much, take the rest next time."""
-        for _ in range(_MAX_EVENTS_AT_ONCE):
+        for _ in range(_MAX_REFUSED_AT_ONCE if self._calls.is_full else _MAX_EVENTS_AT_ONCE):
             event = self._queue.poll_core(_NOW)
             if event.completion_type == _cygrpc.CompletionType.queue_timeout:
                 self._collected_at = time.monotonic()
@@ -350,8 +356,10 @@ class CallsInTurn:
     def _sort(self, event: Any) -> None:
         # Without success it is no call: the server ends.
         if isinstance(event, _cygrpc.RequestCallEvent) and event.success:
-            self._calls.add(self._owner(event), (time.monotonic(), event))
+            surplus = self._calls.add(self._owner(event), (time.monotonic(), event))
             self._calls_of[event.tag] += 1
+            if surplus is not None:
+                self._refuse(surplus[1])
             self._ask_for_another(event.tag)
         else:
             self._events.append(event)
@@ -363,6 +371,23 @@ class CallsInTurn:
         except Exception:  # noqa: BLE001 - it would end the serving thread, and so the server
             _log.exception("owner_unknown", peer=peer)
             return None
+
+    def _refuse(self, event: Any) -> None:
+        """Refuse a call that grpcio has not dealt with, in one passage through the core: more of them are to come."""
+        refused = object()
+        self._calls_of[event.tag] -= 1
+        with self._server_state.lock:
+            self._server_state.due.remove(event.tag)
+            self._server_state.rpc_states.add(refused)
+        operations = (
+            _cygrpc.SendInitialMetadataOperation((), 0),
+            _cygrpc.ReceiveCloseOnServerOperation(0),
+            _cygrpc.SendStatusFromServerOperation(
+                _SURPLUS.trailing_metadata, _SURPLUS.code.value[0], _SURPLUS.details.encode(), 0
+            ),
+        )
+        event.call.start_server_batch(operations, lambda _event: (refused, ()))
+        SURPLUS_CALLS.inc()
 
     def _take_call(self) -> Any:
         since, event = self._calls.take()
@@ -376,7 +401,7 @@ class CallsInTurn:
         with server_state.lock:
             is_asked = server_state.due.count(tag) > self._calls_of[tag]
             is_ending = server_state.stage is not _server._ServerStage.STARTED
-            if is_asked or is_ending or len(self._calls) >= MAX_WAITING_CALLS:
+            if is_asked or is_ending:
                 return
             if tag is _server._REQUEST_CALL_TAG:
                 _server._request_call(server_state)

@@ -23,8 +23,10 @@ from gatekeeper_grpc.transport.grpcio_internals import CallsInTurn, Metadata
 MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)
 LOOKAHEAD_BYTES = 16 << 10
 """What a client can send of a message that the server has not asked for yet."""
+MAX_WAITING_CALLS = 2_000
+"""How many new calls of a server wait for their turn; one more has one of them refused."""
 MAX_BACKLOG = 10_000
-"""How many calls wait in grpcio, while the serving thread does not take them and let them wait for their turn."""
+"""How many wait in grpcio, while the serving thread does not take them and let them wait for their turn."""
 _HOSTS = "127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
 _REASONS = {
     errno.EADDRINUSE: "another process listens there{how_to_find}; stop it, or set another address",
@@ -112,7 +114,7 @@ def new_server(
 
 def take_in_turn(server: grpc.Server, owner_of: Callable[[str, Metadata], Hashable]) -> None:
     """Have a server, before it is started, take new calls as `CallsInTurn` says."""
-    CallsInTurn(server, owner_of)
+    CallsInTurn(server, owner_of, max_waiting=MAX_WAITING_CALLS)
 
 
 def turn_of(peer: str, metadata: Metadata, *, proxies: Proxies | None) -> Hashable:

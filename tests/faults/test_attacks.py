@@ -125,6 +125,7 @@ SUITES = {
     "idle-200-addresses": idle(200, "no_connection_cap", "a cap on connections", frozenset({"admin read"})),
     "in-flight-2000": in_flight(2_000),
     "in-flight-4000": in_flight(4_000),
+    "in-flight-20000": in_flight(20_000),
     "in-flight-mixed": Suite(
         what="600 calls of four pools in flight from six addresses",
         promise="C1 F2",

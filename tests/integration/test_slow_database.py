@@ -152,9 +152,7 @@ def test_two_waits_for_the_head_have_one_bound(dsn: str, database: Database) -> 
     assert isinstance(cause_for_the_next_in_line(dsn, database), psycopg.errors.QueryCanceled)
 
 
-def test_twin_without_it_each_wait_has_its_own(
-    dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_twin_without_it_each_wait_has_its_own(dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "_HEAD_WAITS", 100)
 
     assert cause_for_the_next_in_line(dsn, database) is None

@@ -46,9 +46,12 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
         {
             "CompletionQueue",
             "CompletionType",
+            "ReceiveCloseOnServerOperation",
             "ReceiveMessageOperation",
             "RequestCallEvent",
+            "SendInitialMetadataOperation",
             "SendMessageOperation",
+            "SendStatusFromServerOperation",
             "StatusCode",
         }
     ),

@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from gatekeeper_grpc.auth.addresses import address_of
-from gatekeeper_grpc.transport import admission, grpcio_internals, listener
+from gatekeeper_grpc.instrumentation import SURPLUS_CALLS
+from gatekeeper_grpc.transport import admission, listener
 from gatekeeper_grpc.transport.admission import Refusal
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.turns import Turns
@@ -90,20 +91,67 @@ def test_twin_without_turns_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
         assert taken_before_victim(stuck) >= CONNECTIONS * CALLS - 1
 
 
+@contextmanager
+def surplus() -> Iterator[Stuck]:
+    """As `flooded`, where twenty calls wait at most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listener, "MAX_WAITING_CALLS", 20)
+        with flooded() as stuck:
+            yield stuck
+
+
+def test_of_too_many_calls_those_of_the_flood_are_refused_and_counted() -> None:
+    before = refused_calls()
+    with surplus() as stuck:
+        stuck.released.set()
+        assert eventually(lambda: VICTIM in stuck.taken)
+        assert eventually(lambda: len(stuck.taken) + refused_calls() - before == CONNECTIONS * CALLS + 1)
+        assert refused_calls() - before > CONNECTIONS * CALLS - 50
+
+
+def test_twin_if_the_newest_call_gave_way_the_victim_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Turns, "_gives_way_to", lambda _turns, owner: owner)
+    before = refused_calls()
+    with surplus() as stuck:
+        stuck.released.set()
+        assert eventually(lambda: len(stuck.taken) + refused_calls() - before == CONNECTIONS * CALLS + 1)
+        assert VICTIM not in stuck.taken
+
+
 def test_no_more_calls_wait_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, add = list[int](), Turns.add
 
-    def counted(turns: Turns[Any], owner: Any, item: Any) -> None:
-        add(turns, owner, item)
+    def counted(turns: Turns[Any], owner: Any, item: Any) -> Any:
+        gives_way = add(turns, owner, item)
         waiting.append(len(turns))
+        return gives_way
 
     monkeypatch.setattr(Turns, "add", counted)
-    monkeypatch.setattr(grpcio_internals, "MAX_WAITING_CALLS", 20)
-    with flooded() as stuck:
-        taken_before_victim(stuck)
+    with surplus() as stuck:
+        stuck.released.set()
+        assert eventually(lambda: VICTIM in stuck.taken)
 
-    # One more for each kind of call: the core was asked for it before.
-    assert 20 <= max(waiting) <= 22
+    assert max(waiting) == 20
+
+
+def test_a_surplus_call_is_told_so_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    with serve({"Echo": (unary(echo), OPEN)}) as server:
+        error = fails(server.unary("Echo"), text())
+
+    assert (error.code(), error_info(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
+    assert error.details() == "too many calls wait for their turn; retry later"
+    assert retry_after_s(error) == 1.0
+
+
+def test_a_server_ends_after_it_refused_surplus_calls() -> None:
+    with surplus() as stuck:
+        stuck.released.set()
+        assert stuck.server.grpc_server.stop(grace=0).wait(TIMEOUT_S)
+
+
+def refused_calls() -> float:
+    return SURPLUS_CALLS._value.get()
 
 
 def test_a_call_has_arrived_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,6 @@ def test_a_connection_with_tls_counts_for_more_memory_than_a_plain_one() -> None
 def test_calls_that_wait_for_their_turn_are_in_the_sum() -> None:
     limits = Limits.of(load_settings(), open_files=100_000)
 
-    assert limits.waiting_bytes == (8_000 + 10_000) * 31 * 1_024
+    assert limits.waiting_bytes == (2_000 + 10_000) * 31 * 1_024
     assert limits.clients_mib > limits.waiting_bytes >> 20
-    assert replace(limits, waiting_bytes=0).clients_mib == limits.clients_mib - 545
+    assert replace(limits, waiting_bytes=0).clients_mib == limits.clients_mib - 363

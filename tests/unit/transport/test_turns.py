@@ -14,7 +14,7 @@ def taken(turns: Turns[str]) -> str:
 
 def turns_of(items: str) -> Turns[str]:
     """Add items in this order, each of the owner of its name; case tells the items of an owner apart."""
-    turns = Turns[str]()
+    turns = Turns[str](limit=10_000)
     for item in items:
         turns.add(item.lower(), item)
     return turns
@@ -43,3 +43,24 @@ def test_an_owner_whose_items_are_taken_is_forgotten() -> None:
     assert len(turns) == 0
     with pytest.raises(KeyError):
         turns.take()
+
+
+def added_beyond(limit: int, items: str) -> tuple[str, str]:
+    """What gives way while these items are added, and what is left, in turn."""
+    turns = Turns[str](limit)
+    gave_way = [turns.add(item.lower(), item) for item in items]
+    return "".join(filter(None, gave_way)), taken(turns)
+
+
+@pytest.mark.parametrize(
+    ("added", "gave_way", "left"),
+    [
+        ("aaa", "", "aaa"),
+        ("aaaA", "A", "aaa"),  # one owner: what has come last
+        ("aaAb", "A", "aba"),  # the newest of the owner with most, for one who has less
+        ("aabB", "B", "aba"),  # as much as the others have: itself
+        ("abcd", "d", "abc"),
+    ],
+)
+def test_of_too_much_the_newest_of_the_owner_with_most_gives_way(added: str, gave_way: str, left: str) -> None:
+    assert added_beyond(3, added) == (gave_way, left)
