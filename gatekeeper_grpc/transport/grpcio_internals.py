@@ -313,8 +313,8 @@ class CallsInTurn:
     The core of grpcio keeps new calls and hands over one of each kind at a time: the next when grpcio has dealt with
     that one. A call would wait for all that came before it. So this takes every call from the core as soon as it is
     there, which is far cheaper than to deal with it, and lets grpcio deal with one of each owner in turn. What happens
-    to calls that grpcio has dealt with already comes first. If too many wait, it refuses one of those who have the most.
-    Runs on the serving thread.
+    to calls that grpcio has dealt with already comes first. If too many wait, it refuses a call of the owner with the
+    most. Runs on the serving thread.
 
     Args:
         server: Not started yet.

@@ -31,7 +31,7 @@ class Turns(Generic[Item]):
     def add(self, owner: Hashable, item: Item) -> Item | None:
         """Have `item` wait, behind all that its owner has waiting; return what gives way to it, if too much waits.
 
-        That is the newest item of the owner with the most, or `item`, if its owner has as much as owners have on average.
+        That is the newest item of the owner with the most, or `item` if its owner has at least the average.
         """
         queue = self._waiting.get(owner)
         if queue is None:

@@ -136,7 +136,7 @@ def test_while_one_tries_a_foreign_lock_others_are_refused_at_once(dsn: str, dat
 
 
 def cause_for_the_next_in_line(dsn: str, database: Database) -> BaseException | None:
-    """Why PostgreSQL refused the writer who waits for its turn at the head row, and then for the session that has it."""
+    """Why PostgreSQL refused the writer who waits for its turn at the head row, and then for its holder."""
     with held(dsn, LOCK_HEAD) as holder, ThreadPoolExecutor(2) as callers:
         first = callers.submit(reason_of, lambda: create(database, "flag"))
         assert eventually(lambda: holder.execute(WAITS_FOR_THE_HOLDER).fetchone() == (1,))

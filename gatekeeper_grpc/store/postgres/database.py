@@ -338,7 +338,7 @@ class Database:
         )
 
     def limits_at_head(self) -> Mapping[str, str]:
-        """Return the `statement_timeout` of the statement that locks the head row, `to_lock`, and of those `after` it."""
+        """Return the `statement_timeout` of the statement that locks the head row, `to_lock`, and of those `after`."""
         after_s = self._statement_limit_s()
         to_lock_s = min(after_s, _HEAD_WAITS * self._lock_timeout_s())
         return {"to_lock": _milliseconds(to_lock_s), "after": _milliseconds(after_s)}

@@ -151,7 +151,7 @@ def test_a_server_ends_after_it_refused_surplus_calls() -> None:
 
 
 def refused_calls() -> float:
-    return SURPLUS_CALLS._value.get()
+    return float(SURPLUS_CALLS._value.get())
 
 
 def test_a_call_has_arrived_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
