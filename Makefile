@@ -9,10 +9,10 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-clients test-databases check-deploy test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-acceptance test-clients test-databases check-deploy test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 # --- setting up -------------------------------------------------------------------------------------------------------
 
@@ -61,9 +61,14 @@ run: $(VENV)/.run ## Serve on an embedded PostgreSQL, set up on first start
 
 # worksteal keeps the tests of a module in one process, where they share a server.
 # Branch coverage doubles the time, so only `make check` measures it.
-test: $(VENV)/.dev ## Run every test on a real PostgreSQL
+PYTEST = $(BIN)/$(if $(COVERAGE),coverage run -m )pytest
+
+test: $(VENV)/.dev ## Run the tests of code and RPCs on a real PostgreSQL
 	@$(if $(COVERAGE),$(BIN)/coverage erase,:)
-	@$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -n auto --dist worksteal
+	@$(PYTEST) -n auto --dist worksteal
+
+test-acceptance: $(VENV)/.dev ## Test real processes: starts, fleets, outages, kill -9 (3 minutes)
+	@$(PYTEST) tests/acceptance -n auto --dist worksteal
 	@$(if $(COVERAGE),$(BIN)/coverage combine --quiet && $(BIN)/coverage report,:)
 
 # One after the other and on a disk, because the figures of a fault need an otherwise idle machine and real writes.
@@ -89,7 +94,7 @@ fuzz: $(VENV)/.dev ## Send a server CALLS odd requests, and judge what it does (
 # --- keeping it good --------------------------------------------------------------------------------------------------
 
 check: COVERAGE = 1
-check: lint types layers security proto-check test ## Everything CI checks, branch coverage included
+check: lint types layers security proto-check test test-acceptance ## Everything CI checks, branch coverage included
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check

@@ -75,7 +75,7 @@ _HEAD = """\
 
 What Gatekeeper promises, and the tests that show it. `make docs` writes this page from the markers of the tests
 (`@pytest.mark.promise`) and the texts in `tests/support/promises.py`. `make test-faults` runs the tests in
-`tests/faults/`, `make test` all others.
+`tests/faults/`, `make check` all others.
 
 | | promise | tests |
 |---|---|---|

@@ -223,7 +223,7 @@ def test_ci_runs_all_checks_in_a_private_clone() -> None:
     assert script.stat().st_mode & 0o111 == 0o111
     assert {"make check", "make test-databases"} <= set(script.read_text().splitlines())
     assert 'git clone --quiet . "$private/' in script.read_text()
-    assert checks.split()[-1] == "test"
+    assert checks.split()[-2:] == ["test", "test-acceptance"]
 
 
 @pytest.mark.parametrize(
