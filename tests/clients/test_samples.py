@@ -18,10 +18,8 @@ from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TI
 from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from tests.support.processes import Gatekeeper, serving
+from tests.support.samples import PROTOS, ROOT, SAMPLES, go_sample, java_classes, node_sample, run
 
-ROOT = Path(__file__).parents[2]
-SAMPLES = ROOT / "docs" / "clients"
-PROTOS = sorted((ROOT / "protos" / "gatekeeper" / "v1").glob("*.proto"))
 FLAG = "sample"
 PRINTED = [
     "value true on REASON_TARGETING_MATCH",
@@ -54,7 +52,7 @@ def variables(gatekeeper: Gatekeeper, admin: AdminServiceStub) -> dict[str, str]
     created = admin.CreateClientKey(pb.CreateClientKeyRequest(client_key=key))
     return {
         **os.environ,
-        "PROTOS": str(ROOT / "protos"),
+        "PROTOS": str(PROTOS),
         "ADDRESS": f"127.0.0.1:{gatekeeper.port}",
         "KEY_ID": created.client_key.key_id,
         "KEY_SECRET": created.secret,
@@ -107,27 +105,8 @@ def test_the_python_sample_runs_with_the_oldest_dependencies(gatekeeper: Gatekee
     assert printed_by([python, SAMPLES / "python" / "sample.py"], gatekeeper) == PRINTED
 
 
-def copied(language: str, tmp_path: Path) -> Path:
-    """A copy of a sample, in which stubs can be made."""
-    folder = tmp_path / language
-    shutil.copytree(SAMPLES / language, folder)
-    return folder
-
-
-def run(*command: Any, cwd: Path) -> None:
-    """Run a build tool; a tool that is not there fails the test."""
-    assert shutil.which(str(command[0])), f"{command[0]} is not installed: the samples of docs/clients need it"
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_the_go_sample_builds_with_plain_protoc_and_does_what_it_says(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
-    folder = copied("go", tmp_path)
-    tools = folder / "tools"
-    run("go", "build", "-o", f"{tools}/", "tool", cwd=folder)
-    plugins = [f"--plugin={tools / name}" for name in ("protoc-gen-go", "protoc-gen-go-grpc")]
-    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I", ROOT / "protos", *plugins]
-    run(*protoc, f"--go_out={folder}", f"--go-grpc_out={folder}", *PROTOS, cwd=folder)
+    folder = go_sample(tmp_path)
     run("go", "vet", "./...", cwd=folder)
     run("go", "build", "-o", "sample", ".", cwd=folder)
 
@@ -135,24 +114,19 @@ def test_the_go_sample_builds_with_plain_protoc_and_does_what_it_says(gatekeeper
 
 
 def test_the_java_sample_builds_with_plain_protoc_and_does_what_it_says(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
-    folder = copied("java", tmp_path)
-    run("mvn", "-B", "-q", f"-Dprotos={ROOT / 'protos'}", "compile", cwd=folder)
-    built = folder / "target"
+    built = java_classes(tmp_path)
 
-    assert printed_by(["java", "-cp", f"{built / 'classes'}:{built / 'dependency'}/*", "Sample"], gatekeeper) == PRINTED
+    assert printed_by(["java", "-cp", built, "Sample"], gatekeeper) == PRINTED
 
 
 def test_the_node_sample_does_what_it_says(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
-    folder = copied("node", tmp_path)
-    run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+    folder = node_sample(tmp_path)
 
     assert printed_by(["node", folder / "sample.js"], gatekeeper) == PRINTED
 
 
 def test_twin_a_plain_object_as_attributes_loses_them_in_node(gatekeeper: Gatekeeper, tmp_path: Path) -> None:
-    folder = copied("node", tmp_path)
-    sample = folder / "sample.js"
-    run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+    sample = node_sample(tmp_path) / "sample.js"
     sample.write_text(sample.read_text().replace("attributes: struct(attributes)", "attributes"))
 
     with gatekeeper.admin() as admin:

@@ -17,6 +17,7 @@ import grpc
 import psycopg
 import redis
 
+from gatekeeper_grpc.auth import certificates
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
@@ -51,6 +52,7 @@ from gatekeeper_grpc.wire import status
 # Any below: a replacement takes the arguments of the method that it replaces.
 _SLOW_LOADS_S = 0.05
 _SLOW_COMMITS_S = 0.2
+_SLOW_ANSWERS_S = 60.0
 _WATCHER_TIMEOUT_S = 60.0
 
 
@@ -119,6 +121,17 @@ def _commit_late(conn: Connection) -> None:
     time.sleep(_SLOW_COMMITS_S)
     conn.commit()
     conn.close()
+
+
+def slow_answers() -> None:
+    """A write is answered a while after its commit, so that a kill can fall in between; harmless."""
+    refresh = Refresher.refresh_after_write
+
+    def slowly(refresher: Refresher, revision: int) -> None:
+        time.sleep(_SLOW_ANSWERS_S)
+        refresh(refresher, revision)
+
+    _put(Refresher, refresh_after_write=slowly)
 
 
 def asks_database() -> None:
@@ -216,6 +229,11 @@ def untranslated_errors() -> None:
     _put(database, translated_errors=nullcontext)
 
 
+def any_certificate() -> None:
+    """A certificate is taken that is not valid, or has another key."""
+    _put(certificates, _check_key=lambda _key, _of_certificate: None, _check_time=lambda _not_before, _not_after: None)
+
+
 def no_row_for_not_found() -> None:
     """The table of statuses lacks an error kind."""
     _put(status, CODES={kind: code for kind, code in status.CODES.items() if kind is not NotFound})
@@ -308,6 +326,7 @@ SABOTAGES = {
         any_etag,
         audit_apart,
         early_answers,
+        slow_answers,
         asks_database,
         no_shares,
         first_come_logins,
@@ -318,6 +337,7 @@ SABOTAGES = {
         redis_in_the_way,
         nothing_kept,
         untranslated_errors,
+        any_certificate,
         no_row_for_not_found,
         no_hang_watch,
         no_loss_detection,

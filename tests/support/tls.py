@@ -127,6 +127,14 @@ class CertificateFolder:
     def key(self) -> Path:
         return self.folder / "tls.key"
 
+    @property
+    def issuer_file(self) -> Path:
+        """What a program trusts."""
+        file = self.folder / "issuer.crt"
+        if not file.exists():
+            file.write_bytes(self.issuer.pem)
+        return file
+
     def put(self, issued: Issued) -> None:
         """Replace both files."""
         self.chain.write_bytes(issued.chain)

@@ -58,7 +58,7 @@ public final class Sample {
   private static final String FLAG = "sample";
 
   // By default a client stays with one instance, however many a name has. Numbers must be doubles.
-  private static final Map<String, ?> SERVICE_CONFIG = Map.of(
+  static final Map<String, ?> SERVICE_CONFIG = Map.of(
       "loadBalancingConfig", List.of(Map.of("round_robin", Map.of())),
       "methodConfig", List.of(Map.of(
           "name", List.of(

@@ -45,8 +45,10 @@ const options = {
 // Without TLS: for a trusted network. dns:/// uses all addresses of a name.
 const connect = (Service) => new Service(`dns:///${ADDRESS}`, grpc.credentials.createInsecure(), options);
 const deadline = () => ({deadline: Date.now() + 5000});
+// A call waits for a connection only if its metadata says so: grpc-js ignores waitForReady in a service config.
+const waiting = () => new grpc.Metadata({waitForReady: true});
 
-const call = (client, method, request, metadata = new grpc.Metadata()) => new Promise((resolve, reject) => {
+const call = (client, method, request, metadata = waiting()) => new Promise((resolve, reject) => {
   client[method](request, metadata, deadline(), (error, answer) => (error ? reject(error) : resolve(answer)));
 });
 
@@ -104,7 +106,7 @@ function signedCall(client, method, message) {
   const nonce = crypto.randomBytes(16).toString('hex');
   const content = crypto.createHash('sha256').update(body).digest('hex');
   const text = [KEY_ID, timestamp, nonce, content, ADDRESS.toLowerCase(), path].join('\n');
-  const metadata = new grpc.Metadata();
+  const metadata = waiting();
   metadata.set('x-gatekeeper-key-id', KEY_ID);
   metadata.set('x-gatekeeper-timestamp', timestamp);
   metadata.set('x-gatekeeper-nonce', nonce);
@@ -129,7 +131,7 @@ async function tokens() {
   const admin = connect(gatekeeper.AdminService);
   const login = await call(auth, 'Login', {username: 'admin', password: ADMIN_PASSWORD});
   const fresh = await call(auth, 'RefreshToken', {refreshToken: login.refreshToken});
-  const metadata = new grpc.Metadata();
+  const metadata = waiting();
   metadata.set('authorization', `Bearer ${fresh.accessToken}`);
   const {flag} = await call(admin, 'GetFlag', {key: FLAG}, metadata);
   console.log('token', flag.key);
@@ -143,7 +145,7 @@ async function watch(evaluation) {
   const cache = new Map([[FLAG, true]]);
   for (;;) {
     // No deadline: the stream stays open, and something comes at least every 20 s.
-    const stream = evaluation.WatchFlags({fromRevision: revision});
+    const stream = evaluation.WatchFlags({fromRevision: revision}, waiting());
     try {
       for await (const message of stream) {
         if (message.reset) cache.clear(); // The changes are unknown: forget everything.
@@ -174,4 +176,5 @@ async function main() {
   evaluation.close();
 }
 
-main();
+module.exports = {gatekeeper, options, request, waiting};
+if (require.main === module) main();
