@@ -72,7 +72,8 @@ test-acceptance: $(VENV)/.dev ## Test real processes: starts, fleets, outages, k
 	@$(if $(COVERAGE),$(BIN)/coverage combine --quiet && $(BIN)/coverage report,:)
 
 # One after the other and on a disk, because the figures of a fault need an otherwise idle machine and real writes.
-test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (30 minutes)
+# test_leaving.py needs the tools of test-clients.
+test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (50 minutes)
 	@TMPDIR=$${TMPDIR:-/tmp} $(BIN)/pytest tests/faults --timeout 600
 
 # Needs Go, Node, a JDK of 17 or newer with Maven 3.8, and fails without them.
