@@ -177,7 +177,7 @@ docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.m
 	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
 	@$(BIN)/python -m tests.support.promises > docs/promises.md
 
-BENCHES = evaluate instrumentation overload connections workers bulk fairness refresh propagation watch audit members attributes last_known_good embedded_start lost_updates idle
+BENCHES = evaluate instrumentation traces overload connections workers bulk fairness refresh propagation watch audit members attributes last_known_good embedded_start lost_updates idle
 
 bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments and the rest of bench/ (minutes)
 	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
@@ -186,11 +186,11 @@ bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments
 UPGRADE = --upgrade
 LOCK = $(BIN)/uv pip compile --no-emit-package gatekeeper-grpc-client --quiet --universal --generate-hashes --no-header --no-annotate $(UPGRADE)
 
-# requirements.lock has all that a checkout serves with; the image has what the server cannot do without.
+# requirements.lock has all that a checkout serves with; the image has what the server needs, and what traces need.
 lock: $(VENV)/.dev ## Resolve the newest dependencies into the hash-pinned lock files
 	@$(LOCK) --extra checkout --extra embedded pyproject.toml -o requirements.lock
-	@$(LOCK) -c requirements.lock pyproject.toml -o requirements-image.lock
-	@$(LOCK) --extra checkout --extra embedded --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@$(LOCK) --extra otel -c requirements.lock pyproject.toml -o requirements-image.lock
+	@$(LOCK) --extra checkout --extra embedded --extra otel --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) requirements-generator.in -o requirements-generator.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) -c requirements-dev.lock requirements-deploy.in -o requirements-deploy.lock
 

@@ -87,6 +87,13 @@ WATCH_STREAMS_ENDED: Final = Counter(
     registry=_REGISTRY,
 )
 
+SPANS: Final = Counter(
+    "gatekeeper_spans",
+    "Spans of traces that were sent, and that were dropped because they could not be.",
+    ["result"],
+    registry=_REGISTRY,
+)
+
 
 class _Series:
     """The durations of the calls of one method that ended with one status. Thread-safe."""
@@ -192,6 +199,8 @@ for _result in ("succeeded", "failed", "locked_out"):
     LOGINS.labels(_result)
 for _kind in ("unchanged", "changes", "full", "replica"):
     REFRESH_DURATION.labels(_kind)
+SPANS_SENT: Final = SPANS.labels("sent")
+SPANS_DROPPED: Final = SPANS.labels("dropped")
 for _cause in ("client", "slow", "age", "key", "shutdown"):
     WATCH_STREAMS_ENDED.labels(_cause)
 

@@ -56,7 +56,9 @@ def pytest_xdist_auto_num_workers() -> int:
 def clean_environment() -> Iterator[None]:
     """Remove the developer's own settings, so that no test depends on them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("GATEKEEPER_") or name.endswith("DATABASE_URL")]:
+        for name in [
+            name for name in os.environ if name.startswith(("GATEKEEPER_", "OTEL_")) or name.endswith("DATABASE_URL")
+        ]:
             patch.delenv(name)
         yield
 

@@ -15,6 +15,7 @@ from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.instrumentation import PROPAGATION, REFRESH_DURATION
 from gatekeeper_grpc.scheduler import OnDemandThread, RepeatingThread
+from gatekeeper_grpc.spans import TRACES, collected
 
 _log = structlog.get_logger(__name__)
 
@@ -267,11 +268,17 @@ class Refresher:
     ) -> bool:
         """Load and publish; False when the served snapshot is newer, or has replaced `instead_of`, the delta's base."""
         asked_at, before = time.monotonic(), self._cache.peek()
-        snapshot = load()
-        REFRESH_DURATION.labels("unchanged" if snapshot is before else kind).observe(time.monotonic() - asked_at)
+        with collected("refresh") as note:
+            snapshot = load()
+        kind = "unchanged" if snapshot is before else kind
+        REFRESH_DURATION.labels(kind).observe(time.monotonic() - asked_at)
         published = self._cache.publish(snapshot, confirmed_at=asked_at, instead_of=instead_of)
         if published and before:
             _note_propagation(before, snapshot)
+            if note is not None and snapshot.revision > before.revision:
+                note.ended_at = time.monotonic()
+                note.attributes.update({"gatekeeper.refresh.kind": kind, "gatekeeper.revision": snapshot.revision})
+                TRACES.add_effect(note, after=before.revision, upto=snapshot.revision)
             if _is_past_a_loss(before, snapshot):
                 self._log_loss(before, snapshot)
         return published

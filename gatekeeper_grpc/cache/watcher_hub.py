@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Protocol
@@ -21,6 +21,7 @@ from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
 from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.scheduler import RepeatingThread
+from gatekeeper_grpc.spans import TRACES, Note
 
 _log = structlog.get_logger(__name__)
 
@@ -74,6 +75,16 @@ class Watcher:
     """Its stream was cancelled because it did not read."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Delivery:
+    """What is sent because of new revisions."""
+
+    after: int
+    """The revision before them."""
+    note: Note = field(default_factory=partial(Note, name="watch"))
+    messages: int = 0
+
+
 class WatcherHub:
     """Sends the changes that led to the served snapshots to all watchers, from `start` to `close`.
 
@@ -112,6 +123,7 @@ class WatcherHub:
         self._due: OrderedDict[Watcher, None] = OrderedDict()
         self._newest = history.position
         self._missed: dict[Position, tuple[Missed, bytes | None]] = {}
+        self._delivery: _Delivery | None = None
         self._check_every_s = min(1.0, heartbeat_s / 4)
         self._next_check_at = -math.inf
         self._sending = RepeatingThread("watch", self._run, interval_s=self._check_every_s, wait=self._wait)
@@ -208,11 +220,14 @@ class WatcherHub:
                 self._send_missed(watcher)
             time.sleep(min(time.monotonic() - began, _MAX_REST_S))
             self._update()
+        self._end_delivery()
 
     def _update(self) -> None:
         """Handle what happened since the last call."""
         self._handle_events()
         if self._newest != self._history.position:
+            if TRACES.sink is not None:
+                self._delivery = self._delivery or _Delivery(after=self._newest.revision)
             self._newest = self._history.position
             self._missed.clear()
             self._due.update(self._watchers)
@@ -220,6 +235,14 @@ class WatcherHub:
         if time.monotonic() >= self._next_check_at:
             self._next_check_at = time.monotonic() + self._check_every_s
             self._check_heartbeats()
+
+    def _end_delivery(self) -> None:
+        """Trace what was sent of new revisions, once it is."""
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None and delivery.messages:
+            delivery.note.attributes["gatekeeper.messages"] = delivery.messages
+            delivery.note.ended_at = time.monotonic()
+            TRACES.add_effect(delivery.note, after=delivery.after, upto=self._newest.revision)
 
     def _handle_events(self) -> None:
         while self._events:
@@ -289,6 +312,8 @@ class WatcherHub:
         self._watchers.move_to_end(watcher)
         if not watcher.stream.send(message, partial(self._sent, watcher)):
             self._remove(watcher)
+        elif self._delivery is not None:
+            self._delivery.messages += 1
 
     def _missed_since(self, position: Position) -> tuple[Missed, bytes | None]:
         """Return the changes since a position, and their message. Cached, because most watchers share one position."""

@@ -1,11 +1,12 @@
 """All settings, each with default, unit and meaning. The only module that reads the environment."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
@@ -16,6 +17,8 @@ from gatekeeper_grpc.domain.rate import Rate
 
 # No duration is longer: clocks and timers overflow at some point above.
 _YEAR_S = 31_536_000
+# Without a user: its password would be in log lines.
+_OTLP_ENDPOINT = re.compile(r"https?://[^/@\s]+:\d{1,5}/?")
 # Of evaluations of one address, if the operator leaves it to us.
 _ADDRESS_RATE = "1000/min"
 # Of the client commands, which read them without this module.
@@ -38,6 +41,12 @@ def _rate(value: object) -> object:
 
 def _address_rate(value: object) -> object:
     return _rate(_ADDRESS_RATE if isinstance(value, str) and value.strip().lower() == "on" else value)
+
+
+def _otlp_endpoint(value: str | None) -> str | None:
+    if value is not None and not _OTLP_ENDPOINT.fullmatch(value):
+        raise ValueError("must be http://host:port or https://host:port, of a receiver of OTLP over gRPC")
+    return value
 
 
 def _networks(value: object) -> object:
@@ -274,6 +283,20 @@ class Settings(BaseSettings):
     """Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."""
     log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(str.lower)] = "auto"
     """auto, json or console. auto is console on a terminal, otherwise json."""
+    otel_exporter_otlp_endpoint: Annotated[str | None, AfterValidator(_otlp_endpoint)] = Field(
+        default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    """Where traces are sent, by OTLP over gRPC: http://host:port, or https://host:port for TLS. Needs the extra `otel`.
+    Absent: nothing is traced.
+    """
+    otel_exporter_otlp_headers: SecretStr | None = Field(default=None, validation_alias="OTEL_EXPORTER_OTLP_HEADERS")
+    """What the receiver of traces asks for: name=value[,name=value...]. Absent: nothing."""
+    otel_exporter_otlp_protocol: Annotated[Literal["grpc"], BeforeValidator(str.lower)] = Field(
+        default="grpc", validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL"
+    )
+    """grpc: traces are sent in no other way."""
+    otel_traces_sampler_arg: float = Field(default=1.0, ge=0, le=1, validation_alias="OTEL_TRACES_SAMPLER_ARG")
+    """Share of the calls to trace, from 0 to 1. A client that sends `traceparent` decides for its calls itself."""
 
     @model_validator(mode="after")
     def _check_signed_bodies(self) -> Self:

@@ -27,12 +27,14 @@ from gatekeeper_grpc.interceptors.line_samples import LineSamples
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, ContextMeter, RateLimits, budget_metadata
 from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, log_finished, log_refused, open_rpc
+from gatekeeper_grpc.interceptors.tracing import echo, trace_id_of
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
 from gatekeeper_grpc.transport.arrival import ADMIN_USER, CLIENT_KEY, Arrival, Owner, stranger
 from gatekeeper_grpc.transport.grpcio_internals import (
     ArrivedCall,
     GrpcResponseStream,
+    Metadata,
     RequestReader,
     arrival_of,
     check_stream,
@@ -221,6 +223,11 @@ class _Method:
         caller = authenticate(call.metadata, self._verify_token)
         owner = Owner(ADMIN_USER, caller.admin_id)
         return Arrival(owner=owner, caller=caller, is_denied=not may_call(caller, self._policy))
+
+    @staticmethod
+    def echoed(metadata: Metadata) -> Metadata:
+        """Return what a refused call gets back of its metadata, as one that is served does: on the serving thread."""
+        return echo(trace_id_of(metadata))
 
     def refused(self, call: ArrivedCall, status: grpc.Status) -> None:
         """Time and log a call that no worker will serve: on the serving thread."""

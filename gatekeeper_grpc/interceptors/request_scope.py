@@ -18,7 +18,8 @@ from gatekeeper_grpc.domain.current_call import set_current_call
 from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.instrumentation import RPC_DURATION
 from gatekeeper_grpc.interceptors.line_samples import LineSamples, Sample
-from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY, trace_id_of
+from gatekeeper_grpc.interceptors.tracing import begin_trace, echo, trace_id_of
+from gatekeeper_grpc.spans import TRACES, Trace
 from gatekeeper_grpc.transport.grpcio_internals import (
     ArrivedCall,
     Metadata,
@@ -44,6 +45,18 @@ _RESOURCES: Mapping[str, str] = MappingProxyType(
 )
 # A client may send anything as the name of a resource. What none can have stays out of the log.
 _NAME = re.compile("[A-Za-z0-9._-]{1,128}")
+
+# What the conventions of OpenTelemetry call errors of a server; of the others its client is the cause.
+_FAULTS_OF_SERVER = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +91,10 @@ class Rpc:
     """The public name of the client key of the call."""
     error: Exception | None = None
     """Why the call failed."""
+    request_id: str = ""
+    """What the client calls the call, if it names no trace."""
+    trace: Trace | None = None
+    """None: the call is not traced."""
 
 
 def open_rpc(rpc: Rpc, context: Any) -> None:
@@ -85,10 +102,14 @@ def open_rpc(rpc: Rpc, context: Any) -> None:
 
     It needs no undoing: grpcio runs each call in its own `contextvars.Context`.
     """
-    trace_id = trace_id_of(context.invocation_metadata())
-    echo = ((REQUEST_ID_KEY, trace_id),) if trace_id else ()
-    context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id), *echo))
+    metadata = context.invocation_metadata()
+    named = trace_id = trace_id_of(metadata)
     rpc.arrived_at = arrived_at(context)
+    if TRACES.sink is not None:
+        rpc.trace = begin_trace(rpc.method, metadata, arrived_at=rpc.arrived_at)
+    if rpc.trace is not None and named != rpc.trace.trace_id:
+        rpc.request_id, trace_id = named, rpc.trace.trace_id
+    context.set_trailing_metadata(((CALL_ID_KEY, rpc.call_id), *echo(named or trace_id)))
     set_current_call(
         context,
         call_id=rpc.call_id,
@@ -99,10 +120,12 @@ def open_rpc(rpc: Rpc, context: Any) -> None:
 
 
 def log_finished(rpc: Rpc, context: Any) -> None:
-    """Time the call, and log it in one line: never a token, a secret or a context value."""
+    """Time and trace the call, and log it in one line: never a token, a secret or a context value."""
     code = _code(context)
     duration_s = time.monotonic() - rpc.arrived_at
     rpc.durations.observe(code, duration_s)
+    if rpc.trace is not None:
+        _end_trace(rpc, rpc.trace, code)
     level = logging.DEBUG if rpc.quiet and code is grpc.StatusCode.OK else logging.INFO
     if not _log.is_enabled_for(level):  # Nearly every line is suppressed; building one costs more than asking.
         return
@@ -111,6 +134,13 @@ def log_finished(rpc: Rpc, context: Any) -> None:
         return
     fields = {**_fields(rpc, code, duration_s), **_client_fields(peer, context.invocation_metadata())}
     _log.log(level, "rpc", **fields, **_certificate_fields(context))
+
+
+def _end_trace(rpc: Rpc, trace: Trace, code: grpc.StatusCode) -> None:
+    attributes = {"rpc.response.status_code": code.name, "gatekeeper.call_id": rpc.call_id}
+    if isinstance(rpc.error, GatekeeperError):
+        attributes["gatekeeper.reason"] = rpc.error.reason
+    TRACES.end_call(trace, error=code.name if code in _FAULTS_OF_SERVER else "", attributes=attributes)
 
 
 def log_refused(method: str, samples: LineSamples, call: ArrivedCall, status: grpc.Status) -> None:
@@ -160,6 +190,8 @@ def _fields(rpc: Rpc, code: grpc.StatusCode, duration_s: float) -> dict[str, Any
             fields["api_token"] = rpc.caller.api_token.token_id
     if rpc.client_key is not None:
         fields["client_key"] = rpc.client_key
+    if rpc.request_id:
+        fields["request_id"] = rpc.request_id
     return fields
 
 

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import grpc
 
+from gatekeeper_grpc.interceptors.tracing import echo, trace_id_of
+from gatekeeper_grpc.transport.grpcio_internals import Metadata
 from gatekeeper_grpc.wire.status import MethodNotFound
 
 _MAX_NAME_CHARS = 100
@@ -65,6 +67,11 @@ class _UnknownMethod:
         """Refuse the call; runs on the serving thread."""
         nearest = self._nearest.find(self._name)
         raise _refusal(self._name, nearest, self._elsewhere.get(nearest, ""))
+
+    @staticmethod
+    def echoed(metadata: Metadata) -> Metadata:
+        """Return what the client gets back of its metadata."""
+        return echo(trace_id_of(metadata))
 
     def refused(self, _call: object, _status: object) -> None:
         """Keep nothing of the call."""

@@ -26,6 +26,7 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
 from gatekeeper_grpc.lifecycle.try_it import try_it
 from gatekeeper_grpc.operations.logs import end_quiet, is_quiet
+from gatekeeper_grpc.operations.traces import check_traces
 from gatekeeper_grpc.transport.listener import ListenError, try_address
 
 _log = structlog.get_logger(__name__)
@@ -60,6 +61,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signals = signal_queue(signal.SIGHUP)
     _check_tls(settings)
+    check_traces(settings)
     _try_addresses(settings)
     if settings.workers > 1:
         _serve_by_workers(settings, signals, demo=demo)

@@ -56,6 +56,7 @@ from gatekeeper_grpc.operations.http_server import HttpServer
 from gatekeeper_grpc.operations.metrics import InstanceMetrics
 from gatekeeper_grpc.operations.reflection import SERVICE_V1, SERVICE_V1ALPHA, ReflectionServicer, descriptors
 from gatekeeper_grpc.operations.tls_metrics import TlsMetrics
+from gatekeeper_grpc.operations.traces import traces_of
 from gatekeeper_grpc.scheduler import Scheduler
 from gatekeeper_grpc.servicers.admin.service import AdminServicer
 from gatekeeper_grpc.servicers.auth import AuthServicer
@@ -85,6 +86,9 @@ _AUDIT_HEAD_INTERVAL_S = 60.0
 _CREDENTIAL_USES_INTERVAL_S = 60.0
 # How long an instance may not know what others let pass.
 _RATE_EXCHANGE_INTERVAL_S = 0.5
+# How long the last spans may take to be sent: a receiver that is away must not hold up the end.
+_LEAST_TRACES_S = 0.25
+_MOST_TRACES_S = 2.0
 # Within the margin that a process has to stop.
 _SCHEDULER_CLOSE_TIMEOUT_S = 1.0
 
@@ -243,6 +247,7 @@ class GatekeeperServer:
         self._line_samples = LineSamples()
         self.pools = CallPools(pool_sizes(settings), watchers=watcher_limit(settings), proxies=proxies)
         self.audit_head = self._audit_head()
+        self._traces = traces_of(settings)
         self.metrics = InstanceMetrics(
             settings,
             self.cache,
@@ -315,8 +320,10 @@ class GatekeeperServer:
             # Not before: a bound port takes calls, and workers share one.
             self._listen(self._settings, self.tls)
         except BaseException:
-            self._close()
+            self._close(by=time.monotonic())
             raise
+        if self._traces:
+            self._traces.start()
         self.sources.start_writing(self.scheduler)
         if self.tls:
             self.scheduler.add("certificate", self.tls.check, interval_s=CHECK_CERTIFICATE_EVERY_S, blocks=True)
@@ -400,8 +407,9 @@ class GatekeeperServer:
         self.watchers.close()
         for listener in self.listeners:
             listener.probe.close()
-        self._end_calls(by=time.monotonic() + self._settings.grace_s)
-        self._close()
+        by = time.monotonic() + self._settings.grace_s
+        self._end_calls(by=by)
+        self._close(by=by)
         _log.info("stopped")
 
     def _count_connections(self) -> int:
@@ -413,8 +421,10 @@ class GatekeeperServer:
         if self._health_server:
             self._health_server.sweeper.check()
 
-    def _close(self) -> None:
-        """Close all parts, each before those that it depends on."""
+    def _close(self, *, by: float) -> None:
+        """Close all parts, each before those that it depends on; what can wait is done at the time `by`."""
+        if self._traces:
+            self._traces.close(timeout_s=min(max(_LEAST_TRACES_S, by - time.monotonic()), _MOST_TRACES_S))
         is_open = self.startup.state is State.OPEN
         self.startup.close()
         if is_open:

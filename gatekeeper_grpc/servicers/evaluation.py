@@ -16,6 +16,7 @@ from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
 from gatekeeper_grpc.instrumentation import EVALUATIONS, FRESH, NONE, STALE
 from gatekeeper_grpc.servicers.pacing import Pace, Pacer
 from gatekeeper_grpc.servicers.watch import WatchRpcs
+from gatekeeper_grpc.spans import TRACES, note_evaluations
 from gatekeeper_grpc.wire.evaluation import (
     answer_to_bytes,
     bulk_error_to_proto,
@@ -50,6 +51,9 @@ class EvaluationServicer(WatchRpcs):
         details = snapshot.evaluate(selection.plans, evaluation_context)
         is_stale = self._cache.is_stale()
         EVALUATIONS.count_answer(details, source=STALE if is_stale else FRESH)
+        if TRACES.sink is not None:
+            decided = ((plan.key, detail) for plan, detail in zip(selection.plans, details, strict=True))
+            note_evaluations(decided, flags=len(details), revision=snapshot.revision)
         rest = pb.EvaluateFlagsResponse(
             unknown_flag_keys=selection.unknown_flag_keys, revision=snapshot.revision, stale=is_stale
         )

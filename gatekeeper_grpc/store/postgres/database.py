@@ -20,6 +20,7 @@ from psycopg_pool import ConnectionPool
 from gatekeeper_grpc.domain.current_call import is_abandoned, time_left_s
 from gatekeeper_grpc.domain.errors import Busy, CallAbandoned, Unavailable
 from gatekeeper_grpc.instrumentation import DATABASE_WAIT
+from gatekeeper_grpc.spans import current_note, noted
 from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.errors import (
     DATABASE_ERRORS,
@@ -34,7 +35,7 @@ from gatekeeper_grpc.store.postgres.locks import LockHolder, find_lock_holder
 from gatekeeper_grpc.store.postgres.servers import ServerConnection, Servers
 from gatekeeper_grpc.store.postgres.session import set_session
 from gatekeeper_grpc.store.postgres.sqlstates import BUSY
-from gatekeeper_grpc.store.postgres.statements import PIPELINE_DURATION
+from gatekeeper_grpc.store.postgres.statements import PIPELINE_DURATION, note_answers, note_statement
 from gatekeeper_grpc.store.postgres.turns import Turns
 
 _log = structlog.get_logger(__name__)
@@ -271,7 +272,7 @@ class Database:
             if not read_only and self._is_storage_full():
                 # The server would end if it had no room for its WAL, and take the reads with it.
                 raise pg.DiskFull("there is no room for WAL")
-        with translated_errors(), self._connection() as conn:
+        with translated_errors(), noted("transaction"), self._connection() as conn:
             if conn.isolation_level is not level:
                 conn.isolation_level = level
             # None sends a plain BEGIN: BEGIN READ WRITE would override the setting that fences a former primary.
@@ -282,6 +283,7 @@ class Database:
                 with _Commit(conn) as commit, (_pipelined if pipelined else _each_awaited)(conn) as await_all:
                     yield conn
                     await_all()
+                    note_answers()
                     if not read_only:
                         self._expect_commit(conn, commit)
             except (pg.DiskFull, CommitUnconfirmed) as exc:
@@ -380,7 +382,10 @@ class Database:
         deadline = began_at + _ACQUIRE_TIMEOUT_S + _ACQUIRE_ROUND_TRIPS * self.round_trip_s
         while not self._watch.is_hung():
             conn = self._take(timeout_s=max(0.0, deadline - time.monotonic()))
-            DATABASE_WAIT.observe(time.monotonic() - began_at)
+            waited_s = time.monotonic() - began_at
+            DATABASE_WAIT.observe(waited_s)
+            if (note := current_note()) is not None:
+                note.attributes["gatekeeper.connection_wait_s"] = waited_s
             if self._prepare(conn):
                 return conn
             conn.close()
@@ -482,6 +487,7 @@ class _Commit(AbstractContextManager["_Commit"]):
     def begin(self) -> None:
         """COMMIT comes next."""
         self._has_begun = True
+        note_statement("COMMIT")
         self._warnings_before = self._conn.warnings.count
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:

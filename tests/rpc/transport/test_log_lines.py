@@ -98,6 +98,14 @@ def test_a_line_and_the_answer_have_the_id_of_the_trace(metadata: Any, trace_id:
     assert dict(call.trailing_metadata()).get(REQUEST_ID_KEY) == trace_id
 
 
+@pytest.mark.parametrize("method", ["Get", "Got"], ids=["without a token", "of a method that does not exist"])
+def test_a_call_that_is_refused_gets_its_request_id_back(method: str) -> None:
+    with serve({"Get": (unary(echo), EDIT)}) as server:
+        failure = fails(server.unary(method), text(), metadata=(("x-request-id", "order-4711"),))
+
+    assert dict(failure.trailing_metadata())[REQUEST_ID_KEY] == "order-4711"
+
+
 def test_a_call_without_a_token_is_logged_with_reason_and_trace(logs: list[Any]) -> None:
     line = line_of(logs, echo, EDIT, metadata=(("x-request-id", "order-4711"),))
 
