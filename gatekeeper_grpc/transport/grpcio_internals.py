@@ -341,7 +341,7 @@ class CallsInTurn:
 
     def next_event(self, deadline: float | None) -> Any:
         """Return what grpcio deals with next; if there is nothing, wait for it until `deadline`."""
-        if not (self._events or self._calls):
+        while not (self._events or self._calls):  # What came may have been refused.
             self._sort(self._queue.poll_core(deadline))
         if time.monotonic() - self._collected_at >= _COLLECT_INTERVAL_S:
             self._collect()

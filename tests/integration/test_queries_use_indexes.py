@@ -143,7 +143,7 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         ),
         pytest.param(
             mutations._READ_CLOCK_AND_CALLER,
-            {**NO_CLAIMS, "admin_id": 7, "role": "viewer", "token_epoch": 1, "session_id": uuid4()},
+            {**NO_CLAIMS, "admin_id": 7, "role": "viewer", "token_epoch": 1, "session_id": uuid4(), "after": "1000"},
             id="whether a token is current",
         ),
         pytest.param(logins._FIND_CREDENTIALS, {"username": "admin-7"}, id="a password"),

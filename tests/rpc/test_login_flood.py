@@ -63,6 +63,9 @@ class Logins:
     def in_flight(self) -> int:
         return self.server.pools[PoolName.LOGIN].in_flight
 
+    def running(self) -> int:
+        return self.server.pools[PoolName.LOGIN]._slots.running
+
     def refused(self, reason: Refusal) -> int:
         return self.server.pools[PoolName.LOGIN].refused[reason]
 
@@ -157,7 +160,7 @@ def login_before_newcomers(logins: Logins) -> tuple[Any, list[Any]]:
     assert logins.log_in_from("127.0.2.1", password=PASSWORD).result().access_token
     with logins.stopped():
         running = logins.log_in_from("127.0.9.1")
-        assert eventually(lambda: logins.in_flight() == 1)
+        assert eventually(lambda: logins.running() == 1)
         known = logins.log_in_from("127.0.2.1", password=PASSWORD)
         assert eventually(lambda: logins.in_flight() == 2)
         newcomers = [logins.log_in_from(address) for address in NETWORKS]
