@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -91,6 +91,11 @@ SPANS: Final = Counter(
     "gatekeeper_spans",
     "Spans of traces that were sent, and that were dropped because they could not be.",
     ["result"],
+    registry=_REGISTRY,
+)
+USAGE_WAITING_ROWS: Final = Gauge(
+    "gatekeeper_usage_waiting_rows",
+    "Rows of usage that wait to be written, at most 1,000 a minute; without a database they only grow.",
     registry=_REGISTRY,
 )
 

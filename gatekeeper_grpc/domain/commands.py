@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from gatekeeper_grpc.domain.attribute import JsonValue
@@ -28,6 +28,20 @@ class FlagFilter:
     tags: tuple[str, ...] = ()
     owner: str = ""
     enabled: bool | None = None
+    stale_for: timedelta | None = None
+    """Only flags that are older than this and that no evaluation has named in this time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRange:
+    """Which part of the usage of a flag: hours or days that end after `start_time` and begin before `end_time`.
+
+    None: from the first, to the last.
+    """
+
+    by_day: bool
+    start_time: datetime | None = None
+    end_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ documented name of one cause (`ErrorReason` in errors.proto, without its prefix)
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from math import ceil
 from types import MappingProxyType
 
@@ -153,6 +154,16 @@ class FailedPrecondition(GatekeeperError):
             " and new_password, without an access token",
             reason="PASSWORD_CHANGE_REQUIRED",
             metadata={"username": username},
+        )
+
+    @classmethod
+    def usage_not_covered(cls, counted_since: datetime) -> "FailedPrecondition":
+        """Whether a flag was used before usage was counted is not known."""
+        since = counted_since.isoformat(timespec="seconds")
+        return cls(
+            f"usage is counted since {since}, which is less than stale_for: ask for a shorter time, or later",
+            reason="USAGE_NOT_COVERED",
+            metadata={"counted_since": since},
         )
 
 

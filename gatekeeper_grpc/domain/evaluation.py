@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from gatekeeper_grpc.domain.flag import ON
+from gatekeeper_grpc.domain.flag import ON, VARIANTS
 
 TALLY_BITS: Final = 48
 """For how many decisions of one reason a tally has room."""
@@ -28,6 +28,21 @@ _BY_FREQUENCY: Final = (Reason.SPLIT, Reason.DEFAULT, Reason.STATIC, Reason.TARG
 def tally_of(reason: Reason) -> int:
     """Return a one at the bits of a reason: in the sum of many tallies, these bits have the number of its decisions."""
     return 1 << _BY_FREQUENCY.index(reason) * TALLY_BITS
+
+
+CODES: Final = len(VARIANTS) * len(Reason)
+"""How many codes there are, see `decision_of`."""
+
+
+def code_of(variant: str, reason: Reason) -> int:
+    """Return the number, from 0 on, of a variant that was decided for a reason."""
+    return VARIANTS.index(variant) * len(Reason) + reason - 1
+
+
+def decision_of(code: int) -> tuple[str, Reason]:
+    """Return the variant and the reason with this code."""
+    variant, reason = divmod(code, len(Reason))
+    return VARIANTS[variant], Reason(reason + 1)
 
 
 class Question(NamedTuple):
@@ -57,7 +72,7 @@ class EvaluationContext:
 class EvaluationDetail:
     """One result and its reason. `bucket` (0 to 99) is set only with SPLIT, `segment_key` only if a segment decided.
 
-    `value` is the variant as a boolean. `tally` is that of its reason.
+    `value` is the variant as a boolean. `tally` is that of its reason; `code` has variant and reason.
     """
 
     variant: str
@@ -66,8 +81,10 @@ class EvaluationDetail:
     bucket: int | None = None
     value: bool = field(init=False)
     tally: int = field(init=False, compare=False, repr=False)
+    code: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # Computed once: details are shared, and bulk evaluation reads the value millions of times a second.
         object.__setattr__(self, "value", self.variant == ON)
         object.__setattr__(self, "tally", tally_of(self.reason))
+        object.__setattr__(self, "code", code_of(self.variant, self.reason))

@@ -42,10 +42,14 @@ class SnapshotDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The flags of one request in its order (by key if it names none), and the keys that no flag has."""
+    """The flags of one request in its order (by key if it names none), and the keys that no flag has.
+
+    `are_named`: the request names them. Otherwise it is for all flags.
+    """
 
     plans: Sequence[FlagPlan]
     unknown_flag_keys: Sequence[str]
+    are_named: bool
 
 
 class Commit(NamedTuple):
@@ -159,10 +163,10 @@ class Snapshot:
     def select(self, flag_keys: Sequence[str]) -> Selection:
         """Find the flags that a request names; no keys: all flags."""
         if not flag_keys:
-            return Selection(plans=tuple(self.plans.values()), unknown_flag_keys=())
+            return Selection(plans=tuple(self.plans.values()), unknown_flag_keys=(), are_named=False)
         plans = [plan for key in flag_keys if (plan := self.plans.get(key))]
         unknown = () if len(plans) == len(flag_keys) else tuple(key for key in flag_keys if key not in self.plans)
-        return Selection(plans=plans, unknown_flag_keys=unknown)
+        return Selection(plans=plans, unknown_flag_keys=unknown, are_named=True)
 
     def evaluate(self, plans: Iterable[FlagPlan], context: EvaluationContext) -> list[EvaluationDetail]:
         """Evaluate flags of this snapshot for one user, in order."""

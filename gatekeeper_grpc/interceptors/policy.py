@@ -137,6 +137,8 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/CreateFlag": _WRITE,
         "/gatekeeper.v1.AdminService/GetFlag": _READ,
         "/gatekeeper.v1.AdminService/ListFlags": _READ,
+        "/gatekeeper.v1.AdminService/GetFlagUsage": _READ,
+        "/gatekeeper.v1.AdminService/ListUnknownFlagKeys": _READ,
         "/gatekeeper.v1.AdminService/UpdateFlag": _WRITE,
         "/gatekeeper.v1.AdminService/DeleteFlag": _WRITE,
         "/gatekeeper.v1.AdminService/AddTargets": _WRITE,

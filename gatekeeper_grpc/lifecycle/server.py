@@ -34,8 +34,11 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
 from gatekeeper_grpc.domain.client_key import EvaluationAccess
+from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.domain.usage import UsageCounter, UsageWriter
 from gatekeeper_grpc.embedded import is_disk_full
+from gatekeeper_grpc.instrumentation import USAGE_WAITING_ROWS
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.line_samples import MINUTE_S, LineSamples
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks
@@ -84,6 +87,9 @@ _AUTH_SERVICE = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
 _MAINTENANCE_INTERVAL_S = 300.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
 _CREDENTIAL_USES_INTERVAL_S = 60.0
+_USAGE_INTERVAL_S = 60.0
+# For what was counted since, when the instance stops.
+_USAGE_FINISH_TIMEOUT_S = 0.5
 # How long an instance may not know what others let pass.
 _RATE_EXCHANGE_INTERVAL_S = 0.5
 # How long the last spans may take to be sent: a receiver that is away must not hold up the end.
@@ -169,6 +175,8 @@ class GatekeeperServer:
             recorder=self._ledger,
             quotas=Quotas(flags=settings.max_flags, segments=settings.max_segments, users=settings.max_users),
         )
+        self._usage_counter = UsageCounter()
+        self.usage = UsageWriter(self._usage_counter, self.stores.usage.add, waiting=USAGE_WAITING_ROWS.set)
 
     def _build_startup(self, prepare: Callable[[str], object]) -> None:
         """Build what fills the cache: the sources of snapshots, and the start-up that opens them."""
@@ -331,6 +339,8 @@ class GatekeeperServer:
         self.scheduler.add("connections", self._check_connections, interval_s=CHECK_CONNECTIONS_EVERY_S, blocks=False)
         self._start_rate_exchange()
         tell_left_out = partial(log_left_out, self._line_samples)
+        # Without a database, too: it bounds what is kept.
+        self.scheduler.add("usage", self.usage.run, interval_s=_USAGE_INTERVAL_S, blocks=True)
         self.scheduler.add("line_samples", tell_left_out, interval_s=MINUTE_S, blocks=False)
         self.watchers.start()
         for listener in self.listeners:
@@ -385,7 +395,8 @@ class GatekeeperServer:
         self.database.open()
         self.sources.start()
         self._credential_refresh.start()
-        maintenance, add = Maintenance(self.database, self.stores.logins), self.scheduler.add
+        maintenance = Maintenance(self.database, self.stores.logins, self.stores.usage)
+        add = self.scheduler.add
         add("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S, blocks=True)
         add("audit_head", self.audit_head.run, interval_s=_AUDIT_HEAD_INTERVAL_S, blocks=True)
         add("credential_uses", self._flush_uses, interval_s=_CREDENTIAL_USES_INTERVAL_S, blocks=True)
@@ -393,6 +404,16 @@ class GatekeeperServer:
     def _flush_uses(self) -> None:
         self.client_keys.uses.flush()
         self.api_tokens.uses.flush()
+
+    def _finish_usage(self, *, within_s: float) -> None:
+        """Write what was counted; what cannot be written is lost, and the log says how much."""
+        error = None
+        try:
+            self.usage.finish(within_s=within_s)
+        except GatekeeperError as exc:
+            error = str(exc)
+        if lost := self.usage.waiting_decisions:
+            _log.warning("usage_lost", decisions=lost, error=error)
 
     def stop(self, *, announced: bool = True) -> None:
         """Drain: report NOT_SERVING, continue to serve for `drain_s`, then end calls within the grace period.
@@ -429,6 +450,7 @@ class GatekeeperServer:
         self.startup.close()
         if is_open:
             self.audit_head.close()
+        self._finish_usage(within_s=_USAGE_FINISH_TIMEOUT_S if is_open else 0.0)
         for listener in self.listeners:
             listener.sweeper.close()
         self.pools.close()
@@ -486,7 +508,7 @@ class GatekeeperServer:
     def _evaluation_servicer(self) -> EvaluationServicer:
         unary_calls = self.pools[PoolName.EVALUATION]
         pacer = Pacer(lambda: unary_calls.in_flight, budget_s=self._settings.bulk_cpu_budget_s)
-        return EvaluationServicer(self.cache, self.watchers, pacer)
+        return EvaluationServicer(self.cache, self.watchers, pacer, self._usage_counter)
 
     def _admin_servicer(self) -> AdminServicer:
         stores = self.stores

@@ -10,9 +10,9 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain.errors import GatekeeperError, InvalidArgument
-from gatekeeper_grpc.domain.evaluator import FlagPlan
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
+from gatekeeper_grpc.domain.usage import UsageCounter
 from gatekeeper_grpc.instrumentation import EVALUATIONS, FRESH, NONE, STALE
 from gatekeeper_grpc.servicers.pacing import Pace, Pacer
 from gatekeeper_grpc.servicers.watch import WatchRpcs
@@ -37,11 +37,19 @@ class EvaluationServicer(WatchRpcs):
         cache: The current snapshot.
         watchers: Who is told of changes.
         pacer: Has bulk evaluation leave CPU to other calls.
+        usage: Counts which flags are asked for; None: nobody does.
     """
 
-    def __init__(self, cache: SnapshotCache, watchers: WatcherHub, pacer: Pacer | None = None) -> None:
+    def __init__(
+        self,
+        cache: SnapshotCache,
+        watchers: WatcherHub,
+        pacer: Pacer | None = None,
+        usage: UsageCounter | None = None,
+    ) -> None:
         super().__init__(cache, watchers)
         self._pacer = pacer or Pacer()
+        self._usage = usage
 
     def EvaluateFlags(  # type: ignore[override] # The response is serialised already.
         self, request: pb.EvaluateFlagsRequest, context: grpc.ServicerContext
@@ -54,6 +62,8 @@ class EvaluationServicer(WatchRpcs):
         if TRACES.sink is not None:
             decided = ((plan.key, detail) for plan, detail in zip(selection.plans, details, strict=True))
             note_evaluations(decided, flags=len(details), revision=snapshot.revision)
+        if self._usage:
+            self._usage.count(selection, details)
         rest = pb.EvaluateFlagsResponse(
             unknown_flag_keys=selection.unknown_flag_keys, revision=snapshot.revision, stale=is_stale
         )
@@ -73,10 +83,10 @@ class EvaluationServicer(WatchRpcs):
         EVALUATIONS.count_answer(source=STALE if is_stale else FRESH)
         yield from split_header(selection, revision=snapshot.revision, stale=is_stale)
         pace = partial(self._pacer.pace, flags=len(selection.plans), is_active=context.is_active)
-        yield from split_results(_results(snapshot, selection, first, pace()))
+        yield from split_results(self._results(snapshot, selection, first, pace()))
         for request in request_iterator:
             _check_same_question(first, request)
-            yield from split_results(_results(snapshot, selection, request, pace()))
+            yield from split_results(self._results(snapshot, selection, request, pace()))
 
     def _selected(self, request: pb.EvaluateFlagsRequest | pb.BulkEvaluateFlagsRequest) -> tuple[Snapshot, Selection]:
         question = question_from_proto(request)
@@ -87,25 +97,29 @@ class EvaluationServicer(WatchRpcs):
             raise
         return snapshot, snapshot.select(question.flag_keys)
 
+    def _results(
+        self, snapshot: Snapshot, selection: Selection, request: pb.BulkEvaluateFlagsRequest, pace: Pace
+    ) -> Iterable[bytes]:
+        check_count("contexts", request.contexts, at_most=MAX_CONTEXTS_PER_MESSAGE)
+        if self._usage and request.contexts:
+            self._usage.note(selection)
+        return pace.through(
+            self._result(snapshot, selection, pace, position, context)
+            for position, context in enumerate(request.contexts)
+        )
 
-def _results(
-    snapshot: Snapshot, selection: Selection, request: pb.BulkEvaluateFlagsRequest, pace: Pace
-) -> Iterable[bytes]:
-    check_count("contexts", request.contexts, at_most=MAX_CONTEXTS_PER_MESSAGE)
-    return pace.through(
-        _result(snapshot, pace.portions(selection.plans), position, context)
-        for position, context in enumerate(request.contexts)
-    )
-
-
-def _result(snapshot: Snapshot, plans: Iterable[FlagPlan], position: int, message: EvaluationContext) -> bytes:
-    try:
-        context = context_from_proto(f"contexts[{position}]", message)
-    except InvalidArgument as exc:
-        return bulk_error_to_proto(message.user_id, exc).SerializeToString()
-    details = snapshot.evaluate(plans, context)
-    EVALUATIONS.count(details)
-    return result_to_bytes(context.user or b"", [detail.value for detail in details])
+    def _result(
+        self, snapshot: Snapshot, selection: Selection, pace: Pace, position: int, message: EvaluationContext
+    ) -> bytes:
+        try:
+            context = context_from_proto(f"contexts[{position}]", message)
+        except InvalidArgument as exc:
+            return bulk_error_to_proto(message.user_id, exc).SerializeToString()
+        details = snapshot.evaluate(pace.portions(selection.plans), context)
+        EVALUATIONS.count(details)
+        if self._usage:
+            self._usage.count_in_bulk(selection, details)
+        return result_to_bytes(context.user or b"", [detail.value for detail in details])
 
 
 def _check_same_question(first: pb.BulkEvaluateFlagsRequest, later: pb.BulkEvaluateFlagsRequest) -> None:

@@ -1,20 +1,21 @@
 """Flags in PostgreSQL: create, read, list, update, delete."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, LiteralString
 
 from psycopg.rows import kwargs_row
 from pydantic import TypeAdapter
 
 from gatekeeper_grpc.domain.commands import FlagFilter, FlagUpdate
-from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
+from gatekeeper_grpc.domain.errors import AlreadyExists, FailedPrecondition, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.set_hash import EMPTY
 from gatekeeper_grpc.store.hashed_sets import count_sets
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
-from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision
+from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas, check_segment_targets
 
@@ -96,8 +97,14 @@ class FlagStore:
 
     @retry_lost_read
     def list(self, wanted: FlagFilter) -> Read[list[Flag]]:
-        """Read a page of flags in key order."""
+        """Read a page of flags in key order.
+
+        Raises:
+            FailedPrecondition: Usage is counted for a shorter time than the filter is about.
+        """
         with self._database.read() as conn, conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
+            if wanted.stale_for is not None:
+                _check_coverage(conn, wanted.stale_for)
             flags = cursor.execute(LIST_FLAGS, _list_parameters(wanted)).fetchall()
             return Read(result=flags, revision=current_revision(conn))
 
@@ -170,6 +177,10 @@ LIST_FLAGS = (
       AND (%(tags)s::text[] IS NULL OR f.tags @> %(tags)s)
       AND (%(owner)s::text IS NULL OR f.owner = %(owner)s)
       AND (%(enabled)s::boolean IS NULL OR f.enabled = %(enabled)s)
+      AND (%(stale_for)s::interval IS NULL OR f.create_time < now() - %(stale_for)s AND NOT EXISTS (
+          SELECT FROM flag_last_named l
+          WHERE l.flag_id = f.flag_id
+            AND l.named_time > now() - %(stale_for)s - interval '1 minute'))
     ORDER BY f.key LIMIT %(limit)s
 """
 )
@@ -182,8 +193,20 @@ def _list_parameters(wanted: FlagFilter) -> dict[str, object]:
         "tags": list(wanted.tags) or None,
         "owner": wanted.owner or None,
         "enabled": wanted.enabled,
+        "stale_for": wanted.stale_for,
         "limit": wanted.limit,
     }
+
+
+_COVERAGE = """
+    SELECT since, since <= now() - %(stale_for)s::interval FROM usage_coverage
+"""
+
+
+def _check_coverage(conn: Connection, stale_for: timedelta) -> None:
+    since, is_covered = one(conn.execute(_COVERAGE, {"stale_for": stale_for}))
+    if not is_covered:
+        raise FailedPrecondition.usage_not_covered(since)
 
 
 _INSERT: LiteralString = """

@@ -6,6 +6,7 @@ from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.postgres.database import Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts
 from gatekeeper_grpc.store.stored_results import forget_oldest_of_all
+from gatekeeper_grpc.store.usage import UsageStore
 
 _PRUNE_CHANGE_LOG = """
     DELETE FROM change_log WHERE create_time < clock_timestamp() - interval '1 hour'
@@ -18,21 +19,23 @@ _PRUNE_RESULTS = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maintained:
-    """The result of one run: partitions created, rows deleted."""
+    """The result of one run: partitions created, rows deleted, and of usage also those that were added up."""
 
     audit_partitions: int
     changes: int
     answers: int
     auth_events: int
     refresh_tokens: int
+    usage: int
 
 
 class Maintenance:
     """Maintains the database; every instance may run it at any time."""
 
-    def __init__(self, database: Database, logins: LoginStore) -> None:
+    def __init__(self, database: Database, logins: LoginStore, usage: UsageStore) -> None:
         self._database = database
         self._logins = logins
+        self._usage = usage
 
     @retry_conflicts
     def run(self) -> Maintained:
@@ -52,4 +55,5 @@ class Maintenance:
             answers=answers,
             auth_events=pruned.events,
             refresh_tokens=pruned.refresh_tokens,
+            usage=self._usage.prune(),
         )

@@ -15,6 +15,7 @@ from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.quotas import Quotas
 from gatekeeper_grpc.store.segments import SegmentStore
 from gatekeeper_grpc.store.targets import TargetStore
+from gatekeeper_grpc.store.usage import UsageStore
 from gatekeeper_grpc.store.users import UserStore
 
 
@@ -44,6 +45,7 @@ class Stores:
         self.erasures = ErasureStore(database, mutations, recorder)
         self.exports = ExportStore(database)
         self.audit = AuditStore(database)
+        self.usage = UsageStore(database)
 
     def current_revision(self) -> int:
         """Read the current revision.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
@@ -22,6 +23,10 @@ from gatekeeper_grpc.domain.limits import (
 )
 from gatekeeper_grpc.wire.masks import changes_from_mask
 from gatekeeper_grpc.wire.timestamps import time_to_proto
+
+# Instances need up to an hour to write what they have counted, if thousands of flags are in use.
+_LEAST_STALE_S: Final = 3_600
+_MOST_STALE_S: Final = 10 * 366 * 86_400
 
 
 def variant_of(*, value: bool) -> str:
@@ -133,7 +138,7 @@ def flag_filter_from_proto(request: admin.ListFlagsRequest, *, after: str, limit
     """Convert the filters of a list.
 
     Raises:
-        InvalidArgument: A filter is too long, or a tag is empty or repeated.
+        InvalidArgument: A filter is too long or out of range, or a tag is empty or repeated.
     """
     check_text("key_prefix", request.key_prefix, at_most=128)
     check_text("owner", request.owner, at_most=256)
@@ -147,7 +152,17 @@ def flag_filter_from_proto(request: admin.ListFlagsRequest, *, after: str, limit
         tags=tuple(request.tags),
         owner=request.owner,
         enabled=request.enabled if request.HasField("enabled") else None,
+        stale_for=_stale_for(request),
     )
+
+
+def _stale_for(request: admin.ListFlagsRequest) -> timedelta | None:
+    if not request.HasField("stale_for"):
+        return None
+    seconds = request.stale_for.seconds
+    if not _LEAST_STALE_S <= seconds <= _MOST_STALE_S:
+        raise InvalidArgument.of("stale_for", "must be 1 hour to 10 years")
+    return timedelta(seconds=seconds)
 
 
 def target_to_proto(target: Target) -> flag_pb2.Target:

@@ -37,6 +37,7 @@ from gatekeeper_grpc.store.members import MemberStore
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database, one
 from gatekeeper_grpc.store.segments import SegmentStore
+from gatekeeper_grpc.store.usage import UsageStore
 from tests.support.servers import KEYS, settings_for_tests
 
 SIZE = 5
@@ -125,7 +126,7 @@ def test_a_write_without_a_partition_is_refused_whole_until_there_is_one(small_p
 
 
 def test_maintenance_makes_partitions_ahead_of_the_head(database: Database) -> None:
-    maintenance = Maintenance(database, LoginStore(database))
+    maintenance = Maintenance(database, LoginStore(database), UsageStore(database))
     idle = maintenance.run().audit_partitions
     with database.write() as conn:
         conn.execute("UPDATE revision_head SET audit_seq = 2500000")

@@ -9,13 +9,14 @@ import pytest
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.maintenance import Maintained, Maintenance
 from gatekeeper_grpc.store.postgres.database import Database, one
+from gatekeeper_grpc.store.usage import UsageStore
 
-NOTHING = Maintained(audit_partitions=0, changes=0, answers=0, auth_events=0, refresh_tokens=0)
+NOTHING = Maintained(audit_partitions=0, changes=0, answers=0, auth_events=0, refresh_tokens=0, usage=0)
 
 
 @pytest.fixture
 def maintenance(database: Database) -> Maintenance:
-    return Maintenance(database, LoginStore(database))
+    return Maintenance(database, LoginStore(database), UsageStore(database))
 
 
 def execute(database: Database, *statements: LiteralString) -> None:

@@ -21,6 +21,7 @@ from gatekeeper_grpc.store.snapshots.loader import (
     TARGETS_OF_PAIRS,
 )
 from gatekeeper_grpc.store.targets import LIST_TARGETS
+from gatekeeper_grpc.store.usage import DUE_HOURS, READ_LAST, READ_SERIES
 from tests.support.databases import new_database
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -75,6 +76,12 @@ _FILL = """
     INSERT INTO auth_events (event, username, create_time)
     SELECT 'login_failed', 'admin-' || n, now() - n * interval '1 second' FROM generate_series(1, 10000) n;
 
+    INSERT INTO flag_last_named (flag_id, named_time) SELECT n, now() FROM generate_series(1, 10000) n;
+
+    INSERT INTO flag_usage (flag_id, start_time, hours, named, variant, reason, decisions, estimated_decisions)
+    SELECT flag_id, date_trunc('hour', now()) - n * interval '1 hour', 1, true, 'on', 1, 1, 0
+    FROM generate_series(1, 1000) flag_id, generate_series(0, 99) n;
+
     ANALYZE;
 """
 
@@ -105,8 +112,13 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def listing(**filters: object) -> dict[str, object]:
-    nothing = {"after": "", "key_prefix": None, "tags": None, "owner": None, "enabled": None, "limit": 101}
-    return {**nothing, **filters}
+    nothing = {"after": "", "key_prefix": None, "tags": None, "owner": None, "enabled": None, "stale_for": None}
+    return {**nothing, "limit": 101, **filters}
+
+
+def series(*, by_day: bool) -> dict[str, object]:
+    start = datetime.now(UTC) - timedelta(days=2)
+    return {"flag_id": 7, "step": "day" if by_day else "hour", "hours": 24, "start": start, "end": None}
 
 
 PAIRS: dict[str, Any] = {
@@ -128,6 +140,11 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(LIST_FLAGS, listing(after="team-50.flag-50"), id="list flags, next page"),
         pytest.param(LIST_FLAGS, listing(key_prefix="team-42."), id="list flags by prefix"),
         pytest.param(LIST_FLAGS, listing(tags=["tag-7"]), id="list flags by tag"),
+        pytest.param(LIST_FLAGS, listing(stale_for=timedelta(days=7)), id="list flags that nobody names"),
+        pytest.param(READ_SERIES, series(by_day=False), id="usage by hour"),
+        pytest.param(READ_SERIES, series(by_day=True), id="usage by day"),
+        pytest.param(READ_LAST, {"flag_id": 7}, id="when a flag was last named"),
+        pytest.param(DUE_HOURS, {"limit": 20_000}, id="usage of over 7 days ago"),
         pytest.param(LIST_TARGETS, {"flag_id": 7, "after": "", "limit": 101}, id="list few targets"),
         pytest.param(LIST_TARGETS, {"flag_id": 1, "after": "user-5", "limit": 101}, id="list many targets"),
         pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),

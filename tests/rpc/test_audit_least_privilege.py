@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Value
 from psycopg import errors as pg
@@ -17,6 +18,9 @@ from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_VIEWER, AdminUser
 from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_SIGNING, RATE_TIER_STANDARD, ClientKey
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_EQUALS, Condition, Segment
 from gatekeeper_client.v1.user_pb2 import User
@@ -60,17 +64,23 @@ def serving_dsn(role: str, dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def admin(serving_dsn: str, dsn: str) -> Iterator[AdminServiceStub]:
-    """A client with role admin, of a server that serves with the lesser role."""
+def serving(serving_dsn: str) -> Iterator[GatekeeperServer]:
+    """A server that serves with the lesser role."""
     server = GatekeeperServer(settings_for_tests(), dsn=serving_dsn, keys=KEYS)
     server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def admin(serving: GatekeeperServer, dsn: str) -> Iterator[AdminServiceStub]:
+    """A client with role admin of `serving`."""
     token = token_for(dsn, Role.ADMIN)
     password_hash = Passwords(cost=10).hash(PASSWORD)
     with psycopg.connect(dsn) as conn:
         conn.execute("UPDATE admin_user SET password_hash = %s", (password_hash,))
-    with connect(server, token=token) as channel:
+    with connect(serving, token=token) as channel:
         yield AdminServiceStub(channel)
-    server.stop()
 
 
 _FLAG = Flag(key="alpha")
@@ -171,13 +181,34 @@ def test_the_log_is_verified_and_maintained_with_the_least_privileges(serving_ds
     database.open()
     try:
         server = GatekeeperServer(settings_for_tests(), dsn=serving_dsn, keys=KEYS)
-        maintained = Maintenance(database, server.stores.logins)
+        maintained = Maintenance(database, server.stores.logins, server.stores.usage)
         server.start()
         maintained.run()
         server.stop()
         assert [report.complete for report in AuditStore(database).verify()] == [True]
     finally:
         database.close()
+
+
+def test_usage_is_written_read_and_pruned_with_the_least_privileges(
+    admin: AdminServiceStub, serving: GatekeeperServer, dsn: str
+) -> None:
+    admin.CreateFlag(pb.CreateFlagRequest(flag=_FLAG), timeout=TIMEOUT_S)
+    run(dsn, "UPDATE usage_coverage SET since = since - interval '1 day'")
+    with connect(serving) as channel:
+        for keys in (["alpha", "missing"], []):
+            request = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"), flag_keys=keys)
+            EvaluationServiceStub(channel).EvaluateFlags(request, timeout=TIMEOUT_S)
+
+    serving.usage.finish(within_s=TIMEOUT_S)
+
+    usage = admin.GetFlagUsage(pb.GetFlagUsageRequest(key="alpha"), timeout=TIMEOUT_S)
+    assert sum(count.decisions for hour in usage.usage for count in hour.counts) == 2
+    unknown = admin.ListUnknownFlagKeys(pb.ListUnknownFlagKeysRequest(), timeout=TIMEOUT_S).unknown_flag_keys
+    assert [key.key for key in unknown] == ["missing"]
+    assert not admin.ListFlags(pb.ListFlagsRequest(stale_for=Duration(seconds=3_600)), timeout=TIMEOUT_S).flags
+    run(dsn, "UPDATE flag_usage SET start_time = start_time - interval '9 days'")
+    assert serving.stores.usage.prune() == 2
 
 
 def test_the_least_privileges_are_enough_to_reconcile(admin: AdminServiceStub, serving_dsn: str, dsn: str) -> None:

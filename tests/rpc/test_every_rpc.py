@@ -36,6 +36,7 @@ def test_an_rpc_answers(installation: Installation, rpc: str) -> None:
 
 UNKNOWN = {
     "GetFlag": (FLAG, "key"),
+    "GetFlagUsage": (FLAG, "key"),
     "ListTargets": (FLAG, "flag_key"),
     "GetSegment": (SEGMENT, "key"),
     "ListSegmentMembers": (SEGMENT, "segment_key"),
@@ -55,6 +56,7 @@ PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("CreateFlag", "NOT_FOUND"): "test_admin_flags",
         ("CreateFlag", "RESOURCE_EXHAUSTED"): "test_quotas",
+        ("ListFlags", "FAILED_PRECONDITION"): "test_flag_usage",
         ("CreateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
         ("UpdateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
         ("DeleteSegment", "FAILED_PRECONDITION"): "test_admin_segments",

@@ -11,6 +11,7 @@ from tests.support.mutations import FLAG, SEGMENT, USER
 READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "GetFlag": ("key",),
+        "GetFlagUsage": ("key",),
         "ListTargets": ("flag_key",),
         "GetSegment": ("key",),
         "ListSegmentMembers": ("segment_key",),
@@ -21,13 +22,16 @@ READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         (
             *("ListFlags", "ListSegments", "ListUsers", "ListAdminUsers", "ListAuthEvents", "ListClientKeys"),
             *("ListAuditEntries", "VerifyAuditLog", "GetAuditCheckpoint", "ListSessions", "ListApiTokens"),
+            "ListUnknownFlagKeys",
         ),
         (),
     )
 )
 """By RPC: the field of its request that names what it reads, if it reads one thing."""
 
-_KINDS = MappingProxyType({"Flag": FLAG, "Targets": FLAG, "Segment": SEGMENT, "SegmentMembers": SEGMENT})
+_KINDS = MappingProxyType(
+    {"Flag": FLAG, "FlagUsage": FLAG, "Targets": FLAG, "Segment": SEGMENT, "SegmentMembers": SEGMENT}
+)
 
 
 def reading_requests(installation: Installation) -> dict[str, Any]:

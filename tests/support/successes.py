@@ -82,13 +82,14 @@ def mutate(rpc: str) -> Act:
 
 LISTS = (
     *("ListFlags", "ListSegments", "ListUsers", "ListAdminUsers", "ListAuthEvents", "ListClientKeys"),
-    *("ListAuditEntries", "VerifyAuditLog", "ListSessions", "ListApiTokens"),
+    *("ListAuditEntries", "VerifyAuditLog", "ListSessions", "ListApiTokens", "ListUnknownFlagKeys"),
 )
 SUCCESSES: Mapping[str, Act] = MappingProxyType(
     {rpc: mutate(rpc) for rpc in MUTATIONS}
     | {rpc: read(rpc) for rpc in LISTS}
     | {
         "GetFlag": read_one("GetFlag", FLAG, "key"),
+        "GetFlagUsage": read_one("GetFlagUsage", FLAG, "key"),
         "ListTargets": read_one("ListTargets", FLAG, "flag_key"),
         "GetSegment": read_one("GetSegment", SEGMENT, "key"),
         "ListSegmentMembers": read_one("ListSegmentMembers", SEGMENT, "segment_key"),

@@ -10,6 +10,8 @@ from gatekeeper_client.signing import ClientKey, SignedChannel
 _ADMIN_READS: Final = (
     "GetFlag",
     "ListFlags",
+    "GetFlagUsage",
+    "ListUnknownFlagKeys",
     "ListTargets",
     "GetSegment",
     "ListSegments",

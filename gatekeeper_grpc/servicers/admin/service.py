@@ -8,10 +8,20 @@ from gatekeeper_grpc.servicers.admin.erasure import ErasureRpcs
 from gatekeeper_grpc.servicers.admin.flags import FlagRpcs
 from gatekeeper_grpc.servicers.admin.segments import SegmentRpcs
 from gatekeeper_grpc.servicers.admin.targets import TargetRpcs
+from gatekeeper_grpc.servicers.admin.usage import UsageRpcs
 from gatekeeper_grpc.servicers.admin.users import UserRpcs
 
 
 class AdminServicer(
-    FlagRpcs, TargetRpcs, SegmentRpcs, AuditRpcs, UserRpcs, AdminUserRpcs, ClientKeyRpcs, ApiTokenRpcs, ErasureRpcs
+    FlagRpcs,
+    UsageRpcs,
+    TargetRpcs,
+    SegmentRpcs,
+    AuditRpcs,
+    UserRpcs,
+    AdminUserRpcs,
+    ClientKeyRpcs,
+    ApiTokenRpcs,
+    ErasureRpcs,
 ):
     """All RPCs of AdminService."""

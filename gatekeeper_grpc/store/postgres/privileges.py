@@ -39,6 +39,10 @@ TABLE_PRIVILEGES: Mapping[str, str] = MappingProxyType(
         "client_keys": _ALL,
         "api_tokens": "SELECT, INSERT, UPDATE",
         "idempotency_keys": _ALL,
+        "usage_coverage": "SELECT, UPDATE",
+        "flag_last_named": _ALL,
+        "flag_usage": _ALL,
+        "unknown_flag_keys": _ALL,
         "schema_migrations": "SELECT",
     }
 )

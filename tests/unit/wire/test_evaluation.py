@@ -218,7 +218,7 @@ def test_answers_are_split_below_1_mib_with_their_order_kept(count: int, size: i
 def test_more_flag_keys_than_fit_into_a_message_go_on_in_further_headers() -> None:
     keys = [f"{number:05}{'k' * 123}" for number in range(10_000)]
     plans = [compile_flag(flag(key), has_targets=False) for key in keys]
-    selection = Selection(plans=plans, unknown_flag_keys=["x"])
+    selection = Selection(plans=plans, unknown_flag_keys=["x"], are_named=True)
 
     responses = list(split_header(selection, revision=7, stale=True))
 
@@ -230,7 +230,7 @@ def test_more_flag_keys_than_fit_into_a_message_go_on_in_further_headers() -> No
 
 
 def test_no_flags_are_one_header_without_keys() -> None:
-    (response,) = split_header(Selection(plans=(), unknown_flag_keys=()), revision=7, stale=False)
+    (response,) = split_header(Selection(plans=(), unknown_flag_keys=(), are_named=False), revision=7, stale=False)
 
     assert (response.HasField("header"), [*response.header.flag_keys]) == (True, [])
 

@@ -10,8 +10,10 @@ from gatekeeper_client.v1 import audit_pb2 as _audit_pb2
 from gatekeeper_client.v1 import client_key_pb2 as _client_key_pb2
 from gatekeeper_client.v1 import flag_pb2 as _flag_pb2
 from gatekeeper_client.v1 import segment_pb2 as _segment_pb2
+from gatekeeper_client.v1 import usage_pb2 as _usage_pb2
 from gatekeeper_client.v1 import user_pb2 as _user_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
@@ -164,6 +166,7 @@ class ListFlagsRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     ENABLED_FIELD_NUMBER: _builtins.int
+    STALE_FOR_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of results in a page, 1 to 1,000. 0: 100."""
     page_token: _builtins.str
@@ -178,6 +181,13 @@ class ListFlagsRequest(_message.Message):
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only flags that have all of these tags. Empty: any."""
 
+    @_builtins.property
+    def stale_for(self) -> _duration_pb2.Duration:
+        """Only flags that exist for longer than this and that no evaluation has named in this time, to
+        the minute: candidates for removal. A request for all flags names none, so a flag that is only
+        used by such clients is listed, too; see GetFlagUsage. 1 hour to 10 years. Absent: any.
+        """
+
     def __init__(
         self,
         *,
@@ -187,10 +197,11 @@ class ListFlagsRequest(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         owner: _builtins.str = ...,
         enabled: _builtins.bool | None = ...,
+        stale_for: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled", "stale_for", b"stale_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled", "key_prefix", b"key_prefix", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled", "key_prefix", b"key_prefix", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "stale_for", b"stale_for", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
     _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
@@ -229,6 +240,133 @@ class ListFlagsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFlagsResponse: _TypeAlias = ListFlagsResponse  # noqa: Y015
+
+@_typing.final
+class GetFlagUsageRequest(_message.Message):
+    """Which flag, and which part of its series."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key of the flag. REQUIRED."""
+    step: _usage_pb2.UsageStep.ValueType
+    """The length of the periods. Unspecified: hours."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only from the period of this time on. Absent: from the first that is kept."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only periods that begin before this time. Absent: to the current one. Must be after
+        `start_time`.
+        """
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        step: _usage_pb2.UsageStep.ValueType = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key", b"key", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFlagUsageRequest: _TypeAlias = GetFlagUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetFlagUsageResponse(_message.Message):
+    """How a flag was used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    LAST_NAMED_TIME_FIELD_NUMBER: _builtins.int
+    LAST_ALL_TIME_FIELD_NUMBER: _builtins.int
+    COUNTED_SINCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def usage(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.FlagUsage]:
+        """The periods with decisions, in order. The current one is among them and may still grow."""
+
+    @_builtins.property
+    def last_named_time(self) -> _timestamp_pb2.Timestamp:
+        """The last minute in which a request named the flag, however long ago. Absent: none has, since
+        `counted_since`.
+        """
+
+    @_builtins.property
+    def last_all_time(self) -> _timestamp_pb2.Timestamp:
+        """The last minute in which a request for all flags was answered, if the flag existed then.
+        Absent: none was.
+        """
+
+    @_builtins.property
+    def counted_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when this installation counts usage."""
+
+    def __init__(
+        self,
+        *,
+        usage: _abc.Iterable[_usage_pb2.FlagUsage] | None = ...,
+        last_named_time: _timestamp_pb2.Timestamp | None = ...,
+        last_all_time: _timestamp_pb2.Timestamp | None = ...,
+        counted_since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counted_since", b"counted_since", "last_all_time", b"last_all_time", "last_named_time", b"last_named_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted_since", b"counted_since", "last_all_time", b"last_all_time", "last_named_time", b"last_named_time", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFlagUsageResponse: _TypeAlias = GetFlagUsageResponse  # noqa: Y015
+
+@_typing.final
+class ListUnknownFlagKeysRequest(_message.Message):
+    """Nothing to choose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnknownFlagKeysRequest: _TypeAlias = ListUnknownFlagKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListUnknownFlagKeysResponse(_message.Message):
+    """The keys that no flag has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNKNOWN_FLAG_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def unknown_flag_keys(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UnknownFlagKey]:
+        """The key that most requests named first."""
+
+    def __init__(
+        self,
+        *,
+        unknown_flag_keys: _abc.Iterable[_usage_pb2.UnknownFlagKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unknown_flag_keys", b"unknown_flag_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnknownFlagKeysResponse: _TypeAlias = ListUnknownFlagKeysResponse  # noqa: Y015
 
 @_typing.final
 class UpdateFlagRequest(_message.Message):

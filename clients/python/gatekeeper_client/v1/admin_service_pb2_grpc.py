@@ -76,6 +76,16 @@ class AdminServiceStub(object):
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListFlagsRequest.SerializeToString,
                 response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListFlagsResponse.FromString,
                 )
+        self.GetFlagUsage = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/GetFlagUsage',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetFlagUsageRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetFlagUsageResponse.FromString,
+                )
+        self.ListUnknownFlagKeys = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ListUnknownFlagKeys',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUnknownFlagKeysRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUnknownFlagKeysResponse.FromString,
+                )
         self.UpdateFlag = channel.unary_unary(
                 '/gatekeeper.v1.AdminService/UpdateFlag',
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagRequest.SerializeToString,
@@ -343,6 +353,30 @@ class AdminServiceServicer(object):
 
     def ListFlags(self, request, context):
         """Lists flags by key, in pages. Role: viewer.
+
+        Errors:
+        - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
+        long yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFlagUsage(self, request, context):
+        """Returns how a flag was used: when it was last asked for, and its decisions by hour or day.
+        Instances write what they have counted once a minute, and after a restart only what they could
+        write before. Role: viewer.
+
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUnknownFlagKeys(self, request, context):
+        """Lists the flag keys that clients asked for in the last 30 days and that no flag has, at most
+        1,000: those that most requests named. Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -792,6 +826,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListFlagsRequest.FromString,
                     response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListFlagsResponse.SerializeToString,
             ),
+            'GetFlagUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFlagUsage,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetFlagUsageRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetFlagUsageResponse.SerializeToString,
+            ),
+            'ListUnknownFlagKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUnknownFlagKeys,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUnknownFlagKeysRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ListUnknownFlagKeysResponse.SerializeToString,
+            ),
             'UpdateFlag': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateFlag,
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagRequest.FromString,
@@ -1087,6 +1131,40 @@ class AdminService(object):
         return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/ListFlags',
             gatekeeper_dot_v1_dot_admin__service__pb2.ListFlagsRequest.SerializeToString,
             gatekeeper_dot_v1_dot_admin__service__pb2.ListFlagsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetFlagUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/GetFlagUsage',
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetFlagUsageRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.GetFlagUsageResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListUnknownFlagKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/ListUnknownFlagKeys',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListUnknownFlagKeysRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ListUnknownFlagKeysResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -96,7 +96,24 @@ class AdminServiceStub:
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
     """
     ListFlags: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListFlagsRequest, _admin_service_pb2.ListFlagsResponse]
-    """Lists flags by key, in pages. Role: viewer."""
+    """Lists flags by key, in pages. Role: viewer.
+
+    Errors:
+    - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
+      long yet.
+    """
+    GetFlagUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagUsageRequest, _admin_service_pb2.GetFlagUsageResponse]
+    """Returns how a flag was used: when it was last asked for, and its decisions by hour or day.
+    Instances write what they have counted once a minute, and after a restart only what they could
+    write before. Role: viewer.
+
+    Errors:
+    - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+    """
+    ListUnknownFlagKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListUnknownFlagKeysRequest, _admin_service_pb2.ListUnknownFlagKeysResponse]
+    """Lists the flag keys that clients asked for in the last 30 days and that no flag has, at most
+    1,000: those that most requests named. Role: viewer.
+    """
     UpdateFlag: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateFlagRequest, _admin_service_pb2.UpdateFlagResponse]
     """Changes the fields of a flag that `update_mask` names. Role: editor.
 
@@ -435,7 +452,24 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
     """
     ListFlags: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListFlagsRequest, _admin_service_pb2.ListFlagsResponse]  # type: ignore[assignment]
-    """Lists flags by key, in pages. Role: viewer."""
+    """Lists flags by key, in pages. Role: viewer.
+
+    Errors:
+    - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
+      long yet.
+    """
+    GetFlagUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagUsageRequest, _admin_service_pb2.GetFlagUsageResponse]  # type: ignore[assignment]
+    """Returns how a flag was used: when it was last asked for, and its decisions by hour or day.
+    Instances write what they have counted once a minute, and after a restart only what they could
+    write before. Role: viewer.
+
+    Errors:
+    - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+    """
+    ListUnknownFlagKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListUnknownFlagKeysRequest, _admin_service_pb2.ListUnknownFlagKeysResponse]  # type: ignore[assignment]
+    """Lists the flag keys that clients asked for in the last 30 days and that no flag has, at most
+    1,000: those that most requests named. Role: viewer.
+    """
     UpdateFlag: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateFlagRequest, _admin_service_pb2.UpdateFlagResponse]  # type: ignore[assignment]
     """Changes the fields of a flag that `update_mask` names. Role: editor.
 
@@ -789,7 +823,36 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListFlagsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListFlagsResponse, _abc.Awaitable[_admin_service_pb2.ListFlagsResponse]]:
-        """Lists flags by key, in pages. Role: viewer."""
+        """Lists flags by key, in pages. Role: viewer.
+
+        Errors:
+        - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
+          long yet.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFlagUsage(
+        self,
+        request: _admin_service_pb2.GetFlagUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetFlagUsageResponse, _abc.Awaitable[_admin_service_pb2.GetFlagUsageResponse]]:
+        """Returns how a flag was used: when it was last asked for, and its decisions by hour or day.
+        Instances write what they have counted once a minute, and after a restart only what they could
+        write before. Role: viewer.
+
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND): no flag has that key.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUnknownFlagKeys(
+        self,
+        request: _admin_service_pb2.ListUnknownFlagKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListUnknownFlagKeysResponse, _abc.Awaitable[_admin_service_pb2.ListUnknownFlagKeysResponse]]:
+        """Lists the flag keys that clients asked for in the last 30 days and that no flag has, at most
+        1,000: those that most requests named. Role: viewer.
+        """
 
     @_abc_1.abstractmethod
     def UpdateFlag(

@@ -191,6 +191,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_API_TOKEN_NOT_ALLOWED: _ErrorReason.ValueType  # 71
     """PERMISSION_DENIED: API tokens may not make this call, whatever their role. Log in."""
+    ERROR_REASON_USAGE_NOT_COVERED: _ErrorReason.ValueType  # 72
+    """FAILED_PRECONDITION: usage has been counted for a shorter time than `stale_for`. Ask for a
+    shorter one, or later. Example metadata: counted_since = "2026-01-31T08:00:00+00:00".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
@@ -368,4 +372,8 @@ ERROR_REASON_API_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 70
 """
 ERROR_REASON_API_TOKEN_NOT_ALLOWED: ErrorReason.ValueType  # 71
 """PERMISSION_DENIED: API tokens may not make this call, whatever their role. Log in."""
+ERROR_REASON_USAGE_NOT_COVERED: ErrorReason.ValueType  # 72
+"""FAILED_PRECONDITION: usage has been counted for a shorter time than `stale_for`. Ask for a
+shorter one, or later. Example metadata: counted_since = "2026-01-31T08:00:00+00:00".
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

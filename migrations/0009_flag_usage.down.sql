@@ -1,0 +1,1 @@
+DROP TABLE usage_coverage, flag_last_named, flag_usage, unknown_flag_keys;
