@@ -35,7 +35,7 @@ def test_usage_is_there_after_a_restart(data_dir: Path) -> None:
 
 
 @pytest.mark.promise("B1")
-def test_with_a_killed_database_all_is_answered_and_the_log_says_what_is_lost(gatekeeper: Gatekeeper) -> None:
+def test_with_a_killed_database_all_is_answered_and_the_loss_is_logged(gatekeeper: Gatekeeper) -> None:
     # Without it every restart of the database fails.
     version = Home(gatekeeper.data_dir).cluster / "PG_VERSION"
     version.rename(gatekeeper.data_dir / "set-aside")

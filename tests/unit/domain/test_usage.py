@@ -347,7 +347,7 @@ def test_unknown_keys_are_counted_by_requests() -> None:
     assert batch.named == {1: HOUR}
 
 
-def test_a_flood_of_unknown_keys_grows_no_memory_and_keeps_the_frequent_ones() -> None:
+def test_a_flood_of_unknown_keys_is_bounded_and_spares_frequent_ones() -> None:
     shop = Shop(flags=1)
     largest = Counter[str]()
 

@@ -355,8 +355,7 @@ class AdminServiceServicer(object):
         """Lists flags by key, in pages. Role: viewer.
 
         Errors:
-        - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
-        long yet.
+        - FAILED_PRECONDITION (USAGE_NOT_COVERED): usage has not been counted for `stale_for` yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

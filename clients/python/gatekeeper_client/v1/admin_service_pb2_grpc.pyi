@@ -99,8 +99,7 @@ class AdminServiceStub:
     """Lists flags by key, in pages. Role: viewer.
 
     Errors:
-    - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
-      long yet.
+    - FAILED_PRECONDITION (USAGE_NOT_COVERED): usage has not been counted for `stale_for` yet.
     """
     GetFlagUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagUsageRequest, _admin_service_pb2.GetFlagUsageResponse]
     """Returns how a flag was used: when it was last asked for, and its decisions by hour or day.
@@ -455,8 +454,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists flags by key, in pages. Role: viewer.
 
     Errors:
-    - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
-      long yet.
+    - FAILED_PRECONDITION (USAGE_NOT_COVERED): usage has not been counted for `stale_for` yet.
     """
     GetFlagUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetFlagUsageRequest, _admin_service_pb2.GetFlagUsageResponse]  # type: ignore[assignment]
     """Returns how a flag was used: when it was last asked for, and its decisions by hour or day.
@@ -826,8 +824,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists flags by key, in pages. Role: viewer.
 
         Errors:
-        - FAILED_PRECONDITION (USAGE_NOT_COVERED): with `stale_for`, usage has not been counted for that
-          long yet.
+        - FAILED_PRECONDITION (USAGE_NOT_COVERED): usage has not been counted for `stale_for` yet.
         """
 
     @_abc_1.abstractmethod
