@@ -9,5 +9,5 @@ def _uncounted(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    UsageCounter.count = _uncounted  # type: ignore[method-assign]
+    UsageCounter.count = _uncounted  # type: ignore[method-assign, assignment] # pyright: ignore[reportAttributeAccessIssue]
     main()

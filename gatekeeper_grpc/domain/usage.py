@@ -60,7 +60,7 @@ class Amount(NamedTuple):
 class Requests(NamedTuple):
     """How many requests named an unknown key, and in which minute the last one did, in seconds since 1970."""
 
-    count: int = 0
+    number: int = 0
     minute: int = 0
 
 
@@ -302,8 +302,8 @@ class UsageBacklog:
     def _add_unknown(self, key: str, count: int, minute: int) -> None:
         """Count an unknown key, if there is room for it: the keys of a flood must not replace those that wait."""
         before = self._unknown.get(key, Requests())
-        if before.count or len(self._unknown) < MAX_UNKNOWN_KEYS:
-            self._unknown[key] = Requests(before.count + count, max(before.minute, minute))
+        if before.number or len(self._unknown) < MAX_UNKNOWN_KEYS:
+            self._unknown[key] = Requests(before.number + count, max(before.minute, minute))
 
     def _forget_hours(self, minute: int) -> Iterator[None]:
         hour = minute // _HOUR_S * _HOUR_S

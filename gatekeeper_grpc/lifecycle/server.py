@@ -89,7 +89,7 @@ _AUDIT_HEAD_INTERVAL_S = 60.0
 _CREDENTIAL_USES_INTERVAL_S = 60.0
 _USAGE_INTERVAL_S = 60.0
 # For what was counted since, when the instance stops.
-_USAGE_FINISH_TIMEOUT_S = 0.5
+_USAGE_FINISH_TIMEOUT_S = 1.0
 # How long an instance may not know what others let pass.
 _RATE_EXCHANGE_INTERVAL_S = 0.5
 # How long the last spans may take to be sent: a receiver that is away must not hold up the end.

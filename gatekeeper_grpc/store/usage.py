@@ -132,7 +132,7 @@ def _parameters(batch: UsageBatch) -> dict[str, object]:
         "decisions": [amount.decisions for amount in batch.counts.values()],
         "estimated": [amount.estimated for amount in batch.counts.values()],
         "keys": [*batch.unknown],
-        "requests": [requests.count for requests in batch.unknown.values()],
+        "requests": [requests.number for requests in batch.unknown.values()],
         "key_minutes": [requests.minute for requests in batch.unknown.values()],
         "all_flags": batch.all_flags,
     }

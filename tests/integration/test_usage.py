@@ -313,7 +313,7 @@ def test_a_flag_counts_as_named_until_the_end_of_its_minute(usage: Usage) -> Non
     flag_id = usage.create("checkout")
     usage.age("30 days")
 
-    usage.store.add(batch(named=[(flag_id, NOW - timedelta(days=7, seconds=30))]))
+    usage.store.add(batch(named=[(flag_id, datetime.now(UTC) - timedelta(days=7, seconds=1))]))
     assert usage.stale(days=7) == []
 
     usage.execute("UPDATE flag_last_named SET named_time = named_time - interval '1 minute'")

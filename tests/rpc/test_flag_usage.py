@@ -1,12 +1,11 @@
 """GetFlagUsage, ListUnknownFlagKeys, and `stale_for` of ListFlags: what evaluations asked for, as admins see it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
-import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,8 +24,10 @@ from gatekeeper_client.v1.usage_pb2 import (
 )
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.domain.usage import UsageBatch
 from gatekeeper_grpc.lifecycle import server as server_module
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+from gatekeeper_grpc.store.usage import UsageStore
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, created, installed, invalid, refusal_of
 from tests.support.outages import outage
 from tests.support.servers import StartServer, connect, token_for
@@ -83,12 +84,11 @@ def test_usage_tells_named_from_all_by_variant_and_reason(installation: Installa
     written(installation.server)
     usage = usage_of(installation.admin_as(Role.VIEWER), "checkout", step=USAGE_STEP_HOUR)
 
-    on = {"variant": "on", "reason": REASON_STATIC}
     # A test that runs over a full hour has two periods.
     counts = [count for period in usage.usage for count in period.counts]
     assert [*counts] == [
-        DecisionCount(asked_for=ASKED_FOR_NAMED, decisions=3, **on),
-        DecisionCount(asked_for=ASKED_FOR_ALL, decisions=1, **on),
+        DecisionCount(asked_for=ASKED_FOR_NAMED, variant="on", reason=REASON_STATIC, decisions=3),
+        DecisionCount(asked_for=ASKED_FOR_ALL, variant="on", reason=REASON_STATIC, decisions=1),
     ]
     for minute in (usage.last_named_time, usage.last_all_time):
         assert began <= minute.ToDatetime(UTC) <= datetime.now(UTC)
@@ -243,53 +243,56 @@ def test_no_evaluation_fails_and_no_count_is_lost_during_an_outage(
 ) -> None:
     server = start_server()
     with connect(server, token=token_for(dsn, Role.EDITOR)) as channel:
-        admin, failed = AdminServiceStub(channel), threading.Event()
+        admin = AdminServiceStub(channel)
         created(admin, key="checkout")
-        run = server.usage.run
-
-        def flush() -> None:
-            try:
-                run()
-            except GatekeeperError:
-                failed.set()
 
         with outage(postgres, dsn):
             evaluate(channel, "checkout")
-            assert eventually(lambda: (flush(), failed.is_set())[1])
+            assert eventually(lambda: _flush_fails(server))
             for _ in range(200):
                 evaluate(channel, "checkout", "checkuot")
 
         assert eventually(lambda: _is_answered(lambda: decisions_of(admin, "checkout") == 201))
 
 
-def _is_answered(condition: Any) -> bool:
+def _flush_fails(server: GatekeeperServer) -> bool:
     try:
-        return bool(condition())
+        server.usage.run()
+    except GatekeeperError:
+        return True
+    return False
+
+
+def _is_answered(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
     except grpc.RpcError:
         return False
 
 
 @pytest.mark.usefixtures("short_minutes")
-def test_evaluations_do_not_wait_for_a_flush_that_the_database_holds(start_server: StartServer, dsn: str) -> None:
+def test_evaluations_do_not_wait_for_a_flush_that_is_held(
+    start_server: StartServer, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, over, add = threading.Event(), threading.Event(), UsageStore.add
+
+    def hold(store: UsageStore, batch: UsageBatch) -> None:
+        held.set()
+        over.wait(TIMEOUT_S)
+        add(store, batch)
+
+    monkeypatch.setattr(UsageStore, "add", hold)
     server = start_server()
-    with connect(server, token=token_for(dsn, Role.EDITOR)) as channel, psycopg.connect(dsn) as somebody:
+    with connect(server, token=token_for(dsn, Role.EDITOR)) as channel:
         created(AdminServiceStub(channel), key="checkout")
-        somebody.execute("LOCK TABLE flag_usage IN EXCLUSIVE MODE")
         evaluate(channel, "checkout")
-        with psycopg.connect(dsn, autocommit=True) as watching:
-            assert eventually(lambda: _waits_for_a_lock(watching))
-            before = _waits_for_a_lock(watching)
-            for _ in range(100):
-                evaluate(channel, "checkout")
+        assert held.wait(TIMEOUT_S)
 
-        assert before
-        somebody.rollback()
+        for _ in range(100):
+            evaluate(channel, "checkout")  # It would end with DEADLINE_EXCEEDED.
+
+        over.set()
         assert eventually(lambda: decisions_of(AdminServiceStub(channel), "checkout") == 101)
-
-
-def _waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
-    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%flag_usage%'"
-    return bool(conn.execute(waiting).fetchall())
 
 
 def test_an_instance_that_stops_writes_its_last_minute(start_server: StartServer, dsn: str) -> None:
