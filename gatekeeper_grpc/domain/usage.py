@@ -346,7 +346,7 @@ class UsageWriter:
         """
         with self._writing:
             self._collect()
-            self._write_batch()
+            self._write_batch(self._backlog.batch())
 
     def finish(self, *, within_s: float) -> None:
         """Write the current minute as well, in as many batches as it takes; none if the last run failed.
@@ -359,8 +359,8 @@ class UsageWriter:
             return  # A run is held by the database.
         try:
             self._collect(current=True)
-            while not self._has_failed and len(self._backlog) and time.monotonic() < ends_at:
-                self._write_batch()
+            while not self._has_failed and (batch := self._backlog.batch()) and time.monotonic() < ends_at:
+                self._write_batch(batch)
         finally:
             self._writing.release()
 
@@ -374,9 +374,8 @@ class UsageWriter:
             for _ in self._backlog.add(minute):
                 time.sleep(0)  # Lets a thread that answers a call run now, not after the switch interval.
 
-    def _write_batch(self) -> None:
+    def _write_batch(self, batch: UsageBatch) -> None:
         self._has_failed = True
-        batch = self._backlog.batch()
         self._tell_waiting(len(self._backlog))
         if batch:
             self._write(batch)

@@ -293,6 +293,15 @@ def test_at_the_end_all_batches_and_the_current_minute_are_written() -> None:
     assert sum(len(batch.named) for batch in shop.written) == 3_000
 
 
+def test_at_the_end_a_request_for_all_flags_of_none_is_written() -> None:
+    shop = Shop(flags=0)
+    shop.counter.note(shop.snapshot.select(()))
+
+    shop.writer.finish(within_s=60)
+
+    assert [batch.all_flags for batch in shop.written] == [HOUR]
+
+
 def test_at_the_end_a_database_that_failed_before_is_not_tried_again() -> None:
     shop, tries = Shop(flags=1), count()
 
