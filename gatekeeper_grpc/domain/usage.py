@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from gatekeeper_grpc.domain.evaluation import CODES, EvaluationDetail, Reason
+from gatekeeper_grpc.domain.evaluator import FlagPlan
 from gatekeeper_grpc.domain.snapshot import Selection
 
 EXACT_FLAGS: Final = 20
@@ -25,7 +26,7 @@ MAX_UNKNOWN_KEYS: Final = 1_000
 MAX_BATCH_ROWS: Final = 1_000
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3_600
-# Of a bulk request, one decision in so many is counted at most: it has thousands of users.
+# Of a bulk request, one user in so many is counted: it has thousands of them.
 _BULK_SAMPLE: Final = 20
 # A database that is away for days costs resolution then, and no more memory.
 _MAX_WAITING_COUNTS: Final = 50_000
@@ -178,8 +179,9 @@ class UsageCounter:
                 _count_unknown(minute.unknown, selection.unknown_flag_keys)
 
     def count_in_bulk(self, selection: Selection, details: Sequence[EvaluationDetail]) -> None:
-        """Count the answer about one user of many; `note` the request as well."""
-        self._count_sample(selection, details, every=max(_BULK_SAMPLE, -(-len(selection.plans) // EXACT_FLAGS)))
+        """Count the answer about one user of many, if it is in the sample; `note` the request as well."""
+        if self._chance() * _BULK_SAMPLE < 1:
+            self._add_estimated(selection, selection.plans, details, weight=_BULK_SAMPLE)
 
     def take(self, *, current: bool = False) -> list[UsageMinute]:
         """Take the minutes that have ended, with `current` also the one that has not."""
@@ -193,11 +195,16 @@ class UsageCounter:
     def _count_sample(self, selection: Selection, details: Sequence[EvaluationDetail], *, every: int) -> None:
         """Count one flag of `every` so many, which stands for all of them. Each flag is as likely as any other."""
         first = int(self._chance() * every)
+        self._add_estimated(selection, selection.plans[first::every], details[first::every], weight=every)
+
+    def _add_estimated(
+        self, selection: Selection, plans: Sequence[FlagPlan], details: Sequence[EvaluationDetail], *, weight: int
+    ) -> None:
         now = self._clock()
         with self._lock:
             counts = self._minute_of(now).estimated[selection.are_named]
-            for plan, detail in zip(selection.plans[first::every], details[first::every], strict=True):
-                counts[plan.flag_id][detail.code] += every
+            for plan, detail in zip(plans, details, strict=True):
+                counts[plan.flag_id][detail.code] += weight
 
     def _minute_of(self, now: float) -> UsageMinute:
         return self._begin(now) if self._minute.has_ended(now) else self._minute
