@@ -26,8 +26,9 @@ from gatekeeper_grpc.transport.admission import CallPools
 # The database counts as reachable if it confirmed the snapshot within this many refresh intervals.
 _POLLS_WITHOUT_DATABASE = 3
 _LOCK_SHOWN_FOR_S = 10.0
-# Deadlocks, locks that were not free in time, and timeouts: alerts name them, so they exist before the first one.
-_ALWAYS_SHOWN = dict.fromkeys(("40P01", "55P03", "57014"), 0)
+# Deadlocks, a full disk, too many connections, locks that were not free in time, and timeouts: alerts and dashboards
+# name them, so they exist before the first one.
+_ALWAYS_SHOWN = dict.fromkeys(("40P01", "53100", "53300", "55P03", "57014"), 0)
 
 
 class InstanceMetrics(Collector):
