@@ -44,8 +44,20 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	@$(PIP_INSTALL) -r requirements-dev.lock
 	@touch $@
 
+# Debian's package, unpacked: that needs no rights and starts nothing. Where the machine's lists are missing or old, lists of its own.
+APT = apt-get --quiet=2 -o APT::Sandbox::User=root
+OWN_LISTS = -o Dir::State::lists=$(abspath $(VENV))/prometheus/lists -o Dir::Cache=$(abspath $(VENV))/prometheus/cache
+$(VENV)/prometheus/.made: | $(VENV)/.dev
+	@echo "unpacking Debian's Prometheus ..."
+	@command -v apt-get >/dev/null || { echo "There is no program 'apt-get': Prometheus is Debian's package." >&2; exit 1; }
+	@mkdir -p $(VENV)/prometheus/lists/partial $(VENV)/prometheus/cache/archives/partial
+	@cd $(VENV)/prometheus && { $(APT) download prometheus 2>/dev/null \
+	  || { $(APT) $(OWN_LISTS) update && $(APT) $(OWN_LISTS) download prometheus; } } && dpkg -x prometheus_*.deb .
+	@ln -sf ../prometheus/usr/bin/prometheus ../prometheus/usr/bin/promtool $(BIN)/
+	@touch $@
+
 # kubeconform would need the network for its schemas; kubernetes-validate brings them.
-$(VENV)/.deploy: requirements-deploy.lock $(VENV)/.dev
+$(VENV)/.deploy: requirements-deploy.lock $(VENV)/.dev $(VENV)/prometheus/.made
 	@echo "installing the tools for files of deployments ..."
 	@command -v go >/dev/null || { echo "There is no program 'go': kustomize is built with Go 1.24 or newer." >&2; exit 1; }
 	@$(PIP_INSTALL) -r requirements-deploy.lock
@@ -84,7 +96,7 @@ test-clients: $(VENV)/.dev ## Build the samples of docs/clients and run them aga
 test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)
 	@$(BIN)/pytest tests/databases --timeout 300
 
-check-deploy: $(VENV)/.deploy ## Validate the Dockerfile and the Kubernetes manifests (needs Go)
+check-deploy: $(VENV)/.deploy ## Validate alerts, the Dockerfile and the Kubernetes manifests (needs Go and apt-get)
 	@$(BIN)/pytest tests/deploy
 
 CALLS ?= 50000
