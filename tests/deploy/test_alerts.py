@@ -2,8 +2,8 @@
 
 import re
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Case:
     """Series with a value each minute, in promtool's notation, and the alerts that they lead to: by default none."""
 
     series: Mapping[str, str]
-    fires: list[Labels] = field(default_factory=list)
+    fires: Sequence[Labels] = ()
     after: str = "30m"
 
 
