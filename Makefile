@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-acceptance test-clients test-databases check-deploy test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-acceptance test-clients test-databases check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -52,16 +52,18 @@ $(VENV)/prometheus/.made: | $(VENV)/.dev
 	@command -v apt-get >/dev/null || { echo "There is no program 'apt-get': Prometheus is Debian's package." >&2; exit 1; }
 	@mkdir -p $(VENV)/prometheus/lists/partial $(VENV)/prometheus/cache/archives/partial
 	@cd $(VENV)/prometheus && { $(APT) download prometheus 2>/dev/null \
-	  || { $(APT) $(OWN_LISTS) update && $(APT) $(OWN_LISTS) download prometheus; } } && dpkg -x prometheus_*.deb .
+	  || { $(APT) $(OWN_LISTS) update && $(APT) $(OWN_LISTS) download prometheus; } } && dpkg -x prometheus_*.deb . && rm -rf lists cache prometheus_*.deb
 	@ln -sf ../prometheus/usr/bin/prometheus ../prometheus/usr/bin/promtool $(BIN)/
 	@touch $@
 
 # kubeconform would need the network for its schemas; kubernetes-validate brings them.
 $(VENV)/.deploy: requirements-deploy.lock $(VENV)/.dev $(VENV)/prometheus/.made
 	@echo "installing the tools for files of deployments ..."
-	@command -v go >/dev/null || { echo "There is no program 'go': kustomize is built with Go 1.24 or newer." >&2; exit 1; }
+	@command -v go >/dev/null || { echo "There is no program 'go': kustomize and compose-go are built with Go 1.24 or newer." >&2; exit 1; }
 	@$(PIP_INSTALL) -r requirements-deploy.lock
 	@GOBIN=$(abspath $(BIN)) go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+	@GOBIN=$(abspath $(VENV))/compose-go go install github.com/compose-spec/compose-go/v2/cmd@v2.9.0
+	@ln -sf ../compose-go/cmd $(BIN)/compose-go
 	@touch $@
 
 install: $(VENV)/.dev ## Create .venv with the server, its tools and everything the tests need
@@ -96,8 +98,11 @@ test-clients: $(VENV)/.dev ## Build the samples of docs/clients and run them aga
 test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)
 	@$(BIN)/pytest tests/databases --timeout 300
 
-check-deploy: $(VENV)/.deploy ## Validate alerts, the Dockerfile and the Kubernetes manifests (needs Go and apt-get)
+check-deploy: $(VENV)/.deploy ## Validate alerts, dashboards, Compose, the Dockerfile and Kubernetes manifests (needs Go and apt-get)
 	@$(BIN)/pytest tests/deploy
+
+pictures: $(VENV)/.deploy ## Draw the pictures of docs/operations/dashboards.md (10 minutes)
+	@$(BIN)/python -m tests.deploy.pictures
 
 CALLS ?= 50000
 

@@ -1,6 +1,7 @@
 """The image, the stack and the CI script: no engine runs them here, so claims are read off the files or run by hand."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from gatekeeper_grpc.cli.main import gatekeeper
 from gatekeeper_grpc.config.secret_file import SUFFIX
 from gatekeeper_grpc.config.settings import Settings, secret_fields, variable_of
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.redis_bus.address import RedisAddress
 from tests.support.databases import empty_database
 from tests.support.licences import IMAGE, SERVER, needed
 
@@ -51,7 +51,7 @@ def parsed(text: str) -> dict[str, Any]:
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 STACK, SECRETS = (parsed(COMPOSE)[part] for part in ("services", "secrets"))
 MOUNTED = "/run/secrets/"
-OURS = {name: service for name, service in STACK.items() if name not in {"postgres", "valkey"}}
+OURS = {name: service for name, service in STACK.items() if service["image"] == "gatekeeper"}
 SERVING = [service for service in OURS.values() if "command" not in service]
 
 
@@ -61,11 +61,11 @@ def instruction(name: str) -> Any:
     return json.loads(line[line.index("[") :])
 
 
-def test_servers_of_the_stack_wait_for_the_database_alone() -> None:
-    assert list(STACK) == ["postgres", "valkey", "migrate", "gatekeeper-1", "gatekeeper-2"]
+def test_servers_of_the_stack_wait_for_the_database_and_their_rights_alone() -> None:
     assert STACK["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert STACK["grants"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
     assert [service["depends_on"] for service in SERVING] == [
-        {"migrate": {"condition": "service_completed_successfully"}}
+        {"grants": {"condition": "service_completed_successfully"}}
     ] * 2
 
 
@@ -73,26 +73,19 @@ def test_every_port_of_the_stack_is_published_once_and_on_loopback() -> None:
     ports = [port.split(":") for service in STACK.values() for port in service.get("ports", [])]
 
     assert {address for address, _, _ in ports} == {"127.0.0.1"}
-    assert len({host for _, host, _ in ports}) == len(ports) == 6
-    assert [inner for _, _, inner in ports] == ["50051", "50052", "9464"] * 2
-
-
-def test_stack_names_the_redis_that_it_runs_and_publishes_it_to_nobody() -> None:
-    urls = {service["environment"]["REDIS_URL"] for service in OURS.values()}
-
-    assert urls == {"redis://valkey:6379/0"}
-    assert RedisAddress(*urls).connect(timeout_s=1.0).get_connection_kwargs()["host"] == "valkey"
-    assert "ports" not in STACK["valkey"]
+    assert len({host for _, host, _ in ports}) == len(ports) == 8
+    assert [inner for _, _, inner in ports] == ["50051", "50052", "9464"] * 2 + ["9090", "3000"]
 
 
 def test_every_secret_of_the_stack_is_a_file_that_its_service_is_given() -> None:
     assert {name: secret["file"] for name, secret in SECRETS.items()} == {name: f"./secrets/{name}" for name in SECRETS}
+    assert {name for service in STACK.values() for name in service.get("secrets", [])} == SECRETS.keys()
     for service in STACK.values():
-        environment, given = service.get("environment", {}), service.get("secrets", [])
-        files = [value for name, value in environment.items() if name.endswith(SUFFIX)]
-        assert files == [f"{MOUNTED}{name}" for name in given]
-        assert set(given) <= SECRETS.keys()
-        assert [name for name in environment if re.search("(PASSWORD|KEYS?|DATABASE_URL)$", name)] == []
+        environment = service.get("environment", {})
+        scripts = [ROOT / script for script in re.findall(r"\./(deploy/compose/[\w.]+)", str(service.get("volumes")))]
+        text = json.dumps(service) + "".join(script.read_text() for script in scripts)
+        assert set(re.findall(rf"{MOUNTED}(\w+)", text)) == set(service.get("secrets", []))
+        assert [name for name in environment if re.search("(PASSWORD|KEYS?|_URL)$", name)] == []
     assert "${" not in COMPOSE
     assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
@@ -115,7 +108,7 @@ def test_what_the_stack_says_makes_secrets_that_the_servers_take(tmp_path: Path,
             text=True,
             check=False,
         )
-        for service in OURS.values()
+        for service in SERVING
     ]
 
     assert {result.returncode for result in checked} == ({1} if left_out else {0}), checked
@@ -205,15 +198,18 @@ def test_health_check_of_the_image_tells_whether_the_server_serves(
     assert subprocess.run([sys.executable, *arguments], check=False, capture_output=True).returncode == code
 
 
-def test_migrate_service_makes_the_schema_that_the_servers_demand(postgres: str) -> None:
-    command = [SCRIPTS / "gatekeeper", *STACK["migrate"]["command"]]
+def test_migrate_service_makes_the_schema_that_the_servers_demand(postgres: str, tmp_path: Path) -> None:
+    entrypoint, (script,) = STACK["migrate"]["entrypoint"], STACK["migrate"]["command"]
+    command = [*entrypoint, script.replace("/var/lib/gatekeeper", str(tmp_path))]
 
     with empty_database(postgres) as empty:
-        first = subprocess.run(command, env={"DATABASE_URL": empty}, check=True, capture_output=True, text=True)
-        verified = subprocess.run([command[0], "migrate", "verify"], env={"DATABASE_URL": empty}, check=False)
+        environment = {"DATABASE_URL": empty, "PATH": f"{SCRIPTS}:{os.defpath}"}
+        first = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        verified = subprocess.run([SCRIPTS / "gatekeeper", "migrate", "verify"], env=environment, check=False)
 
     assert first.stdout.startswith("applied 0001_")
     assert verified.returncode == 0
+    assert "GRANT" in (tmp_path / "grants.sql").read_text()
 
 
 def test_ci_runs_all_checks_in_a_private_clone() -> None:
@@ -221,7 +217,7 @@ def test_ci_runs_all_checks_in_a_private_clone() -> None:
     (checks,) = re.findall(r"^check: (.+?)\s+##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
     assert script.stat().st_mode & 0o111 == 0o111
-    assert {"make check", "make test-databases"} <= set(script.read_text().splitlines())
+    assert {"make check", "make test-databases", "make check-deploy"} <= set(script.read_text().splitlines())
     assert 'git clone --quiet . "$private/' in script.read_text()
     assert checks.split()[-2:] == ["test", "test-acceptance"]
 
