@@ -22,9 +22,9 @@ from tests.deploy.queries import (
     selectors_in,
 )
 from tests.deploy.stack import Stack, stack
+from tests.support.markdown import CODE, FENCE
 from tests.support.scrapes import text_of
 from tests.support.waiting import eventually
-from tests.unit.test_docs import CODE, FENCE
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -57,6 +57,8 @@ IMPERSONAL = {
     "AuditCheckpoint": {"public_key", "signature"},
     "VerifyAuditLogResponse": {"message"},
     "Flag": {"key", "description", "owner", "tags", "etag"},
+    "DecisionCount": {"variant"},
+    "UnknownFlagKey": {"key"},
     "FlagChange": {"flag_key"},
     "SegmentTarget": {"segment_key", "variant"},
     "Segment": {"key", "description", "etag"},

@@ -63,6 +63,7 @@ KEY_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
         "flag.key",
         lambda key: pb.UpdateFlagRequest(flag=Flag(key=key), update_mask=FieldMask(paths=["enabled"])),
     ),
+    "GetFlagUsage": ("key", lambda key: pb.GetFlagUsageRequest(key=key)),
     "DeleteFlag": ("key", lambda key: pb.DeleteFlagRequest(key=key)),
     "AddTargets": ("flag_key", lambda key: pb.AddTargetsRequest(flag_key=key, user_ids=["a"], value=False)),
     "RemoveTargets": ("flag_key", lambda key: pb.RemoveTargetsRequest(flag_key=key, user_ids=["a"])),
@@ -96,7 +97,7 @@ def test_a_bad_key_is_refused_by_every_rpc_that_takes_one(installation: Installa
 def test_every_rpc_for_one_flag_or_segment_is_in_the_table_of_keys() -> None:
     of_keys = {rpc.name for rpc in SERVICE.methods if re.search("Flag|Target|Segment", rpc.name)}
 
-    assert of_keys - {"ListFlags", "ListSegments"} == KEY_FIELDS.keys()
+    assert of_keys - {"ListFlags", "ListUnknownFlagKeys", "ListSegments"} == KEY_FIELDS.keys()
 
 
 TARGET_REQUESTS = {

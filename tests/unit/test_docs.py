@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gatekeeper_grpc.config.settings import Settings, secret_fields, settings_markdown, variable_of
+from tests.support.markdown import CODE, FENCE
 from tests.support.promises import PROMISES, promised_tests, promises_markdown
 
 ROOT = Path(__file__).parents[2]
@@ -16,8 +17,6 @@ README = ROOT / "README.md"
 OUTAGES = ROOT / "docs" / "operations" / "outages.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
-FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"[\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|proto|sql|toml|yml)")
 PACKAGE = ROOT / "gatekeeper_grpc"
 LOCK = re.compile(r"(\w+) = threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore)\(")
