@@ -194,7 +194,7 @@ docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.m
 	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
 	@$(BIN)/python -m tests.support.promises > docs/promises.md
 
-BENCHES = evaluate instrumentation traces usage overload connections workers bulk fairness refresh propagation watch audit members attributes last_known_good embedded_start lost_updates idle
+BENCHES = evaluate instrumentation traces usage overload connections workers bulk fairness refresh propagation watch audit members attributes last_known_good embedded_start lost_updates head_bloat idle
 
 bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments and the rest of bench/ (minutes)
 	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done

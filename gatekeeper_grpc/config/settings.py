@@ -251,7 +251,15 @@ class Settings(BaseSettings):
     20 KiB, with TLS 50 KiB. GATEKEEPER_ADMIN_LISTEN has an eighth of them.
     """
     db_pool_size: int = Field(default=10, ge=2, le=100)
-    """Maximum number of connections to PostgreSQL."""
+    """Maximum number of connections to PostgreSQL of each worker, and 5 more outside the pool."""
+    db_pool_min_size: int = Field(default=2, ge=0, le=100)
+    """How many of them are kept open although nothing uses them."""
+    db_pool_idle_s: float = Field(default=600.0, ge=1, le=_YEAR_S)
+    """After how long without use the others are closed."""
+    db_pool_wait_s: float = Field(default=1.0, ge=0.1, le=30)
+    """How long a call waits for a connection, and four round trips to the database. Then it fails with
+    RESOURCE_EXHAUSTED.
+    """
     db_statement_timeout_s: float = Field(default=30.0, gt=0, le=_YEAR_S)
     """Maximum duration of a statement."""
     db_hung_after_s: float = Field(default=0.75, ge=0.1, le=60)
@@ -327,6 +335,15 @@ class Settings(BaseSettings):
     def _check_admin_reflection(self) -> Self:
         if self.admin_reflection is not None and self.admin_listen is None:
             raise ValueError("GATEKEEPER_ADMIN_LISTEN must be set with GATEKEEPER_ADMIN_REFLECTION")
+        return self
+
+    @model_validator(mode="after")
+    def _check_pool(self) -> Self:
+        if self.db_pool_min_size > self.db_pool_size:
+            raise ValueError(
+                f"GATEKEEPER_DB_POOL_MIN_SIZE: '{self.db_pool_min_size}' must be at most GATEKEEPER_DB_POOL_SIZE, which"
+                f" is {self.db_pool_size}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from gatekeeper_grpc.lifecycle.keys import Keys, erasure_ledger, ledger_path
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.store.logins import LoginStore
 from gatekeeper_grpc.store.migrations.runner import Migrator
+from gatekeeper_grpc.store.postgres.capacity import CONNECTIONS_OUTSIDE_POOL, LEAST_CONNECTIONS, capacity_of
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.postgres.privileges import rewriting_powers
 
@@ -32,7 +33,8 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
 
     Raises:
         Unavailable: The database does not answer.
-        FailedPrecondition: The schema is another one, or the role can rewrite the audit log and must not.
+        FailedPrecondition: The schema is another one; the role can rewrite the audit log and must not; a pooler gives
+            each transaction another session; or there are too few connections to work with.
         InvalidArgument: The password of the first admin user is not acceptable.
     """
     migrator = Migrator(dsn, connect_timeout_s=_CONNECT_TIMEOUT_S)
@@ -43,6 +45,7 @@ def prepare_database(settings: Settings, dsn: str, keys: Keys, *, demo: bool) ->
     with closing(Database(dsn, pool_size=2, hung_after_s=settings.db_hung_after_s)) as database:
         database.open()
         _check_privileges(database, settings)
+        _check_capacity(database, settings)
         _check_ledger(settings)
         _report_missing_keys(database, settings, keys)
         _ensure_first_admin(LoginStore(database), settings)
@@ -60,6 +63,30 @@ def _check_privileges(database: Database, settings: Settings) -> None:
         )
     if powers and not settings.is_embedded:
         _log.warning("role_can_rewrite_audit_log", powers=powers, remedy=with_program("see `gatekeeper grants --help`"))
+
+
+def _check_capacity(database: Database, settings: Settings) -> None:
+    """Say how many instances PostgreSQL has connections for; warn if it has not enough for this one."""
+    if settings.is_embedded:  # It is started with as many as are needed.
+        return
+    capacity, workers, pool = capacity_of(database), settings.workers, settings.db_pool_size
+    each = pool + CONNECTIONS_OUTSIDE_POOL
+    may_open = f"this instance may open {workers * each} connections: {each} for each of {workers} workers"
+    if capacity.most < workers * LEAST_CONNECTIONS:
+        raise FailedPrecondition(
+            f"PostgreSQL has {capacity.most} connections for this role and database, and {workers} workers need"
+            f" {workers * LEAST_CONNECTIONS} at least: {capacity.limit} allows no more"
+        )
+    fields = {"for_us": capacity.most, "limit": capacity.limit, "in_use": capacity.in_use, "may_open": workers * each}
+    if capacity.most - capacity.in_use >= workers * each:
+        _log.info("database_connections", **fields, instances_that_fit=capacity.most // (workers * each))
+        return
+    _log.warning(
+        "database_connections_short",
+        **fields,
+        reason=f"{may_open}, and of {capacity.most} there are {capacity.in_use} in use",
+        remedy=f"raise {capacity.limit}, or lower {variable_of('db_pool_size')} or {variable_of('workers')}",
+    )
 
 
 def _check_ledger(settings: Settings) -> None:

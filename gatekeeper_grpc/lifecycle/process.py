@@ -27,6 +27,7 @@ from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, 
 from gatekeeper_grpc.lifecycle.try_it import try_it
 from gatekeeper_grpc.operations.logs import end_quiet, is_quiet
 from gatekeeper_grpc.operations.traces import check_traces
+from gatekeeper_grpc.store.postgres.capacity import CONNECTIONS_OUTSIDE_POOL
 from gatekeeper_grpc.transport.listener import ListenError, try_address
 
 _log = structlog.get_logger(__name__)
@@ -37,8 +38,6 @@ _CHECK_EVERY_S = 0.02
 _ANY_PRIVATE_PORT = ListenAddress(host="127.0.0.1")
 # What the embedded database allows at least.
 _DATABASE_CONNECTIONS = 100
-# What a worker opens in addition to its pool: to listen, for the hang watch, to prepare.
-_CONNECTIONS_OUTSIDE_POOL = 5
 
 
 def serve(settings: Settings, *, demo: bool) -> None:
@@ -213,7 +212,7 @@ def _database(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value(), lambda: None
         return
-    most = max(_DATABASE_CONNECTIONS, settings.workers * (settings.db_pool_size + _CONNECTIONS_OUTSIDE_POOL) + 20)
+    most = max(_DATABASE_CONNECTIONS, settings.workers * (settings.db_pool_size + CONNECTIONS_OUTSIDE_POOL) + 20)
     postgres_settings = {"max_connections": str(most)}
     embedded = EmbeddedPostgres(settings.data_dir, bin_dir=settings.pg_bin, settings=postgres_settings)
     embedded.begin()

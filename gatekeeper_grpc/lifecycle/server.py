@@ -156,6 +156,9 @@ class GatekeeperServer:
         self.database = Database(
             dsn,
             pool_size=settings.db_pool_size,
+            pool_min_size=settings.db_pool_min_size,
+            pool_idle_s=settings.db_pool_idle_s,
+            pool_wait_s=settings.db_pool_wait_s,
             statement_timeout_s=settings.db_statement_timeout_s,
             hung_after_s=settings.db_hung_after_s,
             is_storage_full=partial(is_disk_full, settings.data_dir) if settings.is_embedded else lambda: False,

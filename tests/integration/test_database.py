@@ -1,7 +1,7 @@
 """The pool, its two kinds of transaction, and the translation of PostgreSQL's errors."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from typing import LiteralString
 
@@ -92,9 +92,8 @@ def test_a_statement_that_takes_too_long_is_cancelled(dsn: str) -> None:
     fail_fast.close()
 
 
-def test_a_call_that_finds_every_connection_taken_is_refused_in_time(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.05)
-    small = Database(dsn, pool_size=2)
+def test_a_call_that_finds_every_connection_taken_is_refused_in_time(dsn: str) -> None:
+    small = Database(dsn, pool_size=2, pool_wait_s=0.05)
     small.open()
     small._pool.wait()
     with ExitStack() as holders:
@@ -127,9 +126,8 @@ def answers(database: Database) -> bool:
 @pytest.fixture
 def fail_fast(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """A pool with short timeouts."""
-    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(servers_module, "_CONNECT_TIMEOUT_S", 0.4)
-    database = Database(dsn)
+    database = Database(dsn, pool_wait_s=0.2)
     database.open()
     yield database
     database.close()
@@ -151,7 +149,7 @@ def answers_after_an_outage(database: Database, postgres: str, monkeypatch: pyte
     with outage(postgres, database.dsn):
         assert [answers(database) for _ in range(16)] == [False] * 16
     # On a busy machine a connection takes a while. The twin's back-off is longer.
-    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 10.0)
+    monkeypatch.setattr(database, "_pool_wait_s", 10.0)
     return answers(database)
 
 
@@ -179,9 +177,8 @@ def test_a_closed_pool_refuses_calls(dsn: str) -> None:
         revision(closed)
 
 
-def test_an_unreachable_database_is_unavailable_without_the_drivers_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.05)
-    away = Database("host=/nowhere/canary user=canary password=canary dbname=canary")
+def test_an_unreachable_database_is_unavailable_without_the_drivers_words() -> None:
+    away = Database("host=/nowhere/canary user=canary password=canary dbname=canary", pool_wait_s=0.05)
     away.open()
 
     with pytest.raises(Unavailable) as refused:
@@ -191,9 +188,8 @@ def test_an_unreachable_database_is_unavailable_without_the_drivers_words(monkey
     assert (str(refused.value), refused.value.retry_after_s) == ("the database is not reachable", 1.0)
 
 
-def test_a_database_that_is_away_is_not_busy_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "_ACQUIRE_TIMEOUT_S", 0.01)
-    away = Database("host=/nowhere user=gatekeeper dbname=gatekeeper")
+def test_a_database_that_is_away_is_not_busy_however_often_it_is_asked() -> None:
+    away = Database("host=/nowhere user=gatekeeper dbname=gatekeeper", pool_wait_s=0.01)
     away.open()
     reasons = set()
     for _ in range(2 * database_module._MAX_WAITING):  # The pool counts those who gave up as waiting.
@@ -250,3 +246,18 @@ def test_errors_of_postgresql_become_domain_errors(
 def test_a_violated_constraint_is_a_bug_and_passes_unchanged(database: Database) -> None:
     with pytest.raises(pg.CheckViolation), database.write() as conn:
         conn.execute("UPDATE revision_head SET audit_hash = ''")
+
+
+def test_a_pool_keeps_the_connections_that_it_is_told_to(dsn: str) -> None:
+    with closing(Database(dsn, pool_size=5, pool_min_size=3)) as kept:
+        kept.open()
+
+        assert eventually(lambda: kept.connections()["idle"] == 3)
+
+
+def test_a_pool_without_a_minimum_connects_when_it_is_used(dsn: str) -> None:
+    with closing(Database(dsn, pool_size=5, pool_min_size=0)) as empty:
+        empty.open()
+        assert empty.connections()["idle"] == 0
+        with empty.read() as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)

@@ -9,10 +9,14 @@ import psycopg
 import pytest
 
 from gatekeeper_grpc.domain.commands import AuditFilter
-from gatekeeper_grpc.store import logins, mutations
+from gatekeeper_grpc.store import exports, logins, maintenance, mutations, stored_results
+from gatekeeper_grpc.store.api_tokens import FIND_API_TOKEN, LIST_API_TOKENS
 from gatekeeper_grpc.store.audit.log import list_query
+from gatekeeper_grpc.store.client_keys import FIND_CLIENT_KEY, LIST_CLIENT_KEYS
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
+from gatekeeper_grpc.store.members import LIST_MEMBERS
 from gatekeeper_grpc.store.postgres.caller_check import NO_CLAIMS
+from gatekeeper_grpc.store.segments import FIND_SEGMENT, LIST_SEGMENTS, USED_BY
 from gatekeeper_grpc.store.snapshots.loader import (
     LATEST_LOGGED,
     LOGGED_SINCE,
@@ -22,6 +26,7 @@ from gatekeeper_grpc.store.snapshots.loader import (
 )
 from gatekeeper_grpc.store.targets import LIST_TARGETS
 from gatekeeper_grpc.store.usage import DUE_HOURS, READ_LAST, READ_SERIES
+from gatekeeper_grpc.store.users import FIND_USER, LIST_USERS
 from tests.support.databases import new_database
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -68,6 +73,17 @@ _FILL = """
 
     INSERT INTO admin_user (username, password_hash, role, create_time, update_time)
     SELECT 'admin-' || n, 'hash', 'viewer', now(), now() FROM generate_series(1, 5000) n;
+
+    INSERT INTO users (subject_id, attributes, create_time, update_time, revision)
+    SELECT subject_id, jsonb_build_object('plan', 'plan-' || row_number() OVER () % 10000), now(), now(), 1
+    FROM subjects;
+
+    INSERT INTO api_tokens (token_id, secret_hash, name, role, admin_id, username, create_time, expire_time, revision)
+    SELECT 'token-' || n, sha256(''), 'ci', 'editor', 1 + n % 5000, 'admin-' || 1 + n % 5000, now(), now(), n
+    FROM generate_series(1, 10000) n;
+
+    INSERT INTO client_keys (key_id, name, secret, tier, create_time, revision)
+    SELECT 'key-' || n, 'shop', '', 'standard', now(), n FROM generate_series(1, 10000) n;
 
     INSERT INTO refresh_tokens (token_hash, family_id, admin_id, create_time, expire_time)
     SELECT sha256(n::text::bytea), gen_random_uuid(), 1 + n % 5000, now(), now() + n * interval '1 minute'
@@ -121,6 +137,19 @@ def series(*, by_day: bool) -> dict[str, object]:
     return {"flag_id": 7, "step": "day" if by_day else "hour", "hours": 24, "start": start, "end": None}
 
 
+def users(**filters: object) -> dict[str, object]:
+    return {"after": "", "prefix": None, "attributes": None, "limit": 101, **filters}
+
+
+def api_tokens(**filters: object) -> dict[str, object]:
+    return {"after": "", "admin_id": None, "username": None, "limit": 101, **filters}
+
+
+def events(**filters: object) -> dict[str, object]:
+    nothing = {"before": None, "username": None, "event": None, "user_id": None, "subjects": 50, "limit": 101}
+    return {**nothing, **filters}
+
+
 PAIRS: dict[str, Any] = {
     "keys": [f"team-{n}.flag-{n}" for n in range(20)],
     "subjects": [UUID(int=number) for number in range(20)],
@@ -145,6 +174,27 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(READ_SERIES, series(by_day=True), id="usage by day"),
         pytest.param(READ_LAST, {"flag_id": 7}, id="when a flag was last named"),
         pytest.param(DUE_HOURS, {"limit": 20_000}, id="usage of over 7 days ago"),
+        pytest.param(FIND_SEGMENT, {"key": "segment-7"}, id="find a segment"),
+        pytest.param(LIST_SEGMENTS, {"after": "", "key_prefix": None, "limit": 101}, id="list segments"),
+        pytest.param(USED_BY, {"segment_id": 7, "limit": 10}, id="flags that use a segment"),
+        pytest.param(LIST_MEMBERS, {"segment_id": 7, "after": "", "limit": 101}, id="list members"),
+        pytest.param(FIND_USER, {"user_id": "user-7"}, id="find a user"),
+        pytest.param(LIST_USERS, users(), id="list users"),
+        pytest.param(LIST_USERS, users(prefix="user-42"), id="list users by prefix"),
+        pytest.param(LIST_USERS, users(attributes='{"plan": "plan-7"}'), id="list users by attribute"),
+        pytest.param(exports._TARGETS, {"subject_id": uuid4()}, id="the targets of a user"),
+        pytest.param(exports._MEMBERSHIPS, {"subject_id": uuid4()}, id="the segments of a user"),
+        pytest.param(FIND_API_TOKEN, {"token_id": "token-7", "admin_id": None}, id="find an API token"),
+        pytest.param(LIST_API_TOKENS, api_tokens(), id="list API tokens"),
+        pytest.param(LIST_API_TOKENS, api_tokens(admin_id=7), id="list API tokens of an admin user"),
+        pytest.param(FIND_CLIENT_KEY, {"key_id": "key-7"}, id="find a client key"),
+        pytest.param(LIST_CLIENT_KEYS, {"after": "", "limit": 101}, id="list client keys"),
+        pytest.param(maintenance._PRUNE_CHANGE_LOG, {}, id="old rows of the change log"),
+        pytest.param(maintenance._PRUNE_RESULTS, {}, id="old answers"),
+        pytest.param(stored_results._FORGET_OLDEST, {"actor": "admin:7", "limit": 10_000}, id="surplus answers"),
+        pytest.param(logins.LIST_EVENTS, events(), id="logins"),
+        pytest.param(logins.LIST_EVENTS, events(username="admin-7"), id="logins of an admin user"),
+        pytest.param(logins._REVOKE_SESSION, {"session_id": uuid4()}, id="end a session"),
         pytest.param(LIST_TARGETS, {"flag_id": 7, "after": "", "limit": 101}, id="list few targets"),
         pytest.param(LIST_TARGETS, {"flag_id": 1, "after": "user-5", "limit": 101}, id="list many targets"),
         pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),

@@ -33,6 +33,7 @@ from gatekeeper_grpc.store.migrations.files import Migration, default_folder, lo
 from gatekeeper_grpc.store.migrations.schema import Schema, find_schema, require_encoding, use_schema
 from gatekeeper_grpc.store.postgres.dsn import read_dsn
 from gatekeeper_grpc.store.postgres.errors import ConnectFailed
+from gatekeeper_grpc.store.postgres.pooler import require_session
 from gatekeeper_grpc.store.postgres.servers import Servers
 from gatekeeper_grpc.store.postgres.session import set_session
 from gatekeeper_grpc.store.postgres.sqlstates import cause_of
@@ -65,6 +66,8 @@ _REFUSALS: Mapping[str, str] = MappingProxyType(
         "28P01": "the user name or the password is wrong",
         "28000": "pg_hba.conf does not let this user in from here, or the role does not exist or may not log in",
         "3D000": "the database {database} does not exist; create it, or correct the name",
+        "08P01": "a pooler in between does not let startup parameters pass: PgBouncer needs"
+        " ignore_startup_parameters = options",
         "42501": "the role may not connect to the database {database}; GRANT CONNECT ON DATABASE lets it",
     }
 )
@@ -198,6 +201,8 @@ class Migrator:
         )
         try:
             with closing(servers.connect(timeout_s=self._connect_timeout_s)) as session:
+                # First: a session that is not ours alone must keep its settings.
+                require_session(session, lambda: closing(servers.connect(timeout_s=self._connect_timeout_s)))
                 require_encoding(session, database=repr(session.info.dbname))
                 set_session(session)
                 yield session

@@ -74,6 +74,9 @@ class Database:
     Args:
         dsn: libpq URI or keywords. Of several servers, the pool finds and follows the primary.
         pool_size: The maximum number of connections.
+        pool_min_size: How many are kept open although nothing uses them; at most `pool_size` are.
+        pool_idle_s: After how long without use the others are closed.
+        pool_wait_s: How long a transaction waits for a connection, and four round trips.
         statement_timeout_s: The maximum duration of a statement; less if the caller has less time left.
         hung_after_s: A server that answers nothing for so long counts as hung, on a busy machine after four times as
             long: calls that wait for it fail with `Unavailable`, and new ones fail at once, until it answers again.
@@ -87,6 +90,9 @@ class Database:
         dsn: str,
         *,
         pool_size: int = 10,
+        pool_min_size: int = 2,
+        pool_idle_s: float = 600.0,
+        pool_wait_s: float = _ACQUIRE_TIMEOUT_S,
         statement_timeout_s: float = 30.0,
         hung_after_s: float | None = None,
         for_writing: bool = True,
@@ -95,6 +101,7 @@ class Database:
         self.dsn = dsn
         self._hung_after_s = hung_after_s
         self._statement_timeout_s = statement_timeout_s
+        self._pool_wait_s = pool_wait_s
         self._is_storage_full = is_storage_full
         self._full_at = -math.inf
         self._closing = False
@@ -114,10 +121,11 @@ class Database:
         self._pool = ConnectionPool(
             connection_class=ServerConnection,
             kwargs={"servers": self._servers, "abandon": self._must_abandon},
-            min_size=min(2, pool_size),
+            min_size=min(pool_min_size, pool_size),
             max_size=pool_size,
+            max_idle=pool_idle_s,
             max_waiting=_MAX_WAITING,
-            timeout=_ACQUIRE_TIMEOUT_S,
+            timeout=pool_wait_s,
             # The pool's back-off of 1 s, 2 s, 4 s, ... would double each outage. Without it, each request for a
             # connection makes the pool try.
             reconnect_timeout=0,
@@ -379,7 +387,7 @@ class Database:
     def _acquire(self) -> ServerConnection:
         """Take a live connection. The pool's own `check` sleeps for a second after each dead one."""
         began_at = time.monotonic()
-        deadline = began_at + _ACQUIRE_TIMEOUT_S + _ACQUIRE_ROUND_TRIPS * self.round_trip_s
+        deadline = began_at + self._pool_wait_s + _ACQUIRE_ROUND_TRIPS * self.round_trip_s
         while not self._watch.is_hung():
             conn = self._take(timeout_s=max(0.0, deadline - time.monotonic()))
             waited_s = time.monotonic() - began_at

@@ -247,3 +247,23 @@ def test_a_rate_or_network_that_is_wrong_is_refused_with_what_is_right(
 
     with pytest.raises(SettingsError, match=re.escape(message)):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (
+            {"db_pool_size": 4, "db_pool_min_size": 5},
+            "GATEKEEPER_DB_POOL_MIN_SIZE: '5' must be at most GATEKEEPER_DB_POOL_SIZE, which is 4",
+        ),
+        ({"db_pool_min_size": -1}, "GATEKEEPER_DB_POOL_MIN_SIZE: must be a whole number of 0 or more, at most 100"),
+        ({"db_pool_idle_s": "0.5"}, "GATEKEEPER_DB_POOL_IDLE_S: '0.5' must be a number of 1 or more"),
+        ({"db_pool_wait_s": "60"}, "GATEKEEPER_DB_POOL_WAIT_S: '60' must be a number of 0.1 or more, at most 30"),
+    ],
+    ids=["more than there may be", "minimum", "idle", "wait"],
+)
+def test_a_setting_of_the_pool_that_cannot_be_is_refused(given: dict[str, object], fault: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        load_settings(**given)
+
+    assert fault in str(refusal.value)

@@ -1,0 +1,79 @@
+"""A real PgBouncer in front of a PostgreSQL: Debian's package, installed or unpacked for the run."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from gatekeeper_grpc.embedded.account import account_for
+from tests.support.replication import Node
+from tests.support.servers import scratch
+from tests.support.valkey import free_port
+from tests.support.waiting import eventually
+
+# What it needs that a small Debian lacks.
+_PACKAGES = ("pgbouncer", "libc-ares2", "libevent-2.1-7")
+_CONFIG = """
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {mode}
+ignore_startup_parameters = {ignored}
+[databases]
+* = host=127.0.0.1 port={server_port} user=gatekeeper
+"""
+IGNORED = "options,extra_float_digits"
+
+
+@contextmanager
+def pgbouncer(node: Node, mode: str, *, ignored: str = IGNORED) -> Iterator[int]:
+    """Run a PgBouncer in front of a server for the length of a block; yield its port."""
+    program, environment = _program()
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="gatekeeper-test-") as name:
+        folder, account = Path(name), account_for(node.data_dir)
+        folder.chmod(0o755)
+        config = folder / "pgbouncer.ini"
+        config.write_text(_CONFIG.format(server_port=node.port, port=port, mode=mode, ignored=ignored))
+        own: dict[str, Any] = {} if account.is_ours else {"user": account.uid, "group": account.gid, "extra_groups": []}
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([program, config], env={**os.environ, **environment}, stderr=log, **own)
+        try:
+            assert eventually(lambda: _answers(port)), (folder / "log").read_text()
+            yield port
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        psycopg.connect(f"postgresql://gatekeeper@127.0.0.1:{port}/postgres").close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@cache
+def _program() -> tuple[Path, Mapping[str, str]]:
+    """Return the program and what it needs in its environment."""
+    installed = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if installed:
+        return Path(installed), {}
+    folder = scratch() / "pgbouncer"
+    folder.mkdir()
+    scratch().chmod(0o755)
+    subprocess.run(["apt-get", "download", *_PACKAGES], cwd=folder, check=True, capture_output=True)
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package, folder], check=True)
+    libraries = next(folder.glob("usr/lib/*/libcares.so.2")).parent
+    return folder / "usr" / "sbin" / "pgbouncer", {"LD_LIBRARY_PATH": str(libraries)}
