@@ -1,6 +1,7 @@
 """Rereads the files of secrets while the server runs, and lets it use what has changed."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -30,6 +31,8 @@ class WatchedSecret:
     use: Use
     fault: str = ""
     """Why the old value is in use; empty while the file has the value in use."""
+    was_refused: bool = False
+    """Whether a value was tried since that could not be used. Its user may try it once more, until it is withdrawn."""
 
     def check(self) -> None:
         """Read the file, and use what has changed."""
@@ -44,14 +47,23 @@ class WatchedSecret:
         except ValueError as exc:
             return str(exc)
         if text == self.value:
+            self._withdraw()
             return ""
         try:
             self.use(text)
         except (ValueError, GatekeeperError) as exc:
+            self.was_refused = True
             return self.file.fault(f"has a new value, which cannot be used: {exc}")
-        self.value = text
+        self.value, self.was_refused = text, False
         _log.info("secret_changed", variable=self.file.variable, path=str(self.file.path))
         return ""
+
+    def _withdraw(self) -> None:
+        """Let the value in use replace one that could not be used, and that the file no longer has."""
+        if self.was_refused:
+            self.was_refused = False
+            with suppress(ValueError, GatekeeperError):  # It is in use all the same.
+                self.use(self.value)
 
 
 class SecretWatch:

@@ -41,6 +41,12 @@ from gatekeeper_grpc.lifecycle import secret_watch
 secret_watch._INTERVAL_S = 3600.0
 cli.main()
 """
+# The same, and a password that is refused is the end of it.
+FORGETS = f"""
+from gatekeeper_grpc.store.postgres.servers import Servers
+Servers._next = property(lambda _servers: None, lambda _servers, _target: None)
+{NEVER}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +65,15 @@ class Installation:
 
     def rotate(self, name: str, content: str) -> None:
         """Replace a file, and wait until it is used."""
-        before = self.server.log.text().count('"secret_changed"')
-        replace(self.folder / name, content)
-        assert eventually(lambda: self.server.log.text().count('"secret_changed"') == before + 1)
+        with self.logs("secret_changed"):
+            replace(self.folder / name, content)
+
+    @contextmanager
+    def logs(self, event: str) -> Iterator[None]:
+        """Wait, after the block, until it has had that event logged."""
+        before = self.server.log.text().count(f'"{event}"')
+        yield
+        assert eventually(lambda: self.server.log.text().count(f'"{event}"') > before)
 
     def token(self) -> str:
         with self.server.channel() as channel:
@@ -119,19 +131,25 @@ def load(installation: Installation) -> Iterator[Counter[str]]:
 
 def repeated(name: str, call: Callable[[], object], ended: Counter[str], done: threading.Event) -> None:
     while not done.wait(0.01):
-        try:
-            call()
-            ended[name] += 1
-        except grpc.RpcError as error:
-            ended[f"{name}: {error.code()} {error.details()}"] += 1
+        call_once(name, call, ended)
+
+
+def call_once(name: str, call: Callable[[], object], ended: Counter[str]) -> None:
+    try:
+        call()
+        ended[name] += 1
+    except grpc.RpcError as error:
+        ended[f"{name}: {error.code().name}"] += 1
 
 
 def test_rotating_the_password_of_the_database_fails_no_call(database: PasswordDatabase, tmp_path: Path) -> None:
     with installed(database, tmp_path) as installation, load(installation) as ended:
         for number in range(3):
             before = database.sessions()
-            database.set_password(f"password-{number}")
-            installation.rotate("DATABASE_URL", database.dsn(f"password-{number}"))
+            with installation.logs("secret_not_used"):
+                replace(tmp_path / "DATABASE_URL", database.dsn(f"password-{number}"))
+            with installation.logs("secret_changed"):
+                database.set_password(f"password-{number}")
             # All that serve calls are new, so made with the new password. Those that watch and listen stay.
             assert eventually(lambda before=before: len(database.sessions() - before) >= 2)  # type: ignore[misc]
         served = ended.copy()
@@ -229,6 +247,26 @@ def test_a_broken_file_keeps_the_old_value_and_is_reported(
     assert f"an old secret is in use: {name}_FILE" in ready
     assert re.search(r"^gatekeeper_secret_file_faults 1.0$", metrics, re.MULTILINE)
     assert "canary7f3a" not in said + metrics
+
+
+@pytest.mark.parametrize("remembers", [True, False], ids=["remembered", "twin: forgotten"])
+def test_a_refused_password_makes_the_one_in_the_file_be_tried_at_once(
+    database: PasswordDatabase, tmp_path: Path, *, remembers: bool
+) -> None:
+    """Between the new password of the role and the next check of the file, no call fails for want of a connection."""
+    with installed(database, tmp_path, program=("-c", NEVER if remembers else FORGETS)) as installation:
+        token = installation.token()
+        with installation.logs("secret_not_used"):
+            replace(tmp_path / "DATABASE_URL", database.dsn("another-password"))
+            installation.server.process.send_signal(signal.SIGHUP)
+        database.set_password("another-password")
+        database.end_sessions()
+        ended = Counter[str]()
+        with installation.admin(token) as admin:
+            read = lambda: admin.ListFlags(ListFlagsRequest(), timeout=TIMEOUT_S)  # noqa: E731
+            call_once("read", read, ended)
+
+    assert ended.keys() == {"read" if remembers else "read: UNAVAILABLE"}
 
 
 def test_at_sighup_a_single_process_rereads_its_files(database: PasswordDatabase, tmp_path: Path) -> None:

@@ -143,8 +143,9 @@ class Database:
             self._watch.start(hung_after_s=self._hung_after_s)
 
     def use(self, dsn: str) -> None:
-        """Connect by another DSN from now on, if a connection can be made by it; else nothing changes.
+        """Connect by another DSN from now on, if a connection can be made by it.
 
+        Else nothing changes until the server refuses the account of the DSN in use: then this one is tried at once.
         Idle connections by the old DSN are closed, and those in use when they are returned.
 
         Raises:

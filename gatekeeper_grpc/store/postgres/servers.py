@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -135,23 +134,24 @@ class Servers:
     def __init__(self, dsn: str, *, for_writing: bool = True, **keywords: str) -> None:
         self._read = partial(_Target.of, for_writing=for_writing, keywords=keywords)
         self._target = self._read(dsn)
+        self._next: _Target | None = None
         self.last_failure: ConnectFailed | None = None
         """Why a server was not connected to, since the last connection was made; None: there was no failure."""
         self._found: Server | None = None
-        self._lock = threading.Lock()  # guards _found against other writers
+        self._lock = threading.Lock()  # guards _found, _target and _next against other writers
 
     def use(self, dsn: str, *, abandon: Callable[[], bool]) -> None:
-        """Connect by another DSN from now on, if a connection can be made by it; else nothing changes.
+        """Connect by another DSN from now on, if a connection can be made by it.
+
+        Else nothing changes until the server refuses the account of the DSN in use: then this one is tried at once.
 
         Raises:
             InvalidArgument: The DSN cannot be read.
             OperationalError: As for `connect`.
         """
-        other = copy(self)
-        other._target = self._read(dsn)  # noqa: SLF001 - of the same class
-        with closing(other.connect(abandon=abandon)) as conn:
-            self._target = other._target  # noqa: SLF001
-            self._remember(conn.server)
+        target = self._next = self._read(dsn)
+        with closing(self._connect_to(target, deadline=time.monotonic() + _CONNECT_TIMEOUT_S, abandon=abandon)):
+            pass
 
     def connect(
         self, *, abandon: Callable[[], bool] = lambda: False, timeout_s: float | None = None
@@ -165,10 +165,22 @@ class Servers:
             ConnectionTimeout: A server was silent to the end.
             OperationalError: The error of a server, when each has failed.
         """
-        timeout_s = _CONNECT_TIMEOUT_S if timeout_s is None else timeout_s
-        target = self._target
-        self._wait_after_refusal(target.account, abandon, until=time.monotonic() + timeout_s)
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + (_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s)
+        target = self._wait_for_target(abandon, until=deadline)
+        try:
+            return self._connect_to(target, deadline=deadline, abandon=abandon)
+        except ConnectFailed as refused:
+            other = self._next
+            if other is None or not _is_permanent(refused):
+                raise
+        return self._connect_to(other, deadline=deadline, abandon=abandon)
+
+    def _connect_to(self, target: "_Target", *, deadline: float, abandon: Callable[[], bool]) -> ServerConnection:
+        """Connect, and use this target from then on.
+
+        Raises:
+            OperationalError: As for `connect`.
+        """
         note = partial(self._note, target.account)
         attempts = [_Attempt(params, failed=note) for params in conninfo_attempts(target.params)]
         attempts.sort(key=lambda attempt: attempt.server != self._found)
@@ -181,7 +193,7 @@ class Servers:
         _REFUSALS.forget(target.account)
         conn.dsn = target.dsn
         self.last_failure = None
-        self._remember(conn.server)
+        self._remember(target, conn.server)
         return conn
 
     def is_current(self, conn: ServerConnection) -> bool:
@@ -196,15 +208,19 @@ class Servers:
         if _is_permanent(failure):
             _REFUSALS.note(account, failure)
 
-    def _wait_after_refusal(self, account: Hashable, abandon: Callable[[], bool], *, until: float) -> None:
-        while (failure := _REFUSALS.bar(account)) is not None:
+    def _wait_for_target(self, abandon: Callable[[], bool], *, until: float) -> "_Target":
+        """Return the target in use as soon as it may be tried; it may change during the wait."""
+        while (failure := _REFUSALS.bar((target := self._target).account)) is not None:
             self.last_failure = failure
             if abandon() or time.monotonic() >= until:
                 raise failure
             time.sleep(_POLL_TIMEOUT_S)
+        return target
 
-    def _remember(self, server: Server) -> None:
+    def _remember(self, target: "_Target", server: Server) -> None:
         with self._lock:
+            if target is self._next:
+                self._target, self._next = target, None
             before, self._found = self._found, server
         if before not in {None, server}:
             _log.warning("database_server_changed", server=str(server), before=str(before))

@@ -89,6 +89,21 @@ def test_a_refused_value_is_tried_again_until_it_can_be_used(
     assert (secret.used, watched.fault) == ([CANARY], "")
 
 
+@pytest.mark.parametrize("refusal", [None, Unavailable("not there")], ids=["taken", "refused"])
+def test_a_value_that_was_refused_and_taken_back_is_not_kept_in_mind(
+    secret: Secret, watched: WatchedSecret, refusal: Exception | None
+) -> None:
+    secret.refusal = Unavailable("not this one")
+    secret.path.write_text(CANARY)
+    watched.check()
+    secret.refusal = refusal
+    secret.path.write_text("first")
+
+    assert checked(watched, times=3) == []
+    assert secret.used == ([] if refusal else ["first"])
+    assert watched.fault == ""
+
+
 def test_a_watched_secret_does_not_show_its_value(watched: WatchedSecret) -> None:
     watched.value = CANARY
 
