@@ -38,6 +38,7 @@ CALLS = int(os.environ.get("CALLS", "25000"))
 HOUR = dt.timedelta(hours=1)
 SETTINGS = {"GATEKEEPER_DRAIN_S": "0.5", "GATEKEEPER_GRACE_S": "10"}
 WORKERS = 2
+_LOG_SHOWN = 5_000
 
 
 @pytest.fixture(params=["plaintext", "tls"])
@@ -109,10 +110,12 @@ def roll(instances: Fleet, number: int) -> None:
     """Replace all workers of a supervisor."""
     del number
     gatekeeper = instances[0].gatekeeper
-    rolled = gatekeeper.log.text().count("roll_finished")
+    rolled, abandoned = gatekeeper.log.text().count("roll_finished"), "roll_abandoned"
     gatekeeper.process.send_signal(signal.SIGHUP)
+    ended = lambda text: text.count("roll_finished") > rolled or abandoned in text  # noqa: E731
     within_s = WORKERS * START_TIMEOUT_S
-    assert eventually(lambda: gatekeeper.log.text().count("roll_finished") > rolled, timeout_s=within_s)
+    assert eventually(lambda: ended(gatekeeper.log.text()), timeout_s=within_s), gatekeeper.log.text()[-_LOG_SHOWN:]
+    assert abandoned not in gatekeeper.log.text(), gatekeeper.log.text()[-_LOG_SHOWN:]
 
 
 def applied(postgres: Postgres) -> dict[str, int]:
