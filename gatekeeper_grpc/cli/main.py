@@ -1,7 +1,6 @@
 """The `gatekeeper` command: client commands, and commands that operate a server."""
 
 import os
-import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -149,9 +148,6 @@ def gatekeeper(context: click.Context) -> None:
     Commands that operate the server take their settings from the environment: see `gatekeeper config`.
     """
     if (command := context.invoked_subcommand) in _OPERATOR:
-        if command == "serve":
-            # By default it ends the process. `lifecycle/process.py` answers it, and has more to load before.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         from gatekeeper_grpc.cli.operator_settings import operator_settings
 
         context.obj = operator_settings(str(command))

@@ -21,7 +21,17 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
-from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, hanging, postgres_pids, serving, start, stop
+from tests.support.processes import (
+    KEYS,
+    START_TIMEOUT_S,
+    TIMEOUT_S,
+    Gatekeeper,
+    hanging,
+    postgres_pids,
+    serving,
+    start,
+    stop,
+)
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C4")
@@ -140,6 +150,32 @@ def test_signal_ends_a_start_that_waits_for_its_database(tmp_path: Path) -> None
             process.terminate()
 
             assert process.wait(MARGIN_S) == INTERRUPTED
+
+
+# Runs a `gatekeeper` command that gets SIGHUP as soon as it imports a package.
+_HANGS_UP = """
+import os, signal, sys
+
+class HangsUp:
+    def find_spec(self, name, *_):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGHUP)
+
+sys.meta_path.insert(0, HangsUp())
+from gatekeeper_grpc.cli.main import main
+main()
+"""
+
+
+def test_sighup_before_the_first_import_ends_nothing(tmp_path: Path) -> None:
+    no_file = dict.fromkeys(("GATEKEEPER_TLS_CERT_FILE", "GATEKEEPER_TLS_KEY_FILE"), str(tmp_path / "nothing"))
+    with start("serve", data_dir=tmp_path / "data", program=("-c", _HANGS_UP), **no_file) as process:
+        assert process.wait(START_TIMEOUT_S) == 1
+
+
+def test_twin_sighup_ends_a_command_that_serves_nothing(tmp_path: Path) -> None:
+    with start("config", data_dir=tmp_path / "data", program=("-c", _HANGS_UP)) as process:
+        assert process.wait(START_TIMEOUT_S) == -signal.SIGHUP
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
