@@ -104,6 +104,11 @@ class ApiTokenCache:
         self.uses.note(token.token_id)
         return token.caller()
 
+    def note_lapsed(self, caller: Caller) -> None:
+        """Count and log a call that was refused after its API token was let in; nothing if it has none."""
+        if caller.api_token is not None:
+            self._refusals.refuse(Cause.LAPSED, token_id=caller.api_token.token_id)
+
     def refresh(self) -> None:
         """Load the tokens.
 

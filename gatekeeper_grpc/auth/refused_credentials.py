@@ -28,6 +28,9 @@ class Cause(StrEnum):
     """No key has that id and type: it was never created, has expired, or is revoked."""
     UNKNOWN_TOKEN = "unknown_token"  # noqa: S105 - a name
     """No API token has that id: it was never created, has expired, is revoked, or its maker may not call any more."""
+    LAPSED = "lapsed"
+    """The API token was let in, and then a transaction found it revoked, expired, or beyond what its maker may now:
+    another instance changed that less than a second ago, or it happened during the call."""
     BEARER_NOT_ALLOWED = "bearer_not_allowed"
     """A bearer key was sent, and a signature is required."""
     WRONG_SECRET = "wrong_secret"  # noqa: S105 - a name
@@ -44,8 +47,8 @@ class Cause(StrEnum):
     """The nonce was used before."""
 
 
-_OF_TOKENS: Final = frozenset({Cause.MALFORMED, Cause.UNKNOWN_TOKEN, Cause.WRONG_SECRET})
-_OF_CLIENTS: Final = frozenset(Cause) - {Cause.UNKNOWN_TOKEN}
+_OF_TOKENS: Final = frozenset({Cause.MALFORMED, Cause.UNKNOWN_TOKEN, Cause.LAPSED, Cause.WRONG_SECRET})
+_OF_CLIENTS: Final = frozenset(Cause) - {Cause.UNKNOWN_TOKEN, Cause.LAPSED}
 
 
 class RefusedCredentials:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
 from gatekeeper_grpc.auth.client_calls import ClientCall, ClientVerifier
-from gatekeeper_grpc.domain.caller import caller_check_age_s, set_current_caller
+from gatekeeper_grpc.domain.caller import Caller, caller_check_age_s, set_current_caller
+from gatekeeper_grpc.domain.errors import Unauthenticated
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
 from gatekeeper_grpc.interceptors.body import (
     MessageParser,
@@ -86,6 +87,8 @@ class Stages(grpc.ServerInterceptor):
     """Compares the caller of the current call with the stored admin user; raises Unauthenticated if it differs. Called
     before an answer that no transaction has checked, and again and again while a stream is answered.
     """
+    note_lapsed: Callable[[Caller], None] = lambda _caller: None
+    """Told of callers whom a transaction refuses although their token was let in."""
     clients: ClientVerifier | None = None
     """Verifies client keys and signatures of signable methods; None: they are neither required nor read."""
     rate_limits: RateLimits = NO_LIMITS
@@ -179,6 +182,7 @@ class _Method:
         self._behaviour = _behaviour(handler)
         self._verify_token = stages.verify_token
         self._check_caller = stages.check_caller
+        self._note_lapsed = stages.note_lapsed
         self._clients = stages.clients if policy.signable else None
         self._takes_stream = handler.request_streaming
         self.is_stream = handler.request_streaming or handler.response_streaming
@@ -253,6 +257,13 @@ class _Method:
                 return Arrival(owner=Owner(CLIENT_KEY, client.key_id), client=client)
         return stranger(call.client)
 
+    def _end(self, error: Exception, rpc: Rpc, context: Any) -> NoReturn:
+        """End the call with the status of `error`; call it where `error` is handled."""
+        rpc.error = error
+        if isinstance(error, Unauthenticated) and rpc.caller is not None:
+            self._note_lapsed(rpc.caller)
+        end_with(error, context, method=self._name, call_id=rpc.call_id)
+
     def _admit(self, rpc: Rpc, context: Any) -> ClientCall | None:
         """Authorize; return the client whose call it is, if it has said so: the message must match its signature."""
         arrival = arrival_of(context)
@@ -319,8 +330,7 @@ class _UnaryResponse(_Method):
             response = self._serialize(self._behaviour(argument, context))
             self._require_caller()
         except Exception as error:  # noqa: BLE001 - all become a status
-            rpc.error = error
-            end_with(error, context, method=self._name, call_id=rpc.call_id)
+            self._end(error, rpc, context)
         else:
             return response
         finally:
@@ -341,8 +351,7 @@ class _StreamResponse(_Method):
                 self._require_caller(checked_within_s=CALLER_CHECK_INTERVAL_S)
                 yield self._serialize(response)
         except Exception as error:  # noqa: BLE001 - all become a status
-            rpc.error = error
-            end_with(error, context, method=self._name, call_id=rpc.call_id)
+            self._end(error, rpc, context)
         finally:
             log_finished(rpc, context)
 
@@ -370,8 +379,7 @@ class _NonBlockingResponse(_Method):
             if self._max_age_s < inf:
                 self._keep_within_limits(worker_context, GrpcResponseStream(context), rpc.client_key)
         except Exception as error:  # noqa: BLE001 - all become a status
-            rpc.error = error
-            end_with(error, context, method=self._name, call_id=rpc.call_id)
+            self._end(error, rpc, context)
 
     def _keep_within_limits(self, context: "_CallbacksOnWorkers", stream: GrpcResponseStream, key: str | None) -> None:
         """End the stream, which goes on without this worker, at its greatest age or with its key."""

@@ -479,6 +479,7 @@ class GatekeeperServer:
             elsewhere=elsewhere,
             verify_token=CallerVerifier(self._access_tokens, self.api_tokens).verify,
             check_caller=self.database.check_caller,
+            note_lapsed=self.api_tokens.note_lapsed,
             pools=self.pools,
             clients=self._client_verifier(),
             rate_limits=self.rate_limits,

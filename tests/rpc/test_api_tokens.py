@@ -315,7 +315,7 @@ def test_the_cause_of_a_refused_token_is_in_the_log_and_the_metric_alone(install
     causes = {log["cause"]: log.get("token_id") for log in logs if log["event"] == "api_token_refused"}
     assert causes == {"wrong_secret": token_id, "unknown_token": revoked.api_token.token_id, "malformed": None}
     assert [secret for secret in (made.secret, *sent.values()) if secret in str(logs)] == []
-    assert refused_tokens(installation.server) == {cause: before[cause] + 1 for cause in sent}
+    assert refused_tokens(installation.server) == {**before, **{cause: before[cause] + 1 for cause in sent}}
 
 
 def test_the_answer_to_a_refused_token_is_one_text(installation: Installation) -> None:
@@ -470,11 +470,17 @@ def test_a_revoked_token_is_refused_by_an_instance_that_has_not_heard(
     installation: Installation, second: GatekeeperServer, maker: str, secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody_refreshes(monkeypatch, installation.server, second)
+    token_id, before = f"at_{secret.split('_')[1]}", refused_tokens(second)
 
-    revoke(manager(installation), f"at_{secret.split('_')[1]}")
+    revoke(manager(installation), token_id)
 
-    assert writes(installation, second, secret) == [UNAUTHENTICATED] * 2
-    assert not accepts(second, secret)
+    with capture_logs() as logs:
+        assert writes(installation, second, secret) == [UNAUTHENTICATED] * 2
+        assert not accepts(second, secret)
+    assert refused_tokens(second) == {**before, "lapsed": before["lapsed"] + 2}
+    assert {(log["cause"], log["token_id"]) for log in logs if log["event"] == "api_token_refused"} == {
+        ("lapsed", token_id)
+    }
 
 
 def test_twin_without_the_check_in_the_database_it_is_accepted(
