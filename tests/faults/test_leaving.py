@@ -110,12 +110,17 @@ def roll(instances: Fleet, number: int) -> None:
     """Replace all workers of a supervisor."""
     del number
     gatekeeper = instances[0].gatekeeper
-    rolled, abandoned = gatekeeper.log.text().count("roll_finished"), "roll_abandoned"
+    rolled = gatekeeper.log.text().count("roll_finished")
+
+    def ended() -> bool:
+        text = gatekeeper.log.text()
+        return text.count("roll_finished") > rolled or "roll_abandoned" in text
+
     gatekeeper.process.send_signal(signal.SIGHUP)
-    ended = lambda text: text.count("roll_finished") > rolled or abandoned in text  # noqa: E731
-    within_s = WORKERS * START_TIMEOUT_S
-    assert eventually(lambda: ended(gatekeeper.log.text()), timeout_s=within_s), gatekeeper.log.text()[-_LOG_SHOWN:]
-    assert abandoned not in gatekeeper.log.text(), gatekeeper.log.text()[-_LOG_SHOWN:]
+    has_ended = eventually(ended, timeout_s=WORKERS * START_TIMEOUT_S)
+    logged = gatekeeper.log.text()
+    assert has_ended, logged[-_LOG_SHOWN:]
+    assert "roll_abandoned" not in logged, logged[-_LOG_SHOWN:]
 
 
 def applied(postgres: Postgres) -> dict[str, int]:
