@@ -48,7 +48,7 @@ class Program:
         command: See `build`.
         ports: Of the instances.
         token: Of an editor.
-        certificates: For TLS. None: plaintext, and no retry policy.
+        certificates: For TLS. None: plaintext, in which evaluations have no retry policy.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ class PythonClients:
     Args:
         ports: Of the instances.
         token: Of an editor.
-        certificates: For TLS. None: plaintext, and no retry policy.
+        certificates: For TLS. None: plaintext, in which evaluations have no retry policy.
         newcomers: How many more open a connection for each evaluation, and try once.
         between_calls_s: How long each of them pauses.
     """
@@ -112,7 +112,7 @@ class PythonClients:
         self._target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
         self._token = token
         self._certificates = certificates
-        self._service_config = SERVICE_CONFIG if certificates else without_retries(SERVICE_CONFIG)
+        self._to_evaluate = SERVICE_CONFIG if certificates else without_retries(SERVICE_CONFIG)
         self._between_calls_s = between_calls_s
         self._lock = threading.Lock()  # guards the figures
         self.figures = Figures()
@@ -140,9 +140,9 @@ class PythonClients:
         self._watcher.join(TIMEOUT_S)
 
     @contextmanager
-    def _channel(self, *, service_config: str = "") -> Iterator[grpc.Channel]:
+    def _channel(self, *, service_config: str = SERVICE_CONFIG) -> Iterator[grpc.Channel]:
         options: dict[str, Any] = {
-            "grpc.service_config": service_config or self._service_config,
+            "grpc.service_config": service_config,
             "grpc.use_local_subchannel_pool": 1,
             "grpc.max_reconnect_backoff_ms": _MAX_RECONNECT_BACKOFF_MS,
         }
@@ -157,7 +157,7 @@ class PythonClients:
         return AdminServiceStub(grpc.intercept_channel(channel, Bearer(self._token)))
 
     def _evaluate(self) -> None:
-        with self._channel() as channel:
+        with self._channel(service_config=self._to_evaluate) as channel:
             stub = EvaluationServiceStub(channel)
             self._repeat(
                 "evaluate", lambda: stub.EvaluateFlags(ALICE, timeout=_DEADLINE_S), every_s=self._between_calls_s

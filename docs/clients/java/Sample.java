@@ -57,7 +57,8 @@ public final class Sample {
   private static final long DEADLINE_S = 5;
   private static final String FLAG = "sample";
 
-  // By default a client stays with one instance, however many a name has. Numbers must be doubles.
+  // By default a client stays with one instance, however many a name has. Numbers must be doubles. UNKNOWN is what gRPC for
+  // Java may make of a call that meets the end of a TLS connection; the server never answers with it.
   static final Map<String, ?> SERVICE_CONFIG = Map.of(
       "loadBalancingConfig", List.of(Map.of("round_robin", Map.of())),
       "methodConfig", List.of(Map.of(
@@ -67,7 +68,7 @@ public final class Sample {
           "waitForReady", true,
           "retryPolicy", Map.of(
               "maxAttempts", 5.0, "initialBackoff", "0.05s", "maxBackoff", "1s", "backoffMultiplier", 2.0,
-              "retryableStatusCodes", List.of("UNAVAILABLE")))));
+              "retryableStatusCodes", List.of("UNAVAILABLE", "UNKNOWN")))));
 
   public static void main(String[] arguments) throws Exception {
     ManagedChannel channel = connect();
@@ -210,7 +211,7 @@ public final class Sample {
         context.run(() -> watcher.read(channel));
       } catch (StatusRuntimeException error) {
         Status.Code code = error.getStatus().getCode();
-        if (code != Status.Code.UNAVAILABLE && code != Status.Code.RESOURCE_EXHAUSTED) {
+        if (code != Status.Code.UNAVAILABLE && code != Status.Code.UNKNOWN && code != Status.Code.RESOURCE_EXHAUSTED) {
           throw error;
         }
         // Jitter: all clients of an instance lose it together.

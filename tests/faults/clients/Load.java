@@ -33,9 +33,11 @@ import java.io.OutputStream;
 import java.net.InetSocketAddress;
 import java.net.URI;
 import java.util.ArrayList;
+import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.UUID;
 import java.util.concurrent.ThreadLocalRandom;
@@ -54,6 +56,7 @@ public final class Load {
   private static final long DEADLINE_S = 10;
   private static final long GIVES_UP_AFTER_MS = 60_000;
   private static final long PRINT_INTERVAL_MS = 250;
+  private static final Set<Status.Code> REPEATED = EnumSet.of(Status.Code.UNAVAILABLE, Status.Code.UNKNOWN);
   private static final String CA_FILE = System.getenv("CA_FILE");
 
   private static final Figures FIGURES = new Figures();
@@ -116,7 +119,7 @@ public final class Load {
     List<Thread> calls = new ArrayList<>();
     for (int n = 0; n < EVALUATORS; n++) {
       calls.add(start(() -> {
-        var evaluation = EvaluationServiceGrpc.newBlockingStub(dial());
+        var evaluation = EvaluationServiceGrpc.newBlockingStub(dial(withoutNeedlessRetries()));
         var asked = Sample.request().build();
         repeat("evaluate", BETWEEN_CALLS_MS, () -> evaluation.withDeadlineAfter(DEADLINE_S, SECONDS).evaluateFlags(asked));
       }));
@@ -159,9 +162,9 @@ public final class Load {
   }
 
   /** Opens a connection to every address. */
-  private static Channel dial() {
+  private static Channel dial(Map<String, ?> serviceConfig) {
     return Grpc.newChannelBuilder("fleet:///localhost", credentials())
-        .defaultServiceConfig(serviceConfig())
+        .defaultServiceConfig(serviceConfig)
         .build();
   }
 
@@ -175,8 +178,8 @@ public final class Load {
     }
   }
 
-  /** The config of the sample. In plaintext nothing fails without any retry policy. */
-  private static Map<String, ?> serviceConfig() {
+  /** The config of the sample. In plaintext no evaluation needs a retry policy. */
+  private static Map<String, ?> withoutNeedlessRetries() {
     if (CA_FILE != null) {
       return Sample.SERVICE_CONFIG;
     }
@@ -194,7 +197,7 @@ public final class Load {
   private static AdminServiceBlockingStub admin() {
     Metadata headers = new Metadata();
     headers.put(Sample.header("authorization"), "Bearer " + System.getenv("TOKEN"));
-    return AdminServiceGrpc.newBlockingStub(dial()).withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
+    return AdminServiceGrpc.newBlockingStub(dial(Sample.SERVICE_CONFIG)).withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
   }
 
   private static void repeat(String kind, long pauseMs, Runnable once) {
@@ -209,7 +212,7 @@ public final class Load {
     }
   }
 
-  /** Changes the flag, and sends the same again while the answer is UNAVAILABLE. */
+  /** Changes the flag, and sends the same again while the answer is UNAVAILABLE, or it could not be sent. */
   private static void change(AdminServiceBlockingStub admin) {
     String id = UUID.randomUUID().toString();
     UpdateFlagRequest asked = UpdateFlagRequest.newBuilder()
@@ -223,7 +226,7 @@ public final class Load {
         FIGURES.change(stub.updateFlag(asked).getRevision());
         return;
       } catch (StatusRuntimeException error) {
-        if (error.getStatus().getCode() != Status.Code.UNAVAILABLE || System.currentTimeMillis() > end) {
+        if (!REPEATED.contains(error.getStatus().getCode()) || System.currentTimeMillis() > end) {
           throw error;
         }
         sleep(BEFORE_REPEAT_MS);
@@ -232,7 +235,7 @@ public final class Load {
   }
 
   private static void watch() {
-    var evaluation = EvaluationServiceGrpc.newBlockingStub(dial());
+    var evaluation = EvaluationServiceGrpc.newBlockingStub(dial(Sample.SERVICE_CONFIG));
     for (; ; sleep(ThreadLocalRandom.current().nextLong(1_000))) {
       try {
         var asked = WatchFlagsRequest.newBuilder().setFromRevision(FIGURES.seenRevision).build();

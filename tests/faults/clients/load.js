@@ -23,10 +23,10 @@ const count = (of, what) => { of[what] = (of[what] ?? 0) + 1; };
 const print = () => process.stdout.write(`${JSON.stringify(figures)}\n`);
 let stopped = false;
 
-// In plaintext nothing fails without any retry policy.
-function serviceConfig() {
+// In plaintext no evaluation needs a retry policy.
+function serviceConfig(Service) {
   const config = JSON.parse(options['grpc.service_config']);
-  if (!CA_FILE) config.methodConfig.forEach((method) => delete method.retryPolicy);
+  if (!CA_FILE && Service === gatekeeper.EvaluationService) config.methodConfig.forEach((method) => delete method.retryPolicy);
   return JSON.stringify(config);
 }
 
@@ -35,7 +35,7 @@ function dial(Service) {
   const credentials = CA_FILE ? grpc.credentials.createSsl(fs.readFileSync(CA_FILE)) : grpc.credentials.createInsecure();
   return new Service(`ipv4:${ADDRESSES}`, credentials, {
     ...options,
-    'grpc.service_config': serviceConfig(),
+    'grpc.service_config': serviceConfig(Service),
     'grpc.use_local_subchannel_pool': 1,
     'grpc.default_authority': 'localhost',
     'grpc.ssl_target_name_override': 'localhost',

@@ -73,7 +73,7 @@ func TestMain(*testing.M) {
 	go watchFlags()
 	var calls sync.WaitGroup
 	for range evaluators {
-		calls.Go(func() { repeat("evaluate", betweenCalls, evaluateFor(pb.NewEvaluationServiceClient(dial()))) })
+		calls.Go(func() { repeat("evaluate", betweenCalls, evaluateFor(pb.NewEvaluationServiceClient(dialToEvaluate()))) })
 	}
 	calls.Go(func() { repeat("read", betweenCalls, readFor(pb.NewAdminServiceClient(dial()))) })
 	calls.Go(func() { repeat("change", betweenChanges, changeFor(pb.NewAdminServiceClient(dial()))) })
@@ -100,7 +100,7 @@ func isStopped() bool {
 }
 
 // dial opens a connection to every address: gRPC for Go has no scheme for a list of them.
-func dial() *grpc.ClientConn {
+func dial(more ...grpc.DialOption) *grpc.ClientConn {
 	addresses := []resolver.Address{}
 	for _, address := range strings.Split(os.Getenv("ADDRESSES"), ",") {
 		addresses = append(addresses, resolver.Address{Addr: address})
@@ -112,12 +112,20 @@ func dial() *grpc.ClientConn {
 		trusting, err := credentials.NewClientTLSFromFile(file, "")
 		must(err)
 		options = append(options, grpc.WithTransportCredentials(trusting))
-	} else { // In plaintext nothing fails without any retry policy.
-		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+	} else {
+		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	}
-	channel, err := grpc.NewClient("fleet:///localhost", options...)
+	channel, err := grpc.NewClient("fleet:///localhost", append(options, more...)...)
 	must(err)
 	return channel
+}
+
+// dialToEvaluate leaves out the retry policy in plaintext, in which no evaluation needs one.
+func dialToEvaluate() *grpc.ClientConn {
+	if os.Getenv("CA_FILE") == "" {
+		return dial(grpc.WithDisableRetry())
+	}
+	return dial()
 }
 
 func repeat(kind string, pause time.Duration, call func(context.Context) error) {
