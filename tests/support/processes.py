@@ -156,12 +156,14 @@ class Gatekeeper:
 
 
 @contextmanager
-def serving(data_dir: Path, *options: str, **settings: str) -> Iterator[Gatekeeper]:
+def serving(
+    data_dir: Path, *options: str, program: Sequence[str] = ("gatekeeper_grpc",), **settings: str
+) -> Iterator[Gatekeeper]:
     """Run `gatekeeper serve` on `data_dir` for the length of the block; it may end earlier. Settings are variables.
 
     It ends with the thread that has started it, however that ends.
     """
-    with start("serve", *options, data_dir=data_dir, launcher=_ends_with_us(), **settings) as process:
+    with start("serve", *options, data_dir=data_dir, program=program, launcher=_ends_with_us(), **settings) as process:
         try:
             yield Gatekeeper(process, data_dir)
         finally:
@@ -181,13 +183,19 @@ def start(
     Args:
         arguments: Of the command.
         data_dir: Its data directory.
-        program: The module (or ``-c`` and code) that runs it, with its arguments.
+        program: The module (or ``-c`` and code) that runs it, with its arguments; or the path of a `gatekeeper`.
         launcher: A program that becomes the one whose command line follows its own, such as `with_files`.
         settings: Environment variables.
     """
-    command = [*launcher, sys.executable, *(["-m"] if program[0] != "-c" else []), *program, *arguments]
+    command = [*launcher, *_command_of(program), *arguments]
     environment = {**os.environ, **_QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _command_of(program: Sequence[str]) -> Sequence[str]:
+    if Path(program[0]).is_absolute():
+        return program
+    return [sys.executable, *(["-m"] if program[0] != "-c" else []), *program]
 
 
 def _ends_with_us() -> tuple[str, ...]:

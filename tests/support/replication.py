@@ -223,7 +223,7 @@ class Pair:
 @contextmanager
 def running_node(*, settings: Mapping[str, str] | None = None) -> Iterator[Node]:
     """Run one server with the schema of Gatekeeper, for the length of a block."""
-    with _open_folder() as folder:
+    with open_folder() as folder:
         node = Node(folder / "one", settings=settings)
         try:
             node.init()
@@ -237,7 +237,7 @@ def running_node(*, settings: Mapping[str, str] | None = None) -> Iterator[Node]
 @contextmanager
 def running_pair(*, synchronous: bool = False) -> Iterator[Pair]:
     """Run a primary and its standby, for the length of a block."""
-    with _open_folder() as folder:
+    with open_folder() as folder:
         pair = Pair(folder, synchronous=synchronous)
         try:
             pair.start()
@@ -252,7 +252,7 @@ def dsn_of(*nodes: Node) -> str:
 
 
 @contextmanager
-def _open_folder() -> Iterator[Path]:
+def open_folder() -> Iterator[Path]:
     """A new folder that the account that runs postgres can pass through."""
     with tempfile.TemporaryDirectory(prefix="gatekeeper-nodes-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)
