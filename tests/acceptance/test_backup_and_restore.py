@@ -1,4 +1,4 @@
-"""The restore drill of docs/operations/restore.md, with PostgreSQL's programs and a server that runs on."""
+"""A restored backup takes the old name, with PostgreSQL's programs and a server that runs on."""
 
 import subprocess
 from pathlib import Path
