@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-acceptance test-clients test-databases check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -97,6 +97,10 @@ test-clients: $(VENV)/.dev ## Build the samples of docs/clients and run them aga
 # Of another PostgreSQL: GATEKEEPER_TEST_PG_BIN=/path/to/bin.
 test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)
 	@$(BIN)/pytest tests/databases --timeout 300
+
+# They build the release before this one from the history of the repository: a shallow clone has none.
+test-drills: $(VENV)/.dev ## Run the commands of the operators' pages: restore, failover, upgrade, key leak (minutes)
+	@$(BIN)/pytest tests/drills --timeout 300
 
 check-deploy: $(VENV)/.deploy ## Validate alerts, dashboards, Compose, the Dockerfile and Kubernetes manifests (needs Go and apt-get)
 	@$(BIN)/pytest tests/deploy
