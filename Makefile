@@ -100,7 +100,7 @@ test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, sett
 
 # They build the release before this one from the history of the repository: a shallow clone has none.
 test-drills: $(VENV)/.dev ## Run the commands of the operators' pages: restore, failover, upgrade, key leak (minutes)
-	@$(BIN)/pytest tests/drills --timeout 300
+	@$(BIN)/pytest tests/drills $(DRILLS) --timeout 300
 
 check-deploy: $(VENV)/.deploy ## Validate alerts, dashboards, Compose, the Dockerfile and Kubernetes manifests (needs Go and apt-get)
 	@$(BIN)/pytest tests/deploy
