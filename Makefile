@@ -44,26 +44,29 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	@$(PIP_INSTALL) -r requirements-dev.lock
 	@touch $@
 
-# Debian's package, unpacked: that needs no rights and starts nothing. Where the machine's lists are missing or old, lists of its own.
+# Debian's packages, unpacked: that needs no rights and starts nothing. Where the machine's lists are missing or old, lists of its own.
+DEBIAN = $(VENV)/debian
+PACKAGES_pgbouncer = pgbouncer libc-ares2 libevent-2.1-7
 APT = apt-get --quiet=2 -o APT::Sandbox::User=root
-OWN_LISTS = -o Dir::State::lists=$(abspath $(VENV))/prometheus/lists -o Dir::Cache=$(abspath $(VENV))/prometheus/cache
-$(VENV)/prometheus/.made: | $(VENV)/.dev
-	@echo "unpacking Debian's Prometheus ..."
-	@command -v apt-get >/dev/null || { echo "There is no program 'apt-get': Prometheus is Debian's package." >&2; exit 1; }
-	@mkdir -p $(VENV)/prometheus/lists/partial $(VENV)/prometheus/cache/archives/partial
-	@cd $(VENV)/prometheus && { $(APT) download prometheus 2>/dev/null \
-	  || { $(APT) $(OWN_LISTS) update && $(APT) $(OWN_LISTS) download prometheus; } } && dpkg -x prometheus_*.deb . && rm -rf lists cache prometheus_*.deb
-	@ln -sf ../prometheus/usr/bin/prometheus ../prometheus/usr/bin/promtool $(BIN)/
+OWN_LISTS = -o Dir::State::lists=$(abspath $(@D))/lists -o Dir::Cache=$(abspath $(@D))/cache
+$(DEBIAN)/%/.made: | $(VENV)/.dev
+	@echo "unpacking Debian's $* ..."
+	@command -v apt-get >/dev/null || { echo "There is no program 'apt-get': $* is Debian's package." >&2; exit 1; }
+	@mkdir -p $(@D)/lists/partial $(@D)/cache/archives/partial
+	@cd $(@D) && { $(APT) download $(or $(PACKAGES_$*),$*) 2>/dev/null \
+	  || { $(APT) $(OWN_LISTS) update && $(APT) $(OWN_LISTS) download $(or $(PACKAGES_$*),$*); } } \
+	  && for package in *.deb; do dpkg -x "$$package" .; done && rm -rf lists cache *.deb
 	@touch $@
 
 # kubeconform would need the network for its schemas; kubernetes-validate brings them.
-$(VENV)/.deploy: requirements-deploy.lock $(VENV)/.dev $(VENV)/prometheus/.made
+$(VENV)/.deploy: requirements-deploy.lock $(VENV)/.dev $(DEBIAN)/prometheus/.made
 	@echo "installing the tools for files of deployments ..."
 	@command -v go >/dev/null || { echo "There is no program 'go': kustomize and compose-go are built with Go 1.24 or newer." >&2; exit 1; }
 	@$(PIP_INSTALL) -r requirements-deploy.lock
 	@GOBIN=$(abspath $(BIN)) go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 	@GOBIN=$(abspath $(VENV))/compose-go go install github.com/compose-spec/compose-go/v2/cmd@v2.9.0
 	@ln -sf ../compose-go/cmd $(BIN)/compose-go
+	@ln -sf ../debian/prometheus/usr/bin/prometheus ../debian/prometheus/usr/bin/promtool $(BIN)/
 	@touch $@
 
 install: $(VENV)/.dev ## Create .venv with the server, its tools and everything the tests need
@@ -95,7 +98,7 @@ test-clients: $(VENV)/.dev ## Build the samples of docs/clients and run them aga
 	@$(BIN)/pytest tests/clients --timeout 600
 
 # Of another PostgreSQL: GATEKEEPER_TEST_PG_BIN=/path/to/bin.
-test-databases: $(VENV)/.dev ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)
+test-databases: $(VENV)/.dev $(DEBIAN)/pgbouncer/.made ## Test on Debian's PostgreSQL: other schemas, settings, encodings, rights, distances (5 minutes)
 	@$(BIN)/pytest tests/databases --timeout 300
 
 # They build the release before this one from the history of the repository: a shallow clone has none.

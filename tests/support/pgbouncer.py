@@ -1,8 +1,9 @@
-"""A real PgBouncer in front of a PostgreSQL: Debian's package, installed or unpacked for the run."""
+"""A real PgBouncer in front of a PostgreSQL: Debian's package, installed or unpacked by `make test-databases`."""
 
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +19,7 @@ from tests.support.servers import scratch
 from tests.support.valkey import free_port
 from tests.support.waiting import eventually
 
-# What it needs that a small Debian lacks.
-_PACKAGES = ("pgbouncer", "libc-ares2", "libevent-2.1-7")
+_UNPACKED = Path(sys.prefix) / "debian" / "pgbouncer"
 _CONFIG = """
 [pgbouncer]
 listen_addr = 127.0.0.1
@@ -69,11 +69,12 @@ def _program() -> tuple[Path, Mapping[str, str]]:
     installed = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if installed:
         return Path(installed), {}
+    libraries = next(_UNPACKED.glob("usr/lib/*/libcares.so.2"), None)
+    assert libraries is not None, "PgBouncer is not here: run these tests by `make test-databases`, which unpacks it"
+    # Here, for the account that PostgreSQL runs as: it may not reach the checkout.
     folder = scratch() / "pgbouncer"
-    folder.mkdir()
+    shutil.copytree(_UNPACKED, folder)
     scratch().chmod(0o755)
-    subprocess.run(["apt-get", "download", *_PACKAGES], cwd=folder, check=True, capture_output=True)
-    for package in folder.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", package, folder], check=True)
-    libraries = next(folder.glob("usr/lib/*/libcares.so.2")).parent
-    return folder / "usr" / "sbin" / "pgbouncer", {"LD_LIBRARY_PATH": str(libraries)}
+    return folder / "usr" / "sbin" / "pgbouncer", {
+        "LD_LIBRARY_PATH": str(folder / libraries.parent.relative_to(_UNPACKED))
+    }
