@@ -242,7 +242,7 @@ class Machine:
         path.parent.mkdir(parents=True, exist_ok=True)
         copied(volume["source"], path)
         for file in (each for each in (path, *path.rglob("*")) if each.is_file()):
-            file.write_text(self._with_hosts(file.read_text()).replace('_interval: "15s"', '_interval: "1s"'))
+            file.write_text(self._with_hosts(file.read_text()).replace('_interval: "15s"', '_interval: "5s"'))
 
     def _source(self, volume: Mapping[str, Any]) -> Path:
         if volume["type"] == "volume":

@@ -141,7 +141,7 @@ def main(minutes: float = 10) -> None:
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
         stack(Path(name)) as running,
-        prometheus(Path(name) / "prometheus", running.ops_ports, every_s=5) as source,
+        prometheus(Path(name) / "prometheus", running.ops_ports) as source,
     ):
         since = time.time()
         _live_through(running, seconds=60 * minutes)

@@ -45,13 +45,13 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, targets: Mapping[str, int], *, every_s: int = 1) -> Iterator[Prometheus]:
+def prometheus(folder: Path, targets: Mapping[str, int], *, every_s: int = 5) -> Iterator[Prometheus]:
     """Run a Prometheus for the length of the block.
 
     Args:
         folder: For its files.
         targets: Operations ports by what `instance` is to be.
-        every_s: How often it scrapes them and evaluates the rules.
+        every_s: How often it scrapes them and evaluates the rules, and how long it waits for an answer at most.
     """
     folder.mkdir()
     with subprocess.Popen(

@@ -23,6 +23,7 @@ from tests.deploy.queries import (
 )
 from tests.deploy.stack import Stack, stack
 from tests.support.markdown import CODE, FENCE
+from tests.support.processes import START_TIMEOUT_S
 from tests.support.scrapes import text_of
 from tests.support.waiting import eventually
 
@@ -45,8 +46,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def asked(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped both instances before, during and after traffic."""
     with prometheus(tmp_path_factory.mktemp("prometheus") / "run", running.ops_ports) as asked:
-        assert eventually(lambda: asked.values("sum(up)") == [2])
-        eventually(lambda: has_data_after_traffic(asked, running), timeout_s=90)  # Each panel has a test of its own.
+        assert eventually(lambda: asked.values("sum(up)") == [2], timeout_s=START_TIMEOUT_S)
+        eventually(
+            lambda: has_data_after_traffic(asked, running), timeout_s=START_TIMEOUT_S
+        )  # Each panel has a test of its own.
         yield asked
 
 
@@ -111,7 +114,7 @@ def test_promtool_has_nothing_to_say_about_the_metrics(instance: str, running: S
 
 
 def test_pictures_are_drawn_from_the_queries(asked: Prometheus, tmp_path: Path) -> None:
-    draw(asked, tmp_path, since=time.time() - 10, rate_interval="5s")
+    draw(asked, tmp_path, since=time.time() - 30, rate_interval="20s")
 
     for name, dashboard in DASHBOARDS.items():
         picture = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
