@@ -40,6 +40,7 @@ from tests.support.waiting import eventually
 from tests.support.watching import watching
 
 ENDPOINT, HEADERS = "otel_exporter_otlp_endpoint", "otel_exporter_otlp_headers"
+WITH_PASSWORD = "http://user:word@collector:4317"  # pragma: allowlist secret
 RATIO = "otel_traces_sampler_arg"
 ALL_DEFAULT: Mapping[str, object] = MappingProxyType({})
 EVERY_CALL: Mapping[str, object] = MappingProxyType({RATIO: 1.0})
@@ -468,7 +469,7 @@ def test_traces_without_their_packages_are_refused_in_words(monkeypatch: pytest.
     ("given", "fault"),
     [
         ({ENDPOINT: "collector:4317"}, "OTEL_EXPORTER_OTLP_ENDPOINT: must be http://host:port"),
-        ({ENDPOINT: "http://user:word@collector:4317"}, "OTEL_EXPORTER_OTLP_ENDPOINT: must be http://host:port"),
+        ({ENDPOINT: WITH_PASSWORD}, "OTEL_EXPORTER_OTLP_ENDPOINT: must be http://host:port"),
         ({"otel_exporter_otlp_protocol": "http/protobuf"}, "OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc"),
         ({RATIO: "2"}, "OTEL_TRACES_SAMPLER_ARG: '2' must be a number of 0 or more, at most 1"),
     ],
