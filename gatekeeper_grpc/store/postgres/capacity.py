@@ -6,6 +6,7 @@ from typing import Final
 from psycopg.rows import class_row
 
 from gatekeeper_grpc.store.postgres.database import Database, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 CONNECTIONS_OUTSIDE_POOL: Final = 5
 """What a worker may open in addition to its pool: to listen, for the hang watch, to prepare."""
@@ -47,6 +48,7 @@ _READ = """
 """
 
 
+@retry_lost_read
 def capacity_of(database: Database) -> Capacity:
     """Read what is allowed and used at this moment.
 
