@@ -17,6 +17,7 @@ from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest, LoginResponse, RefreshTokenRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_BEARER, RATE_TIER_STANDARD, ClientKey
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.auth.data_keys import DataKeys, SealError
 from gatekeeper_grpc.auth.keys import KeyRing
@@ -25,6 +26,7 @@ from tests.drills.operator import Operator, following
 from tests.drills.site import Site, configured, running_site
 from tests.faults.figures import BUSY_S
 from tests.faults.fleet import ALICE
+from tests.faults.load import Load, at_work
 from tests.support.clients import send
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, connect
 from tests.support.replication import Node, open_folder
@@ -40,6 +42,18 @@ FILE_READ_WITHIN_S = 10.0
 """Promised for a busy machine."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Evaluates with a client key."""
+
+    instance: Gatekeeper
+    secret: str
+
+    def evaluate(self) -> EvaluateFlagsResponse:
+        """Ask for all flags."""
+        return evaluates(self.secret)(self.instance)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drill:
     """An installation that evaluates for holders of keys alone, with one credential of each kind that does not leak."""
@@ -50,8 +64,16 @@ class Drill:
     api_token: str
     login: LoginResponse
 
-    def section(self, heading: str, **more: str) -> AbstractContextManager[Operator]:
-        """Follow a section of key-leak.md with the variables that the page names."""
+    @contextmanager
+    def section(self, heading: str, **more: str) -> Iterator[Operator]:
+        """Follow a section of key-leak.md, while the holder of another key evaluates; none of these calls may fail."""
+        load = Load([Holder(instance, self.client_key) for instance in self.site.instances], per_s=10)
+        with self._following(heading, **more) as operator, at_work(load):
+            yield operator
+        assert load.sent > 0
+        assert load.failed == {}, load.complaints
+
+    def _following(self, heading: str, **more: str) -> AbstractContextManager[Operator]:
         first = self.site.instances[0]
         variables = {
             **self.site.settings,
@@ -155,8 +177,8 @@ def accepted(call: Callable[[Gatekeeper], object], instance: Gatekeeper) -> bool
     return True
 
 
-def evaluates(secret: str) -> Callable[[Gatekeeper], object]:
-    def evaluate(instance: Gatekeeper) -> object:
+def evaluates(secret: str) -> Callable[[Gatekeeper], EvaluateFlagsResponse]:
+    def evaluate(instance: Gatekeeper) -> EvaluateFlagsResponse:
         with connect(instance.port) as channel:
             stub = EvaluationServiceStub(grpc.intercept_channel(channel, Bearer(secret)))
             return stub.EvaluateFlags(ALICE, timeout=TIMEOUT_S)
