@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
+from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.scheduler import RepeatingThread
 
 # Announcements may be lost, and a revocation has to act within a second: half of that to notice it, half to load.
@@ -44,7 +46,12 @@ class CredentialRefresh:
         self._thread = RepeatingThread("credentials", self._run, interval_s=interval_s, wait=self._is_requested.wait)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Load once, so that no caller is refused who only comes early, and start the thread.
+
+        If the database does not answer, the thread goes on to try, and callers are refused until it has succeeded.
+        """
+        with suppress(GatekeeperError):
+            self._refresh()
         self._thread.start()
 
     def request(self) -> None:

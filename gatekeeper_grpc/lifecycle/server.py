@@ -396,8 +396,9 @@ class GatekeeperServer:
     def _open_database(self) -> None:
         """Start to read from the database and to write to it."""
         self.database.open()
-        self.sources.start()
+        # First: the start is over as soon as there is a snapshot, and who comes then must be known.
         self._credential_refresh.start()
+        self.sources.start()
         maintenance = Maintenance(self.database, self.stores.logins, self.stores.usage)
         add = self.scheduler.add
         add("maintenance", maintenance.run, interval_s=_MAINTENANCE_INTERVAL_S, blocks=True)

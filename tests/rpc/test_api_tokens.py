@@ -22,6 +22,7 @@ from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.audit_pb2 import RESOURCE_TYPE_API_TOKEN
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_client.v1.user_pb2 import User
+from gatekeeper_grpc.auth.api_tokens import ApiTokenCache
 from gatekeeper_grpc.auth.credential_refresh import POLL_INTERVAL_S, CredentialRefresh
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.domain.mutation import Intent
@@ -542,6 +543,25 @@ def two_instances(start_server: StartServer, dsn: str) -> Iterator[tuple[AdminSe
 
 
 @pytest.mark.parametrize("silence", SILENCED.values(), ids=SILENCED.keys())
+def test_an_instance_knows_all_tokens_before_it_serves(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes to load them: else every roll would refuse those who call first."""
+    secret, refresh = new_token(installation.admin).secret, ApiTokenCache.refresh
+
+    def slowly(cache: ApiTokenCache) -> None:
+        time.sleep(1)
+        refresh(cache)
+
+    monkeypatch.setattr(ApiTokenCache, "refresh", slowly)
+    server = GatekeeperServer(settings_for_tests(), dsn=installation.dsn, keys=KEYS)
+    server.start()
+    try:
+        assert accepts(server, secret)
+    finally:
+        server.stop()
+
+
 def test_another_instance_learns_of_new_and_revoked_credentials(
     start_server: StartServer, dsn: str, monkeypatch: pytest.MonkeyPatch, silence: Callable[[Any], object]
 ) -> None:
