@@ -9,20 +9,28 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import psycopg
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from gatekeeper_client.v1.admin_service_pb2 import CreateApiTokenRequest, CreateFlagRequest, UpdateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2 import (
+    CreateApiTokenRequest,
+    CreateFlagRequest,
+    ListFlagsRequest,
+    UpdateFlagRequest,
+)
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.admin_user_pb2 import ROLE_EDITOR
 from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.flag_pb2 import Flag
-from tests.faults.fleet import Fleet, fleet
+from tests.faults.fleet import Fleet, Instance, fleet
 from tests.faults.load import at_work
 from tests.faults.postgres import Postgres
 from tests.faults.programs import Commands, Program, build
@@ -30,6 +38,7 @@ from tests.faults.recommended import Clients, PythonClients, flag_of
 from tests.faults.report import Report
 from tests.support.operators import in_s
 from tests.support.processes import START_TIMEOUT_S, TIMEOUT_S
+from tests.support.servers import Bearer
 from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
@@ -86,7 +95,18 @@ def api_token(instances: Fleet) -> str:
     """What a tool has: an access token expires during a long run."""
     token = ApiToken(name="load", role=ROLE_EDITOR, expire_time=in_s(_DAY_S))
     request = CreateApiTokenRequest(api_token=token)
-    return instances[0].admin.CreateApiToken(request, timeout=TIMEOUT_S).secret
+    secret = instances[0].admin.CreateApiToken(request, timeout=TIMEOUT_S).secret
+    assert eventually(lambda: all(accepts(instance, secret) for instance in instances.instances))
+    return secret
+
+
+def accepts(instance: Instance, secret: str) -> bool:
+    """Whether an instance has heard of a token."""
+    with instance.gatekeeper.channel() as channel:
+        admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(secret)))
+        with suppress(grpc.RpcError):
+            return bool(admin.ListFlags(ListFlagsRequest(), timeout=TIMEOUT_S).revision)
+    return False
 
 
 def clients_of(instances: Fleet, commands: Commands, certificates: CertificateFolder | None) -> Sequence[Clients]:
@@ -109,12 +129,20 @@ def make_flag(instances: Fleet, language: str) -> None:
 
 
 def restart(instances: Fleet, number: int) -> None:
-    """Stop an instance and start it again on its port; the other one serves."""
+    """Stop an instance and start it again on its port; the other one serves. Return once its clients are back."""
     index = number % len(instances.instances)
-    process = instances[index].gatekeeper.process
+    process, connections = instances[index].gatekeeper.process, open_connections(instances[index])
     process.terminate()
     assert process.wait(TIMEOUT_S) == 0
     instances.restart(index)
+    # But for the connection of the test itself, which is opened when it is used.
+    assert eventually(lambda: open_connections(instances[index]) >= connections - 1)
+
+
+def open_connections(instance: Instance) -> int:
+    metrics = urlopen(f"http://127.0.0.1:{instance.gatekeeper.ops_port}/metrics").read().decode()
+    (line,) = (line for line in metrics.splitlines() if line.startswith("gatekeeper_open_connections "))
+    return int(float(line.split()[1]))
 
 
 def roll(instances: Fleet, number: int) -> None:

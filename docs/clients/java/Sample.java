@@ -57,8 +57,8 @@ public final class Sample {
   private static final long DEADLINE_S = 5;
   private static final String FLAG = "sample";
 
-  // By default a client stays with one instance, however many a name has. Numbers must be doubles. UNKNOWN is what gRPC for
-  // Java may make of a call that meets the end of a TLS connection; the server never answers with it.
+  // By default a client stays with one instance, however many a name has. Numbers must be doubles. UNKNOWN is what gRPC
+  // for Java may make of a call that meets the end of a TLS connection; the server never answers with it.
   static final Map<String, ?> SERVICE_CONFIG = Map.of(
       "loadBalancingConfig", List.of(Map.of("round_robin", Map.of())),
       "methodConfig", List.of(Map.of(

@@ -121,7 +121,8 @@ public final class Load {
       calls.add(start(() -> {
         var evaluation = EvaluationServiceGrpc.newBlockingStub(dial(withoutNeedlessRetries()));
         var asked = Sample.request().build();
-        repeat("evaluate", BETWEEN_CALLS_MS, () -> evaluation.withDeadlineAfter(DEADLINE_S, SECONDS).evaluateFlags(asked));
+        repeat("evaluate", BETWEEN_CALLS_MS,
+            () -> evaluation.withDeadlineAfter(DEADLINE_S, SECONDS).evaluateFlags(asked));
       }));
     }
     calls.add(start(() -> {
@@ -197,7 +198,8 @@ public final class Load {
   private static AdminServiceBlockingStub admin() {
     Metadata headers = new Metadata();
     headers.put(Sample.header("authorization"), "Bearer " + System.getenv("TOKEN"));
-    return AdminServiceGrpc.newBlockingStub(dial(Sample.SERVICE_CONFIG)).withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
+    return AdminServiceGrpc.newBlockingStub(dial(Sample.SERVICE_CONFIG))
+        .withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
   }
 
   private static void repeat(String kind, long pauseMs, Runnable once) {

@@ -26,13 +26,17 @@ let stopped = false;
 // In plaintext no evaluation needs a retry policy.
 function serviceConfig(Service) {
   const config = JSON.parse(options['grpc.service_config']);
-  if (!CA_FILE && Service === gatekeeper.EvaluationService) config.methodConfig.forEach((method) => delete method.retryPolicy);
+  if (!CA_FILE && Service === gatekeeper.EvaluationService) {
+    for (const method of config.methodConfig) delete method.retryPolicy;
+  }
   return JSON.stringify(config);
 }
 
 // A connection to every address that no other client shares.
 function dial(Service) {
-  const credentials = CA_FILE ? grpc.credentials.createSsl(fs.readFileSync(CA_FILE)) : grpc.credentials.createInsecure();
+  const credentials = CA_FILE
+    ? grpc.credentials.createSsl(fs.readFileSync(CA_FILE))
+    : grpc.credentials.createInsecure();
   return new Service(`ipv4:${ADDRESSES}`, credentials, {
     ...options,
     'grpc.service_config': serviceConfig(Service),
@@ -46,7 +50,8 @@ function call(client, method, asked) {
   const metadata = waiting();
   if (method !== 'EvaluateFlags') metadata.set('authorization', `Bearer ${TOKEN}`);
   return new Promise((resolve, reject) => {
-    client[method](asked, metadata, {deadline: Date.now() + DEADLINE_MS}, (error, answer) => (error ? reject(error) : resolve(answer)));
+    const deadline = Date.now() + DEADLINE_MS;
+    client[method](asked, metadata, {deadline}, (error, answer) => (error ? reject(error) : resolve(answer)));
   });
 }
 
@@ -103,9 +108,8 @@ async function main() {
   process.stdin.resume().on('end', () => { stopped = true; });
   const printing = setInterval(print, PRINT_INTERVAL_MS);
   await Promise.all(calls);
-  for (const end = Date.now() + GIVES_UP_AFTER_MS; figures.seen_revision < figures.changed_revision && Date.now() < end;) {
-    await sleep(BEFORE_REPEAT_MS);
-  }
+  const end = Date.now() + GIVES_UP_AFTER_MS;
+  while (figures.seen_revision < figures.changed_revision && Date.now() < end) await sleep(BEFORE_REPEAT_MS);
   clearInterval(printing);
   process.stdout.write(`${JSON.stringify(figures)}\n`, () => process.exit(0));
 }
