@@ -542,7 +542,6 @@ def two_instances(start_server: StartServer, dsn: str) -> Iterator[tuple[AdminSe
         yield AdminServiceStub(channel), here
 
 
-@pytest.mark.parametrize("silence", SILENCED.values(), ids=SILENCED.keys())
 def test_an_instance_knows_all_tokens_before_it_serves(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,6 +561,7 @@ def test_an_instance_knows_all_tokens_before_it_serves(
         server.stop()
 
 
+@pytest.mark.parametrize("silence", SILENCED.values(), ids=SILENCED.keys())
 def test_another_instance_learns_of_new_and_revoked_credentials(
     start_server: StartServer, dsn: str, monkeypatch: pytest.MonkeyPatch, silence: Callable[[Any], object]
 ) -> None:
