@@ -22,9 +22,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.processes import START_TIMEOUT_S, TIMEOUT_S, copied, stop
 from tests.support.tls import CertificateFolder
-from tests.support.valkey import free_port
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]

