@@ -1,7 +1,6 @@
 """The interceptor: the stages that every call passes, and the reason for their order."""
 
 import contextvars
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,8 @@ import grpc
 
 from gatekeeper_grpc.auth.client_calls import ClientCall, ClientVerifier
 from gatekeeper_grpc.domain.caller import Caller, caller_check_age_s, set_current_caller
-from gatekeeper_grpc.domain.errors import Unauthenticated
+from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated
+from gatekeeper_grpc.instrumentation import SURPLUS_CALLS
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
 from gatekeeper_grpc.interceptors.body import (
     MessageParser,
@@ -27,7 +27,7 @@ from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.line_samples import LineSamples
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, ContextMeter, RateLimits, budget_metadata
-from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, log_finished, log_refused, open_rpc
+from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, end_refused, log_finished, open_rpc
 from gatekeeper_grpc.interceptors.tracing import echo, trace_id_of
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
@@ -37,11 +37,14 @@ from gatekeeper_grpc.transport.grpcio_internals import (
     GrpcResponseStream,
     Metadata,
     RequestReader,
+    SurplusCall,
     arrival_of,
     check_stream,
 )
+from gatekeeper_grpc.transport.listener import Interceptor
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.stream_life import StreamLife
+from gatekeeper_grpc.wire.status import status_from_error
 
 # On a busy machine, grpcio may take 100 ms to deliver a message that has arrived: a second is enough when saturated.
 MESSAGE_TIMEOUT = MessageTimeout(limit_s=5.0, limit_when_saturated_s=1.0)
@@ -51,6 +54,9 @@ MAX_AGES_S: Mapping[PoolName, float] = MappingProxyType(
 )
 # A stream's own transaction sees one state of the database, in which its caller stays what they were.
 CALLER_CHECK_INTERVAL_S = 0.5
+_SURPLUS = status_from_error(
+    ResourceExhausted("too many calls wait for their turn; retry later", retry_after_s=1.0), ""
+)
 
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]  # Messages of any method.
@@ -59,7 +65,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stages(grpc.ServerInterceptor):
+class Stages(Interceptor):
     """The interceptor: what every call passes between grpcio and its servicer, outermost stage first.
 
     1. **Request scope**: all log lines of the call carry its id; the last one has the status that the client receives.
@@ -106,13 +112,13 @@ class Stages(grpc.ServerInterceptor):
     samples: LineSamples = field(default_factory=LineSamples, repr=False)
     """Which of many similar failures get a line in the log."""
     _nearest: NearestMethod = field(init=False, repr=False)
+    _durations: Mapping[str, MethodDurations] = field(init=False, repr=False)
     _served: dict[str, tuple[_Handler, _Handler]] = field(init=False, default_factory=dict, repr=False)
     """By method: the servicer's handler, and the one with its stages."""
 
     def __post_init__(self) -> None:
         """Know the names of the methods, and have a series of each in the metrics from the start."""
-        for method in self.policies:
-            MethodDurations(method)
+        object.__setattr__(self, "_durations", {method: MethodDurations(method) for method in self.policies})
         object.__setattr__(self, "_nearest", NearestMethod(self.policies))
 
     def intercept_service(
@@ -133,6 +139,13 @@ class Stages(grpc.ServerInterceptor):
             served = _with_stages(name, handler, self)
             self._served[name] = (handler, served)
         return served
+
+    def refuse_surplus(self, call: SurplusCall) -> tuple[grpc.Status, Metadata]:
+        """Count, time and log a call for which there is no room, unless its method is unknown; return how it ends."""
+        SURPLUS_CALLS.inc()
+        if (durations := self._durations.get(call.method)) is not None:
+            end_refused(call.method, durations, self.samples, call, _SURPLUS)
+        return _SURPLUS, (*(_SURPLUS.trailing_metadata or ()), *echo(trace_id_of(call.metadata)))
 
 
 def _with_stages(name: str, handler: _Handler, stages: Stages) -> _Handler:
@@ -235,8 +248,7 @@ class _Method:
 
     def refused(self, call: ArrivedCall, status: grpc.Status) -> None:
         """Time and log a call that no worker will serve: on the serving thread."""
-        self._durations.observe(status.code, time.monotonic() - call.arrived_at)
-        log_refused(self._name, self._samples, call, status)
+        end_refused(self._name, self._durations, self._samples, call, status)
 
     def check_message(self, call: ArrivedCall) -> None:
         """Check the first message and cut its texts, before it waits for a worker: on the serving thread.

@@ -23,6 +23,7 @@ from gatekeeper_grpc.spans import TRACES, Trace
 from gatekeeper_grpc.transport.grpcio_internals import (
     ArrivedCall,
     Metadata,
+    SurplusCall,
     arrived_at,
     forwarded_client_of,
     is_cancelled,
@@ -143,8 +144,16 @@ def _end_trace(rpc: Rpc, trace: Trace, code: grpc.StatusCode) -> None:
     TRACES.end_call(trace, error=code.name if code in _FAULTS_OF_SERVER else "", attributes=attributes)
 
 
-def log_refused(method: str, samples: LineSamples, call: ArrivedCall, status: grpc.Status) -> None:
-    """Log a call that no worker will serve, if it is in the sample: on the serving thread."""
+def end_refused(
+    method: str,
+    durations: MethodDurations,
+    samples: LineSamples,
+    call: ArrivedCall | SurplusCall,
+    status: grpc.Status,
+) -> None:
+    """Time a call that no worker will serve, and log it if it is in the sample: on the serving thread."""
+    duration_s = time.monotonic() - call.arrived_at
+    durations.observe(status.code, duration_s)
     if not _log.is_enabled_for(logging.INFO) or not _is_in_sample(samples, method, status.code, call.client):
         return
     trace_id, reason = trace_id_of(call.metadata), reason_of(status)
@@ -152,7 +161,7 @@ def log_refused(method: str, samples: LineSamples, call: ArrivedCall, status: gr
         "rpc",
         method=method,
         code=status.code.name,
-        duration_ms=round((time.monotonic() - call.arrived_at) * 1_000, 3),
+        duration_ms=round(duration_s * 1_000, 3),
         **({"reason": reason} if reason else {}),
         **_client_fields(call.client, call.metadata),
         **({"trace_id": trace_id} if trace_id else {}),

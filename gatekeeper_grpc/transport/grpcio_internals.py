@@ -12,14 +12,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
 
-from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted
-from gatekeeper_grpc.instrumentation import SURPLUS_CALLS
-from gatekeeper_grpc.transport.arrival import Arrival
+from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.transport.arrival import Arrival, stranger
 from gatekeeper_grpc.transport.stream_life import StreamLife
 from gatekeeper_grpc.transport.turns import Turns
 from gatekeeper_grpc.wire.status import status_from_error
@@ -35,9 +35,6 @@ _COLLECT_INTERVAL_S = 0.005
 # Then one call is dealt with, however many come; sooner, while each that comes has another one refused.
 _MAX_EVENTS_AT_ONCE, _MAX_REFUSED_AT_ONCE = 256, 16
 _NOW = 0.0
-_SURPLUS = status_from_error(
-    ResourceExhausted("too many calls wait for their turn; retry later", retry_after_s=1.0), ""
-)
 
 _log = structlog.get_logger(__name__)
 _handed_over = threading.local()  # `waited_s` of the call that a serving thread deals with
@@ -310,6 +307,25 @@ class GrpcResponseStream:
         self._call.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class SurplusCall:
+    """A call that is refused before grpcio deals with it, because too many wait for their turn."""
+
+    method: str
+    """As the client names it, such as "/gatekeeper.v1.EvaluationService/EvaluateFlags"; there may be none."""
+    client: str
+    """As that of an `ArrivedCall`."""
+    metadata: Metadata
+    arrived_at: float
+
+
+class _NewCall(NamedTuple):
+    arrived_at: float
+    client: str
+    event: Any
+    """With which the core hands it over."""
+
+
 class CallsInTurn:
     """Hands over the new calls of a server in turn of those who call, not in the order in which they came.
 
@@ -321,17 +337,26 @@ class CallsInTurn:
 
     Args:
         server: Not started yet.
-        owner_of: Whose a call is, by what gRPC calls its peer and by its metadata.
+        client_of: Whom a call comes from, by what gRPC calls its peer and by its metadata.
+        refuse: Told of each call that is refused; returns the status for it and all its trailing metadata.
         max_waiting: How many calls wait.
     """
 
-    def __init__(self, server: grpc.Server, owner_of: Callable[[str, Metadata], Hashable], *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        server: grpc.Server,
+        client_of: Callable[[str, Metadata], str],
+        refuse: Callable[[SurplusCall], tuple[grpc.Status, Metadata]],
+        *,
+        max_waiting: int,
+    ) -> None:
         server_state: Any = server._state  # type: ignore[attr-defined]
         self._server_state = server_state
-        self._owner_of = owner_of
+        self._client_of = client_of
+        self._refuse = refuse
         self._queue = _EventQueue()
         self._queue.calls = self
-        self._calls: Turns[tuple[float, Any]] = Turns(max_waiting)  # since when, and the event that hands it over
+        self._calls: Turns[_NewCall] = Turns(max_waiting)
         self._calls_of: Counter[Any] = Counter()  # how many wait, by the tag with which the core was asked
         self._events: deque[Any] = deque()  # of calls that grpcio has dealt with
         self._collected_at = 0.0
@@ -359,25 +384,31 @@ class CallsInTurn:
     def _sort(self, event: Any) -> None:
         # Without success it is no call: the server ends.
         if isinstance(event, _cygrpc.RequestCallEvent) and event.success:
-            surplus = self._calls.add(self._owner(event), (time.monotonic(), event))
+            client, owner = self._client_and_owner(event)
+            surplus = self._calls.add(owner, _NewCall(time.monotonic(), client, event))
             self._calls_of[event.tag] += 1
             if surplus is not None:
-                self._refuse(surplus[1])
+                self._end(surplus)
             self._ask_for_another(event.tag)
         else:
             self._events.append(event)
 
-    def _owner(self, event: Any) -> Hashable:
+    def _client_and_owner(self, event: Any) -> tuple[str, Hashable]:
         peer = event.call.peer().decode()
         try:
-            return self._owner_of(peer, event.invocation_metadata)
+            client = self._client_of(peer, event.invocation_metadata)
+            return client, stranger(client).owner
         except Exception:  # noqa: BLE001 - it would end the serving thread, and so the server
             _log.exception("owner_unknown", peer=peer)
-            return None
+            return peer, None
 
-    def _refuse(self, event: Any) -> None:
+    def _end(self, surplus: _NewCall) -> None:
         """Refuse a call that grpcio has not dealt with, in one passage through the core: more of them are to come."""
-        refused = object()
+        event, refused = surplus.event, object()
+        method = event.call_details.method.decode() if event.tag is _server._REQUEST_CALL_TAG else event.tag
+        status, metadata = self._refuse(
+            SurplusCall(method, surplus.client, event.invocation_metadata, surplus.arrived_at)
+        )
         self._calls_of[event.tag] -= 1
         with self._server_state.lock:
             self._server_state.due.remove(event.tag)
@@ -385,17 +416,14 @@ class CallsInTurn:
         operations = (
             _cygrpc.SendInitialMetadataOperation((), 0),
             _cygrpc.ReceiveCloseOnServerOperation(0),
-            _cygrpc.SendStatusFromServerOperation(
-                _SURPLUS.trailing_metadata, _SURPLUS.code.value[0], _SURPLUS.details.encode(), 0
-            ),
+            _cygrpc.SendStatusFromServerOperation(metadata, status.code.value[0], status.details.encode(), 0),
         )
         event.call.start_server_batch(operations, lambda _event: (refused, ()))
-        SURPLUS_CALLS.inc()
 
     def _take_call(self) -> Any:
-        since, event = self._calls.take()
+        arrived_at, _client, event = self._calls.take()
         self._calls_of[event.tag] -= 1
-        _handed_over.waited_s = time.monotonic() - since
+        _handed_over.waited_s = time.monotonic() - arrived_at
         return event
 
     def _ask_for_another(self, tag: Any) -> None:

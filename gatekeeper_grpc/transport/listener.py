@@ -5,7 +5,8 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Callable, Hashable
+from abc import abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,8 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gatekeeper_grpc.config.listen_address import ListenAddress
-from gatekeeper_grpc.transport.arrival import stranger
 from gatekeeper_grpc.transport.forwarded import Proxies, client_of
-from gatekeeper_grpc.transport.grpcio_internals import CallsInTurn, Metadata
+from gatekeeper_grpc.transport.grpcio_internals import CallsInTurn, Metadata, SurplusCall
 
 # A little more than any method accepts: within it our own refusal names the limit, beyond it grpcio refuses the header.
 MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)
@@ -62,6 +62,14 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
+class Interceptor(grpc.ServerInterceptor):
+    """What every call passes, and what is told of those that do not get so far."""
+
+    @abstractmethod
+    def refuse_surplus(self, call: SurplusCall) -> tuple[grpc.Status, Metadata]:
+        """Count a call that is refused as it comes: on the serving thread. See `CallsInTurn`."""
+
+
 class ListenError(Exception):
     """The server cannot listen on an address; the message names it, the cause and the remedy."""
 
@@ -85,7 +93,7 @@ def try_address(address: ListenAddress) -> None:
 
 def new_server(
     pool: ThreadPoolExecutor,
-    interceptor: grpc.ServerInterceptor,
+    interceptor: Interceptor,
     *,
     max_connections: int | None = None,
     shares_port: bool = False,
@@ -108,18 +116,22 @@ def new_server(
     if max_message_bytes is not None:
         options["grpc.max_receive_message_length"] = max_message_bytes
     server = grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
-    take_in_turn(server, partial(turn_of, proxies=proxies))
+    take_in_turn(server, partial(client_named, proxies=proxies), interceptor.refuse_surplus)
     return server
 
 
-def take_in_turn(server: grpc.Server, owner_of: Callable[[str, Metadata], Hashable]) -> None:
+def take_in_turn(
+    server: grpc.Server,
+    client_of: Callable[[str, Metadata], str],
+    refuse: Callable[[SurplusCall], tuple[grpc.Status, Metadata]],
+) -> None:
     """Have a server, before it is started, take new calls as `CallsInTurn` says."""
-    CallsInTurn(server, owner_of, max_waiting=MAX_WAITING_CALLS)
+    CallsInTurn(server, client_of, refuse, max_waiting=MAX_WAITING_CALLS)
 
 
-def turn_of(peer: str, metadata: Metadata, *, proxies: Proxies | None) -> Hashable:
-    """Return in whose turn a call is taken: that of its address, for its credentials are not known yet."""
-    return stranger(peer if proxies is None else client_of(peer, metadata, proxies)).owner
+def client_named(peer: str, metadata: Metadata, *, proxies: Proxies | None) -> str:
+    """Return whom a call comes from: its turn is that of this address, for its credentials are not known yet."""
+    return peer if proxies is None else client_of(peer, metadata, proxies)
 
 
 def queued_by_method(server: grpc.Server, service: ServiceDescriptor) -> grpc.Server:

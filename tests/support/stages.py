@@ -128,7 +128,7 @@ def serve(
 @contextmanager
 def running(
     pools: CallPools,
-    stages: grpc.ServerInterceptor,
+    stages: listener.Interceptor,
     handlers: dict[str, Any],
     certificates: CertificateFolder | None = None,
 ) -> Iterator[Server]:

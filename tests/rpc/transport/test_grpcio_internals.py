@@ -60,7 +60,10 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
     "the server": frozenset({"_state"}),
     "the server's state": frozenset({"completion_queue", "due", "lock", "rpc_states", "server", "stage"}),
     "the cygrpc server": frozenset({"register_completion_queue"}),
-    "the event of a call": frozenset({"call", "completion_type", "invocation_metadata", "success", "tag"}),
+    "the event of a call": frozenset(
+        {"call", "call_details", "completion_type", "invocation_metadata", "success", "tag"}
+    ),
+    "the details of a call": frozenset({"method"}),
     "the cygrpc call": frozenset({"cancel", "peer", "start_server_batch"}),
     "the context of a call": frozenset({"_rpc_event", "_state"}),
     "the request iterator": frozenset({"_look_for_request", "_raise_or_start_receive_message", "_state"}),
@@ -92,6 +95,7 @@ SPELLINGS = {
     "server_state.server": "the cygrpc server",
     "event": "the event of a call",
     "context._rpc_event": "the event of a call",
+    "event.call_details": "the details of a call",
     "self._call": "the cygrpc call",
     "call": "the cygrpc call",
     "event.call": "the cygrpc call",
@@ -158,6 +162,7 @@ def live() -> dict[str, Any]:
         "the server's state": getattr(server, "_state", None),
         "the cygrpc server": getattr(getattr(server, "_state", None), "server", None),
         "the event of a call": event,
+        "the details of a call": getattr(event, "call_details", None),
         "the cygrpc call": getattr(event, "call", None),
         "the context of a call": behaviour.context,
         "the request iterator": behaviour.requests,

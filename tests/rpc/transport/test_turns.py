@@ -9,9 +9,15 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc import testing
 from gatekeeper_grpc.auth.addresses import address_of
-from gatekeeper_grpc.instrumentation import SURPLUS_CALLS
+from gatekeeper_grpc.instrumentation import RPC_DURATION, SURPLUS_CALLS
+from gatekeeper_grpc.interceptors.line_samples import LINES_A_MINUTE
+from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY
 from gatekeeper_grpc.transport import admission, listener
 from gatekeeper_grpc.transport.admission import Refusal
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
@@ -23,6 +29,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("C1", "F2")
 
+EVALUATE = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 ATTACKER, VICTIM = "127.0.1.1", "127.0.2.1"
 CONNECTIONS, CALLS = 3, 100
 
@@ -144,6 +151,55 @@ def test_a_surplus_call_is_told_so_in_words(monkeypatch: pytest.MonkeyPatch) -> 
     assert retry_after_s(error) == 1.0
 
 
+def test_a_surplus_call_is_timed_logged_and_told_its_request_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    with serve({"Surplus": (unary(echo), OPEN)}) as server, capture_logs() as logs:
+        error = fails(server.unary("Surplus"), text(), metadata=((REQUEST_ID_KEY, "order-7"),))
+
+    (line,) = (line for line in logs if line["event"] == "rpc")
+    assert (line["method"], line["code"]) == (f"/{SERVICE}/Surplus", "RESOURCE_EXHAUSTED")
+    assert (line["reason"], line["trace_id"]) == ("RESOURCE_EXHAUSTED", "order-7")
+    assert line["peer"].startswith("ipv4:127.0.0.1:")
+    assert (REQUEST_ID_KEY, "order-7") in error.trailing_metadata()
+    assert durations_counted(f"/{SERVICE}/Surplus") == 1
+
+
+def test_a_surplus_call_of_a_method_with_a_queue_of_its_own_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    before = durations_counted(EVALUATE)
+    with testing.serve([]) as server, grpc.insecure_channel(server.address) as channel:
+        error = fails(EvaluationServiceStub(channel).EvaluateFlags, EvaluateFlagsRequest())
+
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert durations_counted(EVALUATE) == before + 1
+
+
+def test_of_a_flood_of_surplus_calls_some_are_logged_and_all_are_timed() -> None:
+    before, counted = refused_calls(), durations_counted(f"/{SERVICE}/Echo")
+    with capture_logs() as logs, surplus() as stuck:
+        stuck.released.set()
+        assert eventually(lambda: len(stuck.taken) + refused_calls() - before == CONNECTIONS * CALLS + 1)
+
+    lines = [line for line in logs if line["event"] == "rpc" and line["code"] == "RESOURCE_EXHAUSTED"]
+    assert len(lines) == LINES_A_MINUTE
+    assert durations_counted(f"/{SERVICE}/Echo") - counted == refused_calls() - before
+
+
+def test_of_a_surplus_call_of_no_method_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    with serve({"Echo": (unary(echo), OPEN)}) as server, capture_logs() as logs:
+        error = fails(server.unary("Nowhere"), text())
+
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not logs
+    assert durations_counted(f"/{SERVICE}/Nowhere") == 0
+
+
+def durations_counted(method: str) -> int:
+    """How many refused calls of a method are in the durations."""
+    return sum(RPC_DURATION.labels(method, "RESOURCE_EXHAUSTED").counts)
+
+
 def test_a_server_ends_after_it_refused_surplus_calls() -> None:
     with surplus() as stuck:
         stuck.released.set()
@@ -196,8 +252,8 @@ def test_clients_behind_a_trusted_proxy_have_turns_of_their_own() -> None:
     peer, proxies = "ipv4:10.0.0.1:4711", ip_network("10.0.0.0/8")
     named = [(("x-forwarded-for", address),) for address in ("192.0.2.1", "192.0.2.2")]
 
-    trusted = {listener.turn_of(peer, metadata, proxies=proxies) for metadata in named}
-    untrusted = {listener.turn_of(peer, metadata, proxies=None) for metadata in named}
+    trusted = {listener.client_named(peer, metadata, proxies=proxies) for metadata in named}
+    untrusted = {listener.client_named(peer, metadata, proxies=None) for metadata in named}
 
     assert (len(trusted), len(untrusted)) == (2, 1)
 
@@ -206,6 +262,6 @@ def test_a_call_whose_address_cannot_be_told_is_served(monkeypatch: pytest.Monke
     def fail(*_args: Any, **_kwargs: Any) -> None:
         raise ValueError
 
-    monkeypatch.setattr(listener, "turn_of", fail)
+    monkeypatch.setattr(listener, "client_named", fail)
     with serve({"Echo": (unary(echo), OPEN)}) as server:
         assert server.unary("Echo")(text(), timeout=TIMEOUT_S) == text()
