@@ -227,6 +227,10 @@ class Settings(BaseSettings):
     """Evaluations that run at the same time. More is slower."""
     admin_threads: int = Field(default=8, ge=1, le=64)
     """Reads of AdminService that run at the same time. Half as many writes do."""
+    answer_at_once: bool = True
+    """Whether small calls of EvaluateFlags are answered where they arrive, on the one thread that serves gRPC. False: a
+    worker answers each call, which costs half of the calls a second.
+    """
     stream_threads: int = Field(default=16, ge=1, le=256)
     """Bulk evaluations that run at the same time."""
     bulk_cpu_budget_s: float = Field(default=20.0, gt=0, le=_YEAR_S)

@@ -27,7 +27,15 @@ from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.line_samples import LineSamples
 from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, ContextMeter, RateLimits, budget_metadata
-from gatekeeper_grpc.interceptors.request_scope import MethodDurations, Rpc, end_refused, log_finished, open_rpc
+from gatekeeper_grpc.interceptors.request_scope import (
+    MethodDurations,
+    Rpc,
+    answer_call,
+    end_refused,
+    log_finished,
+    may_answer_at_once,
+    open_rpc,
+)
 from gatekeeper_grpc.interceptors.tracing import echo, trace_id_of
 from gatekeeper_grpc.interceptors.unknown_method import NearestMethod, unknown_method_handler
 from gatekeeper_grpc.transport.admission import CallPool, CallPools, PoolName
@@ -54,6 +62,8 @@ MAX_AGES_S: Mapping[PoolName, float] = MappingProxyType(
 )
 # A stream's own transaction sees one state of the database, in which its caller stays what they were.
 CALLER_CHECK_INTERVAL_S = 0.5
+# Of a longer message, the serving thread would not know what it costs.
+_MAX_ANSWERED_BYTES = 4 << 10
 _SURPLUS = status_from_error(
     ResourceExhausted("too many calls wait for their turn; retry later", retry_after_s=1.0), ""
 )
@@ -101,6 +111,10 @@ class Stages(Interceptor):
     """Count calls, and refuse those of clients that call too often."""
     message_checks: Mapping[str, Callable[[ArrivedCall], None]] = field(default_factory=dict)
     """By method: refuses a call by its first message, before it takes a slot. Runs on the serving thread."""
+    answers: Mapping[str, Callable[[Any], bytes | None]] = field(default_factory=dict)
+    """By public method: makes the response to a message if it is certain, small and cheap; otherwise returns None. On
+    the serving thread.
+    """
     message_timeout: MessageTimeout = MESSAGE_TIMEOUT
     """How long the message of a unary request may take."""
     stream_timeout: MessageTimeout = STREAM_TIMEOUT
@@ -262,6 +276,10 @@ class _Method:
         if body is not None and max_chars is not None and len(body) > max_chars:
             call.replace_message(with_short_texts(self._parser(body), max_chars=max_chars))
 
+    def answer(self, _call: ArrivedCall) -> bool:
+        """Answer a call whose message is here, on the serving thread; return whether that is done."""
+        return False
+
     def _arrive_in_public(self, call: ArrivedCall) -> Arrival:
         if self._clients is not None:
             client = self._clients.verify(call, method=self._name, is_stream=self.is_stream)
@@ -334,6 +352,30 @@ class _Method:
 
 
 class _UnaryResponse(_Method):
+    def __init__(self, name: str, handler: _Handler, stages: Stages) -> None:
+        super().__init__(name, handler, stages)
+        self._answer = stages.answers.get(name)
+
+    def answer(self, call: ArrivedCall) -> bool:
+        """Answer a call at once if nothing can go wrong (decision 0050); what can is for a worker."""
+        body, arrival = call.message, call.arrival
+        if self._answer is None or body is None or len(body) > _MAX_ANSWERED_BYTES or not may_answer_at_once(call):
+            return False
+        client: ClientCall | None = arrival.client
+        if client is not None and client.nonce is not None:
+            return False
+        try:
+            response = self._answer(self._parser(body))
+        except Exception:  # noqa: BLE001 - a worker meets it again, and says it properly
+            return False
+        return response is not None and self._send(call, response, client)
+
+    def _send(self, call: ArrivedCall, response: bytes, client: ClientCall | None) -> bool:
+        is_sent = answer_call(self._name, self._durations, call, response, client.key_id if client else "")
+        if is_sent and client is not None and self._clients is not None:
+            self._clients.use(client)
+        return is_sent
+
     def __call__(self, requests: Any, context: Any) -> Any:
         rpc = self._open_rpc(context)
         try:

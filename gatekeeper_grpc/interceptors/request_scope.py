@@ -33,6 +33,8 @@ from gatekeeper_grpc.wire.status import reason_of
 # Issuers put what they like into a certificate.
 _MAX_IDENTITY_LENGTH = 200
 _MAX_USER_AGENT_LENGTH = 100
+# A serving thread that is so late leaves answers to the workers, whose queue refuses what is too much.
+_LATE_S = 0.005
 CALL_ID_KEY = "x-gatekeeper-call-id"
 # What an error says about a resource, and its kind. Not the ids and names of people.
 _RESOURCES: Mapping[str, str] = MappingProxyType(
@@ -75,6 +77,11 @@ class MethodDurations:
         series.observe(duration_s)
 
 
+def new_call_id() -> str:
+    """Return an id that no other call has, in all likelihood."""
+    return f"{getrandbits(64):016x}"
+
+
 @dataclass(slots=True, kw_only=True)
 class Rpc:
     """What the stages know about one call."""
@@ -84,7 +91,7 @@ class Rpc:
     quiet: bool
     """Success is logged at DEBUG only, and of many failures some."""
     samples: LineSamples
-    call_id: str = field(default_factory=lambda: f"{getrandbits(64):016x}")
+    call_id: str = field(default_factory=new_call_id)
     arrived_at: float = 0.0
     """In monotonic seconds."""
     caller: Caller | None = None
@@ -135,6 +142,26 @@ def log_finished(rpc: Rpc, context: Any) -> None:
         return
     fields = {**_fields(rpc, code, duration_s), **_client_fields(peer, context.invocation_metadata())}
     _log.log(level, "rpc", **fields, **_certificate_fields(context))
+
+
+def may_answer_at_once(call: ArrivedCall) -> bool:
+    """Return whether the serving thread is in time, and no spans are made of the call."""
+    return call.waited_s <= _LATE_S and TRACES.sink is None
+
+
+def answer_call(method: str, durations: MethodDurations, call: ArrivedCall, response: bytes, client_key: str) -> bool:
+    """Send a call its response, time and log it, as if a worker had served it; False if the call is over."""
+    call_id, trace_id = new_call_id(), trace_id_of(call.metadata)
+    if not call.answer(response, ((CALL_ID_KEY, call_id), *echo(trace_id))):
+        return False
+    duration_s = time.monotonic() - call.arrived_at
+    durations.observe(grpc.StatusCode.OK, duration_s)
+    if _log.is_enabled_for(logging.DEBUG):
+        ids = {"client_key": client_key, "call_id": call_id, "trace_id": trace_id}
+        fields = {**_client_fields(call.client, call.metadata), **{key: value for key, value in ids.items() if value}}
+        duration_ms = round(duration_s * 1_000, 3)
+        _log.debug("rpc", method=method, code="OK", duration_ms=duration_ms, **fields, **_certificate_fields(call))
+    return True
 
 
 def _end_trace(rpc: Rpc, trace: Trace, code: grpc.StatusCode) -> None:

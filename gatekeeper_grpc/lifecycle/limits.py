@@ -1,6 +1,7 @@
 """What a process may have open and hold: read from the system and the settings, and stated in the log."""
 
 import ctypes
+import gc
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -136,6 +137,16 @@ def limit_kept_memory() -> None:
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _MAX_ARENAS)
         mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
+
+
+def freeze_what_is_kept() -> None:
+    """Have the garbage collector leave out all that exists now; call it once, before calls are served.
+
+    All threads stand still while it works: with 10,000 flags for 23 ms each time it looks at everything. What is frozen
+    is freed when nothing refers to it any more, but never if it is in a cycle; a snapshot is in none.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def log_limits(limits: Limits) -> None:

@@ -19,7 +19,13 @@ from gatekeeper_grpc.fleet.supervisor import WorkerSupervisor
 from gatekeeper_grpc.fleet.worker import Command
 from gatekeeper_grpc.lifecycle.demo import Demo, read_demo
 from gatekeeper_grpc.lifecycle.keys import load_keys, load_metrics_token
-from gatekeeper_grpc.lifecycle.limits import Limits, limit_kept_memory, log_limits, raise_open_file_limit
+from gatekeeper_grpc.lifecycle.limits import (
+    Limits,
+    freeze_what_is_kept,
+    limit_kept_memory,
+    log_limits,
+    raise_open_file_limit,
+)
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.secret_watch import watch_secrets
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
@@ -85,7 +91,13 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     dsn = _dsn_of_worker(settings)
     prepare = (lambda _: None) if args.is_prepared else partial(prepare_database, settings, keys=keys, demo=False)
     server = GatekeeperServer(
-        settings, dsn=dsn, keys=keys, prepare=prepare, shares_port=True, is_embedded=args.is_prepared
+        settings,
+        dsn=dsn,
+        keys=keys,
+        prepare=prepare,
+        shares_port=True,
+        is_embedded=args.is_prepared,
+        before_serving=freeze_what_is_kept,
     )
     server.start()
     signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -122,7 +134,7 @@ def _serve_alone(settings: Settings, signals: SimpleQueue[int], *, demo: bool) -
             wait_until_ready()
             prepare_database(settings, current_dsn, keys, demo=demo)
 
-        server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare)
+        server = GatekeeperServer(settings, dsn=dsn, keys=keys, prepare=prepare, before_serving=freeze_what_is_kept)
         server.start()
         signal_queue(signal.SIGTERM, signal.SIGINT, into=signals)
         ports = {**server.client_ports, "health_port": server.health_port, "ops_port": server.ops_port}

@@ -83,6 +83,7 @@ from gatekeeper_grpc.wire.watch import watch_message
 _log = structlog.get_logger(__name__)
 
 _ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
+_EVALUATE = f"/{EVALUATION}/EvaluateFlags"
 _AUTH_SERVICE = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
 _MAINTENANCE_INTERVAL_S = 300.0
 _AUDIT_HEAD_INTERVAL_S = 60.0
@@ -110,6 +111,7 @@ class GatekeeperServer:
             written; raises why it is not, and `Unavailable` when the database does not answer.
         shares_port: Other workers serve on the same port, and their supervisor serves health.
         is_embedded: Whether the database is the embedded one; None: as the settings say, which name it to a worker.
+        before_serving: Called once, when the first snapshot is there and no call has been served.
 
     Raises:
         SettingsError: The certificate of TLS cannot be used.
@@ -124,9 +126,11 @@ class GatekeeperServer:
         prepare: Callable[[str], object] = lambda _: None,
         shares_port: bool = False,
         is_embedded: bool | None = None,
+        before_serving: Callable[[], None] = lambda: None,
     ) -> None:
         check_policies(POLICIES, served_files())
         self._settings = settings
+        self._before_serving = before_serving
         self._is_embedded = settings.is_embedded if is_embedded is None else is_embedded
         self._limits = Limits.of(settings)
         self._keys = keys
@@ -346,6 +350,7 @@ class GatekeeperServer:
         self.scheduler.add("usage", self.usage.run, interval_s=_USAGE_INTERVAL_S, blocks=True)
         self.scheduler.add("line_samples", tell_left_out, interval_s=MINUTE_S, blocks=False)
         self.watchers.start()
+        self._before_serving()
         for listener in self.listeners:
             listener.start()
         if self._health_server:
@@ -474,7 +479,7 @@ class GatekeeperServer:
         for each in stopped:
             each.wait(by - time.monotonic() + 1)
 
-    def _stages(self, elsewhere: Mapping[str, str]) -> Stages:
+    def _stages(self, elsewhere: Mapping[str, str], evaluation: EvaluationServicer) -> Stages:
         settings = self._settings
         return Stages(
             elsewhere=elsewhere,
@@ -486,6 +491,7 @@ class GatekeeperServer:
             rate_limits=self.rate_limits,
             samples=self._line_samples,
             message_checks=LoginChecks(self.login_guard).by_method(),
+            answers={_EVALUATE: evaluation.answer_at_once} if settings.answer_at_once else {},
             message_timeout=replace(MESSAGE_TIMEOUT, limit_s=settings.body_timeout_s),
             stream_timeout=replace(STREAM_TIMEOUT, limit_s=settings.stream_idle_timeout_s),
             max_ages_s={
@@ -497,11 +503,12 @@ class GatekeeperServer:
 
     def _grpc_server(self, plan: ListenerPlan, elsewhere: Mapping[str, str], *, shares_port: bool) -> grpc.Server:
         pool, most = self.pools[PoolName.OPERATIONS], plan.connections.most
-        stages, proxies = self._stages(elsewhere), self._settings.trusted_cidrs or None
+        evaluation, proxies = self._evaluation_servicer(), self._settings.trusted_cidrs or None
+        stages = self._stages(elsewhere, evaluation)
         server = new_server(pool, stages, max_connections=most, shares_port=shares_port, proxies=proxies)
         if EVALUATION in plan.services:
             # Not registered by name: grpcio would not tell the authority, which signatures cover.
-            add_EvaluationServiceServicer_to_server(self._evaluation_servicer(), server)
+            add_EvaluationServiceServicer_to_server(evaluation, server)
         if ADMIN in plan.services:
             add_AdminServiceServicer_to_server(self._admin_servicer(), queued_by_method(server, _ADMIN_SERVICE))
             add_AuthServiceServicer_to_server(AuthServicer(self._sessions()), queued_by_method(server, _AUTH_SERVICE))

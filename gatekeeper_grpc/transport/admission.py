@@ -5,8 +5,8 @@ call, all on grpcio's serving thread until a worker takes it: handed over in tur
 (`grpcio_internals.CallsInTurn`) to `CallPool.submit`; held while the server drains (`hold`); refused if it has waited
 too long for its turn; authenticated by its metadata (`arrival`), and refused if its method needs a token that it does
 not have, if its caller has called too often (`interceptors/rate_limits.py`), or if its connection has too many streams
-(`stream_limits`); held until its message is here (`pending_calls`); given a slot in its pool (`shares`), or refused
-with RESOURCE_EXHAUSTED.
+(`stream_limits`); held until its message is here (`pending_calls`); answered, if its method can do so at once; given a
+slot in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
 """
 
 import threading
@@ -203,13 +203,14 @@ class CallPool(ThreadPoolExecutor):
         return next((limit for limit in self._stream_limits if not limit.add(call)), None)
 
     def _check_and_admit(self, call: ArrivedCall) -> None:
-        """Admit `call`, whose first message is here, unless its method refuses the message at sight."""
+        """Admit `call`, whose first message is here, unless its method refuses or answers the message at sight."""
         try:
             call.behaviour.check_message(call)
         except Exception as error:  # noqa: BLE001 - see the class
             self._refuse(call, error)
         else:
-            self._admit(call)
+            if not call.behaviour.answer(call):
+                self._admit(call)
 
     def _admit(self, call: ArrivedCall) -> None:
         """Queue `call` for a worker; if the pool is full, refuse it or the one that gives way to it."""

@@ -96,6 +96,11 @@ class ArrivedCall:
         """Whom the call comes from, as gRPC would name them: the peer, or whom a trusted proxy names."""
         return self._client or self.peer
 
+    def peer_identities(self) -> list[bytes] | None:
+        """Return the names in the client's certificate, as `grpc.ServicerContext.peer_identities` does."""
+        identities: list[bytes] | None = _cygrpc.peer_identities(self._call)
+        return identities
+
     def comes_from(self, client: str) -> None:
         """Note whom a trusted proxy names, also for `forwarded_client_of` on the worker of the call."""
         self._client = self._state.gatekeeper_client = client
@@ -165,6 +170,28 @@ class ArrivedCall:
         """Return whether the call can still have a response: it is neither cancelled nor ended."""
         with self._state.condition:
             return _is_live(self._state)
+
+    def answer(self, response: bytes, metadata: Metadata) -> bool:
+        """Send the one response of the call and end it with OK, in one passage through the core; False if it is over.
+
+        Args:
+            response: Serialised.
+            metadata: All that follows the response.
+        """
+        state, token = self._state, _server._SEND_STATUS_FROM_SERVER_TOKEN
+        with state.condition:
+            if not _is_live(state):
+                return False
+            operations = (
+                _server._get_initial_metadata_operation(state, None),
+                _cygrpc.SendMessageOperation(response, 0),
+                _cygrpc.SendStatusFromServerOperation(metadata, _cygrpc.StatusCode.ok, b"", 0),
+            )
+            self._call.start_server_batch(operations, _server._send_status_from_server(state, token))
+            state.statused = True
+            state.due.add(token)
+        self._let_go()
+        return True
 
     def refuse(self, status: grpc.Status) -> None:
         """End the call with `status`, unless it has ended already."""

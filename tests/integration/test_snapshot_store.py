@@ -1,5 +1,6 @@
 """Snapshots out of PostgreSQL: what changed since one leads to what a whole load gives, and no commit is ever lost."""
 
+import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -398,3 +399,22 @@ def test_a_reload_shares_what_is_as_it_was_and_nothing_else(house: House) -> Non
     }
     assert shared == {"kept": (True, True), "changed": (False, False), "targeted": (True, False)}
     assert (after.flags, after.plans) == (house.snapshots.load().flags, house.snapshots.load().plans)
+
+
+def test_whole_loads_leave_nothing_for_the_garbage_collector(house: House) -> None:
+    """What a server freezes before it serves is never collected: a snapshot must go when it is replaced."""
+    house.create("checkout", rollout_percentage=50)
+    house.target("checkout", "alice")
+    gc.collect()
+    gc.disable()
+    try:
+        kept = [house.snapshots.load() for _ in range(10)][-1]
+        before = len(gc.get_objects())
+        for _ in range(200):
+            kept = house.snapshots.load()
+        after = len(gc.get_objects())
+    finally:
+        gc.enable()
+
+    assert kept.flags
+    assert after - before < 200, "less than one object for each load"

@@ -41,11 +41,13 @@ from tests.support.outages import outage
 from tests.support.servers import StartServer, connect, token_for
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("answering")
+
 ANNA = EvaluationContext(user_id="anna")
 
 
 @pytest.fixture(scope="module")
-def house(postgres: str) -> Iterator[Installation]:
+def house(postgres: str, answering: None) -> Iterator[Installation]:
     """An installation that all tests of what is answered share."""
     with installed(postgres) as installation:
         yield installation

@@ -30,6 +30,8 @@ from tests.support.clients import TIMEOUT_S, Refusal, refusal_of
 from tests.support.servers import StartServer, connect, token_for
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("answering")
+
 # So slow that no call becomes free while a test runs.
 THREE = "1/min burst 3"
 ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))

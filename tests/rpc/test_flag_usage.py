@@ -33,6 +33,8 @@ from tests.support.outages import outage
 from tests.support.servers import StartServer, connect, token_for
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("answering")
+
 NEVER = "never-named"
 AGED = (
     "UPDATE feature_flags SET create_time = create_time - interval '30 days'",

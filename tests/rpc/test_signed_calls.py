@@ -34,7 +34,7 @@ from tests.support.clients import TIMEOUT_S, UNAUTHENTICATED, refusal_of
 from tests.support.servers import StartServer, connect, token_for
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.promise("D1")
+pytestmark = [pytest.mark.promise("D1"), pytest.mark.usefixtures("answering")]
 
 REQUEST = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 BULK = BulkEvaluateFlagsRequest(contexts=[EvaluationContext(user_id="anna")])

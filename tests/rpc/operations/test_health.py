@@ -24,7 +24,7 @@ from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION
 from gatekeeper_grpc.transport.admission import PoolName
 from tests.support.clients import TIMEOUT_S
 from tests.support.outages import outage
-from tests.support.servers import StartServer, connect, token_for
+from tests.support.servers import KEYS, StartServer, connect, settings_for_tests, token_for
 from tests.support.waiting import eventually
 
 SERVICES = ["", EVALUATION, ADMIN, AUTH]
@@ -171,6 +171,25 @@ FILLED = (PoolName.EVALUATION, PoolName.BULK, PoolName.ADMIN_WRITE)
 
 
 def test_health_answers_on_both_ports_while_every_other_worker_is_busy(start_server: StartServer, dsn: str) -> None:
-    server = start_server(evaluation_threads=WORKERS, stream_threads=WORKERS, admin_threads=WORKERS)
+    server = start_server(
+        answer_at_once=False, evaluation_threads=WORKERS, stream_threads=WORKERS, admin_threads=WORKERS
+    )
     with Jam(server, dsn).everywhere():
         assert {port: health(server, port) for port in PORTS} == dict.fromkeys(PORTS, SERVING)
+
+
+def test_what_runs_before_serving_finds_the_snapshot_and_no_call(dsn: str) -> None:
+    has_snapshot, calls = list[bool](), list[Any]()
+    with ExitStack() as stack:
+
+        def look() -> None:
+            has_snapshot.append(server.cache.peek() is not None)
+            stub = EvaluationServiceStub(stack.enter_context(connect(server)))
+            calls.append(stub.EvaluateFlags.future(EvaluateFlagsRequest(context=ANNA), wait_for_ready=True))
+
+        server = GatekeeperServer(settings_for_tests(), dsn=dsn, keys=KEYS, before_serving=look)
+        stack.callback(server.stop)
+        server.start()
+
+        assert has_snapshot == [True]
+        assert calls[0].result(TIMEOUT_S)

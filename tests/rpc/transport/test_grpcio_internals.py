@@ -30,6 +30,7 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
             "_RECEIVE_MESSAGE_TOKEN",
             "_REQUEST_CALL_TAG",
             "_SEND_MESSAGE_TOKEN",
+            "_SEND_STATUS_FROM_SERVER_TOKEN",
             "_ServerStage",
             "_abort",
             "_get_initial_metadata_operation",
@@ -38,6 +39,7 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
             "_request_call",
             "_request_registered_call",
             "_send_message",
+            "_send_status_from_server",
             "cygrpc",
         }
     ),
@@ -53,10 +55,11 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
             "SendMessageOperation",
             "SendStatusFromServerOperation",
             "StatusCode",
+            "peer_identities",
         }
     ),
     "cygrpc.CompletionType": frozenset({"queue_timeout"}),
-    "cygrpc.StatusCode": frozenset({"unknown"}),
+    "cygrpc.StatusCode": frozenset({"ok", "unknown"}),
     "the server": frozenset({"_state"}),
     "the server's state": frozenset({"completion_queue", "due", "lock", "rpc_states", "server", "stage"}),
     "the cygrpc server": frozenset({"register_completion_queue"}),
