@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench fmt lock clean
+.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench bench-unary fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -47,6 +47,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 # Debian's packages, unpacked: that needs no rights and starts nothing. Where the machine's lists are missing or old, lists of its own.
 DEBIAN = $(VENV)/debian
 PACKAGES_pgbouncer = pgbouncer libc-ares2 libevent-2.1-7
+PACKAGES_h2load = nghttp2-client libc-ares2 libev4 libjansson4 libjemalloc2 libnghttp2-14
 APT = apt-get --quiet=2 -o APT::Sandbox::User=root
 OWN_LISTS = -o Dir::State::lists=$(abspath $(@D))/lists -o Dir::Cache=$(abspath $(@D))/cache
 $(DEBIAN)/%/.made: | $(VENV)/.dev
@@ -202,6 +203,9 @@ docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.m
 	@$(BIN)/python -m tests.support.promises > docs/promises.md
 
 BENCHES = evaluate instrumentation traces usage overload connections workers bulk fairness refresh propagation watch audit members attributes last_known_good embedded_start lost_updates head_bloat idle
+
+bench-unary: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare EvaluateFlags with an empty call (2 minutes; needs apt-get)
+	@$(BIN)/python -m bench.unary $(ROUNDS)
 
 bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments and the rest of bench/ (minutes)
 	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done

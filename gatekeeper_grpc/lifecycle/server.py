@@ -519,7 +519,7 @@ class GatekeeperServer:
 
     def _evaluation_servicer(self) -> EvaluationServicer:
         unary_calls = self.pools[PoolName.EVALUATION]
-        pacer = Pacer(lambda: unary_calls.in_flight, budget_s=self._settings.bulk_cpu_budget_s)
+        pacer = Pacer(unary_calls.idle_s, budget_s=self._settings.bulk_cpu_budget_s)
         return EvaluationServicer(self.cache, self.watchers, pacer, self._usage_counter)
 
     def _admin_servicer(self) -> AdminServicer:

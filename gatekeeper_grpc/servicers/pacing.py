@@ -1,10 +1,10 @@
 """Paces bulk evaluation: it works in slices of half a millisecond, and checks between two of them whether to go on.
 
 All threads of a process share one interpreter, and a message of 5,000 users takes it for 100 ms. A unary call needs it
-several times: first grpcio's serving thread for each event, then a worker. Each time it would wait for the 5 ms after
-which CPython takes the interpreter from a thread. So it is taken after half a millisecond while a bulk message is
-evaluated, and bulk evaluation pauses after each slice while unary calls are in flight. At other times, taking it so
-soon costs unary calls 7 % of their CPU and gains nothing.
+several times: grpcio's serving thread for each event, and a worker if there is one. Each time it would wait for the
+5 ms after which CPython takes the interpreter from a thread. So it is taken after half a millisecond while a bulk
+message is evaluated. And bulk evaluation pauses after each slice while unary calls come: those that wait then have the
+interpreter. At other times, taking it so soon costs unary calls 7 % of their CPU and gains nothing.
 """
 
 import math
@@ -21,8 +21,10 @@ from gatekeeper_grpc.domain.errors import ResourceExhausted
 _Item = TypeVar("_Item")
 
 SLICE_S: Final = 0.0005
-# For each unary call in flight. The kernel adds some 60 us. A thread that waits takes the interpreter in less.
-PAUSE_S: Final = 0.0003
+# The kernel adds some 60 us. A thread that waits takes the interpreter in less.
+PAUSE_S: Final = 0.0002
+# After the last unary call, the next one is expected for so long: a client of 50 calls a second is one that calls.
+EXPECTED_S: Final = 0.02
 # Below, threads that take turns cost more than they gain.
 SWITCH_INTERVAL_S: Final = 0.0005
 DEFAULT_BUDGET_S: Final = 20.0
@@ -63,19 +65,19 @@ class Pacer:
     """Paces the messages of all bulk streams of a server.
 
     Args:
-        waiting: Counts the unary calls in flight. While there are none, nothing pauses.
+        idle_s: For how many seconds no unary call has come. When that is long, nothing pauses.
         budget_s: The CPU time that one message may take for each 1,000 flags, or part of them.
         sleep: Gives the interpreter away for so many seconds.
     """
 
     def __init__(
         self,
-        waiting: Callable[[], int] = lambda: 0,
+        idle_s: Callable[[], float] = lambda: math.inf,
         *,
         budget_s: float = DEFAULT_BUDGET_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._waiting = waiting
+        self._idle_s = idle_s
         self._budget_s = budget_s
         self._sleep = sleep
 
@@ -87,7 +89,7 @@ class Pacer:
             is_active: Whether the client still waits for the results.
         """
         budget_s = self._budget_s * max(1, math.ceil(flags / FLAGS_PER_BUDGET))
-        return Pace(self._waiting, self._sleep, budget_s=budget_s, is_active=is_active)
+        return Pace(self._idle_s, self._sleep, budget_s=budget_s, is_active=is_active)
 
 
 class _ClientLeft(Exception):
@@ -99,13 +101,13 @@ class Pace:
 
     def __init__(
         self,
-        waiting: Callable[[], int],
+        idle_s: Callable[[], float],
         sleep: Callable[[float], None],
         *,
         budget_s: float,
         is_active: Callable[[], bool],
     ) -> None:
-        self._waiting = waiting
+        self._idle_s = idle_s
         self._sleep = sleep
         self._budget_s = budget_s
         self._is_active = is_active
@@ -148,8 +150,8 @@ class Pace:
             raise _ClientLeft
         if time.thread_time() > self._ends_at:
             raise _over_budget(self._budget_s)
-        if waiting := self._waiting():
-            self._sleep(PAUSE_S * waiting)
+        if self._idle_s() < EXPECTED_S:
+            self._sleep(PAUSE_S)
         self._slice_ends = time.perf_counter() + SLICE_S
 
 

@@ -9,7 +9,9 @@ not have, if its caller has called too often (`interceptors/rate_limits.py`), or
 slot in its pool (`shares`), or refused with RESOURCE_EXHAUSTED.
 """
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +49,8 @@ HALF = 0.5
 _RETRY_AFTER_S = 1.0
 # A client that has waited as long will not wait much longer. Those who came later are served instead.
 _MAX_WAIT_S = 2.0
+# The process has stood still if so few wait for so long. They are served at once.
+_FEW_CALLS = 128
 _REMEMBERED_STATUSES = 1_024
 
 _log = structlog.get_logger(__name__)
@@ -164,6 +168,7 @@ class CallPool(ThreadPoolExecutor):
         self._stream_limits = stream_limits
         self._proxies = proxies
         self._hold = hold
+        self._called_at = -math.inf
         # Made once: a flood wins if refusing a call costs more than serving it.
         self._full = status_from_error(_full(f"all {name} workers are busy; retry later"), "")
         self._late = status_from_error(_full("too many calls of this address wait for their turn; retry later"), "")
@@ -173,13 +178,14 @@ class CallPool(ThreadPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
         """Take a call that has arrived."""
         call = ArrivedCall(fn, args)
+        self._called_at = call.arrived_at
         if not (self._hold.is_holding and self._hold.hold(call, self._receive)):
             self._receive(call)
         return _SETTLED
 
     def _receive(self, call: ArrivedCall) -> None:
         """Find out who calls; then admit `call` when its first message is here, without a worker that waits for it."""
-        if call.waited_s > _MAX_WAIT_S:
+        if call.waited_s > _MAX_WAIT_S and call.waiting > _FEW_CALLS:
             self._count(Refusal.WAITED)
             call.refuse(self._late)
             return
@@ -307,6 +313,10 @@ class CallPool(ThreadPoolExecutor):
     def in_flight(self) -> int:
         """Calls that run or queue."""
         return self._slots.running + self._slots.waiting
+
+    def idle_s(self) -> float:
+        """Return for how many seconds no call has come; infinity before the first one."""
+        return time.monotonic() - self._called_at
 
     def is_saturated(self) -> bool:
         """Return whether calls queue for a worker."""

@@ -37,7 +37,7 @@ _MAX_EVENTS_AT_ONCE, _MAX_REFUSED_AT_ONCE = 256, 16
 _NOW = 0.0
 
 _log = structlog.get_logger(__name__)
-_handed_over = threading.local()  # `waited_s` of the call that a serving thread deals with
+_handed_over = threading.local()  # `waited_s` and `waiting` of the call that a serving thread deals with
 
 
 class ArrivedCall:
@@ -61,6 +61,7 @@ class ArrivedCall:
         "metadata",
         "taken",
         "waited_s",
+        "waiting",
     )
 
     admit: Callable[["ArrivedCall"], None]
@@ -69,6 +70,8 @@ class ArrivedCall:
     """Called once when a worker takes the call or nobody will, if it is set."""
     waited_s: float
     """How long the call has waited for its turn, behind others of its address."""
+    waiting: int
+    """How many calls waited for their turn when this one had it."""
 
     def __init__(self, serve: Callable[..., Any], args: tuple[Any, ...]) -> None:
         _in_pool, event, state, behaviour, *_ = args
@@ -79,6 +82,7 @@ class ArrivedCall:
         self.behaviour = behaviour
         self.metadata: Metadata = event.invocation_metadata
         self.waited_s = getattr(_handed_over, "waited_s", 0.0)
+        self.waiting = getattr(_handed_over, "waiting", 0)
         self.arrived_at = time.monotonic() - self.waited_s
         self.arrival: Arrival
         self.taken = None
@@ -450,7 +454,7 @@ class CallsInTurn:
     def _take_call(self) -> Any:
         arrived_at, _client, event = self._calls.take()
         self._calls_of[event.tag] -= 1
-        _handed_over.waited_s = time.monotonic() - arrived_at
+        _handed_over.waited_s, _handed_over.waiting = time.monotonic() - arrived_at, len(self._calls)
         return event
 
     def _ask_for_another(self, tag: Any) -> None:

@@ -197,7 +197,7 @@ def test_twin_a_second_start_whose_log_level_is_set_is_not_quiet(
     odd = {"GATEKEEPER_LOG_LEVEL": "info", "GATEKEEPER_DATA_DIR": str(data_dir), "GATEKEEPER_WORKRES": "2"}
 
     with newcomer.serving(**odd) as second:
-        assert any("snapshot_loaded" in line for line in second.before_block)
+        assert any("open_files" in line for line in second.before_block)
         (unknown,) = (line for line in second.before_block if "unknown_setting" in line)
         assert "GATEKEEPER_WORKRES" in unknown
         assert "GATEKEEPER_WORKERS" in unknown

@@ -36,6 +36,14 @@ PASSWORD = "a-long-password"
 # Longer than a start waits with a kept snapshot.
 HELD_BACK_S = 8.0
 ANNA = EvaluationContext(user_id="anna")
+# On a busy machine, a database that is there takes longer than a start waits: this one waits for it.
+PATIENT = """
+from gatekeeper_grpc.cli.main import main
+from gatekeeper_grpc.lifecycle import server
+from gatekeeper_grpc.lifecycle.startup import StartupTimeouts
+server.DEFAULT_TIMEOUTS = StartupTimeouts(unreachable_s=0.4, silent_s=60.0, loading_s=60.0)
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +213,7 @@ def test_a_snapshot_of_another_database_has_no_effect(node: Node, tmp_path: Path
         serve_once(other, tmp_path, "of-another")
         for number in range(3):
             serve_once(other, tmp_path, f"more-{number}")
-    with serving(tmp_path, **settings(node)) as gatekeeper:
+    with serving(tmp_path, program=("-c", PATIENT), **settings(node)) as gatekeeper:
         before = answer(gatekeeper)
         written = create(gatekeeper, "poisoned")
 
@@ -217,7 +225,7 @@ def test_a_snapshot_of_another_database_has_no_effect(node: Node, tmp_path: Path
 def test_a_database_that_is_there_is_never_passed_over_for_an_older_answer(node: Node, tmp_path: Path) -> None:
     serve_once(node, tmp_path / "one", "old")
     revision = serve_once(node, tmp_path / "two", "new")
-    with serving(tmp_path / "one", **settings(node)) as gatekeeper:
+    with serving(tmp_path / "one", program=("-c", PATIENT), **settings(node)) as gatekeeper:
         found = answer(gatekeeper)
 
     assert (found.stale, found.revision) == (False, revision)

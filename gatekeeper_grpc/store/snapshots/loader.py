@@ -306,20 +306,22 @@ def _throttled(rows: Iterable[Row], rest_s: float) -> Iterator[Row]:
             began = time.perf_counter()
 
 
+# Each pair is looked up by itself. Of plain joins, PostgreSQL makes loops over all rows for each pair if its statistics
+# are of a moment in which a table was empty: 10,000 new members of a segment took 5 s.
 TARGETS_OF_PAIRS = """
-    SELECT s.user_id, f.flag_id, t.variant
+    SELECT s.user_id, f.flag_id,
+           (SELECT variant FROM targeted_users t WHERE t.flag_id = f.flag_id AND t.subject_id = pair.subject_id)
     FROM unnest(%(keys)s::text[], %(subjects)s::uuid[]) AS pair (key, subject_id)
-    JOIN feature_flags f ON f.environment = '' AND f.key = pair.key
-    JOIN subjects s ON s.subject_id = pair.subject_id
-    LEFT JOIN targeted_users t ON t.flag_id = f.flag_id AND t.subject_id = pair.subject_id
+    JOIN LATERAL (SELECT flag_id FROM feature_flags WHERE environment = '' AND key = pair.key LIMIT 1) f ON true
+    JOIN LATERAL (SELECT user_id FROM subjects WHERE subject_id = pair.subject_id LIMIT 1) s ON true
 """
 
 MEMBERS_OF_PAIRS = """
-    SELECT s.user_id, g.segment_id, CASE WHEN m.subject_id IS NOT NULL THEN 'off' END
+    SELECT s.user_id, g.segment_id,
+           (SELECT 'off' FROM segment_members m WHERE m.segment_id = g.segment_id AND m.subject_id = pair.subject_id)
     FROM unnest(%(keys)s::text[], %(subjects)s::uuid[]) AS pair (key, subject_id)
-    JOIN segments g ON g.environment = '' AND g.key = pair.key
-    JOIN subjects s ON s.subject_id = pair.subject_id
-    LEFT JOIN segment_members m ON m.segment_id = g.segment_id AND m.subject_id = pair.subject_id
+    JOIN LATERAL (SELECT segment_id FROM segments WHERE environment = '' AND key = pair.key LIMIT 1) g ON true
+    JOIN LATERAL (SELECT user_id FROM subjects WHERE subject_id = pair.subject_id LIMIT 1) s ON true
 """
 
 

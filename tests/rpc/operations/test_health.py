@@ -182,12 +182,12 @@ def test_what_runs_before_serving_finds_the_snapshot_and_no_call(dsn: str) -> No
     has_snapshot, calls = list[bool](), list[Any]()
     with ExitStack() as stack:
 
-        def look() -> None:
+        def read() -> None:
             has_snapshot.append(server.cache.peek() is not None)
             stub = EvaluationServiceStub(stack.enter_context(connect(server)))
             calls.append(stub.EvaluateFlags.future(EvaluateFlagsRequest(context=ANNA), wait_for_ready=True))
 
-        server = GatekeeperServer(settings_for_tests(), dsn=dsn, keys=KEYS, before_serving=look)
+        server = GatekeeperServer(settings_for_tests(), dsn=dsn, keys=KEYS, before_serving=read)
         stack.callback(server.stop)
         server.start()
 

@@ -237,8 +237,9 @@ def test_a_server_ends_while_calls_wait_for_their_turn() -> None:
         assert stops[0].wait(TIMEOUT_S)
 
 
-def test_a_call_that_waits_for_long_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_waits_for_long_behind_many_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_MAX_WAIT_S", 0.0)
+    monkeypatch.setattr(admission, "_FEW_CALLS", -1)
     with serve({"Echo": (unary(echo), OPEN)}) as server:
         error = fails(server.unary("Echo"), text())
         refused = server.pools[OPEN.pool].refused[Refusal.WAITED]
@@ -246,6 +247,13 @@ def test_a_call_that_waits_for_long_is_refused_in_words(monkeypatch: pytest.Monk
     assert (error.code(), error_info(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
     assert error.details() == "too many calls of this address wait for their turn; retry later"
     assert (retry_after_s(error), refused) == (1.0, 1)
+
+
+def test_few_calls_that_have_waited_for_long_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has stood still: nobody calls more than it can do."""
+    monkeypatch.setattr(admission, "_MAX_WAIT_S", 0.0)
+    with serve({"Echo": (unary(echo), OPEN)}) as server:
+        assert server.unary("Echo")(text(), timeout=TIMEOUT_S) == text()
 
 
 def test_clients_behind_a_trusted_proxy_have_turns_of_their_own() -> None:
