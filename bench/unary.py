@@ -1,4 +1,4 @@
-"""What EvaluateFlags costs, compared with an empty call: `make bench-unary`, or `python -m bench.unary [rounds] [flags...]`.
+"""EvaluateFlags compared with an empty call: `make bench-unary`, or `python -m bench.unary [rounds] [flags...]`.
 
 For each number of flags, three servers take turns second by second: Gatekeeper as it is, one whose workers answer all
 calls (`GATEKEEPER_ANSWER_AT_ONCE=false`), and a plain handler of grpcio with an empty answer (`bench.empty`). The

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from gatekeeper_grpc.store import members, targets
 from gatekeeper_grpc.store.snapshots import loader
@@ -22,6 +23,8 @@ PEOPLE = 10_000
 USER_IDS = [f"user-{number}" for number in range(PEOPLE)]
 # Each node of a plan may handle each row a few times. A loop over all rows for each row is thousands of times as much.
 MOST_ROWS = 30 * PEOPLE
+# Statistics come from the statement below alone.
+_TABLES = ("feature_flags", "segments", "subjects", "targeted_users", "segment_members", "users")
 _BEFORE = """
     INSERT INTO feature_flags (key, enabled, default_variant, rollout_percentage, create_time, update_time, revision)
     VALUES ('flag', true, 'off', 0, now(), now(), 1);
@@ -50,6 +53,8 @@ _EDITS = """
 def database(postgres: str) -> Iterator[Connection]:
     """A database with people, targets and members, whose planner knows of none."""
     with new_database(postgres) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        for table in _TABLES:
+            conn.execute(sql.SQL("ALTER TABLE {} SET (autovacuum_enabled = false)").format(sql.Identifier(table)))
         conn.execute(_BEFORE)
         conn.execute(_PEOPLE)
         conn.execute(_EDITS)
@@ -57,7 +62,7 @@ def database(postgres: str) -> Iterator[Connection]:
 
 
 def most_rows(conn: Connection, query: LiteralString, parameters: dict[str, Any]) -> int:
-    """Run a query without keeping what it does; return how many rows the busiest node of its plan looked at."""
+    """Run a query without keeping what it does; return how many rows the busiest node of its plan read."""
     with conn.transaction(force_rollback=True):
         row = conn.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query, parameters).fetchone()
     assert row is not None
@@ -104,7 +109,7 @@ def known(conn: Connection) -> dict[str, Any]:
         pytest.param(members._REMOVE, "", id="remove members"),
     ],
 )
-def test_a_query_looks_at_each_row_once(query: LiteralString, key: str, database: Connection) -> None:
+def test_a_query_reads_each_row_once(query: LiteralString, key: str, database: Connection) -> None:
     parameters = known(database)
 
     assert most_rows(database, query, {**parameters, "keys": [key] * len(parameters["subjects"])}) < MOST_ROWS
