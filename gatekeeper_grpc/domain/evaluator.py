@@ -4,11 +4,11 @@ A flag is compiled once per snapshot into a `FlagPlan`. Evaluation then only loo
 can return exists already, and it allocates nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket_of, salt
+from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket_of, first_uint32, new_hash, salt
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.flag import ON, VARIANTS, Flag
 
@@ -81,6 +81,26 @@ def evaluate(
     if plan.draw and context.user is not None:
         return plan.draw[bucket_of(context.user, plan.salt)]
     return plan.undrawn
+
+
+def evaluate_all(
+    plans: Iterable[FlagPlan], context: EvaluationContext, targeted: Mapping[int, int], in_segment: SegmentTest
+) -> list[EvaluationDetail]:
+    """Evaluate flags for one user, in order: the same as `evaluate` for each."""
+    user = context.user
+    if targeted or user is None:
+        return [evaluate(plan, context, targeted, in_segment) for plan in plans]
+    # Most flags of most users are constant or drawn. Written out, that takes two thirds of the time: a call costs as
+    # much as a hash.
+    return [
+        plan.constant
+        or (
+            plan.draw[first_uint32(new_hash(user + plan.salt).digest())[0] % BUCKETS]
+            if plan.draw and not plan.segments
+            else evaluate(plan, context, targeted, in_segment)
+        )
+        for plan in plans
+    ]
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from gatekeeper_grpc.domain.attribute import Attributes
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex, UserAttributes
 from gatekeeper_grpc.domain.attribute_memo import AttributeMemo
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
-from gatekeeper_grpc.domain.evaluator import FlagPlan, SegmentTest, compile_flag, evaluate
+from gatekeeper_grpc.domain.evaluator import FlagPlan, SegmentTest, compile_flag, evaluate_all
 from gatekeeper_grpc.domain.flag import Flag
 from gatekeeper_grpc.domain.flag_change import FlagChanges
 from gatekeeper_grpc.domain.segment import Segment
@@ -172,7 +172,7 @@ class Snapshot:
         """Evaluate flags of this snapshot for one user, in order."""
         targeted = _NO_TAGS if context.user_id is None else self.targets.find(context.user_id)
         in_segment = self._segment_test(context)
-        return [evaluate(plan, context, targeted, in_segment) for plan in plans]
+        return evaluate_all(plans, context, targeted, in_segment)
 
     def _segment_test(self, context: EvaluationContext) -> SegmentTest:
         """Return a function that says whether the user is in a segment, and tests each segment at most once."""

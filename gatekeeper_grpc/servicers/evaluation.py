@@ -139,14 +139,23 @@ class EvaluationServicer(WatchRpcs):
         self, snapshot: Snapshot, selection: Selection, pace: Pace, position: int, message: EvaluationContext
     ) -> bytes:
         try:
-            context = context_from_proto(f"contexts[{position}]", message)
-        except InvalidArgument as exc:
-            return bulk_error_to_proto(message.user_id, exc).SerializeToString()
+            context = context_from_proto("", message)
+        except InvalidArgument:
+            return _error_of(f"contexts[{position}]", message)
         details = snapshot.evaluate(pace.portions(selection.plans), context)
         EVALUATIONS.count(details)
         if self._usage:
             self._usage.count_in_bulk(selection, details)
         return result_to_bytes(context.user or b"", [detail.value for detail in details])
+
+
+def _error_of(field: str, message: EvaluationContext) -> bytes:
+    """Return why a context is not evaluated. Its field is named here: for those that are, it would be made in vain."""
+    try:
+        context_from_proto(field, message)
+    except InvalidArgument as exc:
+        return bulk_error_to_proto(message.user_id, exc).SerializeToString()
+    raise AssertionError("unreachable: it was refused before")
 
 
 def _check_same_question(first: pb.BulkEvaluateFlagsRequest, later: pb.BulkEvaluateFlagsRequest) -> None:
