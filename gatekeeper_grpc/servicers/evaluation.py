@@ -32,6 +32,8 @@ from gatekeeper_grpc.wire.evaluation import (
 
 # So many take 0.3 ms, if no segment is tested.
 _MAX_FLAGS_AT_ONCE = 200
+# Odd ones, a list of nothing but empty lists, take as long.
+_MAX_ATTRIBUTES_BYTES_AT_ONCE = 1 << 10
 
 
 class EvaluationServicer(WatchRpcs):
@@ -69,6 +71,8 @@ class EvaluationServicer(WatchRpcs):
         """
         snapshot = self._cache.peek()
         if snapshot is None or request.min_revision > snapshot.revision or request.include_details:
+            return None
+        if request.context.attributes.ByteSize() > _MAX_ATTRIBUTES_BYTES_AT_ONCE:
             return None
         selection = snapshot.select(question_from_proto(request).flag_keys)
         # A list is made faster than a generator runs.

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.struct_pb2 import Struct
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -45,6 +46,13 @@ def evaluate(server: GatekeeperServer, **fields: Any) -> grpc.Call:
     return call
 
 
+def many(count: int) -> Struct:
+    """So many attributes, of more than ten bytes each."""
+    attributes = Struct()
+    attributes.update({f"attribute-{number}": True for number in range(count)})
+    return attributes
+
+
 def had_worker(server: GatekeeperServer) -> bool:
     """Whether an evaluation has had a worker since the server was started: the first one starts a thread."""
     return eventually(lambda: bool(server.pools[PoolName.EVALUATION]._threads))
@@ -52,6 +60,12 @@ def had_worker(server: GatekeeperServer) -> bool:
 
 def test_a_small_evaluation_takes_no_worker(server: GatekeeperServer) -> None:
     evaluate(server)
+
+    assert not server.pools[PoolName.EVALUATION]._threads
+
+
+def test_few_attributes_make_no_difference(server: GatekeeperServer) -> None:
+    evaluate(server, context=EvaluationContext(user_id="anna", attributes=many(10)))
 
     assert not server.pools[PoolName.EVALUATION]._threads
 
@@ -79,6 +93,7 @@ def test_it_has_all_that_a_call_has(server: GatekeeperServer) -> None:
     [
         pytest.param({"include_details": True}, id="details"),
         pytest.param({"flag_keys": ["aimed"]}, id="a segment"),
+        pytest.param({"context": EvaluationContext(user_id="anna", attributes=many(100))}, id="many attributes"),
         pytest.param({"flag_keys": [f"key-{number:03}-{'x' * 100}" for number in range(40)]}, id="a long message"),
     ],
 )
