@@ -15,7 +15,8 @@ from typing import NamedTuple
 _SHARDS = 4096
 DIGEST_BYTES = 16
 _OWNER_BYTES = 8
-_ENTRY_BYTES = DIGEST_BYTES + _OWNER_BYTES + 1
+_NAME_BYTES = DIGEST_BYTES + _OWNER_BYTES
+_ENTRY_BYTES = _NAME_BYTES + 1
 _NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
@@ -132,14 +133,22 @@ def _sorted(buffer: bytearray) -> bytes:
 
 
 def _merge(shard: bytes, changed: Mapping[bytes, int | None], counts: dict[int, int]) -> bytes:
-    """Return the shard after the changes, and update `counts` (entries per owner)."""
-    tags = {
-        shard[at : at + _ENTRY_BYTES - 1]: shard[at + _ENTRY_BYTES - 1] for at in range(0, len(shard), _ENTRY_BYTES)
-    }
-    for name, tag in changed.items():
-        was_there = tags.pop(name, None) is not None
+    """Return the shard after the changes, and update `counts` (entries per owner).
+
+    Changes are few, so each is searched for, and what lies between them is copied as it is.
+    """
+    entries = range(0, len(shard), _ENTRY_BYTES)
+    pieces: list[bytes] = []
+    copied, nth = 0, 0
+    for name, tag in sorted(changed.items()):
+        nth = bisect_left(entries, name, nth, key=lambda at: shard[at : at + _NAME_BYTES])
+        at = nth * _ENTRY_BYTES
+        was_there = shard.startswith(name, at)
+        pieces.append(shard[copied:at])
         if tag is not None:
-            tags[name] = tag
+            pieces.append(name + bytes((tag,)))
+        copied = at + _ENTRY_BYTES * was_there
         owner = int.from_bytes(name[DIGEST_BYTES:], "big")
         counts[owner] = counts.get(owner, 0) + (tag is not None) - was_there
-    return b"".join(name + bytes((tag,)) for name, tag in sorted(tags.items()))
+    pieces.append(shard[copied:])
+    return b"".join(pieces)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatekeeper_grpc.domain import user_index
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 
 Model = dict[tuple[str, int], int]
@@ -17,6 +18,9 @@ OWNERS = [0, 1, 2, 2**63 - 1]
 names = st.tuples(st.sampled_from(USERS), st.sampled_from(OWNERS))
 models = st.dictionaries(names, st.integers(0, 255))
 edits = st.lists(st.builds(UserEntry, st.sampled_from(USERS), st.sampled_from(OWNERS), st.none() | st.integers(0, 255)))
+many = st.builds("user-{}".format, st.integers(0, 30))
+crowded_models = st.dictionaries(st.tuples(many, st.sampled_from(OWNERS)), st.integers(0, 255))
+crowded_edits = st.lists(st.builds(UserEntry, many, st.sampled_from(OWNERS), st.none() | st.integers(0, 255)))
 
 
 def entries(model: Model) -> list[UserEntry]:
@@ -52,6 +56,19 @@ def test_an_index_says_what_a_dict_would_after_any_edits(built: Model, batches: 
         index, model = index.with_entries(batch), apply(model, batch)
 
     assert contents(index) == contents_of_model(model)
+
+
+@settings(max_examples=200)
+@given(built=crowded_models, batches=st.lists(crowded_edits, max_size=3))
+def test_any_edits_of_full_shards_give_the_bytes_of_a_rebuild(built: Model, batches: list[list[UserEntry]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(user_index, "_shard_of", lambda digest: digest[0] % 2)
+        index, model = UserIndex.build(entries(built)), built
+        for batch in batches:
+            index, model = index.with_entries(batch), apply(model, batch)
+        rebuilt = UserIndex.build(entries(model))
+
+    assert (index.shards, index.counts) == (rebuilt.shards, rebuilt.counts)
 
 
 @settings(max_examples=50)
