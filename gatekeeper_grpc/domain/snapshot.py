@@ -241,4 +241,6 @@ def _patched(resources: Mapping[str, _Resource], changes: Mapping[str, _Resource
             patched.pop(key, None)
         else:
             patched[key] = resource
-    return patched if patched.keys() <= resources.keys() else dict(sorted(patched.items()))
+    # Of the changed keys alone: comparing all of them would cost as much as the copy.
+    is_any_new = any(key in patched and key not in resources for key in changes)
+    return dict(sorted(patched.items())) if is_any_new else patched
