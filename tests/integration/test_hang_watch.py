@@ -30,6 +30,7 @@ HUNG_AFTER_S = 0.75
 # In addition to the promised second: the bound on a busy machine, which runs these tests as well.
 MARGIN_S = 4.0
 CALLERS = 30
+COPY_WITHOUT_END = "COPY (SELECT generate_series(1, 1000000000)) TO STDOUT"
 BUSY_LOOPS = 8
 
 
@@ -85,6 +86,25 @@ def test_calls_on_a_database_that_hangs_fail_in_time(node: Node, watched: Databa
 
     assert {outcome for outcome, _ in outcomes} == {"unavailable"}
     assert max(took_s for _, took_s in outcomes) < 1.0 + MARGIN_S
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_copy_from_a_database_that_hangs_fails_in_time(node: Node, watched: Database) -> None:
+    def copy() -> None:
+        with watched.read() as conn, watched.copying(conn, COPY_WITHOUT_END, types=["int4"]) as rows:
+            for _ in rows:
+                is_copying.set()
+
+    is_copying = threading.Event()
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(outcome_of, copy)
+        assert is_copying.wait(TIMEOUT_S)
+        with node.hanging():
+            began_at = time.monotonic()
+            outcome, _ = call.result(TIMEOUT_S)
+            took_s = time.monotonic() - began_at
+
+    assert (outcome, took_s < 1.0 + MARGIN_S) == ("unavailable", True)
 
 
 def test_twin_without_the_watch_calls_wait_for_as_long_as_it_hangs(node: Node) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from typing import LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -276,6 +277,89 @@ def test_a_failed_login_is_recorded_although_its_caller_has_gone(
     call(FakeCall())
 
     assert [entry.event for entry in logins.list_events(AuthEventFilter(limit=10))] == [AuthEvent.LOGIN_FAILED]
+
+
+# --- COPY -------------------------------------------------------------------------------------------------------------
+
+LIMIT_S = 0.2
+# More than buffers between server and reader hold.
+COPY_20_MB = "COPY (SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) n) TO STDOUT"
+COPY_WITHOUT_END = "COPY (SELECT generate_series(1, 1000000000)) TO STDOUT"
+COPY_THAT_STALLS = """
+    COPY (SELECT n, pg_sleep(CASE n WHEN {} THEN {} ELSE 0 END) FROM generate_series(1, 3000) n) TO STDOUT
+"""
+
+
+@pytest.fixture
+def impatient(dsn: str) -> Iterator[Database]:
+    """A watched pool of one connection, whose statements may take 0.2 s."""
+    with closing(Database(dsn, pool_size=1, statement_timeout_s=LIMIT_S, hung_after_s=0.75)) as database:
+        database.open()
+        assert eventually(lambda: database._watch._conn)
+        yield database
+
+
+def read_slowly(rows: Iterator[tuple[object, ...]]) -> int:
+    next(rows)
+    time.sleep(5 * LIMIT_S)
+    return 1 + sum(1 for _ in rows)
+
+
+def test_a_copy_may_take_as_long_as_its_reader(impatient: Database) -> None:
+    with impatient.read() as conn:
+        with impatient.copying(conn, COPY_20_MB, types=["int4", "text"]) as rows:
+            count = read_slowly(rows)
+        limit = conn.execute("SHOW statement_timeout").fetchone()
+
+    assert (count, limit) == (20_000, ("200ms",))
+
+
+def test_twin_with_the_limit_of_a_statement_it_may_not(impatient: Database) -> None:
+    def copy() -> None:
+        with impatient.read() as conn, conn.cursor().copy(COPY_20_MB) as copying:
+            read_slowly(copying.rows())
+
+    assert reason_of(copy)[0] == "DATABASE_TIMEOUT"
+
+
+def copy_all(database: Database, statement: LiteralString) -> None:
+    with database.read() as conn, database.copying(conn, statement, types=["int4", "text"]) as rows:
+        for _ in rows:
+            pass
+
+
+@pytest.mark.parametrize("row", ["1", "2500"])
+def test_a_copy_whose_rows_do_not_come_is_cut_in_time(row: LiteralString, impatient: Database) -> None:
+    reason, took_s = reason_of(lambda: copy_all(impatient, COPY_THAT_STALLS.format(row, "60")))
+
+    assert (reason, took_s < LIMIT_S + 1.0 + MARGIN_S) == ("UNAVAILABLE", True)
+
+
+def test_twin_without_the_watch_its_rows_are_waited_for(impatient: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(impatient._watch, "expect_answer", lambda *_, **__: None)
+
+    assert reason_of(lambda: copy_all(impatient, COPY_THAT_STALLS.format("1", "6")))[0] == "OK"
+
+
+def test_a_copy_is_bounded_by_its_rows_not_by_what_follows(impatient: Database) -> None:
+    def copy_and_go_on() -> None:
+        with impatient.read() as conn, impatient.copying(conn, COPY_20_MB, types=["int4", "text"]) as rows:
+            assert len([*rows]) == 20_000
+            time.sleep(2 * (LIMIT_S + 1.0) + 0.5)
+
+    assert reason_of(copy_and_go_on)[0] == "OK"
+
+
+def test_a_reader_that_fails_ends_its_copy_and_frees_the_connection(impatient: Database) -> None:
+    def read_one() -> None:
+        with impatient.read() as conn, impatient.copying(conn, COPY_WITHOUT_END, types=["int4"]) as rows:
+            raise LookupError(next(rows))
+
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            read_one()
+    with impatient.read() as conn:
+        assert current_revision(conn) == 0
 
 
 # --- COMMIT -----------------------------------------------------------------------------------------------------------

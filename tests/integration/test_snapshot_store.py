@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,6 +35,7 @@ from tests.support.snapshots import read, written
 pytestmark = pytest.mark.promise("A5")
 
 TIMEOUT_S = 60.0
+REST_S = 0.123
 INTENT = Intent(caller=None, action="Test")
 USERS = ["alice", "bob", "ünï"]
 KEYS = ["a", "b", "c"]
@@ -384,6 +386,51 @@ def test_a_delta_carries_segments_changed_deleted_and_joined(segmented: House) -
     assert contents(after) == contents(segmented.snapshots.load())
     assert (len(base.members), len(after.members)) == (1, 0)
     assert [value(snapshot, "a", "alice", plan="pro", age=18) for snapshot in (base, after)] == [True, False]
+
+
+def test_users_of_any_name_are_loaded(house: House) -> None:
+    names = ["tab\t", "line\n", "return\r", "back\\slash", "\\N", "\\.", " ", "🦉", "x" * 256]
+    house.create("a")
+    for name in names:
+        house.execute(_TARGET, name, "a")
+
+    targets = house.snapshots.load().targets
+
+    assert (len(targets), [[*targets.find(name).values()] for name in names]) == (len(names), [[1]] * len(names))
+
+
+_TARGET = """
+    WITH subject AS (INSERT INTO subjects (user_id) VALUES (%s) RETURNING subject_id)
+    INSERT INTO targeted_users SELECT flag_id, subject_id, 'on' FROM feature_flags, subject WHERE key = %s
+"""
+
+
+def test_only_what_may_delay_evaluations_rests(segmented: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    sleep_s = time.sleep
+
+    def sleep(seconds: float) -> None:
+        if seconds == REST_S:
+            rests.append(seconds)
+        else:  # Another thread's.
+            sleep_s(seconds)
+
+    monkeypatch.setattr(snapshots_module, "_SLICE_S", 0.0)
+    monkeypatch.setattr(snapshots_module, "_REST_S", REST_S)
+    monkeypatch.setattr(time, "sleep", sleep)
+    segmented.target("a", "alice")
+
+    def rests_of(load: Callable[[], Snapshot]) -> int:
+        rests.clear()
+        load()
+        return len(rests)
+
+    first = segmented.snapshots.load()
+
+    assert rests_of(segmented.snapshots.load) == 0
+    assert rests_of(lambda: segmented.snapshots.load(sharing=first, paced=False)) == 0
+    # Of the flag, the target, the member and the entries of the change log.
+    assert rests_of(lambda: segmented.snapshots.load(sharing=first)) == 3 + first.revision
 
 
 def test_a_reload_shares_what_is_as_it_was_and_nothing_else(house: House) -> None:

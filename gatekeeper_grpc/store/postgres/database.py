@@ -6,9 +6,9 @@ trips, a statement within what the caller has left, a COMMIT within two seconds 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -59,6 +59,8 @@ _HEAD_WAITS = 1.5
 _COMMIT_TIMEOUT_S = 1.5
 # Beyond the server's own limit: a statement that waits for the server's disk cannot be cancelled.
 _STATEMENT_MARGIN_S = 1.0
+# How many rows of a COPY are waited for together.
+_COPIED_ROWS = 1_000
 # How soon the average of the round trips follows a change, as in TCP (RFC 6298).
 _ROUND_TRIP_WEIGHT = 1 / 8
 _RETRY_AFTER_S = 1.0
@@ -193,6 +195,35 @@ class Database:
         except CommitUnconfirmed as exc:
             unrecorded = "the database did not confirm the record of this read"
             raise ConnectionLost(unrecorded, retry_after_s=_RETRY_AFTER_S) from exc
+
+    @contextmanager
+    def copying(
+        self, conn: Connection, statement: LiteralString, *, types: Sequence[LiteralString]
+    ) -> Iterator[Iterator[tuple[Any, ...]]]:
+        """Execute a `COPY ... TO STDOUT` in a transaction; yield its rows, to be read to the end, as they come.
+
+        A COPY takes as long as its reader. So PostgreSQL does not bound it, and it is not timed as a statement. But if
+        1,000 rows take longer than a statement may, the connection is closed, like one of a statement that cannot be
+        cancelled; this needs the watch.
+
+        Args:
+            conn: The connection of the transaction, which does nothing else meanwhile.
+            statement: The COPY.
+            types: The types of its columns, as PostgreSQL calls them.
+        """
+        self._expect_end(conn, within_s=self._statement_limit_s())
+        conn.execute(_LIMIT_STATEMENT, {"statement_timeout": "0"})
+        with conn.cursor().copy(statement) as copy:
+            copy.set_types(types)
+            yield self._bounded(conn, copy.rows())
+        conn.execute(_LIMIT_STATEMENT, {"statement_timeout": _milliseconds(self._statement_limit_s())})
+
+    def _bounded(self, conn: Connection, rows: Iterable[Row]) -> Iterator[Row]:
+        for number, row in enumerate(rows):
+            if number % _COPIED_ROWS == 0:
+                self._expect_end(conn, within_s=self._statement_limit_s())
+            yield row
+        self._expect_end(conn, within_s=time_left_s())
 
     def check_caller(self) -> None:
         """Compare the caller of the current call with the stored admin user now.
@@ -379,11 +410,14 @@ class Database:
         conn = self._acquire()
         try:
             with self._watch.guard(conn):
-                left_s = time_left_s()
-                self._watch.expect_answer(conn, within_s=left_s + _STATEMENT_MARGIN_S, is_committing=False)
+                self._expect_end(conn, within_s=time_left_s())
                 yield conn
         finally:
             self._pool.putconn(conn)
+
+    def _expect_end(self, conn: Connection, *, within_s: float) -> None:
+        """Have the watch close a connection that is still in use then."""
+        self._watch.expect_answer(conn, within_s=within_s + _STATEMENT_MARGIN_S, is_committing=False)
 
     def _acquire(self) -> ServerConnection:
         """Take a live connection. The pool's own `check` sleeps for a second after each dead one."""
@@ -454,6 +488,8 @@ _SET_LIMITS = """
     SELECT set_config('statement_timeout', %(statement_timeout)s, false),
            set_config('lock_timeout', %(lock_timeout)s, false)
 """
+# In a transaction, until its end.
+_LIMIT_STATEMENT = "SELECT set_config('statement_timeout', %(statement_timeout)s, true)"
 
 
 def _set(conn: ServerConnection, limits: Mapping[str, str]) -> None:

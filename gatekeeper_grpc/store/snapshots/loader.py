@@ -77,12 +77,20 @@ class SnapshotStore:
                 audit_hash=head.audit_hash,
                 flags=_all_flags(conn, sharing.flags if sharing else {}, rest_s=rest_s),
                 segments=segments,
-                targets=UserIndex.build(_stream(conn, _ALL_TARGETS, rest_s=rest_s)),
-                members=UserIndex.build(_stream(conn, _ALL_MEMBERS, rest_s=rest_s)),
+                targets=self._copied(conn, _COPY_TARGETS, rest_s=rest_s),
+                members=self._copied(conn, _COPY_MEMBERS, rest_s=rest_s),
                 attributes=_attributes(conn, named_by(segments), rest_s=rest_s),
                 sharing=sharing,
             )
-            return replace(snapshot, changes=_latest_flag_changes(conn, snapshot))
+            return replace(snapshot, changes=_latest_flag_changes(conn, snapshot, rest_s=rest_s))
+
+    def _copied(self, conn: Connection, statement: LiteralString, *, rest_s: float) -> UserIndex:
+        """Read entries of users: a million of them are never in memory as rows."""
+        with self._database.copying(conn, statement, types=_ENTRY_TYPES) as rows:
+            return UserIndex.build(
+                UserEntry(user_id, owner_id, _TAG_OF_VARIANT[variant])
+                for user_id, owner_id, variant in _throttled(rows, rest_s)
+            )
 
     def load_since(self, base: Snapshot, *, paced: bool = True) -> Snapshot:
         """Load the changes since `base`, see `load_delta`; everything if the change log is not sufficient."""
@@ -174,11 +182,11 @@ LATEST_LOGGED = """
 """
 
 
-def _latest_flag_changes(conn: Connection, snapshot: Snapshot) -> FlagChanges:
+def _latest_flag_changes(conn: Connection, snapshot: Snapshot, *, rest_s: float) -> FlagChanges:
     """Read the latest flag changes from the change log, as far back as it is complete."""
     with conn.cursor(name="latest_changes", row_factory=class_row(LoggedChange)) as cursor:
         cursor.itersize = _STREAM_LOGGED
-        rows = _throttled(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}), _REST_S)
+        rows = _throttled(cursor.execute(LATEST_LOGGED, {"limit": _MAX_DELTA_REVISIONS}), rest_s)
         log = [*_unbroken(rows, snapshot.revision)]
     log.reverse()
     # The earlier attributes of users are unknown: any may have changed.
@@ -275,21 +283,19 @@ def _segments(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) 
         return cursor.execute(query, {"keys": list(keys)}).fetchall()
 
 
-_ALL_TARGETS = """
-    SELECT s.user_id, t.flag_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)
+# A server that knows that all rows are wanted plans for them, and sends while this process computes (decision 0051).
+_COPY_TARGETS = """
+    COPY (
+        SELECT s.user_id, t.flag_id, t.variant FROM targeted_users t JOIN subjects s USING (subject_id)
+    ) TO STDOUT
 """
 
-_ALL_MEMBERS = """
-    SELECT s.user_id, m.segment_id, 'off' FROM segment_members m JOIN subjects s USING (subject_id)
+_COPY_MEMBERS = """
+    COPY (
+        SELECT s.user_id, m.segment_id, 'off' FROM segment_members m JOIN subjects s USING (subject_id)
+    ) TO STDOUT
 """
-
-
-def _stream(conn: Connection, query: LiteralString, *, rest_s: float) -> Iterator[UserEntry]:
-    """Stream user entries: a million of them are never in memory as rows."""
-    with conn.cursor(name="entries") as cursor:
-        cursor.itersize = _STREAM_ROWS
-        for user_id, owner_id, variant in _throttled(cursor.execute(query), rest_s):
-            yield UserEntry(user_id, owner_id, _TAG_OF_VARIANT[variant])
+_ENTRY_TYPES: Sequence[LiteralString] = ("text", "int8", "text")
 
 
 def _throttled(rows: Iterable[Row], rest_s: float) -> Iterator[Row]:
