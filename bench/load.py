@@ -2,7 +2,7 @@
 
 A first load gets a million targets by COPY; its baseline asks for them by a cursor, a thousand at a time, and both take
 turns. A later load rests, so that evaluations are not delayed. Then 10,000 new users are merged into the million; the
-baseline sorts each part of the index anew. Compare the ratios.
+baseline sorts each part of the index from the start. Compare the ratios.
 """
 
 import resource

@@ -207,7 +207,7 @@ class Database:
         cancelled; this needs the watch.
 
         Args:
-            conn: The connection of the transaction, which does nothing else meanwhile.
+            conn: The connection of the transaction, which does nothing else until then.
             statement: The COPY.
             types: The types of its columns, as PostgreSQL calls them.
         """
