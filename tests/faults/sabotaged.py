@@ -136,6 +136,7 @@ def slow_answers() -> None:
 
 def asks_database() -> None:
     """Each evaluation asks the database first."""
+    _nothing_at_once()
     build = GatekeeperServer.__init__
 
     def sabotaged(server: GatekeeperServer, *args: Any, **kwargs: Any) -> None:
@@ -290,7 +291,8 @@ def no_connection_cap() -> None:
 
 
 def first_come_calls() -> None:
-    """New calls are taken in the order in which they came."""
+    """New calls are taken in the order in which they came, and each takes a worker."""
+    _nothing_at_once()
     _put(listener, take_in_turn=lambda *_: None)
 
 
@@ -314,7 +316,15 @@ def no_disk_reserve() -> None:
 
 def random_buckets() -> None:
     """Users are put in buckets by Python's own hash, which differs between processes."""
-    _put(evaluator, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
+    _put(evaluator, new_hash=_PythonsHash, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
+
+
+class _PythonsHash:
+    def __init__(self, data: bytes) -> None:
+        self._hash = hash(data) % (1 << 32)
+
+    def digest(self) -> bytes:
+        return self._hash.to_bytes(4, "big")
 
 
 SABOTAGES = {
@@ -353,6 +363,10 @@ SABOTAGES = {
         random_buckets,
     )
 }
+
+
+def _nothing_at_once() -> None:
+    os.environ["GATEKEEPER_ANSWER_AT_ONCE"] = "false"
 
 
 def _put(owner: Any, **replacements: Any) -> None:
