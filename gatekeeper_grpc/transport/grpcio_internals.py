@@ -436,9 +436,8 @@ class CallsInTurn:
     def _end(self, surplus: _NewCall) -> None:
         """Refuse a call that grpcio has not dealt with, in one passage through the core: more of them are to come."""
         event, refused = surplus.event, object()
-        method = event.call_details.method.decode() if event.tag is _server._REQUEST_CALL_TAG else event.tag
         status, metadata = self._refuse(
-            SurplusCall(method, surplus.client, event.invocation_metadata, surplus.arrived_at)
+            SurplusCall(_method_of(event), surplus.client, event.invocation_metadata, surplus.arrived_at)
         )
         self._calls_of[event.tag] -= 1
         with self._server_state.lock:
@@ -469,6 +468,14 @@ class CallsInTurn:
                 _server._request_call(server_state)
             else:
                 _server._request_registered_call(server_state, tag)
+
+
+def _method_of(event: Any) -> str:
+    """Return the method that a new call names. Anybody may send bytes that are no text."""
+    method = event.tag
+    if method is _server._REQUEST_CALL_TAG:
+        method = event.call_details.method.decode(errors="replace")
+    return str(method)
 
 
 class _EventQueue(_CompletionQueue):  # type: ignore[misc] # Any, as all of cygrpc.

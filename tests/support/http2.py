@@ -151,4 +151,5 @@ def _frame(kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> byt
 
 def _literal(header: tuple[str, str]) -> bytes:
     """Encode a header by HPACK (RFC 7541) without index and without Huffman coding."""
-    return b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in header)
+    texts = [text.encode(errors="surrogateescape") for text in header]
+    return b"\0" + b"".join(bytes([len(text)]) + text for text in texts)

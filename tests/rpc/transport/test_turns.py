@@ -195,6 +195,21 @@ def test_of_a_surplus_call_of_no_method_nothing_is_kept(monkeypatch: pytest.Monk
     assert durations_counted(f"/{SERVICE}/Nowhere") == 0
 
 
+def test_a_surplus_call_of_an_odd_method_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is no UTF-8, and the serving thread must not end for that."""
+    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    before = refused_calls()
+    with serve({"Echo": (unary(echo), OPEN)}) as server:
+        with Http2.connected(server.port) as client:
+            client.open_call(f"/{SERVICE}/\udcff\udcfe")
+            client.send(PING, bytes(8))
+            client.receive(PING)
+            assert eventually(lambda: refused_calls() > before)
+        error = fails(server.unary("Echo"), text())
+
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def durations_counted(method: str) -> int:
     """How many refused calls of a method are in the durations."""
     return sum(RPC_DURATION.labels(method, "RESOURCE_EXHAUSTED").counts)
