@@ -57,7 +57,7 @@ class Acknowledged:
 
 
 class Load:
-    """Evaluates on every server, `per_s` times a second, each with a thread of its own, from `start` to `close`."""
+    """Evaluates on every server, `per_s` times a second and at least once, each with a thread of its own, from `start` to `close`."""
 
     def __init__(self, servers: Sequence[Evaluated], *, per_s: float = EVALUATIONS_PER_S) -> None:
         self.acknowledged = Acknowledged()
@@ -88,14 +88,18 @@ class Load:
         return sorted(self.latencies_s)[int(len(self.latencies_s) * 0.99)]
 
     def _evaluate(self, server: Evaluated) -> None:
+        self._evaluate_once(server)
         while not self._stopping.wait(self._pause_s):
-            asked_at = time.monotonic()
-            try:
-                answer = server.evaluate()
-            except grpc.RpcError as error:
-                self._fail(error, after_s=time.monotonic() - asked_at)
-            else:
-                self._count(answer, asked_at=asked_at, took_s=time.monotonic() - asked_at)
+            self._evaluate_once(server)
+
+    def _evaluate_once(self, server: Evaluated) -> None:
+        asked_at = time.monotonic()
+        try:
+            answer = server.evaluate()
+        except grpc.RpcError as error:
+            self._fail(error, after_s=time.monotonic() - asked_at)
+        else:
+            self._count(answer, asked_at=asked_at, took_s=time.monotonic() - asked_at)
 
     def _fail(self, error: grpc.RpcError, *, after_s: float) -> None:
         with self._lock:
