@@ -57,7 +57,7 @@ class Acknowledged:
 
 
 class Load:
-    """Evaluates on every server, `per_s` times a second and at least once, each with a thread of its own, from `start` to `close`."""
+    """Evaluates on every server from `start` to `close`, `per_s` times a second, at least once; each has a thread."""
 
     def __init__(self, servers: Sequence[Evaluated], *, per_s: float = EVALUATIONS_PER_S) -> None:
         self.acknowledged = Acknowledged()
