@@ -39,7 +39,13 @@ $(VENV)/.run: requirements.lock pyproject.toml clients/python/pyproject.toml | $
 	@$(PIP) --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable clients/python --editable .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+# Of draws, in C. Without it, they are made in Python.
+KERNEL = gatekeeper_grpc/draws/kernel
+$(VENV)/.kernel: $(KERNEL).c $(KERNEL)_row.h hatch_build.py $(VENV)/.run
+	@$(BIN)/python hatch_build.py
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run $(VENV)/.kernel
 	@echo "installing the development tools ..."
 	@$(PIP_INSTALL) -r requirements-dev.lock
 	@touch $@
@@ -74,7 +80,7 @@ install: $(VENV)/.dev ## Create .venv with the server, its tools and everything 
 
 # --- using it ---------------------------------------------------------------------------------------------------------
 
-run: $(VENV)/.run ## Serve on an embedded PostgreSQL, set up on first start
+run: $(VENV)/.run $(VENV)/.kernel ## Serve on an embedded PostgreSQL, set up on first start
 	@exec $(BIN)/gatekeeper serve --demo
 
 # worksteal keeps the tests of a module in one process, where they share a server.
@@ -223,4 +229,4 @@ lock: $(VENV)/.dev ## Resolve the newest dependencies into the hash-pinned lock 
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) -c requirements-dev.lock requirements-deploy.in -o requirements-deploy.lock
 
 clean: ## Remove what make created, the embedded database included
-	@rm -rf $(VENV) $(GATEKEEPER_DATA_DIR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
+	@rm -rf $(VENV) $(dir $(KERNEL))_kernel.* $(GATEKEEPER_DATA_DIR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

@@ -178,6 +178,10 @@ class Settings(BaseSettings):
     """Password of the first admin user, `admin`, who is created if there is none: 12 to 1,024 characters. Absent:
     generated if the database is embedded.
     """
+    kernel: Annotated[Literal["auto", "off"], BeforeValidator(str.lower)] = "auto"
+    """Who draws the users of a rollout. auto: the kernel in C, if it was built and runs here, else Python. off: Python.
+    Both draw the same users.
+    """
     evaluation_access: Annotated[Literal["open", "key", "signed"], BeforeValidator(str.lower)] = "open"
     """Who may evaluate. open: anybody who reaches the port. key: calls with a bearer key or a signature. signed: calls
     with a signature alone.

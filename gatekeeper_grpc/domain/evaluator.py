@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket_of, first_uint32, new_hash, salt
+from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket_of, salt
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.flag import ON, VARIANTS, Flag
+from gatekeeper_grpc.draws.hashing import first_uint32, new_hash
 
 # Whether the user is in a segment, by its key.
 SegmentTest = Callable[[str], bool]

@@ -9,6 +9,7 @@ from secrets import token_urlsafe
 
 import structlog
 
+from gatekeeper_grpc import draws
 from gatekeeper_grpc.auth.certificates import CertificateFiles
 from gatekeeper_grpc.config.listen_address import ListenAddress
 from gatekeeper_grpc.config.settings import Settings, SettingsError, variable_of
@@ -62,6 +63,7 @@ def serve(settings: Settings, *, demo: bool) -> None:
     """
     report_crashes()
     limit_kept_memory()
+    _choose_kernel(settings)
     # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does; SIGHUP waits.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signals = signal_queue(signal.SIGHUP)
@@ -84,6 +86,7 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     """
     report_crashes()
     limit_kept_memory()
+    _choose_kernel(settings)
     raise_open_file_limit()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     args.end_with_supervisor()
@@ -103,6 +106,11 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     args.report(WorkerReport(ops_port=server.ops_port))
     _stop_at_signal(signals, server, settings)
+
+
+def _choose_kernel(settings: Settings) -> None:
+    if reason := draws.use(native=settings.kernel == "auto"):
+        _log.warning("kernel_unusable", reason=reason, remedy="build it again; until then, draws are made in Python")
 
 
 def _check_tls(settings: Settings) -> None:
@@ -209,7 +217,14 @@ def _report_serving(settings: Settings, *, demo: Demo | None, **ports: int) -> N
     log_limits(limits)
     addresses = {name: str(address) for name, address in settings.addresses.items() if name != "ops_listen"}
     found = {name: port for name, port in ports.items() if port}  # A Unix socket has none.
-    _log.info("serving", **found, **addresses, workers=settings.workers, clients_mib=limits.clients_mib)
+    _log.info(
+        "serving",
+        **found,
+        **addresses,
+        workers=settings.workers,
+        clients_mib=limits.clients_mib,
+        kernel=draws.implementation(),
+    )
     if demo:
         print(try_it(settings, demo, port=ports["port"], admin_port=ports.get("admin_port", 0)), flush=True)
     end_quiet()

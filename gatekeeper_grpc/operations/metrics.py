@@ -5,13 +5,14 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import cache
 from importlib.metadata import version
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from gatekeeper_grpc import instrumentation
+from gatekeeper_grpc import draws, instrumentation
 from gatekeeper_grpc.auth.refused_credentials import Cause
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
@@ -108,7 +109,7 @@ class InstanceMetrics(Collector):
         )
         yield _gauge("threads", "Python threads of the process.", threading.active_count())
         yield from instrumentation.collect()
-        yield _BUILD_INFO
+        yield _build_info(draws.implementation())
         for collector in (*self._further, self._process):
             yield from collector.collect()
 
@@ -254,15 +255,19 @@ class InstanceMetrics(Collector):
         )
 
 
-def _build_info() -> Metric:
+@cache
+def _build_info(kernel: str) -> Metric:
+    versions = {
+        "version": version("gatekeeper-grpc"),
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "kernel": kernel,
+    }
     info = GaugeMetricFamily(
-        "gatekeeper_build_info", "1, with the versions of this instance.", labels=["version", "python", "grpcio"]
+        "gatekeeper_build_info", "1, with the versions of this instance, and who makes its draws.", labels=[*versions]
     )
-    info.add_metric([version("gatekeeper-grpc"), platform.python_version(), version("grpcio")], 1)
+    info.add_metric([*versions.values()], 1)
     return info
-
-
-_BUILD_INFO = _build_info()
 
 
 def _gauge(name: str, meaning: str, value: float | None) -> Metric:

@@ -1,20 +1,17 @@
 """The rollout hash is a contract: the same slot in every process and release, ramps that never take a flag away."""
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper_grpc.domain import bucketing
 from gatekeeper_grpc.domain.bucketing import BUCKETS, bucket
 from gatekeeper_grpc.domain.evaluation import EvaluationContext
 from gatekeeper_grpc.domain.snapshot import Snapshot
@@ -60,23 +57,6 @@ def test_a_process_with_another_hash_seed_gives_the_same_slots(hash_seed: str) -
     ).stdout
 
     assert json.loads(printed) == SLOTS
-
-
-@pytest.fixture
-def without_builtin_md5(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module as an interpreter without `_md5` loads it."""
-    monkeypatch.setitem(sys.modules, "_md5", None)
-    spec = importlib.util.spec_from_file_location("bucketing_on_openssl", bucketing.__file__)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_openssl_gives_the_same_slots_where_python_has_no_md5_of_its_own(without_builtin_md5: ModuleType) -> None:
-    assert without_builtin_md5.md5.func is hashlib.md5
-    assert [without_builtin_md5.bucket(user_id, flag_key) for user_id, flag_key in VECTORS] == SLOTS
 
 
 def users_on(users: set[str], *, rollout_percentage: int) -> set[str]:

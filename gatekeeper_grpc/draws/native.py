@@ -1,0 +1,151 @@
+"""Draws in C: finds the library of kernel.c, checks it, and calls it."""
+
+import ctypes
+import sys
+import sysconfig
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gatekeeper_grpc.draws.python import PythonDraws
+
+# Where hatch_build.py puts it. The name lets checkouts and volumes be shared by different machines.
+LIBRARY = Path(__file__).with_name(f"_kernel.{sysconfig.get_platform()}.so")
+VERSION = 1
+MAX_UNIT_BYTES = 256
+# Of a cache line. The kernel reads vectors of this size.
+_ALIGNMENT = 64
+# Units and salts that end at, before and after the ends of words and blocks of MD5.
+_TRIED_BYTES = (1, 2, 3, 5, 36, 41, 42, 43, 44, 50, 55, 56, 64, 100, 127, 129, 135, 200, MAX_UNIT_BYTES)
+
+_ADDRESS, _BYTES, _SIZE = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+
+
+class KernelUnusable(Exception):
+    """The library is missing, cannot be loaded, or computes something else. The message says why."""
+
+
+class KernelRefuses(Exception):
+    """Flags that the kernel cannot compile: a salt is too long, or there are too many."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The functions of the library."""
+
+    plan_bytes: Callable[..., int]
+    make_plan: Callable[..., int]
+    of_one: Callable[..., int]
+    of_many: Callable[..., int]
+
+
+def load_kernel(path: Path = LIBRARY) -> Kernel:
+    """Load the library and compare its draws with the reference.
+
+    Raises:
+        KernelUnusable: It must not be used.
+    """
+    if sys.byteorder != "little":
+        raise KernelUnusable("the processor is big-endian")
+    try:
+        kernel = _functions_of(path)
+    except (OSError, AttributeError) as exc:
+        raise KernelUnusable(str(exc)) from exc
+    _compare_with_reference(kernel)
+    return kernel
+
+
+def _functions_of(path: Path) -> Kernel:
+    # PyDLL keeps the interpreter, CDLL releases it while C runs.
+    keeping, releasing = ctypes.PyDLL(str(path)), ctypes.CDLL(str(path))
+    if (version := keeping.draws_version()) != VERSION:
+        raise KernelUnusable(f"the library has version {version}, and {VERSION} is needed")
+    return Kernel(
+        plan_bytes=_typed(keeping.draws_plan_bytes, _SIZE, ctypes.c_uint32, _ADDRESS),
+        make_plan=_typed(
+            keeping.draws_make_plan,
+            ctypes.c_int,
+            *(_ADDRESS, _SIZE),
+            *(ctypes.c_uint32, _BYTES, _SIZE),
+            *[_ADDRESS] * 2,
+        ),
+        of_one=_typed(keeping.draws_of_one, ctypes.c_int, _ADDRESS, *(_BYTES, _SIZE), *(_ADDRESS, _SIZE)),
+        of_many=_typed(
+            releasing.draws_of_many, ctypes.c_int64, _ADDRESS, *(_SIZE, _BYTES, _SIZE, _ADDRESS), *(_ADDRESS, _SIZE)
+        ),
+    )
+
+
+def _typed(function: Any, result: Any, *arguments: Any) -> Callable[..., int]:
+    function.restype, function.argtypes = result, arguments
+    return function  # type: ignore[no-any-return]
+
+
+def _compare_with_reference(kernel: Kernel) -> None:
+    texts = [bytes(range(length % 7, 256))[:length].ljust(length, b"~") for length in _TRIED_BYTES]
+    flags = texts, [50_500] * len(texts)
+    expected = PythonDraws(*flags).of_many(texts)
+    draws = NativeDraws(kernel, *flags)
+    if draws.of_many(texts) != expected or b"".join(map(draws.of_one, texts)) != expected:
+        raise KernelUnusable("the library makes other draws than the reference")
+
+
+class NativeDraws:
+    """The draws of some flags, as the kernel keeps them.
+
+    They take 64 bytes for each group of 16 flags and 4 bytes of the longest salt in it, and 192 bytes more: 30 to 40
+    bytes for each flag with a usual key.
+    """
+
+    def __init__(self, kernel: Kernel, salts: Sequence[bytes], weights: Sequence[int]) -> None:
+        """Compile the flags, of which there is at least one.
+
+        Raises:
+            KernelRefuses: The kernel cannot compile them.
+            MemoryError: There is no memory for them.
+        """
+        self._kernel, self._salts, self._weights = kernel, salts, weights
+        self._row = ctypes.c_char * len(salts)
+        lengths, thresholds = array("I", map(len, salts)), array("I", weights)
+        size = kernel.plan_bytes(len(salts), lengths.buffer_info()[0])
+        if not size:
+            raise KernelRefuses
+        self._memory = (ctypes.c_char * (size + _ALIGNMENT))()
+        self._plan = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
+        text = b"".join(salts)
+        addresses = lengths.buffer_info()[0], thresholds.buffer_info()[0]
+        if not kernel.make_plan(self._plan, size, len(salts), text, len(text), *addresses):
+            raise KernelRefuses
+
+    def of_one(self, unit: bytes) -> bytes:
+        """Return a byte for each flag: 1 if the unit is drawn, else 0.
+
+        It keeps the interpreter: the call is over long before another thread would give it back.
+        """
+        row = self._row()
+        if self._kernel.of_one(self._plan, unit, len(unit), row, len(row)):
+            return row.raw
+        return PythonDraws(self._salts, self._weights).of_one(unit)
+
+    def of_many(self, units: Sequence[bytes]) -> bytes:
+        """Return the rows of `of_one`, one after the other. Other threads run while C works."""
+        if not units:
+            return b""
+        text, lengths = b"".join(units), array("I", map(len, units))
+        rows = bytearray(len(units) * len(self._salts))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(rows))
+        left = self._kernel.of_many(
+            *(self._plan, len(units), text, len(text), lengths.buffer_info()[0]), *(address, len(rows))
+        )
+        if left:
+            self._draw_long_units(units, rows)
+        return bytes(rows)
+
+    def _draw_long_units(self, units: Sequence[bytes], rows: bytearray) -> None:
+        """Fill the rows that the kernel leaves out."""
+        reference, flags = PythonDraws(self._salts, self._weights), len(self._salts)
+        for number, unit in enumerate(units):
+            if len(unit) > MAX_UNIT_BYTES:
+                rows[number * flags : (number + 1) * flags] = reference.of_one(unit)
