@@ -64,9 +64,9 @@ def count_all(counter: UsageCounter, snapshot: Snapshot, calls: int) -> tuple[fl
             began = time.process_time()
             for user, keys in part:
                 selection = snapshot.select(keys)
-                details = snapshot.evaluate(selection.plans, evaluation.EvaluationContext(user_id=user))
+                decisions = snapshot.decide(selection, evaluation.EvaluationContext(user_id=user))
                 if is_counted:
-                    counter.count(selection, details)
+                    counter.count(selection, decisions)
             found.append((time.process_time() - began) / len(part) * 1e6)
     return statistics.median(spent[False]), statistics.median(spent[True])
 

@@ -7,7 +7,7 @@ label holds a flag key, a user, an address or an admin user. The reasons: docs/d
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final
 
@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from gatekeeper_grpc.domain.evaluation import TALLY_BITS, EvaluationDetail, Reason, tally_of
+from gatekeeper_grpc.domain.evaluation import TALLY_BITS, Reason, tally_of
 
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 # One series for each bucket of each statement: fewer of them.
@@ -146,22 +146,15 @@ class _Evaluations(Collector):
     """Counts evaluations by what they were answered from, and their decisions by reason.
 
     It has 48 bits for each count, in one number: one addition counts all reasons at once, and 20 flags take about a
-    microsecond. A detail has a tally, a one at the bits of its reason.
+    tenth of a microsecond. A tally has a one at the bits of the reason of each decision.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _tally
         self._tally = 0
 
-    def count(self, details: Sequence[EvaluationDetail]) -> None:
-        """Count the decisions for one user."""
-        tally = sum([detail.tally for detail in details])
-        with self._lock:
-            self._tally += tally
-
-    def count_answer(self, details: Sequence[EvaluationDetail] = (), *, source: int) -> None:
-        """Count an evaluation by its source, one of those below, and its decisions."""
-        tally = sum([detail.tally for detail in details]) + source
+    def count(self, tally: int) -> None:
+        """Count decisions, and answers by their source: the sum of tallies and of the sources below."""
         with self._lock:
             self._tally += tally
 

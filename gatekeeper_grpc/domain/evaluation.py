@@ -1,9 +1,9 @@
 """The input and output of evaluation: question, context, reason, detail."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gatekeeper_grpc.domain.flag import ON, VARIANTS
 
@@ -43,13 +43,6 @@ def decision_of(code: int) -> tuple[str, Reason]:
     """Return the variant and the reason with this code."""
     variant, reason = divmod(code, len(Reason))
     return VARIANTS[variant], Reason(reason + 1)
-
-
-class Question(NamedTuple):
-    """Which flags to evaluate (none: all), and at which revision or later (0: any). A tuple, for the hot path."""
-
-    flag_keys: Sequence[str]
-    min_revision: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

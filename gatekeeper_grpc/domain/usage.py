@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from gatekeeper_grpc.domain.evaluation import CODES, EvaluationDetail, Reason
-from gatekeeper_grpc.domain.evaluator import FlagPlan
-from gatekeeper_grpc.domain.snapshot import Selection
+from gatekeeper_grpc.domain.evaluation import CODES, Reason
+from gatekeeper_grpc.domain.selection import Decisions, Selection
 
 EXACT_FLAGS: Final = 20
 """For how many flags a request may ask so that each decision is counted; of more, so many are, on average."""
@@ -32,7 +30,6 @@ _BULK_SAMPLE: Final = 20
 _MAX_WAITING_COUNTS: Final = 50_000
 # How many flags are added up before other threads get a turn: a tenth of a millisecond.
 _FLAGS_AT_ONCE: Final = 100
-_flag_id: Final = attrgetter("flag_id")
 
 
 class UsageKey(NamedTuple):
@@ -150,26 +147,27 @@ class UsageCounter:
         self._minute = UsageMinute(clock())
         self._ended: list[UsageMinute] = []
 
-    def count(self, selection: Selection, details: Sequence[EvaluationDetail]) -> None:
+    def count(self, selection: Selection, decisions: Decisions) -> None:
         """Count the answer of a request about one user."""
-        plans, now = selection.plans, self._clock()
-        if len(plans) > EXACT_FLAGS or selection.unknown_flag_keys:
+        flags, now = len(selection.plans), self._clock()
+        if flags > EXACT_FLAGS or selection.unknown_flag_keys:
             self.note(selection)
-        if len(plans) > EXACT_FLAGS:
-            self._count_sample(selection, details, every=-(-len(plans) // EXACT_FLAGS))
+        if flags > EXACT_FLAGS:
+            self._count_sample(selection, decisions, every=-(-flags // EXACT_FLAGS))
             return
+        codes = selection.codes(decisions)
         with self._lock:
             minute = self._minute
             # The hot path: no call that is not needed, and nothing made for a flag.
             if not minute.begins_at <= now < minute.ends_at:
                 minute = self._begin(now)
             counts = minute.exact[selection.are_named]
-            for plan, detail in zip(plans, details):  # noqa: B905 - a keyword costs a tenth of the time
-                counts[plan.flag_id][detail.code] += 1
+            for flag_id, code in zip(selection.flag_ids, codes):  # noqa: B905 - a keyword costs a tenth of the time
+                counts[flag_id][code] += 1
 
     def note(self, selection: Selection) -> None:
         """Note what a request asks for, whose answers are not counted one by one."""
-        named = [*map(_flag_id, selection.plans)] if selection.are_named else ()
+        named = selection.flag_ids if selection.are_named else ()
         now = self._clock()
         with self._lock:
             minute = self._minute_of(now)
@@ -178,10 +176,10 @@ class UsageCounter:
             if selection.unknown_flag_keys:
                 _count_unknown(minute.unknown, selection.unknown_flag_keys)
 
-    def count_in_bulk(self, selection: Selection, details: Sequence[EvaluationDetail]) -> None:
-        """Count the answer about one user of many, if it is in the sample; `note` the request as well."""
-        if self._chance() * _BULK_SAMPLE < 1:
-            self._add_estimated(selection, selection.plans, details, weight=_BULK_SAMPLE)
+    def count_in_bulk(self, selection: Selection, decisions: Decisions) -> None:
+        """Count the answers about those of many users who are in the sample; `note` the request as well."""
+        for user in range(int(self._chance() * _BULK_SAMPLE), decisions.users, _BULK_SAMPLE):
+            self._add_estimated(selection, decisions, user=user, first=0, step=1, weight=_BULK_SAMPLE)
 
     def take(self, *, current: bool = False) -> list[UsageMinute]:
         """Take the minutes that have ended, with `current` also the one that has not."""
@@ -192,19 +190,18 @@ class UsageCounter:
             ended, self._ended = self._ended, []
         return ended
 
-    def _count_sample(self, selection: Selection, details: Sequence[EvaluationDetail], *, every: int) -> None:
+    def _count_sample(self, selection: Selection, decisions: Decisions, *, every: int) -> None:
         """Count one flag of `every` so many, which stands for all of them. Each flag is as likely as any other."""
-        first = int(self._chance() * every)
-        self._add_estimated(selection, selection.plans[first::every], details[first::every], weight=every)
+        self._add_estimated(selection, decisions, user=0, first=int(self._chance() * every), step=every, weight=every)
 
     def _add_estimated(
-        self, selection: Selection, plans: Sequence[FlagPlan], details: Sequence[EvaluationDetail], *, weight: int
+        self, selection: Selection, decisions: Decisions, *, user: int, first: int, step: int, weight: int
     ) -> None:
-        now = self._clock()
+        codes, now = selection.codes(decisions, user=user, first=first, step=step), self._clock()
         with self._lock:
             counts = self._minute_of(now).estimated[selection.are_named]
-            for plan, detail in zip(plans, details, strict=True):
-                counts[plan.flag_id][detail.code] += weight
+            for flag_id, code in zip(selection.flag_ids[first::step], codes, strict=True):
+                counts[flag_id][code] += weight
 
     def _minute_of(self, now: float) -> UsageMinute:
         return self._begin(now) if self._minute.has_ended(now) else self._minute

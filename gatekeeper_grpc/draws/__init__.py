@@ -20,6 +20,9 @@ _kernel: Kernel | None = None
 class Draws(Protocol):
     """The draws of some flags, compiled. Any thread may use them."""
 
+    at_once: int
+    """So many draws take some half a millisecond, with what is made of them."""
+
     def of_one(self, unit: bytes) -> bytes:
         """Return a byte for each flag: 1 if the unit is drawn, else 0. It keeps the interpreter."""
         ...

@@ -99,6 +99,8 @@ class NativeDraws:
     bytes for each flag with a usual key.
     """
 
+    at_once = 20_000
+
     def __init__(self, kernel: Kernel, salts: Sequence[bytes], weights: Sequence[int]) -> None:
         """Compile the flags, of which there is at least one.
 

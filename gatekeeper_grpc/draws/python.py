@@ -8,6 +8,8 @@ from gatekeeper_grpc.draws.hashing import first_uint32, new_hash
 class PythonDraws:
     """The draws of some flags."""
 
+    at_once = 1_000
+
     def __init__(self, salts: Sequence[bytes], weights: Sequence[int]) -> None:
         self._flags = [(salt, *divmod(weight, 1_000)) for salt, weight in zip(salts, weights, strict=True)]
         # The shorter rule, if it suffices for all.

@@ -1,7 +1,8 @@
 """EvaluationService: evaluates the snapshot in memory, never the database. WatchFlags is in `watch.py`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 import grpc
 
@@ -12,7 +13,8 @@ from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain import evaluation as domain
 from gatekeeper_grpc.domain.errors import GatekeeperError, InvalidArgument
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
-from gatekeeper_grpc.domain.snapshot import Selection, Snapshot
+from gatekeeper_grpc.domain.selection import Decisions, Selection
+from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.usage import UsageCounter
 from gatekeeper_grpc.instrumentation import EVALUATIONS, FRESH, NONE, STALE
 from gatekeeper_grpc.servicers.pacing import Pace, Pacer
@@ -20,20 +22,26 @@ from gatekeeper_grpc.servicers.watch import WatchRpcs
 from gatekeeper_grpc.spans import TRACES, note_evaluations
 from gatekeeper_grpc.wire.evaluation import (
     answer_to_bytes,
-    bulk_error_to_proto,
+    check_flag_keys,
+    check_min_revision,
     context_from_proto,
-    detail_to_proto,
+    error_to_bytes,
     only_context_from_proto,
-    question_from_proto,
-    result_to_bytes,
+    results_to_bytes,
     split_header,
     split_results,
+    users_of,
 )
 
-# So many take 0.3 ms, if no segment is tested.
-_MAX_FLAGS_AT_ONCE = 200
-# Odd ones, a list of nothing but empty lists, take as long.
+# Odd ones, a list of nothing but empty lists, take 0.3 ms.
 _MAX_ATTRIBUTES_BYTES_AT_ONCE = 1 << 10
+# Half the time of a slice of bulk, for draws; so many flags also take 0.1 ms to be joined.
+_PART_AT_ONCE = 0.4
+_MAX_FLAGS_AT_ONCE = 3_000
+# So many keys are checked and compiled in 0.3 ms; of more, only a selection that is known already.
+_MAX_NEW_KEYS_AT_ONCE = 200
+# Their ids alone may be a quarter of a response.
+_MAX_USERS_AT_ONCE = 1_000
 
 
 class EvaluationServicer(WatchRpcs):
@@ -70,13 +78,12 @@ class EvaluationServicer(WatchRpcs):
             InvalidArgument: As EvaluateFlags.
         """
         snapshot = self._cache.peek()
-        if snapshot is None or request.min_revision > snapshot.revision or request.include_details:
+        if snapshot is None or not 0 <= request.min_revision <= snapshot.revision or request.include_details:
             return None
         if request.context.attributes.ByteSize() > _MAX_ATTRIBUTES_BYTES_AT_ONCE:
             return None
-        selection = snapshot.select(question_from_proto(request).flag_keys)
-        # A list is made faster than a generator runs.
-        if len(selection.plans) > _MAX_FLAGS_AT_ONCE or any([plan.segments for plan in selection.plans]):  # noqa: C419
+        selection = _selected_at_once(snapshot, tuple(request.flag_keys))
+        if selection is None or selection.aimed:
             return None
         return self._answer(request, only_context_from_proto(request), snapshot, selection)
 
@@ -87,21 +94,18 @@ class EvaluationServicer(WatchRpcs):
         snapshot: Snapshot,
         selection: Selection,
     ) -> bytes:
-        details = snapshot.evaluate(selection.plans, context)
-        is_stale = self._cache.is_stale()
-        EVALUATIONS.count_answer(details, source=STALE if is_stale else FRESH)
-        if TRACES.sink is not None:
+        details: Sequence[domain.EvaluationDetail] = ()
+        if request.include_details or TRACES.sink is not None:
+            details = snapshot.evaluate(selection.plans, context)
             decided = ((plan.key, detail) for plan, detail in zip(selection.plans, details, strict=True))
             note_evaluations(decided, flags=len(details), revision=snapshot.revision)
+        decisions = selection.of_details(details) if details else snapshot.decide(selection, context)
+        is_stale = self._cache.is_stale()
+        EVALUATIONS.count(selection.tally(decisions) + (STALE if is_stale else FRESH))
         if self._usage:
-            self._usage.count(selection, details)
-        rest = pb.EvaluateFlagsResponse(
-            unknown_flag_keys=selection.unknown_flag_keys, revision=snapshot.revision, stale=is_stale
-        )
-        if request.include_details:
-            for plan, detail in zip(selection.plans, details, strict=True):
-                rest.details[plan.key].CopyFrom(detail_to_proto(detail))
-        return answer_to_bytes(selection.plans, details, rest)
+            self._usage.count(selection, decisions)
+        explained = details if request.include_details else ()
+        return answer_to_bytes(selection, decisions.values, stale=is_stale, details=explained)
 
     def BulkEvaluateFlags(  # type: ignore[override] # Batches are serialised already.
         self, request_iterator: Iterator[pb.BulkEvaluateFlagsRequest], context: grpc.ServicerContext
@@ -111,8 +115,8 @@ class EvaluationServicer(WatchRpcs):
             return
         snapshot, selection = self._selected(first)
         is_stale = self._cache.is_stale()
-        EVALUATIONS.count_answer(source=STALE if is_stale else FRESH)
-        yield from split_header(selection, revision=snapshot.revision, stale=is_stale)
+        EVALUATIONS.count(STALE if is_stale else FRESH)
+        yield from split_header(selection, stale=is_stale)
         pace = partial(self._pacer.pace, flags=len(selection.plans), is_active=context.is_active)
         yield from split_results(self._results(snapshot, selection, first, pace()))
         for request in request_iterator:
@@ -120,24 +124,48 @@ class EvaluationServicer(WatchRpcs):
             yield from split_results(self._results(snapshot, selection, request, pace()))
 
     def _selected(self, request: pb.EvaluateFlagsRequest | pb.BulkEvaluateFlagsRequest) -> tuple[Snapshot, Selection]:
-        question = question_from_proto(request)
+        flag_keys, snapshot = tuple(request.flag_keys), self._cache.peek()
+        if snapshot is None or snapshot.selected(flag_keys) is None:
+            check_flag_keys(flag_keys)
+        check_min_revision(request.min_revision)
         try:
-            snapshot = self._cache.at_least(question.min_revision)
+            snapshot = self._cache.at_least(request.min_revision)
         except GatekeeperError:
-            EVALUATIONS.count_answer(source=NONE)
+            EVALUATIONS.count(NONE)
             raise
-        return snapshot, snapshot.select(question.flag_keys)
+        return snapshot, snapshot.select(flag_keys)
 
     def _results(
         self, snapshot: Snapshot, selection: Selection, request: pb.BulkEvaluateFlagsRequest, pace: Pace
     ) -> Iterable[bytes]:
-        check_count("contexts", request.contexts, at_most=MAX_CONTEXTS_PER_MESSAGE)
-        if self._usage and request.contexts:
+        contexts = request.contexts
+        check_count("contexts", contexts, at_most=MAX_CONTEXTS_PER_MESSAGE)
+        if self._usage and contexts:
             self._usage.note(selection)
+        at_once = min(_MAX_USERS_AT_ONCE, selection.draws.at_once // max(1, len(selection.plans)))
+        if not at_once:
+            return pace.through(self._one_by_one(snapshot, selection, pace, 0, contexts))
         return pace.through(
-            self._result(snapshot, selection, pace, position, context)
-            for position, context in enumerate(request.contexts)
+            chain.from_iterable(
+                self._results_at_once(snapshot, selection, pace, first, contexts[first : first + at_once])
+                for first in range(0, len(contexts), at_once)
+            )
         )
+
+    def _results_at_once(
+        self, snapshot: Snapshot, selection: Selection, pace: Pace, first: int, contexts: Sequence[EvaluationContext]
+    ) -> Iterable[bytes]:
+        """Evaluate some users; all together, if each of them has an id and nothing else."""
+        found = users_of(contexts)
+        if found is None:
+            return self._one_by_one(snapshot, selection, pace, first, contexts)
+        return (self._counted(selection, snapshot.decide_all(selection, *found), found[1]),)
+
+    def _one_by_one(
+        self, snapshot: Snapshot, selection: Selection, pace: Pace, first: int, contexts: Iterable[EvaluationContext]
+    ) -> Iterator[bytes]:
+        for position, context in enumerate(contexts, first):
+            yield self._result(snapshot, selection, pace, position, context)
 
     def _result(
         self, snapshot: Snapshot, selection: Selection, pace: Pace, position: int, message: EvaluationContext
@@ -146,11 +174,29 @@ class EvaluationServicer(WatchRpcs):
             context = context_from_proto("", message)
         except InvalidArgument:
             return _error_of(f"contexts[{position}]", message)
-        details = snapshot.evaluate(pace.portions(selection.plans), context)
-        EVALUATIONS.count(details)
+        if len(selection.plans) > selection.draws.at_once:
+            decisions = selection.of_details(snapshot.evaluate(pace.portions(selection.plans), context))
+        else:
+            decisions = snapshot.decide(selection, context)
+        return self._counted(selection, decisions, (context.user or b"",))
+
+    def _counted(self, selection: Selection, decisions: Decisions, users: Sequence[bytes]) -> bytes:
+        EVALUATIONS.count(selection.tally(decisions))
         if self._usage:
-            self._usage.count_in_bulk(selection, details)
-        return result_to_bytes(context.user or b"", [detail.value for detail in details])
+            self._usage.count_in_bulk(selection, decisions)
+        return results_to_bytes(users, decisions.values, flags=len(selection.plans))
+
+
+def _selected_at_once(snapshot: Snapshot, flag_keys: tuple[str, ...]) -> Selection | None:
+    """Return the selection of a small request; None if it is large, or it would take long to compile it."""
+    selection = snapshot.selected(flag_keys)
+    if selection is None:
+        if len(flag_keys or snapshot.flags) > _MAX_NEW_KEYS_AT_ONCE:
+            return None
+        check_flag_keys(flag_keys)
+        selection = snapshot.select(flag_keys)
+    at_most = min(_MAX_FLAGS_AT_ONCE, selection.draws.at_once * _PART_AT_ONCE)
+    return selection if len(selection.plans) <= at_most else None
 
 
 def _error_of(field: str, message: EvaluationContext) -> bytes:
@@ -158,7 +204,7 @@ def _error_of(field: str, message: EvaluationContext) -> bytes:
     try:
         context_from_proto(field, message)
     except InvalidArgument as exc:
-        return bulk_error_to_proto(message.user_id, exc).SerializeToString()
+        return error_to_bytes(message.user_id, exc)
     raise AssertionError("unreachable: it was refused before")
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
+from operator import getitem
+from typing import NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
 
@@ -9,17 +12,17 @@ from gatekeeper_client.v1 import evaluation_pb2
 from gatekeeper_client.v1 import evaluation_service_pb2 as service
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.errors import InvalidArgument
-from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Question
-from gatekeeper_grpc.domain.evaluator import FlagPlan
+from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail
 from gatekeeper_grpc.domain.limits import (
     MAX_ATTRIBUTES_BYTES,
     MAX_FLAG_KEYS,
+    MAX_USER_ID_BYTES,
     check_count,
     check_distinct,
     check_keys,
     check_user_id,
 )
-from gatekeeper_grpc.domain.snapshot import Selection
+from gatekeeper_grpc.domain.selection import Selection
 from gatekeeper_grpc.wire.json import struct_from_proto
 from gatekeeper_grpc.wire.portions import portions
 
@@ -81,17 +84,14 @@ def check_flag_keys(flag_keys: Sequence[str]) -> None:
     check_distinct("flag_keys", flag_keys)
 
 
-def question_from_proto(request: service.EvaluateFlagsRequest | service.BulkEvaluateFlagsRequest) -> Question:
-    """Convert which flags to evaluate, and at which revision.
+def check_min_revision(min_revision: int) -> None:
+    """Check the revision that an evaluation request asks for.
 
     Raises:
-        InvalidArgument: As `check_flag_keys`, or `min_revision` is negative.
+        InvalidArgument: It is negative.
     """
-    question = Question(tuple(request.flag_keys), request.min_revision)
-    check_flag_keys(question.flag_keys)
-    if question.min_revision < 0:
+    if min_revision < 0:
         raise InvalidArgument.of("min_revision", "must be 1 or more, or 0 for any revision")
-    return question
 
 
 def detail_to_proto(detail: EvaluationDetail) -> evaluation_pb2.EvaluationDetail:
@@ -105,16 +105,46 @@ def detail_to_proto(detail: EvaluationDetail) -> evaluation_pb2.EvaluationDetail
     )
 
 
+class _Answer(NamedTuple):
+    """What answers to one selection are made of, serialised.
+
+    `entries` are for each flag the fields that say off and on; `rest` is for a fresh snapshot, and for a stale one.
+    """
+
+    entries: Sequence[tuple[bytes, bytes]]
+    rest: tuple[bytes, bytes]
+
+
 def answer_to_bytes(
-    plans: Sequence[FlagPlan], details: Sequence[EvaluationDetail], rest: service.EvaluateFlagsResponse
+    selection: Selection, values: bytes, *, stale: bool, details: Sequence[EvaluationDetail] = ()
 ) -> bytes:
-    """Serialise an `EvaluateFlagsResponse`: the value of each flag, and everything else from `rest`.
+    """Serialise an `EvaluateFlagsResponse`, without making the messages that it consists of.
 
     A message is the concatenation of its fields, and those of a flag are always the same: joining them takes a tenth of
     the time of a map field.
     """
-    entries = [_entries_of(plan.key)[detail.value] for plan, detail in zip(plans, details, strict=True)]
-    return b"".join([*entries, rest.SerializeToString()])
+    entries, rest = selection.serialised or _serialised(selection)
+    explained = [_details_to_bytes(selection, details)] if details else ()
+    return b"".join([*map(getitem, entries, values), *explained, rest[stale]])
+
+
+def _serialised(selection: Selection) -> _Answer:
+    """Serialise what answers to a selection are made of, once."""
+    fresh, stale = (
+        service.EvaluateFlagsResponse(
+            unknown_flag_keys=selection.unknown_flag_keys, revision=selection.revision, stale=stale
+        ).SerializeToString()
+        for stale in (False, True)
+    )
+    answer = selection.serialised = _Answer(tuple(_entries_of(plan.key) for plan in selection.plans), (fresh, stale))
+    return answer
+
+
+def _details_to_bytes(selection: Selection, details: Sequence[EvaluationDetail]) -> bytes:
+    message = service.EvaluateFlagsResponse()
+    for plan, detail in zip(selection.plans, details, strict=True):
+        message.details[plan.key].CopyFrom(detail_to_proto(detail))
+    return message.SerializeToString()
 
 
 @lru_cache(maxsize=_REMEMBERED_FLAGS)
@@ -124,42 +154,73 @@ def _entries_of(flag_key: str) -> tuple[bytes, bytes]:
     return off.SerializeToString(), on.SerializeToString()
 
 
-def split_header(selection: Selection, *, revision: int, stale: bool) -> Iterator[service.BulkEvaluateFlagsResponse]:
+def split_header(selection: Selection, *, stale: bool) -> Iterator[service.BulkEvaluateFlagsResponse]:
     """Convert what holds for a whole bulk stream; flag keys that do not fit below 1 MiB continue in further headers."""
     unknown: Sequence[str] = selection.unknown_flag_keys
     for flag_keys in portions(plan.key for plan in selection.plans):
         header = service.BulkEvaluationHeader(
-            flag_keys=flag_keys, unknown_flag_keys=unknown, revision=revision, stale=stale
+            flag_keys=flag_keys, unknown_flag_keys=unknown, revision=selection.revision, stale=stale
         )
         yield service.BulkEvaluateFlagsResponse(header=header)
         unknown = ()
 
 
-def bulk_error_to_proto(user_id: str, error: InvalidArgument) -> service.BulkEvaluationResult:
-    """Convert why one context of a bulk message was not evaluated."""
-    return service.BulkEvaluationResult(
+def users_of(contexts: Sequence[evaluation_pb2.EvaluationContext]) -> tuple[list[str], list[bytes]] | None:
+    """Return the ids of users, as text and in UTF-8; None if one is anonymous, is malformed or has attributes.
+
+    For many contexts at once, in a tenth of the time of `context_from_proto` for each.
+    """
+    user_ids = [context.user_id for context in contexts]
+    users = [user_id.encode() for user_id in user_ids]
+    lengths = [*map(len, users)]
+    if not 0 < min(lengths) <= max(lengths) <= MAX_USER_ID_BYTES or b"\0" in b"".join(users):
+        return None
+    return None if any([context.HasField("attributes") for context in contexts]) else (user_ids, users)  # noqa: C419
+
+
+def results_to_bytes(users: Sequence[bytes], values: bytes, *, flags: int) -> bytes:
+    """Serialise the results of many users as a field of a batch each.
+
+    Args:
+        users: The ids in UTF-8; empty for an anonymous user.
+        values: A byte for the value of each flag, of one user after the other.
+        flags: How many there are for each user.
+    """
+    begin = _values_begin(flags)
+    heads = [_result_head(len(user), len(begin) + flags) for user in users]
+    rows = [values[at : at + flags] for at in range(0, len(values), flags)] if flags else [b""] * len(users)
+    return b"".join([piece for parts in zip(heads, users, repeat(begin), rows) for piece in parts])
+
+
+@lru_cache
+def _values_begin(flags: int) -> bytes:
+    """Return what stands before the values in a result."""
+    packed = bytes(flags)
+    return _field(2, _field(1, packed)).removesuffix(packed) if flags else _field(2, b"")
+
+
+@lru_cache(maxsize=4 * MAX_USER_ID_BYTES)
+def _result_head(user_bytes: int, rest_bytes: int) -> bytes:
+    """Return what stands before the user id in a result of a batch."""
+    user = bytes(user_bytes)
+    rest = bytes(rest_bytes)
+    return _field(1, (_field(1, user) if user else b"") + rest).removesuffix(user + rest)
+
+
+def error_to_bytes(user_id: str, error: InvalidArgument) -> bytes:
+    """Serialise why one context of a bulk message was not evaluated, as a field of a batch."""
+    result = service.BulkEvaluationResult(
         user_id=user_id,
         error=service.BulkEvaluationError(
             reason=error.reason, field=error.metadata.get("field", ""), message=str(error)
         ),
     )
-
-
-def result_to_bytes(user: bytes, values: Iterable[bool]) -> bytes:
-    """Serialise the `BulkEvaluationResult` of one user, without making the messages that it consists of.
-
-    Args:
-        user: The id in UTF-8; empty for an anonymous user.
-        values: The value of each flag.
-    """
-    packed = bytes(values)
-    return (_field(1, user) if user else b"") + _field(2, _field(1, packed) if packed else b"")
+    return _field(1, result.SerializeToString())
 
 
 def split_results(results: Iterable[bytes]) -> Iterator[bytes]:
-    """Spread serialised results over responses below 1 MiB, serialised, in order; no results: one empty batch."""
-    # Each becomes a field when it is made: all of them at once would keep the interpreter for milliseconds.
-    for portion in portions(_field(1, result) for result in results):
+    """Spread results, as fields of a batch, over responses below 1 MiB, serialised, in order; none: one empty batch."""
+    for portion in portions(results):
         yield _field(2, b"".join(portion))
 
 

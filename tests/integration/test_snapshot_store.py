@@ -459,6 +459,7 @@ def test_whole_loads_leave_nothing_for_the_garbage_collector(house: House) -> No
         before = len(gc.get_objects())
         for _ in range(200):
             kept = house.snapshots.load()
+            kept.decide(kept.select(()), EvaluationContext(user_id="alice"))
         after = len(gc.get_objects())
     finally:
         gc.enable()

@@ -24,6 +24,7 @@ from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.servicers import evaluation as servicer
+from gatekeeper_grpc.testing import serve
 from gatekeeper_grpc.transport.admission import PoolName
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.wire.evaluation import answer_to_bytes
@@ -118,6 +119,20 @@ def test_many_flags_are_for_a_worker(server: GatekeeperServer, monkeypatch: pyte
     assert had_worker(server)
 
 
+def test_many_keys_are_for_a_worker_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servicer, "_MAX_NEW_KEYS_AT_ONCE", 1)
+    request = EvaluateFlagsRequest(context=ANNA, flag_keys=["checkout", "search"])
+    with serve({"checkout": True}) as server, grpc.insecure_channel(server.address) as channel:
+        own = servicer.EvaluationServicer(server._cache, server._watchers)
+
+        first = own.answer_at_once(request)
+        by_worker = EvaluationServiceStub(channel).EvaluateFlags(request, timeout=TIMEOUT_S)
+        second = own.answer_at_once(request)
+
+    assert first is None
+    assert second == by_worker.SerializeToString()
+
+
 def test_a_refusal_is_for_a_worker(server: GatekeeperServer) -> None:
     refusal = refusal_of(lambda: evaluate(server, flag_keys=["No Key"]))
 
@@ -133,10 +148,10 @@ def test_a_revision_that_is_ahead_is_for_a_worker(server: GatekeeperServer) -> N
 
 
 def test_a_fault_while_answering_is_for_a_worker(server: GatekeeperServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_elsewhere(*args: Any) -> bytes:
+    def fails_elsewhere(*args: Any, **named: Any) -> bytes:
         if not threading.current_thread().name.startswith("gatekeeper-evaluation"):
             raise ZeroDivisionError
-        return answer_to_bytes(*args)
+        return answer_to_bytes(*args, **named)
 
     monkeypatch.setattr(servicer, "answer_to_bytes", fails_elsewhere)
 

@@ -21,7 +21,7 @@ from gatekeeper_client.v1.evaluation_service_pb2 import (
 )
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
-from gatekeeper_grpc.domain.evaluation import EvaluationDetail
+from gatekeeper_grpc.domain.selection import Decisions, Selection
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, created, installed, invalid, refusal_of, send
 from tests.support.servers import StartServer, connect
@@ -264,13 +264,13 @@ def test_a_whole_stream_is_true_at_the_revision_of_its_header(house: Installatio
 def test_twin_evaluating_each_message_at_the_newest_revision_mixes_answers(
     house: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = Snapshot.evaluate
+    decide_all = Snapshot.decide_all
 
-    def at_the_newest(_snapshot: Snapshot, plans: Any, context: Any) -> list[EvaluationDetail]:
+    def at_the_newest(_snapshot: Snapshot, selection: Selection, *users: Any) -> Decisions:
         newest = house.server.cache.current()
-        return evaluate(newest, newest.select([plan.key for plan in plans]).plans, context)
+        return decide_all(newest, newest.select([plan.key for plan in selection.plans]), *users)
 
-    monkeypatch.setattr(Snapshot, "evaluate", at_the_newest)
+    monkeypatch.setattr(Snapshot, "decide_all", at_the_newest)
 
     _, answered = values_while_somebody_flips_the_flag(house)
 

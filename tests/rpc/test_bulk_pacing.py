@@ -1,6 +1,6 @@
 """What a bulk message may cost: its CPU is bounded, and a client that has left costs none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,9 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc.domain.flag import FlagConfig
+from gatekeeper_grpc.domain.selection import Selection
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.draws.python import PythonDraws
 from gatekeeper_grpc.servicers import pacing
 from gatekeeper_grpc.servicers.pacing import Pace
 from gatekeeper_grpc.testing import EvaluationServer, serve
@@ -31,13 +33,13 @@ class Evaluations:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        evaluate = Snapshot.evaluate
+        decide_all = Snapshot.decide_all
 
-        def counted(*arguments: Any) -> Any:
-            self.count += 1
-            return evaluate(*arguments)
+        def counted(snapshot: Snapshot, selection: Selection, user_ids: Sequence[str], users: Sequence[bytes]) -> Any:
+            self.count += len(users)
+            return decide_all(snapshot, selection, user_ids, users)
 
-        monkeypatch.setattr(Snapshot, "evaluate", counted)
+        monkeypatch.setattr(Snapshot, "decide_all", counted)
 
     def have_ended(self) -> bool:
         before = self.count
@@ -88,6 +90,7 @@ def test_many_flags_of_one_user_are_evaluated_in_slices(
     portion: int, ends: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[object] = []
+    monkeypatch.setattr(PythonDraws, "at_once", MANY_FLAGS - 1)
     monkeypatch.setattr(pacing, "PORTION", portion)
     monkeypatch.setattr(Pace, "_end_slice", lambda pace: ended.append(pace))  # noqa: PLW0108 - a method
     flags = [FlagConfig(key=f"flag-{number}", enabled=True, rollout_percentage=50) for number in range(MANY_FLAGS)]

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from gatekeeper_grpc.domain.bucketing import bucket
 from gatekeeper_grpc.domain.condition import Condition, Operator
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
-from gatekeeper_grpc.domain.evaluator import compile_flag, evaluate, evaluate_all
 from gatekeeper_grpc.domain.flag import OFF, ON, VARIANTS, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
@@ -231,37 +230,3 @@ def test_any_flag_and_user_get_what_the_contract_says(
         config, targets, in_segments, user_id
     )
     assert detail.value is (detail.variant == ON)
-
-
-_CONFIGS = st.builds(
-    FlagConfig,
-    key=st.sampled_from(["checkout", "dark-mode", "beta"]),
-    enabled=st.booleans(),
-    default_variant=st.sampled_from(VARIANTS),
-    rollout_percentage=st.integers(0, 100),
-    segment_targets=st.sampled_from([(), targeting(friends=ON), targeting(nobody=ON)]),
-)
-
-
-@given(
-    config=_CONFIGS,
-    has_targets=st.booleans(),
-    user_id=st.none() | st.text(min_size=1, max_size=20),
-    targeted=st.sampled_from([{}, {1: 0}, {1: 1}, {2: 1}]),
-    is_member=st.booleans(),
-)
-def test_many_flags_are_evaluated_as_each_is(
-    config: FlagConfig, has_targets: bool, user_id: str | None, targeted: Mapping[int, int], is_member: bool
-) -> None:
-    plan = compile_flag(flag(config.key, **{name: getattr(config, name) for name in _FIELDS}), has_targets=has_targets)
-    context = EvaluationContext(user_id=user_id)
-
-    def in_segment(key: str) -> bool:
-        return is_member and key == "friends"
-
-    assert (
-        evaluate_all([plan] * 2, context, targeted, in_segment) == [evaluate(plan, context, targeted, in_segment)] * 2
-    )
-
-
-_FIELDS = ("enabled", "default_variant", "rollout_percentage", "segment_targets")

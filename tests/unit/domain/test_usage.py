@@ -57,13 +57,13 @@ class Shop:
 
     def ask(self, *keys: str) -> None:
         selection = self.snapshot.select(keys)
-        self.counter.count(selection, self.snapshot.evaluate(selection.plans, ANNA))
+        self.counter.count(selection, self.snapshot.decide(selection, ANNA))
 
     def ask_in_bulk(self, *keys: str, users: int) -> None:
         selection = self.snapshot.select(keys)
         self.counter.note(selection)
         for _ in range(users):
-            self.counter.count_in_bulk(selection, self.snapshot.evaluate(selection.plans, ANNA))
+            self.counter.count_in_bulk(selection, self.snapshot.decide(selection, ANNA))
 
     def flush(self) -> UsageBatch:
         """Let the minute end and write; the batch, an empty one if nothing was written."""

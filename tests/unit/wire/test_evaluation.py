@@ -2,6 +2,7 @@
 
 import math
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -14,25 +15,25 @@ from gatekeeper_client.v1.evaluation_service_pb2 import (
     BulkEvaluateFlagsResponse,
     BulkEvaluation,
     BulkEvaluationResult,
-    EvaluateFlagsRequest,
     EvaluateFlagsResponse,
 )
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.evaluation import EvaluationContext, EvaluationDetail, Reason
 from gatekeeper_grpc.domain.evaluator import compile_flag, detail
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig
-from gatekeeper_grpc.domain.snapshot import Selection
+from gatekeeper_grpc.domain.selection import Selection
 from gatekeeper_grpc.wire.evaluation import (
     answer_to_bytes,
     attributes_from_proto,
-    bulk_error_to_proto,
     check_flag_keys,
+    check_min_revision,
     context_from_proto,
     detail_to_proto,
-    question_from_proto,
-    result_to_bytes,
+    error_to_bytes,
+    results_to_bytes,
     split_header,
     split_results,
+    users_of,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -156,7 +157,7 @@ def test_1000_flag_keys_are_accepted() -> None:
 
 def test_a_negative_revision_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="min_revision must be 1 or more, or 0 for any revision"):
-        question_from_proto(EvaluateFlagsRequest(min_revision=-1))
+        check_min_revision(-1)
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -182,8 +183,9 @@ def test_an_answer_says_variant_value_and_segment() -> None:
 def test_the_error_of_a_bulk_context_names_reason_field_and_remedy() -> None:
     error = InvalidArgument.of("contexts[3].user_id", "must be 1 to 256 bytes")
 
-    result = bulk_error_to_proto("", error)
+    (response,) = map(BulkEvaluateFlagsResponse.FromString, split_results([error_to_bytes("", error)]))
 
+    (result,) = response.batch.results
     assert (result.error.reason, result.error.field, result.error.message, [*result.evaluation.values]) == (
         "INVALID_ARGUMENT",
         "contexts[3].user_id",
@@ -207,7 +209,7 @@ def test_answers_are_split_below_1_mib_with_their_order_kept(count: int, size: i
         for number in range(count)
     ]
 
-    serialised = [result.SerializeToString() for result in results]
+    serialised = [results_to_bytes([result.user_id.encode()], bytes([True]) * size, flags=size) for result in results]
     responses = [BulkEvaluateFlagsResponse.FromString(response) for response in split_results(serialised)]
 
     assert [result for response in responses for result in response.batch.results] == results
@@ -218,9 +220,9 @@ def test_answers_are_split_below_1_mib_with_their_order_kept(count: int, size: i
 def test_more_flag_keys_than_fit_into_a_message_go_on_in_further_headers() -> None:
     keys = [f"{number:05}{'k' * 123}" for number in range(10_000)]
     plans = [compile_flag(flag(key), has_targets=False) for key in keys]
-    selection = Selection(plans=plans, unknown_flag_keys=["x"], are_named=True)
+    selection = Selection(plans, unknown_flag_keys=["x"], are_named=True, revision=7)
 
-    responses = list(split_header(selection, revision=7, stale=True))
+    responses = list(split_header(selection, stale=True))
 
     headers = [response.header for response in responses]
     assert [key for header in headers for key in header.flag_keys] == keys
@@ -230,7 +232,7 @@ def test_more_flag_keys_than_fit_into_a_message_go_on_in_further_headers() -> No
 
 
 def test_no_flags_are_one_header_without_keys() -> None:
-    (response,) = split_header(Selection(plans=(), unknown_flag_keys=(), are_named=False), revision=7, stale=False)
+    (response,) = split_header(Selection(revision=7), stale=False)
 
     assert (response.HasField("header"), [*response.header.flag_keys]) == (True, [])
 
@@ -243,26 +245,48 @@ def test_no_results_are_one_empty_answer() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 127, 128, 20_000])
 @pytest.mark.parametrize("user_id", ["", "u", "u" * 127, "u" * 128, "\U0001f600" * 64])
-def test_a_result_in_bytes_is_the_message_built_field_by_field(user_id: str, count: int) -> None:
-    values = [number % 3 == 0 for number in range(count)]
-    whole = BulkEvaluationResult(user_id=user_id, evaluation=BulkEvaluation(values=values))
+def test_results_in_bytes_are_the_messages_built_field_by_field(user_id: str, count: int) -> None:
+    values = [[number % 3 == 0 for number in range(count)], [number % 3 == 1 for number in range(count)]]
+    users = [user_id, "another"]
+    whole = [
+        BulkEvaluationResult(user_id=user, evaluation=BulkEvaluation(values=own))
+        for user, own in zip(users, values, strict=True)
+    ]
 
-    serialised = result_to_bytes(user_id.encode(), values)
+    serialised = results_to_bytes([user.encode() for user in users], bytes([*chain(*values)]), flags=count)
 
-    assert BulkEvaluationResult.FromString(serialised) == whole
     (response,) = map(BulkEvaluateFlagsResponse.FromString, split_results([serialised, serialised]))
-    assert [*response.batch.results] == [whole, whole]
+    assert [*response.batch.results] == [*whole, *whole]
 
 
 @pytest.mark.parametrize("count", [0, 1, 200])
-def test_an_answer_in_bytes_is_the_message_built_field_by_field(count: int) -> None:
+@pytest.mark.parametrize("is_explained", [False, True])
+def test_an_answer_in_bytes_is_the_message_built_field_by_field(count: int, is_explained: bool) -> None:
     plans = [compile_flag(flag("k" * (number % 120 + 1) + f".{number}"), has_targets=False) for number in range(count)]
     details = [detail("on" if number % 3 else "off", Reason.STATIC) for number in range(count)]
-    rest = EvaluateFlagsResponse(unknown_flag_keys=["gone"], revision=2**40, stale=True)
-    for plan, one in zip(plans, details, strict=True):
-        rest.details[plan.key].CopyFrom(detail_to_proto(one))
-
-    whole = EvaluateFlagsResponse()
-    whole.CopyFrom(rest)
+    selection = Selection(plans, unknown_flag_keys=["gone"], are_named=True, revision=2**40)
+    whole = EvaluateFlagsResponse(unknown_flag_keys=["gone"], revision=2**40, stale=True)
     whole.flags.update({plan.key: one.value for plan, one in zip(plans, details, strict=True)})
-    assert EvaluateFlagsResponse.FromString(answer_to_bytes(plans, details, rest)) == whole
+    for plan, one in zip(plans, details if is_explained else (), strict=is_explained):
+        whole.details[plan.key].CopyFrom(detail_to_proto(one))
+
+    values = bytes([one.value for one in details])
+    answer = answer_to_bytes(selection, values, stale=True, details=details if is_explained else ())
+
+    assert EvaluateFlagsResponse.FromString(answer) == whole
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ContextMessage(),
+        ContextMessage(user_id="a\0b"),
+        ContextMessage(user_id="\U0001f600" * 65),
+        ContextMessage(user_id="anna", attributes=Struct()),
+    ],
+)
+def test_users_are_read_together_if_all_have_just_an_id(odd: ContextMessage) -> None:
+    plain = [ContextMessage(user_id=user_id) for user_id in ("anna", "\U0001f600" * 64)]
+
+    assert users_of(plain) == (["anna", "\U0001f600" * 64], [b"anna", ("\U0001f600" * 64).encode()])
+    assert users_of([*plain, odd]) is None
