@@ -1,9 +1,11 @@
 """What the tests of RPCs share: one installation for the tests of a module."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from gatekeeper_grpc import draws
 from tests.support.clients import Installation, installed
 
 
@@ -14,9 +16,33 @@ def installation(postgres: str) -> Iterator[Installation]:
         yield installation
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["at_once", "by_workers"])
+@pytest.fixture(
+    scope="module",
+    params=[("true", True), ("true", False), ("false", True)],
+    ids=["at_once", "at_once_in_python", "by_workers"],
+)
 def answering(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways in which an evaluation is answered, for the servers that the tests of a module start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GATEKEEPER_ANSWER_AT_ONCE", request.param)
+    """The ways in which an evaluation is answered, for the servers that the tests of a module start.
+
+    Draws are made by the kernel, where it was built, or in Python.
+    """
+    at_once, is_native = request.param
+    with pytest.MonkeyPatch.context() as patch, drawn(native=is_native):
+        patch.setenv("GATEKEEPER_ANSWER_AT_ONCE", at_once)
         yield
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "python"])
+def drawing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Draws made by the kernel, where it was built, and in Python."""
+    with drawn(native=request.param):
+        yield
+
+
+@contextmanager
+def drawn(*, native: bool) -> Iterator[None]:
+    assert draws.use(native=native) is None
+    try:
+        yield
+    finally:
+        draws.use(native=False)

@@ -26,6 +26,8 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, created, installed, invalid, refusal_of, send
 from tests.support.servers import StartServer, connect
 
+pytestmark = pytest.mark.usefixtures("drawing")
+
 USERS = ["anna", "bob", "ünï"]
 
 
