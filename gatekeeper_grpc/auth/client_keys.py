@@ -15,7 +15,7 @@ from gatekeeper_grpc.auth.data_keys import SealError
 from gatekeeper_grpc.auth.last_uses import LastUses
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.client_key import ClientKeyType, RateTier, SealedClientKey, VerificationKey
-from gatekeeper_grpc.domain.errors import GatekeeperError
+from gatekeeper_grpc.domain.errors import CredentialsNotLoaded, GatekeeperError
 from gatekeeper_grpc.instrumentation import KEY_FOUND, KEY_NOT_FOUND
 
 _log = structlog.get_logger(__name__)
@@ -76,12 +76,19 @@ class ClientKeyCache:
         self._store = store
         self._unseal = unseal
         self._clock = clock
-        self._keys: Mapping[str, VerificationKey] = MappingProxyType({})  # replaced whole: readers need no lock
+        # Replaced whole: readers need no lock. None: not loaded yet.
+        self._keys: Mapping[str, VerificationKey] | None = None
         self._refreshing = threading.Lock()  # orders refreshes: an older load never replaces a newer one
         self.uses = LastUses(store.record_uses, clock=clock)
 
     def find(self, key_id: str) -> VerificationKey | None:
-        """Return a valid key; None when there is none of that id."""
+        """Return a valid key; None when there is none of that id.
+
+        Raises:
+            CredentialsNotLoaded: There may be one.
+        """
+        if self._keys is None:
+            raise CredentialsNotLoaded
         key = self._keys.get(key_id)
         expired = key is not None and key.expire_time is not None and key.expire_time <= self._clock()
         found = None if expired else key
@@ -90,7 +97,7 @@ class ClientKeyCache:
 
     def has_bearer_keys(self) -> bool:
         """Return whether there is a key that calls send as it is."""
-        return any(ClientKeyType.of(key_id) is ClientKeyType.BEARER for key_id in self._keys)
+        return any(ClientKeyType.of(key_id) is ClientKeyType.BEARER for key_id in self._keys or ())
 
     def refresh(self) -> None:
         """Load the keys.

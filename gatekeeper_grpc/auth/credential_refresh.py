@@ -48,7 +48,8 @@ class CredentialRefresh:
     def start(self) -> None:
         """Load once, so that no caller is refused who only comes early, and start the thread.
 
-        If the database does not answer, the thread goes on to try, and callers are refused until it has succeeded.
+        If the database does not answer, the thread goes on to try. Until it has succeeded, callers with a credential
+        are asked to try again.
         """
         with suppress(GatekeeperError):
             self._refresh()

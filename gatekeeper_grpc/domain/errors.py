@@ -232,6 +232,13 @@ class Unavailable(GatekeeperError):
     reason = "UNAVAILABLE"
 
 
+class CredentialsNotLoaded(Unavailable):
+    """Nobody can tell yet whether a credential is valid: the database has not answered since this instance started."""
+
+    def __init__(self) -> None:
+        super().__init__("this instance has not loaded client keys and API tokens yet", retry_after_s=1.0)
+
+
 class Busy(Unavailable):
     """A dependency of the call works, and others use it: the same call will probably succeed soon."""
 

@@ -15,16 +15,25 @@ import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest
+from gatekeeper_client.v1.admin_service_pb2 import (
+    CreateApiTokenRequest,
+    CreateClientKeyRequest,
+    CreateFlagRequest,
+    ListFlagsRequest,
+)
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.admin_user_pb2 import ROLE_EDITOR
+from gatekeeper_client.v1.api_token_pb2 import ApiToken
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
+from gatekeeper_client.v1.client_key_pb2 import CLIENT_KEY_TYPE_BEARER, RATE_TIER_STANDARD, ClientKey
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest, EvaluateFlagsResponse
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.embedded.home import Home
 from gatekeeper_grpc.operations.health import ADMIN, EVALUATION
+from tests.support.operators import in_s
 from tests.support.processes import KEYS, TIMEOUT_S, Gatekeeper, run, serving, start, stop
 from tests.support.replication import Node, running_node
 from tests.support.servers import Bearer
@@ -100,6 +109,43 @@ def serve_once(node: Node, data_dir: Path, key: str) -> int:
     """Let an instance make a flag, and end; returns the revision that it kept."""
     with serving(data_dir, **settings(node)) as gatekeeper:
         return create(gatekeeper, key)
+
+
+def credentials(gatekeeper: Gatekeeper) -> tuple[str, str]:
+    """The secrets of a new API token and of a new bearer key."""
+    token = ApiToken(name="deploy", role=ROLE_EDITOR, expire_time=in_s(3_600))
+    key = ClientKey(name="shop", type=CLIENT_KEY_TYPE_BEARER, tier=RATE_TIER_STANDARD)
+    with admin_of(gatekeeper) as admin:
+        return (
+            admin.CreateApiToken(CreateApiTokenRequest(api_token=token), timeout=TIMEOUT_S).secret,
+            admin.CreateClientKey(CreateClientKeyRequest(client_key=key), timeout=TIMEOUT_S).secret,
+        )
+
+
+def codes(gatekeeper: Gatekeeper, *, token: str, key: str) -> tuple[grpc.StatusCode, grpc.StatusCode]:
+    """How an admin call with a token ends, and an evaluation with a key."""
+    with gatekeeper.channel() as channel:
+        admin = AdminServiceStub(grpc.intercept_channel(channel, Bearer(token)))
+        evaluation = EvaluationServiceStub(grpc.intercept_channel(channel, Bearer(key)))
+        listed = admin.ListFlags.future(ListFlagsRequest(), timeout=TIMEOUT_S)
+        evaluated = evaluation.EvaluateFlags.future(EvaluateFlagsRequest(context=ANNA), timeout=TIMEOUT_S)
+        return listed.code(), evaluated.code()
+
+
+def test_credentials_that_are_not_loaded_yet_are_unavailable_not_invalid(node: Node, tmp_path: Path) -> None:
+    by_key = settings(node, GATEKEEPER_EVALUATION_ACCESS="key")
+    with serving(tmp_path, **by_key) as gatekeeper:
+        token, key = credentials(gatekeeper)
+    node.kill()
+    with serving(tmp_path, **by_key) as gatekeeper:
+        valid = codes(gatekeeper, token=token, key=key)
+        malformed = codes(gatekeeper, token=f"{token}!", key=f"{key}!")
+        node.start()
+        back = eventually(lambda: codes(gatekeeper, token=token, key=key) == (grpc.StatusCode.OK,) * 2)
+
+    assert valid == (grpc.StatusCode.UNAVAILABLE,) * 2
+    assert malformed == (grpc.StatusCode.UNAUTHENTICATED,) * 2
+    assert back
 
 
 @pytest.mark.parametrize("fault", ["stopped", "hanging"])
