@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench bench-unary fmt lock clean
+.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench bench-unary bench-peers fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -212,6 +212,9 @@ BENCHES = evaluate instrumentation traces usage overload connections workers bul
 
 bench-unary: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare EvaluateFlags with an empty call (2 minutes; needs apt-get)
 	@$(BIN)/python -m bench.unary $(ROUNDS)
+
+bench-peers: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare with PEERS="PROTOCOL URL ...", which you start: docs/peers.md (needs apt-get)
+	@$(BIN)/python -m bench.peers gatekeeper empty $(PEERS)
 
 bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments and the rest of bench/ (minutes)
 	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done

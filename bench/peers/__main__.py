@@ -137,7 +137,7 @@ def main(words: Sequence[str]) -> None:
         print(configuration(options.servers[1:], flags))
         return
     if not H2LOAD.exists():
-        raise LookupError("h2load is not there: call `make .venv/debian/h2load/.made`")
+        raise LookupError("h2load is not there: `make bench-peers` unpacks it")
     server_core, load_core = options.cores.split(":") if options.cores else (None, None)
     headers = dict(header.split(":", 1) for header in options.header)
     with ExitStack() as stack:

@@ -20,6 +20,11 @@ class Address(NamedTuple):
     host: str
     port: int
 
+    @property
+    def authority(self) -> str:
+        """Host and port as a URL has them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 class Client(Protocol):
     """Asks one question at a time."""
@@ -84,8 +89,7 @@ class HttpClient:
 def client_of(address: Address, headers: Mapping[str, str], *, over_grpc: bool) -> Iterator[Client]:
     """Connect inside the block."""
     if over_grpc:
-        target = f"{address.host}:{address.port}"
-        with grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        with grpc.insecure_channel(address.authority, options=[("grpc.max_receive_message_length", -1)]) as channel:
             yield GrpcClient(channel)
     else:
         with closing(http.client.HTTPConnection(*address, timeout=TIMEOUT_S)) as connection:

@@ -96,7 +96,7 @@ class Generator:
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def _targets(self, calls: Sequence[Call], file: Path) -> list[str]:
-        base = f"http://{self._address.host}:{self._address.port}"
+        base = f"http://{self._address.authority}"
         first = calls[0]
         if first.body is None:
             file.write_text("".join(f"{base}{call.path}\n" for call in calls))
