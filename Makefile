@@ -208,7 +208,7 @@ docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.m
 	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
 	@$(BIN)/python -m tests.support.promises > docs/promises.md
 
-BENCHES = evaluate instrumentation traces usage overload connections workers bulk fairness refresh load propagation watch audit members attributes last_known_good embedded_start lost_updates head_bloat idle
+BENCHES = draws evaluate instrumentation traces usage overload connections workers bulk fairness refresh load propagation watch audit members attributes last_known_good embedded_start lost_updates head_bloat idle
 
 bench-unary: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare EvaluateFlags with an empty call (2 minutes; needs apt-get)
 	@$(BIN)/python -m bench.unary $(ROUNDS)

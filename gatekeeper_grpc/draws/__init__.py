@@ -4,6 +4,7 @@ Which flags of a snapshot need a draw, and of what, is for `domain/` to decide.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from gatekeeper_grpc.draws.native import LIBRARY, Kernel, KernelRefuses, KernelUnusable, NativeDraws, load_kernel
@@ -55,21 +56,23 @@ def compile_draws(salts: Sequence[bytes], weights: Sequence[int]) -> Draws:
     return PythonDraws(salts, weights)
 
 
-def use(*, native: bool) -> str | None:
+def use(*, native: bool, library: Path | None = None) -> str | None:
     """Decide who makes the draws that are compiled from now on. Before the first call, Python does.
 
     Args:
         native: Whether to use the kernel if that is possible.
+        library: The file of the kernel. None: where a build puts it.
 
     Returns:
         Why a library that is there cannot be used; None if all is as asked, or none was built.
     """
     global _kernel  # noqa: PLW0603 - a process has one kernel
     _kernel = None
-    if not native or not LIBRARY.exists():
+    library = library or LIBRARY
+    if not native or not library.exists():
         return None
     try:
-        _kernel = load_kernel()
+        _kernel = load_kernel(library)
     except KernelUnusable as exc:
         return str(exc)
     return None

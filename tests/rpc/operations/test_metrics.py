@@ -27,7 +27,7 @@ EVALUATE = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 # What a label may be: bounded, and about no person, flag or address.
 LABELS = frozenset(
     {"method", "code", "source", "reason", "result", "kind", "statement", "sqlstate", "state", "cause", "pool", "limit"}
-    | {"decision", "storage", "version", "python", "grpcio", "le", "worker"}
+    | {"decision", "storage", "version", "python", "grpcio", "kernel", "le", "worker"}
 )
 # The rules of `promtool check metrics`.
 NOT_BASE_UNITS = re.compile(

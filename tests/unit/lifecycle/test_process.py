@@ -1,9 +1,13 @@
 """What a serving process says of its addresses."""
 
+from pathlib import Path
+
+import pytest
 from structlog.testing import capture_logs
 
+from gatekeeper_grpc import draws
 from gatekeeper_grpc.config.settings import load_settings
-from gatekeeper_grpc.lifecycle.process import _check_tls, _report_serving
+from gatekeeper_grpc.lifecycle.process import _check_tls, _choose_kernel, _report_serving
 
 
 def test_a_unix_socket_is_logged_as_such_and_without_a_port() -> None:
@@ -35,3 +39,20 @@ def test_each_listener_on_a_network_without_tls_is_warned_of() -> None:
         ("listening_without_tls", "[::]:2"),
         ("listening_without_tls", "[::]:3"),
     ]
+
+
+def test_a_kernel_that_cannot_be_used_is_warned_of_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "kernel.so"
+    library.write_text("no library")
+    monkeypatch.setattr(draws, "LIBRARY", library)
+
+    with capture_logs() as logs:
+        _choose_kernel(load_settings())
+        _choose_kernel(load_settings(kernel="off"))
+
+    (warning,) = logs
+    assert (warning["event"], warning["log_level"]) == ("kernel_unusable", "warning")
+    assert str(library) in warning["reason"]
+    assert draws.implementation() == "python"
