@@ -71,13 +71,19 @@ class HttpClient:
             WrongAnswer: the server refused.
         """
         try:
-            status, answer = self._exchange(call)
-        except ConnectionError:  # The server has closed a connection that was idle.
-            self._connection.close()
-            status, answer = self._exchange(call)
+            status, answer = self._exchange_again(call)
+        except OSError as error:
+            raise WrongAnswer(f"{call.path}: {error}") from error
         if status != http.client.OK:
             raise WrongAnswer(f"{call.path}: {status}: {answer[:200].decode(errors='replace')}")
         return answer
+
+    def _exchange_again(self, call: Call) -> tuple[int, bytes]:
+        try:
+            return self._exchange(call)
+        except ConnectionError:  # The server has closed a connection that was idle.
+            self._connection.close()
+            return self._exchange(call)
 
     def _exchange(self, call: Call) -> tuple[int, bytes]:
         self._connection.request("GET" if call.body is None else "POST", call.path, call.body, dict(self._headers))

@@ -1,8 +1,12 @@
-"""The addresses of peers (`bench.peers.clients`)."""
+"""The addresses of peers, and the clients that check their answers (`bench.peers.clients`)."""
 
 import pytest
 
-from bench.peers.clients import Address, address_of
+from bench.peers.checks import WrongAnswer
+from bench.peers.clients import Address, address_of, client_of
+from bench.peers.flags import User, flags_of
+from bench.peers.protocols import Flagd, Ofrep, Protocol
+from tests.support.ports import HOST, free_port
 
 
 def test_a_url_gives_scheme_and_address() -> None:
@@ -19,3 +23,14 @@ def test_the_authority_of_an_ipv6_address_has_brackets() -> None:
 def test_another_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not grpc://"):
         address_of(url)
+
+
+@pytest.mark.parametrize("protocol", [Flagd(), Ofrep()])
+def test_a_peer_that_is_not_there_gives_no_answer(protocol: Protocol) -> None:
+    call = protocol.all_flags(flags_of(1), User(0))
+
+    with (
+        client_of(Address(HOST, free_port()), {}, over_grpc=protocol.grpc) as client,
+        pytest.raises(WrongAnswer, match=call.path),
+    ):
+        client.ask(call)
