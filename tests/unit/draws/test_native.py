@@ -70,7 +70,7 @@ def test_a_refused_library_leaves_the_draws_to_python(tmp_path: Path) -> None:
     assert implementation() == "python"
 
 
-def test_the_kernel_leaves_out_units_that_are_too_long_and_python_draws_them(kernel: Kernel) -> None:
+def test_units_that_are_too_long_for_the_kernel_are_drawn_in_python(kernel: Kernel) -> None:
     units = [b"a" * size for size in (MAX_UNIT_BYTES + 1, 1, MAX_UNIT_BYTES, 5_000)]
     flags = SALTS, [50_500] * len(SALTS)
 
