@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench bench-unary bench-peers fmt lock clean
+.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench bench-all bench-unary bench-peers bench-pages loadtest fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -65,11 +65,15 @@ $(DEBIAN)/%/.made: | $(VENV)/.dev
 	  && for package in *.deb; do dpkg -x "$$package" .; done && rm -rf lists cache *.deb
 	@touch $@
 
-# kubeconform would need the network for its schemas; kubernetes-validate brings them.
-$(VENV)/.deploy: requirements-deploy.lock $(VENV)/.dev $(DEBIAN)/prometheus/.made
-	@echo "installing the tools for files of deployments ..."
-	@command -v go >/dev/null || { echo "There is no program 'go': kustomize and compose-go are built with Go 1.24 or newer." >&2; exit 1; }
+# Large, so that `make test` does without.
+$(VENV)/.plots: requirements-deploy.lock $(VENV)/.dev
+	@echo "installing what draws, and what validates files of deployments ..."
 	@$(PIP_INSTALL) -r requirements-deploy.lock
+	@touch $@
+
+# kubeconform would need the network for its schemas; kubernetes-validate brings them.
+$(VENV)/.deploy: $(VENV)/.plots $(DEBIAN)/prometheus/.made
+	@command -v go >/dev/null || { echo "There is no program 'go': kustomize and compose-go are built with Go 1.24 or newer." >&2; exit 1; }
 	@GOBIN=$(abspath $(BIN)) go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 	@GOBIN=$(abspath $(VENV))/compose-go go install github.com/compose-spec/compose-go/v2/cmd@v2.9.0
 	@ln -sf ../compose-go/cmd $(BIN)/compose-go
@@ -208,16 +212,34 @@ docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.m
 	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
 	@$(BIN)/python -m tests.support.promises > docs/promises.md
 
-BENCHES = draws evaluate instrumentation traces usage overload connections workers bulk fairness refresh load propagation watch audit members attributes last_known_good embedded_start lost_updates head_bloat idle
+# NAMES chooses, ROUNDS says how many: `make bench NAMES="unary bulk" ROUNDS=3`. All of it is listed by `python -m bench --list`.
+BENCH = $(BIN)/python -m bench $(if $(ROUNDS),--rounds $(ROUNDS))
 
-bench-unary: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare EvaluateFlags with an empty call (2 minutes; needs apt-get)
-	@$(BIN)/python -m bench.unary $(ROUNDS)
+bench: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Measure what matters, into a table and bench/results/ (10 minutes; needs apt-get)
+	@$(BENCH) $(NAMES)
+
+# They print, and are in no result.
+OTHERS = draws instrumentation traces usage overload connections workers refresh watch audit members attributes last_known_good embedded_start lost_updates head_bloat idle
+
+bench-all: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Measure everything (an hour)
+	@$(BENCH) --all
+	@for name in $(OTHERS); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
+
+bench-unary: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare EvaluateFlags with an empty call, with TLS and keys as well (4 minutes)
+	@$(BENCH) unary ways
 
 bench-peers: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare with PEERS="PROTOCOL URL ...", which you start: docs/peers.md (needs apt-get)
 	@$(BIN)/python -m bench.peers gatekeeper empty $(PEERS)
 
-bench: $(VENV)/.dev ## Measure evaluation, propagation, watchers, large segments and the rest of bench/ (minutes)
-	@for name in $(BENCHES); do echo "$$name:"; $(BIN)/python -m bench.$$name || exit 1; done
+# Of several results of one commit, the documents show the figures of all.
+bench-pages: $(VENV)/.plots ## Show RESULT (files of bench/results/; else the newest) in README.md and docs/
+	@$(BIN)/python -m bench.pages $(or $(RESULT),$(lastword $(sort $(wildcard bench/results/2*.json))))
+	@$(BIN)/python -m bench.plots
+
+SCALE ?= 1
+
+loadtest: $(VENV)/.dev ## Ramp, load and spike against a server, or against SERVER=host:port; SCALE=0.1 for a minute
+	@$(BIN)/python -m bench.loadtest --scale $(SCALE) $(if $(SERVER),--server $(SERVER))
 
 # For a new package alone: make lock UPGRADE=
 UPGRADE = --upgrade

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parents[1]
-BENCHMARKS = ("evaluate", "bulk", "propagation")
+BENCHMARKS = ("unary", "bulk", "propagation")
 
 
 def run(checkout: Path, benchmark: str) -> str:
     """Run one benchmark in a checkout; returns what it prints."""
-    command = [str(checkout / ".venv/bin/python"), "-m", f"bench.{benchmark}"]
+    command = [str(checkout / ".venv/bin/python"), "-m", "bench", benchmark]
     return subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

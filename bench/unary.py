@@ -1,63 +1,39 @@
-"""EvaluateFlags compared with an empty call: `make bench-unary`, or `python -m bench.unary [rounds] [flags...]`.
+"""EvaluateFlags compared with an empty call, a plain handler of grpcio with an empty answer (`bench.empty`).
 
-For each number of flags, three servers take turns second by second: Gatekeeper as it is, one whose workers answer all
-calls (`GATEKEEPER_ANSWER_AT_ONCE=false`), and a plain handler of grpcio with an empty answer (`bench.empty`). The
-generator is h2load with 8 connections and 2 calls in flight on each, which decodes nothing: it is cheaper than any gRPC
-client. It takes a refused call for a success, so a round counts only if the server's own count of OK answers rose by
-as much. Compare ratios: all figures are medians of the rounds.
+Both servers take turns, second by second, and a ratio is that of two neighbouring rounds. While h2load calls, a gRPC
+client makes 1 % of the calls in addition: it compares the values with the pure evaluator. A round counts only if the
+server's own count of OK answers rose by exactly the calls of both.
 """
 
-import os
-import re
 import statistics
-import struct
-import subprocess
-import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
-from urllib.request import urlopen
+from typing import NamedTuple, Self
 
-from bench.evaluate import create_flags
-from bench.processes import Instance, serving
-from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
+from bench.figures import Effort, Figure, median_figure, percentile
+from bench.h2load import Load
+from bench.processes import FLAGS, SERVE, Instance, database_url, flags_served, log_in, serving, snapshot_of
+from gatekeeper_client.v1 import admin_service_pb2 as admin
+from gatekeeper_client.v1 import client_key_pb2 as keys
+from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
+from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as Context
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
-from tests.support.ports import free_port
+from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_grpc.domain.evaluation import EvaluationContext
+from gatekeeper_grpc.domain.snapshot import Snapshot
 
-METHOD = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
-H2LOAD = Path(sys.prefix) / "debian" / "h2load"
-ROUNDS, FLAGS = 9, (1, 20, 200, 1_000)
-EMPTY = "empty"
-SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "as it is": (("gatekeeper_grpc", "serve"), {}),
-    "by workers": (("gatekeeper_grpc", "serve"), {"GATEKEEPER_ANSWER_AT_ONCE": "false"}),
-    EMPTY: (("bench.empty",), {}),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """A running server, and where it counts its calls."""
-
-    instance: Instance
-    ops_port: int | None
-
-    def answered(self) -> int | None:
-        """Return how many calls it has answered with OK; None if it does not count."""
-        if self.ops_port is None:
-            return None
-        with urlopen(f"http://127.0.0.1:{self.ops_port}/metrics") as response:
-            text = response.read().decode()
-        pattern = rf'gatekeeper_rpc_duration_seconds_count\{{code="OK",method="{re.escape(METHOD)}"\}} (\S+)'
-        found = re.search(pattern, text)
-        return int(float(found[1])) if found else 0
-
-    def cpu_s(self) -> float:
-        """Return the processor time of its process."""
-        fields = Path(f"/proc/{self.instance.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+SIZES = (1, 20, 200, 1_000)
+CHECKED_SHARE = 0.01
+QUESTION = EvaluateFlagsRequest(context=Context(user_id="user-1")).SerializeToString()
+WARM_UP_CALLS = 500
+COUNTED_WITHIN_S = 2.0
+WAYS = ("with TLS", "with a bearer key", "by workers")
+Metadata = tuple[tuple[str, str], ...]
 
 
 class Round(NamedTuple):
@@ -67,85 +43,183 @@ class Round(NamedTuple):
     cpu_us: float
 
 
-def load(port: int, body: Path) -> int:
-    """Call for a second; return how many calls were answered."""
-    libraries = next((H2LOAD / "usr" / "lib").glob("*/libev.so.4")).parent
-    options = [
-        "-t1",
-        "-c8",
-        "-m2",
-        "-D1",
-        "-d",
-        str(body),
-        "-H",
-        "content-type: application/grpc",
-        "-H",
-        "te: trailers",
-    ]
-    command = [str(H2LOAD / "usr" / "bin" / "h2load"), *options, f"http://127.0.0.1:{port}{METHOD}"]
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", printed)
-    assert found is not None, printed
-    assert found[2] == found[3] == "0", printed
-    return int(found[1])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running server. `snapshot` is what it serves; None: it has the empty answer."""
+
+    instance: Instance
+    load: Load
+    snapshot: Snapshot | None
+    metadata: Metadata = ()
+    rounds: list[Round | None] = field(default_factory=list)
 
 
-def measure(server: Server, body: Path) -> Round | None:
-    """Measure one round; None if the server did not answer all with OK."""
-    before, cpu_s = server.answered(), server.cpu_s()
-    calls = load(server.instance.port, body)
-    cpu_s, after = server.cpu_s() - cpu_s, server.answered()
-    # What is in flight at the end of the second, the generator does not count: 16 calls at most.
-    if before is not None and after is not None and not 0 <= after - before - calls <= 16:
-        return None
-    return Round(rate=calls, cpu_us=cpu_s / calls * 1e6)
+class Checker:
+    """A gRPC client that compares answers with the pure evaluator, in a thread of its own.
+
+    Args:
+        server: Is asked.
+        calls: How many times.
+        seconds: How long the calls take together.
+    """
+
+    def __init__(self, server: Server, calls: int, seconds: float) -> None:
+        self._server = server
+        self._pause_s = seconds / calls
+        self._calls = calls
+        self.wrong: list[str] = []
+        self._thread = threading.Thread(target=self._check)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def _check(self) -> None:
+        began = time.perf_counter()
+        with self._server.instance.channel() as channel:
+            evaluate = EvaluationServiceStub(channel).EvaluateFlags
+            for number in range(self._calls):
+                time.sleep(max(0.0, began + number * self._pause_s - time.perf_counter()))
+                user = f"checked-{number}"
+                request = EvaluateFlagsRequest(context=Context(user_id=user))
+                answer = evaluate(request, metadata=self._server.metadata)
+                if self._server.snapshot and answer.flags != expected(self._server.snapshot, user):
+                    self.wrong.append(user)
 
 
-def compare(flags: int, rounds: int) -> None:
-    """Measure and print, for one number of flags."""
-    request = EvaluateFlagsRequest(context=EvaluationContext(user_id="user-1")).SerializeToString()
-    measured: dict[str, list[Round | None]] = {name: [] for name in SERVERS}
+def expected(snapshot: Snapshot, user: str) -> dict[str, bool]:
+    """Return the values of all flags by the pure evaluator."""
+    plans = snapshot.select(()).plans
+    details = snapshot.evaluate(plans, EvaluationContext(user_id=user))
+    return {plan.key: detail.value for plan, detail in zip(plans, details, strict=True)}
+
+
+def measure_round(server: Server, calls: int, seconds: float) -> Round | None:
+    """Measure one round of so many calls, which take some `seconds`; None if it does not count.
+
+    Raises:
+        AssertionError: An answer had a value that the pure evaluator does not give.
+    """
+    checked = max(1, round(calls * CHECKED_SHARE))
+    before, cpu_s = _answered(server), server.instance.cpu_s()
+    with Checker(server, checked, seconds) as checker:
+        rate = server.load.rate(server.instance, calls)
+    assert not checker.wrong, f"wrong values for {checker.wrong}"
+    cpu_us = (server.instance.cpu_s() - cpu_s) / (calls + checked) * 1e6
+    return Round(rate=rate, cpu_us=cpu_us) if _has_counted(server, before + calls + checked) else None
+
+
+def _answered(server: Server) -> int:
+    return server.instance.answered() if server.snapshot else 0
+
+
+def _has_counted(server: Server, answered: int) -> bool:
+    """Whether the server counts so many OK answers; the last ones may be counted after their clients have them."""
+    if server.snapshot is None:
+        return True
+    until = time.monotonic() + COUNTED_WITHIN_S
+    while (counted := server.instance.answered()) < answered and time.monotonic() < until:
+        time.sleep(0.01)
+    return counted == answered
+
+
+def take_turns(servers: Sequence[Server], effort: Effort) -> None:
+    """Measure all rounds of all servers, each with as many calls as it answers in a round."""
+    calls = {id(each): round(each.load.rate(each.instance, WARM_UP_CALLS) * effort.seconds) for each in servers}
+    for _ in range(effort.rounds):
+        for each in servers:
+            each.rounds.append(measure_round(each, max(1, calls[id(each)]), effort.seconds))
+
+
+def ratios(own: Server, empty: Server) -> tuple[list[float], list[float]]:
+    """Return the ratios of rates and of processor times in all pairs of rounds that count."""
+    pairs = [(mine, other) for mine, other in zip(own.rounds, empty.rounds, strict=True) if mine and other]
+    return [mine.rate / other.rate for mine, other in pairs], [mine.cpu_us / other.cpu_us for mine, other in pairs]
+
+
+def measure(effort: Effort) -> Iterator[Figure]:
+    """Compare for each number of flags."""
+    for flags in SIZES:
+        with ExitStack() as stack:
+            own, empty = _served(stack, flags), _empty(stack)
+            take_turns((own, empty), effort)
+            yield from _figures(f"unary.{flags}", f"EvaluateFlags, {flags:,} flag{'s' * (flags > 1)}", own, empty)
+            if flags == FLAGS:
+                yield _at_half_load(own, empty, effort)
+
+
+def measure_ways(effort: Effort) -> Iterator[Figure]:
+    """Compare 20 flags as they come with TLS, with a bearer key, and by workers alone, all with the empty call."""
     with ExitStack() as stack:
-        body = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "body"
-        body.write_bytes(b"\0" + struct.pack(">I", len(request)) + request)
-        servers = {name: _serve(stack, name, flags) for name in SERVERS}
-        for server in servers.values():
-            measure(server, body)
-        for _ in range(rounds):
-            for name, server in servers.items():
-                measured[name].append(measure(server, body))
-    floor = measured[EMPTY]
-    for name, all_rounds in measured.items():
-        pairs = [(own, empty) for own, empty in zip(all_rounds, floor, strict=True) if own and empty]
-        ratios = sorted(own.rate / empty.rate for own, empty in pairs)
-        rate, cpu_us = (statistics.median(own[n] for own, _ in pairs) for n in range(2))
-        cpu_ratio = statistics.median(own.cpu_us / empty.cpu_us for own, empty in pairs)
-        print(
-            f"  {flags:>5} flags  {name:<11} {rate:>6,.0f} calls/s  {statistics.median(ratios):.2f} of empty"
-            f" ({ratios[0]:.2f} to {ratios[-1]:.2f})  {cpu_us:>4.0f} us of CPU a call, {cpu_ratio:.2f} of empty"
-            f"  ({len(pairs)} rounds)",
-            flush=True,
+        servers = dict(zip(WAYS, (_with_tls(stack), _with_key(stack), _by_workers(stack)), strict=True))
+        empty = _empty(stack)
+        take_turns((*servers.values(), empty), effort)
+        for way, server in servers.items():
+            yield from _figures(
+                f"ways.{way.rpartition(' ')[2].lower()}", f"EvaluateFlags, 20 flags, {way}", server, empty
+            )
+
+
+def _figures(name: str, what: str, own: Server, empty: Server) -> Iterator[Figure]:
+    rates, cpu = ratios(own, empty)
+    yield median_figure(f"{name}.cpu", f"{what}: CPU of a call", "x empty", cpu)
+    yield median_figure(f"{name}.rate", f"{what}: calls a second", "x empty", rates)
+    counted = [each for each in own.rounds if each]
+    yield median_figure(f"{name}.cpu_us", f"{what}: CPU of a call", "us", [each.cpu_us for each in counted])
+    yield median_figure(f"{name}.calls", f"{what}: calls", "1/s", [each.rate for each in counted])
+
+
+def _at_half_load(own: Server, empty: Server, effort: Effort) -> Figure:
+    """Compare the p99 at half the rate of the empty call."""
+    rate = statistics.median(each.rate for each in empty.rounds if each) / 2
+    pairs = [(_p99_ms(own, rate, effort), _p99_ms(empty, rate, effort)) for _ in range(effort.rounds)]
+    return median_figure(
+        f"unary.{FLAGS}.p99_at_half_load",
+        f"EvaluateFlags, {FLAGS} flags: p99 at half the rate of the empty call",
+        "x empty",
+        [mine / other for mine, other in pairs],
+    )
+
+
+def _p99_ms(server: Server, rate: float, effort: Effort) -> float:
+    return percentile(server.load.latencies_ms(server.instance, round(rate * effort.seconds), rate=rate), 0.99)
+
+
+def _load(stack: ExitStack, metadata: Metadata = ()) -> Load:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gatekeeper-bench-")))
+    return Load(folder=folder, message=QUESTION, metadata=metadata)
+
+
+def _served(stack: ExitStack, flags: int = FLAGS, *, with_tls: bool = False, **settings: str) -> Server:
+    instance = stack.enter_context(flags_served(flags, SERVE, with_tls=with_tls, **settings))
+    snapshot = snapshot_of(database_url(instance.data_dir))
+    return Server(instance=instance, load=_load(stack), snapshot=snapshot)
+
+
+def _with_tls(stack: ExitStack) -> Server:
+    return _served(stack, with_tls=True)
+
+
+def _by_workers(stack: ExitStack) -> Server:
+    return _served(stack, GATEKEEPER_ANSWER_AT_ONCE="false")
+
+
+def _with_key(stack: ExitStack) -> Server:
+    """A server that asks for a client key; the rate of its tier is no limit, and is counted all the same."""
+    server = _served(stack, GATEKEEPER_EVALUATION_ACCESS="key", GATEKEEPER_HIGH_TIER_RATE="1000000/s")
+    key = keys.ClientKey(name="bench", type=keys.CLIENT_KEY_TYPE_BEARER, tier=keys.RATE_TIER_HIGH)
+    with server.instance.channel() as channel:
+        created = AdminServiceStub(channel).CreateClientKey(
+            admin.CreateClientKeyRequest(client_key=key), metadata=log_in(server.instance)
         )
+    metadata = (("authorization", f"Bearer {created.secret}"),)
+    return Server(instance=server.instance, load=_load(stack, metadata), snapshot=server.snapshot, metadata=metadata)
 
 
-def _serve(stack: ExitStack, name: str, flags: int) -> Server:
-    module, settings = SERVERS[name]
-    ops_port = None if name == EMPTY else free_port()
-    if ops_port is not None:
-        settings = {**settings, "GATEKEEPER_OPS_LISTEN": f"127.0.0.1:{ops_port}"}
-    data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    instance = stack.enter_context(serving(data_dir, module, **settings))
-    if name != EMPTY:
-        create_flags(instance, flags)
-    return Server(instance=instance, ops_port=ops_port)
-
-
-def main(rounds: int = ROUNDS, *flags: int) -> None:
-    """Measure and print."""
-    for count in flags or FLAGS:
-        compare(count, rounds)
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+def _empty(stack: ExitStack) -> Server:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gatekeeper-bench-")))
+    instance = stack.enter_context(serving(folder, ("bench.empty",)))
+    return Server(instance=instance, load=_load(stack), snapshot=None)

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.evaluate import create_flags
-from bench.processes import Instance, Metadata, database_url, log_in, serving
+from bench.processes import Instance, Metadata, create_flags, database_url, log_in, serving
 from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper_client.v1 import flag_pb2

@@ -22,8 +22,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.evaluate import calls_per_s, create_flags
-from bench.processes import Instance, Metadata, log_in, serving
+from bench.processes import Instance, Metadata, create_flags, log_in, serving
 from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper_client.v1 import flag_pb2
@@ -41,7 +40,22 @@ _ASK = "import sys; from bench.workers import ask; print(ask(int(sys.argv[1]), f
 
 def ask(port: int, seconds: float) -> float:
     """Call from this process for `seconds`; returns calls per second."""
-    return calls_per_s(Instance(port=port, pid=0), lambda _turn: QUESTION, seconds)[0]
+    counts = [0] * CLIENT_CONNECTIONS
+    until = time.perf_counter() + seconds
+
+    def call(number: int) -> None:
+        with Instance(port=port).channel() as channel:
+            evaluate = EvaluationServiceStub(channel).EvaluateFlags
+            while time.perf_counter() < until:
+                evaluate(QUESTION)
+                counts[number] += 1
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(CLIENT_CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / seconds
 
 
 def rate(instance: Instance, seconds: float) -> float:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench.h2load import PROGRAM
 from bench.peers.checks import WrongAnswer
 from bench.peers.clients import Address, address_of
 from bench.peers.configurations import WRITERS
@@ -23,7 +24,7 @@ from bench.peers.gatekeeper import create
 from bench.peers.protocols import Empty, Gatekeeper, Protocol, protocol_of
 from bench.peers.rounds import ALL, ONE, Subject, Trial, Work, subject
 from bench.processes import log_in, serving
-from bench.unary import H2LOAD, Round
+from bench.unary import Round
 from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 
 GATEKEEPER, EMPTY = "gatekeeper", "empty"
@@ -136,7 +137,7 @@ def main(words: Sequence[str]) -> None:
     if options.servers[0] == "config":
         print(configuration(options.servers[1:], flags))
         return
-    if not H2LOAD.exists():
+    if not PROGRAM.exists():
         raise LookupError("h2load is not there: `make bench-peers` unpacks it")
     server_core, load_core = options.cores.split(":") if options.cores else (None, None)
     headers = dict(header.split(":", 1) for header in options.header)

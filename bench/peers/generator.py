@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.h2load import PROGRAM
 from bench.peers.checks import WrongAnswer
 from bench.peers.clients import Address
 from bench.peers.protocols import Call
-from bench.unary import H2LOAD
 
 # Calls in flight on each connection; over HTTP/1.1 there is one, so that it takes as many connections more.
 CALLS_IN_FLIGHT = 2
@@ -89,9 +89,9 @@ class Generator:
         return [self._started(number, calls[number::PROCESSES]) for number in range(PROCESSES)]
 
     def _started(self, number: int, calls: Sequence[Call]) -> subprocess.Popen[str]:
-        libraries = next((H2LOAD / "usr" / "lib").glob("*/libev.so.4")).parent
+        libraries = next((PROGRAM / "usr" / "lib").glob("*/libev.so.4")).parent
         environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-        command = [str(H2LOAD / "usr" / "bin" / "h2load"), "-t1", "-D1", *self._options]
+        command = [str(PROGRAM / "usr" / "bin" / "h2load"), "-t1", "-D1", *self._options]
         command += self._targets(calls, self._folder / str(number))
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -16,7 +16,7 @@ from bench.peers.flags import MIX, Flag, Kind, User
 from bench.peers.generator import PROCESSES, Generator, counted
 from bench.peers.protocols import Call, Protocol
 from bench.processes import Instance
-from bench.unary import Round, Server
+from bench.unary import Round
 
 # Questions before the load, so that the figures are of a server that answers rightly.
 EXAMINED = 400
@@ -31,7 +31,7 @@ class Subject:
     protocol: Protocol
     client: Client
     generator: Generator
-    server: Server | None
+    server: Instance | None
 
     def cpu_s(self) -> float:
         """Return the processor time of its process; NaN if that is not known."""
@@ -50,7 +50,7 @@ def subject(
         protocol=protocol,
         client=stack.enter_context(client_of(address, headers, over_grpc=protocol.grpc)),
         generator=Generator(address, folder, headers, connections=connections, over_grpc=protocol.grpc),
-        server=Server(instance=Instance(port=address.port, pid=pid), ops_port=None) if pid else None,
+        server=Instance(port=address.port, pid=pid) if pid else None,
     )
 
 

@@ -3,7 +3,6 @@
 `python -m tests.deploy.pictures` runs two instances under test traffic for ten minutes, one of them without a database.
 """
 
-import re
 import sys
 import tempfile
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, MaxNLocator, PercentFormatter, ScalarFormatter
@@ -22,6 +20,7 @@ from matplotlib.ticker import EngFormatter, Formatter, MaxNLocator, PercentForma
 from tests.deploy.prometheus import Prometheus, prometheus
 from tests.deploy.queries import DASHBOARDS, ROOT, as_grafana_asks
 from tests.deploy.stack import Stack, stack
+from tests.support.pictures import drawing, save
 from tests.support.processes import hanging, postgres_pids
 
 _FOLDER = ROOT / "docs" / "operations" / "pictures"
@@ -31,14 +30,6 @@ _FORMATTERS: dict[str, Callable[[], Formatter]] = {
     "s": lambda: EngFormatter(unit="s"),
     "bytes": lambda: EngFormatter(unit="B"),
     "percentunit": lambda: PercentFormatter(xmax=1),
-}
-_STYLE = {
-    "svg.fonttype": "none",  # Text stays text.
-    "svg.hashsalt": "gatekeeper",  # The same series make the same file.
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
 }
 
 
@@ -53,7 +44,7 @@ def draw(source: Prometheus, into: Path, *, since: float, rate_interval: str) ->
     """
     until = time.time()
     for name, dashboard in DASHBOARDS.items():
-        with mpl.rc_context(_STYLE):
+        with drawing():
             rows = -(-len(dashboard["panels"]) // _COLUMNS)
             figure = Figure(figsize=(11, 2.1 * rows + 0.4), layout="constrained")
             all_axes = figure.subplots(rows, _COLUMNS, squeeze=False).flat
@@ -63,13 +54,7 @@ def draw(source: Prometheus, into: Path, *, since: float, rate_interval: str) ->
                 axes.remove()
             figure.suptitle(dashboard["title"], fontsize=10)
             figure.supxlabel(_LABEL, fontsize=7)
-            figure.savefig(into / f"{name}.svg", metadata={"Date": None})
-            _shorten(into / f"{name}.svg")
-
-
-def _shorten(picture: Path) -> None:
-    """A tenth of a point is enough, and half the size."""
-    picture.write_text(re.sub(r"(\d\.\d)\d+", r"\1", picture.read_text(encoding="utf-8")), encoding="utf-8")
+            save(figure, into / f"{name}.svg")
 
 
 def _draw_panel(
