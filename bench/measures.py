@@ -16,9 +16,9 @@ _USUAL: dict[str, Measure] = {
     "pauses": pauses.measure,
     "propagation": propagation.measure,
     "capacity": capacity.measure,
+    "bus": bus.measure,
 }
 _MORE: dict[str, Measure] = {
-    "bus": bus.measure,
     "line": bulk.measure_line,
     "fairness_control": fairness.measure_control,
 }

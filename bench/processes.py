@@ -24,6 +24,7 @@ from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.store.postgres.database import Database
 from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
+from tests.support.processes import postgres_pids
 from tests.support.tls import CertificateFolder
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -32,6 +33,7 @@ PASSWORD = "bench-password"  # noqa: S105 - of a throw-away database
 
 SERVE = ("gatekeeper_grpc", "serve")
 FLAGS = 20
+STOPPED_WITHIN_S = 60.0
 EVALUATE_FLAGS = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 # Foreign keys are not checked for each of a million rows.
 _FILL = """
@@ -128,7 +130,9 @@ def serving(
             yield Instance(port=said["port"], pid=process.pid, ops_port=ops_port, data_dir=data_dir)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=STOPPED_WITHIN_S)
+            if "DATABASE_URL" not in settings:
+                _wait_for_the_end_of_postgres(data_dir)
 
 
 def database_url(data_dir: Path) -> str:
@@ -136,6 +140,13 @@ def database_url(data_dir: Path) -> str:
     command = [sys.executable, "-m", "gatekeeper_grpc", "db-url"]
     environment = {**os.environ, "GATEKEEPER_DATA_DIR": str(data_dir)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _wait_for_the_end_of_postgres(data_dir: Path) -> None:
+    """Return when nothing writes into the directory any more, so that it can be removed."""
+    until = time.monotonic() + STOPPED_WITHIN_S
+    while postgres_pids(data_dir) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def log_in(instance: Instance) -> Metadata:

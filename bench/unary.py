@@ -7,13 +7,13 @@ server's own count of OK answers rose by exactly the calls of both.
 
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from bench.figures import Effort, Figure, median_figure, percentile
 from bench.h2load import Load
@@ -54,40 +54,18 @@ class Server:
     rounds: list[Round | None] = field(default_factory=list)
 
 
-class Checker:
-    """A gRPC client that compares answers with the pure evaluator, in a thread of its own.
-
-    Args:
-        server: Is asked.
-        calls: How many times.
-        seconds: How long the calls take together.
-    """
-
-    def __init__(self, server: Server, calls: int, seconds: float) -> None:
-        self._server = server
-        self._pause_s = seconds / calls
-        self._calls = calls
-        self.wrong: list[str] = []
-        self._thread = threading.Thread(target=self._check)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join()
-
-    def _check(self) -> None:
-        began = time.perf_counter()
-        with self._server.instance.channel() as channel:
-            evaluate = EvaluationServiceStub(channel).EvaluateFlags
-            for number in range(self._calls):
-                time.sleep(max(0.0, began + number * self._pause_s - time.perf_counter()))
-                user = f"checked-{number}"
-                request = EvaluateFlagsRequest(context=Context(user_id=user))
-                answer = evaluate(request, metadata=self._server.metadata)
-                if self._server.snapshot and answer.flags != expected(self._server.snapshot, user):
-                    self.wrong.append(user)
+def wrong_answers(server: Server, calls: int, seconds: float) -> list[str]:
+    """Make so many calls by a gRPC client, evenly spread; returns the users for whom the pure evaluator differs."""
+    wrong, began = [], time.perf_counter()
+    with server.instance.channel() as channel:
+        evaluate = EvaluationServiceStub(channel).EvaluateFlags
+        for number in range(calls):
+            time.sleep(max(0.0, began + number * seconds / calls - time.perf_counter()))
+            user = f"checked-{number}"
+            answer = evaluate(EvaluateFlagsRequest(context=Context(user_id=user)), metadata=server.metadata)
+            if server.snapshot and answer.flags != expected(server.snapshot, user):
+                wrong.append(user)
+    return wrong
 
 
 def expected(snapshot: Snapshot, user: str) -> dict[str, bool]:
@@ -105,9 +83,10 @@ def measure_round(server: Server, calls: int, seconds: float) -> Round | None:
     """
     checked = max(1, round(calls * CHECKED_SHARE))
     before, cpu_s = _answered(server), server.instance.cpu_s()
-    with Checker(server, checked, seconds) as checker:
+    with ThreadPoolExecutor(1) as thread:
+        checking = thread.submit(wrong_answers, server, checked, seconds)
         rate = server.load.rate(server.instance, calls)
-    assert not checker.wrong, f"wrong values for {checker.wrong}"
+    assert not checking.result(), f"wrong values for {checking.result()}"
     cpu_us = (server.instance.cpu_s() - cpu_s) / (calls + checked) * 1e6
     return Round(rate=rate, cpu_us=cpu_us) if _has_counted(server, before + calls + checked) else None
 
