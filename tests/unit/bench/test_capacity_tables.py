@@ -6,8 +6,7 @@ from bench.bus_model import announcement_ms
 from bench.capacity_tables import costs_of, instances, loads
 from bench.figures import figure
 from bench.results import Result
-from tests.unit.bench.test_cost_model import COSTS
-from tests.unit.bench.test_results import RESULT
+from tests.support.figures import COSTS, RESULT
 
 MEASURED = {
     **{f"capacity.{name}": getattr(COSTS, name) for name in COSTS.__dataclass_fields__},

@@ -4,21 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cost_model import MIN_PROCESSES, UTILISATION, Costs, Demand, line_through
-
-COSTS = Costs(
-    call_us=100,
-    flag_us=1,
-    context_us=2,
-    decision_us=0.5,
-    rest_cores=0.01,
-    process_mib=80,
-    flags_mib=10,
-    targets_mib=60,
-    connections=4,
-    statements=2,
-    statements_per_change=3,
-)
+from bench.cost_model import MIN_PROCESSES, UTILISATION, Demand, line_through
+from tests.support.figures import COSTS
 
 
 def test_calls_cost_what_they_and_their_flags_cost() -> None:

@@ -6,18 +6,10 @@ from pathlib import Path
 import pytest
 
 from bench import results
-from bench.figures import figure, median_figure
+from bench.figures import figure
 from bench.pages import PAGES, filled
-from bench.results import Machine, Result
 from bench.tables import markdown, plain
-
-RESULT = Result(
-    commit="0123456789",
-    time="2026-01-02T03:04:05+00:00",
-    machine=Machine(cpu="a cpu", cores=2, python="3.11.1", grpcio="1.85.1", load=0.1),
-    seconds=120,
-    figures=(median_figure("unary.1.cpu", "a call", "x empty", [0.8, 0.95, 2.0]), figure("bus.x", "bus", "ms", 1)),
-)
+from tests.support.figures import RESULT
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
