@@ -2,9 +2,21 @@
 
 from collections import UserDict
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import click
+
+# What other tools call it.
+_MEANT = {
+    "ls": "list",
+    "rm": "delete",
+    "remove": "delete",
+    "show": "get",
+    "describe": "get",
+    "new": "create",
+    "add": "create",
+}
 
 
 class Entry(NamedTuple):
@@ -45,10 +57,13 @@ class LazyGroup(click.Group):
 
 
 def list_what_there_is(error: click.exceptions.NoSuchCommand) -> str:
-    """Return the message of an unknown command, with the commands that there are."""
+    """Return the message of an unknown command, with the nearest and all that there are."""
     group = error.ctx.command if error.ctx else None
     if not isinstance(group, click.Group) or error.ctx is None:
         return error.message
     hidden = {name for name, entry in getattr(group, "entries", {}).items() if entry.hidden}
     names = sorted(set(group.list_commands(error.ctx)) - hidden)
-    return f"{error.message} There are: {', '.join(names)}."
+    meant = _MEANT.get(error.command_name)
+    nearest = [meant] if meant in names else get_close_matches(error.command_name, names, n=1)
+    suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"{error.message}{suggestion} There are: {', '.join(names)}."

@@ -44,6 +44,36 @@ def _tokens() -> click.Command:
     return tokens
 
 
+def _whoami() -> click.Command:
+    from gatekeeper_grpc.cli.client.login import whoami
+
+    return whoami
+
+
+def _change_password() -> click.Command:
+    from gatekeeper_grpc.cli.client.login import change_password
+
+    return change_password
+
+
+def _client_keys() -> click.Command:
+    from gatekeeper_grpc.cli.client.tokens import client_keys
+
+    return client_keys
+
+
+def _admins() -> click.Command:
+    from gatekeeper_grpc.cli.client.admins import admins
+
+    return admins
+
+
+def _sessions() -> click.Command:
+    from gatekeeper_grpc.cli.client.admins import sessions
+
+    return sessions
+
+
 def _serve() -> click.Command:
     from gatekeeper_grpc.cli.serve import serve
 
@@ -109,6 +139,11 @@ _CLIENT = {
     "flags": Entry("Read and change flags.", _flags),
     "login": Entry("Log in, and keep the login for later commands.", _login),
     "logout": Entry("End the kept login, on the server too.", _logout),
+    "whoami": Entry("Say who you are to the server, and what you may do.", _whoami),
+    "change-password": Entry("Change your password; asks for the present one and for the new one.", _change_password),
+    "admins": Entry("Create, list, change and delete admin users.", _admins),
+    "sessions": Entry("List and end logins.", _sessions),
+    "client-keys": Entry("Make, list and revoke client keys, with which services evaluate flags.", _client_keys),
     "tokens": Entry("Make, list and revoke API tokens, with which tools call AdminService.", _tokens),
 }
 _OPERATOR = {
@@ -163,7 +198,8 @@ def run() -> int:
     try:
         return gatekeeper.main(standalone_mode=False) or 0
     except Failure as failure:
-        click.echo(f"gatekeeper: {with_program(str(failure))}", err=True)
+        for line in failure.lines():
+            click.echo(with_program(line), err=True)
         return failure.exit_code
     except click.ClickException as exc:
         _in_words(exc).show()

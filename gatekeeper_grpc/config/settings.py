@@ -23,7 +23,7 @@ _OTLP_ENDPOINT = re.compile(r"https?://[^/@\s]+:\d{1,5}/?")
 _ADDRESS_RATE = "1000/min"
 # Of the client commands, which read them without this module.
 _CLIENT_VARIABLES = (
-    *("GATEKEEPER_SERVER", "GATEKEEPER_TOKEN"),
+    *("GATEKEEPER_SERVER", "GATEKEEPER_TOKEN", "GATEKEEPER_TOKEN_FILE"),
     *("GATEKEEPER_CLIENT_CERT_FILE", "GATEKEEPER_CLIENT_KEY_FILE"),
 )
 

@@ -1,104 +1,70 @@
 """`gatekeeper evaluate`."""
 
-import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gatekeeper_grpc.cli.client.access import call_options, client_key
+from gatekeeper_grpc.cli.client.evaluation import evaluation, key_file_option
 from gatekeeper_grpc.cli.client.failures import NOT_FOUND, Failure
-from gatekeeper_grpc.cli.client.output import document_of, output_option, print_json, print_table
-from gatekeeper_grpc.cli.client.server import Server, server_option
+from gatekeeper_grpc.cli.client.output import NAME, Output
+from gatekeeper_grpc.cli.client.resources import reads
+from gatekeeper_grpc.cli.client.server import TIMEOUT_S, Server
+from gatekeeper_grpc.cli.client.values import attribute_option
 
 if TYPE_CHECKING:
     from gatekeeper_client.v1.evaluation_pb2 import EvaluationDetail
     from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 
-# Numbers travel as doubles, which hold no larger integer exactly.
-_LARGEST_EXACT = 2**53
-
-
-def _attributes(_context: click.Context, _parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
-    attributes: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"{pair!r} must be NAME=VALUE")
-        if name in attributes:
-            raise click.BadParameter(f"{name!r} is given twice")
-        attributes[name] = _value(name, value)
-    return attributes
-
-
-def _value(name: str, text: str) -> Any:
-    """Read JSON; anything else is text."""
-    try:
-        return json.loads(text, parse_constant=str, parse_int=_exact)
-    except OverflowError:
-        raise click.BadParameter(
-            f"{name!r} has an integer beyond 2^53: write it as text, '{name}=\"{text}\"'"
-        ) from None
-    except ValueError:
-        return text
-
-
-def _exact(digits: str) -> int:
-    if abs(value := int(digits)) > _LARGEST_EXACT:
-        raise OverflowError(digits)
-    return value
-
 
 @click.command()
 @click.argument("user", required=False)
-@click.option(
-    "--attr",
-    "attributes",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=_attributes,
-    help="An attribute of the user; a value that is JSON (30, true, [1]) is that, any other is text. Repeatable.",
-)
+@attribute_option("An attribute of the user")
 @click.option("--flag", "flag_keys", multiple=True, metavar="KEY", help="Only this flag. Repeatable.  [default: all]")
 @click.option("--explain", is_flag=True, help="Say why each flag has its value.")
-@server_option
-@output_option
+@key_file_option
+@reads
 def evaluate(
     server: Server,
+    out: Output,
     *,
     user: str | None,
     attributes: dict[str, Any],
     flag_keys: tuple[str, ...],
     explain: bool,
-    as_json: bool,
+    key_file: Path | None,
 ) -> None:
     """Evaluate flags for USER, or for an anonymous user.
 
-    Needs no login. A server may require a client key: set it in GATEKEEPER_TOKEN.
+    Needs no login. A server may require a client key: name its file, or set GATEKEEPER_TOKEN to that of a bearer key.
     """
     from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext  # noqa: PLC0415
     from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest  # noqa: PLC0415
-    from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub  # noqa: PLC0415
 
     context = EvaluationContext(user_id=user)
     context.attributes.update(attributes)
     request = EvaluateFlagsRequest(context=context, flag_keys=flag_keys, include_details=explain)
-    with server.channel() as channel:
-        answer = EvaluationServiceStub(channel).EvaluateFlags(request, **call_options(client_key()))
-    if as_json:
-        print_json(document_of(answer))
+    with evaluation(server, key_file) as service:
+        answer = service.EvaluateFlags(request, timeout=TIMEOUT_S)
+    if out.is_document:
+        out.result(answer, "", name="")
     else:
-        _print(answer)
+        _print(out, answer)
     if answer.unknown_flag_keys:
-        raise Failure(f"no such flag: {', '.join(answer.unknown_flag_keys)}", NOT_FOUND)
+        unknown = ", ".join(answer.unknown_flag_keys)
+        raise Failure(f"no such flag: {unknown}", NOT_FOUND, hint="`gatekeeper flags list` shows all flags")
 
 
-def _print(answer: "EvaluateFlagsResponse") -> None:
+def _print(out: Output, answer: "EvaluateFlagsResponse") -> None:
+    if out.format == NAME:  # Those that are on: what a shell would ask for.
+        click.echo("".join(f"{key}\n" for key in sorted(answer.flags) if answer.flags[key]), nl=False)
+        return
     values = {key: str(answer.flags[key]).lower() for key in sorted(answer.flags)}
     if answer.details:
         rows = [(key, value, *_explained(answer.details[key])) for key, value in values.items()]
-        print_table(["FLAG", "VALUE", "REASON", "WHY"], rows)
+        out.table(["FLAG", "VALUE", "REASON", "WHY"], rows)
     else:
-        print_table(["FLAG", "VALUE"], list(values.items()))
+        out.table(["FLAG", "VALUE"], list(values.items()))
     stale = ", which may not be the newest" if answer.stale else ""
     click.echo(f"at revision {answer.revision}{stale}")
 

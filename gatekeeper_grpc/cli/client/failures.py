@@ -1,6 +1,7 @@
-"""Failed calls as one plain line and an exit code."""
+"""Failed calls as one plain line, what to do next, and an exit code."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from gatekeeper_grpc.cli.client.output import one_line
 if TYPE_CHECKING:
     import grpc
 
-NOT_FOUND, CREDENTIALS = 3, 5
+NOT_FOUND, CREDENTIALS, PRECONDITION = 3, 5, 7
 # By the name of the status. Any other status is 1; 2 is a mistake in the command line or in a value.
 EXIT_CODES: Mapping[str, int] = MappingProxyType(
     {
@@ -22,49 +23,129 @@ EXIT_CODES: Mapping[str, int] = MappingProxyType(
         "UNAVAILABLE": 6,
         "DEADLINE_EXCEEDED": 6,
         "RESOURCE_EXHAUSTED": 6,
-        "FAILED_PRECONDITION": 7,
+        "FAILED_PRECONDITION": PRECONDITION,
+    }
+)
+LOG_IN = "run `gatekeeper login`"
+# By the reason of the ErrorInfo, or the name of the status.
+_NEXT: Mapping[str, str] = MappingProxyType(
+    {
+        "FLAG_NOT_FOUND": "`gatekeeper flags list` shows all flags",
+        "SEGMENT_NOT_FOUND": "`gatekeeper segments list` shows all segments",
+        "USER_NOT_FOUND": "`gatekeeper users list --prefix TEXT` shows the known users",
+        "ADMIN_USER_NOT_FOUND": "`gatekeeper admins list` shows all admin users",
+        "CLIENT_KEY_NOT_FOUND": "`gatekeeper client-keys list` shows all client keys",
+        "API_TOKEN_NOT_FOUND": "`gatekeeper tokens list` shows the tokens that you may revoke",
+        "SESSION_NOT_FOUND": "`gatekeeper sessions list` shows the sessions that you may end",
+        "ALREADY_EXISTS": "use another name, or change what exists with update",
+        "ETAG_MISMATCH": "read it again, and repeat the change with --if-match and its present etag",
+        "SEGMENT_IN_USE": "take it from these flags first: `gatekeeper flags update FLAG --segment ...`",
+        "PERMISSION_DENIED": "`gatekeeper whoami` shows your role, which an admin can change",
+        "API_TOKEN_NOT_ALLOWED": "do it without an API token: run `gatekeeper login`",
+        "PASSWORD_CHANGE_REQUIRED": "run `gatekeeper change-password --username NAME`",
+        "OUTCOME_UNKNOWN": "read what was to change: the change may have been made",
+        "UNAVAILABLE": "try again later",
+        "DEADLINE_EXCEEDED": "try again later",
     }
 )
 
 
 class Failure(Exception):
-    """Ends a client command: one line on standard error, and an exit code."""
+    """Ends a client command: one line on standard error, what to do next, and an exit code.
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    Args:
+        message: What is wrong.
+        exit_code: As EXIT_CODES has it.
+        hint: What to do next; empty: nothing is known to help.
+        details: Further lines, for --verbose.
+    """
+
+    def __init__(self, message: str, exit_code: int, *, hint: str = "", details: Sequence[str] = ()) -> None:
         super().__init__(one_line(message))
         self.exit_code = exit_code
+        self._hint = hint
+        self._details = details
+
+    def lines(self) -> Iterator[str]:
+        """Yield what to print."""
+        yield f"gatekeeper: {self}"
+        if self._hint:
+            yield f"next: {self._hint}"
+        yield from map(one_line, self._details)
 
 
 def not_logged_in(why: str) -> Failure:
     """Make the failure of a command that needs a login."""
-    return Failure(f"{why}: run `gatekeeper login`", CREDENTIALS)
+    return Failure(why, CREDENTIALS, hint=LOG_IN)
 
 
-def failure_of(error: "grpc.RpcError", target: str, *, timeout_s: float) -> Failure:
-    """Say what a status means: in the server's words if it sent an ErrorInfo, in ours if gRPC made the status."""
-    code, text = error.code().name, str(error.details())
-    reason = _reason_of(error)
-    if reason:
-        message = f"{text} ({reason})"
+def failure_of(
+    error: "grpc.RpcError", target: str, *, timeout_s: float, log_in: str = LOG_IN, verbose: bool = False
+) -> Failure:
+    """Say what a status means: in the server's words if it sent an ErrorInfo, in ours if gRPC made the status.
+
+    Args:
+        error: The failed call.
+        target: The server.
+        timeout_s: How long the call waited at most.
+        log_in: What to do if the credentials are refused.
+        verbose: Whether to add the status, the ErrorInfo and the id of the call.
+    """
+    code, said = error.code().name, str(error.details())
+    known = _Known.of(error)
+    hint = log_in if code == "UNAUTHENTICATED" else _NEXT.get(known.reason) or _NEXT.get(code, "")
+    if known.reason:
+        message = f"{said} ({known.reason})"
     elif code == "UNAVAILABLE":
-        message = f"no server answers at {target}: start it, or name another with --server or GATEKEEPER_SERVER"
+        message, hint = f"no server answers at {target}", "start it, or name another with --server or GATEKEEPER_SERVER"
     elif code == "DEADLINE_EXCEEDED":
         message = f"{target} did not answer within {timeout_s:g} s"
     elif code == "UNIMPLEMENTED":
         message = f"{target} has no such method: it is no Gatekeeper server, or one of another release"
     else:
-        message = f"{text} ({code})"
-    return Failure(message, EXIT_CODES.get(code, 1))
+        message = f"{said} ({code})"
+    if known.retry_s:
+        hint = f"try again in {known.retry_s:g} s"
+    details = list(known.lines(code)) if verbose else ()
+    return Failure(message, EXIT_CODES.get(code, 1), hint=hint, details=details)
 
 
-def _reason_of(call: Any) -> str:  # grpcio raises an error that is the call, too.
-    from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped] # noqa: PLC0415
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What an error carries for programs."""
+
+    reason: str
+    metadata: Mapping[str, str]
+    retry_s: float
+    call_id: str
+
+    @classmethod
+    def of(cls, call: Any) -> "_Known":  # grpcio raises an error that is the call, too.
+        from google.rpc import error_details_pb2 as kinds  # type: ignore[import-untyped] # noqa: PLC0415
+
+        info, retry = kinds.ErrorInfo(), kinds.RetryInfo()
+        for detail in _details_of(call):
+            detail.Unpack(info)
+            detail.Unpack(retry)
+        trailers = dict(call.trailing_metadata() or ())
+        return cls(
+            reason=info.reason,
+            metadata=dict(info.metadata),
+            retry_s=retry.retry_delay.ToMilliseconds() / 1e3,
+            call_id=str(trailers.get("x-gatekeeper-call-id", "")),
+        )
+
+    def lines(self, code: str) -> Iterator[str]:
+        yield f"status: {code}"
+        known = {"reason": self.reason, **dict(sorted(self.metadata.items())), "call id": self.call_id}
+        yield from (f"{name}: {value}" for name, value in known.items() if value)
+
+
+def _details_of(call: Any) -> Sequence[Any]:
     from grpc_status import rpc_status  # noqa: PLC0415
 
     try:
         status = rpc_status.from_call(call)
     except ValueError:  # The details do not match the status: a proxy made one of them.
         status = None
-    info = ErrorInfo()
-    found = any(detail.Unpack(info) for detail in status.details) if status else False
-    return str(info.reason) if found else ""
+    return status.details if status else ()

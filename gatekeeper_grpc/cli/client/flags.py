@@ -1,168 +1,186 @@
-"""`gatekeeper flags`: read and change flags."""
+"""`gatekeeper flags`: read and change flags, their targets, their history and their usage."""
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import timedelta
+from typing import Any
 
 import click
 
-from gatekeeper_grpc.cli.client.access import call_admin
-from gatekeeper_grpc.cli.client.output import document_of, one_line, output_option, print_json, print_table
-from gatekeeper_grpc.cli.client.server import Server, server_option
+from gatekeeper_grpc.cli.client.access import listed, read
+from gatekeeper_grpc.cli.client.audit_entries import ENTRY
+from gatekeeper_grpc.cli.client.output import (
+    Column,
+    Kind,
+    Output,
+    choice_of,
+    text_of,
+    texts_of,
+    time_of,
+    yes_of,
+)
+from gatekeeper_grpc.cli.client.resources import Resource, changes, choice_option, if_match, limit_option, reads
+from gatekeeper_grpc.cli.client.server import Server
+from gatekeeper_grpc.cli.client.user_ids import UserIds
+from gatekeeper_grpc.cli.client.values import segment_targets
 
-if TYPE_CHECKING:
-    from gatekeeper_client.v1.flag_pb2 import Flag
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-_PAGE_SIZE = 1_000
 _PERCENT = click.IntRange(0, 100)
+_DAY_S = 86_400
+
+
+def _segments_of(flag: Any) -> str:
+    return ",".join(f"{target.segment_key}={str(target.value).lower()}" for target in flag.segment_targets)
+
+
+def _stale_for(_context: click.Context, _parameter: click.Parameter, days: int | None) -> timedelta | None:
+    return None if days is None else timedelta(days=days)
+
+
+FLAG = Kind(
+    plural="flags",
+    name_of=text_of("key"),
+    columns=(
+        Column("FLAG", text_of("key")),
+        Column("ENABLED", yes_of("enabled")),
+        Column("ROLLOUT", lambda flag: f"{flag.rollout_percentage}%"),
+        Column("DEFAULT", lambda flag: str(flag.default_value).lower()),
+        Column("TAGS", texts_of("tags")),
+        Column("OWNER", text_of("owner"), is_wide=True),
+        Column("SEGMENTS", _segments_of, is_wide=True),
+        Column("UPDATED", time_of("update_time"), is_wide=True),
+        Column("REVISION", text_of("revision"), is_wide=True),
+        Column("ETAG", text_of("etag"), is_wide=True),
+        Column("DESCRIPTION", text_of("description"), is_wide=True),
+    ),
+)
+TARGET = Kind(
+    plural="targets",
+    name_of=text_of("user_id"),
+    columns=(Column("USER", text_of("user_id")), Column("VALUE", lambda target: str(target.value).lower())),
+)
+_FLAG = Resource(
+    kind=FLAG,
+    noun="flag",
+    rpc="Flag",
+    key="key",
+    fields=(
+        click.option("--description", help="What the flag is for."),
+        click.option("--owner", help="The team or person responsible for it."),
+        click.option("--tag", "tags", multiple=True, help="A label. Repeatable: all of them."),
+        click.option("--rollout", "rollout_percentage", type=_PERCENT, help="Percentage of users who get true."),
+        click.option("--default", "default_value", type=bool, help="The value when no rule applies."),
+        click.option("--enabled/--disabled", default=None, help="Whether the rules apply."),
+        click.option(
+            "--segment",
+            "segment_targets",
+            multiple=True,
+            metavar="SEGMENT=VALUE",
+            callback=segment_targets,
+            help="What users of a segment get. Repeatable: all of them, in their order.",
+        ),
+    ),
+    clearable=("tags", "segment_targets"),
+)
 
 
 @click.group()
 def flags() -> None:
-    """Read and change flags. Needs a login, or an access token in GATEKEEPER_TOKEN."""
+    """Read and change flags. Needs a login, or a token in GATEKEEPER_TOKEN."""
 
 
-def _changes_a_flag(function: Function) -> Function:
-    """Give a command the options of every change."""
-    options = [
-        server_option,
-        output_option,
-        click.option("--reason", default="", help="Why, for the audit log."),
-        click.option("--dry-run", is_flag=True, help="Check the change, and make none."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-@flags.command("list")
-@click.option("--prefix", default="", help="Only flags whose key begins with this.")
-@click.option("--tag", "tags", multiple=True, help="Only flags with this tag. Repeatable: with all of them.")
-@server_option
-@output_option
-def list_flags(server: Server, *, prefix: str, tags: tuple[str, ...], as_json: bool) -> None:
-    """List all flags, by key."""
-    found = list(_listed(server, key_prefix=prefix, tags=tags))
-    if as_json:
-        print_json({"flags": [document_of(flag) for flag in found]})
-        return
-    rows = [
-        (flag.key, _yes(flag.enabled), f"{flag.rollout_percentage}%", _true(flag.default_value), ",".join(flag.tags))
-        for flag in found
-    ]
-    print_table(["FLAG", "ENABLED", "ROLLOUT", "DEFAULT", "TAGS"], rows)
-
-
-@flags.command()
-@click.argument("key")
-@server_option
-@output_option
-def get(server: Server, *, key: str, as_json: bool) -> None:
-    """Print the flag KEY."""
-    from gatekeeper_client.v1.admin_service_pb2 import GetFlagRequest  # noqa: PLC0415
-
-    answer = call_admin(server, lambda admin, how: admin.GetFlag(GetFlagRequest(key=key), **how))
-    _print_flag(answer.flag, as_json=as_json)
-
-
-@flags.command()
-@click.argument("key")
-@click.option("--description", default="", help="What the flag is for.")
-@click.option("--owner", default="", help="The team or person responsible for it.")
-@click.option("--tag", "tags", multiple=True, help="A label. Repeatable.")
-@click.option("--rollout", type=_PERCENT, default=0, help="Percentage of users who get true.")
-@click.option("--default", "default_value", type=bool, default=False, help="The value when no rule applies.")
-@click.option("--enabled/--disabled", default=False, show_default=True, help="Whether the rules apply.")
-@_changes_a_flag
-def create(server: Server, *, key: str, rollout: int, reason: str, dry_run: bool, as_json: bool, **fields: Any) -> None:
-    """Create the flag KEY."""
-    from gatekeeper_client.v1.admin_service_pb2 import CreateFlagRequest  # noqa: PLC0415
-    from gatekeeper_client.v1.flag_pb2 import Flag  # noqa: PLC0415
-
-    flag = Flag(key=key, rollout_percentage=rollout, **fields)
-    request = CreateFlagRequest(flag=flag, change_reason=reason, validate_only=dry_run)
-    answer = call_admin(server, lambda admin, how: admin.CreateFlag(request, **how))
-    _print_flag(answer.flag, as_json=as_json)
+_FLAG.add_list(
+    flags,
+    "List flags, by key.",
+    click.option("--prefix", "key_prefix", help="Only flags whose key begins with this."),
+    click.option("--tag", "tags", multiple=True, help="Only flags with this tag. Repeatable: with all of them."),
+    click.option("--owner", help="Only flags of this owner."),
+    click.option("--enabled/--disabled", default=None, help="Only enabled ones, or only disabled ones."),
+    click.option(
+        "--stale-days",
+        "stale_for",
+        type=click.IntRange(1, 3650),
+        callback=_stale_for,
+        help="Only those unused so long.",
+    ),
+)
+_FLAG.add_get(flags, "Print the flag KEY.")
+_FLAG.add_create(flags, "Create the flag KEY; without options it is disabled, and false for all users.")
+_FLAG.add_update(flags, "Change the fields of the flag KEY whose options are given.")
+_FLAG.add_delete(flags, "Delete the flag KEY with its targets, for good.")
 
 
 @flags.command("set-rollout")
 @click.argument("key")
 @click.argument("percentage", type=_PERCENT)
-@_changes_a_flag
-def set_rollout(server: Server, *, key: str, percentage: int, **how: Any) -> None:
+@if_match
+@changes
+def set_rollout(server: Server, out: Output, *, percentage: int, **how: Any) -> None:
     """Let PERCENTAGE (0 to 100) of the users get true for the flag KEY."""
-    _update(server, key, {"rollout_percentage": percentage}, **how)
+    _FLAG.update(server, out, {"rollout_percentage": percentage}, **how)
 
 
 @flags.command()
 @click.argument("key")
-@_changes_a_flag
-def enable(server: Server, *, key: str, **how: Any) -> None:
+@if_match
+@changes
+def enable(server: Server, out: Output, **how: Any) -> None:
     """Let the rules of the flag KEY apply."""
-    _update(server, key, {"enabled": True}, **how)
+    _FLAG.update(server, out, {"enabled": True}, **how)
 
 
 @flags.command()
 @click.argument("key")
-@_changes_a_flag
-def disable(server: Server, *, key: str, **how: Any) -> None:
+@if_match
+@changes
+def disable(server: Server, out: Output, **how: Any) -> None:
     """Give every user the default value of the flag KEY: the kill switch."""
-    _update(server, key, {"enabled": False}, **how)
+    _FLAG.update(server, out, {"enabled": False}, **how)
 
 
-def _listed(server: Server, **filters: Any) -> "Iterator[Flag]":
-    from gatekeeper_client.v1.admin_service_pb2 import ListFlagsRequest  # noqa: PLC0415
-
-    request = ListFlagsRequest(page_size=_PAGE_SIZE, **filters)
-    while True:
-        page = call_admin(server, lambda admin, how: admin.ListFlags(request, **how))
-        yield from page.flags
-        if not page.next_page_token:
-            return
-        request.page_token = page.next_page_token
-
-
-def _update(server: Server, key: str, fields: dict[str, Any], *, reason: str, dry_run: bool, as_json: bool) -> None:
-    from google.protobuf.field_mask_pb2 import FieldMask  # noqa: PLC0415
-
-    from gatekeeper_client.v1.admin_service_pb2 import UpdateFlagRequest  # noqa: PLC0415
-    from gatekeeper_client.v1.flag_pb2 import Flag  # noqa: PLC0415
-
-    request = UpdateFlagRequest(
-        flag=Flag(key=key, **fields),
-        update_mask=FieldMask(paths=list(fields)),
-        change_reason=reason,
-        validate_only=dry_run,
+@flags.command()
+@click.argument("key")
+@limit_option
+@reads
+def history(server: Server, out: Output, *, key: str, limit: int | None) -> None:
+    """List who changed the flag KEY or its targets, newest first; also of a deleted flag."""
+    kinds = ("RESOURCE_TYPE_FLAG", "RESOURCE_TYPE_TARGETS")
+    pages = (
+        listed(server, "ListAuditEntries", ENTRY.plural, limit=limit, resource_type=kind, resource_key=key)
+        for kind in kinds
     )
-    answer = call_admin(server, lambda admin, how: admin.UpdateFlag(request, **how))
-    _print_flag(answer.flag, as_json=as_json)
+    found = sorted((entry for page in pages for entry in page), key=lambda entry: entry.seq, reverse=True)
+    out.items(ENTRY, found[:limit])
 
 
-def _print_flag(flag: "Flag", *, as_json: bool) -> None:
-    if as_json:
-        print_json(document_of(flag))
+@flags.command()
+@click.argument("key")
+@choice_option(
+    "--step", prefix="USAGE_STEP_", choices=("hour", "day"), default="hour", show_default=True, help="Of the series."
+)
+@reads
+def usage(server: Server, out: Output, *, key: str, step: str) -> None:
+    """Print how often the flag KEY was asked for, and what was answered."""
+    answer = read(server, "GetFlagUsage", key=key, step=step)
+    if out.is_document:
+        out.result(answer, "", name=key)
         return
-    lines = {
-        "flag": flag.key,
-        "enabled": _yes(flag.enabled),
-        "rollout": f"{flag.rollout_percentage}%",
-        "default": _true(flag.default_value),
-        "segments": ", ".join(target.segment_key for target in flag.segment_targets),
-        "description": flag.description,
-        "owner": flag.owner,
-        "tags": ", ".join(flag.tags),
-        "revision": str(flag.revision or ""),
-        "etag": flag.etag,
-    }
-    for name, value in lines.items():
-        if value:
-            click.echo(f"{name + ':':<12} {one_line(value)}")
+    rows = [
+        (time_of("start_time")(period), *(say(count) for say in _COUNT))
+        for period in answer.usage
+        for count in period.counts
+    ]
+    out.table(["START", "ASKED_FOR", "VALUE", "REASON", "DECISIONS"], rows)
+    for name, field in (("named", "last_named_time"), ("asked for with all", "last_all_time")):
+        click.echo(f"last {name}: {time_of(field)(answer) or 'never'}")
+    click.echo(f"counted since {time_of('counted_since')(answer)}")
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+_COUNT = (choice_of("asked_for"), text_of("variant"), choice_of("reason"), text_of("decisions"))
 
-
-def _true(value: bool) -> str:
-    return str(value).lower()
+_TARGETS = UserIds(
+    kind=TARGET,
+    key="flag_key",
+    list_rpc="ListTargets",
+    remove_rpc="RemoveTargets",
+    import_rpc="ImportTargets",
+    options=(click.option("--value", type=bool, required=True, help="What these users get: true or false."),),
+)
+flags.add_command(_TARGETS.group("targets", "Give single users of a flag a fixed value."))

@@ -1,73 +1,172 @@
-"""`gatekeeper login` and `gatekeeper logout`."""
+"""`gatekeeper login`, `logout`, `whoami` and `change-password`."""
 
-import sys
+import re
+from typing import Any
 
 import click
 
-from gatekeeper_grpc.cli.client.access import session_of
-from gatekeeper_grpc.cli.client.output import output_option, print_json
-from gatekeeper_grpc.cli.client.server import TIMEOUT_S, Server, server_option
-from gatekeeper_grpc.cli.client.sessions import Sessions
+from gatekeeper_grpc.cli.client.access import given_token, listed, session_of
+from gatekeeper_grpc.cli.client.admins import SESSION
+from gatekeeper_grpc.cli.client.failures import CREDENTIALS, LOG_IN, Failure
+from gatekeeper_grpc.cli.client.output import Output, choice_of, time_of
+from gatekeeper_grpc.cli.client.prompts import password, password_option, secret_of_stdin
+from gatekeeper_grpc.cli.client.resources import reads
+from gatekeeper_grpc.cli.client.server import TIMEOUT_S, Server
+from gatekeeper_grpc.cli.client.sessions import Session, Sessions
+from gatekeeper_grpc.cli.client.tokens import TOKEN
+
+_API_TOKEN = "gka_"  # noqa: S105 - what they begin with
+_ID = re.compile(r"gka_([0-9a-f]+)_")
 
 
 @click.command()
 @click.option("--username", default="admin", show_default=True, help="The admin user.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.  [default: ask for it]")
-@server_option
-@output_option
-def login(server: Server, *, username: str, password_stdin: bool, as_json: bool) -> None:
+@password_option
+@click.option("--token-stdin", is_flag=True, help="Keep the API token on standard input instead.")
+@reads
+def login(server: Server, out: Output, *, username: str, password_stdin: bool, token_stdin: bool) -> None:
     """Log in, and keep the login for later commands.
 
     It is kept in gatekeeper/sessions.json below XDG_CONFIG_HOME or ~/.config, which only you can read.
     """
-    from gatekeeper_client.v1.admin_user_pb2 import Role  # noqa: PLC0415
-    from gatekeeper_client.v1.auth_service_pb2 import LoginRequest, LogoutRequest  # noqa: PLC0415
-    from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub  # noqa: PLC0415
-
-    password = _from_stdin() if password_stdin else _asked()
+    if password_stdin and token_stdin:
+        raise click.UsageError("--password-stdin or --token-stdin, not both")
     sessions = Sessions.of_user()
-    with server.channel() as channel:
-        auth = AuthServiceStub(channel)
-        issued = auth.Login(LoginRequest(username=username, password=password), timeout=TIMEOUT_S)
-        earlier = sessions.find(server.target)
-        sessions.keep(server.target, session_of(username, issued))
-        if earlier:  # Nobody else could end it.
-            auth.Logout(LogoutRequest(refresh_token=earlier.refresh_token), timeout=TIMEOUT_S)
-    role = Role.Name(issued.role).removeprefix("ROLE_").lower()
-    if as_json:
-        print_json({"server": server.target, "username": username, "role": role})
+    if token_stdin:
+        session = _session_of_token(server, secret_of_stdin("--token-stdin"))
     else:
-        click.echo(f"logged in to {server.target} as {username}, role {role}")
+        session = _session_of_password(server, username, password(from_stdin=password_stdin))
+    earlier = sessions.find(server.target)
+    sessions.keep(server.target, session)
+    if earlier:  # Nobody else could end it.
+        _end(server, earlier)
+    said = {"server": server.target, "username": session.username, "role": session.role}
+    out.result(said, f"logged in to {server.target} as {session.username}, role {session.role}", name=session.username)
 
 
 @click.command()
-@server_option
-@output_option
-def logout(server: Server, *, as_json: bool) -> None:
-    """End the kept login, on the server too."""
+@reads
+def logout(server: Server, out: Output) -> None:
+    """End the kept login, on the server too. An API token stays valid: revoke it with `gatekeeper tokens revoke`."""
+    sessions = Sessions.of_user()
+    if session := sessions.find(server.target):
+        _end(server, session)
+        sessions.forget(server.target)
+    said = f"logged out of {server.target}" if session else f"not logged in to {server.target}"
+    out.result({"server": server.target, "was_logged_in": session is not None}, said, name=server.target)
+
+
+@click.command()
+@reads
+def whoami(server: Server, out: Output) -> None:
+    """Say who you are to the server, and what you may do."""
+    token, kept = given_token(), Sessions.of_user().find(server.target)
+    if token.startswith(_API_TOKEN) or (not token and kept and kept.is_api_token):
+        found = _token_of(server, token or (kept.access_token if kept else ""))
+        known = {"token_id": found.token_id, "token_name": found.name, "role": choice_of("role")(found)}
+    else:
+        found = _own_session(server)
+        kept = Sessions.of_user().find(server.target)  # It may have been refreshed.
+        known = {"session_id": found.session_id, "role": kept.role if kept and not token else ""}
+    document = {
+        "server": server.target,
+        "username": found.username,
+        **known,
+        "expire_time": time_of("expire_time")(found),
+    }
+    said = {name: value for name, value in document.items() if value}
+    lines = [f"{name.replace('_', ' ') + ':':<12} {value}" for name, value in said.items()]
+    out.result(said, "\n".join(lines), name=found.username)
+
+
+@click.command("change-password")
+@click.option("--username", help="Whose: where it must be changed before a login.  [default: yours]")
+@click.option("--reason", "change_reason", default="", help="Why, for the audit log.")
+@click.option("--password-stdin", is_flag=True, help="Read the two passwords from two lines of standard input.")
+@reads
+def change_password(
+    server: Server, out: Output, *, username: str | None, password_stdin: bool, change_reason: str
+) -> None:
+    """Change your password; asks for the present one and for the new one. All your sessions end."""
+    kept = Sessions.of_user().find(server.target)
+    name = username or (kept.username if kept else "")
+    if not name:
+        raise click.UsageError("not logged in: say whose with --username")
+    present, new = _two_passwords(from_stdin=password_stdin)
+    # With the name instead of a token, which this would end.
+    fields: dict[str, Any] = {
+        "username": name,
+        "current_password": present,
+        "new_password": new,
+        "change_reason": change_reason,
+    }
+    answer = _change_password(server, fields)
+    if kept and kept.username == name:
+        Sessions.of_user().forget(server.target)
+    out.result(answer, f"the password of {name} is changed: run `gatekeeper login`", name=name)
+
+
+def _session_of_password(server: Server, username: str, secret: str) -> Session:
+    from gatekeeper_client.v1.auth_service_pb2 import LoginRequest  # noqa: PLC0415
+    from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub  # noqa: PLC0415
+
+    with server.channel(log_in="check the username and the password") as channel:
+        request = LoginRequest(username=username, password=secret)
+        return session_of(username, AuthServiceStub(channel).Login(request, timeout=TIMEOUT_S))
+
+
+def _session_of_token(server: Server, secret: str) -> Session:
+    if not _ID.match(secret):
+        raise click.UsageError("--token-stdin: must be an API token, as `gatekeeper tokens create` prints it")
+    found = _token_of(server, secret)
+    return Session(
+        username=found.username,
+        access_token=secret,
+        expire_time_s=found.expire_time.seconds,
+        refresh_token="",
+        role=choice_of("role")(found),
+    )
+
+
+def _end(server: Server, session: Session) -> None:
     from gatekeeper_client.v1.auth_service_pb2 import LogoutRequest  # noqa: PLC0415
     from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub  # noqa: PLC0415
 
-    sessions = Sessions.of_user()
-    if session := sessions.find(server.target):
+    if not session.is_api_token:
         with server.channel() as channel:
-            request = LogoutRequest(refresh_token=session.refresh_token)
-            AuthServiceStub(channel).Logout(request, timeout=TIMEOUT_S)
-        sessions.forget(server.target)
-    if as_json:
-        print_json({"server": server.target, "was_logged_in": session is not None})
-    else:
-        click.echo(f"logged out of {server.target}" if session else f"not logged in to {server.target}")
+            AuthServiceStub(channel).Logout(LogoutRequest(refresh_token=session.refresh_token), timeout=TIMEOUT_S)
 
 
-def _from_stdin() -> str:
-    password = sys.stdin.read().removesuffix("\n").removesuffix("\r") if sys.stdin else ""
-    if not password:
-        raise click.UsageError("--password-stdin: no password came on standard input")
-    return password
+def _token_of(server: Server, secret: str) -> Any:
+    public = _ID.match(secret)
+    token_id = f"at_{public[1]}" if public else ""
+    for found in listed(server, "ListApiTokens", TOKEN.plural, token=secret):
+        if found.token_id == token_id:
+            return found
+    raise Failure(f"{server.target} does not list the token {token_id}", CREDENTIALS, hint=LOG_IN)
 
 
-def _asked() -> str:
-    if not (sys.stdin and sys.stdin.isatty()):
-        raise click.UsageError("standard input is no terminal to ask for the password: use --password-stdin < FILE")
-    return str(click.prompt("Password", hide_input=True, err=True))
+def _own_session(server: Server) -> Any:
+    for found in listed(server, "ListSessions", SESSION.plural):
+        if found.current:
+            return found
+    raise Failure(f"the session on {server.target} has ended", CREDENTIALS, hint=LOG_IN)
+
+
+def _two_passwords(*, from_stdin: bool) -> tuple[str, str]:
+    if not from_stdin:
+        return password(from_stdin=False, prompt="Present password"), password(
+            from_stdin=False, prompt="New password", is_new=True
+        )
+    present, _, new = secret_of_stdin("--password-stdin").partition("\n")
+    if not new:
+        raise click.UsageError("--password-stdin: the present password and the new one must stand in two lines")
+    return present.removesuffix("\r"), new
+
+
+def _change_password(server: Server, fields: dict[str, Any]) -> Any:
+    from gatekeeper_client.v1.admin_service_pb2 import ChangePasswordRequest  # noqa: PLC0415
+    from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub  # noqa: PLC0415
+
+    with server.channel(log_in="check the username and the present password") as channel:
+        return AdminServiceStub(channel).ChangePassword(ChangePasswordRequest(**fields), timeout=TIMEOUT_S)

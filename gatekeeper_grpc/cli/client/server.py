@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gatekeeper_grpc.cli.client.certificate import CERT_VARIABLE, KEY_VARIABLE, ClientCertificate
-from gatekeeper_grpc.cli.client.failures import failure_of
+from gatekeeper_grpc.cli.client.failures import LOG_IN, failure_of
 from gatekeeper_grpc.config.listen_address import ListenAddress
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _DEFAULT = "127.0.0.1:50051"
 _TLS, _PLAIN = "https://", "http://"
 _TLS_PORT = 443
 _CERT, _KEY = "--client-cert", "--client-key"
+_VERBOSE = "--verbose"
 _FORMS = "must be host:port, unix:/path, or https://host[:port] for TLS"
 
 
@@ -35,6 +36,8 @@ class Server:
     is_tls: bool = False
     certificate: ClientCertificate | None = None
     """What the server is shown if it asks for a certificate."""
+    is_verbose: bool = False
+    """Whether a failure says all that is known of it."""
 
     @classmethod
     def parse(cls, text: str) -> "Server":
@@ -50,8 +53,12 @@ class Server:
         return cls(target=str(ListenAddress.parse(address)), is_tls=is_tls)
 
     @contextmanager
-    def channel(self) -> "Iterator[grpc.Channel]":
-        """Open a channel for the length of a block; an error of a call in it becomes a failure of the command."""
+    def channel(self, *, log_in: str = LOG_IN) -> "Iterator[grpc.Channel]":
+        """Open a channel for the length of a block; an error of a call in it becomes a failure of the command.
+
+        Args:
+            log_in: What to do if the server refuses the credentials.
+        """
         # Otherwise gRPC's core writes lines of its own to standard error.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc  # noqa: PLC0415
@@ -67,7 +74,9 @@ class Server:
             try:
                 yield channel
             except grpc.RpcError as exc:
-                raise failure_of(exc, self.target, timeout_s=TIMEOUT_S) from None
+                raise failure_of(
+                    exc, self.target, timeout_s=TIMEOUT_S, log_in=log_in, verbose=self.is_verbose
+                ) from None
 
 
 def _server(context: click.Context, _parameter: click.Parameter, value: str) -> Server:
@@ -75,7 +84,7 @@ def _server(context: click.Context, _parameter: click.Parameter, value: str) -> 
         server = Server.parse(value.strip())
     except ValueError:
         raise click.BadParameter(f"{value!r} {_FORMS}") from None
-    return replace(server, certificate=_certificate(context.meta, server))
+    return replace(server, certificate=_certificate(context.meta, server), is_verbose=_VERBOSE in context.meta)
 
 
 def _certificate(files: Mapping[str, str], server: Server) -> ClientCertificate | None:
@@ -93,9 +102,9 @@ def _certificate(files: Mapping[str, str], server: Server) -> ClientCertificate 
         raise click.UsageError(f"{_CERT}, {_KEY}: {exc}") from None
 
 
-def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    """Keep the name of a file for `_server`, which runs later: the option of a file is eager."""
-    if value is not None:
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep a value for `_server`, which runs later: the option is eager."""
+    if value:
         context.meta[parameter.opts[0]] = value
 
 
@@ -113,7 +122,10 @@ def _file_option(name: str, variable: str, meaning: str) -> Callable[[Function],
 
 
 def server_option(function: Function) -> Function:
-    """Give a command the option --server, and those of the certificate that it shows."""
+    """Give a command the options --server and --verbose, and those of the certificate that it shows."""
+    function = click.option(
+        _VERBOSE, is_flag=True, is_eager=True, expose_value=False, callback=_keep, help="Say all about a failed call."
+    )(function)
     function = _file_option(_KEY, KEY_VARIABLE, "Private key of --client-cert in PEM.")(function)
     function = _file_option(_CERT, CERT_VARIABLE, "Certificate to show to a server that asks for one, in PEM.")(
         function

@@ -26,6 +26,14 @@ class Session:
     expire_time_s: float
     """When the access token expires, in seconds since 1970."""
     refresh_token: str
+    """Empty: the access token is an API token."""
+    role: str = ""
+    """The role when the tokens were issued; empty: an earlier release kept the login."""
+
+    @property
+    def is_api_token(self) -> bool:
+        """Whether it is no login of a person: it cannot be refreshed, and a logout does not end it."""
+        return not self.refresh_token
 
 
 class Sessions:
