@@ -74,6 +74,24 @@ def _sessions() -> click.Command:
     return sessions
 
 
+def _segments() -> click.Command:
+    from gatekeeper_grpc.cli.client.segments import segments
+
+    return segments
+
+
+def _users() -> click.Command:
+    from gatekeeper_grpc.cli.client.users import users
+
+    return users
+
+
+def _erase_user() -> click.Command:
+    from gatekeeper_grpc.cli.client.users import erase_user
+
+    return erase_user
+
+
 def _serve() -> click.Command:
     from gatekeeper_grpc.cli.serve import serve
 
@@ -137,6 +155,9 @@ def _erasures() -> click.Command:
 _CLIENT = {
     "evaluate": Entry("Evaluate flags for USER, or for an anonymous user.", _evaluate),
     "flags": Entry("Read and change flags.", _flags),
+    "segments": Entry("Read and change segments: groups of users, by conditions or by name.", _segments),
+    "users": Entry("Read and change known users: those with stored attributes.", _users),
+    "erase-user": Entry("Erase USER_ID everywhere, the audit log included, for good.", _erase_user),
     "login": Entry("Log in, and keep the login for later commands.", _login),
     "logout": Entry("End the kept login, on the server too.", _logout),
     "whoami": Entry("Say who you are to the server, and what you may do.", _whoami),

@@ -48,7 +48,7 @@ class Output:
         """Whether programs read it: JSON or YAML."""
         return self.format in (JSON, YAML)
 
-    def items(self, kind: Kind, messages: Iterable["Message"]) -> None:
+    def items(self, kind: Kind, messages: "Iterable[Message | str]") -> None:
         """Print a list."""
         if self.is_document:
             self._print({kind.plural: [document_of(message) for message in messages]})
@@ -132,8 +132,10 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
-def document_of(message: "Message") -> dict[str, Any]:
-    """Return the JSON form of a message, with fields that have their default value. 64-bit integers are strings."""
+def document_of(message: "Message | str") -> Any:
+    """Return the JSON form of a message or text, with fields that have their default value; 64-bit integers as text."""
+    if isinstance(message, str):
+        return message
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
 
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
