@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 # What other tools call it.
 _MEANT = {
@@ -54,6 +55,15 @@ class LazyGroup(click.Group):
         for title, section in self._sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name, entry.summary) for name, entry in section.items() if not entry.hidden])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the names and options that begin so."""
+        names = [
+            CompletionItem(name, help=entry.summary)
+            for name, entry in self.entries.items()
+            if name.startswith(incomplete) and not entry.hidden
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 def list_what_there_is(error: click.exceptions.NoSuchCommand) -> str:

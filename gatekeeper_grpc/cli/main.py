@@ -92,6 +92,30 @@ def _erase_user() -> click.Command:
     return erase_user
 
 
+def _watch() -> click.Command:
+    from gatekeeper_grpc.cli.client.watch import watch
+
+    return watch
+
+
+def _audit_log() -> click.Command:
+    from gatekeeper_grpc.cli.client.audit_log import audit_log
+
+    return audit_log
+
+
+def _bulk_evaluate() -> click.Command:
+    from gatekeeper_grpc.cli.client.bulk_evaluate import bulk_evaluate
+
+    return bulk_evaluate
+
+
+def _completion() -> click.Command:
+    from gatekeeper_grpc.cli.client.completion import completion
+
+    return completion
+
+
 def _serve() -> click.Command:
     from gatekeeper_grpc.cli.serve import serve
 
@@ -154,10 +178,15 @@ def _erasures() -> click.Command:
 
 _CLIENT = {
     "evaluate": Entry("Evaluate flags for USER, or for an anonymous user.", _evaluate),
+    "bulk-evaluate": Entry(
+        "Evaluate flags for all users of FILE, at one revision: .csv, or JSON Lines.", _bulk_evaluate
+    ),
+    "watch": Entry("Print which flags change, as they change, until Ctrl-C.", _watch),
     "flags": Entry("Read and change flags.", _flags),
     "segments": Entry("Read and change segments: groups of users, by conditions or by name.", _segments),
     "users": Entry("Read and change known users: those with stored attributes.", _users),
     "erase-user": Entry("Erase USER_ID everywhere, the audit log included, for good.", _erase_user),
+    "audit-log": Entry("Read and verify the audit log through a server.", _audit_log),
     "login": Entry("Log in, and keep the login for later commands.", _login),
     "logout": Entry("End the kept login, on the server too.", _logout),
     "whoami": Entry("Say who you are to the server, and what you may do.", _whoami),
@@ -166,6 +195,7 @@ _CLIENT = {
     "sessions": Entry("List and end logins.", _sessions),
     "client-keys": Entry("Make, list and revoke client keys, with which services evaluate flags.", _client_keys),
     "tokens": Entry("Make, list and revoke API tokens, with which tools call AdminService.", _tokens),
+    "completion": Entry("Print what completes commands and options in SHELL.", _completion),
 }
 _OPERATOR = {
     "serve": Entry("Serve until SIGTERM.", _serve),

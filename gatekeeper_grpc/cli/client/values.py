@@ -96,13 +96,23 @@ def value_of(name: str, text: str) -> Any:
         click.BadParameter: It has an integer that doubles do not hold.
     """
     try:
-        return json.loads(text, parse_constant=str, parse_int=_exact)
+        return exact_json(text)
     except OverflowError:
         raise click.BadParameter(
             f"{name!r} has an integer beyond 2^53: write it as text, '{name}=\"{text}\"'"
         ) from None
     except ValueError:
         return text
+
+
+def exact_json(text: str) -> Any:
+    """Read JSON.
+
+    Raises:
+        OverflowError: It has an integer that doubles do not hold.
+        ValueError: It is no JSON.
+    """
+    return json.loads(text, parse_constant=str, parse_int=_exact)
 
 
 def attribute_option(help: str) -> Callable[[Function], Function]:  # noqa: A002 - as click calls it

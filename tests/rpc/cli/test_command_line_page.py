@@ -64,9 +64,11 @@ def newest_id(as_admin: Run, variable: str) -> str:
 def prepare(as_admin: Run, folder: Path) -> None:
     """Make what the page assumes: flags, admin users, and files."""
     as_admin("flags", "create", "new_checkout", "--tag", "checkout")
+    as_admin("flags", "enable", "new_checkout")
     as_admin("admins", "create", "ann", "--password-stdin", stdin=PASSWORD)
     as_admin("admins", "set-password", "admin", "--password-stdin", stdin=PASSWORD)
     (folder / "password").write_text(PASSWORD)
+    (folder / "users.csv").write_text("user_id,plan\ncy,pro\n")
     (folder / "users.txt").write_text("cy\ndan\n")
     (folder / "key.json").write_text(as_admin("client-keys", "create", "page", "-o", "json").printed)
 

@@ -4,13 +4,13 @@ import json
 import uuid
 from pathlib import Path
 
-import grpc
 import pytest
 import yaml
 
 from gatekeeper_grpc.cli.client import access, output
 from tests.support.clients import Installation
 from tests.support.commands import Run, Stdin
+from tests.support.lost_calls import Lost
 
 
 def test_an_update_changes_what_is_named_and_nothing_else(as_editor: Run) -> None:
@@ -193,19 +193,6 @@ class Flaky:
         if len(self.request_ids) <= self._failures:
             raise Lost
         return answer
-
-
-class Lost(grpc.RpcError):
-    """A connection that broke before the answer came."""
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return "lost"
-
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
 
 
 @pytest.mark.parametrize(("pauses_s", "code"), [((0.0, 0.0), 0), ((), 6)], ids=["repeated", "control: not repeated"])

@@ -1,6 +1,7 @@
 """The command line: what commands say about themselves, how failures end, and the lines to paste."""
 
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -53,6 +54,39 @@ def test_list_of_commands_says_of_each_what_its_own_help_says() -> None:
     said = {name: entry.summary for name, entry in cli.gatekeeper.entries.items()}
 
     assert said == {name: entry.load().get_short_help_str(200) for name, entry in cli.gatekeeper.entries.items()}
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("fla", ["flags"]), ("flags set-", ["set-rollout"]), ("wor", []), ("flags list --pre", ["--prefix"])],
+)
+def test_commands_and_options_are_completed_but_not_hidden_ones(typed: str, completed: list[str]) -> None:
+    variables = {"COMP_WORDS": f"gatekeeper {typed}", "COMP_CWORD": str(typed.count(" ") + 1)}
+
+    answer = CliRunner().invoke(
+        cli.gatekeeper, env={**variables, "_GATEKEEPER_COMPLETE": "bash_complete"}, prog_name="gatekeeper"
+    )
+
+    assert [line.partition(",")[2] for line in answer.stdout.splitlines() if line] == completed
+
+
+def test_names_are_completed_without_importing_commands() -> None:
+    code = (
+        "import atexit; from gatekeeper_grpc.cli import main; atexit.register(lambda: print(*sys.modules)); main.run()"
+    )
+    variables = {"COMP_WORDS": "gatekeeper ", "COMP_CWORD": "1", "_GATEKEEPER_COMPLETE": "bash_complete"}
+    command = [sys.executable, "-c", f"import sys; sys.argv = ['gatekeeper']; {code}"]
+
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+    assert "plain,flags\n" in done.stdout
+    assert "click" in done.stdout.split()
+    assert {"psycopg", "grpc", "gatekeeper_grpc.cli.client.flags"} & set(done.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_what_completes_in_a_shell_asks_this_program(shell: str) -> None:
+    assert "_GATEKEEPER_COMPLETE" in invoke("completion", shell).stdout
 
 
 def test_version_is_the_packages() -> None:
