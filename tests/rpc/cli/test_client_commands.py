@@ -216,9 +216,13 @@ sys.exit(code)
         (["--help"], ("grpc", "google.protobuf")),
         (["flags", "--help"], ("grpc", "google.protobuf")),
         (["evaluate", "bob", "--explain"], ()),
-        (["flags", "list", "-o", "json"], ()),
+        (["flags", "list", "-o", "yaml"], ()),
+        (["users", "--help"], ("grpc", "google.protobuf", "yaml")),
+        (["bulk-evaluate", "--help"], ("grpc", "google.protobuf", "yaml")),
+        (["audit-log", "list"], ("yaml",)),
+        (["whoami"], ("yaml",)),
     ],
-    ids=["help", "help of flags", "evaluate", "flags list"],
+    ids=["help", "help of flags", "evaluate", "flags list", "help of users", "help of bulk", "audit log", "whoami"],
 )
 def test_a_client_command_imports_nothing_of_the_server(
     arguments: list[str], also_forbidden: tuple[str, ...], installation: Installation
