@@ -94,8 +94,11 @@ def check(answer: bytes, contexts: Sequence[Context], snapshot: Snapshot) -> Non
 
 
 def measure(effort: Effort) -> Iterator[Figure]:
-    """Measure bulk evaluation alone, by user id, and with two attributes."""
+    """Measure bulk evaluation alone, by user id in Python and as it is, and with two attributes."""
     what = f"BulkEvaluateFlags, {FLAGS} flags, one stream"
+    with flags_served(GATEKEEPER_KERNEL="off") as instance, clients() as processes:
+        rates = _decisions(instance, processes, contexts_by_id(), effort)
+        yield median_figure("bulk.python.decisions", f"{what}, user id only, in Python: decisions", "1/s", rates)
     with flags_served() as instance, clients() as processes:
         rates = _decisions(instance, processes, contexts_by_id(), effort)
         yield median_figure("bulk.decisions", f"{what}, user id only: decisions", "1/s", rates)

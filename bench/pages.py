@@ -51,7 +51,7 @@ def _table(result: Result, is_in: Callable[[Figure], bool]) -> str:
     return markdown(found) if found else _NOT_MEASURED
 
 
-_USUAL = ("unary", "ways", "bulk", "fairness", "load", "pauses", "propagation", "capacity", "bus")
+_USUAL = ("unary", "python", "ways", "bulk", "fairness", "load", "pauses", "propagation", "capacity", "bus")
 
 
 def _if_measured(table: Callable[[Result], str]) -> Callable[[Result], str]:
@@ -73,7 +73,7 @@ _TABLES: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "machine": provenance,
         "gates": _judged("gate"),
         "aims": _judged("aim"),
-        "unary": _named("unary"),
+        "unary": _named("unary", "python"),
         "ways": _named("ways"),
         "bulk": _named("bulk", "fairness"),
         "changes": _named("propagation", "load", "pauses"),

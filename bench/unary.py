@@ -120,12 +120,14 @@ def ratios(own: Server, empty: Server) -> tuple[list[float], list[float]]:
 
 
 def measure(effort: Effort) -> Iterator[Figure]:
-    """Compare for each number of flags."""
+    """Compare for each number of flags, as it is and with draws in Python."""
     for flags in SIZES:
+        what = f"EvaluateFlags, {flags:,} flag{'s' * (flags > 1)}"
         with ExitStack() as stack:
-            own, empty = _served(stack, flags), _empty(stack)
-            take_turns((own, empty), effort)
-            yield from _figures(f"unary.{flags}", f"EvaluateFlags, {flags:,} flag{'s' * (flags > 1)}", own, empty)
+            own, in_python, empty = _served(stack, flags), _served(stack, flags, GATEKEEPER_KERNEL="off"), _empty(stack)
+            take_turns((own, in_python, empty), effort)
+            yield from _figures(f"unary.{flags}", what, own, empty)
+            yield from _figures(f"python.{flags}", f"{what}, in Python", in_python, empty)
             if flags == FLAGS:
                 yield _at_half_load(own, empty, effort)
 
