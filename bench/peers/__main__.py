@@ -137,6 +137,7 @@ def main(words: Sequence[str]) -> None:
     if options.servers[0] == "config":
         print(configuration(options.servers[1:], flags))
         return
+    servers = [*peers_of(options.servers)]
     if not PROGRAM.exists():
         raise LookupError("h2load is not there: `make bench-peers` unpacks it")
     server_core, load_core = options.cores.split(":") if options.cores else (None, None)
@@ -144,7 +145,7 @@ def main(words: Sequence[str]) -> None:
     with ExitStack() as stack:
         addresses = []
         with on_core(server_core):
-            for name, protocol, address in peers_of(options.servers):
+            for name, protocol, address in servers:
                 addresses.append((name, protocol, address or started(stack, name, flags)))
         stack.enter_context(on_core(load_core))
         subjects = [

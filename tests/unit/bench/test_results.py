@@ -35,7 +35,7 @@ def test_results_of_two_commits_are_not_joined() -> None:
 
 def test_a_table_says_what_missed_its_bar() -> None:
     assert markdown(RESULT.figures).splitlines()[2:] == [
-        "| a call | 0.95 x empty (0.8 to 2) | at most 0.9 | **missed** |",
+        "| a call | 0.95 x empty (0.8 to 2) | at most 0.8 | **missed** |",
         "| bus | 1 ms |  |  |",
     ]
 
@@ -43,7 +43,7 @@ def test_a_table_says_what_missed_its_bar() -> None:
 def test_a_line_for_a_terminal_says_the_same() -> None:
     words = " ".join(plain(RESULT.figures[0]).split())
 
-    assert words == "a call 0.95 x empty (0.8 to 2) gate at most 0.9: missed"
+    assert words == "a call 0.95 x empty (0.8 to 2) gate at most 0.8: missed"
 
 
 def test_a_page_gets_the_tables_between_its_markers() -> None:
