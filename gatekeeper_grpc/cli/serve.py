@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -38,9 +39,10 @@ def serve(settings: Settings, *, demo: bool) -> None:
 @click.option("--number", type=int, required=True)
 @click.option("--report-to", type=int, required=True)
 @click.option("--supervisor", type=int, required=True)
-@click.option("--prepared", is_flag=True)
+@click.option("--prepared", "is_prepared", is_flag=True)
+@click.option("--replaces", is_flag=True)
 @click.pass_obj
-def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, prepared: bool) -> None:
+def worker(settings: Settings, /, *, number: int, **args_of_supervisor: Any) -> None:
     """Serve as one of GATEKEEPER_WORKERS. `serve` starts these processes."""
     configure_logs(level=settings.log_level, log_format=settings.log_format, worker=number)
     _prepare_core(settings)
@@ -48,7 +50,7 @@ def worker(settings: Settings, *, number: int, report_to: int, supervisor: int, 
     from gatekeeper_grpc.lifecycle.process import work  # noqa: PLC0415
     from gatekeeper_grpc.transport.listener import ListenError  # noqa: PLC0415
 
-    args = WorkerArgs(number=number, report_to=report_to, supervisor=supervisor, is_prepared=prepared)
+    args = WorkerArgs(number=number, **args_of_supervisor)
     try:
         work(settings, args)
     except (ListenError, SettingsError, GatekeeperError) as exc:

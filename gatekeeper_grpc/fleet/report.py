@@ -47,6 +47,8 @@ class WorkerArgs:
     """The process id of the supervisor."""
     is_prepared: bool
     """The supervisor has prepared the database."""
+    replaces: bool = False
+    """Another worker serves until this one does."""
 
     def report(self, report: WorkerReport) -> None:
         """Send the report to the supervisor, and close the pipe."""

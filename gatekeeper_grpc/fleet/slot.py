@@ -34,11 +34,11 @@ class Slot:
 
     Args:
         number: From 1.
-        start: Starts a worker of this number.
+        start: Starts a worker of this number, one that replaces another or not.
         leave_within_s: How long a replaced worker may take to end its calls.
     """
 
-    def __init__(self, number: int, start: Callable[[int], Worker], *, leave_within_s: float) -> None:
+    def __init__(self, number: int, start: Callable[[int, bool], Worker], *, leave_within_s: float) -> None:
         self.number = number
         self.restarts: Counter[str] = Counter({DIED: 0, HUNG: 0})
         self.last_error = ""
@@ -90,7 +90,7 @@ class Slot:
         """Start a replacement; the current worker leaves when it serves. If it does not, it is killed."""
         self.failed_replacement = False
         if self.serves:
-            self._next = self._start(self.number)
+            self._next = self._start(self.number, True)
             _log.info("worker_started", worker=self.number, pid=self._next.pid, replaces=True)
         else:
             self._start_at = 0.0
@@ -114,7 +114,7 @@ class Slot:
 
     def _start_when_due(self) -> None:
         if self._next is None and time.monotonic() >= self._start_at:
-            self._current = self._start(self.number)
+            self._current = self._start(self.number, False)
             _log.info("worker_started", worker=self.number, pid=self._current.pid)
 
     def _reap(self, worker: Worker) -> None:

@@ -57,7 +57,7 @@ class WorkerSupervisor(Collector):
         self._workers_token = command.secrets.get(variable_of("metrics_token"), "")
         self._drains_within_s = settings.drain_s + settings.grace_s + _KILL_MARGIN_S
         leave_within_s = settings.grace_s + _KILL_MARGIN_S
-        start: Callable[[int], Worker] = lambda number: Worker(number, command)  # noqa: E731
+        start: Callable[[int, bool], Worker] = lambda number, replaces: Worker(number, command, replaces=replaces)  # noqa: E731
         self._slots = [Slot(n, start, leave_within_s=leave_within_s) for n in range(1, settings.workers + 1)]
         self._to_roll: deque[Slot] = deque()
         self._rolling: Slot | None = None

@@ -38,9 +38,15 @@ class Command:
 
 
 class Worker:
-    """A worker process, started by the constructor. It gets SIGTERM when the thread that made it ends."""
+    """A worker process, started by the constructor. It gets SIGTERM when the thread that made it ends.
 
-    def __init__(self, number: int, command: Command) -> None:
+    Args:
+        number: From 1.
+        command: How to start it.
+        replaces: Whether another worker serves until this one does.
+    """
+
+    def __init__(self, number: int, command: Command, *, replaces: bool = False) -> None:
         self.number = number
         self.report: WorkerReport | None = None
         self.probe: Probe | None = None
@@ -48,6 +54,7 @@ class Worker:
         self._pipe, theirs = Pipe(duplex=False)
         with theirs, os.fdopen(handover.give(command.secrets)) as secrets:
             arguments = ["--number", str(number), "--report-to", str(theirs.fileno()), "--supervisor", str(os.getpid())]
+            arguments += ["--replaces"] if replaces else []
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [*command.arguments, *arguments],
                 env=command.environment,

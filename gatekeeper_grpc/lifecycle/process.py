@@ -31,6 +31,7 @@ from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.secret_watch import watch_secrets
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
+from gatekeeper_grpc.lifecycle.startup import REPLACEMENT_TIMEOUTS
 from gatekeeper_grpc.lifecycle.try_it import try_it
 from gatekeeper_grpc.operations.logs import end_quiet, is_quiet
 from gatekeeper_grpc.operations.traces import check_traces
@@ -100,6 +101,7 @@ def work(settings: Settings, args: WorkerArgs) -> None:
         prepare=prepare,
         shares_port=True,
         is_embedded=args.is_prepared,
+        timeouts=REPLACEMENT_TIMEOUTS if args.replaces else None,
         before_serving=freeze_what_is_kept,
     )
     server.start()

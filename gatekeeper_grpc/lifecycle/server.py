@@ -51,7 +51,7 @@ from gatekeeper_grpc.lifecycle.limits import Limits, pool_sizes
 from gatekeeper_grpc.lifecycle.listeners import ClientListener, ListenerPlan, plans_of, served_elsewhere
 from gatekeeper_grpc.lifecycle.secret_watch import Use, watch_secrets
 from gatekeeper_grpc.lifecycle.snapshot_sources import SnapshotSources, redis_bus
-from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, State
+from gatekeeper_grpc.lifecycle.startup import DEFAULT_TIMEOUTS, EMBEDDED_TIMEOUTS, Startup, StartupTimeouts, State
 from gatekeeper_grpc.operations.checkpoint_file import CheckpointFile
 from gatekeeper_grpc.operations.health import ADMIN, AUTH, EVALUATION, HEALTH, HealthReporter
 from gatekeeper_grpc.operations.health_server import HealthServer
@@ -111,6 +111,8 @@ class GatekeeperServer:
             written; raises why it is not, and `Unavailable` when the database does not answer.
         shares_port: Other workers serve on the same port, and their supervisor serves health.
         is_embedded: Whether the database is the embedded one; None: as the settings say, which name it to a worker.
+        timeouts: How long to wait for the database before the last-known-good snapshot is served; None: as it suits the
+            database.
         before_serving: Called once, when the first snapshot is there and no call has been served.
 
     Raises:
@@ -126,12 +128,14 @@ class GatekeeperServer:
         prepare: Callable[[str], object] = lambda _: None,
         shares_port: bool = False,
         is_embedded: bool | None = None,
+        timeouts: StartupTimeouts | None = None,
         before_serving: Callable[[], None] = lambda: None,
     ) -> None:
         check_policies(POLICIES, served_files())
         self._settings = settings
         self._before_serving = before_serving
         self._is_embedded = settings.is_embedded if is_embedded is None else is_embedded
+        self._timeouts = timeouts or (EMBEDDED_TIMEOUTS if settings.is_embedded else DEFAULT_TIMEOUTS)
         self._limits = Limits.of(settings)
         self._keys = keys
         self.tls = ServerTls.of(settings)
@@ -195,7 +199,7 @@ class GatekeeperServer:
             sealer=keys.data,
             prepare=lambda: prepare(self.database.dsn),
             open_database=self._open_database,
-            timeouts=EMBEDDED_TIMEOUTS if settings.is_embedded else DEFAULT_TIMEOUTS,
+            timeouts=self._timeouts,
             expect=self.sources.refresher.expect,
         )
 

@@ -45,6 +45,8 @@ class StartupTimeouts:
 DEFAULT_TIMEOUTS = StartupTimeouts(unreachable_s=0.4, silent_s=0.8, loading_s=2.0)
 # The embedded database runs as long as the process does: it can be slow, but not away.
 EMBEDDED_TIMEOUTS = StartupTimeouts(unreachable_s=2.0, silent_s=2.0, loading_s=2.0)
+# Of a server that replaces another one, which serves until then: there is nothing to hurry for.
+REPLACEMENT_TIMEOUTS = StartupTimeouts(unreachable_s=2.0, silent_s=15.0, loading_s=15.0)
 # With a large stored snapshot: to load everything takes so long that there is nothing to wait for.
 LARGE_TIMEOUTS = StartupTimeouts(unreachable_s=0.4, silent_s=0.8, loading_s=0.8)
 
@@ -163,7 +165,8 @@ class Startup:
         if stored is None:
             self._wait_for_database()
         else:
-            timeouts = LARGE_TIMEOUTS if self._base else self._timeouts
+            is_in_a_hurry = self._base and self._timeouts is not REPLACEMENT_TIMEOUTS
+            timeouts = LARGE_TIMEOUTS if is_in_a_hurry else self._timeouts
             self._wait_until(self._is_loaded, lambda: began + self._timeout_s(timeouts))
             self._raise_if_refused()
             self._serve_last_known_good(stored)

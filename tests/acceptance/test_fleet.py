@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import LiteralString
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -261,6 +263,32 @@ def test_a_roll_replaces_every_worker_and_no_call_fails(fleet: Gatekeeper) -> No
 
     assert (retrying.failures, plain.failures) == ([], [])
     assert eventually(lambda: is_complete(fleet))
+
+
+# Longer than a start waits with a kept snapshot, if nobody else serves.
+_SLOW_LOADS: LiteralString = """
+    ALTER TABLE targeted_users RENAME TO stored_targets;
+    CREATE VIEW targeted_users AS SELECT * FROM stored_targets WHERE (SELECT pg_sleep(4)) IS NOT NULL
+"""
+_HURRIED = """
+from gatekeeper_grpc.lifecycle import process
+process.REPLACEMENT_TIMEOUTS = None
+from gatekeeper_grpc.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("program", [("gatekeeper_grpc",), ("-c", _HURRIED)], ids=["as it is", "twin: in a hurry"])
+def test_a_replacement_serves_when_it_has_read_the_database(program: tuple[str, ...], data_dir: Path) -> None:
+    """It could serve its kept snapshot sooner; but calls that need the database would fail then."""
+    with serving(data_dir, program=program, **TWO) as gatekeeper:
+        with psycopg.connect(gatekeeper.dsn) as conn:
+            conn.execute(_SLOW_LOADS)
+        gatekeeper.process.send_signal(signal.SIGHUP)
+        gatekeeper.logged("roll_finished")
+        is_hurried = "serving_last_known_good" in gatekeeper.log.text()
+
+    assert is_hurried == ("-c" in program)
 
 
 def test_workers_share_both_listeners_and_a_roll_fails_no_call_on_either(data_dir: Path) -> None:

@@ -22,9 +22,11 @@ class OneSlot:
     def __init__(self) -> None:
         self.clock = Clock()
         self.workers: list[FakeWorker] = []
+        self.are_replacements: list[bool] = []
         self.slot = Slot(1, self._start, leave_within_s=LEAVE_WITHIN_S)
 
-    def _start(self, _number: int) -> Worker:
+    def _start(self, _number: int, replaces: bool) -> Worker:
+        self.are_replacements.append(replaces)
         self.workers.append(FakeWorker(len(self.workers) + 1, self.clock))
         return cast("Worker", self.workers[-1])
 
@@ -120,6 +122,7 @@ def test_a_replacement_serves_before_the_old_worker_leaves(slot: OneSlot) -> Non
     new = slot.serving()
 
     assert (left_before, old.done, new.done) == ([], ["leave"], [])
+    assert slot.are_replacements == [False, True]
     assert slot.pids() == [new.pid, old.pid]
     assert slot.slot.is_replacing
     slot.dies(old)

@@ -29,7 +29,7 @@ class Fleet:
             settings_for_tests(workers=WORKERS), Command(arguments=(), environment={}, secrets={}), BearerToken()
         )
 
-    def _start(self, number: int, _command: Command) -> FakeWorker:
+    def _start(self, number: int, _command: Command, **_how: bool) -> FakeWorker:
         self.workers.append((number, FakeWorker(len(self.workers) + 1, self.clock)))
         return self.workers[-1][1]
 
