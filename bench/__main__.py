@@ -57,7 +57,6 @@ def main(  # noqa: D103 - the help is the docstring of the module
     if is_list:
         click.echo("\n".join(f"{name:<18}{measure.__doc__ or ''}".splitlines()[0] for name, measure in ALL.items()))
         return
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     chosen = names or (ALL if is_all else USUAL)
     if unknown := {*chosen} - {*ALL}:
         raise click.UsageError(f"no benchmark is called {', '.join(sorted(unknown))}; see --list")
@@ -72,4 +71,5 @@ def main(  # noqa: D103 - the help is the docstring of the module
 
 
 if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     main()

@@ -18,7 +18,7 @@ from gatekeeper_grpc.auth.refused_credentials import Cause, RefusedCredentials
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.api_token import LiveApiToken
 from gatekeeper_grpc.domain.caller import Caller
-from gatekeeper_grpc.domain.errors import CredentialsNotLoaded, GatekeeperError
+from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -91,13 +91,13 @@ class ApiTokenCache:
 
         Raises:
             Unauthenticated: The token is not valid; one text for every cause.
-            CredentialsNotLoaded: It may be valid.
+            Unavailable: It may be valid.
         """
         found = _FORM.fullmatch(secret)
         if found is None:
             raise self._refusals.refuse(Cause.MALFORMED)
         if self._tokens is None:
-            raise CredentialsNotLoaded
+            raise Unavailable.credentials()
         token_id = f"at_{found['unique']}"
         token = self._tokens.get(token_id)
         matches = hmac.compare_digest(_hash_of(secret), token.secret_hash if token else _NOTHING)

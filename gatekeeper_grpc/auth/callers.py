@@ -24,7 +24,7 @@ class CallerVerifier:
 
         Raises:
             Unauthenticated: The token is not valid; one text for every kind and cause.
-            CredentialsNotLoaded: It is an API token, and may be valid.
+            Unavailable: It is an API token, and may be valid.
         """
         kind = self._api_tokens if token.startswith(PREFIX) else self._access_tokens
         return kind.verify(token)

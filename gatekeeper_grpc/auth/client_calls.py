@@ -117,7 +117,7 @@ class ClientVerifier:
 
         Raises:
             Unauthenticated: The credential is invalid, or missing where one is required; one text for all.
-            CredentialsNotLoaded: It may be valid.
+            Unavailable: It may be valid.
         """
         sent = [pair for pair in call.metadata if pair[0] in _CREDENTIALS]
         # Most calls have none, and this is all that they cost.

@@ -15,7 +15,7 @@ from gatekeeper_grpc.auth.data_keys import SealError
 from gatekeeper_grpc.auth.last_uses import LastUses
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.client_key import ClientKeyType, RateTier, SealedClientKey, VerificationKey
-from gatekeeper_grpc.domain.errors import CredentialsNotLoaded, GatekeeperError
+from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
 from gatekeeper_grpc.instrumentation import KEY_FOUND, KEY_NOT_FOUND
 
 _log = structlog.get_logger(__name__)
@@ -85,10 +85,10 @@ class ClientKeyCache:
         """Return a valid key; None when there is none of that id.
 
         Raises:
-            CredentialsNotLoaded: There may be one.
+            Unavailable: There may be one.
         """
         if self._keys is None:
-            raise CredentialsNotLoaded
+            raise Unavailable.credentials()
         key = self._keys.get(key_id)
         expired = key is not None and key.expire_time is not None and key.expire_time <= self._clock()
         found = None if expired else key

@@ -231,12 +231,10 @@ class Unavailable(GatekeeperError):
 
     reason = "UNAVAILABLE"
 
-
-class CredentialsNotLoaded(Unavailable):
-    """Nobody can tell yet whether a credential is valid: the database has not answered since this instance started."""
-
-    def __init__(self) -> None:
-        super().__init__("this instance has not loaded client keys and API tokens yet", retry_after_s=1.0)
+    @classmethod
+    def credentials(cls) -> "Unavailable":
+        """Nobody can tell yet whether a credential is valid: the database has not answered since the start."""
+        return cls("this instance has not loaded client keys and API tokens yet", retry_after_s=1.0)
 
 
 class Busy(Unavailable):

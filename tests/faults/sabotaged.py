@@ -17,6 +17,7 @@ import grpc
 import psycopg
 import redis
 
+from gatekeeper_grpc import draws
 from gatekeeper_grpc.auth import certificates
 from gatekeeper_grpc.cache.refresher import Refresher
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
@@ -26,6 +27,7 @@ from gatekeeper_grpc.domain import evaluator
 from gatekeeper_grpc.domain.bucketing import BUCKETS
 from gatekeeper_grpc.domain.errors import NotFound
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.draws import python as python_draws
 from gatekeeper_grpc.embedded.disk_reserve import DiskReserve
 from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
@@ -316,7 +318,9 @@ def no_disk_reserve() -> None:
 
 def random_buckets() -> None:
     """Users are put in buckets by Python's own hash, which differs between processes."""
-    _put(evaluator, new_hash=_PythonsHash, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
+    _put(evaluator, bucket_of=lambda user, salt: hash((user, salt)) % BUCKETS)
+    _put(python_draws, new_hash=_PythonsHash)
+    _put(draws, use=lambda *, native, library=None: None)  # noqa: ARG005 - the kernel has a hash of its own
 
 
 class _PythonsHash:

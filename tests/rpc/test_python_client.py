@@ -102,13 +102,13 @@ def test_answers_are_kept_until_they_change(
     server: GatekeeperServer, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[EvaluationContext] = []
-    evaluate = Snapshot.evaluate
+    decide = Snapshot.decide
 
-    def count(snapshot: Snapshot, plans: Any, context: Any) -> Any:
+    def count(snapshot: Snapshot, selection: Any, context: Any) -> Any:
         asked.append(context)
-        return evaluate(snapshot, plans, context)
+        return decide(snapshot, selection, context)
 
-    monkeypatch.setattr(Snapshot, "evaluate", count)
+    monkeypatch.setattr(Snapshot, "decide", count)
     with admin_of(server, dsn) as admin, connect_client(f"127.0.0.1:{server.port}") as channel:
         admin.CreateFlag(pb.CreateFlagRequest(flag=Flag(key="beta", enabled=True)), timeout=TIMEOUT_S)
         with CachedFlags(channel) as flags:
