@@ -109,13 +109,12 @@ class NativeDraws:
             MemoryError: There is no memory for them.
         """
         self._kernel, self._salts, self._weights = kernel, salts, weights
-        self._row = ctypes.c_char * len(salts)
         lengths, thresholds = array("I", map(len, salts)), array("I", weights)
         size = kernel.plan_bytes(len(salts), lengths.buffer_info()[0])
         if not size:
             raise KernelRefuses
-        self._memory = (ctypes.c_char * (size + _ALIGNMENT))()
-        self._plan = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
+        self._memory = bytearray(size + _ALIGNMENT)
+        self._plan = -(-_address_of(self._memory) // _ALIGNMENT) * _ALIGNMENT
         text = b"".join(salts)
         addresses = lengths.buffer_info()[0], thresholds.buffer_info()[0]
         if not kernel.make_plan(self._plan, size, len(salts), text, len(text), *addresses):
@@ -126,9 +125,9 @@ class NativeDraws:
 
         It keeps the interpreter: the call is over long before another thread would give it back.
         """
-        row = self._row()
-        if self._kernel.of_one(self._plan, unit, len(unit), row, len(row)):
-            return row.raw
+        row = bytearray(len(self._salts))
+        if self._kernel.of_one(self._plan, unit, len(unit), _address_of(row), len(row)):
+            return bytes(row)
         return PythonDraws(self._salts, self._weights).of_one(unit)
 
     def of_many(self, units: Sequence[bytes]) -> bytes:
@@ -137,9 +136,8 @@ class NativeDraws:
             return b""
         text, lengths = b"".join(units), array("I", map(len, units))
         rows = bytearray(len(units) * len(self._salts))
-        address = ctypes.addressof(ctypes.c_char.from_buffer(rows))
         left = self._kernel.of_many(
-            *(self._plan, len(units), text, len(text), lengths.buffer_info()[0]), *(address, len(rows))
+            *(self._plan, len(units), text, len(text), lengths.buffer_info()[0]), *(_address_of(rows), len(rows))
         )
         if left:
             self._draw_long_units(units, rows)
@@ -151,3 +149,8 @@ class NativeDraws:
         for number, unit in enumerate(units):
             if len(unit) > MAX_UNIT_BYTES:
                 rows[number * flags : (number + 1) * flags] = reference.of_one(unit)
+
+
+def _address_of(memory: bytearray) -> int:
+    """Return where memory is. An array of ctypes would need a class for each size, which is in a cycle."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -1,5 +1,6 @@
 """The library: what is no kernel is not used, the interpreter is kept or released, and plans are small."""
 
+import gc
 import sys
 import threading
 import time
@@ -124,3 +125,19 @@ def test_the_draw_of_one_keeps_the_interpreter(kernel: Kernel) -> None:
         for _ in range(1_000):
             draws.of_one(b"unit")
         assert turns[0] == before
+
+
+def test_compiled_draws_leave_nothing_for_the_garbage_collector(kernel: Kernel) -> None:
+    """Each change of a flag makes new ones."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for count in range(1, 51):
+            NativeDraws(kernel, SALTS[:1] * count, [50_500] * count).of_many([b"anna"])
+            NativeDraws(kernel, SALTS[:1] * count, [50_500] * count).of_one(b"anna")
+        after = len(gc.get_objects())
+    finally:
+        gc.enable()
+
+    assert after - before < 50, "less than one object for each"
