@@ -10,11 +10,11 @@ import structlog
 
 from gatekeeper_grpc.config.settings import Settings
 from gatekeeper_grpc.interceptors.policy import POLICIES
-from gatekeeper_grpc.operations.health_server import MAX_HEALTH_CONNECTIONS
+from gatekeeper_grpc.operations import health_server
 from gatekeeper_grpc.operations.http_server import MAX_CONNECTIONS
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionLimits
-from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES, MAX_BACKLOG, MAX_WAITING_CALLS
+from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES, NEW_CALLS
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
 
@@ -39,9 +39,9 @@ _RETURNED_BYTES = 1 << 20
 _CONNECTION_BYTES = 20 << 10
 _TLS_CONNECTION_BYTES = 50 << 10
 # Measured: an open WatchFlags with all its keys, and what its client may send unasked.
-_WATCHER_BYTES = (22 + 16) << 10
-# Measured: a call that waits for its turn, and what its client may send of its message unasked.
-_WAITING_CALL_BYTES = (15 << 10) + LOOKAHEAD_BYTES
+_WATCHER_BYTES = (22 << 10) + LOOKAHEAD_BYTES
+# Measured: a call that waits for its turn, without its message.
+_WAITING_CALL_BYTES = 15 << 10
 # A worker has a message, the objects that it is parsed to, and, of a stream, the next message.
 _MESSAGES_OF_A_WORKER = 3
 
@@ -60,10 +60,12 @@ class Limits:
     watchers_bytes: int
     admitted_bytes: int
     """Messages that workers have."""
-    pending_bytes: int
-    """Messages that are not admitted yet, of strangers; those with credentials may hold as much again."""
+    strangers_bytes: int
+    """Messages that are not admitted yet, of strangers: on all listeners, health included."""
+    known_bytes: int
+    """The same of those with credentials."""
     waiting_bytes: int
-    """Calls that wait for their turn, and those that the core keeps while the serving thread is behind."""
+    """Calls that grpcio has not dealt with, without their messages."""
 
     @classmethod
     def of(cls, settings: Settings, *, open_files: int | None = None) -> "Limits":
@@ -74,7 +76,8 @@ class Limits:
             open_files: What the process may have open; None: what the system says now.
         """
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if open_files is None else open_files
-        reserved = settings.db_pool_size + _OTHER_DATABASE_CONNECTIONS + MAX_HEALTH_CONNECTIONS + MAX_CONNECTIONS
+        databases, health = settings.db_pool_size + _OTHER_DATABASE_CONNECTIONS, health_server.MAX_HEALTH_CONNECTIONS
+        reserved = databases + health + MAX_CONNECTIONS
         rest = max(_LEAST_CONNECTIONS, open_files - reserved - _OTHER_FILES)
         most = min(settings.max_connections, rest)
         of_admin = 0 if settings.admin_listen is None else max(_LEAST_ADMIN_CONNECTIONS, most // _ADMIN_PART)
@@ -86,8 +89,9 @@ class Limits:
             watchers_bytes=settings.max_watchers * _WATCHER_BYTES,
             admitted_bytes=sum(size.workers * _largest_message(pool) for pool, size in pool_sizes(settings).items())
             * _MESSAGES_OF_A_WORKER,
-            pending_bytes=PendingLimits().max_bytes,
-            waiting_bytes=len(settings.client_addresses) * (MAX_WAITING_CALLS + MAX_BACKLOG) * _WAITING_CALL_BYTES,
+            strangers_bytes=PendingLimits().max_bytes + NEW_CALLS.max_bytes + health_server.STRANGERS_BYTES,
+            known_bytes=PendingLimits().max_bytes,
+            waiting_bytes=(NEW_CALLS.waiting + NEW_CALLS.backlog) * _WAITING_CALL_BYTES,
         )
 
     @property
@@ -98,7 +102,7 @@ class Limits:
     @property
     def clients_mib(self) -> int:
         """What clients can make the process hold at most, in addition to the snapshot."""
-        messages = self.admitted_bytes + 2 * self.pending_bytes
+        messages = self.admitted_bytes + self.strangers_bytes + self.known_bytes
         return _mib(self.connections_bytes + self.watchers_bytes + messages + self.waiting_bytes)
 
 
@@ -160,8 +164,8 @@ def log_limits(limits: Limits) -> None:
         connections_mib=_mib(limits.connections_bytes),
         watchers_mib=_mib(limits.watchers_bytes),
         admitted_mib=_mib(limits.admitted_bytes),
-        pending_of_strangers_mib=_mib(limits.pending_bytes),
-        pending_of_others_mib=_mib(limits.pending_bytes),
+        pending_of_strangers_mib=_mib(limits.strangers_bytes),
+        pending_of_others_mib=_mib(limits.known_bytes),
         waiting_mib=_mib(limits.waiting_bytes),
         clients_mib=limits.clients_mib,
     )

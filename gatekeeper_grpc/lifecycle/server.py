@@ -75,7 +75,7 @@ from gatekeeper_grpc.transport.admission import CallPools, PoolName
 from gatekeeper_grpc.transport.connections import CHECK_CONNECTIONS_EVERY_S
 from gatekeeper_grpc.transport.core import CORE_LOG
 from gatekeeper_grpc.transport.drain import Drain, GoawayDrain, QuietDrain, Servers
-from gatekeeper_grpc.transport.listener import new_server, queued_by_method
+from gatekeeper_grpc.transport.listener import NEW_CALLS, new_server, queued_by_method
 from gatekeeper_grpc.transport.tls import CHECK_CERTIFICATE_EVERY_S, ServerTls
 from gatekeeper_grpc.wire.paging import PageTokens
 from gatekeeper_grpc.wire.watch import watch_message
@@ -509,7 +509,10 @@ class GatekeeperServer:
         pool, most = self.pools[PoolName.OPERATIONS], plan.connections.most
         evaluation, proxies = self._evaluation_servicer(), self._settings.trusted_cidrs or None
         stages = self._stages(elsewhere, evaluation)
-        server = new_server(pool, stages, max_connections=most, shares_port=shares_port, proxies=proxies)
+        new_calls = NEW_CALLS.of_each(len(self._settings.client_addresses))
+        server = new_server(
+            pool, stages, max_connections=most, shares_port=shares_port, new_calls=new_calls, proxies=proxies
+        )
         if EVALUATION in plan.services:
             # Not registered by name: grpcio would not tell the authority, which signatures cover.
             add_EvaluationServiceServicer_to_server(evaluation, server)

@@ -12,7 +12,7 @@ from gatekeeper_grpc.operations.health import HEALTH, HealthReporter
 from gatekeeper_grpc.operations.reflection import ReflectionServicer
 from gatekeeper_grpc.transport.admission import DEFAULT_SIZES, CallPools, PoolName
 from gatekeeper_grpc.transport.connections import ConnectionLimits, ConnectionSweeper
-from gatekeeper_grpc.transport.listener import bind, new_server
+from gatekeeper_grpc.transport.listener import NewCallLimits, bind, new_server
 from gatekeeper_grpc.transport.pending_calls import PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
 from gatekeeper_grpc.transport.tls import ServerTls
@@ -25,7 +25,10 @@ _SIZES = {
 }
 # A check has the name of a service in it.
 _MAX_MESSAGE_BYTES = 4 << 10
-_PENDING = PendingLimits(calls=256, receiving=32, queued_bytes=64 << 10, max_message_bytes=_MAX_MESSAGE_BYTES)
+_PENDING = PendingLimits(calls=128, receiving=32, queued_bytes=64 << 10, max_message_bytes=_MAX_MESSAGE_BYTES)
+_NEW_CALLS = NewCallLimits(waiting=64, backlog=192)
+STRANGERS_BYTES = _PENDING.max_bytes + _NEW_CALLS.max_bytes
+"""What the messages of strangers may hold that no worker has."""
 
 
 class HealthServer:
@@ -41,7 +44,11 @@ class HealthServer:
         stages = Stages(verify_token=refuse_token, pools=self._pools)
         pool = self._pools[PoolName.OPERATIONS]
         self._server = new_server(
-            pool, stages, max_connections=MAX_HEALTH_CONNECTIONS, max_message_bytes=_MAX_MESSAGE_BYTES
+            pool,
+            stages,
+            max_connections=MAX_HEALTH_CONNECTIONS,
+            max_message_bytes=_MAX_MESSAGE_BYTES,
+            new_calls=_NEW_CALLS,
         )
         self.sweeper = ConnectionSweeper(self._server, ConnectionLimits(most=MAX_HEALTH_CONNECTIONS))
         health_pb2_grpc.add_HealthServicer_to_server(reporter.servicer, self._server)

@@ -8,6 +8,7 @@ import stat
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +22,8 @@ from gatekeeper_grpc.transport.grpcio_internals import CallsInTurn, Metadata, Su
 
 # A little more than any method accepts: within it our own refusal names the limit, beyond it grpcio refuses the header.
 MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)
-LOOKAHEAD_BYTES = 16 << 10
+LOOKAHEAD_BYTES = 8 << 10
 """What a client can send of a message that the server has not asked for yet."""
-MAX_WAITING_CALLS = 2_000
-"""How many new calls of a server wait for their turn; one more has one of them refused."""
-MAX_BACKLOG = 10_000
-"""How many wait in grpcio, while the serving thread does not take them and let them wait for their turn."""
 _HOSTS = "127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
 _REASONS = {
     errno.EADDRINUSE: "another process listens there{how_to_find}; stop it, or set another address",
@@ -37,6 +34,30 @@ _REASONS = {
 }
 SHARED_PORT = ("grpc.so_reuseport", 1)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewCallLimits:
+    """How many new calls a server keeps that grpcio has not dealt with."""
+
+    waiting: int = 1_000
+    """Those that wait for their turn; one more has one of them refused."""
+    backlog: int = 3_100
+    """Those that wait in grpcio, while the serving thread does not take them and let them wait for their turn."""
+
+    @property
+    def max_bytes(self) -> int:
+        """What all of them may hold of messages together."""
+        return (self.waiting + self.backlog) * LOOKAHEAD_BYTES
+
+    def of_each(self, listeners: int) -> "NewCallLimits":
+        """Divide them among the listeners of a process."""
+        return NewCallLimits(waiting=self.waiting // listeners, backlog=self.backlog // listeners)
+
+
+NEW_CALLS = NewCallLimits()
+"""Those of a process."""
+
+_BACKLOG_OPTIONS = ("grpc.server.max_pending_requests", "grpc.server.max_pending_requests_hard_limit")
 # tests/rpc/transport/test_listener.py proves the effect of each option: grpcio ignores names that it does not know.
 OPTIONS: tuple[tuple[str, Any], ...] = (
     # By default, two servers can share a port unnoticed.
@@ -48,8 +69,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_concurrent_streams", 100),
     # Calls that the serving thread has not taken yet. By default grpcio drops them at random above 1,000, and clients
     # receive CANCELLED, which they may not retry.
-    ("grpc.server.max_pending_requests", MAX_BACKLOG),
-    ("grpc.server.max_pending_requests_hard_limit", MAX_BACKLOG),
+    *((name, NEW_CALLS.backlog) for name in _BACKLOG_OPTIONS),
     ("grpc.server_handshake_timeout_ms", 5_000),
     # Clients may send a ping every few seconds; the default policy disconnects them.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -98,6 +118,7 @@ def new_server(
     max_connections: int | None = None,
     shares_port: bool = False,
     max_message_bytes: int | None = None,
+    new_calls: NewCallLimits | None = None,
     proxies: Proxies | None = None,
 ) -> grpc.Server:
     """Make a server, which takes new calls in turn of the addresses that they come from.
@@ -108,6 +129,7 @@ def new_server(
         max_connections: How many it accepts on one address; it closes any further one at once. None: any number.
         shares_port: Whether other processes may listen on its port, too.
         max_message_bytes: The largest message that it receives, if that is not `MAX_RECEIVED_BYTES`.
+        new_calls: How many new calls it keeps, if those are not `NEW_CALLS`.
         proxies: Who may name the address of a call; None: nobody.
     """
     options = dict(OPTIONS) | dict([SHARED_PORT] if shares_port else [])
@@ -115,8 +137,11 @@ def new_server(
         options["grpc.max_allowed_incoming_connections"] = max_connections
     if max_message_bytes is not None:
         options["grpc.max_receive_message_length"] = max_message_bytes
+    if new_calls is not None:
+        options |= dict.fromkeys(_BACKLOG_OPTIONS, new_calls.backlog)
     server = grpc.server(pool, options=tuple(options.items()), interceptors=[interceptor])
-    take_in_turn(server, partial(client_named, proxies=proxies), interceptor.refuse_surplus)
+    waiting = (new_calls or NEW_CALLS).waiting
+    take_in_turn(server, partial(client_named, proxies=proxies), interceptor.refuse_surplus, waiting)
     return server
 
 
@@ -124,9 +149,10 @@ def take_in_turn(
     server: grpc.Server,
     client_of: Callable[[str, Metadata], str],
     refuse: Callable[[SurplusCall], tuple[grpc.Status, Metadata]],
+    max_waiting: int,
 ) -> None:
     """Have a server, before it is started, take new calls as `CallsInTurn` says."""
-    CallsInTurn(server, client_of, refuse, max_waiting=MAX_WAITING_CALLS)
+    CallsInTurn(server, client_of, refuse, max_waiting=max_waiting)
 
 
 def client_named(peer: str, metadata: Metadata, *, proxies: Proxies | None) -> str:

@@ -32,11 +32,11 @@ _COUNTED_BYTES = 1 << 10
 class PendingLimits:
     """How much the calls of a server may hold that have no worker yet."""
 
-    calls: int = 1_000
+    calls: int = 500
     """Calls whose message is not received yet. One owner has half of them at most; one more ends the oldest."""
-    receiving: int = 8
+    receiving: int = 4
     """Messages that are received at once."""
-    queued_bytes: int = 15 << 20
+    queued_bytes: int = 8 << 20
     """Messages that are here and wait for a worker. Beyond it, they keep their place among those being received."""
     max_message_bytes: int = MAX_RECEIVED_BYTES
     """The largest message that the server receives."""

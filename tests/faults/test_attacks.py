@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES, MAX_WAITING_CALLS
+from gatekeeper_grpc.transport.listener import LOOKAHEAD_BYTES, NEW_CALLS
 from tests.faults.attacks import BULK, REFLECT
 from tests.faults.report import Report
 from tests.faults.siege import EDITORS, Siege, Suite, siege
@@ -26,8 +26,8 @@ _CALL_BYTES = 15 << 10
 """What a call takes that waits, without its message."""
 _UNADMITTED_BYTES = 64 << 20
 """For messages that are not admitted yet."""
-_WAITING_BYTES = MAX_WAITING_CALLS * (LOOKAHEAD_BYTES + _CALL_BYTES)
-"""For calls that wait for their turn."""
+_MOST_CALLS = NEW_CALLS.waiting + NEW_CALLS.backlog
+"""How many wait for their turn; their messages are among those that are not admitted."""
 _OTHER_STREAMS = frozenset({"bulk", "import", "verification"})
 _LOCKED = "another session of the database holds a lock"
 _EDITORS = {"key": FLAG, "tokens": Siege.editor_tokens}
@@ -81,7 +81,7 @@ def in_flight(calls: int) -> Suite:
         promise="C1 F2",
         attack="in_flight",
         options={"calls": calls, "addresses": 1},
-        bytes=calls * LOOKAHEAD_BYTES,
+        bytes=min(calls, _MOST_CALLS) * (LOOKAHEAD_BYTES + _CALL_BYTES),
         sabotage="short_backlog",
         twin="the backlog of calls",
         violated=frozenset({"words"}),
@@ -111,7 +111,7 @@ SUITES = {
     "unfinished-4-mib": unfinished(4),
     "unfinished-8-mib": unfinished(8),
     # Far more calls than may be pending: some wait for their turn, and are stated apart.
-    "unfinished-12000": replace(unfinished(4, calls=12_000), bytes=_UNADMITTED_BYTES + _WAITING_BYTES),
+    "unfinished-12000": replace(unfinished(4, calls=12_000), bytes=_UNADMITTED_BYTES + _MOST_CALLS * _CALL_BYTES),
     "body-less": Suite(
         what="100 admin calls a second without a message, of a viewer",
         attack="body_less",
@@ -136,7 +136,7 @@ SUITES = {
         promise="C1 F2",
         attack="in_flight",
         options={"calls": 600, "addresses": 6, "token": Siege.viewer_token},
-        bytes=600 * LOOKAHEAD_BYTES,
+        bytes=600 * (LOOKAHEAD_BYTES + _CALL_BYTES),
         # No twin: six addresses are not enough to delay others on a fast machine, whatever the order is.
     ),
     "in-flight-mixed-2000": Suite(
@@ -144,7 +144,7 @@ SUITES = {
         promise="C1 F2",
         attack="in_flight",
         options={"calls": 2_000, "addresses": 20, "token": Siege.viewer_token},
-        bytes=_WAITING_BYTES,
+        bytes=2_000 * (LOOKAHEAD_BYTES + _CALL_BYTES),
         sabotage="first_come_calls",
         twin="turns of new calls",
         violated=frozenset({"evaluation"}),

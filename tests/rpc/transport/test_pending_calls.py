@@ -86,7 +86,7 @@ def test_the_messages_of_strangers_hold_at_most_64_mib() -> None:
             held, most = pending.held_bytes, pending.limits.max_bytes
         assert eventually(lambda: pending.held_bytes == 0)
 
-    assert 20 << 20 < held <= most <= 64 << 20
+    assert 16 << 20 < held <= most <= 64 << 20
 
 
 def silent_call(silent: HalfOpen, server: Server) -> Any:

@@ -21,6 +21,7 @@ from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY
 from gatekeeper_grpc.transport import admission, listener
 from gatekeeper_grpc.transport.admission import Refusal
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
+from gatekeeper_grpc.transport.listener import NewCallLimits
 from gatekeeper_grpc.transport.turns import Turns
 from tests.support.floods import retry_after_s
 from tests.support.http2 import PING, Http2
@@ -102,7 +103,7 @@ def test_twin_without_turns_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
 def surplus() -> Iterator[Stuck]:
     """As `flooded`, where twenty calls wait at most."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listener, "MAX_WAITING_CALLS", 20)
+        patch.setattr(listener, "NEW_CALLS", NewCallLimits(waiting=20))
         with flooded() as stuck:
             yield stuck
 
@@ -142,7 +143,7 @@ def test_no_more_calls_wait_than_stated(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_surplus_call_is_told_so_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    monkeypatch.setattr(listener, "NEW_CALLS", NewCallLimits(waiting=0))
     with serve({"Echo": (unary(echo), OPEN)}) as server:
         error = fails(server.unary("Echo"), text())
 
@@ -152,7 +153,7 @@ def test_a_surplus_call_is_told_so_in_words(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_surplus_call_is_timed_logged_and_told_its_request_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    monkeypatch.setattr(listener, "NEW_CALLS", NewCallLimits(waiting=0))
     with serve({"Surplus": (unary(echo), OPEN)}) as server, capture_logs() as logs:
         error = fails(server.unary("Surplus"), text(), metadata=((REQUEST_ID_KEY, "order-7"),))
 
@@ -165,7 +166,7 @@ def test_a_surplus_call_is_timed_logged_and_told_its_request_id(monkeypatch: pyt
 
 
 def test_a_surplus_call_of_a_method_with_a_queue_of_its_own_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    monkeypatch.setattr(listener, "NEW_CALLS", NewCallLimits(waiting=0))
     before = durations_counted(EVALUATE)
     with testing.serve([]) as server, grpc.insecure_channel(server.address) as channel:
         error = fails(EvaluationServiceStub(channel).EvaluateFlags, EvaluateFlagsRequest())
@@ -186,7 +187,7 @@ def test_of_a_flood_of_surplus_calls_some_are_logged_and_all_are_timed() -> None
 
 
 def test_of_a_surplus_call_of_no_method_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    monkeypatch.setattr(listener, "NEW_CALLS", NewCallLimits(waiting=0))
     with serve({"Echo": (unary(echo), OPEN)}) as server, capture_logs() as logs:
         error = fails(server.unary("Nowhere"), text())
 
@@ -197,7 +198,7 @@ def test_of_a_surplus_call_of_no_method_nothing_is_kept(monkeypatch: pytest.Monk
 
 def test_a_surplus_call_of_an_odd_method_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name is no UTF-8, and the serving thread must not end for that."""
-    monkeypatch.setattr(listener, "MAX_WAITING_CALLS", 0)
+    monkeypatch.setattr(listener, "NEW_CALLS", NewCallLimits(waiting=0))
     before = refused_calls()
     with serve({"Echo": (unary(echo), OPEN)}) as server:
         with Http2.connected(server.port) as client:
