@@ -1,16 +1,26 @@
 """Draws: whether a unit, such as a user, is within the rollouts of flags. In C if the kernel can be used, or in Python.
 
-Which flags of a snapshot need a draw, and of what, is for `domain/` to decide.
+Which flags of a snapshot need a draw, and of what, is for `domain/` to decide. What was drawn is also put into answers
+here, many bytes at a time; what the other bytes of an answer are is for `wire/` to say.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from gatekeeper_grpc.draws.native import LIBRARY, Kernel, KernelRefuses, KernelUnusable, NativeDraws, load_kernel
-from gatekeeper_grpc.draws.python import PythonDraws
+from gatekeeper_grpc.draws.native import (
+    LIBRARY,
+    Kernel,
+    KernelRefuses,
+    KernelUnusable,
+    NativeDraws,
+    NativeRecords,
+    NativeTemplate,
+    load_kernel,
+)
+from gatekeeper_grpc.draws.python import PythonDraws, PythonRecords, PythonTemplate
 
-__all__ = ["ALL", "Draws", "compile_draws", "implementation", "use"]
+__all__ = ["ALL", "Draws", "Records", "Template", "compile_draws", "implementation", "records", "template", "use"]
 
 # The weight that draws every unit: thousandths of a per cent.
 ALL = 100_000
@@ -54,6 +64,30 @@ def compile_draws(salts: Sequence[bytes], weights: Sequence[int]) -> Draws:
         except (KernelRefuses, MemoryError):
             pass
     return PythonDraws(salts, weights)
+
+
+Template = PythonTemplate
+Records = PythonRecords
+
+
+def template(text: bytes, places: Sequence[int]) -> Template:
+    """Return a text to fill values in, of which each has a place; at all of them the text has 0."""
+    return NativeTemplate(_kernel, text, places) if _kernel else PythonTemplate(text, places)
+
+
+def records(heads: Sequence[bytes], between: bytes) -> Records:
+    """Return what joins records of units and their rows.
+
+    Args:
+        heads: What a record begins with, for each length that a unit may have, from 0 on.
+        between: What follows the unit.
+    """
+    if _kernel:
+        try:
+            return NativeRecords(_kernel, heads, between)
+        except KernelRefuses:
+            pass
+    return PythonRecords(heads, between)
 
 
 def use(*, native: bool, library: Path | None = None) -> str | None:

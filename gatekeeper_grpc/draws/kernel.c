@@ -2,7 +2,8 @@
  * Draws in C: whether a unit, such as a user, is within the rollouts of many flags. `python.py` is the reference.
  *
  * It knows nothing of Python, allocates nothing, keeps nothing, and parses nothing: units and salts are opaque bytes
- * whose lengths come with them and are checked here. The caller owns all memory.
+ * whose lengths come with them and are checked here. The caller owns all memory. At the end, what was drawn is put
+ * where the caller's answers want it, which are opaque as well.
  *
  * What is hashed is a unit followed by the salt of a flag, and the salts are the same for all units. So a plan holds
  * them as MD5 will read them: sixteen flags form a group, and the words with the same number of their salts are the
@@ -17,13 +18,15 @@
 #endif
 
 /* What native.py expects; another number for another layout of the functions below. */
-#define VERSION 1
+#define VERSION 2
 #define LANES 16
 #define ALIGNMENT 64
 #define MAX_FLAGS 1000000
 #define MAX_SALT_BYTES 512
 #define MAX_UNIT_BYTES 256
 #define MAX_UNIT_WORDS (MAX_UNIT_BYTES / 4 + 1)
+/* For the head of a record, of which the first says how many follow. */
+#define HEAD_BYTES 16
 #define BLOCK_BYTES 64
 #define BLOCK_WORDS 16
 /* MD5 ends a message with the byte 0x80 and eight bytes of its length. */
@@ -186,4 +189,53 @@ int64_t draws_of_many(const Plan *plan, size_t units, const uint8_t *text, size_
             row(plan, text, unit_bytes[unit], drawn);
     }
     return left;
+}
+
+/* Write values to their places in a text. Returns 1, or 0 if a size or a place does not fit; then some are written. */
+int draws_put(uint8_t *text, size_t text_bytes, const uint8_t *values, size_t values_count, const uint32_t *places,
+              size_t places_count) {
+    if (values_count != places_count)
+        return 0;
+    for (size_t number = 0; number < values_count; number++) {
+        if (places[number] >= text_bytes)
+            return 0;
+        text[places[number]] = values[number];
+    }
+    return 1;
+}
+
+static uint8_t *append(uint8_t *to, const uint8_t *from, size_t bytes) {
+    if (bytes)
+        memcpy(to, from, bytes);
+    return to + bytes;
+}
+
+/*
+ * Write a record for each unit: the head for its length, the unit, what is between, its row. `heads` has HEAD_BYTES for
+ * each length up to MAX_UNIT_BYTES. Returns how many bytes are written, or -1 if a size does not fit.
+ */
+int64_t draws_join(size_t units, const uint8_t *text, size_t text_bytes, const uint32_t *unit_bytes,
+                   const uint8_t *heads, size_t heads_bytes, const uint8_t *between, size_t between_bytes,
+                   const uint8_t *rows, size_t rows_bytes, uint8_t *joined, size_t joined_bytes) {
+    const uint8_t *const end = joined + joined_bytes;
+    uint8_t *to = joined;
+    if (!units || rows_bytes % units || heads_bytes != (MAX_UNIT_BYTES + 1) * HEAD_BYTES)
+        return -1;
+    if (!is_sum(text_bytes, units, unit_bytes))
+        return -1;
+    const size_t row_bytes = rows_bytes / units;
+    for (size_t unit = 0; unit < units; unit++, rows += row_bytes) {
+        const size_t bytes = unit_bytes[unit];
+        if (bytes > MAX_UNIT_BYTES)
+            return -1;
+        const uint8_t *head = heads + bytes * HEAD_BYTES;
+        if (*head >= HEAD_BYTES || (size_t)(end - to) < *head + bytes + between_bytes + row_bytes)
+            return -1;
+        to = append(to, head + 1, *head);
+        to = append(to, text, bytes);
+        to = append(to, between, between_bytes);
+        to = append(to, rows, row_bytes);
+        text += bytes;
+    }
+    return to - joined;
 }

@@ -1,4 +1,4 @@
-"""Draws in C: finds the library of kernel.c, checks it, and calls it."""
+"""Draws in C, and answers of them: finds the library of kernel.c, checks it, and calls it."""
 
 import ctypes
 import sys
@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gatekeeper_grpc.draws.python import PythonDraws
+from gatekeeper_grpc.draws.python import PythonDraws, PythonRecords, PythonTemplate
 
 # Where hatch_build.py puts it. The name lets checkouts and volumes be shared by different machines.
 LIBRARY = Path(__file__).with_name(f"_kernel.{sysconfig.get_platform()}.so")
-VERSION = 1
+VERSION = 2
 MAX_UNIT_BYTES = 256
+# What the kernel keeps for the head of a record, of which the first byte is its length.
+_HEAD_BYTES = 16
+# To call the kernel takes longer than to fill in so many.
+_FEW_VALUES = 32
 # Of a cache line. The kernel reads vectors of this size.
 _ALIGNMENT = 64
 # Units and salts that end at, before and after the ends of words and blocks of MD5.
@@ -39,6 +43,8 @@ class Kernel:
     make_plan: Callable[..., int]
     of_one: Callable[..., int]
     of_many: Callable[..., int]
+    put: Callable[..., int]
+    join: Callable[..., int]
 
 
 def load_kernel(path: Path = LIBRARY) -> Kernel:
@@ -75,6 +81,14 @@ def _functions_of(path: Path) -> Kernel:
         of_many=_typed(
             releasing.draws_of_many, ctypes.c_int64, _ADDRESS, *(_SIZE, _BYTES, _SIZE, _ADDRESS), *(_ADDRESS, _SIZE)
         ),
+        put=_typed(keeping.draws_put, ctypes.c_int, *(_ADDRESS, _SIZE), *(_BYTES, _SIZE), *(_ADDRESS, _SIZE)),
+        join=_typed(
+            releasing.draws_join,
+            ctypes.c_int64,
+            *(_SIZE, _BYTES, _SIZE, _ADDRESS),
+            *[_BYTES, _SIZE] * 3,
+            *(_ADDRESS, _SIZE),
+        ),
     )
 
 
@@ -90,6 +104,16 @@ def _compare_with_reference(kernel: Kernel) -> None:
     draws = NativeDraws(kernel, *flags)
     if draws.of_many(texts) != expected or b"".join(map(draws.of_one, texts)) != expected:
         raise KernelUnusable("the library makes other draws than the reference")
+    _compare_answers(kernel, texts, expected)
+
+
+def _compare_answers(kernel: Kernel, units: Sequence[bytes], rows: bytes) -> None:
+    heads = [bytes(length % _HEAD_BYTES) for length in range(MAX_UNIT_BYTES + 1)]
+    if NativeRecords(kernel, heads, b"~").joined(units, rows) != PythonRecords(heads, b"~").joined(units, rows):
+        raise KernelUnusable("the library joins other records than the reference")
+    template = bytes(2 * len(rows)), range(0, 2 * len(rows), 2)
+    if NativeTemplate(kernel, *template).filled(rows) != PythonTemplate(*template).filled(rows):
+        raise KernelUnusable("the library puts values elsewhere than the reference")
 
 
 class NativeDraws:
@@ -149,6 +173,56 @@ class NativeDraws:
         for number, unit in enumerate(units):
             if len(unit) > MAX_UNIT_BYTES:
                 rows[number * flags : (number + 1) * flags] = reference.of_one(unit)
+
+
+class NativeTemplate(PythonTemplate):
+    """A text with a place for each value, filled by the kernel. It keeps the interpreter."""
+
+    def __init__(self, kernel: Kernel, text: bytes, places: Sequence[int]) -> None:
+        super().__init__(text, array("I", places))
+        self._kernel = kernel
+
+    def filled(self, values: bytes) -> bytes:
+        """Return the text with these values, 0 or 1, at their places."""
+        if len(values) < _FEW_VALUES:
+            return super().filled(values)
+        text = bytearray(self._text)
+        address, places = _address_of(text), self._places.buffer_info()
+        if not self._kernel.put(address, len(text), values, len(values), *places):
+            raise IndexError("a place is not in the text, or there is none for a value")
+        return bytes(text)
+
+
+class NativeRecords(PythonRecords):
+    """Records of units and their rows, joined by the kernel. It releases the interpreter."""
+
+    def __init__(self, kernel: Kernel, heads: Sequence[bytes], between: bytes) -> None:
+        """Take what is the same for all units.
+
+        Raises:
+            KernelRefuses: A head is too long.
+        """
+        super().__init__(heads, between)
+        if max(map(len, heads)) >= _HEAD_BYTES:
+            raise KernelRefuses
+        self._kernel = kernel
+        self._table = b"".join([(bytes((len(head),)) + head).ljust(_HEAD_BYTES, b"\0") for head in heads])
+
+    def joined(self, units: Sequence[bytes], rows: bytes) -> bytes:
+        """Return the records, one after the other."""
+        if not units:
+            return b""
+        text, lengths = b"".join(units), array("I", map(len, units))
+        joined = bytearray(len(text) + len(rows) + len(units) * (_HEAD_BYTES + len(self._between)))
+        written = self._kernel.join(
+            *(len(units), text, len(text), lengths.buffer_info()[0]),
+            *(self._table, len(self._table), self._between, len(self._between), rows, len(rows)),
+            *(_address_of(joined), len(joined)),
+        )
+        if written < 0:  # A unit is too long.
+            return super().joined(units, rows)
+        del joined[written:]
+        return bytes(joined)
 
 
 def _address_of(memory: bytearray) -> int:

@@ -1,6 +1,8 @@
-"""Draws in Python: the reference, and what serves without the kernel."""
+"""Draws in Python, and answers of them: the reference, and what serves without the kernel."""
 
+from array import array
 from collections.abc import Sequence
+from itertools import compress, repeat
 
 from gatekeeper_grpc.draws.hashing import first_uint32, new_hash
 
@@ -39,3 +41,31 @@ class PythonDraws:
                 for salt, per_cent, thousandths in self._flags
             ]
         )
+
+
+class PythonTemplate:
+    """A text in which each value has a place, that of 0 before it is filled."""
+
+    def __init__(self, text: bytes, places: Sequence[int]) -> None:
+        self._text, self._places = text, array("I", places)
+
+    def filled(self, values: bytes) -> bytes:
+        """Return the text with these values, 0 or 1, at their places."""
+        text = bytearray(self._text)
+        for place in compress(self._places, values):
+            text[place] = 1
+        return bytes(text)
+
+
+class PythonRecords:
+    """A record for each unit: the head for its length, the unit, what is between, and its row."""
+
+    def __init__(self, heads: Sequence[bytes], between: bytes) -> None:
+        self._heads, self._between = heads, between
+
+    def joined(self, units: Sequence[bytes], rows: bytes) -> bytes:
+        """Return the records, one after the other; there are as many rows as units, of the same length."""
+        size = len(rows) // max(1, len(units))
+        each = [rows[at : at + size] for at in range(0, len(rows), size)] if size else repeat(b"")
+        heads = [self._heads[len(unit)] for unit in units]
+        return b"".join([piece for parts in zip(heads, units, repeat(self._between), each) for piece in parts])

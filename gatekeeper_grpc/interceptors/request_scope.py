@@ -34,7 +34,7 @@ from gatekeeper_grpc.wire.status import reason_of
 _MAX_IDENTITY_LENGTH = 200
 _MAX_USER_AGENT_LENGTH = 100
 # A serving thread that is so late leaves answers to the workers, whose queue refuses what is too much. Some 60 answers
-# take that long: a client with as many in flight is no flood, and an answer at once takes less CPU than one by a worker.
+# take that long: a client with as many in flight is no flood, and an answer at once takes less CPU than a worker's.
 _LATE_S = 0.02
 CALL_ID_KEY = "x-gatekeeper-call-id"
 # What an error says about a resource, and its kind. Not the ids and names of people.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from gatekeeper_grpc import draws
 from gatekeeper_grpc.draws import ALL, Draws, compile_draws, implementation, use
-from gatekeeper_grpc.draws.native import NativeDraws
-from gatekeeper_grpc.draws.python import PythonDraws
+from gatekeeper_grpc.draws.native import MAX_UNIT_BYTES, Kernel, NativeDraws, NativeRecords, NativeTemplate
+from gatekeeper_grpc.draws.python import PythonDraws, PythonRecords, PythonTemplate
 from tests.support.kernels import ROOT, build
 
 Compile = Callable[[Sequence[bytes], Sequence[int]], Draws]
@@ -92,6 +93,48 @@ def test_twenty_thousand_flags_are_drawn_at_once(compiled: Compile) -> None:
     drawn = compiled(keys, [33_333] * len(keys)).of_one(b"anna")
 
     assert drawn == PythonDraws(keys, [33_333] * len(keys)).of_one(b"anna")
+
+
+@examples
+@given(values=st.lists(st.integers(0, 1), max_size=100).map(bytes), gap=st.integers(0, 3))
+def test_a_template_is_filled_in_only_at_the_places_of_its_values(kernel: Kernel, values: bytes, gap: int) -> None:
+    text, places = (b"\0" + b"~" * gap) * len(values) + b"rest", range(0, len(values) * (gap + 1), gap + 1)
+
+    expected = b"".join([bytes((value,)) + b"~" * gap for value in values]) + b"rest"
+
+    assert PythonTemplate(text, places).filled(values) == expected
+    assert NativeTemplate(kernel, text, places).filled(values) == expected
+
+
+@examples
+@given(units=units, flags=st.integers(0, 40), chance=st.randoms())
+def test_a_record_is_a_head_for_the_length_the_unit_and_its_row(
+    kernel: Kernel, units: list[bytes], flags: int, chance: Random
+) -> None:
+    heads = [bytes([length % 251] * (length % 16)) for length in range(301)]
+    rows = [chance.randbytes(flags) for _ in units]
+
+    expected = b"".join([heads[len(unit)] + unit + b"~" + row for unit, row in zip(units, rows, strict=True)])
+
+    assert PythonRecords(heads, b"~").joined(units, b"".join(rows)) == expected
+    assert NativeRecords(kernel, heads, b"~").joined(units, b"".join(rows)) == expected
+    assert NativeRecords(kernel, heads[: MAX_UNIT_BYTES + 1], b"~").joined(
+        [unit[:MAX_UNIT_BYTES] for unit in units], b"".join(rows)
+    ) == PythonRecords(heads, b"~").joined([unit[:MAX_UNIT_BYTES] for unit in units], b"".join(rows))
+
+
+def test_values_without_a_place_are_refused_by_the_kernel(kernel: Kernel) -> None:
+    with pytest.raises(IndexError):
+        NativeTemplate(kernel, bytes(40), range(40)).filled(bytes(41))
+    with pytest.raises(IndexError):
+        NativeTemplate(kernel, bytes(39), range(40)).filled(bytes(40))
+
+
+def test_heads_that_are_too_long_for_the_kernel_are_joined_in_python(tmp_path: Path) -> None:
+    use(native=True, library=build(tmp_path))
+
+    assert isinstance(draws.records([b"~" * 15], b""), NativeRecords)
+    assert not isinstance(draws.records([b"~" * 16], b""), NativeRecords)
 
 
 def test_without_units_or_without_flags_there_is_nothing() -> None:

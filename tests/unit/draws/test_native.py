@@ -36,7 +36,7 @@ def another_library(folder: Path) -> Path:
 
 
 def another_version(folder: Path) -> Path:
-    return build(folder, changed=("#define VERSION 1", "#define VERSION 2"))
+    return build(folder, changed=("#define VERSION 2", "#define VERSION 3"))
 
 
 def other_draws(folder: Path) -> Path:
@@ -47,14 +47,24 @@ def other_draws_of_long_texts(folder: Path) -> Path:
     return build(folder, changed=("unfinished = (lanes)(blocks > number)", "unfinished = (lanes)(blocks > 0)"))
 
 
+def other_records(folder: Path) -> Path:
+    return build(folder, changed=("to = append(to, text, bytes)", "to = append(to, text, bytes) - 1"))
+
+
+def other_places(folder: Path) -> Path:
+    return build(folder, changed=("text[places[number]]", "text[number]"))
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
         (no_library, "file too short|invalid ELF header"),
         (another_library, "undefined symbol: draws_version"),
-        (another_version, "the library has version 2, and 1 is needed"),
+        (another_version, "the library has version 3, and 2 is needed"),
         (other_draws, "the library makes other draws than the reference"),
         (other_draws_of_long_texts, "the library makes other draws than the reference"),
+        (other_records, "the library joins other records than the reference"),
+        (other_places, "the library puts values elsewhere than the reference"),
     ],
 )
 def test_a_library_that_is_no_kernel_is_refused_with_the_reason(tmp_path: Path, broken: object, reason: str) -> None:

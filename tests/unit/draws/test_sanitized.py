@@ -9,7 +9,7 @@ import pytest
 
 from gatekeeper_grpc.draws import ALL
 from gatekeeper_grpc.draws.native import MAX_UNIT_BYTES
-from gatekeeper_grpc.draws.python import PythonDraws
+from gatekeeper_grpc.draws.python import PythonDraws, PythonRecords
 from tests.support.kernels import BASELINE, compile_or_skip, copy_sources
 
 HARNESS = Path(__file__).with_name("harness.c")
@@ -42,7 +42,10 @@ def expected(case: Case) -> bytes:
     salts, weights, units = case
     reference = PythonDraws(salts, weights)
     rows = [reference.of_one(unit) if len(unit) <= MAX_UNIT_BYTES else b"\2" * len(salts) for unit in units]
-    return b"".join(rows) * 2
+    drawn = b"".join(rows)
+    joined = PythonRecords([bytes(length % 16) for length in range(MAX_UNIT_BYTES + 1)], b"~~~").joined
+    records = b"" if max(map(len, units)) > MAX_UNIT_BYTES else joined(units, drawn)
+    return drawn * 2 + b"".join([bytes((value, 0)) for value in drawn]) + records
 
 
 def run(folder: Path, *options: str, changed: tuple[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -66,8 +69,11 @@ def test_no_unit_and_no_salt_leads_the_kernel_out_of_its_memory(tmp_path: Path, 
         ("unit_bytes[unit] > MAX_UNIT_BYTES", "0"),
         ("rest < LANES ? rest : LANES", "LANES"),
         ("memory_bytes != needed || ", ""),
+        ("places[number] >= text_bytes", "0"),
+        ("(size_t)(end - to) < ", "0 > "),
+        ("*head >= HEAD_BYTES || ", ""),
     ],
-    ids=["length of a unit", "length of a row", "size of the plan"],
+    ids=["length of a unit", "length of a row", "size of the plan", "place", "size of records", "length of a head"],
 )
 def test_twin_what_a_missing_check_does_is_found(tmp_path: Path, changed: tuple[str, str]) -> None:
     done = run(tmp_path, BASELINE, changed=changed)
