@@ -28,6 +28,12 @@ _HOUR_S: Final = 3_600
 _BULK_SAMPLE: Final = 20
 # A database that is away for days costs resolution then, and no more memory.
 _MAX_WAITING_COUNTS: Final = 50_000
+# Rows of values are added up together: when so many bytes are kept of a question, or so many rows of a long one.
+_MAX_KEPT_BYTES: Final = 4_096
+_MAX_KEPT_ROWS: Final = 16
+_MAX_KEPT_QUESTIONS: Final = 100
+# Longer rows would take the interpreter for more than a millisecond when they are added up.
+_MAX_KEPT_COLUMNS: Final = 1_000
 # How many flags are added up before other threads get a turn: a tenth of a millisecond.
 _FLAGS_AT_ONCE: Final = 100
 
@@ -113,10 +119,23 @@ def _counts_by_code() -> "defaultdict[int, list[int]]":
     return defaultdict(lambda: [0] * CODES)
 
 
-class UsageMinute:
-    """What was counted in one minute: decisions by flag id and code, for all flags (0) and for named ones (1)."""
+class _Question(NamedTuple):
+    """What rows of values are about: each `step`th flag of a selection; a decision stands for `weight` of them."""
 
-    __slots__ = ("all_flags", "begins_at", "ends_at", "estimated", "exact", "named", "unknown")
+    selection: Selection
+    first: int = 0
+    step: int = 1
+    weight: int = 1
+
+
+class UsageMinute:
+    """What was counted in one minute: decisions by flag id and code, for all flags (0) and for named ones (1).
+
+    Values are kept as they come, row by row: `add_up` before `exact` and `estimated` are read. A column of many rows is
+    added up in the time that one decision takes.
+    """
+
+    __slots__ = ("_kept", "all_flags", "begins_at", "ends_at", "estimated", "exact", "named", "unknown")
 
     def __init__(self, now: float) -> None:
         self.begins_at = int(now) // _MINUTE_S * _MINUTE_S
@@ -126,6 +145,41 @@ class UsageMinute:
         self.named: set[int] = set()
         self.unknown: Counter[str] = Counter()
         self.all_flags = False
+        self._kept: dict[_Question, bytearray] = {}
+
+    def keep(self, question: _Question, values: bytes) -> None:
+        """Count values, row by row, of flags that nothing but constants and draws decided."""
+        rows = self._kept.get(question)
+        if rows is None:
+            if len(self._kept) >= _MAX_KEPT_QUESTIONS:
+                self.add_up()
+            rows = self._kept[question] = bytearray()
+        rows += values
+        if len(rows) > _MAX_KEPT_BYTES and len(rows) > _MAX_KEPT_ROWS * len(question.selection.plans):
+            self._add_up(question, self._kept.pop(question))
+
+    def count(self, question: _Question, codes: Sequence[int]) -> None:
+        """Count the variants and reasons of one row, see `code_of`."""
+        counts = self._counts(question)
+        for flag_id, code in zip(question.selection.flag_ids[question.first :: question.step], codes, strict=True):
+            counts[flag_id][code] += question.weight
+
+    def add_up(self) -> None:
+        """Add up all rows that are kept."""
+        kept, self._kept = self._kept, {}
+        for question, rows in kept.items():
+            self._add_up(question, rows)
+
+    def _add_up(self, question: _Question, rows: bytearray) -> None:
+        plans, counts = question.selection.plans[question.first :: question.step], self._counts(question)
+        number = len(rows) // len(plans)
+        for column, plan in enumerate(plans):
+            ons, (off, on), counted = rows[column :: len(plans)].count(1), plan.codes, counts[plan.flag_id]
+            counted[off] += (number - ons) * question.weight
+            counted[on] += ons * question.weight
+
+    def _counts(self, question: _Question) -> "defaultdict[int, list[int]]":
+        return (self.exact if question.weight == 1 else self.estimated)[question.selection.are_named]
 
     def has_ended(self, now: float) -> bool:
         """Return whether this is another minute, be it an earlier one because the clock was set back."""
@@ -149,21 +203,14 @@ class UsageCounter:
 
     def count(self, selection: Selection, decisions: Decisions) -> None:
         """Count the answer of a request about one user."""
-        flags, now = len(selection.plans), self._clock()
+        flags = len(selection.plans)
         if flags > EXACT_FLAGS or selection.unknown_flag_keys:
             self.note(selection)
-        if flags > EXACT_FLAGS:
-            self._count_sample(selection, decisions, every=-(-flags // EXACT_FLAGS))
-            return
-        codes = selection.codes(decisions)
-        with self._lock:
-            minute = self._minute
-            # The hot path: no call that is not needed, and nothing made for a flag.
-            if not minute.begins_at <= now < minute.ends_at:
-                minute = self._begin(now)
-            counts = minute.exact[selection.are_named]
-            for flag_id, code in zip(selection.flag_ids, codes):  # noqa: B905 - a keyword costs a tenth of the time
-                counts[flag_id][code] += 1
+        if flags <= EXACT_FLAGS:
+            self._count(_Question(selection), decisions, users=(0,))
+        else:  # One flag of so many stands for all of them. Each flag is as likely as any other.
+            every = -(-flags // EXACT_FLAGS)
+            self._count(_Question(selection, int(self._chance() * every), every, every), decisions, users=(0,))
 
     def note(self, selection: Selection) -> None:
         """Note what a request asks for, whose answers are not counted one by one."""
@@ -178,8 +225,9 @@ class UsageCounter:
 
     def count_in_bulk(self, selection: Selection, decisions: Decisions) -> None:
         """Count the answers about those of many users who are in the sample; `note` the request as well."""
-        for user in range(int(self._chance() * _BULK_SAMPLE), decisions.users, _BULK_SAMPLE):
-            self._add_estimated(selection, decisions, user=user, first=0, step=1, weight=_BULK_SAMPLE)
+        users = range(int(self._chance() * _BULK_SAMPLE), decisions.users, _BULK_SAMPLE)
+        if users:
+            self._count(_Question(selection, weight=_BULK_SAMPLE), decisions, users=users)
 
     def take(self, *, current: bool = False) -> list[UsageMinute]:
         """Take the minutes that have ended, with `current` also the one that has not."""
@@ -188,20 +236,24 @@ class UsageCounter:
             if current or self._minute.has_ended(now):
                 self._begin(now)
             ended, self._ended = self._ended, []
+        for minute in ended:
+            minute.add_up()
         return ended
 
-    def _count_sample(self, selection: Selection, decisions: Decisions, *, every: int) -> None:
-        """Count one flag of `every` so many, which stands for all of them. Each flag is as likely as any other."""
-        self._add_estimated(selection, decisions, user=0, first=int(self._chance() * every), step=every, weight=every)
-
-    def _add_estimated(
-        self, selection: Selection, decisions: Decisions, *, user: int, first: int, step: int, weight: int
-    ) -> None:
-        codes, now = selection.codes(decisions, user=user, first=first, step=step), self._clock()
-        with self._lock:
-            counts = self._minute_of(now).estimated[selection.are_named]
-            for flag_id, code in zip(selection.flag_ids[first::step], codes, strict=True):
-                counts[flag_id][code] += weight
+    def _count(self, question: _Question, decisions: Decisions, *, users: Sequence[int]) -> None:
+        selection, first, step, _ = question
+        flags, now = len(selection.plans), self._clock()
+        if decisions.exceptions or flags > _MAX_KEPT_COLUMNS * step:
+            rows = [selection.codes(decisions, user=user, first=first, step=step) for user in users]
+            with self._lock:
+                minute = self._minute_of(now)
+                for codes in rows:
+                    minute.count(question, codes)
+        elif flags:
+            values = decisions.values
+            kept = b"".join([values[user * flags + first : (user + 1) * flags : step] for user in users])
+            with self._lock:
+                self._minute_of(now).keep(question, kept)
 
     def _minute_of(self, now: float) -> UsageMinute:
         return self._begin(now) if self._minute.has_ended(now) else self._minute

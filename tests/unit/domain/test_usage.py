@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, repeat
+from random import Random
 from threading import Event, Thread
 
 import pytest
 
+from gatekeeper_grpc.domain import usage
 from gatekeeper_grpc.domain.errors import Unavailable
 from gatekeeper_grpc.domain.evaluation import CODES, EvaluationContext, Reason, code_of, decision_of
 from gatekeeper_grpc.domain.flag import OFF, ON
@@ -22,6 +24,7 @@ from gatekeeper_grpc.domain.usage import (
     UsageKey,
     UsageWriter,
 )
+from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from tests.support.flags import flag
 
 HOUR = 1_767_225_600  # A whole hour, in seconds since 1970.
@@ -116,6 +119,41 @@ def test_each_flag_of_a_large_request_is_counted_as_often_as_any_other() -> None
         shop.ask(*shop.keys)
 
     assert shop.flush().counts == {key_of(n): (every, every) for n in range(1, flags + 1)}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        pytest.param({}, id="as they are"),
+        pytest.param({"_MAX_KEPT_BYTES": 10, "_MAX_KEPT_ROWS": 2, "_MAX_KEPT_QUESTIONS": 3}, id="few rows kept"),
+        pytest.param({"_MAX_KEPT_COLUMNS": 0}, id="no rows kept"),
+    ],
+)
+def test_rows_are_added_up_to_what_was_decided_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    for name, limit in limits.items():
+        monkeypatch.setattr(usage, name, limit)
+    chance, shop = Random(7), Shop(flags=0)
+    flags = [flag(f"flag-{n}", flag_id=n, enabled=n % 7 > 0, rollout_percentage=n * 9) for n in range(1, 12)]
+    targets = UserIndex.build([UserEntry("user-3", 4, 1), UserEntry("user-5", 9, 0)])
+    snapshot = Snapshot.build(revision=1, flags=flags, targets=targets)
+    questions = [(), *(tuple(chance.sample([*snapshot.flags], size)) for size in range(1, 11))]
+    expected: Counter[tuple[int, bool, int]] = Counter()
+    for _ in range(500):
+        keys, user = chance.choice(questions), chance.choice([None, *(f"user-{n}" for n in range(9))])
+        selection, context = snapshot.select(keys), EvaluationContext(user_id=user)
+        shop.counter.count(selection, snapshot.decide(selection, context))
+        details = snapshot.evaluate(selection.plans, context)
+        expected.update(
+            (plan.flag_id, bool(keys), one.code) for plan, one in zip(selection.plans, details, strict=True)
+        )
+
+    counts = shop.flush().counts
+
+    assert {(key.flag_id, key.named, key.code): amount for key, amount in counts.items()} == {
+        key: (number, 0) for key, number in expected.items()
+    }
 
 
 def test_a_sample_counts_as_many_decisions_as_were_made_on_average() -> None:
