@@ -206,11 +206,15 @@ class UsageCounter:
         flags = len(selection.plans)
         if flags > EXACT_FLAGS or selection.unknown_flag_keys:
             self.note(selection)
-        if flags <= EXACT_FLAGS:
-            self._count(_Question(selection), decisions, users=(0,))
-        else:  # One flag of so many stands for all of them. Each flag is as likely as any other.
-            every = -(-flags // EXACT_FLAGS)
-            self._count(_Question(selection, int(self._chance() * every), every, every), decisions, users=(0,))
+        # Above, one flag of so many stands for all of them. Each flag is as likely as any other.
+        every = -(-flags // EXACT_FLAGS)
+        question = (
+            _Question(selection, int(self._chance() * every), every, every) if every > 1 else _Question(selection)
+        )
+        if decisions.exceptions or flags > _MAX_KEPT_COLUMNS * every:
+            self._count_one_by_one(question, decisions, users=(0,))
+        elif flags:
+            self._keep(question, decisions.values[question.first :: every])
 
     def note(self, selection: Selection) -> None:
         """Note what a request asks for, whose answers are not counted one by one."""
@@ -226,8 +230,12 @@ class UsageCounter:
     def count_in_bulk(self, selection: Selection, decisions: Decisions) -> None:
         """Count the answers about those of many users who are in the sample; `note` the request as well."""
         users = range(int(self._chance() * _BULK_SAMPLE), decisions.users, _BULK_SAMPLE)
-        if users:
-            self._count(_Question(selection, weight=_BULK_SAMPLE), decisions, users=users)
+        question, flags = _Question(selection, weight=_BULK_SAMPLE), len(selection.plans)
+        if decisions.exceptions or flags > _MAX_KEPT_COLUMNS:
+            self._count_one_by_one(question, decisions, users=users)
+        elif flags and users:
+            values = decisions.values
+            self._keep(question, b"".join([values[user * flags : (user + 1) * flags] for user in users]))
 
     def take(self, *, current: bool = False) -> list[UsageMinute]:
         """Take the minutes that have ended, with `current` also the one that has not."""
@@ -240,20 +248,23 @@ class UsageCounter:
             minute.add_up()
         return ended
 
-    def _count(self, question: _Question, decisions: Decisions, *, users: Sequence[int]) -> None:
+    def _keep(self, question: _Question, values: bytes) -> None:
+        now = self._clock()
+        with self._lock:
+            minute = self._minute
+            # The hot path: no call that is not needed.
+            if not minute.begins_at <= now < minute.ends_at:
+                minute = self._begin(now)
+            minute.keep(question, values)
+
+    def _count_one_by_one(self, question: _Question, decisions: Decisions, *, users: Iterable[int]) -> None:
         selection, first, step, _ = question
-        flags, now = len(selection.plans), self._clock()
-        if decisions.exceptions or flags > _MAX_KEPT_COLUMNS * step:
-            rows = [selection.codes(decisions, user=user, first=first, step=step) for user in users]
-            with self._lock:
-                minute = self._minute_of(now)
-                for codes in rows:
-                    minute.count(question, codes)
-        elif flags:
-            values = decisions.values
-            kept = b"".join([values[user * flags + first : (user + 1) * flags : step] for user in users])
-            with self._lock:
-                self._minute_of(now).keep(question, kept)
+        rows = [selection.codes(decisions, user=user, first=first, step=step) for user in users]
+        now = self._clock()
+        with self._lock:
+            minute = self._minute_of(now)
+            for codes in rows:
+                minute.count(question, codes)
 
     def _minute_of(self, now: float) -> UsageMinute:
         return self._begin(now) if self._minute.has_ended(now) else self._minute

@@ -70,9 +70,9 @@ Template = PythonTemplate
 Records = PythonRecords
 
 
-def template(text: bytes, places: Sequence[int]) -> Template:
-    """Return a text to fill values in, of which each has a place; at all of them the text has 0."""
-    return NativeTemplate(_kernel, text, places) if _kernel else PythonTemplate(text, places)
+def template(text: bytes, slots: Sequence[int]) -> Template:
+    """Return a text to fill values in, of which each has a slot; at all of them the text has 0."""
+    return NativeTemplate(_kernel, text, slots) if _kernel else PythonTemplate(text, slots)
 
 
 def records(heads: Sequence[bytes], between: bytes) -> Records:

@@ -1,6 +1,8 @@
 """The hash of all draws: MD5, of which the first four bytes count."""
 
-from collections.abc import Callable
+import sys
+from array import array
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any
 
@@ -14,9 +16,18 @@ except ImportError:  # pragma: no cover - interpreters built without it
 
     md5 = partial(openssl_md5, usedforsecurity=False)
 
+DIGEST_BYTES = 16
 # For the loops that write out `position_of`, or a part of it.
 new_hash: Callable[[bytes], Any] = md5
 first_uint32 = Struct(">I").unpack_from
+
+
+def first_uint32s(digests: Sequence[bytes]) -> "array[int]":
+    """Return `first_uint32` of many digests, in a third of the time."""
+    numbers = array("I", b"".join(digests))[:: DIGEST_BYTES // 4]
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers
 
 
 def position_of(unit: bytes, salt: bytes) -> int:

@@ -191,15 +191,15 @@ int64_t draws_of_many(const Plan *plan, size_t units, const uint8_t *text, size_
     return left;
 }
 
-/* Write values to their places in a text. Returns 1, or 0 if a size or a place does not fit; then some are written. */
-int draws_put(uint8_t *text, size_t text_bytes, const uint8_t *values, size_t values_count, const uint32_t *places,
+/* Write values to their slots in a text. Returns 1, or 0 if a size or a slot does not fit; then some are written. */
+int draws_put(uint8_t *text, size_t text_bytes, const uint8_t *values, size_t values_count, const uint32_t *slots,
               size_t places_count) {
     if (values_count != places_count)
         return 0;
     for (size_t number = 0; number < values_count; number++) {
-        if (places[number] >= text_bytes)
+        if (slots[number] >= text_bytes)
             return 0;
-        text[places[number]] = values[number];
+        text[slots[number]] = values[number];
     }
     return 1;
 }

@@ -176,20 +176,20 @@ class NativeDraws:
 
 
 class NativeTemplate(PythonTemplate):
-    """A text with a place for each value, filled by the kernel. It keeps the interpreter."""
+    """A text with a slot for each value, filled by the kernel. It keeps the interpreter."""
 
-    def __init__(self, kernel: Kernel, text: bytes, places: Sequence[int]) -> None:
-        super().__init__(text, array("I", places))
-        self._kernel = kernel
+    def __init__(self, kernel: Kernel, text: bytes, slots: Sequence[int]) -> None:
+        super().__init__(text, slots)
+        self._kernel, self._packed = kernel, array("I", slots)
 
     def filled(self, values: bytes) -> bytes:
-        """Return the text with these values, 0 or 1, at their places."""
+        """Return the text with these values, 0 or 1, at their slots."""
         if len(values) < _FEW_VALUES:
             return super().filled(values)
         text = bytearray(self._text)
-        address, places = _address_of(text), self._places.buffer_info()
-        if not self._kernel.put(address, len(text), values, len(values), *places):
-            raise IndexError("a place is not in the text, or there is none for a value")
+        slots = self._packed.buffer_info()
+        if not self._kernel.put(_address_of(text), len(text), values, len(values), *slots):
+            raise IndexError("a slot is not in the text, or there is none for a value")
         return bytes(text)
 
 

@@ -1,10 +1,9 @@
 """Draws in Python, and answers of them: the reference, and what serves without the kernel."""
 
-from array import array
 from collections.abc import Sequence
-from itertools import compress, repeat
+from itertools import chain, compress, cycle, repeat
 
-from gatekeeper_grpc.draws.hashing import first_uint32, new_hash
+from gatekeeper_grpc.draws.hashing import first_uint32s, new_hash
 
 
 class PythonDraws:
@@ -13,10 +12,11 @@ class PythonDraws:
     at_once = 1_000
 
     def __init__(self, salts: Sequence[bytes], weights: Sequence[int]) -> None:
-        self._flags = [(salt, *divmod(weight, 1_000)) for salt, weight in zip(salts, weights, strict=True)]
+        self._salts = salts
+        self._weights = [divmod(weight, 1_000) for weight in weights]
         # The shorter rule, if it suffices for all.
-        is_whole = not any(thousandths for *_, thousandths in self._flags)
-        self._per_cents = [(salt, per_cent) for salt, per_cent, _ in self._flags] if is_whole else None
+        is_whole = not any(thousandths for _, thousandths in self._weights)
+        self._per_cents = [per_cent for per_cent, _ in self._weights] if is_whole else None
 
     def of_one(self, unit: bytes) -> bytes:
         """Return a byte for each flag: 1 if the unit is drawn, else 0."""
@@ -24,36 +24,29 @@ class PythonDraws:
 
     def of_many(self, units: Sequence[bytes]) -> bytes:
         """Return the rows of `of_one`, one after the other."""
+        numbers = first_uint32s([new_hash(unit + salt).digest() for unit in units for salt in self._salts])
         if self._per_cents is not None:
-            return bytes(
-                [
-                    first_uint32(new_hash(unit + salt).digest())[0] % 100 < per_cent
-                    for unit in units
-                    for salt, per_cent in self._per_cents
-                ]
-            )
+            return bytes([number % 100 < per_cent for number, per_cent in zip(numbers, cycle(self._per_cents))])
         # `position_of(unit, salt) < weight`, in two steps: the whole per cents nearly always decide.
         return bytes(
             [
-                (slot := (number := first_uint32(new_hash(unit + salt).digest())[0]) % 100) < per_cent
-                or (slot == per_cent and number // 100 % 1_000 < thousandths)
-                for unit in units
-                for salt, per_cent, thousandths in self._flags
+                (slot := number % 100) < per_cent or (slot == per_cent and number // 100 % 1_000 < thousandths)
+                for number, (per_cent, thousandths) in zip(numbers, cycle(self._weights))
             ]
         )
 
 
 class PythonTemplate:
-    """A text in which each value has a place, that of 0 before it is filled."""
+    """A text in which each value has a slot, that of 0 before it is filled."""
 
-    def __init__(self, text: bytes, places: Sequence[int]) -> None:
-        self._text, self._places = text, array("I", places)
+    def __init__(self, text: bytes, slots: Sequence[int]) -> None:
+        self._text, self._slots = text, slots
 
     def filled(self, values: bytes) -> bytes:
-        """Return the text with these values, 0 or 1, at their places."""
+        """Return the text with these values, 0 or 1, at their slots."""
         text = bytearray(self._text)
-        for place in compress(self._places, values):
-            text[place] = 1
+        for slot in compress(self._slots, values):
+            text[slot] = 1
         return bytes(text)
 
 
@@ -68,4 +61,4 @@ class PythonRecords:
         size = len(rows) // max(1, len(units))
         each = [rows[at : at + size] for at in range(0, len(rows), size)] if size else repeat(b"")
         heads = [self._heads[len(unit)] for unit in units]
-        return b"".join([piece for parts in zip(heads, units, repeat(self._between), each) for piece in parts])
+        return b"".join(chain.from_iterable(zip(heads, units, repeat(self._between), each)))

@@ -120,7 +120,7 @@ def _serialised(selection: Selection) -> tuple[Template, Template]:
     """Serialise what answers to a selection are made of, once: those of a fresh snapshot, and of a stale one."""
     entries = [_entry_of(plan.key) for plan in selection.plans]
     # The value is the last byte of an entry.
-    places = [end - 1 for end in accumulate(map(len, entries))]
+    slots = [end - 1 for end in accumulate(map(len, entries))]
     fresh, stale = (
         service.EvaluateFlagsResponse(
             unknown_flag_keys=selection.unknown_flag_keys, revision=selection.revision, stale=stale
@@ -128,7 +128,7 @@ def _serialised(selection: Selection) -> tuple[Template, Template]:
         for stale in (False, True)
     )
     flags = b"".join(entries)
-    answer = selection.serialised = template(flags + fresh, places), template(flags + stale, places)
+    answer = selection.serialised = template(flags + fresh, slots), template(flags + stale, slots)
     return answer
 
 

@@ -328,7 +328,7 @@ class _PythonsHash:
         self._hash = hash(data) % (1 << 32)
 
     def digest(self) -> bytes:
-        return self._hash.to_bytes(4, "big")
+        return self._hash.to_bytes(4, "big").ljust(16, b"\0")
 
 
 SABOTAGES = {

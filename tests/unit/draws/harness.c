@@ -69,18 +69,18 @@ static uint8_t *draw_many(const Plan *plan, uint32_t units, const uint32_t *unit
 
 /* Put values into every second byte. */
 static void put(const uint8_t *values, uint32_t count) {
-    uint32_t *places = block(4 * count);
+    uint32_t *slots = block(4 * count);
     uint8_t *text = memset(block(2 * count), 0, 2 * count);
     for (uint32_t number = 0; number < count; number++)
-        places[number] = 2 * number;
-    refused(!draws_put(text, 2 * count, values, count, places, count - 1));
-    refused(!draws_put(text, 2 * count, values, count, places, count + 1));
-    places[0] = 2 * count;
-    refused(!draws_put(text, 2 * count, values, count, places, count));
-    places[0] = 0;
-    refused(draws_put(text, 2 * count, values, count, places, count));
+        slots[number] = 2 * number;
+    refused(!draws_put(text, 2 * count, values, count, slots, count - 1));
+    refused(!draws_put(text, 2 * count, values, count, slots, count + 1));
+    slots[0] = 2 * count;
+    refused(!draws_put(text, 2 * count, values, count, slots, count));
+    slots[0] = 0;
+    refused(draws_put(text, 2 * count, values, count, slots, count));
     fwrite(text, 1, 2 * count, stdout);
-    free(places), free(text);
+    free(slots), free(text);
 }
 
 /* Join records whose heads have as many bytes as the units, up to 15. */

@@ -97,13 +97,13 @@ def test_twenty_thousand_flags_are_drawn_at_once(compiled: Compile) -> None:
 
 @examples
 @given(values=st.lists(st.integers(0, 1), max_size=100).map(bytes), gap=st.integers(0, 3))
-def test_a_template_is_filled_in_only_at_the_places_of_its_values(kernel: Kernel, values: bytes, gap: int) -> None:
-    text, places = (b"\0" + b"~" * gap) * len(values) + b"rest", range(0, len(values) * (gap + 1), gap + 1)
+def test_a_template_is_filled_in_only_at_the_slots_of_its_values(kernel: Kernel, values: bytes, gap: int) -> None:
+    text, slots = (b"\0" + b"~" * gap) * len(values) + b"rest", range(0, len(values) * (gap + 1), gap + 1)
 
     expected = b"".join([bytes((value,)) + b"~" * gap for value in values]) + b"rest"
 
-    assert PythonTemplate(text, places).filled(values) == expected
-    assert NativeTemplate(kernel, text, places).filled(values) == expected
+    assert PythonTemplate(text, slots).filled(values) == expected
+    assert NativeTemplate(kernel, text, slots).filled(values) == expected
 
 
 @examples
@@ -123,7 +123,7 @@ def test_a_record_is_a_head_for_the_length_the_unit_and_its_row(
     ) == PythonRecords(heads, b"~").joined([unit[:MAX_UNIT_BYTES] for unit in units], b"".join(rows))
 
 
-def test_values_without_a_place_are_refused_by_the_kernel(kernel: Kernel) -> None:
+def test_values_without_a_slot_are_refused_by_the_kernel(kernel: Kernel) -> None:
     with pytest.raises(IndexError):
         NativeTemplate(kernel, bytes(40), range(40)).filled(bytes(41))
     with pytest.raises(IndexError):

@@ -51,8 +51,8 @@ def other_records(folder: Path) -> Path:
     return build(folder, changed=("to = append(to, text, bytes)", "to = append(to, text, bytes) - 1"))
 
 
-def other_places(folder: Path) -> Path:
-    return build(folder, changed=("text[places[number]]", "text[number]"))
+def other_slots(folder: Path) -> Path:
+    return build(folder, changed=("text[slots[number]]", "text[number]"))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def other_places(folder: Path) -> Path:
         (other_draws, "the library makes other draws than the reference"),
         (other_draws_of_long_texts, "the library makes other draws than the reference"),
         (other_records, "the library joins other records than the reference"),
-        (other_places, "the library puts values elsewhere than the reference"),
+        (other_slots, "the library puts values elsewhere than the reference"),
     ],
 )
 def test_a_library_that_is_no_kernel_is_refused_with_the_reason(tmp_path: Path, broken: object, reason: str) -> None:

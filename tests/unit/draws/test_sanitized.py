@@ -69,11 +69,11 @@ def test_no_unit_and_no_salt_leads_the_kernel_out_of_its_memory(tmp_path: Path, 
         ("unit_bytes[unit] > MAX_UNIT_BYTES", "0"),
         ("rest < LANES ? rest : LANES", "LANES"),
         ("memory_bytes != needed || ", ""),
-        ("places[number] >= text_bytes", "0"),
+        ("slots[number] >= text_bytes", "0"),
         ("(size_t)(end - to) < ", "0 > "),
         ("*head >= HEAD_BYTES || ", ""),
     ],
-    ids=["length of a unit", "length of a row", "size of the plan", "place", "size of records", "length of a head"],
+    ids=["length of a unit", "length of a row", "size of the plan", "slot", "size of records", "length of a head"],
 )
 def test_twin_what_a_missing_check_does_is_found(tmp_path: Path, changed: tuple[str, str]) -> None:
     done = run(tmp_path, BASELINE, changed=changed)
