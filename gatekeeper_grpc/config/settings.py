@@ -238,8 +238,8 @@ class Settings(BaseSettings):
     stream_threads: int = Field(default=16, ge=1, le=256)
     """Bulk evaluations that run at the same time."""
     bulk_cpu_budget_s: float = Field(default=20.0, gt=0, le=_YEAR_S)
-    """CPU time that one message of BulkEvaluateFlags may take, for each 1,000 flags or part of them. A full message of
-    5,000 users takes about 5 s for 1,000 flags.
+    """CPU time that one message of BulkEvaluateFlags or PreviewFlagChange may take, for each 1,000 flags or part of
+    them. A full message of 5,000 users takes about 5 s for 1,000 flags.
     """
     max_watchers: int = Field(default=10_000, ge=1, le=100_000)
     """Maximum number of open WatchFlags streams. Each takes some 22 KiB, and 0.1 KiB for each flag key it names."""
@@ -286,9 +286,11 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(default=5.0, gt=0, le=_YEAR_S)
     """How long the message of a request may take to arrive."""
     stream_idle_timeout_s: float = Field(default=15.0, gt=0, le=_YEAR_S)
-    """How long a stream may be silent: without a message, or, in bulk evaluation, without one that has contexts."""
+    """How long a stream may be silent: without a message, or, in bulk evaluation and previews, without one that has
+    contexts.
+    """
     bulk_max_age_s: float = Field(default=3_600.0, gt=0, le=_YEAR_S)
-    """How long a bulk evaluation may be open. Then it ends with UNAVAILABLE."""
+    """How long a bulk evaluation or a preview may be open. Then it ends with UNAVAILABLE."""
     watch_max_age_s: float = Field(default=43_200.0, gt=0, le=_YEAR_S)
     """How long WatchFlags may be open, give or take a fifth. Then it ends with UNAVAILABLE."""
     drain_s: float = Field(default=1.0, ge=0, le=_YEAR_S)

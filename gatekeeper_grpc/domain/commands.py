@@ -1,12 +1,13 @@
 """Commands of admin callers: `wire` makes them from requests, the store carries them out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.flag import FlagConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,16 @@ class FlagUpdate:
     key: str
     changes: Mapping[str, Any]
     etag: str = ""
+
+    def applied_to(self, before: FlagConfig) -> FlagConfig:
+        """Return what the flag is after the update.
+
+        Raises:
+            InvalidArgument: A field is invalid.
+        """
+        after = replace(before, **self.changes)
+        after.check_new_names(before=before)
+        return after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

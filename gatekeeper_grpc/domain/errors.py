@@ -210,6 +210,15 @@ class ResourceExhausted(GatekeeperError):
 
     reason = "RESOURCE_EXHAUSTED"
 
+    @classmethod
+    def segment_targets(cls, limit: int) -> "ResourceExhausted":
+        """All flags together would have too many segment targets."""
+        return cls(
+            f"all flags together may have {limit} segment targets, and would have more: take some out of other flags",
+            reason="QUOTA_EXCEEDED",
+            metadata={"quota": "segment_targets", "limit": str(limit)},
+        )
+
 
 class RateLimited(ResourceExhausted):
     """The caller has called too often."""

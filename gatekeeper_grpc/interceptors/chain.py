@@ -25,7 +25,7 @@ from gatekeeper_grpc.interceptors.body import (
 )
 from gatekeeper_grpc.interceptors.errors import end_with
 from gatekeeper_grpc.interceptors.line_samples import LineSamples
-from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, Policy, authorize, may_call
+from gatekeeper_grpc.interceptors.policy import DENIED, POLICIES, Access, CountsAs, Policy, authorize, may_call
 from gatekeeper_grpc.interceptors.rate_limits import NO_LIMITS, ContextMeter, RateLimits, budget_metadata
 from gatekeeper_grpc.interceptors.request_scope import (
     MethodDurations,
@@ -58,7 +58,7 @@ from gatekeeper_grpc.wire.status import status_from_error
 MESSAGE_TIMEOUT = MessageTimeout(limit_s=5.0, limit_when_saturated_s=1.0)
 STREAM_TIMEOUT = MessageTimeout(limit_s=15.0, limit_when_saturated_s=5.0)
 MAX_AGES_S: Mapping[PoolName, float] = MappingProxyType(
-    {PoolName.BULK: 3_600.0, PoolName.REFLECTION: 60.0, PoolName.WATCH: 43_200.0}
+    {PoolName.BULK: 3_600.0, PoolName.PREVIEW: 3_600.0, PoolName.REFLECTION: 60.0, PoolName.WATCH: 43_200.0}
 )
 # A stream's own transaction sees one state of the database, in which its caller stays what they were.
 CALLER_CHECK_INTERVAL_S = 0.5
@@ -334,7 +334,8 @@ class _Method:
             return argument
         if self._policy.progress_field is None:
             return self._noting_progress(argument, life)
-        return self._metered(argument, life, self._policy.progress_field, ContextMeter(arrival_of(requests).charges))
+        charges = arrival_of(requests).charges if self._policy.counts_as is CountsAs.EVALUATION else ()
+        return self._metered(argument, life, self._policy.progress_field, ContextMeter(charges))
 
     def _noting_progress(self, requests: Iterator[Any], life: StreamLife) -> Iterator[Any]:
         for request in requests:

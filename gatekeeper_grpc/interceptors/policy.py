@@ -29,7 +29,7 @@ class CountsAs(Enum):
     LOGIN = "login"
     """Checks a password: limited by address."""
     READ = "read"
-    """Reads for an admin user."""
+    """Reads for an admin user; a whole preview counts once."""
     MUTATION = "mutation"
     """Changes something for an admin user; a whole import counts once, and so does a dry run."""
     EVALUATION = "evaluation"
@@ -119,6 +119,7 @@ _EVALUATE_STREAM: Final = Policy(
     signable=True,
     progress_field="contexts",
 )
+_PREVIEW: Final = replace(_READ, pool=PoolName.PREVIEW, progress_field="contexts")
 # grpcio's health service holds its only lock while it sends: a watcher that does not read must be cancelled soon.
 _HEALTH: Final = Policy(
     access=Access.PUBLIC,
@@ -140,6 +141,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/GetFlagUsage": _READ,
         "/gatekeeper.v1.AdminService/ListUnknownFlagKeys": _READ,
         "/gatekeeper.v1.AdminService/UpdateFlag": _WRITE,
+        "/gatekeeper.v1.AdminService/PreviewFlagChange": _PREVIEW,
         "/gatekeeper.v1.AdminService/DeleteFlag": _WRITE,
         "/gatekeeper.v1.AdminService/AddTargets": _WRITE,
         "/gatekeeper.v1.AdminService/RemoveTargets": _WRITE,

@@ -501,6 +501,7 @@ class GatekeeperServer:
             max_ages_s={
                 **MAX_AGES_S,
                 PoolName.BULK: settings.bulk_max_age_s,
+                PoolName.PREVIEW: settings.bulk_max_age_s,
                 PoolName.WATCH: settings.watch_max_age_s,
             },
         )
@@ -525,15 +526,19 @@ class GatekeeperServer:
         return server
 
     def _evaluation_servicer(self) -> EvaluationServicer:
+        return EvaluationServicer(self.cache, self.watchers, self._pacer(), self._usage_counter)
+
+    def _pacer(self) -> Pacer:
         unary_calls = self.pools[PoolName.EVALUATION]
-        pacer = Pacer(unary_calls.idle_s, budget_s=self._settings.bulk_cpu_budget_s)
-        return EvaluationServicer(self.cache, self.watchers, pacer, self._usage_counter)
+        return Pacer(unary_calls.idle_s, budget_s=self._settings.bulk_cpu_budget_s)
 
     def _admin_servicer(self) -> AdminServicer:
         stores = self.stores
         return AdminServicer(
             stores=stores,
             refresher=self.sources.refresher,
+            cache=self.cache,
+            pacer=self._pacer(),
             passwords=self._passwords,
             own_password=OwnPassword(stores.admin_users, self._passwords, self.login_guard, stores.logins),
             client_keys=self.client_keys,

@@ -41,6 +41,8 @@ class AccessEvent(StrEnum):
     """A page of `ListSegmentMembers`."""
     AUDIT_ENTRIES_LISTED = "audit_entries_listed"
     """A page of `ListAuditEntries`; the people whom its entries name."""
+    FLAG_PREVIEWED = "flag_previewed"
+    """A message of `PreviewFlagChange`; the people who would be targeted, and are not already."""
     USER_EXPORTED = "user_exported"
     """`ExportUserData`; recorded before anything is read."""
 

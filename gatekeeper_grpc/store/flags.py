@@ -1,5 +1,6 @@
 """Flags in PostgreSQL: create, read, list, update, delete."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, LiteralString
@@ -13,6 +14,7 @@ from gatekeeper_grpc.domain.etag import check_etag
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig, SegmentTarget, flag_document
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
 from gatekeeper_grpc.domain.set_hash import EMPTY
+from gatekeeper_grpc.store.access_trace import AccessEvent, record_access
 from gatekeeper_grpc.store.hashed_sets import count_sets
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
 from gatekeeper_grpc.store.postgres.database import Connection, Database, current_revision, one
@@ -119,10 +121,9 @@ class FlagStore:
 
         def act(conn: Connection, head: Head) -> Effect[Flag]:
             before = find_flag(conn, update.key, etag=update.etag)
-            config = replace(before.config, **update.changes)
+            config = update.applied_to(before.config)
             if config == before.config:
                 return unchanged(before)
-            config.check_new_names(before=before.config)
             after = _replace(conn, head, before, config)
             return Effect(
                 result=after,
@@ -131,6 +132,19 @@ class FlagStore:
             )
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
+
+    @retry_lost_read
+    def record_preview(self, user_ids: Sequence[str]) -> None:
+        """Record that the caller is shown that these users would be targeted; of those of whom something is stored.
+
+        Raises:
+            ResourceExhausted: The caller has read too much today.
+            Unavailable: It cannot be recorded.
+        """
+        with self._database.read_and_record() as conn:
+            subjects = [subject for (subject,) in conn.execute(_FIND_SUBJECTS, {"user_ids": list(user_ids)})]
+            if subjects:
+                record_access(conn, AccessEvent.FLAG_PREVIEWED, subjects)
 
     def delete(self, key: str, etag: str, intent: Intent) -> Written[None]:
         """Delete a flag and its targets; an empty etag accepts any state.
@@ -149,6 +163,8 @@ class FlagStore:
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
+
+_FIND_SUBJECTS = "SELECT subject_id FROM subjects WHERE user_id = ANY(%(user_ids)s)"
 
 FIND_FLAG = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = %(key)s"
 

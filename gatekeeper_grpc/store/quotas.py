@@ -56,11 +56,7 @@ def check_segment_targets(conn: Connection, *, limit: int = MAX_SEGMENT_TARGETS_
         ResourceExhausted: There are more than `limit`.
     """
     if _most_rows(conn, "flag_segments") > limit and _rows(conn, "flag_segments") > limit:
-        raise ResourceExhausted(
-            f"all flags together may have {limit} segment targets, and would have more: take some out of other flags",
-            reason="QUOTA_EXCEEDED",
-            metadata={"quota": "segment_targets", "limit": str(limit)},
-        )
+        raise ResourceExhausted.segment_targets(limit)
 
 
 def _most_rows(conn: Connection, table: LiteralString) -> int:

@@ -69,6 +69,8 @@ class PoolName(StrEnum):
     """Imports, exports and verifications: each keeps a worker while it is open."""
     BULK = "bulk"
     """Bulk evaluations: each keeps a worker while it is open, and anybody may open one."""
+    PREVIEW = "preview"
+    """Previews of changes: bulk evaluations of callers with a token, which share no workers with strangers."""
     REFLECTION = "reflection"
     """Clients that read the contract: each keeps a worker while it is open, and anybody may open one."""
     WATCH = "watch"
@@ -114,6 +116,7 @@ DEFAULT_SIZES: Mapping[PoolName, PoolSize] = MappingProxyType(
         PoolName.ADMIN_WRITE: PoolSize(workers=4, queue=64, share=HALF),
         PoolName.ADMIN_STREAMS: PoolSize(workers=4, queue=16, share=HALF),
         PoolName.BULK: PoolSize(workers=16, queue=32, share=HALF, is_preemptive=True),
+        PoolName.PREVIEW: PoolSize(workers=4, queue=16, share=HALF, is_preemptive=True),
         PoolName.REFLECTION: PoolSize(workers=4, queue=16, share=HALF, is_preemptive=True),
         PoolName.WATCH: PoolSize(workers=2, queue=1_000),
         # An attacker whose logins all fit has to wait for each; one who is refused can try from the next address.

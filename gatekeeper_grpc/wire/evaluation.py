@@ -197,13 +197,13 @@ def _result_head(user_bytes: int, rest_bytes: int) -> bytes:
 
 def error_to_bytes(user_id: str, error: InvalidArgument) -> bytes:
     """Serialise why one context of a bulk message was not evaluated, as a field of a batch."""
-    result = service.BulkEvaluationResult(
-        user_id=user_id,
-        error=service.BulkEvaluationError(
-            reason=error.reason, field=error.metadata.get("field", ""), message=str(error)
-        ),
-    )
+    result = service.BulkEvaluationResult(user_id=user_id, error=error_to_proto(error))
     return _field(1, result.SerializeToString())
+
+
+def error_to_proto(error: InvalidArgument) -> service.BulkEvaluationError:
+    """Convert why one context was not evaluated."""
+    return service.BulkEvaluationError(reason=error.reason, field=error.metadata.get("field", ""), message=str(error))
 
 
 def split_results(results: Iterable[bytes]) -> Iterator[bytes]:

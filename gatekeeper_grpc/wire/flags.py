@@ -96,8 +96,8 @@ def flag_config_from_proto(request: admin.CreateFlagRequest) -> FlagConfig:
     return config
 
 
-def flag_update_from_proto(request: admin.UpdateFlagRequest) -> FlagUpdate:
-    """Convert an update.
+def flag_update_from_proto(request: admin.UpdateFlagRequest | admin.PreviewFlagChangeRequest) -> FlagUpdate:
+    """Convert an update, which may be one to preview.
 
     Raises:
         InvalidArgument: As `changes_from_mask`, or the key is invalid.

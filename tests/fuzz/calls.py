@@ -121,6 +121,6 @@ class Caller:
 
 def _leave_to_first(later: Message) -> None:
     """Clear what only the first message of a stream may say."""
-    for field in ("flag_keys", "min_revision", "etag"):
+    for field in ("flag_keys", "min_revision", "etag", "flag", "update_mask", "rows"):
         if field in later.DESCRIPTOR.fields_by_name:
             later.ClearField(field)

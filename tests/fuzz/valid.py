@@ -31,10 +31,10 @@ _OPERANDS: Mapping[tuple[str, ...], tuple[Any, ...]] = {
     ): _VERSIONS,
 }
 _MANY = frozenset({"IN", "CONTAINS", "STARTS_WITH", "ENDS_WITH"})
+_FLAG_MASK = ("description", "enabled", "default_value", "rollout_percentage", "segment_targets", "tags", "owner")
 _MASKS: Mapping[str, tuple[str, ...]] = {
-    "UpdateFlag": (
-        *("description", "enabled", "default_value", "rollout_percentage", "segment_targets", "tags", "owner"),
-    ),
+    "UpdateFlag": _FLAG_MASK,
+    "PreviewFlagChange": _FLAG_MASK,
     "UpdateSegment": ("description", "match", "conditions"),
     "UpdateUser": ("attributes", "attributes.plan", "attributes.age", "attributes./address/city"),
     "UpdateAdminUser": ("role", "enabled", "password"),

@@ -13,10 +13,10 @@ from psycopg import sql
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1 import auth_service_pb2, evaluation_service_pb2
-from gatekeeper_client.v1.audit_pb2 import AuthEvent
 from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.store import access_trace, users
+from tests.support.access_events import REFUSING, SERVING, events, subject_of
 from tests.support.clients import TIMEOUT_S, Installation, Refusal, installed, invalid, refusal_of, send
 from tests.support.mutations import MUTATIONS
 from tests.support.traces import FLAGS, SEGMENTS, live
@@ -79,6 +79,8 @@ IMPERSONAL = {
     "BulkEvaluationHeader": {"flag_keys", "unknown_flag_keys"},
     "BulkEvaluationResult": {"user_id"},
     "BulkEvaluationError": {"field", "message", "reason"},
+    # Who would be targeted has been recorded, see test_preview_flag_change.py.
+    "PreviewRow": {"user_id"},
 }
 # Mutations show what they wrote, and are in the audit log. Those that write nothing are not: see below.
 WRITTEN = {"CreateUser", "UpdateUser"}
@@ -148,16 +150,6 @@ def lived(postgres: str) -> Iterator[Installation]:
 def ask(installation: Installation, rpc: str, role: Role = Role.ADMIN, **more: Any) -> Any:
     _, fields = READS[rpc]
     return send(installation.admin_as(role), rpc, getattr(pb, f"{rpc}Request")(**{**fields, **more}))
-
-
-def events(installation: Installation, **filters: Any) -> list[AuthEvent]:
-    listed = send(installation.admin_as(Role.ADMIN), "ListAuthEvents", pb.ListAuthEventsRequest(**filters))
-    return list(listed.auth_events)
-
-
-def subject_of(installation: Installation, user_id: str) -> str:
-    ((subject,),) = installation.query("SELECT subject_id FROM subjects WHERE user_id = %s", user_id)
-    return str(subject)
 
 
 @pytest.mark.parametrize("rpc", READS)
@@ -234,9 +226,6 @@ def test_events_can_be_found_by_the_person_though_a_page_names_50(lived: Install
 
 
 # --- Nothing is shown unrecorded --------------------------------------------------------------------------------------
-
-REFUSING = "ALTER TABLE auth_events ADD CONSTRAINT full_up CHECK (subject_ids IS NULL) NOT VALID"
-SERVING = "ALTER TABLE auth_events DROP CONSTRAINT full_up"
 
 
 @pytest.mark.parametrize("rpc", READS)

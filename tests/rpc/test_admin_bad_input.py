@@ -63,6 +63,10 @@ KEY_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
         "flag.key",
         lambda key: pb.UpdateFlagRequest(flag=Flag(key=key), update_mask=FieldMask(paths=["enabled"])),
     ),
+    "PreviewFlagChange": (
+        "flag.key",
+        lambda key: pb.PreviewFlagChangeRequest(flag=Flag(key=key), update_mask=FieldMask(paths=["enabled"])),
+    ),
     "GetFlagUsage": ("key", lambda key: pb.GetFlagUsageRequest(key=key)),
     "DeleteFlag": ("key", lambda key: pb.DeleteFlagRequest(key=key)),
     "AddTargets": ("flag_key", lambda key: pb.AddTargetsRequest(flag_key=key, user_ids=["a"], value=False)),

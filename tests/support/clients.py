@@ -36,7 +36,7 @@ LEAST_ROLE: Mapping[str, Role] = MappingProxyType(
             *("GetFlag", "ListFlags", "ListTargets", "GetSegment", "ListSegments", "ListSegmentMembers"),
             *("GetUser", "ListUsers", "ListAuditEntries", "VerifyAuditLog", "GetAuditCheckpoint", "ChangePassword"),
             *("ListSessions", "RevokeSession", "CreateApiToken", "ListApiTokens", "RevokeApiToken"),
-            *("GetFlagUsage", "ListUnknownFlagKeys"),
+            *("GetFlagUsage", "ListUnknownFlagKeys", "PreviewFlagChange"),
         ),
         Role.VIEWER,
     )
@@ -250,9 +250,10 @@ def _refusal(error: Any) -> Refusal:
 
 
 def refused_by(rpc: str, refusal: Refusal) -> Refusal:
-    """Return a refusal as an RPC words it that has done nothing: a stream tells how far it had come."""
-    streaming = SERVICE.methods_by_name[rpc].client_streaming
-    return refusal.after(applied_messages=0, applied_revision=0) if streaming else refusal
+    """Return a refusal as an RPC words it that has done nothing: an import tells how far it had come."""
+    method = SERVICE.methods_by_name[rpc]
+    is_import = method.client_streaming and not method.server_streaming
+    return refusal.after(applied_messages=0, applied_revision=0) if is_import else refusal
 
 
 def invalid(field: str) -> Refusal:

@@ -20,6 +20,8 @@ PROMISES: Mapping[str, str] = MappingProxyType(
         "Without the database they say `stale` after the bound.",
         "A5": "The revision of an instance never goes back, an answer shows one revision, and instances converge.",
         "A6": "Every process and every release gives the same answer.",
+        "A7": "A preview of a change tells of each user what evaluation answers before the change and after it, and "
+        "writes nothing.",
         "B1": "Evaluation never fails while the database is down, hung, restarting or failing over.",
         "B2": "Admin calls fail within about 1 s and 4 round trips while the database is away, within about 3 s on a "
         "busy machine, and work within two seconds of its return.",

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1 import auth_service_pb2, evaluation_service_pb2
 from gatekeeper_client.v1.auth_service_pb2 import LogoutRequest, RefreshTokenRequest
@@ -15,6 +17,7 @@ from gatekeeper_client.v1.evaluation_service_pb2 import (
     WatchFlagsRequest,
 )
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.domain.caller import Role
 from tests.support.clients import TIMEOUT_S, Installation, new_key, send
 from tests.support.mutations import FLAG, MUTATIONS, SEGMENT, USER, Kind
@@ -80,6 +83,13 @@ def mutate(rpc: str) -> Act:
     return lambda installation: MUTATIONS[rpc].ask(installation, MUTATIONS[rpc].make(installation))
 
 
+def preview(installation: Installation) -> Any:
+    flag = Flag(key=FLAG.make(installation, new_key()), enabled=True)
+    contexts = [EvaluationContext(user_id="anna")]
+    request = pb.PreviewFlagChangeRequest(flag=flag, update_mask=FieldMask(paths=["enabled"]), contexts=contexts)
+    return send(installation.admin_as(Role.VIEWER), "PreviewFlagChange", request)
+
+
 LISTS = (
     *("ListFlags", "ListSegments", "ListUsers", "ListAdminUsers", "ListAuthEvents", "ListClientKeys"),
     *("ListAuditEntries", "VerifyAuditLog", "ListSessions", "ListApiTokens", "ListUnknownFlagKeys"),
@@ -90,6 +100,7 @@ SUCCESSES: Mapping[str, Act] = MappingProxyType(
     | {
         "GetFlag": read_one("GetFlag", FLAG, "key"),
         "GetFlagUsage": read_one("GetFlagUsage", FLAG, "key"),
+        "PreviewFlagChange": preview,
         "ListTargets": read_one("ListTargets", FLAG, "flag_key"),
         "GetSegment": read_one("GetSegment", SEGMENT, "key"),
         "ListSegmentMembers": read_one("ListSegmentMembers", SEGMENT, "segment_key"),

@@ -12,7 +12,9 @@ from gatekeeper_grpc.auth.own_password import OwnPassword
 from gatekeeper_grpc.auth.passwords import Passwords
 from gatekeeper_grpc.auth.sessions import Sessions
 from gatekeeper_grpc.cache.refresher import Refresher
+from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.mutation import Written
+from gatekeeper_grpc.servicers.pacing import Pacer
 from gatekeeper_grpc.store.stores import Stores
 from gatekeeper_grpc.wire.audit import anchor_to_proto
 from gatekeeper_grpc.wire.paging import PageTokens
@@ -33,6 +35,10 @@ class AdminRpcs(AdminServiceServicer):
     """Read and write the database."""
     refresher: Refresher
     """Keeps the snapshot of this instance current."""
+    cache: SnapshotCache
+    """That snapshot."""
+    pacer: Pacer
+    """Has previews leave CPU to other calls."""
     passwords: Passwords
     """Hashes passwords."""
     own_password: OwnPassword

@@ -6,6 +6,7 @@ from gatekeeper_grpc.servicers.admin.audit import AuditRpcs
 from gatekeeper_grpc.servicers.admin.client_keys import ClientKeyRpcs
 from gatekeeper_grpc.servicers.admin.erasure import ErasureRpcs
 from gatekeeper_grpc.servicers.admin.flags import FlagRpcs
+from gatekeeper_grpc.servicers.admin.previews import PreviewRpcs
 from gatekeeper_grpc.servicers.admin.segments import SegmentRpcs
 from gatekeeper_grpc.servicers.admin.targets import TargetRpcs
 from gatekeeper_grpc.servicers.admin.usage import UsageRpcs
@@ -14,6 +15,7 @@ from gatekeeper_grpc.servicers.admin.users import UserRpcs
 
 class AdminServicer(
     FlagRpcs,
+    PreviewRpcs,
     UsageRpcs,
     TargetRpcs,
     SegmentRpcs,

@@ -54,6 +54,7 @@ def test_calls_with_a_token_share_no_workers_with_public_ones() -> None:
         "/gatekeeper.v1.AuthService/Logout",
         "/gatekeeper.v1.AdminService/ChangePassword",
         "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags",
+        "/gatekeeper.v1.AdminService/PreviewFlagChange",
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     ],
 )

@@ -18,7 +18,7 @@ PECULIAR = {
     "AuthService/RefreshToken": None,
     "AuthService/Logout": None,
 }
-READS = ("Get", "List", "Verify", "Export")
+READS = ("Get", "List", "Verify", "Export", "Preview")
 
 
 def expected(name: str) -> CountsAs | None:

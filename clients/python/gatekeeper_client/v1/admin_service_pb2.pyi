@@ -8,7 +8,9 @@ from gatekeeper_client.v1 import admin_user_pb2 as _admin_user_pb2
 from gatekeeper_client.v1 import api_token_pb2 as _api_token_pb2
 from gatekeeper_client.v1 import audit_pb2 as _audit_pb2
 from gatekeeper_client.v1 import client_key_pb2 as _client_key_pb2
+from gatekeeper_client.v1 import evaluation_pb2 as _evaluation_pb2
 from gatekeeper_client.v1 import flag_pb2 as _flag_pb2
+from gatekeeper_client.v1 import preview_pb2 as _preview_pb2
 from gatekeeper_client.v1 import segment_pb2 as _segment_pb2
 from gatekeeper_client.v1 import usage_pb2 as _usage_pb2
 from gatekeeper_client.v1 import user_pb2 as _user_pb2
@@ -449,6 +451,91 @@ class UpdateFlagResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateFlagResponse: _TypeAlias = UpdateFlagResponse  # noqa: Y015
+
+@_typing.final
+class PreviewFlagChangeRequest(_message.Message):
+    """A change of a flag, and users to preview it for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLAG_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CONTEXTS_FIELD_NUMBER: _builtins.int
+    rows: _preview_pb2.PreviewRows.ValueType
+    """In the first message: which users get a row of their own. In later messages: unspecified, or
+    the same as in the first.
+    """
+    @_builtins.property
+    def flag(self) -> _flag_pb2.Flag:
+        """In the first message: REQUIRED. `key` identifies the flag. `etag` (optional) is the state that
+        the caller has read. Of the other fields, those that `update_mask` names would be written. In
+        later messages: absent, or the same as in the first.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """In the first message: REQUIRED. As that of UpdateFlagRequest. In later messages: absent, or the
+        same as in the first.
+        """
+
+    @_builtins.property
+    def contexts(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.EvaluationContext]:
+        """The users of this message, at most 5,000. If empty, the answer is a batch without rows."""
+
+    def __init__(
+        self,
+        *,
+        flag: _flag_pb2.Flag | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        rows: _preview_pb2.PreviewRows.ValueType = ...,
+        contexts: _abc.Iterable[_evaluation_pb2.EvaluationContext] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contexts", b"contexts", "flag", b"flag", "rows", b"rows", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewFlagChangeRequest: _TypeAlias = PreviewFlagChangeRequest  # noqa: Y015
+
+@_typing.final
+class PreviewFlagChangeResponse(_message.Message):
+    """A header, a batch of rows, or the totals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _preview_pb2.PreviewHeader:
+        """What applies to the whole stream: in the first message."""
+
+    @_builtins.property
+    def batch(self) -> _preview_pb2.PreviewBatch:
+        """Rows: in every message between the header and the totals."""
+
+    @_builtins.property
+    def totals(self) -> _preview_pb2.PreviewTotals:
+        """What the change would do to all users: in the last message."""
+
+    def __init__(
+        self,
+        *,
+        header: _preview_pb2.PreviewHeader | None = ...,
+        batch: _preview_pb2.PreviewBatch | None = ...,
+        totals: _preview_pb2.PreviewTotals | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "header", b"header", "totals", b"totals"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "header", b"header", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["header", "batch", "totals"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___PreviewFlagChangeResponse: _TypeAlias = PreviewFlagChangeResponse  # noqa: Y015
 
 @_typing.final
 class DeleteFlagRequest(_message.Message):

@@ -37,9 +37,10 @@ class AdminServiceStub(object):
 
     Every read of what is stored about users leaves an event that says who read it, see
     ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
-    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
-    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
-    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
+    ExportUserData, a PreviewFlagChange that shows who would be targeted, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE.
+    One caller may add 256 MiB of events a day, a million reads of one user; then the answer is
+    RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
     then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
@@ -90,6 +91,11 @@ class AdminServiceStub(object):
                 '/gatekeeper.v1.AdminService/UpdateFlag',
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagRequest.SerializeToString,
                 response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagResponse.FromString,
+                )
+        self.PreviewFlagChange = channel.stream_stream(
+                '/gatekeeper.v1.AdminService/PreviewFlagChange',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.PreviewFlagChangeRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.PreviewFlagChangeResponse.FromString,
                 )
         self.DeleteFlag = channel.unary_unary(
                 '/gatekeeper.v1.AdminService/DeleteFlag',
@@ -310,9 +316,10 @@ class AdminServiceServicer(object):
 
     Every read of what is stored about users leaves an event that says who read it, see
     ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
-    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
-    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
-    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
+    ExportUserData, a PreviewFlagChange that shows who would be targeted, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE.
+    One caller may add 256 MiB of events a day, a million reads of one user; then the answer is
+    RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
     then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
@@ -388,6 +395,37 @@ class AdminServiceServicer(object):
         - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
         does not exist.
         - ABORTED (ETAG_MISMATCH): the flag has another etag.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewFlagChange(self, request_iterator, context):
+        """Says who would gain and who would lose a flag by a change, before anything is written.
+
+        The first message has the change, as UpdateFlag takes it; it is checked in the same way. Send
+        users in any number of messages. The first answer is a header, and each message is answered in
+        order, in one or more batches below 1 MiB. When the client has sent its last message, totals
+        follow. All users are evaluated at one revision, the current one, without the change and with
+        it, exactly as EvaluateFlags does. Nothing is written: no revision, no audit entry. The users
+        do not count as usage of the flag.
+
+        The stream has the limits of EvaluationService.BulkEvaluateFlags: it may be silent for at most
+        15 s, where a message without contexts counts as silence, and open for at most an hour. A
+        context that cannot be evaluated gets its own `error` and does not end the stream. The whole
+        stream counts as one read.
+
+        A change of segment targets, or one that enables the flag, shows who is in a segment or is
+        targeted. Users who would be targeted, and are not already, are recorded in an event
+        "flag_previewed", see ListAuthEvents. Role: viewer.
+
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+        does not exist.
+        - ABORTED (ETAG_MISMATCH): the flag has another etag.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): all flags together would have more segment targets than
+        they may.
+        - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -840,6 +878,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagRequest.FromString,
                     response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagResponse.SerializeToString,
             ),
+            'PreviewFlagChange': grpc.stream_stream_rpc_method_handler(
+                    servicer.PreviewFlagChange,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.PreviewFlagChangeRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.PreviewFlagChangeResponse.SerializeToString,
+            ),
             'DeleteFlag': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteFlag,
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.DeleteFlagRequest.FromString,
@@ -1064,9 +1107,10 @@ class AdminService(object):
 
     Every read of what is stored about users leaves an event that says who read it, see
     ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
-    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
-    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
-    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
+    ExportUserData, a PreviewFlagChange that shows who would be targeted, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE.
+    One caller may add 256 MiB of events a day, a million reads of one user; then the answer is
+    RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
     then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
@@ -1181,6 +1225,23 @@ class AdminService(object):
         return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/UpdateFlag',
             gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagRequest.SerializeToString,
             gatekeeper_dot_v1_dot_admin__service__pb2.UpdateFlagResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PreviewFlagChange(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(request_iterator, target, '/gatekeeper.v1.AdminService/PreviewFlagChange',
+            gatekeeper_dot_v1_dot_admin__service__pb2.PreviewFlagChangeRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.PreviewFlagChangeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -58,9 +58,10 @@ class AdminServiceStub:
 
     Every read of what is stored about users leaves an event that says who read it, see
     ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
-    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
-    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
-    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
+    ExportUserData, a PreviewFlagChange that shows who would be targeted, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE.
+    One caller may add 256 MiB of events a day, a million reads of one user; then the answer is
+    RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
     then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
@@ -120,6 +121,33 @@ class AdminServiceStub:
     - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
       does not exist.
     - ABORTED (ETAG_MISMATCH): the flag has another etag.
+    """
+    PreviewFlagChange: _grpc.StreamStreamMultiCallable[_admin_service_pb2.PreviewFlagChangeRequest, _admin_service_pb2.PreviewFlagChangeResponse]
+    """Says who would gain and who would lose a flag by a change, before anything is written.
+
+    The first message has the change, as UpdateFlag takes it; it is checked in the same way. Send
+    users in any number of messages. The first answer is a header, and each message is answered in
+    order, in one or more batches below 1 MiB. When the client has sent its last message, totals
+    follow. All users are evaluated at one revision, the current one, without the change and with
+    it, exactly as EvaluateFlags does. Nothing is written: no revision, no audit entry. The users
+    do not count as usage of the flag.
+
+    The stream has the limits of EvaluationService.BulkEvaluateFlags: it may be silent for at most
+    15 s, where a message without contexts counts as silence, and open for at most an hour. A
+    context that cannot be evaluated gets its own `error` and does not end the stream. The whole
+    stream counts as one read.
+
+    A change of segment targets, or one that enables the flag, shows who is in a segment or is
+    targeted. Users who would be targeted, and are not already, are recorded in an event
+    "flag_previewed", see ListAuthEvents. Role: viewer.
+
+    Errors:
+    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+      does not exist.
+    - ABORTED (ETAG_MISMATCH): the flag has another etag.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): all flags together would have more segment targets than
+      they may.
+    - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
     """
     DeleteFlag: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteFlagRequest, _admin_service_pb2.DeleteFlagResponse]
     """Deletes a flag with its targets. Role: editor.
@@ -416,9 +444,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Every read of what is stored about users leaves an event that says who read it, see
     ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
-    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
-    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
-    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
+    ExportUserData, a PreviewFlagChange that shows who would be targeted, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE.
+    One caller may add 256 MiB of events a day, a million reads of one user; then the answer is
+    RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
     then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
@@ -475,6 +504,33 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
       does not exist.
     - ABORTED (ETAG_MISMATCH): the flag has another etag.
+    """
+    PreviewFlagChange: _aio.StreamStreamMultiCallable[_admin_service_pb2.PreviewFlagChangeRequest, _admin_service_pb2.PreviewFlagChangeResponse]  # type: ignore[assignment]
+    """Says who would gain and who would lose a flag by a change, before anything is written.
+
+    The first message has the change, as UpdateFlag takes it; it is checked in the same way. Send
+    users in any number of messages. The first answer is a header, and each message is answered in
+    order, in one or more batches below 1 MiB. When the client has sent its last message, totals
+    follow. All users are evaluated at one revision, the current one, without the change and with
+    it, exactly as EvaluateFlags does. Nothing is written: no revision, no audit entry. The users
+    do not count as usage of the flag.
+
+    The stream has the limits of EvaluationService.BulkEvaluateFlags: it may be silent for at most
+    15 s, where a message without contexts counts as silence, and open for at most an hour. A
+    context that cannot be evaluated gets its own `error` and does not end the stream. The whole
+    stream counts as one read.
+
+    A change of segment targets, or one that enables the flag, shows who is in a segment or is
+    targeted. Users who would be targeted, and are not already, are recorded in an event
+    "flag_previewed", see ListAuthEvents. Role: viewer.
+
+    Errors:
+    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+      does not exist.
+    - ABORTED (ETAG_MISMATCH): the flag has another etag.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): all flags together would have more segment targets than
+      they may.
+    - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
     """
     DeleteFlag: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteFlagRequest, _admin_service_pb2.DeleteFlagResponse]  # type: ignore[assignment]
     """Deletes a flag with its targets. Role: editor.
@@ -770,9 +826,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every read of what is stored about users leaves an event that says who read it, see
     ListAuthEvents: GetUser, ListUsers, ListTargets, ListSegmentMembers, ListAuditEntries,
-    ExportUserData, and an UpdateUser that shows the user and changes nothing. A read that cannot be
-    recorded is refused with UNAVAILABLE. One caller may add 256 MiB of events a day, a million reads
-    of one user; then the answer is RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
+    ExportUserData, a PreviewFlagChange that shows who would be targeted, and an UpdateUser that
+    shows the user and changes nothing. A read that cannot be recorded is refused with UNAVAILABLE.
+    One caller may add 256 MiB of events a day, a million reads of one user; then the answer is
+    RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
 
     Calls are limited by admin user: unless the operator has set other limits, 60 changes at once and
     then 10 a minute, and 50 reads a second. An API token has limits of its own: 600 changes at once
@@ -863,6 +920,39 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
           does not exist.
         - ABORTED (ETAG_MISMATCH): the flag has another etag.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewFlagChange(
+        self,
+        request_iterator: _MaybeAsyncIterator[_admin_service_pb2.PreviewFlagChangeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.PreviewFlagChangeResponse], _abc.AsyncIterator[_admin_service_pb2.PreviewFlagChangeResponse]]:
+        """Says who would gain and who would lose a flag by a change, before anything is written.
+
+        The first message has the change, as UpdateFlag takes it; it is checked in the same way. Send
+        users in any number of messages. The first answer is a header, and each message is answered in
+        order, in one or more batches below 1 MiB. When the client has sent its last message, totals
+        follow. All users are evaluated at one revision, the current one, without the change and with
+        it, exactly as EvaluateFlags does. Nothing is written: no revision, no audit entry. The users
+        do not count as usage of the flag.
+
+        The stream has the limits of EvaluationService.BulkEvaluateFlags: it may be silent for at most
+        15 s, where a message without contexts counts as silence, and open for at most an hour. A
+        context that cannot be evaluated gets its own `error` and does not end the stream. The whole
+        stream counts as one read.
+
+        A change of segment targets, or one that enables the flag, shows who is in a segment or is
+        targeted. Users who would be targeted, and are not already, are recorded in an event
+        "flag_previewed", see ListAuthEvents. Role: viewer.
+
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): the flag, or the segment of a segment target,
+          does not exist.
+        - ABORTED (ETAG_MISMATCH): the flag has another etag.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): all flags together would have more segment targets than
+          they may.
+        - RESOURCE_EXHAUSTED (CPU_BUDGET_EXCEEDED): a message takes too much CPU time.
         """
 
     @_abc_1.abstractmethod
