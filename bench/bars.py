@@ -49,6 +49,7 @@ BARS: Mapping[str, Bar] = MappingProxyType(
         "bulk.decisions": _at_least(12e6),
         "bulk.python.decisions": _at_least(2.2e6),
         "bulk.attributes.decisions": _at_least(1e6, "aim"),
+        "preview.rate": _at_least(0.5),
         "fairness.p99": _at_most(3.0),
         "fairness.bulk": _at_least(0.5),
         "load.first": _at_most(6.0),

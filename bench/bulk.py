@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
 from bench.figures import Effort, Figure, median_figure
 from bench.line import long_line
-from bench.processes import FLAGS, Instance, database_url, flags_served, log_in, snapshot_of
+from bench.processes import FLAGS, Instance, Metadata, database_url, flags_served, log_in, snapshot_of
 from gatekeeper_client.v1 import admin_service_pb2 as admin
 from gatekeeper_client.v1 import evaluation_service_pb2 as evaluation
 from gatekeeper_client.v1 import flag_pb2, segment_pb2
@@ -25,6 +25,7 @@ from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext as Context
 from gatekeeper_grpc.domain.evaluation import EvaluationContext
 from gatekeeper_grpc.domain.snapshot import Snapshot
 
+BULK = "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags"
 CONTEXTS_PER_MESSAGE = 5_000
 CHECKED_EVERY = 100
 WARM_UP_S = 0.5
@@ -50,33 +51,46 @@ def contexts_with_attributes() -> list[Context]:
     return contexts
 
 
-def message_of(contexts: Sequence[Context]) -> bytes:
-    """Return a message that asks for all flags."""
-    return evaluation.BulkEvaluateFlagsRequest(contexts=contexts).SerializeToString()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """What a client sends again and again: a message of so many contexts, to a method that answers each with one."""
+
+    message: bytes
+    method: str = BULK
+    metadata: Metadata = ()
+    contexts: int = CONTEXTS_PER_MESSAGE
+    has_end: bool = False
+    """Whether one more answer follows the last message."""
 
 
-def stream(port: int, seconds: float, message: bytes, contexts: int = CONTEXTS_PER_MESSAGE) -> tuple[float, bytes]:
-    """Send a message of so many contexts again and again; returns the contexts a second, and the first answer.
+def message_of(contexts: Sequence[Context]) -> Stream:
+    """Return a stream that asks for all flags."""
+    message = evaluation.BulkEvaluateFlagsRequest(contexts=contexts).SerializeToString()
+    return Stream(message=message, contexts=len(contexts))
+
+
+def stream(port: int, seconds: float, sent: Stream) -> tuple[float, bytes]:
+    """Send a message again and again; returns the contexts a second, and the first answer.
 
     The clock starts when the header is there: the connection is made, and the server is at work.
     """
     began, ahead, answers = time.perf_counter(), threading.Semaphore(1), list[bytes]()
 
     def messages() -> Iterator[bytes]:
-        yield message
+        yield sent.message
         while time.perf_counter() < began + seconds:
             ahead.acquire()
-            yield message
+            yield sent.message
 
     with Instance(port=port).channel() as channel:
-        method: Any = channel.stream_stream("/gatekeeper.v1.EvaluationService/BulkEvaluateFlags")
-        responses = method(messages())
+        method: Any = channel.stream_stream(sent.method)
+        responses = method(messages(), metadata=sent.metadata)
         next(responses)
         began = time.perf_counter()
         for response in responses:  # One for each message: 20 flags of 5,000 users take less than 1 MiB.
             ahead.release()
             answers.append(response)
-    return len(answers) * contexts / (time.perf_counter() - began), answers[0]
+    return (len(answers) - sent.has_end) * sent.contexts / (time.perf_counter() - began), answers[0]
 
 
 def check(answer: bytes, contexts: Sequence[Context], snapshot: Snapshot) -> None:

@@ -130,7 +130,7 @@ def _mixed(effort: Effort) -> Used:
     seconds = SECONDS_EACH * effort.seconds
     with _loaded(CHECKED) as (instance, load, processes):
         message = message_of(contexts_by_id(CONTEXTS))
-        streaming = processes.submit(stream, instance.port, 2 * seconds, message, CONTEXTS)
+        streaming = processes.submit(stream, instance.port, 2 * seconds, message)
         time.sleep(seconds / 2)  # The client has started by then, and does not end before the calls do.
         before = _evaluations(instance, CHECKED)
         called = _unary(instance, load, seconds, CHECKED)
@@ -155,7 +155,7 @@ def _loaded(flags: int) -> Iterator[tuple[Instance, Load, ProcessPoolExecutor]]:
         load = Load(folder=Path(folder), message=QUESTION)
         load.rate(instance, 200)
         # The process of the client starts now, and not while it is measured.
-        processes.submit(stream, instance.port, 0.2, message_of(contexts_by_id(1)), 1).result()
+        processes.submit(stream, instance.port, 0.2, message_of(contexts_by_id(1))).result()
         yield instance, load, processes
 
 
@@ -175,9 +175,7 @@ def _unary(instance: Instance, load: Load, seconds: float, flags: int) -> Used:
 def _bulk(instance: Instance, processes: ProcessPoolExecutor, seconds: float, flags: int) -> Used:
     message = message_of(contexts_by_id(CONTEXTS))
     before = _evaluations(instance, flags)
-    used = _used(
-        instance, Demand(), lambda: processes.submit(stream, instance.port, seconds, message, CONTEXTS).result()
-    )
+    used = _used(instance, Demand(), lambda: processes.submit(stream, instance.port, seconds, message).result())
     contexts = _evaluations(instance, flags) - before
     demand = Demand(contexts_per_s=contexts / used.seconds, flags_per_context=flags)
     return Used(demand=demand, seconds=used.seconds, cpu_s=used.cpu_s)

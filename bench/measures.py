@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
-from bench import bulk, bus, capacity, fairness, load, pauses, propagation, unary
+from bench import bulk, bus, capacity, fairness, load, pauses, preview, propagation, unary
 from bench.figures import Effort, Figure
 
 Measure = Callable[[Effort], Iterator[Figure]]
@@ -11,6 +11,7 @@ _USUAL: dict[str, Measure] = {
     "unary": unary.measure,
     "ways": unary.measure_ways,
     "bulk": bulk.measure,
+    "preview": preview.measure,
     "fairness": fairness.measure,
     "load": load.measure,
     "pauses": pauses.measure,

@@ -51,7 +51,7 @@ def _table(result: Result, is_in: Callable[[Figure], bool]) -> str:
     return markdown(found) if found else _NOT_MEASURED
 
 
-_USUAL = ("unary", "python", "ways", "bulk", "fairness", "load", "pauses", "propagation", "capacity", "bus")
+_USUAL = ("unary", "python", "ways", "bulk", "preview", "fairness", "load", "pauses", "propagation", "capacity", "bus")
 
 
 def _if_measured(table: Callable[[Result], str]) -> Callable[[Result], str]:
@@ -75,7 +75,7 @@ _TABLES: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "aims": _judged("aim"),
         "unary": _named("unary", "python"),
         "ways": _named("ways"),
-        "bulk": _named("bulk", "fairness"),
+        "bulk": _named("bulk", "preview", "fairness"),
         "changes": _named("propagation", "load", "pauses"),
         "capacity": _named("capacity"),
         "bus": _named("bus"),
