@@ -24,6 +24,8 @@ Run = Callable[..., Said]
 class Stdin(io.StringIO):
     """Standard input with a text in it, which may be typed at a terminal."""
 
+    name = "<stdin>"
+
     def __init__(self, text: str, *, is_terminal: bool = False) -> None:
         super().__init__(text)
         self._is_terminal = is_terminal

@@ -75,7 +75,7 @@ def read(server: Server, rpc: str, *, token: str = "", **fields: Any) -> Any:
     Raises:
         Failure: Nobody is logged in, or the call failed.
     """
-    request = _request(rpc, fields)
+    request = request_of(rpc, fields)
     return call_admin(server, lambda admin, how: getattr(admin, rpc)(request, **how), token=token)
 
 
@@ -98,13 +98,13 @@ def change(server: Server, rpc: str, **fields: Any) -> Any:
     Raises:
         Failure: Nobody is logged in, or the call failed.
     """
-    request = _request(rpc, {**fields, "request_id": str(uuid4())})
+    request = request_of(rpc, {**fields, "request_id": str(uuid4())})
     return call_admin(server, lambda admin, how: _repeated(lambda: getattr(admin, rpc)(request, **how)))
 
 
 def change_many(server: Server, rpc: str, batches: Sequence[dict[str, Any]]) -> Any:
     """Call a method of AdminService that takes a stream of changes, as `change` does; each batch is a request."""
-    requests = [_request(rpc, {**batch, "request_id": str(uuid4())}) for batch in batches]
+    requests = [request_of(rpc, {**batch, "request_id": str(uuid4())}) for batch in batches]
 
     def call(admin: "AdminServiceStub", how: CallOptions) -> Any:
         how["timeout"] = STREAM_TIMEOUT_S
@@ -115,7 +115,7 @@ def change_many(server: Server, rpc: str, batches: Sequence[dict[str, Any]]) -> 
 
 def stream(server: Server, rpc: str, consume: Callable[[Iterator[Any]], Answer], **fields: Any) -> Answer:
     """Call a method of AdminService that answers with a stream, and return what `consume` makes of it."""
-    request = _request(rpc, fields)
+    request = request_of(rpc, fields)
 
     def call(admin: "AdminServiceStub", how: CallOptions) -> Answer:
         how["timeout"] = STREAM_TIMEOUT_S
@@ -141,6 +141,13 @@ def call_admin(server: Server, call: "Callable[[AdminServiceStub, CallOptions], 
         return _with_login(server, channel, lambda token: call(stub, call_options(token)))
 
 
+def request_of(rpc: str, fields: dict[str, Any]) -> Any:
+    """Make the request of a method of AdminService, of fields as `read` takes them."""
+    from gatekeeper_client.v1 import admin_service_pb2  # noqa: PLC0415
+
+    return getattr(admin_service_pb2, f"{rpc}Request")(**fields)
+
+
 def session_of(username: str, issued: "LoginResponse | RefreshTokenResponse") -> Session:
     """Return the session that tokens make."""
     from gatekeeper_client.v1.admin_user_pb2 import Role  # noqa: PLC0415
@@ -152,12 +159,6 @@ def session_of(username: str, issued: "LoginResponse | RefreshTokenResponse") ->
         refresh_token=issued.refresh_token,
         role=Role.Name(issued.role).removeprefix("ROLE_").lower(),
     )
-
-
-def _request(rpc: str, fields: dict[str, Any]) -> Any:
-    from gatekeeper_client.v1 import admin_service_pb2  # noqa: PLC0415
-
-    return getattr(admin_service_pb2, f"{rpc}Request")(**fields)
 
 
 def _repeated(call: Callable[[], Answer]) -> Answer:

@@ -1,27 +1,23 @@
 """`gatekeeper bulk-evaluate`."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gatekeeper_grpc.cli.client.access import STREAM_TIMEOUT_S
-from gatekeeper_grpc.cli.client.bulk_rows import CSV, JSONL, Progress, User, header_of, users_in, writer
+from gatekeeper_grpc.cli.client.bulk_rows import CSV, Progress, form_of, header_of, writer
+from gatekeeper_grpc.cli.client.bulk_users import BulkUsers, users_of
 from gatekeeper_grpc.cli.client.evaluation import evaluation, key_file_option
 from gatekeeper_grpc.cli.client.failures import NOT_FOUND, PRECONDITION, Failure
 from gatekeeper_grpc.cli.client.server import Server, server_option
 
-# Of a message: a context has at most 16 KiB, and a message 4 MiB.
-_MESSAGE_USERS, _MESSAGE_BYTES = 1_000, 1 << 20
 _KEEP_S = 1.0
-_LINE_CHARS = 60
 _AGAIN = "remove the results to begin again"
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -49,64 +45,25 @@ def bulk_evaluate(
     """
     begun = Progress(revision=0, users=0, size=0, request=[str(file.resolve()), *flag_keys])
     run = _Run(results, begun, accept_revision_change=accept_revision_change)
-    with file.open(encoding="utf-8-sig", newline="") as source, run.kept():
-        users = _Users(
-            source, _form_of(file), total_bytes=os.fstat(source.fileno()).st_size, skipped=run.progress.users
-        )
+    with users_of(file, skipped=run.progress.users) as users, run.kept():
         with evaluation(server, key_file) as service:
-            requests = users.requests(flag_keys, run.progress.revision)
+            requests = _requests(users, flag_keys, run.progress.revision)
             for answer in service.BulkEvaluateFlags(requests, timeout=STREAM_TIMEOUT_S):
                 run.take(answer)
                 users.show(run.progress.users)
+        users.hide()
         if users.fault:
             raise users.fault
     run.conclude()
 
 
-class _Users:
-    """The users of a file as requests, and how far they have come."""
+def _requests(users: BulkUsers, flag_keys: Sequence[str], min_revision: int) -> Iterator[Any]:
+    """Yield the messages of a stream; the first one says what all are about."""
+    from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest  # noqa: PLC0415
 
-    def __init__(self, source: Any, form: str, *, total_bytes: int, skipped: int) -> None:
-        self.fault: click.UsageError | None = None
-        """What is wrong with the file. It ends the requests: raised in the thread of grpc, it would be a log line."""
-        self._source = source
-        self._users = islice(users_in(source, form), skipped, None)
-        self._total_bytes = total_bytes
-        self._skipped = self._sent = skipped
-        self._began = time.monotonic()
-
-    def requests(self, flag_keys: Sequence[str], min_revision: int) -> Iterator[Any]:
-        """Yield the messages of a stream; the first one says what all are about."""
-        from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest  # noqa: PLC0415
-
-        first = {"flag_keys": flag_keys, "min_revision": min_revision}
-        try:
-            yield BulkEvaluateFlagsRequest(**first)  # type: ignore[arg-type]
-            while contexts := self._contexts():
-                yield BulkEvaluateFlagsRequest(contexts=contexts)
-                self._sent += len(contexts)
-        except click.UsageError as exc:
-            self.fault = exc
-
-    def show(self, done: int) -> None:
-        """Say on a terminal how many users are evaluated, how fast, and how long it may still take."""
-        if not sys.stderr.isatty():
-            return
-        rate = (done - self._skipped) / (time.monotonic() - self._began)
-        total = self._sent * self._total_bytes / max(self._source.buffer.tell(), 1)
-        left = f", {(total - done) / rate:.0f} s left" if rate and total > done else ""
-        click.echo("\r" + f"{done:,} users, {rate:,.0f}/s{left}".ljust(_LINE_CHARS), err=True, nl=False)
-
-    def _contexts(self) -> list[Any]:
-        contexts: list[Any] = []
-        size = 0
-        while len(contexts) < _MESSAGE_USERS and size < _MESSAGE_BYTES:
-            user = next(self._users, None)
-            if user is None:
-                break
-            contexts.append(_context(user))
-            size += contexts[-1].ByteSize()
-        return contexts
+    yield BulkEvaluateFlagsRequest(flag_keys=flag_keys, min_revision=min_revision)
+    for contexts in users.messages():
+        yield BulkEvaluateFlagsRequest(contexts=contexts)
 
 
 class _Run:
@@ -178,7 +135,7 @@ class _Run:
             self.progress.keep(self._results)
 
     def _writer(self) -> Callable[[Iterable[Any]], None]:
-        form, is_resumed = _form_of(self._results), bool(self.progress.size)
+        form, is_resumed = form_of(self._results), bool(self.progress.size)
         if form == CSV and is_resumed:
             self._file.seek(0)
             if self._file.readline() != header_of(self._flag_keys):
@@ -192,16 +149,3 @@ class _Run:
             click.echo(f"{self.progress.users} users have results: the same command goes on", err=True)
         else:
             self._results.unlink(missing_ok=True)
-
-
-def _form_of(file: Path) -> str:
-    return CSV if file.suffix.lower() == ".csv" else JSONL
-
-
-def _context(user: User) -> Any:
-    from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext  # noqa: PLC0415
-
-    user_id, attributes = user
-    context = EvaluationContext(user_id=user_id)
-    context.attributes.update(attributes)
-    return context

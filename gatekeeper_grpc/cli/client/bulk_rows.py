@@ -55,6 +55,11 @@ class Progress:
         replace_file(self.file_of(results), [json.dumps(asdict(self)).encode()])
 
 
+def form_of(file: Path) -> str:
+    """Return how a file is to be read or written, by the end of its name."""
+    return CSV if file.suffix.lower() == ".csv" else JSONL
+
+
 def users_in(file: TextIO, form: str) -> Iterator[User]:
     """Yield the users of a file.
 

@@ -17,6 +17,7 @@ from gatekeeper_grpc.cli.client.output import (
     time_of,
     yes_of,
 )
+from gatekeeper_grpc.cli.client.preview import preview_options
 from gatekeeper_grpc.cli.client.resources import Resource, changes, choice_option, if_match, limit_option, reads
 from gatekeeper_grpc.cli.client.server import Server
 from gatekeeper_grpc.cli.client.user_ids import UserIds
@@ -78,6 +79,7 @@ _FLAG = Resource(
         ),
     ),
     clearable=("tags", "segment_targets"),
+    can_preview=True,
 )
 
 
@@ -110,6 +112,7 @@ _FLAG.add_delete(flags, "Delete the flag KEY with its targets, for good.")
 @flags.command("set-rollout")
 @click.argument("key")
 @click.argument("percentage", type=_PERCENT)
+@preview_options
 @if_match
 @changes
 def set_rollout(server: Server, out: Output, *, percentage: int, **how: Any) -> None:
@@ -119,6 +122,7 @@ def set_rollout(server: Server, out: Output, *, percentage: int, **how: Any) -> 
 
 @flags.command()
 @click.argument("key")
+@preview_options
 @if_match
 @changes
 def enable(server: Server, out: Output, **how: Any) -> None:
@@ -128,6 +132,7 @@ def enable(server: Server, out: Output, **how: Any) -> None:
 
 @flags.command()
 @click.argument("key")
+@preview_options
 @if_match
 @changes
 def disable(server: Server, out: Output, **how: Any) -> None:

@@ -32,7 +32,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    _need_terminal("to ask: add --yes")
+    _need_terminal("to ask, so nothing was changed: add --yes")
     if not click.confirm(f"{question}?", err=True):
         raise Failure("nothing was changed", 1)
 

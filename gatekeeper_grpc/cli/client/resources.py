@@ -6,12 +6,14 @@ The options of a command are fields of its request: they have the names of the p
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from gatekeeper_grpc.cli.client.access import change, listed, read
-from gatekeeper_grpc.cli.client.output import NAME, Kind, Output, output_option
+from gatekeeper_grpc.cli.client.output import NAME, TABLE, WIDE, Kind, Output, document_of, output_option
+from gatekeeper_grpc.cli.client.preview import Told, ask, preview_options
 from gatekeeper_grpc.cli.client.prompts import confirm, yes_option
 from gatekeeper_grpc.cli.client.server import Server, server_option
 
@@ -19,6 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
 _HOW = ("change_reason", "validate_only")
+_PREVIEW = ("preview", "preview_rows", "yes")
 
 
 def reads(function: Function) -> Function:
@@ -94,6 +97,8 @@ class Resource:
     """Options for its fields; None or () if they are not given."""
     clearable: Sequence[str] = ()
     """Repeated fields, which an update can empty."""
+    can_preview: bool = False
+    """Whether AdminService tells what an update would do to users."""
 
     def add_list(self, group: click.Group, help: str, *options: Option) -> None:  # noqa: A002
         """Add the command `list`; options are filters of the request."""
@@ -143,7 +148,8 @@ class Resource:
         @if_match
         @changes
         def command(server: Server, out: Output, clear: tuple[str, ...] = (), **values: Any) -> None:
-            how = {name: values.pop(name) for name in (self.key, "etag", *_HOW)}
+            previews = _PREVIEW if self.can_preview else ()
+            how = {name: values.pop(name) for name in (self.key, "etag", *_HOW, *previews)}
             fields = given(values)
             if not fields and not clear:
                 raise click.UsageError("nothing to change: name a field")
@@ -152,7 +158,11 @@ class Resource:
         emptying = [
             click.option("--clear", multiple=True, type=click.Choice(self.clearable), help="Empty this. Repeatable.")
         ]
-        options = [*self.fields, *(emptying if self.clearable else ())]
+        options = [
+            *self.fields,
+            *(emptying if self.clearable else ()),
+            *([preview_options] if self.can_preview else ()),
+        ]
         self._add(group, "update", help, command, click.argument(self.key), *options)
 
     def update(
@@ -163,13 +173,46 @@ class Resource:
         *,
         clear: Sequence[str] = (),
         etag: str = "",
+        preview: Path | None = None,
+        preview_rows: str | None = None,
+        yes: bool = False,
         **how: Any,
     ) -> None:
-        """Change fields of the resource that `how` has the key of."""
+        """Change fields of the resource that `how` has the key of; with a file `preview`, after a look at its users."""
         resource = {self.key: how.pop(self.key), "etag": etag, **fields}
-        paths = list(dict.fromkeys([*fields, *clear]))
-        answer = change(server, f"Update{self.rpc}", **{self.noun: resource}, update_mask={"paths": paths}, **how)
+        mask = {"paths": list(dict.fromkeys([*fields, *clear]))}
+        if preview is not None:
+            asked = {self.noun: resource, "update_mask": mask}
+            told = ask(server, f"Preview{self.rpc}Change", preview, rows=preview_rows, **asked)
+            self._update_if_wanted(server, out, told, yes=yes, resource=resource, update_mask=mask, **how)
+            return
+        answer = change(server, f"Update{self.rpc}", **{self.noun: resource}, update_mask=mask, **how)
         out.item(self.kind, getattr(answer, self.noun))
+
+    def _update_if_wanted(
+        self, server: Server, out: Output, told: Told, *, yes: bool, resource: dict[str, Any], **how: Any
+    ) -> None:
+        """Make a change that was previewed, unless the answer is no or something has changed since; print both."""
+        changed = None
+        if out.format in (TABLE, WIDE):
+            told.show(out)
+        try:
+            if not how["validate_only"]:
+                confirm(f"Change {self.noun} {resource[self.key]!r} on {server.target}: {told.summary}", yes=yes)
+                seen = {**resource, "etag": told.header.before.etag}
+                changed = getattr(change(server, f"Update{self.rpc}", **{self.noun: seen}, **how), self.noun)
+        finally:
+            if out.is_document:
+                done = None if changed is None else document_of(changed)
+                out.result({"preview": told.document(), self.noun: done}, "", name="")
+        if not out.is_document:
+            self._say_changed(out, changed, key=resource[self.key])
+
+    def _say_changed(self, out: Output, changed: Any, *, key: str) -> None:
+        if changed is None:
+            out.result({}, "nothing was changed", name=key)
+        else:
+            out.item(self.kind, changed)
 
     def add_delete(self, group: click.Group, help: str) -> None:  # noqa: A002
         """Add the command `delete`, which asks first."""

@@ -53,7 +53,7 @@ def test_a_deletion_needs_a_yes_from_the_terminal_or_the_option(as_editor: Run) 
 
     codes = [said.code for said in (without_terminal, denied, checked, there, deleted, gone)]
     assert codes == [2, 1, 0, 0, 0, 3]
-    assert "standard input is no terminal to ask: add --yes" in without_terminal.complaint
+    assert "standard input is no terminal to ask, so nothing was changed: add --yes" in without_terminal.complaint
     assert "gatekeeper: nothing was changed\n" in denied.complaint
     assert (checked.printed, deleted.printed) == ("gone.one would be deleted\n", "gone.one is deleted\n")
 
