@@ -31,6 +31,8 @@ class BulkUsers:
     def __init__(self, source: TextIO, form: str, *, skipped: int = 0) -> None:
         self.fault: click.UsageError | None = None
         """What is wrong with the source. It ends the messages: raised in the thread of grpc, it would be a log line."""
+        self.has_begun = False
+        """Whether users were taken."""
         self._source = source
         self._users = islice(users_in(source, form), skipped, None)
         self._skipped = self._sent = skipped
@@ -38,6 +40,7 @@ class BulkUsers:
 
     def messages(self) -> Iterator[list[Any]]:
         """Yield the contexts of each message."""
+        self.has_begun = True
         try:
             while contexts := self._contexts():
                 yield contexts

@@ -10,6 +10,7 @@ import click
 
 from gatekeeper_grpc.cli.client.access import STREAM_TIMEOUT_S, call_admin, request_of
 from gatekeeper_grpc.cli.client.bulk_users import BulkUsers, users_of
+from gatekeeper_grpc.cli.client.failures import CREDENTIALS, Failure
 from gatekeeper_grpc.cli.client.output import Output, choice_of, document_of
 from gatekeeper_grpc.cli.client.prompts import yes_option
 from gatekeeper_grpc.cli.client.server import Server
@@ -85,6 +86,8 @@ def ask(server: Server, rpc: str, file: Path, *, rows: str | None, **change: Any
     with users_of(file) as users:
 
         def call(admin: Any, how: Any) -> Told:
+            if users.has_begun:  # The rest of them would be told of, as if it were all.
+                raise Failure("the access token expired during the preview", CREDENTIALS, hint="run it again")
             how["timeout"] = STREAM_TIMEOUT_S
             return _told(getattr(admin, rpc), how, first, users)
 

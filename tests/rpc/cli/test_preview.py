@@ -5,11 +5,13 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gatekeeper_grpc.cli.client import access, preview
 from tests.support.clients import Installation
 from tests.support.commands import Run, Said, Stdin
 from tests.support.servers import access_token
@@ -164,6 +166,20 @@ def test_a_change_between_preview_and_yes_is_a_conflict(
 
     assert (said.code, rollout(as_editor)) == (4, 0)
     assert "(ETAG_MISMATCH)" in said.complaint
+
+
+def test_users_who_were_taken_are_not_left_out_by_a_second_login(
+    as_editor: Run, users: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(server: Any, call: Callable[..., Any]) -> Any:
+        return access.call_admin(server, lambda admin, how: [call(admin, how) for _ in range(2)][-1])
+
+    monkeypatch.setattr(preview, "call_admin", twice)
+
+    said = as_editor("flags", "set-rollout", KEY, "100", "--preview", users, "--yes")
+
+    assert (said.code, rollout(as_editor)) == (5, 0)
+    assert "the access token expired during the preview" in said.complaint
 
 
 def test_a_terminal_shows_the_progress_and_is_asked(installation: Installation, users: str) -> None:
