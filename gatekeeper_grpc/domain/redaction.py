@@ -42,6 +42,8 @@ def _state(**fields: Shape) -> Mapping[str, Shape]:
     return {"before": state, "after": state}
 
 
+# What links the entries of one configuration.
+_APPLIED: Mapping[str, Shape] = {"apply_id": SERVER}
 _FLAG = _state(
     key=SERVER,
     description=PEOPLE,
@@ -67,10 +69,13 @@ _ADMIN_USER = {
 
 WRITTEN_BY: Mapping[ResourceType, Mapping[str, Shape]] = MappingProxyType(
     {
-        ResourceType.FLAG: _FLAG,
-        ResourceType.TARGETS: {"variant": SERVER, "added": SERVER, "moved": SERVER, "removed": SERVER, "set": SERVER},
-        ResourceType.SEGMENT: _SEGMENT,
-        ResourceType.MEMBERS: {"added": SERVER, "removed": SERVER, "set": SERVER},
+        ResourceType.FLAG: {**_FLAG, **_APPLIED},
+        ResourceType.TARGETS: {
+            **dict.fromkeys(("variant", "variants", "added", "moved", "removed", "set"), SERVER),
+            **_APPLIED,
+        },
+        ResourceType.SEGMENT: {**_SEGMENT, **_APPLIED},
+        ResourceType.MEMBERS: {"added": SERVER, "removed": SERVER, "set": SERVER, **_APPLIED},
         ResourceType.USER: _state(subject_id=SERVER, attributes=PEOPLE),
         # `redacted`: the entries that an erasure of an earlier release redacted.
         ResourceType.SUBJECT: {"erased": SERVER, "redacted": SERVER, "sets": SERVER},

@@ -79,6 +79,7 @@ _LOGOUT: Final = replace(_CREDENTIALS, pool=PoolName.LOGOUT)
 _READ: Final = Policy(access=Role.VIEWER, pool=PoolName.ADMIN_READ, counts_as=CountsAs.READ)
 _READ_AUDIT: Final = replace(_READ, when_too_large="leave out the large entry by start_revision and end_revision")
 _WRITE: Final = Policy(access=Role.EDITOR, pool=PoolName.ADMIN_WRITE, counts_as=CountsAs.MUTATION)
+_CONFIGURE: Final = replace(_WRITE, max_request_bytes=3 << 20)
 _IMPORT: Final = replace(_WRITE, pool=PoolName.ADMIN_STREAMS)
 _SUPERVISE: Final = replace(_READ, access=Role.ADMIN)
 _MANAGE: Final = replace(_WRITE, access=Role.ADMIN)
@@ -179,6 +180,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "/gatekeeper.v1.AdminService/ListAuditEntries": _READ_AUDIT,
         "/gatekeeper.v1.AdminService/VerifyAuditLog": _VERIFY,
         "/gatekeeper.v1.AdminService/GetAuditCheckpoint": _READ,
+        "/gatekeeper.v1.AdminService/ApplyConfiguration": _CONFIGURE,
         "/gatekeeper.v1.EvaluationService/EvaluateFlags": _EVALUATE,
         "/gatekeeper.v1.EvaluationService/BulkEvaluateFlags": _EVALUATE_STREAM,
         "/gatekeeper.v1.EvaluationService/WatchFlags": _WATCH,

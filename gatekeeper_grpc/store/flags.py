@@ -34,6 +34,7 @@ _FIELDS: tuple[LiteralString, ...] = (
     "tags",
     "owner",
 )
+FLAG_COLUMNS = _FIELDS
 _COLUMNS: LiteralString = ", ".join(_FIELDS)
 _VALUES: LiteralString = ", ".join(["%(" + field + ")s" for field in _FIELDS])
 
@@ -83,7 +84,7 @@ class FlagStore:
         def act(conn: Connection, head: Head) -> Effect[Flag]:
             flag = _insert(conn, head, config)
             self._quotas.check(conn, "flags")
-            return Effect(result=flag, preview=replace(flag, revision=0), change=_change(None, flag))
+            return Effect(result=flag, preview=replace(flag, revision=0), change=flag_change(None, flag))
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
 
@@ -128,7 +129,7 @@ class FlagStore:
             return Effect(
                 result=after,
                 preview=replace(after, revision=before.revision, update_time=before.update_time),
-                change=_change(before, after),
+                change=flag_change(before, after),
             )
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
@@ -159,7 +160,7 @@ class FlagStore:
             before = find_flag(conn, key, etag=etag)
             count_sets(conn)
             conn.execute("DELETE FROM feature_flags WHERE flag_id = %(flag_id)s", {"flag_id": before.flag_id})
-            return Effect(result=None, preview=None, change=_change(before, None))
+            return Effect(result=None, preview=None, change=flag_change(before, None))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -261,9 +262,13 @@ def _replace(conn: Connection, head: Head, before: Flag, config: FlagConfig) -> 
     return replace(before, config=config, update_time=head.create_time, revision=head.revision)
 
 
+def flag_columns(config: FlagConfig) -> dict[str, Any]:
+    """Return the columns of what an editor decides."""
+    return {field: getattr(config, field) for field in _FIELDS} | {"tags": list(config.tags)}
+
+
 def _columns(config: FlagConfig, head: Head) -> dict[str, object]:
-    fields = {field: getattr(config, field) for field in _FIELDS}
-    return {**fields, "tags": list(config.tags), "update_time": head.create_time, "revision": head.revision}
+    return {**flag_columns(config), "update_time": head.create_time, "revision": head.revision}
 
 
 _INSERT_SEGMENT_TARGETS = """
@@ -287,5 +292,6 @@ def _insert_segment_targets(conn: Connection, flag_id: int, targets: tuple[Segme
             raise NotFound.segment(key)
 
 
-def _change(before: Flag | None, after: Flag | None) -> Change:
-    return change_of(ResourceType.FLAG, before, after, key=lambda flag: flag.key, document=flag_document)
+def flag_change(before: Flag | None, after: Flag | None, **more: object) -> Change:
+    """Return the change of a flag, see `change_of`."""
+    return change_of(ResourceType.FLAG, before, after, key=lambda flag: flag.key, document=flag_document, **more)

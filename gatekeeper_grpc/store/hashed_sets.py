@@ -22,13 +22,15 @@ _UUID_BYTES = 16
 class SetTable:
     """A kind of set, owned by flags or segments: queries for hashes and elements.
 
-    `read` is by the key of an owner, `write` by its id. `elements` are those of all sets, one a row; `packed` are those
-    of some sets: the subject ids of each set that end in the same suffix, in one value.
+    `read` is by the key of an owner, the other reads and writes by ids. `elements` are those of all sets, one a row;
+    `packed` are those of some sets: the subject ids of each set that end in the same suffix, in one value.
     """
 
     resource: ResourceType
     read: LiteralString
+    read_many: LiteralString
     write: LiteralString
+    write_many: LiteralString
     elements: LiteralString
     packed: LiteralString
 
@@ -36,7 +38,13 @@ class SetTable:
 TARGETS = SetTable(
     resource=ResourceType.TARGETS,
     read="SELECT flag_id, targets_count, targets_sum FROM feature_flags WHERE environment = '' AND key = %(key)s",
+    read_many="SELECT flag_id, targets_count, targets_sum FROM feature_flags WHERE flag_id = ANY(%(owner_ids)s)",
     write="UPDATE feature_flags SET targets_count = %(count)s, targets_sum = %(state)s WHERE flag_id = %(owner_id)s",
+    write_many="""
+        UPDATE feature_flags f SET targets_count = made.count, targets_sum = made.state
+        FROM unnest(%(owner_ids)s::bigint[], %(counts)s::bigint[], %(states)s::bytea[]) AS made (id, count, state)
+        WHERE f.flag_id = made.id
+    """,
     elements="SELECT flag_id, uuid_send(subject_id) || convert_to(variant, 'UTF8') FROM targeted_users",
     packed="""
         SELECT flag_id, convert_to(variant, 'UTF8'), string_agg(uuid_send(subject_id), ''::bytea) FROM targeted_users
@@ -46,7 +54,13 @@ TARGETS = SetTable(
 MEMBERS = SetTable(
     resource=ResourceType.MEMBERS,
     read="SELECT segment_id, members_count, members_sum FROM segments WHERE environment = '' AND key = %(key)s",
+    read_many="SELECT segment_id, members_count, members_sum FROM segments WHERE segment_id = ANY(%(owner_ids)s)",
     write="UPDATE segments SET members_count = %(count)s, members_sum = %(state)s WHERE segment_id = %(owner_id)s",
+    write_many="""
+        UPDATE segments s SET members_count = made.count, members_sum = made.state
+        FROM unnest(%(owner_ids)s::bigint[], %(counts)s::bigint[], %(states)s::bytea[]) AS made (id, count, state)
+        WHERE s.segment_id = made.id
+    """,
     elements="SELECT segment_id, uuid_send(subject_id) FROM segment_members",
     packed="""
         SELECT segment_id, ''::bytea, string_agg(uuid_send(subject_id), ''::bytea) FROM segment_members
@@ -86,6 +100,14 @@ def read_hash(conn: Connection, sets: SetTable, key: str) -> Callable[[], SetHas
         return SetHash.from_state(count, state) if state else _compute(conn, sets, [owner_id])()[owner_id]
 
     return read
+
+
+def read_hashes(conn: Connection, sets: SetTable, owner_ids: Sequence[int]) -> Mapping[int, SetHash]:
+    """Read the hashes of the sets of existing flags or segments, by their ids; whole sets only if they are unknown."""
+    rows = conn.execute(sets.read_many, {"owner_ids": list(owner_ids)}).fetchall()
+    unknown = [owner_id for owner_id, _, state in rows if not state]
+    known = {owner_id: SetHash.from_state(count, state) for owner_id, count, state in rows if state}
+    return known | dict(_compute(conn, sets, unknown)() if unknown else {})
 
 
 def write_hash(

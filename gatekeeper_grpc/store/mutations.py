@@ -1,14 +1,14 @@
 """The mutation protocol: one transaction that locks the head, checks, writes, records and announces.
 
 Every mutation runs in `MutationRunner.mutate`, one at a time, in the order in which they lock the head row. The
-caller's function makes the change; this module adds exactly one revision and one audit entry, and PostgreSQL announces
-the revision at the commit. A mutation that finds everything as it should be adds neither.
+caller's function makes the change; this module adds exactly one revision and one audit entry for each changed resource,
+and PostgreSQL announces the last revision at the commit. A mutation that finds everything as it should be adds neither.
 """
 
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, LiteralString, TypeVar
@@ -67,13 +67,15 @@ class Head:
 class Effect(Generic[Result]):
     """The change that a mutation made, and its result; `preview` is the result under `validate_only`.
 
-    `change` None: everything was as the mutation would have made it, and nothing was written. `subjects` are the people
-    whom the result tells about.
+    `change` None: everything was as the mutation would have made it, and nothing was written. `further` are changes of
+    other resources by the same mutation, in the order of their revisions. `subjects` are the people whom the result
+    tells about.
     """
 
     result: Result
     preview: Result
     change: Change | None
+    further: tuple[Change, ...] = ()
     subjects: tuple[UUID, ...] = ()
 
 
@@ -165,7 +167,7 @@ class MutationRunner:
             Unavailable: The database cannot be reached, or has lost revisions that were served.
             GatekeeperError: Whatever `act` raises.
         """
-        line, recorded_at = None, 0.0
+        lines, recorded_at = list[AuditLine](), 0.0
         with TRACES.causing() as cause, self._database.write_at_head(pipelined=pipelined) as conn:
             head, caller_is_current, stored = _lock_head(conn, intent, self._database.limits_at_head())
             # First: a database that has lost commits may have lost the caller's newest password as well.
@@ -180,23 +182,24 @@ class MutationRunner:
                 written = Written(result=effect.preview, revision=head.revision - 1, anchor=None)
                 raise psycopg.Rollback
             recorded_at = time.monotonic()
-            line = _record(conn, head, intent, effect.change) if effect.change else None
-            if line:
-                cause(line.revision)
-            written = _written(head, effect, line)
+            lines = _record(conn, head, intent, [effect.change, *effect.further]) if effect.change else []
+            if lines:
+                cause(lines[-1].revision)
+            written = _written(head, effect, lines)
             if intent.request_id:
                 subjects = effect.change.subjects if effect.change else effect.subjects
                 sealed = self._sealed(intent, written, codec)
-                _store_result(conn, head, intent, anchor=written.anchor, subjects=subjects, sealed=sealed)
-        if line:
+                _store_result(conn, head, intent, written, subjects=subjects, sealed=sealed)
+        if lines:
             AUDIT_APPEND_DURATION.observe(time.monotonic() - recorded_at)
-            self._tell(line)
+            self._tell(lines)
         return written
 
-    def _tell(self, line: AuditLine) -> None:
+    def _tell(self, lines: Sequence[AuditLine]) -> None:
         """Log and announce a mutation, after its commit and only here: nobody else knows that it was committed."""
-        line.log()
-        self._announce(line.revision)
+        for line in lines:
+            line.log()
+        self._announce(lines[-1].revision)
 
     def _check_nothing_lost(self, head: Head) -> None:
         # No other mutation commits while the head is locked, so the served revision cannot be newer for another reason.
@@ -261,9 +264,9 @@ class MutationRunner:
                 change=ChangeType.UPDATED,
                 document={"known_revision": known_revision, "previous_revision": current},
             )
-            line = _record(conn, replace(head, revision=first), intent, change)
-        self._tell(line)
-        return Written(result=True, revision=first, anchor=line.anchor)
+            lines = _record(conn, replace(head, revision=first), intent, [change])
+        self._tell(lines)
+        return Written(result=True, revision=first, anchor=lines[-1].anchor)
 
 
 HASH_OF_REVISION = """
@@ -373,17 +376,17 @@ def _store_result(
     conn: Connection,
     head: Head,
     intent: Intent,
+    written: Written[Any],
     *,
-    anchor: AuditAnchor | None,
     subjects: tuple[UUID, ...],
     sealed: bytes,
 ) -> None:
-    revision, anchor = (head.revision, anchor) if anchor else (head.revision - 1, head.previous)
+    anchor = written.anchor or head.previous
     row = {
         "actor": intent.requester,
         "action": intent.action,
         "request_id": intent.request_id,
-        "revision": revision,
+        "revision": written.revision,
         "audit_seq": anchor.seq,
         "audit_hash": anchor.hash,
         "subjects": list(subjects),
@@ -394,62 +397,92 @@ def _store_result(
     forget_oldest(conn, intent.requester, audit_seq=anchor.seq)
 
 
-# One statement, one round trip under the lock. PostgreSQL sends the notification only if the transaction commits.
+# One statement, one round trip under the lock, however many entries. PostgreSQL sends the notification only if the
+# transaction commits. Arrays of arrays must be rectangular, so the subjects of each entry come as text.
 _RECORD = """
-    WITH change AS (
+    WITH made AS (
+        SELECT * FROM unnest(
+            %(seq)s::bigint[], %(format)s::smallint[], %(revision)s::bigint[], %(resource_type)s::text[],
+            %(resource_key)s::text[], %(document_hash)s::bytea[], %(prev_hash)s::bytea[], %(evidence_hash)s::bytea[],
+            %(hash)s::bytea[], %(change)s::text[], %(subjects)s::text[], %(salt)s::bytea[], %(document)s::bytea[]
+        ) AS made (seq, format, revision, resource_type, resource_key, document_hash, prev_hash, evidence_hash, hash,
+                   change, subjects, salt, document)
+    ), change AS (
         INSERT INTO change_log (revision, create_time, resource_type, change_type, environment, key, subjects)
-        VALUES (%(revision)s, %(create_time)s, %(resource_type)s, %(change)s, %(environment)s, %(resource_key)s,
-                %(subjects)s)
+        SELECT revision, %(create_time)s, resource_type, change, %(environment)s, resource_key, subjects::uuid[]
+        FROM made
     ), entry AS (
         INSERT INTO audit_log (seq, format, revision, create_time, actor, action,
                                environment, resource_type, resource_key, document_hash, prev_hash,
                                evidence_hash, hash)
-        VALUES (%(seq)s, %(format)s, %(revision)s, %(create_time)s, %(actor)s, %(action)s,
-                %(environment)s, %(resource_type)s, %(resource_key)s, %(document_hash)s, %(prev_hash)s,
-                %(evidence_hash)s, %(hash)s)
+        SELECT seq, format, revision, %(create_time)s, %(actor)s, %(action)s,
+               %(environment)s, resource_type, resource_key, document_hash, prev_hash,
+               evidence_hash, hash
+        FROM made
     ), document AS (
-        INSERT INTO audit_documents (seq, salt, document) VALUES (%(seq)s, %(salt)s, %(document)s)
+        INSERT INTO audit_documents (seq, salt, document) SELECT seq, salt, document FROM made
     ), head AS (
-        UPDATE revision_head SET revision = %(revision)s, audit_seq = %(seq)s, audit_hash = %(hash)s
+        UPDATE revision_head SET revision = %(head_revision)s, audit_seq = %(head_seq)s, audit_hash = %(head_hash)s
     )
-    SELECT pg_notify(%(channel)s, %(revision)s::text)
+    SELECT pg_notify(%(channel)s, %(head_revision)s::text)
 """
+# What differs from one entry of a mutation to the next.
+_OF_EACH = (
+    *("seq", "format", "revision", "resource_type", "resource_key", "document_hash", "prev_hash", "evidence_hash"),
+    *("hash", "change", "subjects", "salt", "document"),
+)
 
 
-def _written(head: Head, effect: Effect[Result], line: AuditLine | None) -> Written[Result]:
+def _written(head: Head, effect: Effect[Result], lines: Sequence[AuditLine]) -> Written[Result]:
     """Return what the caller learns; without a line, nothing was changed."""
-    if line is None:
+    if not lines:
         return Written(result=effect.result, revision=head.revision - 1, anchor=None)
-    return Written(result=effect.result, revision=head.revision, anchor=line.anchor)
+    return Written(result=effect.result, revision=lines[-1].revision, anchor=lines[-1].anchor)
 
 
-def _record(conn: Connection, head: Head, intent: Intent, change: Change) -> AuditLine:
-    """Write the audit entry, the change-log row and the new head, and announce the revision; return the line to log."""
-    salt = secrets.token_bytes(SALT_BYTES)
-    document = rfc8785.dumps({**change.document, "change_reason": intent.change_reason})
-    entry = AuditEntry(
+def _record(conn: Connection, head: Head, intent: Intent, changes: Sequence[Change]) -> list[AuditLine]:
+    """Write an audit entry and a change-log row for each change, and the new head; announce its revision.
+
+    Returns:
+        The lines to log.
+    """
+    lines: list[AuditLine] = []
+    rows: list[dict[str, Any]] = []
+    for change in changes:
+        salt = secrets.token_bytes(SALT_BYTES)
+        document = rfc8785.dumps({**change.document, "change_reason": intent.change_reason})
+        entry = _entry(head, intent, change, hash_document(salt, document))
+        line = AuditLine.of(entry)
+        subjects = f"{{{','.join(map(str, change.subjects))}}}"
+        more = {
+            "hash": line.hash,
+            "change": change.change.value,
+            "subjects": subjects,
+            "salt": salt,
+            "document": document,
+        }
+        rows.append({**asdict(entry), **more})
+        lines.append(line)
+        head = replace(head, revision=head.revision + 1, audit_seq=head.audit_seq + 1, prev_hash=line.hash)
+    last = rows[-1]
+    columns = {name: [row[name] for row in rows] for name in _OF_EACH}
+    new_head = {"head_revision": last["revision"], "head_seq": last["seq"], "head_hash": last["hash"]}
+    conn.execute(_RECORD, {**last, **columns, **new_head, "channel": CHANNEL})
+    return lines
+
+
+def _entry(head: Head, intent: Intent, change: Change, document_hash: bytes) -> AuditEntry:
+    return AuditEntry(
         seq=head.audit_seq,
         revision=head.revision,
         create_time=head.create_time,
         actor=intent.actor,
         action=intent.action,
         environment=_ENVIRONMENT,
-        resource_type=change.resource,
+        resource_type=change.resource.value,
         resource_key=change.key,
-        document_hash=hash_document(salt, document),
+        document_hash=document_hash,
         prev_hash=head.prev_hash,
         evidence_hash=change.evidence_hash,
         format=FORMAT if change.evidence_hash is None else FORMAT_WITH_EVIDENCE,
     )
-    line = AuditLine.of(entry)
-    row = {
-        **asdict(entry),
-        "hash": line.hash,
-        "change": change.change,
-        "subjects": list(change.subjects),
-        "salt": salt,
-        "document": document,
-        "channel": CHANNEL,
-    }
-    conn.execute(_RECORD, row)
-    return line

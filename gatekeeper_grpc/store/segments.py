@@ -1,6 +1,6 @@
 """Segments in PostgreSQL: create, read, list, update, delete."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -83,7 +83,7 @@ class SegmentStore:
             return Effect(
                 result=CountedSegment(segment=segment, member_count=0),
                 preview=CountedSegment(segment=replace(segment, revision=0), member_count=0),
-                change=_change(None, segment),
+                change=segment_change(None, segment),
             )
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
@@ -131,7 +131,7 @@ class SegmentStore:
             return Effect(
                 result=CountedSegment(segment=after, member_count=member_count),
                 preview=CountedSegment(segment=unwritten, member_count=member_count),
-                change=_change(before, after),
+                change=segment_change(before, after),
             )
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
@@ -148,10 +148,10 @@ class SegmentStore:
 
         def act(conn: Connection, _head: Head) -> Effect[None]:
             before = find_segment(conn, key, etag=etag)
-            _check_unused(conn, before)
+            check_unused(conn, before)
             count_sets(conn)
             conn.execute("DELETE FROM segments WHERE segment_id = %(segment_id)s", {"segment_id": before.segment_id})
-            return Effect(result=None, preview=None, change=_change(before, None))
+            return Effect(result=None, preview=None, change=segment_change(before, None))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -208,7 +208,7 @@ def _insert(conn: Connection, head: Head, config: SegmentConfig) -> Segment:
         segment = cursor.execute(_INSERT, {**_columns(config, head), "no_members": EMPTY.state}).fetchone()
     if segment is None:
         raise AlreadyExists(f"segment {config.key!r} exists already", metadata={"segment_key": config.key})
-    _check_caps(conn, config)
+    check_caps(conn, [config])
     return segment
 
 
@@ -224,21 +224,26 @@ _UPDATE = """
 def _replace(conn: Connection, head: Head, before: Segment, config: SegmentConfig) -> Segment:
     conn.execute(_UPDATE, {**_columns(config, head), "segment_id": before.segment_id})
     if config.conditions != before.config.conditions:
-        _check_caps(conn, config)
+        check_caps(conn, [config])
     return replace(before, config=config, update_time=head.create_time, revision=head.revision)
 
 
-def _columns(config: SegmentConfig, head: Head) -> dict[str, object]:
+def segment_columns(config: SegmentConfig) -> dict[str, Any]:
+    """Return the columns of what an editor decides, as JSON values."""
     return {
         "key": config.key,
         "description": config.description,
         "match": config.match.value,
-        "conditions": Jsonb([condition_document(condition) for condition in config.conditions]),
+        "conditions": [condition_document(condition) for condition in config.conditions],
         "attribute_names": sorted(config.attribute_names()),
         "scanned_values": config.scanned_value_count(),
-        "update_time": head.create_time,
-        "revision": head.revision,
     }
+
+
+def _columns(config: SegmentConfig, head: Head) -> dict[str, object]:
+    columns = segment_columns(config)
+    conditions = Jsonb(columns["conditions"])
+    return {**columns, "conditions": conditions, "update_time": head.create_time, "revision": head.revision}
 
 
 _COUNT = """
@@ -246,19 +251,23 @@ _COUNT = """
 """
 
 
-def _check_caps(conn: Connection, config: SegmentConfig) -> None:
-    """Check what is capped over all segments, after one of them was written with these conditions."""
+def check_caps(conn: Connection, configs: Sequence[SegmentConfig]) -> None:
+    """Check what is capped over all segments, after some of them were written with these conditions.
+
+    Raises:
+        ResourceExhausted: A cap is exceeded.
+    """
     counted, stored_values = conn.execute(_COUNT), count_stored_values(conn)
     scanned, conditions = one(counted)
-    wanted = config.scanned_value_count()
+    wanted = sum(config.scanned_value_count() for config in configs)
     if wanted and scanned > MAX_SCANNED_VALUES:
         used = scanned - wanted
         raise ResourceExhausted(
             f"all segments together may have {MAX_SCANNED_VALUES} values of CONTAINS, STARTS_WITH and ENDS_WITH: "
-            f"{used} are in use and this segment wants {wanted}",
+            f"{used} are in use and this change wants {wanted}",
             metadata={"limit": str(MAX_SCANNED_VALUES), "used": str(used), "wanted": str(wanted)},
         )
-    if config.conditions:
+    if any(config.conditions for config in configs):
         _check_condition_cap(conditions)
         check_attribute_cap(stored_values)
 
@@ -279,7 +288,12 @@ USED_BY = """
 """
 
 
-def _check_unused(conn: Connection, segment: Segment) -> None:
+def check_unused(conn: Connection, segment: Segment) -> None:
+    """Check that no flag uses a segment.
+
+    Raises:
+        FailedPrecondition: Flags do; names them.
+    """
     rows = conn.execute(USED_BY, {"segment_id": segment.segment_id, "limit": _NAMED_FLAGS}).fetchall()
     if not rows:
         return
@@ -291,5 +305,6 @@ def _check_unused(conn: Connection, segment: Segment) -> None:
     )
 
 
-def _change(before: Segment | None, after: Segment | None) -> Change:
-    return change_of(ResourceType.SEGMENT, before, after, key=lambda segment: segment.key, document=segment_document)
+def segment_change(before: Segment | None, after: Segment | None, **more: object) -> Change:
+    """Return the change of a segment, see `change_of`."""
+    return change_of(ResourceType.SEGMENT, before, after, key=lambda one: one.key, document=segment_document, **more)

@@ -5,6 +5,7 @@ from gatekeeper_grpc.store.admin_users import AdminUserStore
 from gatekeeper_grpc.store.api_tokens import ApiTokenStore
 from gatekeeper_grpc.store.audit.log import AuditStore
 from gatekeeper_grpc.store.client_keys import ClientKeyStore
+from gatekeeper_grpc.store.configuration.store import ConfigurationStore
 from gatekeeper_grpc.store.erasure import ErasureStore, Recorder
 from gatekeeper_grpc.store.exports import ExportStore
 from gatekeeper_grpc.store.flags import FlagStore
@@ -38,6 +39,7 @@ class Stores:
         self.targets = TargetStore(database, mutations)
         self.segments = SegmentStore(database, mutations, quotas=quotas)
         self.members = MemberStore(database, mutations)
+        self.configurations = ConfigurationStore(database, mutations, quotas=quotas)
         self.users = UserStore(database, mutations, quotas=quotas)
         self.admin_users = AdminUserStore(database, mutations)
         self.client_keys = ClientKeyStore(database, mutations, sealer)

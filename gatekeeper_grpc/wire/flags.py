@@ -90,10 +90,18 @@ def flag_config_from_proto(request: admin.CreateFlagRequest) -> FlagConfig:
     Raises:
         InvalidArgument: A field is invalid.
     """
-    values = _by_domain_name({path: read(request.flag) for path, read in _READERS.items()})
-    config = FlagConfig(key=request.flag.key, **values)
+    config = flag_config_of(request.flag)
     config.check_new_names()
     return config
+
+
+def flag_config_of(flag: flag_pb2.Flag) -> FlagConfig:
+    """Convert what an editor decides of a flag, but for a check of new names; see `FlagConfig.check_new_names`.
+
+    Raises:
+        InvalidArgument: A field is invalid; names it as "flag.<name>".
+    """
+    return FlagConfig(key=flag.key, **_by_domain_name({path: read(flag) for path, read in _READERS.items()}))
 
 
 def flag_update_from_proto(request: admin.UpdateFlagRequest | admin.PreviewFlagChangeRequest) -> FlagUpdate:
@@ -200,3 +208,8 @@ def _target_edit(
     check_key("flag_key", request.flag_key)
     check_user_ids("user_ids", request.user_ids, at_most=at_most)
     return TargetEdit(flag_key=request.flag_key, user_ids=tuple(request.user_ids), variant=None, etag=request.etag)
+
+
+def flag_field(name: str) -> str:
+    """Return what messages call a field of `FlagConfig`."""
+    return next((path for path, domain_name in _DOMAIN_NAMES.items() if domain_name == name), name)

@@ -66,7 +66,16 @@ def segment_config_from_proto(request: admin.CreateSegmentRequest) -> SegmentCon
     Raises:
         InvalidArgument: A field is invalid.
     """
-    return SegmentConfig(key=request.segment.key, **{field: read(request.segment) for field, read in _READERS.items()})
+    return segment_config_of(request.segment)
+
+
+def segment_config_of(segment: segment_pb2.Segment) -> SegmentConfig:
+    """Convert what an editor decides of a segment.
+
+    Raises:
+        InvalidArgument: A field is invalid; names it as "segment.<name>".
+    """
+    return SegmentConfig(key=segment.key, **{field: read(segment) for field, read in _READERS.items()})
 
 
 def segment_update_from_proto(request: admin.UpdateSegmentRequest) -> SegmentUpdate:

@@ -81,7 +81,7 @@ def test_an_update_executes_four_statements_under_the_head_lock(flags: FlagStore
     assert clock_and_caller == "SELECT clock_timestamp"
     assert find.startswith("SELECT key, description")
     assert update.startswith("UPDATE feature_flags")
-    assert record.startswith("WITH change AS")
+    assert record.startswith("WITH made AS")
 
 
 def test_twin_one_more_statement_under_the_lock_is_counted(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from gatekeeper_grpc import draws
+from gatekeeper_grpc.store.configuration import store
 from tests.support.clients import Installation, installed
 
 
@@ -14,6 +15,12 @@ def installation(postgres: str) -> Iterator[Installation]:
     """A server on a database of its own, with an admin user of each role; all tests of a module share it."""
     with installed(postgres) as installation:
         yield installation
+
+
+@pytest.fixture(autouse=True)
+def without_limit_of_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a configuration keeps others waiting depends on the machine: here it may."""
+    monkeypatch.setattr(f"{store.__name__}.MAX_LOCK_S", 60.0)
 
 
 @pytest.fixture(

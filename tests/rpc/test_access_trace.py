@@ -72,6 +72,8 @@ IMPERSONAL = {
     "CreateApiTokenResponse": {"secret"},
     "LoginResponse": {"access_token", "refresh_token"},
     "RefreshTokenResponse": {"access_token", "refresh_token"},
+    "ApplyConfigurationResponse": {"apply_id"},
+    "ConfigurationChange": {"key", "fields"},
     "EvaluateFlagsResponse": {"unknown_flag_keys"},
     "FlagsEntry": {"key"},
     "DetailsEntry": {"key"},

@@ -181,8 +181,11 @@ def would_be(response: Any) -> Any:
     decided = type(response)()
     decided.CopyFrom(response)
     for field, value in response.ListFields():
-        if field.name in ("revision", "audit_anchor", "secret"):
+        if field.name in ("revision", "audit_anchor", "secret", "apply_id"):
             decided.ClearField(field.name)
+        elif field.is_repeated:
+            for item in getattr(decided, field.name):
+                item.ClearField("revision")
         elif field.message_type:
             for name in SERVER_DECIDES.intersection(value.DESCRIPTOR.fields_by_name):
                 getattr(decided, field.name).ClearField(name)

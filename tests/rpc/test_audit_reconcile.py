@@ -434,6 +434,23 @@ def _user(choice: random.Random) -> User:
     return user
 
 
+def _configuration(choice: random.Random) -> dict[str, Any]:
+    """Mostly makes a flag and a segment with people, and now and then deletes a flag."""
+    flag, segment, people = _flag(choice), _segment(choice), choice.sample(_PEOPLE, 6)
+    spare = [key for key in _KEYS if key != flag.key]
+    closes = choice.random() < 0.5
+    return {
+        "flags": [flag],
+        "segments": [segment],
+        "members": [pb.ConfiguredMembers(segment_key=segment.key, user_ids=people[::2], remove_others=closes)],
+        "targets": [
+            pb.ConfiguredTargets(flag_key=flag.key, value=True, user_ids=people[:3], remove_others=closes),
+            pb.ConfiguredTargets(flag_key=flag.key, value=False, user_ids=people[3:]),
+        ],
+        "flag_deletions": [pb.ConfigurationDeletion(key=choice.choice(spare))] if choice.random() < 0.2 else [],
+    }
+
+
 _MASK = {
     "flag": FieldMask(paths=["rollout_percentage", "segment_targets", "tags"]),
     "segment": FieldMask(paths=["conditions"]),
@@ -459,6 +476,7 @@ RANDOM: Mapping[str, Callable[[random.Random], dict[str, Any]]] = MappingProxyTy
         "DeleteSegment": lambda choice: {"key": choice.choice(_KEYS)},
         "AddSegmentMembers": lambda choice: {"segment_key": choice.choice(_KEYS), "user_ids": _some(choice)},
         "RemoveSegmentMembers": lambda choice: {"segment_key": choice.choice(_KEYS), "user_ids": _some(choice)},
+        "ApplyConfiguration": _configuration,
         "CreateUser": lambda choice: {"user": _user(choice)},
         "UpdateUser": lambda choice: {"user": _user(choice), "update_mask": _MASK["user"]},
         "DeleteUser": lambda choice: {"user_id": choice.choice(_PEOPLE)},

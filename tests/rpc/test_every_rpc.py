@@ -63,6 +63,9 @@ PECULIAR: Mapping[tuple[str, str], str] = MappingProxyType(
         ("CreateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
         ("UpdateSegment", "RESOURCE_EXHAUSTED"): "test_admin_segments",
         ("DeleteSegment", "FAILED_PRECONDITION"): "test_admin_segments",
+        ("ApplyConfiguration", "ABORTED"): "test_apply_configuration",
+        ("ApplyConfiguration", "FAILED_PRECONDITION"): "test_apply_configuration",
+        ("ApplyConfiguration", "RESOURCE_EXHAUSTED"): "test_apply_configuration",
         ("CreateUser", "RESOURCE_EXHAUSTED"): "test_stored_attributes",
         ("UpdateUser", "RESOURCE_EXHAUSTED"): "test_stored_attributes",
         ("EraseUser", "FAILED_PRECONDITION"): "test_erase_user",
@@ -138,7 +141,7 @@ def commented_required(message: Any) -> set[str]:
     below = {
         f"{field.name}.{name}"
         for field in message.fields
-        if field.message_type is not None and field.message_type.file.package == "gatekeeper.v1"
+        if field.message_type and not field.is_repeated and field.message_type.file.package == "gatekeeper.v1"
         for name in _required_in(text, field.message_type.name)
     }
     return own | below

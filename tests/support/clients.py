@@ -44,6 +44,7 @@ LEAST_ROLE: Mapping[str, Role] = MappingProxyType(
         (
             *("CreateFlag", "UpdateFlag", "DeleteFlag", "AddTargets", "RemoveTargets", "ImportTargets"),
             *("CreateSegment", "UpdateSegment", "DeleteSegment", "AddSegmentMembers", "RemoveSegmentMembers"),
+            "ApplyConfiguration",
             *("CreateUser", "UpdateUser", "DeleteUser"),
         ),
         Role.EDITOR,
@@ -250,7 +251,12 @@ def _refusal(error: Any) -> Refusal:
 
 
 def refused_by(rpc: str, refusal: Refusal) -> Refusal:
-    """Return a refusal as an RPC words it that has done nothing: an import tells how far it had come."""
+    """Return a refusal as an RPC words it that has done nothing.
+
+    An import tells how far it had come, and a configuration in which part of it the fault is.
+    """
+    if rpc == "ApplyConfiguration" and refusal.code is grpc.StatusCode.NOT_FOUND:
+        return replace(refusal, metadata={**refusal.metadata, "field": "flag_deletions[0]"})
     method = SERVICE.methods_by_name[rpc]
     is_import = method.client_streaming and not method.server_streaming
     return refusal.after(applied_messages=0, applied_revision=0) if is_import else refusal

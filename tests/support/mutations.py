@@ -341,6 +341,13 @@ _EXAMPLES = (
         lambda _key: {"api_token": ApiToken(name="spent", role=ROLE_VIEWER, expire_time=_IN_A_DAY)},
     ),
     _mutation(API_TOKEN, "api_token", "updated", pb.RevokeApiTokenRequest, lambda key: {"token_id": key}),
+    _mutation(
+        FLAG,
+        "flag",
+        "deleted",
+        pb.ApplyConfigurationRequest,
+        lambda key: {"flag_deletions": [pb.ConfigurationDeletion(key=key)]},
+    ),
 )
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType({mutation.rpc: mutation for mutation in _EXAMPLES})
 

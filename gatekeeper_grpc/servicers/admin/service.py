@@ -4,6 +4,7 @@ from gatekeeper_grpc.servicers.admin.admin_users import AdminUserRpcs
 from gatekeeper_grpc.servicers.admin.api_tokens import ApiTokenRpcs
 from gatekeeper_grpc.servicers.admin.audit import AuditRpcs
 from gatekeeper_grpc.servicers.admin.client_keys import ClientKeyRpcs
+from gatekeeper_grpc.servicers.admin.configuration import ConfigurationRpcs
 from gatekeeper_grpc.servicers.admin.erasure import ErasureRpcs
 from gatekeeper_grpc.servicers.admin.flags import FlagRpcs
 from gatekeeper_grpc.servicers.admin.previews import PreviewRpcs
@@ -25,5 +26,6 @@ class AdminServicer(
     ClientKeyRpcs,
     ApiTokenRpcs,
     ErasureRpcs,
+    ConfigurationRpcs,
 ):
     """All RPCs of AdminService."""

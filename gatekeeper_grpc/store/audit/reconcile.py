@@ -269,9 +269,14 @@ class _Log:
 
 
 _CREATIONS = ("CreateFlag", "CreateSegment")
+# A configuration creates, updates and deletes.
 _CREATION = """
-    SELECT 1 FROM audit_log
-    WHERE resource_type = %(owner)s AND resource_key = %(key)s AND action = ANY(%(actions)s) LIMIT 1
+    SELECT 1 FROM audit_log a
+    WHERE resource_type = %(owner)s AND resource_key = %(key)s AND (action = ANY(%(actions)s)
+        OR action = 'ApplyConfiguration' AND EXISTS (
+            SELECT FROM audit_documents d
+            WHERE d.seq = a.seq AND convert_from(d.document, 'UTF8')::jsonb -> 'before' = 'null'))
+    LIMIT 1
 """
 
 # Each kind of resource has an index of its entries in this order.

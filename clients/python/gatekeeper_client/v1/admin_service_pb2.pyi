@@ -21,6 +21,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -31,6 +32,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ConfigurationChangeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConfigurationChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConfigurationChangeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONFIGURATION_CHANGE_TYPE_UNSPECIFIED: _ConfigurationChangeType.ValueType  # 0
+    """Never sent."""
+    CONFIGURATION_CHANGE_TYPE_CREATED: _ConfigurationChangeType.ValueType  # 1
+    """It is new."""
+    CONFIGURATION_CHANGE_TYPE_UPDATED: _ConfigurationChangeType.ValueType  # 2
+    """It was there before."""
+    CONFIGURATION_CHANGE_TYPE_DELETED: _ConfigurationChangeType.ValueType  # 3
+    """It is gone."""
+
+class ConfigurationChangeType(_ConfigurationChangeType, metaclass=_ConfigurationChangeTypeEnumTypeWrapper):
+    """How a resource was changed."""
+
+CONFIGURATION_CHANGE_TYPE_UNSPECIFIED: ConfigurationChangeType.ValueType  # 0
+"""Never sent."""
+CONFIGURATION_CHANGE_TYPE_CREATED: ConfigurationChangeType.ValueType  # 1
+"""It is new."""
+CONFIGURATION_CHANGE_TYPE_UPDATED: ConfigurationChangeType.ValueType  # 2
+"""It was there before."""
+CONFIGURATION_CHANGE_TYPE_DELETED: ConfigurationChangeType.ValueType  # 3
+"""It is gone."""
+Global___ConfigurationChangeType: _TypeAlias = ConfigurationChangeType  # noqa: Y015
 
 @_typing.final
 class CreateFlagRequest(_message.Message):
@@ -3277,3 +3306,267 @@ class GetAuditCheckpointResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAuditCheckpointResponse: _TypeAlias = GetAuditCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class ApplyConfigurationRequest(_message.Message):
+    """What to make of flags and segments; at most 3 MiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLAGS_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    FLAG_DELETIONS_FIELD_NUMBER: _builtins.int
+    SEGMENT_DELETIONS_FIELD_NUMBER: _builtins.int
+    CHANGE_REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_reason: _builtins.str
+    """Why, for the audit entries; at most 1,024 characters. Empty: no reason."""
+    validate_only: _builtins.bool
+    """True: check everything and write nothing. See AdminService. The changes in the response then
+    have no revisions.
+    """
+    request_id: _builtins.str
+    """A UUID that makes a retry of this request safe. Empty: a retry is a new request. See
+    AdminService.
+    """
+    @_builtins.property
+    def flags(self) -> _containers.RepeatedCompositeFieldContainer[_flag_pb2.Flag]:
+        """Flags as they should be, each key at most once: a field that is not set gets its default value.
+        OUTPUT_ONLY fields are ignored. If `etag` is set, the flag must have it.
+        """
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_segment_pb2.Segment]:
+        """Segments as they should be, as `flags`."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfiguredTargets]:
+        """Targets of flags that exist or are in `flags`; at most one entry for each flag and value."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfiguredMembers]:
+        """Members of segments that exist or are in `segments`; at most one entry for each segment."""
+
+    @_builtins.property
+    def flag_deletions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigurationDeletion]:
+        """Flags to delete with their targets."""
+
+    @_builtins.property
+    def segment_deletions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigurationDeletion]:
+        """Segments to delete with their members."""
+
+    def __init__(
+        self,
+        *,
+        flags: _abc.Iterable[_flag_pb2.Flag] | None = ...,
+        segments: _abc.Iterable[_segment_pb2.Segment] | None = ...,
+        targets: _abc.Iterable[Global___ConfiguredTargets] | None = ...,
+        members: _abc.Iterable[Global___ConfiguredMembers] | None = ...,
+        flag_deletions: _abc.Iterable[Global___ConfigurationDeletion] | None = ...,
+        segment_deletions: _abc.Iterable[Global___ConfigurationDeletion] | None = ...,
+        change_reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "flag_deletions", b"flag_deletions", "flags", b"flags", "members", b"members", "request_id", b"request_id", "segment_deletions", b"segment_deletions", "segments", b"segments", "targets", b"targets", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyConfigurationRequest: _TypeAlias = ApplyConfigurationRequest  # noqa: Y015
+
+@_typing.final
+class ConfiguredTargets(_message.Message):
+    """Users of a flag who should get one value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLAG_KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    REMOVE_OTHERS_FIELD_NUMBER: _builtins.int
+    flag_key: _builtins.str
+    """The key of the flag. REQUIRED."""
+    value: _builtins.bool
+    """The value."""
+    variant: _builtins.str
+    """The name of the variant: "on" or "off"."""
+    remove_others: _builtins.bool
+    """True: all other users who are targeted with this value stop being targeted. There may be at
+    most 20,000.
+    """
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The users: at most 10,000 for a flag, each at most once."""
+
+    def __init__(
+        self,
+        *,
+        flag_key: _builtins.str = ...,
+        value: _builtins.bool = ...,
+        variant: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        remove_others: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served", b"served", "value", b"value", "variant", b"variant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag_key", b"flag_key", "remove_others", b"remove_others", "served", b"served", "user_ids", b"user_ids", "value", b"value", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_served: _TypeAlias = _typing.Literal["value", "variant"]  # noqa: Y015
+    _WhichOneofArgType_served: _TypeAlias = _typing.Literal["served", b"served"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_served) -> _WhichOneofReturnType_served | None: ...
+
+Global___ConfiguredTargets: _TypeAlias = ConfiguredTargets  # noqa: Y015
+
+@_typing.final
+class ConfiguredMembers(_message.Message):
+    """Users who should be members of a segment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_KEY_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    REMOVE_OTHERS_FIELD_NUMBER: _builtins.int
+    segment_key: _builtins.str
+    """The key of the segment. REQUIRED."""
+    remove_others: _builtins.bool
+    """True: all other members are removed. There may be at most 20,000."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The users: at most 10,000, each at most once."""
+
+    def __init__(
+        self,
+        *,
+        segment_key: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        remove_others: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["remove_others", b"remove_others", "segment_key", b"segment_key", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfiguredMembers: _TypeAlias = ConfiguredMembers  # noqa: Y015
+
+@_typing.final
+class ConfigurationDeletion(_message.Message):
+    """What to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key. REQUIRED."""
+    etag: _builtins.str
+    """If set, it must have this etag."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigurationDeletion: _TypeAlias = ConfigurationDeletion  # noqa: Y015
+
+@_typing.final
+class ApplyConfigurationResponse(_message.Message):
+    """What was changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    APPLY_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AUDIT_ANCHOR_FIELD_NUMBER: _builtins.int
+    apply_id: _builtins.str
+    """What the documents of the audit entries have as `apply_id`. Empty if nothing was changed."""
+    revision: _builtins.int
+    """The last of the revisions that the changes made."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigurationChange]:
+        """One for each changed resource, in the order of their revisions. Empty: nothing had to change."""
+
+    @_builtins.property
+    def audit_anchor(self) -> _audit_pb2.AuditAnchor:
+        """The last audit entry. Absent if nothing was changed."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___ConfigurationChange] | None = ...,
+        apply_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        audit_anchor: _audit_pb2.AuditAnchor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_anchor", b"audit_anchor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply_id", b"apply_id", "audit_anchor", b"audit_anchor", "changes", b"changes", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyConfigurationResponse: _TypeAlias = ApplyConfigurationResponse  # noqa: Y015
+
+@_typing.final
+class ConfigurationChange(_message.Message):
+    """A change of one resource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_TYPE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    CHANGE_TYPE_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    ADDED_COUNT_FIELD_NUMBER: _builtins.int
+    MOVED_COUNT_FIELD_NUMBER: _builtins.int
+    REMOVED_COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    resource_type: _audit_pb2.ResourceType.ValueType
+    """What was changed: a flag, its targets, a segment or its members."""
+    key: _builtins.str
+    """The key of the flag or segment."""
+    change_type: Global___ConfigurationChangeType.ValueType
+    """How it was changed."""
+    added_count: _builtins.int
+    """How many users were added to the targets or members."""
+    moved_count: _builtins.int
+    """How many users got another value."""
+    removed_count: _builtins.int
+    """How many users were removed from the targets or members."""
+    revision: _builtins.int
+    """The revision that the change made. 0 with `validate_only`."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The fields of a flag or segment that were changed. Empty for a deletion."""
+
+    def __init__(
+        self,
+        *,
+        resource_type: _audit_pb2.ResourceType.ValueType = ...,
+        key: _builtins.str = ...,
+        change_type: Global___ConfigurationChangeType.ValueType = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+        added_count: _builtins.int = ...,
+        moved_count: _builtins.int = ...,
+        removed_count: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "change_type", b"change_type", "fields", b"fields", "key", b"key", "moved_count", b"moved_count", "removed_count", b"removed_count", "resource_type", b"resource_type", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigurationChange: _TypeAlias = ConfigurationChange  # noqa: Y015

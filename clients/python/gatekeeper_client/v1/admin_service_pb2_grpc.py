@@ -282,6 +282,11 @@ class AdminServiceStub(object):
                 request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointRequest.SerializeToString,
                 response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointResponse.FromString,
                 )
+        self.ApplyConfiguration = channel.unary_unary(
+                '/gatekeeper.v1.AdminService/ApplyConfiguration',
+                request_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ApplyConfigurationRequest.SerializeToString,
+                response_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ApplyConfigurationResponse.FromString,
+                )
 
 
 class AdminServiceServicer(object):
@@ -845,6 +850,30 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyConfiguration(self, request, context):
+        """Makes flags, segments, targets and members what the request says, all of it or nothing. What
+        the request does not name stays as it is. A request whose state is there already changes
+        nothing.
+
+        Each changed resource makes one revision and one audit entry, and the documents of these entries
+        have the same `apply_id`. The revisions follow each other and become visible together: no
+        evaluation sees a part of them. The call counts as one change for rate limits. Role: editor.
+
+        An error about one resource names it in its metadata as `field`, such as "flags[3]".
+
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): what the request names neither exists nor is
+        made by the same request.
+        - ABORTED (ETAG_MISMATCH): a flag or segment has another etag.
+        - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use a segment that would be deleted.
+        - RESOURCE_EXHAUSTED (CONFIGURATION_TOO_LARGE): the request would change more than 1,000
+        resources, or would keep other changes waiting for longer than 500 ms.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): as for the changes one by one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1067,6 +1096,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetAuditCheckpoint,
                     request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointRequest.FromString,
                     response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointResponse.SerializeToString,
+            ),
+            'ApplyConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyConfiguration,
+                    request_deserializer=gatekeeper_dot_v1_dot_admin__service__pb2.ApplyConfigurationRequest.FromString,
+                    response_serializer=gatekeeper_dot_v1_dot_admin__service__pb2.ApplyConfigurationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1871,5 +1905,22 @@ class AdminService(object):
         return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/GetAuditCheckpoint',
             gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointRequest.SerializeToString,
             gatekeeper_dot_v1_dot_admin__service__pb2.GetAuditCheckpointResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ApplyConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gatekeeper.v1.AdminService/ApplyConfiguration',
+            gatekeeper_dot_v1_dot_admin__service__pb2.ApplyConfigurationRequest.SerializeToString,
+            gatekeeper_dot_v1_dot_admin__service__pb2.ApplyConfigurationResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

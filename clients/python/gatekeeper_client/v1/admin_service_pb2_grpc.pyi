@@ -410,6 +410,26 @@ class AdminServiceStub:
     - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing
       checkpoints.
     """
+    ApplyConfiguration: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ApplyConfigurationRequest, _admin_service_pb2.ApplyConfigurationResponse]
+    """Makes flags, segments, targets and members what the request says, all of it or nothing. What
+    the request does not name stays as it is. A request whose state is there already changes
+    nothing.
+
+    Each changed resource makes one revision and one audit entry, and the documents of these entries
+    have the same `apply_id`. The revisions follow each other and become visible together: no
+    evaluation sees a part of them. The call counts as one change for rate limits. Role: editor.
+
+    An error about one resource names it in its metadata as `field`, such as "flags[3]".
+
+    Errors:
+    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): what the request names neither exists nor is
+      made by the same request.
+    - ABORTED (ETAG_MISMATCH): a flag or segment has another etag.
+    - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use a segment that would be deleted.
+    - RESOURCE_EXHAUSTED (CONFIGURATION_TOO_LARGE): the request would change more than 1,000
+      resources, or would keep other changes waiting for longer than 500 ms.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): as for the changes one by one.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -792,6 +812,26 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors:
     - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing
       checkpoints.
+    """
+    ApplyConfiguration: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ApplyConfigurationRequest, _admin_service_pb2.ApplyConfigurationResponse]  # type: ignore[assignment]
+    """Makes flags, segments, targets and members what the request says, all of it or nothing. What
+    the request does not name stays as it is. A request whose state is there already changes
+    nothing.
+
+    Each changed resource makes one revision and one audit entry, and the documents of these entries
+    have the same `apply_id`. The revisions follow each other and become visible together: no
+    evaluation sees a part of them. The call counts as one change for rate limits. Role: editor.
+
+    An error about one resource names it in its metadata as `field`, such as "flags[3]".
+
+    Errors:
+    - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): what the request names neither exists nor is
+      made by the same request.
+    - ABORTED (ETAG_MISMATCH): a flag or segment has another etag.
+    - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use a segment that would be deleted.
+    - RESOURCE_EXHAUSTED (CONFIGURATION_TOO_LARGE): the request would change more than 1,000
+      resources, or would keep other changes waiting for longer than 500 ms.
+    - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): as for the changes one by one.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -1436,6 +1476,32 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - FAILED_PRECONDITION (AUDIT_SIGNING_KEY_MISSING): this installation has no key for signing
           checkpoints.
+        """
+
+    @_abc_1.abstractmethod
+    def ApplyConfiguration(
+        self,
+        request: _admin_service_pb2.ApplyConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ApplyConfigurationResponse, _abc.Awaitable[_admin_service_pb2.ApplyConfigurationResponse]]:
+        """Makes flags, segments, targets and members what the request says, all of it or nothing. What
+        the request does not name stays as it is. A request whose state is there already changes
+        nothing.
+
+        Each changed resource makes one revision and one audit entry, and the documents of these entries
+        have the same `apply_id`. The revisions follow each other and become visible together: no
+        evaluation sees a part of them. The call counts as one change for rate limits. Role: editor.
+
+        An error about one resource names it in its metadata as `field`, such as "flags[3]".
+
+        Errors:
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): what the request names neither exists nor is
+          made by the same request.
+        - ABORTED (ETAG_MISMATCH): a flag or segment has another etag.
+        - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use a segment that would be deleted.
+        - RESOURCE_EXHAUSTED (CONFIGURATION_TOO_LARGE): the request would change more than 1,000
+          resources, or would keep other changes waiting for longer than 500 ms.
+        - RESOURCE_EXHAUSTED (QUOTA_EXCEEDED): as for the changes one by one.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -195,6 +195,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: usage has been counted for a shorter time than `stale_for`. Ask for a
     shorter one, or later. Example metadata: counted_since = "2026-01-31T08:00:00+00:00".
     """
+    ERROR_REASON_CONFIGURATION_TOO_LARGE: _ErrorReason.ValueType  # 73
+    """RESOURCE_EXHAUSTED: a configuration cannot be applied at once: it would change too many
+    resources, or keep other changes waiting for too long. Nothing was changed. Apply it in several
+    parts, and add long lists of users by ImportTargets and AddSegmentMembers. Example metadata:
+    limit = "1000", wanted = "1200".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error of Gatekeeper carries one `google.rpc.ErrorInfo`. Its `domain` is
@@ -375,5 +381,11 @@ ERROR_REASON_API_TOKEN_NOT_ALLOWED: ErrorReason.ValueType  # 71
 ERROR_REASON_USAGE_NOT_COVERED: ErrorReason.ValueType  # 72
 """FAILED_PRECONDITION: usage has been counted for a shorter time than `stale_for`. Ask for a
 shorter one, or later. Example metadata: counted_since = "2026-01-31T08:00:00+00:00".
+"""
+ERROR_REASON_CONFIGURATION_TOO_LARGE: ErrorReason.ValueType  # 73
+"""RESOURCE_EXHAUSTED: a configuration cannot be applied at once: it would change too many
+resources, or keep other changes waiting for too long. Nothing was changed. Apply it in several
+parts, and add long lists of users by ImportTargets and AddSegmentMembers. Example metadata:
+limit = "1000", wanted = "1200".
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
