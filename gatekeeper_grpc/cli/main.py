@@ -110,6 +110,24 @@ def _bulk_evaluate() -> click.Command:
     return bulk_evaluate
 
 
+def _export() -> click.Command:
+    from gatekeeper_grpc.cli.client.configuration import export
+
+    return export
+
+
+def _diff() -> click.Command:
+    from gatekeeper_grpc.cli.client.configuration import diff
+
+    return diff
+
+
+def _apply() -> click.Command:
+    from gatekeeper_grpc.cli.client.configuration import apply
+
+    return apply
+
+
 def _completion() -> click.Command:
     from gatekeeper_grpc.cli.client.completion import completion
 
@@ -184,6 +202,9 @@ _CLIENT = {
     "watch": Entry("Print which flags change, as they change, until Ctrl-C.", _watch),
     "flags": Entry("Read and change flags.", _flags),
     "segments": Entry("Read and change segments: groups of users, by conditions or by name.", _segments),
+    "export": Entry("Print all flags and segments with their targets and members, as a file.", _export),
+    "diff": Entry("Print what `apply` would change.", _diff),
+    "apply": Entry("Make flags and segments what FILE says, all of it or nothing.", _apply),
     "users": Entry("Read and change known users: those with stored attributes.", _users),
     "erase-user": Entry("Erase USER_ID everywhere, the audit log included, for good.", _erase_user),
     "audit-log": Entry("Read and verify the audit log through a server.", _audit_log),

@@ -43,6 +43,7 @@ _NEXT: Mapping[str, str] = MappingProxyType(
         "PERMISSION_DENIED": "`gatekeeper whoami` shows your role, which an admin can change",
         "API_TOKEN_NOT_ALLOWED": "do it without an API token: run `gatekeeper login`",
         "PASSWORD_CHANGE_REQUIRED": "run `gatekeeper change-password --username NAME`",
+        "CONFIGURATION_TOO_LARGE": "apply it in several files, and add long lists by `flags targets import`",
         "OUTCOME_UNKNOWN": "read what was to change: the change may have been made",
         "UNAVAILABLE": "try again later",
         "DEADLINE_EXCEEDED": "try again later",
@@ -58,13 +59,30 @@ class Failure(Exception):
         exit_code: As EXIT_CODES has it.
         hint: What to do next; empty: nothing is known to help.
         details: Further lines, for --verbose.
+        field: What it is about, as the path of a field of the request; empty: unknown.
+        retry_s: When the same call may succeed; 0: unknown.
     """
 
-    def __init__(self, message: str, exit_code: int, *, hint: str = "", details: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        exit_code: int,
+        *,
+        hint: str = "",
+        details: Sequence[str] = (),
+        field: str = "",
+        retry_s: float = 0.0,
+    ) -> None:
         super().__init__(one_line(message))
         self.exit_code = exit_code
+        self.field = field
+        self.retry_s = retry_s
         self._hint = hint
         self._details = details
+
+    def saying(self, message: str) -> "Failure":
+        """Return the same failure with another message."""
+        return Failure(message, self.exit_code, hint=self._hint, details=self._details)
 
     def lines(self) -> Iterator[str]:
         """Yield what to print."""
@@ -107,7 +125,8 @@ def failure_of(
     if known.retry_s:
         hint = f"try again in {known.retry_s:g} s"
     details = list(known.lines(code)) if verbose else ()
-    return Failure(message, EXIT_CODES.get(code, 1), hint=hint, details=details)
+    field = known.metadata.get("field", "")
+    return Failure(message, EXIT_CODES.get(code, 1), hint=hint, details=details, field=field, retry_s=known.retry_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,13 +64,13 @@ class UserIds:
         @if_match
         @changes
         def command(server: Server, out: Output, file: TextIO, **fields: Any) -> None:
-            self._put(server, out, _lines(file), fields)
+            self._put(server, out, lines(file), fields)
 
         return command
 
     def _put(self, server: Server, out: Output, user_ids: Sequence[str], fields: dict[str, Any]) -> None:
-        batches = [{**fields, "user_ids": batch} for batch in _batches(user_ids, _IMPORTED)]
-        answer = change_many(server, self.import_rpc, batches)
+        requests = [{**fields, "user_ids": batch} for batch in batches(user_ids, _IMPORTED)]
+        answer = change_many(server, self.import_rpc, requests)
         counts = f"{answer.added_count} {done(fields, 'were', 'added')}"
         if moved := getattr(answer, "moved_count", 0):
             counts = f"{counts}, {moved} {done(fields, 'were', 'moved')}"
@@ -80,7 +80,7 @@ class UserIds:
         @if_match
         @changes
         def command(server: Server, out: Output, user_ids: Sequence[str], **fields: Any) -> None:
-            batch, *more = _batches(user_ids, _REMOVED)
+            batch, *more = batches(user_ids, _REMOVED)
             if more:
                 raise click.UsageError(f"at most {_REMOVED} users at once")
             answer = change(server, self.remove_rpc, user_ids=batch, **fields)
@@ -90,7 +90,12 @@ class UserIds:
         return command
 
 
-def _lines(file: TextIO) -> Sequence[str]:
+def lines(file: TextIO) -> Sequence[str]:
+    """Return the ids in a file, one a line.
+
+    Raises:
+        click.UsageError: It has none, or is not UTF-8.
+    """
     try:
         lines = [line.rstrip("\r\n") for line in file]
     except UnicodeDecodeError:
@@ -100,7 +105,7 @@ def _lines(file: TextIO) -> Sequence[str]:
     return [line for line in lines if line]
 
 
-def _batches(user_ids: Sequence[str], size: int) -> list[Sequence[str]]:
-    """Return the ids, each once, in parts that fit into a request."""
+def batches(user_ids: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Return the ids, each once, in parts of this size at most."""
     once = list(dict.fromkeys(user_ids))
     return [once[start : start + size] for start in range(0, len(once), size)]
