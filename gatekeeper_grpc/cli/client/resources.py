@@ -178,7 +178,7 @@ class Resource:
         yes: bool = False,
         **how: Any,
     ) -> None:
-        """Change fields of the resource that `how` has the key of; with a file `preview`, after a look at its users."""
+        """Change fields of the resource that `how` has the key of; with a file `preview`, preview it and ask first."""
         resource = {self.key: how.pop(self.key), "etag": etag, **fields}
         mask = {"paths": list(dict.fromkeys([*fields, *clear]))}
         if preview is not None:

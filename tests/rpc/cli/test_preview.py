@@ -76,22 +76,22 @@ def test_without_a_yes_nothing_is_changed_and_it_says_so(as_editor: Run, users: 
     assert rollout(as_editor) == 100
 
 
-def test_a_viewer_may_look_and_not_change(as_viewer: Run, as_editor: Run, users: str) -> None:
+def test_a_viewer_may_preview_and_not_change(as_viewer: Run, as_editor: Run, users: str) -> None:
     command = ("flags", "set-rollout", KEY, "50", "--preview", users)
 
-    looked, refused = as_viewer(*command, "--dry-run"), as_viewer(*command, "--yes")
+    dry, refused = as_viewer(*command, "--dry-run"), as_viewer(*command, "--yes")
 
-    assert (looked.code, refused.code, rollout(as_editor)) == (0, 5, 0)
+    assert (dry.code, refused.code, rollout(as_editor)) == (0, 5, 0)
 
 
 def test_json_has_everything_in_one_document(as_editor: Run, users: str) -> None:
     command = ("flags", "set-rollout", KEY, "25", "--preview", users, "-o", "json")
 
-    looked = as_editor(*command, "--dry-run", "--preview-rows", "changed")
+    dry = as_editor(*command, "--dry-run", "--preview-rows", "changed")
     done = as_editor(*command, "--yes")
     refused = as_editor(*command)
 
-    shown, made = json.loads(looked.printed), json.loads(done.printed)
+    shown, made = json.loads(dry.printed), json.loads(done.printed)
     totals = shown["preview"]["totals"]
     assert (int(totals["evaluated_count"]), shown["flag"]) == (USERS, None)
     assert int(totals["gained_count"]) == len(shown["preview"]["rows"]) > len(totals["sample"]) == 20
