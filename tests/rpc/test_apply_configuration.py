@@ -254,7 +254,7 @@ def test_one_bad_entry_changes_nothing_and_is_named(installation: Installation, 
     assert refused(installation, **fields) == ("INVALID_ARGUMENT", "INVALID_ARGUMENT", field)
 
 
-def test_what_is_not_there_is_named_by_its_place(installation: Installation) -> None:
+def test_what_is_not_there_is_named_by_its_field(installation: Installation) -> None:
     missing = new_key()
     aimed = Flag(key=new_key(), segment_targets=[SegmentTarget(segment_key=missing, value=True)])
 

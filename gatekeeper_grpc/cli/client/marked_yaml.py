@@ -101,8 +101,9 @@ class _Reader:
         self._name = name
         self._seen: set[int] = set()
 
-    def node(self, source: Any, depth: int) -> Node:
-        line = source.start_mark.line + 1
+    def node(self, source: Any, depth: int, line: int = 0) -> Node:
+        """Return a node; without a line, that of its first character, which for an alias is elsewhere."""
+        line = line or source.start_mark.line + 1
         if id(source) in self._seen:
             raise fault(self._name, line, "an alias is used: write the value out")
         if depth > _MAX_DEPTH:
@@ -122,9 +123,8 @@ class _Reader:
                 raise fault(self._name, line, "a name must be text")
             if key.value in found:
                 raise fault(self._name, line, f"{key.value!r} stands here twice")
-            node = self.node(value, depth + 1)
-            # A block that is empty or begins on the next line belongs to its name.
-            found[key.value] = Node(line, node.value)
+            # Its line is that of its name: a block begins on the next one.
+            found[key.value] = self.node(value, depth + 1, line)
         return found
 
     def _scalar(self, source: Any, line: int) -> str | int | float | bool | None:
