@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, repeat
+from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
@@ -161,12 +162,16 @@ def users_of(contexts: Sequence[evaluation_pb2.EvaluationContext]) -> tuple[list
 
     For many contexts at once, in a tenth of the time of `context_from_proto` for each.
     """
+    # The stubs allow literal names only, which `repeat` loses. A method of each context takes twice the time.
+    has_field: Any = evaluation_pb2.EvaluationContext.HasField
+    if any(map(has_field, contexts, repeat("attributes"))):
+        return None
     user_ids = [context.user_id for context in contexts]
-    users = [user_id.encode() for user_id in user_ids]
+    users = [*map(str.encode, user_ids)]
     lengths = [*map(len, users)]
     if not 0 < min(lengths) <= max(lengths) <= MAX_USER_ID_BYTES or b"\0" in b"".join(users):
         return None
-    return None if any([context.HasField("attributes") for context in contexts]) else (user_ids, users)  # noqa: C419
+    return user_ids, users
 
 
 def results_to_bytes(users: Sequence[bytes], values: bytes, *, flags: int) -> bytes:
