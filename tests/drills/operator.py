@@ -1,25 +1,20 @@
 """An operator who follows a page: pastes the commands of a section into a shell, block by block."""
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from gatekeeper_grpc.embedded.account import Account, account_for
-from tests.drills.pages import Commands, commands_of, variables_of
+from tests.drills.pages import AS_POSTGRES, commands_of, variables_of
+from tests.support.blocks import Block
 from tests.support.replication import Node
+from tests.support.shell import Shell
 
 CHECKOUT = Path(sys.executable).parent
 """The directory of the `gatekeeper` command that runs the code of this checkout."""
-
-# No step of a page takes longer, on a busy machine.
-_TIMEOUT_S = 240.0
-# The shell ends at the first command that fails, and hands on what was exported.
-_SCRIPT = "set -euo pipefail\n{script}\nenv --null >&{into}\n"
 
 
 class Operator:
@@ -32,7 +27,7 @@ class Operator:
         assert self._left, f"{page} has no commands under {heading!r}"
         self._section = f"{page}, {heading}"
         self._account = account
-        self._environment = {"HOME": tempfile.gettempdir(), "LC_ALL": "C.UTF-8", "PATH": path, **variables}
+        self._shell = Shell({"HOME": tempfile.gettempdir(), "PATH": path, **variables})
 
     def pastes(self, blocks: int = 1) -> str:
         """Run the next blocks; returns what they print. A command that fails fails the drill."""
@@ -50,46 +45,21 @@ class Operator:
 
     def sets(self, **variables: str) -> None:
         """Set variables that could not be known before."""
-        self._environment |= variables
+        self._shell.environment |= variables
 
     def has_finished(self) -> bool:
         """Whether all blocks of the section have been run."""
         return not self._left
 
-    def _pasted(self, commands: Commands) -> str:
+    def _pasted(self, commands: Block) -> str:
         code, printed = self._run(commands)
         assert code == 0, f"{self._section}:\n{commands.script}\nended with {code}:\n{printed}"
         return printed
 
-    def _run(self, commands: Commands) -> tuple[int, str]:
-        # Into files: a server that the block starts would keep a pipe open.
-        with tempfile.TemporaryFile("w+") as exported, tempfile.TemporaryFile("w+") as printed:
-            code = self._shell(commands, exported, printed)
-            printed.seek(0)
-            if code == 0:
-                self._keep(exported)
-            return code, printed.read()
-
-    def _shell(self, commands: Commands, exported: IO[str], printed: IO[str]) -> int:
-        script = _SCRIPT.format(script=commands.script, into=exported.fileno())
+    def _run(self, commands: Block) -> tuple[int, str]:
         ids = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
-        return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            ["bash", "-c", script],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            pass_fds=[exported.fileno()],
-            timeout=_TIMEOUT_S,
-            cwd="/",
-            check=False,
-            **(ids if commands.as_postgres and not self._account.is_ours else {}),
-        ).returncode
-
-    def _keep(self, exported: IO[str]) -> None:
-        exported.seek(0)
-        pairs = (pair.partition("=") for pair in exported.read().split("\0") if pair)
-        self._environment = {name: value for name, _, value in pairs}
+        is_other = commands.before == AS_POSTGRES and not self._account.is_ours
+        return self._shell.run(commands.script, **(ids if is_other else {}))
 
 
 @contextmanager

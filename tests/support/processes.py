@@ -34,7 +34,8 @@ KEYS = {
     "GATEKEEPER_DATA_KEYS": "data:fedcba9876543210fedcba9876543210",
     "GATEKEEPER_ERASURE_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",  # pragma: allowlist secret
 }
-_QUICK = {
+# Settings of servers that tests start.
+QUICK = {
     "GATEKEEPER_LISTEN": "127.0.0.1:0",
     "GATEKEEPER_HEALTH_LISTEN": "127.0.0.1:0",
     "GATEKEEPER_OPS_LISTEN": "127.0.0.1:0",
@@ -188,7 +189,7 @@ def start(
         settings: Environment variables.
     """
     command = [*launcher, *_command_of(program), *arguments]
-    environment = {**os.environ, **_QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
+    environment = {**os.environ, **QUICK, "GATEKEEPER_DATA_DIR": str(data_dir), **settings}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -13,7 +13,7 @@ from tests.support.markdown import CODE, FENCE
 from tests.support.promises import PROMISES, promised_tests, promises_markdown
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 OUTAGES = ROOT / "docs" / "operations" / "outages.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -74,8 +74,8 @@ def is_in_code(name: str) -> bool:
     return any(re.search(rf"\"(?:gatekeeper_)?{stem}\"", text) for text in modules().values())
 
 
-def test_readme_lists_every_setting_as_the_code_defines_it() -> None:
-    assert settings_markdown() in README.read_text(encoding="utf-8"), "run `make docs`"
+def test_the_page_lists_every_setting_as_the_code_defines_it() -> None:
+    assert settings_markdown() in SETTINGS.read_text(encoding="utf-8"), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", pages())
