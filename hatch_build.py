@@ -15,7 +15,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-RELATIVE_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?://)[^)]*\)")
+RELATIVE_LINK = re.compile(r"!?\[([^\]]*)\]\((?!https?://)[^)]*\)")
 PLATFORM = sysconfig.get_platform()
 DRAWS = Path("gatekeeper_grpc/draws")
 SOURCES = (DRAWS / "kernel.c", DRAWS / "kernel_row.h")
@@ -28,7 +28,7 @@ class NotBuilt(Exception):
 
 
 class Readme(MetadataHookInterface):
-    """Keeps the words of links into the repository, which lead nowhere outside it."""
+    """Keeps the words of links into the repository and of its pictures, which lead nowhere outside it."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         """Set the field `readme`."""

@@ -33,7 +33,7 @@ def _section(command: click.Command, context: click.Context, depth: int) -> str:
     usage = " ".join(command.get_usage(context).removeprefix("Usage: ").split())
     about = inspect.cleandoc(command.help or "").replace("\b\n", "")
     records = [record for option in command.get_params(context) if (record := option.get_help_record(context))]
-    rows = [f"| `{names}` | {_cell(text)} |" for names, text in records if text and names != "-h, --help"]
+    rows = [f"| `{names}` | {_cell(text)} |" for names, text in records if text and "--help" not in names]
     table = ["| option | |", "|---|---|", *rows] if rows else []
     return "\n".join([f"{'#' * depth} {context.command_path}", "", f"`{usage}`", "", about, "", *table, ""])
 

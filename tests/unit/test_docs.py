@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "docs" / "settings.md"
 OUTAGES = ROOT / "docs" / "operations" / "outages.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
+LINK = re.compile(r"\[[^\]]*\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
 PATH = re.compile(r"[\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|proto|sql|toml|yml)")
 PACKAGE = ROOT / "gatekeeper_grpc"
 LOCK = re.compile(r"(\w+) = threading\.(?:R?Lock|Condition|(?:Bounded)?Semaphore)\(")

@@ -42,3 +42,4 @@ def test_each_command_has_its_section_and_hidden_ones_have_none() -> None:
     assert "\n## gatekeeper serve\n" in page
     assert "gatekeeper worker" not in page
     assert "`--dry-run`" in page
+    assert "--help` |" not in page
