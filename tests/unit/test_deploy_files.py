@@ -217,7 +217,9 @@ def test_ci_runs_all_checks_in_a_private_clone() -> None:
     (checks,) = re.findall(r"^check: (.+?)\s+##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
     assert script.stat().st_mode & 0o111 == 0o111
-    assert {"make check", "make test-databases", "make check-deploy"} <= set(script.read_text().splitlines())
+    assert {"make check", "make test-databases", "make check-deploy", "make check-docs"} <= set(
+        script.read_text().splitlines()
+    )
     assert 'git clone --quiet . "$private/' in script.read_text()
     assert checks.split()[-2:] == ["test", "test-acceptance"]
 
