@@ -19,6 +19,12 @@ def test_each_proto_has_a_page_with_all_its_names() -> None:
         assert [name for name in names if not re.search(rf"^##+ (\w+\.)?{name}$", API[path.stem], re.MULTILINE)] == []
 
 
+def test_the_menu_has_the_page_of_each_proto() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+    assert [name for name in API if f"reference/api/{name}.md" not in menu] == []
+
+
 def test_each_line_of_a_comment_is_in_the_page() -> None:
     for path in PROTOS:
         words = [word for line in re.findall(r"// (.+)", path.read_text(encoding="utf-8")) for word in line.split()]
