@@ -30,7 +30,13 @@ from gatekeeper_grpc.lifecycle.limits import (
 from gatekeeper_grpc.lifecycle.prepare_database import prepare_database
 from gatekeeper_grpc.lifecycle.secret_watch import watch_secrets
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
-from gatekeeper_grpc.lifecycle.signals import exit_by_force_after, next_signal, report_crashes, signal_queue
+from gatekeeper_grpc.lifecycle.signals import (
+    exit_by_force_after,
+    interrupt_at,
+    next_signal,
+    report_crashes,
+    signal_queue,
+)
 from gatekeeper_grpc.lifecycle.startup import REPLACEMENT_TIMEOUTS
 from gatekeeper_grpc.lifecycle.try_it import try_it
 from gatekeeper_grpc.operations.logs import end_quiet, is_quiet
@@ -66,8 +72,8 @@ def serve(settings: Settings, *, demo: bool) -> None:
     limit_kept_memory()
     _choose_kernel(settings)
     # Until there is something to drain, SIGTERM interrupts the start, as SIGINT does; SIGHUP waits.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     signals = signal_queue(signal.SIGHUP)
+    interrupt_at(signal.SIGTERM, signal.SIGINT, into=signals)
     _check_tls(settings)
     check_traces(settings)
     _try_addresses(settings)
@@ -89,7 +95,8 @@ def work(settings: Settings, args: WorkerArgs) -> None:
     limit_kept_memory()
     _choose_kernel(settings)
     raise_open_file_limit()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals = SimpleQueue[int]()
+    interrupt_at(signal.SIGTERM, signal.SIGINT, into=signals)
     args.end_with_supervisor()
     keys = load_keys(settings)
     dsn = _dsn_of_worker(settings)
@@ -105,7 +112,7 @@ def work(settings: Settings, args: WorkerArgs) -> None:
         before_serving=freeze_what_is_kept,
     )
     server.start()
-    signals = signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signal_queue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, into=signals)
     args.report(WorkerReport(ops_port=server.ops_port))
     _stop_at_signal(signals, server, settings)
 

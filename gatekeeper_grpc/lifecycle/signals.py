@@ -33,6 +33,21 @@ def signal_queue(*numbers: signal.Signals, into: SimpleQueue[int] | None = None)
     return signals
 
 
+def interrupt_at(*numbers: signal.Signals, into: SimpleQueue[int]) -> None:
+    """Have each of these signals interrupt the main thread from now on: as KeyboardInterrupt, and in a queue as well.
+
+    Python drops what is raised in a callback of a weak reference or in a destructor. The signal is not lost: it is the
+    first in the queue of those that wait for the next one.
+    """
+
+    def interrupt(received: int, _frame: object) -> None:
+        into.put(received)
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, interrupt)
+
+
 def next_signal(signals: SimpleQueue[int]) -> int:
     """Wait for a signal, asleep.
 

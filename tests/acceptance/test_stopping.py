@@ -152,6 +152,47 @@ def test_signal_ends_a_start_that_waits_for_its_database(tmp_path: Path) -> None
             assert process.wait(MARGIN_S) == INTERRUPTED
 
 
+# Runs a `gatekeeper` command that gets SIGTERM in a callback of a weak reference, which drops the interruption.
+_DROPS_SIGTERM = """
+import os, signal, time, weakref
+
+from gatekeeper_grpc.cli.main import main
+from gatekeeper_grpc.lifecycle import process
+from gatekeeper_grpc.lifecycle.server import GatekeeperServer
+
+class Referent:
+    pass
+
+def signalled(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+
+def start(server, start=GatekeeperServer.start):
+    weakref.finalize(Referent(), signalled, None)
+    start(server)
+
+GatekeeperServer.start = start
+if {twin}:
+    process.interrupt_at = lambda *_, into: signal.signal(signal.SIGTERM, signal.default_int_handler)
+main()
+"""
+
+
+def test_sigterm_that_python_drops_during_a_start_ends_the_server(data_dir: Path) -> None:
+    with start("serve", data_dir=data_dir, program=("-c", _DROPS_SIGTERM.format(twin=False))) as process:
+        assert process.wait(START_TIMEOUT_S) == 0
+
+
+def test_twin_the_interruption_alone_is_lost(data_dir: Path) -> None:
+    with start("serve", data_dir=data_dir, program=("-c", _DROPS_SIGTERM.format(twin=True))) as process:
+        gatekeeper = Gatekeeper(process, data_dir)
+        try:
+            assert gatekeeper.logged("serving")
+            assert process.poll() is None
+        finally:
+            stop(process)
+
+
 # Runs a `gatekeeper` command that gets SIGHUP as soon as it imports a package.
 _HANGS_UP = """
 import os, signal, sys

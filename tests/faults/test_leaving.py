@@ -42,11 +42,10 @@ from tests.support.servers import Bearer
 from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.promise("C4", "G1"), pytest.mark.timeout(3_600)]
-
 LEAVINGS = int(os.environ.get("LEAVINGS", "20"))
 CALLS = int(os.environ.get("CALLS", "25000"))
 """Of each test; there are four."""
+pytestmark = [pytest.mark.promise("C4", "G1"), pytest.mark.timeout(3_600 + 60 * LEAVINGS)]
 HOUR = dt.timedelta(hours=1)
 SETTINGS = {"GATEKEEPER_DRAIN_S": "0.5", "GATEKEEPER_GRACE_S": "10"}
 WORKERS = 2
