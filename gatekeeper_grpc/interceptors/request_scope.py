@@ -33,9 +33,8 @@ from gatekeeper_grpc.wire.status import reason_of
 # Issuers put what they like into a certificate.
 _MAX_IDENTITY_LENGTH = 200
 _MAX_USER_AGENT_LENGTH = 100
-# A serving thread that is so late leaves answers to the workers, whose queue refuses what is too much. Some 60 answers
-# take that long: a client with as many in flight is no flood, and an answer at once takes less CPU than a worker's.
-_LATE_S = 0.02
+# A serving thread that is so late leaves answers to the workers, whose queue refuses what is too much.
+_LATE_S = 0.005
 CALL_ID_KEY = "x-gatekeeper-call-id"
 # What an error says about a resource, and its kind. Not the ids and names of people.
 _RESOURCES: Mapping[str, str] = MappingProxyType(
