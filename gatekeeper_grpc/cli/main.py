@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from gatekeeper_grpc.cli.client.failures import Failure
+from gatekeeper_grpc.cli.client.options import CONTEXT, context_option
 from gatekeeper_grpc.cli.lazy import Entry, LazyGroup, list_what_there_is
 from gatekeeper_grpc.config.program import with_program
 
@@ -36,6 +37,12 @@ def _logout() -> click.Command:
     from gatekeeper_grpc.cli.client.login import logout
 
     return logout
+
+
+def _context() -> click.Command:
+    from gatekeeper_grpc.cli.client.context import context
+
+    return context
 
 
 def _tokens() -> click.Command:
@@ -212,6 +219,7 @@ _CLIENT = {
     "logout": Entry("End the kept login, on the server too.", _logout),
     "whoami": Entry("Say who you are to the server, and what you may do.", _whoami),
     "change-password": Entry("Change your password; asks for the present one and for the new one.", _change_password),
+    "context": Entry("Name servers, and choose the one that commands use.", _context),
     "admins": Entry("Create, list, change and delete admin users.", _admins),
     "sessions": Entry("List and end logins.", _sessions),
     "client-keys": Entry("Make, list and revoke client keys, with which services evaluate flags.", _client_keys),
@@ -242,12 +250,13 @@ _OPERATOR = {
 
 @click.group(
     cls=LazyGroup,
-    sections={"Use flags (GATEKEEPER_SERVER, GATEKEEPER_TOKEN)": _CLIENT, "Operate the server": _OPERATOR},
+    sections={"Use flags": _CLIENT, "Operate the server": _OPERATOR},
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 error, 2 usage or invalid value, 3 not found, 4 conflict, 5 credentials, "
     "6 unavailable or too late, 7 refused by the state.",
 )
 @click.version_option(package_name="gatekeeper-grpc")
+@context_option()
 @click.pass_context
 def gatekeeper(context: click.Context) -> None:
     """Gatekeeper, the self-hosted feature-flag service.
@@ -255,6 +264,8 @@ def gatekeeper(context: click.Context) -> None:
     Commands that operate the server take their settings from the environment: see `gatekeeper config`.
     """
     if (command := context.invoked_subcommand) in _OPERATOR:
+        if CONTEXT in context.meta:
+            raise click.UsageError(f"{CONTEXT} is for commands that use flags: {command} works on this machine")
         from gatekeeper_grpc.cli.operator_settings import operator_settings
 
         context.obj = operator_settings(str(command))

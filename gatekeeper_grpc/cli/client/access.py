@@ -99,12 +99,14 @@ def change(server: Server, rpc: str, **fields: Any) -> Any:
         Failure: Nobody is logged in, or the call failed.
     """
     request = request_of(rpc, {**fields, "request_id": str(uuid4())})
+    server.announce()
     return call_admin(server, lambda admin, how: _repeated(lambda: getattr(admin, rpc)(request, **how)))
 
 
 def change_many(server: Server, rpc: str, batches: Sequence[dict[str, Any]]) -> Any:
     """Call a method of AdminService that takes a stream of changes, as `change` does; each batch is a request."""
     requests = [request_of(rpc, {**batch, "request_id": str(uuid4())}) for batch in batches]
+    server.announce()
 
     def call(admin: "AdminServiceStub", how: CallOptions) -> Any:
         how["timeout"] = STREAM_TIMEOUT_S
@@ -178,9 +180,9 @@ def _with_login(server: Server, channel: "grpc.Channel", call: Callable[[str], A
     import grpc  # noqa: PLC0415
 
     sessions = Sessions.of_user()
-    session = sessions.find(server.target)
+    session = sessions.find(server.kept_as)
     if session is None:
-        raise not_logged_in(f"not logged in to {server.target}")
+        raise not_logged_in(f"not logged in to {server}")
     if session.is_api_token:
         return call(session.access_token)
     if session.expire_time_s - time.time() < _MARGIN_S:
@@ -194,9 +196,9 @@ def _with_login(server: Server, channel: "grpc.Channel", call: Callable[[str], A
 
 
 def _refreshed(sessions: Sessions, server: Server, channel: "grpc.Channel", stale: Session) -> Session:
-    session = sessions.replace(server.target, stale, lambda current: _refresh(channel, current))
+    session = sessions.replace(server.kept_as, stale, lambda current: _refresh(channel, current))
     if session is None:
-        raise not_logged_in(f"the login to {server.target} has ended")
+        raise not_logged_in(f"the login to {server} has ended")
     return session
 
 

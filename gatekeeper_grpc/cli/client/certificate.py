@@ -1,9 +1,10 @@
-"""The certificate that a client command shows to a server that asks for one (mutual TLS)."""
+"""Certificates: which ones a client command trusts, and which it shows to a server that asks for one (mutual TLS)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+CA_VARIABLE = "GATEKEEPER_SERVER_CA_FILE"
 CERT_VARIABLE = "GATEKEEPER_CLIENT_CERT_FILE"
 KEY_VARIABLE = "GATEKEEPER_CLIENT_KEY_FILE"
 
@@ -25,6 +26,22 @@ class ClientCertificate:
         found = cls(chain=_content(cert_file), key=_content(key_file))
         _check_pair(cert_file, key_file)
         return found
+
+
+def read_roots(file: str) -> bytes:
+    """Read the certificates of issuers.
+
+    Raises:
+        ValueError: The file cannot be read, or has none; the message names it.
+    """
+    import ssl  # noqa: PLC0415
+
+    content = _content(file)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except ssl.SSLError:
+        raise ValueError(f"{file!r} must have certificates in PEM") from None
+    return content
 
 
 def _content(file: str) -> bytes:

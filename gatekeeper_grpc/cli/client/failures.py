@@ -77,18 +77,18 @@ class Failure(Exception):
         self.exit_code = exit_code
         self.field = field
         self.retry_s = retry_s
-        self._hint = hint
+        self.hint = hint
         self._details = details
 
     def saying(self, message: str) -> "Failure":
         """Return the same failure with another message."""
-        return Failure(message, self.exit_code, hint=self._hint, details=self._details)
+        return Failure(message, self.exit_code, hint=self.hint, details=self._details)
 
     def lines(self) -> Iterator[str]:
         """Yield what to print."""
         yield f"gatekeeper: {self}"
-        if self._hint:
-            yield f"next: {self._hint}"
+        if self.hint:
+            yield f"next: {self.hint}"
         yield from map(one_line, self._details)
 
 

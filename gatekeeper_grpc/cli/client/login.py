@@ -35,13 +35,15 @@ def login(server: Server, out: Output, *, username: str, password_stdin: bool, t
     if token_stdin:
         session = _session_of_token(server, secret_of_stdin("--token-stdin"))
     else:
-        session = _session_of_password(server, username, password(from_stdin=password_stdin))
-    earlier = sessions.find(server.target)
-    sessions.keep(server.target, session)
+        session = _session_of_password(
+            server, username, password(from_stdin=password_stdin, prompt=f"Password of {username} on {server}")
+        )
+    earlier = sessions.find(server.kept_as)
+    sessions.keep(server.kept_as, session)
     if earlier:  # Nobody else could end it.
         _end(server, earlier)
-    said = {"server": server.target, "username": session.username, "role": session.role}
-    out.result(said, f"logged in to {server.target} as {session.username}, role {session.role}", name=session.username)
+    said = {**_where(server), "username": session.username, "role": session.role}
+    out.result(said, f"logged in to {server} as {session.username}, role {session.role}", name=session.username)
 
 
 @click.command()
@@ -49,27 +51,27 @@ def login(server: Server, out: Output, *, username: str, password_stdin: bool, t
 def logout(server: Server, out: Output) -> None:
     """End the kept login, on the server too. An API token stays valid: revoke it with `gatekeeper tokens revoke`."""
     sessions = Sessions.of_user()
-    if session := sessions.find(server.target):
+    if session := sessions.find(server.kept_as):
         _end(server, session)
-        sessions.forget(server.target)
-    said = f"logged out of {server.target}" if session else f"not logged in to {server.target}"
-    out.result({"server": server.target, "was_logged_in": session is not None}, said, name=server.target)
+        sessions.forget(server.kept_as)
+    said = f"logged out of {server}" if session else f"not logged in to {server}"
+    out.result({**_where(server), "was_logged_in": session is not None}, said, name=server.target)
 
 
 @click.command()
 @reads
 def whoami(server: Server, out: Output) -> None:
     """Say who you are to the server, and what you may do."""
-    token, kept = given_token(), Sessions.of_user().find(server.target)
+    token, kept = given_token(), Sessions.of_user().find(server.kept_as)
     if token.startswith(_API_TOKEN) or (not token and kept and kept.is_api_token):
         found = _token_of(server, token or (kept.access_token if kept else ""))
         known = {"token_id": found.token_id, "token_name": found.name, "role": choice_of("role")(found)}
     else:
         found = _own_session(server)
-        kept = Sessions.of_user().find(server.target)  # It may have been refreshed.
+        kept = Sessions.of_user().find(server.kept_as)  # It may have been refreshed.
         known = {"session_id": found.session_id, "role": kept.role if kept and not token else ""}
     document = {
-        "server": server.target,
+        **_where(server),
         "username": found.username,
         **known,
         "expire_time": time_of("expire_time")(found),
@@ -88,7 +90,7 @@ def change_password(
     server: Server, out: Output, *, username: str | None, password_stdin: bool, change_reason: str
 ) -> None:
     """Change your password; asks for the present one and for the new one. All your sessions end."""
-    kept = Sessions.of_user().find(server.target)
+    kept = Sessions.of_user().find(server.kept_as)
     name = username or (kept.username if kept else "")
     if not name:
         raise click.UsageError("not logged in: say whose with --username")
@@ -102,8 +104,12 @@ def change_password(
     }
     answer = _change_password(server, fields)
     if kept and kept.username == name:
-        Sessions.of_user().forget(server.target)
+        Sessions.of_user().forget(server.kept_as)
     out.result(answer, f"the password of {name} is changed: run `gatekeeper login`", name=name)
+
+
+def _where(server: Server) -> dict[str, str]:
+    return {"server": server.target, **({"context": server.context} if server.context else {})}
 
 
 def _session_of_password(server: Server, username: str, secret: str) -> Session:
@@ -143,14 +149,14 @@ def _token_of(server: Server, secret: str) -> Any:
     for found in listed(server, "ListApiTokens", TOKEN.plural, token=secret):
         if found.token_id == token_id:
             return found
-    raise Failure(f"{server.target} does not list the token {token_id}", CREDENTIALS, hint=LOG_IN)
+    raise Failure(f"{server} does not list the token {token_id}", CREDENTIALS, hint=LOG_IN)
 
 
 def _own_session(server: Server) -> Any:
     for found in listed(server, "ListSessions", SESSION.plural):
         if found.current:
             return found
-    raise Failure(f"the session on {server.target} has ended", CREDENTIALS, hint=LOG_IN)
+    raise Failure(f"the session on {server} has ended", CREDENTIALS, hint=LOG_IN)
 
 
 def _two_passwords(*, from_stdin: bool) -> tuple[str, str]:

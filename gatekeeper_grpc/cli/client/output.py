@@ -48,7 +48,7 @@ class Output:
         """Whether programs read it: JSON or YAML."""
         return self.format in (JSON, YAML)
 
-    def items(self, kind: Kind, messages: "Iterable[Message | str]") -> None:
+    def items(self, kind: Kind, messages: "Iterable[Message | Mapping[str, Any] | str]") -> None:
         """Print a list."""
         if self.is_document:
             self._print({kind.plural: [document_of(message) for message in messages]})
@@ -60,7 +60,7 @@ class Output:
             rows = [[column.say(message) for column in columns] for message in messages]
             self.table([column.title for column in columns], rows)
 
-    def item(self, kind: Kind, message: "Message") -> None:
+    def item(self, kind: Kind, message: "Message | Mapping[str, Any]") -> None:
         """Print one message: all that it has, a line for each column."""
         if self.is_document:
             self._print(document_of(message))
@@ -81,7 +81,7 @@ class Output:
             name: For shells: what the command was about.
         """
         if self.is_document:
-            self._print(document if isinstance(document, Mapping) else document_of(document))
+            self._print(document_of(document))
         else:
             click.echo(one_line(name) if self.format == NAME else text)
 
@@ -132,9 +132,9 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
-def document_of(message: "Message | str") -> Any:
-    """Return the JSON form of a message or text, with fields that have their default value; 64-bit integers as text."""
-    if isinstance(message, str):
+def document_of(message: "Message | Mapping[str, Any] | str") -> Any:
+    """Return the JSON form of a message, with fields that have their default value; 64-bit integers as text."""
+    if isinstance(message, str | Mapping):
         return message
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
 

@@ -223,7 +223,7 @@ class Resource:
         def command(server: Server, out: Output, *, yes: bool, **fields: Any) -> None:
             key = fields[self.key]
             if not fields["validate_only"]:
-                confirm(f"Delete {self.noun.replace('_', ' ')} {key!r} on {server.target}", yes=yes)
+                confirm(f"Delete {self.noun.replace('_', ' ')} {key!r} on {server}", yes=yes)
             answer = change(server, f"Delete{self.rpc}", **fields)
             out.result(answer, f"{key} {done(fields, 'is', 'deleted')}", name=key)
 

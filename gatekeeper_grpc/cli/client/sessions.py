@@ -1,20 +1,11 @@
 """Logins that are kept for later commands, in a file that only its owner can read."""
 
-import errno
-import fcntl
-import json
-import os
-import pwd
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from gatekeeper_grpc.cli.client.failures import Failure
-from gatekeeper_grpc.durable_file import replace_file
-
-_FILE, _LOCK = "sessions.json", "sessions.lock"
+from gatekeeper_grpc.cli.client.own_files import OwnFile, own_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,22 +28,21 @@ class Session:
 
 
 class Sessions:
-    """The kept logins, by server. Commands in several shells share them.
+    """The kept logins, each under the name of its context, or without one under the address of its server.
+
+    No name has a colon, and each address has one. Commands in several shells share the logins.
 
     Args:
         folder: Where they are kept; made, mode 0700, with the first login.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file = folder / _FILE
+        self._file = OwnFile(folder, "sessions", kind="logins", instead="GATEKEEPER_TOKEN")
 
     @classmethod
     def of_user(cls) -> "Sessions":
-        """Return those of the user: below XDG_CONFIG_HOME, else in ~/.config of the account that runs this."""
-        configured = os.environ.get("XDG_CONFIG_HOME", "")
-        # The XDG specification has relative paths ignored.
-        return cls(Path(configured) / "gatekeeper" if Path(configured).is_absolute() else _default_folder())
+        """Return those of the user who runs this."""
+        return cls(own_folder())
 
     def find(self, server: str) -> Session | None:
         """Return the login on a server; None if there is none."""
@@ -60,12 +50,12 @@ class Sessions:
 
     def keep(self, server: str, session: Session) -> None:
         """Keep a login, in place of an earlier one on that server."""
-        with self._locked():
+        with self._file.locked():
             self._write({**self._read(), server: session})
 
     def forget(self, server: str) -> None:
         """Keep no login on a server any longer."""
-        with self._locked():
+        with self._file.locked():
             self._write({name: session for name, session in self._read().items() if name != server})
 
     def replace(self, server: str, stale: Session, refresh: Callable[[Session], Session | None]) -> Session | None:
@@ -78,7 +68,7 @@ class Sessions:
             stale: The login as it was read.
             refresh: Makes the new login; None if the session has ended: then it is forgotten.
         """
-        with self._locked():
+        with self._file.locked():
             sessions = self._read()
             current = sessions.pop(server, None)
             if current is None or current.access_token != stale.access_token:
@@ -88,51 +78,11 @@ class Sessions:
             return refreshed
 
     def _read(self) -> dict[str, Session]:
-        try:
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
-            return {server: Session(**fields) for server, fields in kept.items()}
-        except FileNotFoundError:
-            return {}
-        except OSError as exc:
-            raise self._failure(exc) from None
-        except (ValueError, TypeError, AttributeError):
-            raise Failure(f"{self._file} is damaged: remove it, and log in again", 1) from None
+        return self._file.read(_sessions) or {}
 
     def _write(self, sessions: dict[str, Session]) -> None:
-        document = {server: asdict(session) for server, session in sessions.items()}
-        replace_file(self._file, [json.dumps(document, indent=2).encode()])
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._folder.stat().st_uid != os.geteuid():
-                raise PermissionError(errno.EACCES, "it belongs to another user")
-            with (self._folder / _LOCK).open("ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-        except OSError as exc:
-            raise self._failure(exc) from None
-
-    def _failure(self, exc: OSError) -> Failure:
-        return Failure(
-            f"cannot keep logins in {self._folder}: {exc.strerror}; set XDG_CONFIG_HOME, or GATEKEEPER_TOKEN", 1
-        )
+        self._file.write({server: asdict(session) for server, session in sessions.items()})
 
 
-def _default_folder() -> Path:
-    """Return a folder of this account, which may have no home, or a HOME that belongs to another."""
-    homes = [Path(os.environ.get("HOME", ""))]
-    with suppress(KeyError):
-        homes.append(Path(pwd.getpwuid(os.geteuid()).pw_dir))
-    for home in homes:
-        if home.is_absolute() and _is_ours(home):
-            return home / ".config" / "gatekeeper"
-    return Path(tempfile.gettempdir()) / f"gatekeeper-{os.geteuid()}"
-
-
-def _is_ours(home: Path) -> bool:
-    try:
-        return home.stat().st_uid == os.geteuid()
-    except OSError:
-        return False
+def _sessions(document: Any) -> dict[str, Session]:
+    return {server: Session(**fields) for server, fields in document.items()}

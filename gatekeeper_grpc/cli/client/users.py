@@ -98,7 +98,7 @@ def export(server: Server, *, user_id: str, form: str) -> None:
 def erase_user(server: Server, out: Output, *, user_id: str, yes: bool, **how: Any) -> None:
     """Erase USER_ID everywhere, the audit log included, for good. Needs the role admin."""
     if not how["validate_only"]:
-        confirm(f"Erase user {user_id!r} everywhere on {server.target}, for good", yes=yes)
+        confirm(f"Erase user {user_id!r} everywhere on {server}, for good", yes=yes)
     answer = change(server, "EraseUser", user_id=user_id, **how)
     counts = (
         f"{answer.targets_removed} targets, {answer.memberships_removed} memberships,"

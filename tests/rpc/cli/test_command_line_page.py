@@ -10,8 +10,10 @@ import pytest
 from tests.support.clients import Installation
 from tests.support.commands import Run, Said, Stdin
 from tests.support.markdown import FENCE
+from tests.support.tls import Issuer
 
 PAGE = Path(__file__).parents[3] / "docs" / "command-line.md"
+DEFAULT = "127.0.0.1:50051"
 PASSWORD = "canary-password-of-ann"
 # By the variable that a line names: what lists the ids.
 IDS = {"SESSION_ID": "sessions", "TOKEN_ID": "tokens", "KEY_ID": "client-keys"}
@@ -25,13 +27,14 @@ def lines() -> Iterator[str]:
 
 
 @pytest.fixture
-def shell(as_admin: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def shell(as_admin: Run, run: Run, installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a line, with what it redirects, in a folder of its own, as an admin who types a password when asked."""
     monkeypatch.chdir(tmp_path)
     typist = Typist()
     monkeypatch.setattr("click.termui.hidden_prompt_func", typist.type)
 
     def shell(line: str) -> Said:
+        line = line.replace(DEFAULT, f"127.0.0.1:{installation.server.port}")
         words = shlex.split(re.sub(r"\$(\w+)", lambda found: newest_id(as_admin, found[1]), line), comments=True)
         source = words[words.index("<") + 1] if "<" in words else ""
         target = words[words.index(">") + 1] if ">" in words else ""
@@ -70,6 +73,7 @@ def prepare(as_admin: Run, folder: Path) -> None:
     (folder / "password").write_text(PASSWORD)
     (folder / "users.csv").write_text("user_id,plan\ncy,pro\n")
     (folder / "users.txt").write_text("cy\ndan\n")
+    (folder / "ca.pem").write_bytes(Issuer().pem)
     (folder / "key.json").write_text(as_admin("client-keys", "create", "page", "-o", "json").printed)
 
 

@@ -2,10 +2,6 @@
 
 import fcntl
 import json
-import os
-import pwd
-import stat
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper_grpc.cli.client.failures import Failure
 from gatekeeper_grpc.cli.client.sessions import Session, Sessions
 
 SERVER = "127.0.0.1:50051"
@@ -35,14 +30,6 @@ def test_a_login_is_kept_for_its_server_alone_until_it_is_forgotten(sessions: Se
     sessions.forget(SERVER)
 
     assert (sessions.find(SERVER), sessions.find("db:1")) == (None, replace(SESSION, username="ann"))
-
-
-def test_files_are_readable_by_their_owner_alone(sessions: Sessions, tmp_path: Path) -> None:
-    sessions.keep(SERVER, SESSION)
-
-    folder = tmp_path / "gatekeeper"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE((folder / "sessions.json").stat().st_mode) == 0o600
 
 
 def refreshes_of_several_shells(folder: Path) -> list[str]:
@@ -90,62 +77,3 @@ def test_a_login_that_has_ended_is_forgotten(sessions: Sessions) -> None:
 
     assert sessions.replace(SERVER, SESSION, lambda _: None) is None
     assert sessions.find(SERVER) is None
-
-
-def test_a_damaged_file_is_named(sessions: Sessions, tmp_path: Path) -> None:
-    sessions.keep(SERVER, SESSION)
-    (tmp_path / "gatekeeper" / "sessions.json").write_text("[")
-
-    with pytest.raises(Failure, match=r"sessions\.json is damaged: remove it"):
-        sessions.find(SERVER)
-
-
-def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-
-    with pytest.raises(Failure, match="set XDG_CONFIG_HOME"):
-        Sessions(tmp_path / "file" / "gatekeeper").keep(SERVER, SESSION)
-
-
-@pytest.mark.parametrize("home", ["", "relative", "/nonexistent"])
-def test_without_a_home_in_the_environment_the_accounts_home_is_used(
-    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setenv("HOME", home)
-    account = pwd.getpwuid(os.geteuid())
-    monkeypatch.setattr(pwd, "getpwuid", lambda _: pwd.struct_passwd((*account[:5], str(tmp_path), account[6])))
-
-    assert Sessions.of_user()._folder == tmp_path / ".config" / "gatekeeper"
-
-
-def test_an_account_without_any_home_keeps_logins_in_a_folder_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/nonexistent")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-
-    Sessions.of_user().keep(SERVER, SESSION)
-
-    assert stat.S_IMODE((tmp_path / f"gatekeeper-{os.geteuid()}").stat().st_mode) == 0o700
-
-
-def test_a_folder_of_another_user_is_refused(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions.keep(SERVER, SESSION)
-    monkeypatch.setattr(os, "geteuid", lambda: 4711)
-
-    with pytest.raises(Failure, match="belongs to another user"):
-        sessions.keep(SERVER, SESSION)
-
-
-def test_xdg_config_home_is_followed_if_it_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-
-    assert Sessions.of_user()._folder == tmp_path / "xdg" / "gatekeeper"
-
-    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
-
-    assert Sessions.of_user()._folder == tmp_path / ".config" / "gatekeeper"
