@@ -66,14 +66,13 @@ class LazyGroup(click.Group):
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
-def list_what_there_is(error: click.exceptions.NoSuchCommand) -> str:
-    """Return the message of an unknown command, with the nearest and all that there are."""
+def with_nearest(error: click.exceptions.NoSuchCommand) -> click.UsageError:
+    """Return the error of an unknown command with the nearest one that there is."""
     group = error.ctx.command if error.ctx else None
     if not isinstance(group, click.Group) or error.ctx is None:
-        return error.message
+        return error
     hidden = {name for name, entry in getattr(group, "entries", {}).items() if entry.hidden}
     names = sorted(set(group.list_commands(error.ctx)) - hidden)
     meant = _MEANT.get(error.command_name)
     nearest = [meant] if meant in names else get_close_matches(error.command_name, names, n=1)
-    suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"{error.message}{suggestion} There are: {', '.join(names)}."
+    return click.UsageError(f"{error.message} Did you mean {nearest[0]!r}?", error.ctx) if nearest else error

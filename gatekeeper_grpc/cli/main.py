@@ -7,11 +7,12 @@ from typing import NoReturn
 
 import click
 
-from gatekeeper_grpc.cli.client.failures import Failure
+from gatekeeper_grpc.cli.client.failures import Failure, usage_of
 from gatekeeper_grpc.cli.client.options import CONTEXT, context_option
-from gatekeeper_grpc.cli.lazy import Entry, LazyGroup, list_what_there_is
+from gatekeeper_grpc.cli.lazy import Entry, LazyGroup, with_nearest
 from gatekeeper_grpc.config.program import with_program
 
+_BEGIN = "\nnext: `gatekeeper serve --demo` starts a server, and prints what to try with it"
 # Each function imports what it returns: `gatekeeper --help` needs none of it, and a client command nothing of a server.
 
 
@@ -281,12 +282,9 @@ def run() -> int:
     try:
         return gatekeeper.main(standalone_mode=False) or 0
     except Failure as failure:
-        for line in failure.lines():
-            click.echo(with_program(line), err=True)
-        return failure.exit_code
+        return _say(failure)
     except click.ClickException as exc:
-        _in_words(exc).show()
-        return exc.exit_code
+        return _refused(exc)
     except UnicodeEncodeError:
         click.echo("gatekeeper: an argument must be UTF-8", err=True)
         return 2
@@ -296,10 +294,22 @@ def run() -> int:
         return _failed(exc)
 
 
-def _in_words(exc: click.ClickException) -> click.ClickException:
-    if isinstance(exc, click.exceptions.NoSuchCommand):
-        return click.UsageError(list_what_there_is(exc), exc.ctx)
-    return exc if isinstance(exc, click.UsageError) else click.ClickException(with_program(exc.message))
+def _refused(exc: click.ClickException) -> int:
+    if isinstance(exc, click.exceptions.NoArgsIsHelpError):
+        exc.show()
+        if exc.ctx.command is gatekeeper:
+            click.echo(with_program(_BEGIN), err=True)
+        return exc.exit_code
+    if isinstance(exc, click.UsageError):
+        return _say(usage_of(with_nearest(exc) if isinstance(exc, click.exceptions.NoSuchCommand) else exc))
+    click.ClickException(with_program(exc.message)).show()
+    return exc.exit_code
+
+
+def _say(failure: Failure) -> int:
+    for line in failure.lines():
+        click.echo(with_program(line), err=True)
+    return failure.exit_code
 
 
 def _failed(exc: Exception) -> int:

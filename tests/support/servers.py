@@ -4,6 +4,7 @@ import atexit
 import secrets
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -81,8 +82,8 @@ def token_for(dsn: str, role: Role) -> str:
     return access_token(dsn, name)
 
 
-def access_token(dsn: str, username: str) -> str:
-    """Make an access token for an admin user as it stands now."""
+def access_token(dsn: str, username: str, *, age: timedelta = timedelta()) -> str:
+    """Make an access token for an admin user as it stands now, issued so long ago."""
     find = "SELECT admin_id, upper(role), token_epoch FROM admin_user WHERE username = %s"
     with psycopg.connect(dsn) as conn:
         ((admin_id, role, token_epoch),) = conn.execute(find, (username,))
@@ -90,7 +91,7 @@ def access_token(dsn: str, username: str) -> str:
     caller = Caller(
         admin_id=admin_id, username=username, role=Role[role], token_epoch=token_epoch, session_id=session_id
     )
-    return AccessTokens(KEYS.tokens).issue(caller).text
+    return AccessTokens(KEYS.tokens, clock=lambda: datetime.now(UTC) - age).issue(caller).text
 
 
 def begin_session(conn: psycopg.Connection[Any], admin_id: int) -> UUID:

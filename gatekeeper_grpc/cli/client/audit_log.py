@@ -19,6 +19,7 @@ _TYPES = (
     *("flag", "targets", "segment", "members", "user", "admin_user", "client_key", "subject", "installation"),
     "api_token",
 )
+_KINDS = f"With --key: of what. One of {', '.join(_TYPES)}."
 _EVENT = Kind(
     plural="auth_events",
     name_of=text_of("event"),
@@ -49,7 +50,7 @@ def _anchor(_context: click.Context, _parameter: click.Parameter, text: str | No
 _FILTERS: tuple[Option, ...] = (
     click.option("--actor", help="Only of this one, such as admin:ann, or token:deploy#at_... of one token."),
     click.option("--action", help="Only of this RPC, such as UpdateFlag."),
-    choice_option("--type", "resource_type", prefix="RESOURCE_TYPE_", choices=_TYPES, help="With --key: of what."),
+    choice_option("--type", "resource_type", prefix="RESOURCE_TYPE_", choices=_TYPES, metavar="KIND", help=_KINDS),
     click.option("--key", "resource_key", help="With --type: only about this one."),
     click.option("--since", "start_time", type=click.DateTime(), callback=_utc, help="Only from this time on, in UTC."),
     click.option("--until", "end_time", type=click.DateTime(), callback=_utc, help="Only before this time, in UTC."),

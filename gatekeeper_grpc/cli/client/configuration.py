@@ -188,7 +188,7 @@ def _confirm(server: Server, wanted: "_Wanted") -> None:
     if any(choice_of("change_type")(one) == "deleted" or one.removed_count for one in tried.changes):
         for line in wanted.lines(tried):
             click.echo(line, err=True)
-        confirm(f"Make these changes on {server.target}", yes=False)
+        confirm(f"Make these changes on {server}", yes=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

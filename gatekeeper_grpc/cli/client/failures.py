@@ -1,20 +1,23 @@
 """Failed calls as one plain line, what to do next, and an exit code."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from gatekeeper_grpc.cli.client.connections import WRONG_NAME
 from gatekeeper_grpc.cli.client.output import one_line
 
 if TYPE_CHECKING:
     import grpc
 
-NOT_FOUND, CREDENTIALS, PRECONDITION = 3, 5, 7
-# By the name of the status. Any other status is 1; 2 is a mistake in the command line or in a value.
+USAGE, NOT_FOUND, CREDENTIALS, PRECONDITION = 2, 3, 5, 7
+# By the name of the status. Any other status is 1.
 EXIT_CODES: Mapping[str, int] = MappingProxyType(
     {
-        "INVALID_ARGUMENT": 2,
+        "INVALID_ARGUMENT": USAGE,
         "NOT_FOUND": NOT_FOUND,
         "ALREADY_EXISTS": 4,
         "ABORTED": 4,
@@ -32,14 +35,14 @@ _NEXT: Mapping[str, str] = MappingProxyType(
     {
         "FLAG_NOT_FOUND": "`gatekeeper flags list` shows all flags",
         "SEGMENT_NOT_FOUND": "`gatekeeper segments list` shows all segments",
-        "USER_NOT_FOUND": "`gatekeeper users list --prefix TEXT` shows the known users",
+        "USER_NOT_FOUND": "`gatekeeper users list --limit 20` shows known users",
         "ADMIN_USER_NOT_FOUND": "`gatekeeper admins list` shows all admin users",
         "CLIENT_KEY_NOT_FOUND": "`gatekeeper client-keys list` shows all client keys",
         "API_TOKEN_NOT_FOUND": "`gatekeeper tokens list` shows the tokens that you may revoke",
         "SESSION_NOT_FOUND": "`gatekeeper sessions list` shows the sessions that you may end",
         "ALREADY_EXISTS": "use another name, or change what exists with update",
         "ETAG_MISMATCH": "read it again, and repeat the change with --if-match and its present etag",
-        "SEGMENT_IN_USE": "take it from these flags first: `gatekeeper flags update FLAG --segment ...`",
+        "SEGMENT_IN_USE": "take it from these flags first: see `gatekeeper flags update --help`",
         "PERMISSION_DENIED": "`gatekeeper whoami` shows your role, which an admin can change",
         "API_TOKEN_NOT_ALLOWED": "do it without an API token: run `gatekeeper login`",
         "PASSWORD_CHANGE_REQUIRED": "run `gatekeeper change-password --username NAME`",
@@ -47,6 +50,7 @@ _NEXT: Mapping[str, str] = MappingProxyType(
         "OUTCOME_UNKNOWN": "read what was to change: the change may have been made",
         "UNAVAILABLE": "try again later",
         "DEADLINE_EXCEEDED": "try again later",
+        "UNIMPLEMENTED": "check the address, or use the command line of the server's release: `gatekeeper --version`",
     }
 )
 
@@ -97,14 +101,26 @@ def not_logged_in(why: str) -> Failure:
     return Failure(why, CREDENTIALS, hint=LOG_IN)
 
 
+def usage_of(error: click.UsageError) -> Failure:
+    """Say what is wrong with a command line."""
+    return Failure(error.format_message(), USAGE, hint=_help_of(error.ctx))
+
+
 def failure_of(
-    error: "grpc.RpcError", target: str, *, timeout_s: float, log_in: str = LOG_IN, verbose: bool = False
+    error: "grpc.RpcError",
+    server: str,
+    *,
+    why_unreachable: Callable[[str], tuple[str, str]],
+    timeout_s: float,
+    log_in: str = LOG_IN,
+    verbose: bool = False,
 ) -> Failure:
     """Say what a status means: in the server's words if it sent an ErrorInfo, in ours if gRPC made the status.
 
     Args:
         error: The failed call.
-        target: The server.
+        server: What the server is called.
+        why_unreachable: Says what is wrong with the connection, and what to do next, of the words of gRPC.
         timeout_s: How long the call waited at most.
         log_in: What to do if the credentials are refused.
         verbose: Whether to add the status, the ErrorInfo and the id of the call.
@@ -114,17 +130,19 @@ def failure_of(
     hint = log_in if code == "UNAUTHENTICATED" else _NEXT.get(known.reason) or _NEXT.get(code, "")
     if known.reason:
         message = f"{said} ({known.reason})"
-    elif code == "UNAVAILABLE":
-        message, hint = f"no server answers at {target}", "start it, or name another with --server or GATEKEEPER_SERVER"
+    elif code == "UNAVAILABLE" or WRONG_NAME in said:
+        message, hint = why_unreachable(said)
     elif code == "DEADLINE_EXCEEDED":
-        message = f"{target} did not answer within {timeout_s:g} s"
+        message = f"{server} did not answer within {timeout_s:g} s"
     elif code == "UNIMPLEMENTED":
-        message = f"{target} has no such method: it is no Gatekeeper server, or one of another release"
+        message = f"{server} has no such method: it is no Gatekeeper server, or one of another release"
     else:
         message = f"{said} ({code})"
+    if EXIT_CODES.get(code) == USAGE:
+        hint = hint or _help_of(click.get_current_context(silent=True))
     if known.retry_s:
         hint = f"try again in {known.retry_s:g} s"
-    details = list(known.lines(code)) if verbose else ()
+    details = list(known.lines(code, said)) if verbose else ()
     field = known.metadata.get("field", "")
     return Failure(message, EXIT_CODES.get(code, 1), hint=hint, details=details, field=field, retry_s=known.retry_s)
 
@@ -154,10 +172,21 @@ class _Known:
             call_id=str(trailers.get("x-gatekeeper-call-id", "")),
         )
 
-    def lines(self, code: str) -> Iterator[str]:
+    def lines(self, code: str, said: str) -> Iterator[str]:
         yield f"status: {code}"
+        if not self.reason:
+            yield f"gRPC: {said}"
         known = {"reason": self.reason, **dict(sorted(self.metadata.items())), "call id": self.call_id}
         yield from (f"{name}: {value}" for name, value in known.items() if value)
+
+
+def _help_of(context: click.Context | None) -> str:
+    """Return what explains a command. It is called `gatekeeper`, however it was started."""
+    names: list[str] = []
+    while context and context.parent:
+        names.insert(0, str(context.info_name))
+        context = context.parent
+    return f"`{' '.join(['gatekeeper', *names, '--help'])}` explains it"
 
 
 def _details_of(call: Any) -> Sequence[Any]:

@@ -1,6 +1,7 @@
 """`gatekeeper login`, `logout`, `whoami` and `change-password`."""
 
 import re
+import shlex
 from typing import Any
 
 import click
@@ -116,9 +117,13 @@ def _session_of_password(server: Server, username: str, secret: str) -> Session:
     from gatekeeper_client.v1.auth_service_pb2 import LoginRequest  # noqa: PLC0415
     from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub  # noqa: PLC0415
 
-    with server.channel(log_in="check the username and the password") as channel:
-        request = LoginRequest(username=username, password=secret)
-        return session_of(username, AuthServiceStub(channel).Login(request, timeout=TIMEOUT_S))
+    request = LoginRequest(username=username, password=secret)
+    try:
+        with server.channel(log_in="check the username and the password") as channel:
+            return session_of(username, AuthServiceStub(channel).Login(request, timeout=TIMEOUT_S))
+    except Failure as failure:
+        failure.hint = failure.hint.replace("--username NAME", f"--username {shlex.quote(username)}")
+        raise
 
 
 def _session_of_token(server: Server, secret: str) -> Session:

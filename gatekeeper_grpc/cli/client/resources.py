@@ -198,7 +198,7 @@ class Resource:
             told.show(out)
         try:
             if not how["validate_only"]:
-                confirm(f"Change {self.noun} {resource[self.key]!r} on {server.target}: {told.summary}", yes=yes)
+                confirm(f"Change {self.noun} {resource[self.key]!r} on {server}: {told.summary}", yes=yes)
                 seen = {**resource, "etag": told.header.before.etag}
                 changed = getattr(change(server, f"Update{self.rpc}", **{self.noun: seen}, **how), self.noun)
         finally:

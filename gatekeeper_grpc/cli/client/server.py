@@ -19,6 +19,7 @@ from gatekeeper_grpc.cli.client.certificate import (
     ClientCertificate,
     read_roots,
 )
+from gatekeeper_grpc.cli.client.connections import why_unreachable
 from gatekeeper_grpc.cli.client.contexts import Contexts
 from gatekeeper_grpc.cli.client.failures import LOG_IN, Failure, failure_of
 from gatekeeper_grpc.cli.client.options import CONTEXT, context_option, kept_option, typed
@@ -40,7 +41,8 @@ _FILES = {_CA: CA_VARIABLE, _CERT: CERT_VARIABLE, _KEY: KEY_VARIABLE}
 TLS_FILES = {_CA: "tls_ca", _CERT: "client_cert", _KEY: "client_key"}
 """Fields of a context, by the options that have them."""
 _FORMS = "must be host:port, unix:/path, or https://host[:port] for TLS"
-_COMMAND = re.compile(r"`(gatekeeper [^`]+)`")
+# Those that call a server.
+_COMMAND = re.compile(r"`(gatekeeper (?!context |serve )[^`]+)(?<!--help)(?<!--version)`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +96,6 @@ class Server:
         Args:
             log_in: What to do if the server refuses the credentials.
         """
-        # Otherwise gRPC's core writes lines of its own to standard error.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc  # noqa: PLC0415
 
         # A proxy of the environment is for web pages: it would be asked for 127.0.0.1, too.
@@ -109,7 +109,17 @@ class Server:
             try:
                 yield channel
             except grpc.RpcError as exc:
-                raise failure_of(exc, str(self), timeout_s=TIMEOUT_S, log_in=log_in, verbose=self.is_verbose) from None
+                raise failure_of(
+                    exc,
+                    str(self),
+                    why_unreachable=self._why_unreachable,
+                    timeout_s=TIMEOUT_S,
+                    log_in=log_in,
+                    verbose=self.is_verbose,
+                ) from None
+
+    def _why_unreachable(self, said: str) -> tuple[str, str]:
+        return why_unreachable(said, str(self), self.target, is_tls=self.is_tls)
 
 
 def server_of(files: Mapping[str, str], address: str, **more: Any) -> Server:
@@ -195,9 +205,11 @@ def server_option(function: Function) -> Function:
 
     @functools.wraps(function)
     def with_server(*args: Any, server: Server, **values: Any) -> None:
+        # Before grpc is imported. Otherwise its core writes lines of its own to standard error.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             function(*args, server=server, **values)
-        except Failure as failure:  # What it has printed in backticks must run, too.
+        except Failure as failure:  # What it tells to run must find the same server.
             failure.hint = _COMMAND.sub(lambda found: f"`{found[1]}{server.named}`", failure.hint)
             raise
 

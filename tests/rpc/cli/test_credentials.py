@@ -164,7 +164,7 @@ def test_an_admin_user_is_made_changed_and_deleted(as_admin: Run, run: Run) -> N
     codes = [said.code for said in (created, demoted, given, must_change, own, logged_in, disabled, unasked, deleted)]
     assert codes == [0, 0, 0, 7, 0, 0, 0, 2, 0]
     assert json.loads(demoted.printed)["role"] == "ROLE_VIEWER"
-    assert "change-password --username NAME`" in must_change.complaint
+    assert "change-password --username cleo`" in must_change.complaint
     assert "enabled:     no\n" in disabled.printed
     assert "cleo" not in as_admin("admins", "list", "-o", "name").printed.split()
 

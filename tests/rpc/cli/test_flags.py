@@ -27,7 +27,7 @@ def test_an_update_changes_what_is_named_and_nothing_else(as_editor: Run) -> Non
 def test_an_update_of_nothing_is_wrong_usage(as_editor: Run) -> None:
     said = as_editor("flags", "update", "up.none")
 
-    assert (said.code, said.complaint.splitlines()[-1]) == (2, "Error: nothing to change: name a field")
+    assert (said.code, said.complaint.splitlines()[0]) == (2, "gatekeeper: nothing to change: name a field")
 
 
 def test_a_change_of_another_state_than_the_named_one_is_a_conflict(as_editor: Run) -> None:
@@ -127,7 +127,7 @@ def test_a_file_without_user_ids_is_refused(as_editor: Run, tmp_path: Path, cont
 
     said = as_editor("flags", "targets", "import", "aim.many", str(file), "--value", "true")
 
-    assert (said.code, said.complaint.splitlines()[-1]) == (2, f"Error: {file}: {complaint}")
+    assert (said.code, said.complaint.splitlines()[0]) == (2, f"gatekeeper: {file}: {complaint}")
 
 
 def test_a_segment_of_a_flag_that_does_not_exist_is_named(as_editor: Run) -> None:

@@ -14,11 +14,13 @@ from click.testing import CliRunner, Result
 from gatekeeper_grpc.cli import main as cli
 from gatekeeper_grpc.cli import operator_settings
 from gatekeeper_grpc.cli.lazy import LazyGroup
+from gatekeeper_grpc.config.program import program
 from gatekeeper_grpc.config.settings import Settings, load_settings, settings_markdown, variable_of
 from gatekeeper_grpc.lifecycle.demo import Demo
 from gatekeeper_grpc.lifecycle.secrets_file import ADMIN_PASSWORD, store_secret
 from gatekeeper_grpc.lifecycle.try_it import try_it
 
+COLUMNS = 80
 SECRET = "canary-7f3a-canary-7f3a-canary-7f3a"
 
 
@@ -46,6 +48,7 @@ def test_every_command_explains_itself_with_nothing_running(path: tuple[str, ...
 
     assert (result.exit_code, list(tmp_path.iterdir())) == (0, [])
     assert result.stdout.startswith(f"Usage: {' '.join(['gatekeeper', *path])}")
+    assert [line for line in result.stdout.splitlines() if len(line) > COLUMNS] == []
 
 
 def test_list_of_commands_says_of_each_what_its_own_help_says() -> None:
@@ -124,11 +127,19 @@ def test_config_as_markdown_shows_the_defaults_whatever_is_set() -> None:
     [
         (["db-url"], 1, "gatekeeper: no embedded database runs in "),
         (["migrate", "status"], 1, "gatekeeper: no embedded database runs in "),
-        (["restart"], 2, "Error: No such command 'restart'. There are: admins, "),
-        (["flgas"], 2, "Error: No such command 'flgas'. Did you mean 'flags'? There are: "),
-        (["flags", "rm"], 2, "Error: No such command 'rm'. Did you mean 'delete'? There are: create, delete, "),
-        (["migrate", "sideways"], 2, "Error: No such command 'sideways'. There are: down, status, up, verify."),
-        (["migrate", "up", "--to", "x"], 2, "Error: Invalid value for '--to': 'x' is not a valid integer."),
+        (["restart"], 2, "gatekeeper: No such command 'restart'.\nnext: `gatekeeper --help` explains it"),
+        (["flgas"], 2, "gatekeeper: No such command 'flgas'. Did you mean 'flags'?\nnext: `gatekeeper --help`"),
+        (
+            ["flags", "rm"],
+            2,
+            "gatekeeper: No such command 'rm'. Did you mean 'delete'?\nnext: `gatekeeper flags --help`",
+        ),
+        (["migrate", "sideways"], 2, "gatekeeper: No such command 'sideways'.\nnext: `gatekeeper migrate --help`"),
+        (
+            ["migrate", "up", "--to", "x"],
+            2,
+            "gatekeeper: Invalid value for '--to': 'x' is not a valid integer.\nnext: ",
+        ),
     ],
     ids=[
         "no database to join",
@@ -156,7 +167,7 @@ def test_failure_is_explained_on_standard_error_with_an_exit_code(
 
     printed, errors = capsys.readouterr()
     assert (exit_code, printed) == (code, "")
-    assert errors.splitlines()[-1].startswith(complaint)
+    assert errors.replace(f"`{program()} ", "`gatekeeper ").startswith(complaint)
 
 
 def test_bad_setting_is_one_line_that_names_it_and_keeps_the_secrets(
