@@ -59,5 +59,8 @@ BARS: Mapping[str, Bar] = MappingProxyType(
         "propagation.p99": _at_most(10.0, "aim"),
         "propagation.update": _at_most(8.0, "aim"),
         "capacity.check": _at_most(0.25, "aim"),
+        "startup.help": _at_most(2.0),
+        "startup.evaluate": _at_most(1.5),
+        "startup.list": _at_most(1.5),
     }
 )

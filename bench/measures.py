@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
-from bench import bulk, bus, capacity, fairness, load, pauses, preview, propagation, unary
+from bench import bulk, bus, capacity, fairness, load, pauses, preview, propagation, startup, unary
 from bench.figures import Effort, Figure
 
 Measure = Callable[[Effort], Iterator[Figure]]
@@ -18,6 +18,7 @@ _USUAL: dict[str, Measure] = {
     "propagation": propagation.measure,
     "capacity": capacity.measure,
     "bus": bus.measure,
+    "startup": startup.measure,
 }
 _MORE: dict[str, Measure] = {
     "line": bulk.measure_line,

@@ -1,7 +1,5 @@
 """Why a server cannot be reached, and what to do about it, from what gRPC says of the connection."""
 
-import socket
-
 from gatekeeper_grpc.config.listen_address import ListenAddress
 
 _TIMEOUT_S = 2.0
@@ -51,6 +49,7 @@ def _start_it(target: str) -> str:
 
 def _speaks_tls(target: str) -> bool:
     """Whether the server takes a TLS handshake: of a call without TLS, gRPC learns only that it was cut off."""
+    import socket  # noqa: PLC0415
     import ssl  # noqa: PLC0415
 
     address = ListenAddress.parse(target)

@@ -171,7 +171,8 @@ def test_an_access_token_that_is_not_accepted_is_refreshed(run: Run, logged_in: 
     assert json.loads(logged_in.read_text()) != before
 
 
-def test_many_shells_with_an_expired_token_refresh_it_once(
+@pytest.mark.promise("D3")
+def test_twenty_commands_with_an_expired_token_refresh_it_once(
     run: Run, logged_in: Path, installation: Installation
 ) -> None:
     change_kept(logged_in, expire_time_s=0)
@@ -179,11 +180,12 @@ def test_many_shells_with_an_expired_token_refresh_it_once(
     (before,) = installation.query(issued)
 
     command = [sys.executable, "-m", "gatekeeper_grpc", "flags", "list"]
-    shells = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(6)]
+    shells = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(20)]
 
-    assert [shell.wait(TIMEOUT_S) for shell in shells] == [0] * 6
+    assert [shell.wait(TIMEOUT_S) for shell in shells] == [0] * 20
     assert installation.query(issued) == [(before[0] + 1,)]
-    assert installation.query("SELECT event FROM auth_events WHERE starts_with(event, 'refresh')") == []
+    assert installation.query("SELECT event FROM auth_events WHERE event ~ '^(refresh|logout|session)'") == []
+    assert run("whoami").code == 0
 
 
 def test_a_login_that_was_ended_elsewhere_is_forgotten(run: Run, logged_in: Path, installation: Installation) -> None:

@@ -87,6 +87,41 @@ def test_names_are_completed_without_importing_commands() -> None:
     assert {"psycopg", "grpc", "gatekeeper_grpc.cli.client.flags"} & set(done.stdout.split()) == set()
 
 
+FORBIDDEN = {
+    *("psycopg", "pydantic", "pydantic_settings", "structlog", "rich", "yaml", "grpc", "google.protobuf"),
+    "gatekeeper_grpc.config.settings",
+}
+ALL_HELP = """
+import sys
+from click.testing import CliRunner
+from gatekeeper_grpc.cli import main as cli
+def explain(group, *path):
+    for name in group.commands:
+        command = group.commands[name]
+        assert CliRunner().invoke(cli.gatekeeper, [*path, name, "--help"]).exit_code == 0, (*path, name)
+        if hasattr(command, "commands"):
+            explain(command, *path, name)
+        else:
+            print(command.callback.__module__)
+client = next(iter(cli.gatekeeper._sections.values()))
+for name in client:
+    command = cli.gatekeeper.commands[name]
+    assert CliRunner().invoke(cli.gatekeeper, [name, "--help"]).exit_code == 0, name
+    explain(command, name) if hasattr(command, "commands") else print(command.callback.__module__)
+print(*sys.modules, file=sys.stderr)
+"""
+
+
+def test_no_client_command_needs_the_server_or_grpc_to_explain_itself() -> None:
+    """Each is a module of cli/client/: of those, `make layers` sees what they import when they call."""
+    done = subprocess.run([sys.executable, "-c", ALL_HELP], capture_output=True, text=True, check=True)
+
+    modules = done.stdout.split()
+    assert len(modules) > len(invoke("--help").stdout.splitlines())
+    assert [module for module in modules if not module.startswith("gatekeeper_grpc.cli.client.")] == []
+    assert FORBIDDEN & set(done.stderr.split()) == set()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_what_completes_in_a_shell_asks_this_program(shell: str) -> None:
     assert "_GATEKEEPER_COMPLETE" in invoke("completion", shell).stdout
