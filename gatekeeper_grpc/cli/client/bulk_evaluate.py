@@ -87,6 +87,7 @@ class _Run:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Open the results for the length of a block; when it fails, keep how far they have come."""
+        self.progress.keep(self._results)  # Before there are results: the process may be killed at any time.
         with self._results.open("a+", encoding="utf-8", newline="") as self._file:
             self._file.truncate(self.progress.size)
             try:
@@ -148,4 +149,5 @@ class _Run:
             self.progress.keep(self._results)
             click.echo(f"{self.progress.users} users have results: the same command goes on", err=True)
         else:
-            self._results.unlink(missing_ok=True)
+            for file in (self._results, Progress.file_of(self._results)):
+                file.unlink(missing_ok=True)
