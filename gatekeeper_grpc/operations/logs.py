@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -39,7 +40,7 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None, li
             structlog.processors.add_log_level,
             _drop_while_quiet,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *(_CONSOLE if is_console else _JSON),
+            *(_console() if is_console else _JSON),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         # Not `print`, which writes a line and its end separately: workers share standard error.
@@ -47,6 +48,12 @@ def configure_logs(*, level: str, log_format: str, worker: int | None = None, li
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogs(logging.WARNING if libraries else logging.ERROR)])
+
+
+def _console() -> tuple[Processor, ...]:
+    """As text, in colours unless NO_COLOR forbids it (https://no-color.org)."""
+    colors = not os.environ.get("NO_COLOR")
+    return (structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),)
 
 
 def begin_quiet() -> None:
@@ -111,5 +118,4 @@ class _LibraryLogs(logging.Handler):
 
 
 # Plain: the default prints the local variables of a traceback, and with them passwords and tokens.
-_CONSOLE = (structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),)
 _JSON = (structlog.processors.format_exc_info, structlog.processors.JSONRenderer())

@@ -3,32 +3,27 @@
 The wheel is installed below a path with spaces and letters that are not ASCII; buf and grpcurl are on no PATH.
 """
 
-import fcntl
 import os
-import pty
 import re
 import socket
-import struct
 import subprocess
 import sys
 import sysconfig
-import termios
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from tests.support.ports import free_port
-from tests.support.processes import START_TIMEOUT_S, TIMEOUT_S, copied, stop
+from tests.support.processes import START_TIMEOUT_S, TIMEOUT_S, copied
+from tests.support.terminals import ROWS, Terminal, on_terminal, rows
 from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-COLUMNS, ROWS = 80, 24
 FREE_PORTS = {
     "GATEKEEPER_LISTEN": "127.0.0.1:0",
     "GATEKEEPER_HEALTH_LISTEN": "127.0.0.1:0",
@@ -39,33 +34,19 @@ FREE_PORTS = {
 FIRST_LINE, LAST_LINE = "# Gatekeeper serves on ", "# Docs: "
 
 
-@dataclass(slots=True)
-class Terminal:
-    """What a program has written to its terminal."""
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What a start has written to its terminal."""
 
-    master: int
-    text: str = ""
-    _reader: threading.Thread = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with suppress(OSError), os.fdopen(self.master, encoding="utf-8", newline="") as master:  # EIO: it is closed.
-            for line in master:
-                self.text += line.replace("\r\n", "\n")
-
-    def shows(self, beginning: str) -> bool:
-        return any(line.startswith(beginning) for line in self.text.splitlines())
+    terminal: Terminal
 
     @property
     def before_block(self) -> list[str]:
-        return [line for line in self.text.partition(FIRST_LINE)[0].splitlines() if line]
+        return [line for line in self.terminal.text.partition(FIRST_LINE)[0].splitlines() if line]
 
     @property
     def block(self) -> list[str]:
-        return (FIRST_LINE + self.text.partition(FIRST_LINE)[2]).splitlines()
+        return (FIRST_LINE + self.terminal.text.partition(FIRST_LINE)[2]).splitlines()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +60,13 @@ class Newcomer:
         return {"PATH": os.defpath, "HOME": str(self.folder / "home"), "GATEKEEPER_DATA_DIR": str(self.folder / "data")}
 
     @contextmanager
-    def serving(self, **settings: str) -> Iterator[Terminal]:
+    def serving(self, **settings: str) -> Iterator[Screen]:
         """Run `gatekeeper serve --demo` on a terminal, until the last line of the block is there."""
-        master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         command: list[str | Path] = [self.folder / ".venv" / "bin" / "gatekeeper", "serve", "--demo"]
         environment = {**self.environment, **FREE_PORTS, **settings}
-        process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=environment, cwd=self.folder, text=True
-        )
-        os.close(slave)
-        terminal = Terminal(master)
-        try:
-            assert eventually(lambda: terminal.shows(LAST_LINE), timeout_s=START_TIMEOUT_S), terminal.text
-            yield terminal
-        finally:
-            stop(process)
+        with on_terminal(command, environment=environment, folder=self.folder) as terminal:
+            assert eventually(lambda: ends_with(terminal, LAST_LINE), timeout_s=START_TIMEOUT_S), terminal.text
+            yield Screen(terminal)
 
     def paste(self, line: str) -> subprocess.CompletedProcess[str]:
         """Run a line in another shell, which stands elsewhere, with standard input closed."""
@@ -113,7 +85,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
 
 
 @pytest.fixture(scope="module")
-def first_start(newcomer: Newcomer) -> Iterator[Terminal]:
+def first_start(newcomer: Newcomer) -> Iterator[Screen]:
     with newcomer.serving() as terminal:
         yield terminal
 
@@ -145,16 +117,16 @@ def install_wheel(venv: Path, *, scratch: Path) -> None:
     Path(packages.strip(), "lent.pth").write_text(lent, encoding="utf-8")
 
 
-def rows(lines: list[str]) -> int:
-    """How many rows of the terminal the lines take."""
-    return sum(max(1, -(-len(line) // COLUMNS)) for line in lines)
+def ends_with(terminal: Terminal, beginning: str) -> bool:
+    """Whether a whole line begins so."""
+    return any(line.startswith(beginning) and line.endswith("\n") for line in terminal.text.splitlines(keepends=True))
 
 
-def commands(terminal: Terminal) -> list[str]:
+def commands(terminal: Screen) -> list[str]:
     return [line for line in terminal.block if line and not line.startswith("#")]
 
 
-def test_the_start_is_quiet_and_ends_with_one_block_on_the_last_screen(first_start: Terminal) -> None:
+def test_the_start_is_quiet_and_ends_with_one_block_on_the_last_screen(first_start: Screen) -> None:
     said_before = [re.sub(r"password \S+$|/.*", "...", line) for line in first_start.before_block]
 
     assert said_before == ["First admin user: admin, ...", "(printed once, stored in ..."]
@@ -162,16 +134,14 @@ def test_the_start_is_quiet_and_ends_with_one_block_on_the_last_screen(first_sta
     assert rows(first_start.before_block + first_start.block) < ROWS
 
 
-def test_the_last_screen_says_where_the_password_is(first_start: Terminal, newcomer: Newcomer) -> None:
+def test_the_last_screen_says_where_the_password_is(first_start: Screen, newcomer: Newcomer) -> None:
     kept = newcomer.folder / "data" / "admin_password"
 
     assert f"# Admin user: admin. Password: kept in {kept}" in first_start.block
     assert kept.read_text().strip() in first_start.before_block[0]
 
 
-def test_each_printed_line_succeeds_in_a_shell_without_standard_input(
-    first_start: Terminal, newcomer: Newcomer
-) -> None:
+def test_each_printed_line_succeeds_in_a_shell_without_standard_input(first_start: Screen, newcomer: Newcomer) -> None:
     evaluate, login, set_rollout, explain = commands(first_start)
 
     pasted = [newcomer.paste(line) for line in (evaluate, login, set_rollout, explain)]
@@ -183,7 +153,7 @@ def test_each_printed_line_succeeds_in_a_shell_without_standard_input(
     assert "new_checkout  true   SPLIT" in pasted[3].stdout
 
 
-def test_prose_of_the_block_is_a_comment_to_a_shell(first_start: Terminal, newcomer: Newcomer) -> None:
+def test_prose_of_the_block_is_a_comment_to_a_shell(first_start: Screen, newcomer: Newcomer) -> None:
     prose = [line for line in first_start.block if line.startswith("#")]
 
     assert newcomer.paste("\n".join(prose)).returncode == 0

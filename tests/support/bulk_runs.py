@@ -57,8 +57,8 @@ class BulkRun:
         with self.start(results) as process:
             assert eventually(lambda: _is_torn(results, beyond) or process.poll() is not None, timeout_s=LONGEST_S)
             process.kill()
-            process.communicate(timeout=START_TIMEOUT_S)
-        assert process.returncode == -9, "it was over too soon"
+            said = process.communicate(timeout=START_TIMEOUT_S)
+        assert process.returncode == -9, f"it was over too soon, with {process.returncode}: {said}"
         return _kept(results)["users"]
 
 

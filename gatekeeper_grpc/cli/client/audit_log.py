@@ -108,7 +108,7 @@ def verify(server: Server, out: Output, *, anchor: dict[str, Any] | None) -> Non
         raise Failure("the server ended the verification early", 1, hint="try again later")
     head = f"{last.verified.seq}:{last.verified.hash.hex()}"
     unproven = f"; nothing is proven of {last.incomparable_subjects} people" if last.incomparable_subjects else ""
-    out.result(last, f"verified {last.verified_entries} entries; the head is {head}{unproven}", name=head)
+    out.result(last, f"verified {last.verified_entries} entries{unproven}; the head is\n{head}", name=head)
 
 
 @audit_log.command()

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -60,21 +61,23 @@ def form_of(file: Path) -> str:
     return CSV if file.suffix.lower() == ".csv" else JSONL
 
 
-def users_in(file: TextIO, form: str) -> Iterator[User]:
-    """Yield the users of a file.
+def users_in(file: TextIO, form: str, *, skipped: int = 0) -> Iterator[User]:
+    """Yield the users of a file, but for so many.
 
     Args:
         file: The file.
         form: JSON Lines of objects with `user_id` and `attributes`, or CSV with a header: user_id, and a column for
             each attribute; a value that is JSON is that, any other is text, and an empty one is none.
+        skipped: How many are left out, at the beginning.
 
     Raises:
         click.UsageError: A line is no user.
     """
     lines: Iterable[Any] = csv.DictReader(file) if form == CSV else file
     read: Callable[[Any], User] = _of_row if form == CSV else _of_line
+    first = 2 if form == CSV else 1
     try:
-        for number, line in enumerate(lines, start=2 if form == CSV else 1):
+        for number, line in enumerate(islice(lines, skipped, None), start=first + skipped):
             yield _checked(read, line, f"{file.name}, line {number}")
     except (UnicodeDecodeError, csv.Error) as exc:
         raise click.UsageError(f"{file.name}: {exc}") from None

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -34,7 +34,9 @@ class BulkUsers:
         self.has_begun = False
         """Whether users were taken."""
         self._source = source
-        self._users = islice(users_in(source, form), skipped, None)
+        users = users_in(source, form, skipped=skipped)
+        # Those that are left out are read before there is a stream: the server ends a silent one.
+        self._users = chain([*islice(users, 1)] if skipped else [], users)
         self._skipped = self._sent = skipped
         self._began = time.monotonic()
 

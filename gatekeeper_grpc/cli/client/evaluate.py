@@ -61,7 +61,9 @@ def _print(out: Output, answer: "EvaluateFlagsResponse") -> None:
         return
     values = {key: str(answer.flags[key]).lower() for key in sorted(answer.flags)}
     if answer.details:
-        rows = [(key, value, *_explained(answer.details[key])) for key, value in values.items()]
+        rows = [
+            (key, value, *_explained(answer.details[key], is_on=answer.flags[key])) for key, value in values.items()
+        ]
         out.table(["FLAG", "VALUE", "REASON", "WHY"], rows)
     else:
         out.table(["FLAG", "VALUE"], list(values.items()))
@@ -69,7 +71,7 @@ def _print(out: Output, answer: "EvaluateFlagsResponse") -> None:
     click.echo(f"at revision {answer.revision}{stale}")
 
 
-def _explained(detail: "EvaluationDetail") -> tuple[str, str]:
+def _explained(detail: "EvaluationDetail", *, is_on: bool) -> tuple[str, str]:
     from gatekeeper_client.v1.evaluation_pb2 import Reason  # noqa: PLC0415
 
     reason = Reason.Name(detail.reason).removeprefix("REASON_")
@@ -78,7 +80,7 @@ def _explained(detail: "EvaluationDetail") -> tuple[str, str]:
         "STATIC": "it is the same for all users",
         "DEFAULT": "no rule applies to the user, so it is the default",
         "TARGETING_MATCH": target,
-        "SPLIT": f"the user is in bucket {detail.bucket} of 0 to 99; those below the rollout get true",
+        "SPLIT": f"bucket {detail.bucket} of 100 is {'below' if is_on else 'not below'} the rollout",
         "DISABLED": "the flag is disabled, so it is the default",
     }
     return reason, why.get(reason, "")

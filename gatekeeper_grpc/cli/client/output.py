@@ -100,9 +100,13 @@ class Output:
         lines = [header, *([one_line(cell) for cell in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         limit = _limit(self.format)
-        for line in lines:
-            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            click.echo(_cut("  ".join(cells).rstrip(), limit))
+        whole = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        for text in whole:
+            click.echo(_cut(text, limit))
+        if limit is not None and max(map(len, whole)) > limit:
+            click.echo("-o wide shows what is cut", err=True)
 
     def _print(self, document: Mapping[str, Any]) -> None:
         if self.format == YAML:

@@ -68,6 +68,20 @@ def test_a_line_is_one_write_and_carries_the_workers_number(
     assert (entry["worker"], entry["event"], entry["where"]) == (3, "happened", "here")
 
 
+@pytest.mark.parametrize(("variable", "is_coloured"), [("", True), ("1", False)])
+def test_a_console_is_coloured_unless_no_color_is_set(
+    variable: str, configured_as_before: None, monkeypatch: pytest.MonkeyPatch, *, is_coloured: bool
+) -> None:
+    written = Written()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setenv("NO_COLOR", variable)
+    configure_logs(level="INFO", log_format="console")
+
+    structlog.get_logger().info("happened")
+
+    assert ("\x1b[" in "".join(written.writes)) == is_coloured
+
+
 def test_while_quiet_only_warnings_are_logged(configured_as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
     written = Written()
     monkeypatch.setattr(sys, "stderr", written)
