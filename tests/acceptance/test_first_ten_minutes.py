@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[2]
 TRANSCRIPT = ROOT / "dist" / "first-ten-minutes.txt"
 SERVE, WATCH, LOGIN = "gatekeeper serve --demo", "gatekeeper watch --flag new_search", "gatekeeper login"
 WATCH_BEGINS, CHANGE = "watching from revision", "gatekeeper flags set-rollout new_search 50 --reason 'no complaints'"
+PREVIEW = "gatekeeper flags set-rollout new_search 25 --preview users.csv --yes --reason 'first users'"
+DIFF, AGAIN = "gatekeeper diff -f flags.yaml", "gatekeeper apply -f flags.yaml"
+USERS = 12
 # In their order. A mistake is here with its exit code: what it tells to do next is done.
 STEPS = (
     ("gatekeeper evaluate alice", 0),
@@ -33,7 +36,7 @@ STEPS = (
     ("gatekeeper segments create beta --condition 'plan in pro team'", 0),
     ("gatekeeper flags update new_search --segment beta=true", 0),
     ("gatekeeper flags targets add new_search bob --value true", 0),
-    ("gatekeeper flags set-rollout new_search 25 --reason 'first users'", 0),
+    (PREVIEW, 0),
     ("gatekeeper evaluate alice --attr plan=pro --explain", 0),
     ("gatekeeper evaluate bob --explain", 0),
     ("gatekeeper flags get new_serch", 3),
@@ -41,6 +44,11 @@ STEPS = (
     ("gatekeeper flags list", 0),
     ("gatekeeper flags history new_search", 0),
     ("gatekeeper audit-log verify", 0),
+    ("gatekeeper export --to flags.yaml", 0),
+    ("gatekeeper flags delete new_search --yes", 0),
+    (DIFF, 0),
+    ("gatekeeper apply -f flags.yaml --reason 'as exported'", 0),
+    (AGAIN, 0),
     ("gatekeeper logout", 0),
 )
 
@@ -111,6 +119,7 @@ class Desk:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """After ten minutes; the server still runs."""
     desk = Desk(home=tmp_path_factory.mktemp("home"), port=free_port())
+    desk.home.joinpath("users.csv").write_text("user_id\n" + "".join(f"user-{n}\n" for n in range(USERS)))
     with ExitStack() as stack:
         server = stack.enter_context(desk.open(SERVE))
         assert server.shows("README.md\n"), server.text
@@ -163,6 +172,14 @@ def test_an_explanation_says_why_and_a_history_who(desk: Desk) -> None:
     assert "the user is a target" in shown["gatekeeper evaluate bob --explain"]
     assert "admin:admin" in shown["gatekeeper flags history new_search"]
     assert "the head is" in shown["gatekeeper audit-log verify"]
+
+
+def test_a_preview_counts_and_a_file_brings_a_deleted_flag_back(desk: Desk) -> None:
+    shown = {screen.line: screen.shown for screen in desk.screens}
+
+    assert f"{USERS} users" in shown[PREVIEW]
+    assert "new_search" in shown[DIFF]
+    assert "new_search" not in shown[AGAIN]
 
 
 def test_a_change_arrives_in_the_second_terminal(desk: Desk) -> None:
