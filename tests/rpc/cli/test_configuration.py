@@ -237,7 +237,10 @@ def test_nothing_absent_is_deleted_without_prune(
     assert set(targets_of(installation.admin, "present")) == {"ann", "bob", "cy"}
 
     unasked = as_editor("apply", "-f", file, "--prune")
-    assert (unasked.code, "standard input is no terminal to ask: add --yes" in unasked.complaint) == (2, True)
+    assert (
+        unasked.code,
+        "standard input is no terminal to ask, so nothing was changed: add --yes" in unasked.complaint,
+    ) == (2, True)
     refused = as_editor("apply", "-f", file, "--prune", stdin=Stdin("n\n", is_terminal=True))
     assert (refused.code, f"- flag {other}" in refused.complaint) == (1, True)
     assert as_editor("flags", "get", other).code == 0
