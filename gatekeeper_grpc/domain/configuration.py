@@ -1,4 +1,4 @@
-"""A configuration to apply: flags and segments with their targets and members, as they should be."""
+"""A configuration to apply: flags and segments with their targets and members, and users, as they should be."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from gatekeeper_grpc.domain.errors import GatekeeperError, InvalidArgument
 from gatekeeper_grpc.domain.flag import FlagConfig
 from gatekeeper_grpc.domain.mutation import ChangeType, ResourceType
 from gatekeeper_grpc.domain.segment import SegmentConfig
+from gatekeeper_grpc.domain.user import UserProfile
 
 MEMBER = ""
 """The value of a member of a segment: members have none."""
@@ -51,8 +52,17 @@ class WantedUsers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WantedUser:
+    """A stored user as it should be; empty `etag`: in any state of it. `field` is where the request has it."""
+
+    field: str
+    profile: UserProfile
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deletion:
-    """A flag or segment that should not exist; empty `etag`: in any state of it."""
+    """A flag, segment or user, by its id, that should not exist; empty `etag`: in any state of it."""
 
     field: str
     key: str
@@ -61,7 +71,7 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What flags and segments should be. Nothing is in it twice; what it does not name stays as it is."""
+    """What flags, segments and stored users should be. Nothing is in it twice; what it does not name stays as it is."""
 
     flags: Sequence[WantedFlag] = ()
     segments: Sequence[WantedSegment] = ()
@@ -69,11 +79,13 @@ class Configuration:
     members: Sequence[WantedUsers] = ()
     flag_deletions: Sequence[Deletion] = ()
     segment_deletions: Sequence[Deletion] = ()
+    users: Sequence[WantedUser] = ()
+    user_deletions: Sequence[Deletion] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedChange:
-    """What was changed of one resource; `revision` 0: it would be changed."""
+    """What was changed of one resource; `revision` 0: it would be changed. The key of a user is the user id."""
 
     resource: ResourceType
     key: str

@@ -25,6 +25,7 @@ from gatekeeper_grpc.domain.limits import check_visible
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.segment import Segment, SegmentConfig
 from gatekeeper_grpc.domain.set_hash import EMPTY, SetHash, member_element, target_element
+from gatekeeper_grpc.domain.user import User, UserProfile, changed_attributes, check_new_attribute_names
 
 MAX_CHANGES = 1_000
 """How many resources one configuration may change."""
@@ -67,6 +68,8 @@ class State:
     subjects: Mapping[str, UUID]
     """By user id; those without a subject id are absent."""
     sets: Mapping[SetOwner, SetState]
+    users: Mapping[str, User] = field(default_factory=dict)
+    """Those with stored attributes, by user id."""
 
 
 class NewSubject(NamedTuple):
@@ -117,8 +120,7 @@ class SetStep:
     @property
     def evidence_hash(self) -> bytes | None:
         """The hash of the commitments to new subjects; None: there are none."""
-        lines = [subject_line(str(new.subject_id), new.commitment) for new in sorted(self.new)]
-        return hash_evidence(lines) if lines else None
+        return _evidence_hash(self.new)
 
     def counts(self) -> dict[str, int]:
         """Return how many users are added, moved and removed."""
@@ -137,7 +139,41 @@ class SetStep:
         return {"variants": variants, "removed": removed}
 
 
-Step = SegmentStep | FlagStep | SetStep
+def _evidence_hash(people: Iterable[NewSubject]) -> bytes | None:
+    lines = [subject_line(str(new.subject_id), new.commitment) for new in sorted(people)]
+    return hash_evidence(lines) if lines else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserStep:
+    """A stored user to create, to update, or to delete: `config` None. `new`: the user, without a subject id before."""
+
+    subject_id: UUID
+    before: User | None
+    config: UserProfile | None
+    new: Sequence[NewSubject] = ()
+
+    @property
+    def user_id(self) -> str:
+        """The user's id."""
+        profile = self.config or (self.before and self.before.profile)
+        assert profile is not None  # noqa: S101 - a step has at least one side
+        return profile.user_id
+
+    @property
+    def evidence_hash(self) -> bytes | None:
+        """The hash of the commitment to a new subject; None: the user is none."""
+        return _evidence_hash(self.new)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the attributes that change; of a deletion, all."""
+        return changed_attributes(
+            self.before.attributes if self.before else {}, self.config.attributes if self.config else {}
+        )
+
+
+Step = SegmentStep | FlagStep | SetStep | UserStep
 
 
 def changed_fields(before: FlagConfig | SegmentConfig | None, after: FlagConfig | SegmentConfig) -> tuple[str, ...]:
@@ -152,8 +188,8 @@ def plan(wanted: Configuration, state: State) -> tuple[Step, ...]:
     """Return what has to change, in the order of revisions; nothing, if everything is as it should be.
 
     Raises:
-        NotFound: It is about a flag or segment that neither exists nor is made.
-        Changed: A flag or segment has another etag.
+        NotFound: It is about a flag, segment or user that neither exists nor is made.
+        Changed: A flag, segment or user has another etag.
         InvalidArgument: A new name or id cannot be seen.
         ResourceExhausted: More would change than may at once.
     """
@@ -163,8 +199,10 @@ def plan(wanted: Configuration, state: State) -> tuple[Step, ...]:
         *_sets(ResourceType.MEMBERS, wanted.members, _left(state.segments, wanted.segments, ()), people),
         *_flags(wanted, state),
         *_sets(ResourceType.TARGETS, wanted.targets, _left(state.flags, wanted.flags, wanted.flag_deletions), people),
+        *_users(wanted, state, people),
         *_flag_deletions(wanted.flag_deletions, state),
         *_segment_deletions(wanted.segment_deletions, state),
+        *_user_deletions(wanted.user_deletions, state),
     )
     if len(steps) > MAX_CHANGES:
         raise too_large(
@@ -219,12 +257,36 @@ def _segment_deletions(deletions: Iterable[Deletion], state: State) -> Iterator[
         yield SegmentStep(before=before, config=None, field=deletion.field)
 
 
-def _check_seen(kind: str, key: str, etag: str, before: Flag | Segment | None) -> None:
+def _users(wanted: Configuration, state: State, people: "_People") -> Iterator[UserStep]:
+    for user in wanted.users:
+        before = state.users.get(user.profile.user_id)
+        with errors_of(user.field, instead_of="user"):
+            _check_seen("user", user.profile.user_id, user.etag, before)
+            if before is None:
+                check_visible("user.user_id", user.profile.user_id)
+            stored = before.attributes if before else {}
+            check_new_attribute_names(user.profile.attributes.keys() - stored.keys())
+        if before is None or changed_attributes(stored, user.profile.attributes):
+            yield people.user_step(before, user.profile)
+
+
+def _user_deletions(deletions: Iterable[Deletion], state: State) -> Iterator[UserStep]:
+    for deletion in deletions:
+        with errors_of(deletion.field):
+            if deletion.key not in state.users:
+                raise NotFound.user(deletion.key)
+            before = state.users[deletion.key]
+            check_etag(f"user {deletion.key!r}", deletion.etag, current=before.etag)
+        yield UserStep(subject_id=before.subject_id, before=before, config=None)
+
+
+def _check_seen(kind: str, key: str, etag: str, before: Flag | Segment | User | None) -> None:
     """Check that a resource is in the state that its editor has seen; one with an etag must exist."""
     if before is not None:
         check_etag(f"{kind} {key!r}", etag, current=before.etag)
     elif etag:
-        raise NotFound.flag(key) if kind == "flag" else NotFound.segment(key)
+        missing = {"flag": NotFound.flag, "segment": NotFound.segment, "user": NotFound.user}
+        raise missing[kind](key)
 
 
 def _left(
@@ -265,14 +327,23 @@ class _People:
         removed = {s: v for s, v in state.variants.items() if v in closed and s not in wanted}
         return _step(owner, state, wanted, removed, new)
 
+    def user_step(self, before: User | None, profile: UserProfile) -> UserStep:
+        """Return the change of one stored user."""
+        new: list[NewSubject] = []
+        subject_id = self._subject_of(profile.user_id, new)
+        return UserStep(subject_id=subject_id, before=before, config=profile, new=new)
+
     def _subjects_of(self, users: WantedUsers, new: list[NewSubject]) -> Iterator[UUID]:
         for position, user_id in enumerate(users.user_ids):
-            subject = self._subjects.get(user_id)
-            if subject is None:
+            if user_id not in self._subjects:
                 check_visible(f"{users.field}.user_ids[{position}]", user_id)
-                new.append(_new_subject(user_id))
-                subject = self._subjects[user_id] = new[-1].subject_id
-            yield subject
+            yield self._subject_of(user_id, new)
+
+    def _subject_of(self, user_id: str, new: list[NewSubject]) -> UUID:
+        if user_id not in self._subjects:
+            new.append(_new_subject(user_id))
+            self._subjects[user_id] = new[-1].subject_id
+        return self._subjects[user_id]
 
 
 def _new_subject(user_id: str) -> NewSubject:

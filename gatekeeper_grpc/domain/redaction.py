@@ -76,7 +76,7 @@ WRITTEN_BY: Mapping[ResourceType, Mapping[str, Shape]] = MappingProxyType(
         },
         ResourceType.SEGMENT: {**_SEGMENT, **_APPLIED},
         ResourceType.MEMBERS: {"added": SERVER, "removed": SERVER, "set": SERVER, **_APPLIED},
-        ResourceType.USER: _state(subject_id=SERVER, attributes=PEOPLE),
+        ResourceType.USER: {**_state(subject_id=SERVER, attributes=PEOPLE), **_APPLIED},
         # `redacted`: the entries that an erasure of an earlier release redacted.
         ResourceType.SUBJECT: {"erased": SERVER, "redacted": SERVER, "sets": SERVER},
         ResourceType.ADMIN_USER: _ADMIN_USER,

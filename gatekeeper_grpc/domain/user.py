@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from gatekeeper_grpc.domain.attribute import JsonValue, canonical, size_bytes
+from gatekeeper_grpc.domain.attribute import JsonValue, canonical, identity, size_bytes
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.etag import etag
 from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_BYTES, check_user_id, check_visible
@@ -84,6 +84,12 @@ def check_new_attribute_names(names: Iterable[str]) -> None:
     """
     for name in names:
         check_visible(f"user.attributes[{name!a}]", name)
+
+
+def changed_attributes(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    """Return the names of the attributes that only one of two states has, or that have another JSON value."""
+    changed = {name for name in before.keys() & after.keys() if identity(before[name]) != identity(after[name])}
+    return tuple(sorted(changed | (before.keys() ^ after.keys())))
 
 
 def user_document(user: User) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class AccessEvent(StrEnum):
     """`GetUser`, or an `UpdateUser` that shows the user and changes nothing."""
     USERS_LISTED = "users_listed"
     """A page of `ListUsers`."""
+    USERS_COMPARED = "users_compared"
+    """An `ApplyConfiguration` with users; those stored, whose attributes it compares with what they should be."""
     TARGETS_LISTED = "targets_listed"
     """A page of `ListTargets`."""
     MEMBERS_LISTED = "members_listed"

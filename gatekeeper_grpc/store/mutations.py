@@ -187,7 +187,7 @@ class MutationRunner:
                 cause(lines[-1].revision)
             written = _written(head, effect, lines)
             if intent.request_id:
-                subjects = effect.change.subjects if effect.change else effect.subjects
+                subjects = (*(effect.change.subjects if effect.change else ()), *effect.subjects)
                 sealed = self._sealed(intent, written, codec)
                 _store_result(conn, head, intent, written, subjects=subjects, sealed=sealed)
         if lines:

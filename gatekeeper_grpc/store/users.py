@@ -9,13 +9,19 @@ from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
-from gatekeeper_grpc.domain.attribute import JsonValue, identity
+from gatekeeper_grpc.domain.attribute import JsonValue
 from gatekeeper_grpc.domain.commands import UserFilter, UserUpdate
 from gatekeeper_grpc.domain.errors import AlreadyExists, NotFound
 from gatekeeper_grpc.domain.etag import check_etag
-from gatekeeper_grpc.domain.limits import MAX_ATTRIBUTES_DEPTH, MAX_STORED_VALUES
+from gatekeeper_grpc.domain.limits import MAX_STORED_VALUES
 from gatekeeper_grpc.domain.mutation import Change, Intent, Read, ResourceType, Written
-from gatekeeper_grpc.domain.user import User, UserProfile, check_new_attribute_names, user_document
+from gatekeeper_grpc.domain.user import (
+    User,
+    UserProfile,
+    changed_attributes,
+    check_new_attribute_names,
+    user_document,
+)
 from gatekeeper_grpc.store.access_trace import AccessEvent, Page, record_access, recorded_page
 from gatekeeper_grpc.store.attribute_cap import check_attribute_cap, count_stored_values
 from gatekeeper_grpc.store.mutations import NOTHING, Effect, Head, MutationRunner, change_of, unchanged
@@ -75,7 +81,7 @@ class UserStore:
             user = _insert(conn, head, profile)
             self._quotas.check(conn, "users")
             self._check_cap(conn, before={}, after=user.attributes)
-            change = replace(_change(None, user), evidence_hash=evidence_hash())
+            change = replace(user_change(None, user), evidence_hash=evidence_hash())
             return Effect(result=user, preview=replace(user, revision=0), change=change)
 
         return self._mutations.mutate(intent, act, codec=_CODEC)
@@ -114,7 +120,7 @@ class UserStore:
         def act(conn: Connection, head: Head) -> Effect[User]:
             before = find_user(conn, update.user_id, etag=update.etag)
             attributes = update.applied_to(before.attributes)
-            if _are_same(attributes, before.attributes):
+            if not changed_attributes(before.attributes, attributes):
                 return unchanged(before, subjects=(before.subject_id,))
             check_new_attribute_names(attributes.keys() - before.attributes.keys())
             after = _replace(conn, head, before, attributes)
@@ -122,7 +128,7 @@ class UserStore:
             return Effect(
                 result=after,
                 preview=replace(after, revision=before.revision, update_time=before.update_time),
-                change=_change(before, after),
+                change=user_change(before, after),
             )
 
         written = self._mutations.mutate(intent, act, codec=_CODEC)
@@ -148,7 +154,7 @@ class UserStore:
         def act(conn: Connection, _head: Head) -> Effect[None]:
             before = find_user(conn, user_id, etag=etag)
             forget_user(conn, before.subject_id)
-            return Effect(result=None, preview=None, change=_change(before, None))
+            return Effect(result=None, preview=None, change=user_change(before, None))
 
         return self._mutations.mutate(intent, act, codec=NOTHING)
 
@@ -226,11 +232,6 @@ def _insert(conn: Connection, head: Head, profile: UserProfile) -> User:
     )
 
 
-def _are_same(one: Mapping[str, JsonValue], other: Mapping[str, JsonValue]) -> bool:
-    levels = MAX_ATTRIBUTES_DEPTH + 1
-    return identity(dict(one), levels=levels) == identity(dict(other), levels=levels)
-
-
 _UPDATE = """
     UPDATE users SET attributes = %(attributes)s, update_time = %(update_time)s, revision = %(revision)s
     WHERE subject_id = %(subject_id)s
@@ -247,6 +248,9 @@ def _columns(profile: UserProfile, head: Head) -> dict[str, object]:
     return {"attributes": Jsonb(profile.attributes), "update_time": head.create_time, "revision": head.revision}
 
 
-def _change(before: User | None, after: User | None) -> Change:
-    change = change_of(ResourceType.USER, before, after, key=lambda user: str(user.subject_id), document=user_document)
+def user_change(before: User | None, after: User | None, **more: object) -> Change:
+    """Return the change of a user from one state to another; see `change_of`."""
+    change = change_of(
+        ResourceType.USER, before, after, key=lambda user: str(user.subject_id), document=user_document, **more
+    )
     return replace(change, subjects=(UUID(change.key),))

@@ -1,17 +1,18 @@
 """Configurations and what they changed, between domain types and messages."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
-from gatekeeper_client.v1 import audit_pb2, flag_pb2, segment_pb2
+from gatekeeper_client.v1 import audit_pb2, flag_pb2, segment_pb2, user_pb2
 from gatekeeper_grpc.domain.configuration import (
     AppliedChange,
     Configuration,
     Deletion,
     WantedFlag,
     WantedSegment,
+    WantedUser,
     WantedUsers,
     errors_of,
 )
@@ -20,11 +21,16 @@ from gatekeeper_grpc.domain.limits import check_count, check_key, check_user_id
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.wire.flags import flag_config_of, flag_field, served_variant
 from gatekeeper_grpc.wire.segments import segment_config_of
+from gatekeeper_grpc.wire.users import profile_from_proto
 
 MAX_USERS: Final = 10_000
 """How many users one resource may have in a request."""
 MAX_ENTRIES: Final = 25_000
 """How many entries each list of a request may have: as many flags as an installation has by default, and some."""
+_LISTS: Final = (
+    *("flags", "segments", "targets", "members", "users"),
+    *("flag_deletions", "segment_deletions", "user_deletions"),
+)
 
 
 def configuration_from_proto(request: pb.ApplyConfigurationRequest) -> Configuration:
@@ -33,7 +39,7 @@ def configuration_from_proto(request: pb.ApplyConfigurationRequest) -> Configura
     Raises:
         InvalidArgument: A field is invalid, a key or a user is named twice, or a list is too long.
     """
-    for name in ("flags", "segments", "targets", "members", "flag_deletions", "segment_deletions"):
+    for name in _LISTS:
         check_count(name, getattr(request, name), at_most=MAX_ENTRIES)
     wanted = Configuration(
         flags=[_flag(f"flags[{at}]", flag) for at, flag in enumerate(request.flags)],
@@ -42,6 +48,8 @@ def configuration_from_proto(request: pb.ApplyConfigurationRequest) -> Configura
         members=[_members(f"members[{at}]", users) for at, users in enumerate(request.members)],
         flag_deletions=_deletions("flag_deletions", request.flag_deletions),
         segment_deletions=_deletions("segment_deletions", request.segment_deletions),
+        users=[_user(f"users[{at}]", user) for at, user in enumerate(request.users)],
+        user_deletions=_deletions("user_deletions", request.user_deletions, check=check_user_id),
     )
     _check_named_once(wanted)
     return wanted
@@ -55,6 +63,11 @@ def _flag(field: str, flag: flag_pb2.Flag) -> WantedFlag:
 def _segment(field: str, segment: segment_pb2.Segment) -> WantedSegment:
     with errors_of(field, instead_of="segment"):
         return WantedSegment(field=field, config=segment_config_of(segment), etag=segment.etag)
+
+
+def _user(field: str, user: user_pb2.User) -> WantedUser:
+    with errors_of(field, instead_of="user"):
+        return WantedUser(field=field, profile=profile_from_proto(user), etag=user.etag)
 
 
 def _targets(field: str, users: pb.ConfiguredTargets) -> WantedUsers:
@@ -77,10 +90,12 @@ def _users(field: str, key: str, users: pb.ConfiguredTargets | pb.ConfiguredMemb
     )
 
 
-def _deletions(field: str, deletions: Iterable[pb.ConfigurationDeletion]) -> list[Deletion]:
+def _deletions(
+    field: str, deletions: Iterable[pb.ConfigurationDeletion], *, check: Callable[[str, str], None] = check_key
+) -> list[Deletion]:
     found = [Deletion(field=f"{field}[{at}]", key=one.key, etag=one.etag) for at, one in enumerate(deletions)]
     for deletion in found:
-        check_key(f"{deletion.field}.key", deletion.key)
+        check(f"{deletion.field}.key", deletion.key)
     return found
 
 
@@ -89,6 +104,8 @@ def _check_named_once(wanted: Configuration) -> None:
     segments = [(f"{one.field}.key", one.config.key) for one in wanted.segments]
     _check_once([*flags, *((f"{one.field}.key", one.key) for one in wanted.flag_deletions)])
     _check_once([*segments, *((f"{one.field}.key", one.key) for one in wanted.segment_deletions)])
+    users = [(f"{one.field}.user_id", one.profile.user_id) for one in wanted.users]
+    _check_once([*users, *((f"{one.field}.key", one.key) for one in wanted.user_deletions)])
     _check_once([(f"{one.field}.flag_key", f"{one.key} {one.variant}") for one in wanted.targets])
     _check_once([(f"{one.field}.segment_key", one.key) for one in wanted.members])
     _check_users(wanted.targets)

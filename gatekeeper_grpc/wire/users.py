@@ -32,13 +32,18 @@ def new_user_from_proto(message: user_pb2.User) -> UserProfile:
     Raises:
         InvalidArgument: A field is invalid.
     """
-    profile = _profile(message)
+    profile = profile_from_proto(message)
     check_visible("user.user_id", profile.user_id)
     check_new_attribute_names(profile.attributes)
     return profile
 
 
-def _profile(message: user_pb2.User) -> UserProfile:
+def profile_from_proto(message: user_pb2.User) -> UserProfile:
+    """Convert what an editor decides of a user, new or not.
+
+    Raises:
+        InvalidArgument: A field is invalid.
+    """
     return UserProfile(user_id=message.user_id, attributes=attributes_from_proto("user.attributes", message.attributes))
 
 
@@ -56,7 +61,7 @@ def user_update_from_proto(request: admin.UpdateUserRequest) -> UserUpdate:
             raise InvalidArgument.of(
                 f"update_mask.paths[{position}]", f"is {path!r}, which cannot be updated; use {_ALL} or {_ONE}<name>"
             )
-    profile = _profile(request.user)
+    profile = profile_from_proto(request.user)
     return UserUpdate(
         user_id=profile.user_id,
         attributes=profile.attributes,

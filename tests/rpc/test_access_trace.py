@@ -73,6 +73,7 @@ IMPERSONAL = {
     "LoginResponse": {"access_token", "refresh_token"},
     "RefreshTokenResponse": {"access_token", "refresh_token"},
     "ApplyConfigurationResponse": {"apply_id"},
+    # Whose attributes are compared has been recorded, see test_apply_configuration.py.
     "ConfigurationChange": {"key", "fields"},
     "EvaluateFlagsResponse": {"unknown_flag_keys"},
     "FlagsEntry": {"key"},

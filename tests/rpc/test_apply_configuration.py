@@ -15,8 +15,10 @@ from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import CONDITION_OPERATOR_IN, Condition, Segment
+from gatekeeper_client.v1.user_pb2 import User
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.store.configuration import store
+from tests.support.access_events import REFUSING, SERVING, events, subject_of
 from tests.support.clients import (
     TIMEOUT_S,
     Installation,
@@ -44,6 +46,12 @@ def refused(installation: Installation, **fields: Any) -> tuple[str, str, str]:
     error = refusal_of(lambda: apply(installation, **fields))
     assert installation.contents(but="auth_events") == before
     return error.code.name, error.reason, dict(error.metadata).get("field", "")
+
+
+def user_with(user_id: str, **attributes: Any) -> User:
+    user = User(user_id=user_id)
+    user.attributes.update(attributes)
+    return user
 
 
 def whole(key: str) -> dict[str, Any]:
@@ -200,6 +208,107 @@ def test_evaluation_never_sees_a_part_of_it(installation: Installation) -> None:
     assert seen == {(True,) * 50, (False,) * 50}
 
 
+# --- Stored users -----------------------------------------------------------------------------------------------------
+
+
+def test_users_are_made_as_they_should_be_and_evaluated(installation: Installation) -> None:
+    key = new_key()
+    on, off = f"{key}-on", f"{key}-off"
+    apply(installation, **whole(key), users=[user_with(on, plan="free", age=7), user_with(off, plan="pro")])
+    assert [installation.evaluate(key, user).value for user in (on, off)] == [False, True]
+
+    response = apply(installation, users=[user_with(on, plan="pro"), user_with(off, plan="free")])
+
+    assert kinds(response) == [("USER", "UPDATED")] * 2
+    assert [(change.key, list(change.fields)) for change in response.changes] == [
+        (on, ["attributes.age", "attributes.plan"]),
+        (off, ["attributes.plan"]),
+    ]
+    assert [installation.evaluate(key, user).value for user in (on, off)] == [True, False]
+    stored = send(installation.admin, "GetUser", pb.GetUserRequest(user_id=on)).user
+    assert (dict(stored.attributes), stored.revision) == ({"plan": "pro"}, response.changes[0].revision)
+
+
+def test_a_changed_user_has_an_entry_as_by_update_user(installation: Installation) -> None:
+    user_id = new_key()
+
+    response = apply(installation, users=[user_with(user_id, plan="pro")])
+
+    ((key, document),) = installation.query(
+        "SELECT a.resource_key, d.document FROM audit_log a JOIN audit_documents d USING (seq) WHERE a.revision = %s",
+        response.revision,
+    )
+    said = json.loads(document)
+    assert key == subject_of(installation, user_id)
+    assert (said["before"], said["after"]["attributes"], said["apply_id"]) == (None, {"plan": "pro"}, response.apply_id)
+    assert user_id not in document.decode()
+
+
+def test_users_who_are_as_they_should_be_are_not_written(installation: Installation) -> None:
+    same, other = new_key(), new_key()
+    apply(installation, users=[user_with(same, age=1), user_with(other, age=1)])
+    before = installation.contents(but="auth_events")
+    assert not apply(installation, users=[user_with(same, age=1), user_with(other, age=1)]).changes
+    assert installation.contents(but="auth_events") == before
+
+    (change,) = apply(installation, users=[user_with(same, age=1), user_with(other, age=True)]).changes
+
+    assert change.key == other
+
+
+def test_a_user_is_deleted_and_stays_a_target(installation: Installation) -> None:
+    flag, user_id = created(installation.admin, enabled=True), new_key()
+    targets = [pb.ConfiguredTargets(flag_key=flag.key, value=True, user_ids=[user_id])]
+    apply(installation, users=[user_with(user_id, plan="pro")], targets=targets)
+
+    response = apply(installation, user_deletions=[pb.ConfigurationDeletion(key=user_id)])
+
+    assert (kinds(response), response.changes[0].key) == ([("USER", "DELETED")], user_id)
+    assert targets_of(installation.admin, flag.key) == {user_id: True}
+
+
+@pytest.mark.parametrize("validate_only", [True, False], ids=["a dry run", "a change"])
+def test_whose_attributes_are_compared_is_recorded(installation: Installation, *, validate_only: bool) -> None:
+    known, unknown = new_key(), new_key()
+    apply(installation, users=[user_with(known, plan="pro")])
+    before = len(events(installation, event="users_compared"))
+
+    apply(installation, users=[user_with(known, plan="pro"), User(user_id=unknown)], validate_only=validate_only)
+
+    latest, *earlier = events(installation, event="users_compared")
+    assert (list(latest.subject_ids), len(earlier)) == ([subject_of(installation, known)], before)
+
+
+def test_users_are_not_compared_if_that_cannot_be_recorded(installation: Installation) -> None:
+    user = user_with(new_key(), plan="pro")
+    apply(installation, users=[user])
+    installation.execute(REFUSING)
+    try:
+        refusal_of(lambda: apply(installation, users=[user], validate_only=True))
+    finally:
+        installation.execute(SERVING)
+
+
+def test_an_erasure_takes_the_entries_and_the_stored_answer(installation: Installation) -> None:
+    user_id, other = new_key(), new_key()
+    request = {"users": [user_with(other, a=1), user_with(user_id, plan="vip-7")], "request_id": str(uuid4())}
+    first = apply(installation, flags=[Flag(key=new_key())], **request)
+    (seq,) = {change.revision for change in first.changes if change.key == user_id}
+
+    send(installation.admin_as(Role.ADMIN), "EraseUser", pb.EraseUserRequest(user_id=user_id))
+
+    ((document,),) = installation.query(
+        "SELECT document FROM audit_documents JOIN audit_log USING (seq) WHERE revision = %s", seq
+    )
+    assert b"vip-7" not in document
+    assert installation.query("SELECT 1 FROM idempotency_keys WHERE revision = %s", first.revision) == []
+    (again,) = apply(installation, users=request["users"]).changes
+    assert (again.key, pb.ConfigurationChangeType.Name(again.change_type)) == (
+        user_id,
+        "CONFIGURATION_CHANGE_TYPE_CREATED",
+    )
+
+
 # --- What it refuses --------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -221,6 +330,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "members[0].user_ids[1]",
     ),
     "a tag that cannot be seen": ({"flags": [Flag(key="ok", tags=["a", "b "])]}, "flags[0].tags[1]"),
+    "attributes of a user": ({"users": [User(user_id="ok"), user_with("x", big="a" * 17_000)]}, "users[1].attributes"),
+    "a user without an id": ({"users": [User()]}, "users[0].user_id"),
+    "a user id that cannot be seen": ({"users": [User(user_id="b ")]}, "users[0].user_id"),
+    "an attribute that cannot be seen": ({"users": [user_with("ok", **{"b ": 1})]}, "users[0].attributes['b ']"),
+    "a stored user twice": ({"users": [User(user_id="ok"), User(user_id="ok")]}, "users[1].user_id"),
+    "a stored user to make and to delete": (
+        {"users": [User(user_id="ok")], "user_deletions": [pb.ConfigurationDeletion(key="ok")]},
+        "user_deletions[0].key",
+    ),
     "targets without a value": ({"targets": [pb.ConfiguredTargets(flag_key="ok")]}, "targets[0].value"),
     "a flag twice": ({"flags": [Flag(key="ok"), Flag(key="ok")]}, "flags[1].key"),
     "a flag to make and to delete": (
@@ -267,6 +385,8 @@ def test_what_is_not_there_is_named_by_its_field(installation: Installation) -> 
             {"flag_deletions": [pb.ConfigurationDeletion(key=missing)]},
             {"segment_deletions": [pb.ConfigurationDeletion(key=missing)]},
             {"flags": [Flag(key=missing, etag="seen")]},
+            {"users": [User(user_id=missing, etag="seen")]},
+            {"user_deletions": [pb.ConfigurationDeletion(key=missing)]},
         )
     ] == [
         ("NOT_FOUND", "SEGMENT_NOT_FOUND", "flags[0].segment_targets[0].segment_key"),
@@ -275,12 +395,15 @@ def test_what_is_not_there_is_named_by_its_field(installation: Installation) -> 
         ("NOT_FOUND", "FLAG_NOT_FOUND", "flag_deletions[0]"),
         ("NOT_FOUND", "SEGMENT_NOT_FOUND", "segment_deletions[0]"),
         ("NOT_FOUND", "FLAG_NOT_FOUND", "flags[0]"),
+        ("NOT_FOUND", "USER_NOT_FOUND", "users[0]"),
+        ("NOT_FOUND", "USER_NOT_FOUND", "user_deletions[0]"),
     ]
 
 
 def test_an_etag_that_is_not_the_present_one_is_a_conflict(installation: Installation) -> None:
     key = new_key()
     apply(installation, **whole(key))
+    apply(installation, users=[User(user_id=key)])
     gone = [pb.ConfigurationDeletion(key=key, etag="stale")]
 
     assert [
@@ -290,10 +413,15 @@ def test_an_etag_that_is_not_the_present_one_is_a_conflict(installation: Install
             {"segments": [Segment(key=key, etag="stale")]},
             {"flag_deletions": gone},
             {"segment_deletions": gone},
+            {"users": [User(user_id=key, etag="stale")]},
+            {"user_deletions": gone},
         )
     ] == [
         ("ABORTED", "ETAG_MISMATCH", field)
-        for field in ("flags[0]", "segments[0]", "flag_deletions[0]", "segment_deletions[0]")
+        for field in (
+            *("flags[0]", "segments[0]", "flag_deletions[0]", "segment_deletions[0]"),
+            *("users[0]", "user_deletions[0]"),
+        )
     ]
 
 
@@ -337,6 +465,21 @@ def test_more_flags_than_the_quota_are_refused(installation: Installation, monke
     monkeypatch.setattr("gatekeeper_grpc.store.quotas._rows", lambda *_: 20_001)
 
     assert refused(installation, flags=[Flag(key=new_key())])[:2] == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+
+
+def test_more_users_than_the_quota_are_refused(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gatekeeper_grpc.store.quotas._most_rows", lambda *_: 10_000_001)
+    monkeypatch.setattr("gatekeeper_grpc.store.quotas._rows", lambda *_: 10_000_001)
+
+    assert refused(installation, users=[User(user_id=new_key())])[:2] == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+
+
+def test_more_stored_values_than_the_cap_are_refused(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatekeeper_grpc.store.attribute_cap.one", lambda _: (1_000_001,))
+
+    assert refused(installation, users=[user_with(new_key(), plan="pro")])[0] == "RESOURCE_EXHAUSTED"
 
 
 def test_what_keeps_others_waiting_too_long_is_undone(

@@ -115,6 +115,7 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
             segments=[Segment(key="beta"), Segment(key="delta")],
             members=[pb.ConfiguredMembers(segment_key="beta", user_ids=["dan"], remove_others=True)],
             targets=[pb.ConfiguredTargets(flag_key="alpha", value=True, user_ids=["eve"], remove_others=True)],
+            users=[User(user_id="eve"), User(user_id="fay")],
         ),
     ),
     (
@@ -122,6 +123,7 @@ MUTATIONS: tuple[tuple[str, Any], ...] = (
         pb.ApplyConfigurationRequest(
             flag_deletions=[pb.ConfigurationDeletion(key="gamma")],
             segment_deletions=[pb.ConfigurationDeletion(key="delta")],
+            user_deletions=[pb.ConfigurationDeletion(key="fay")],
         ),
     ),
     ("CreateUser", pb.CreateUserRequest(user=_ANNA)),

@@ -448,6 +448,7 @@ def _configuration(choice: random.Random) -> dict[str, Any]:
             pb.ConfiguredTargets(flag_key=flag.key, value=False, user_ids=people[3:]),
         ],
         "flag_deletions": [pb.ConfigurationDeletion(key=choice.choice(spare))] if choice.random() < 0.2 else [],
+        "users": [_user(choice)],
     }
 
 

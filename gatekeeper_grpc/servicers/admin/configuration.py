@@ -1,4 +1,4 @@
-"""AdminService: many flags and segments at once, as a file describes them."""
+"""AdminService: many flags, segments and users at once, as a file describes them."""
 
 import grpc
 

@@ -13,13 +13,16 @@ from gatekeeper_grpc.domain.configuration_plan import MAX_OTHERS, SetOwner, SetS
 from gatekeeper_grpc.domain.flag import Flag
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.segment import Segment
+from gatekeeper_grpc.domain.user import User
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
 from gatekeeper_grpc.store.hashed_sets import MEMBERS, TARGETS, SetTable, read_hashes
 from gatekeeper_grpc.store.postgres.database import Connection
 from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
+from gatekeeper_grpc.store.users import SELECT_USERS, user_from_row
 
 FLAGS_BY_KEY = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = ANY(%(keys)s)"
 SEGMENTS_BY_KEY = SELECT_SEGMENTS + "WHERE environment = '' AND key = ANY(%(keys)s)"
+USERS_BY_ID = SELECT_USERS + "WHERE s.user_id = ANY(%(user_ids)s)"
 SUBJECTS_BY_USER = "SELECT user_id, subject_id FROM subjects WHERE user_id = ANY(%(user_ids)s)"
 
 
@@ -32,7 +35,8 @@ def read_state(conn: Connection, wanted: Configuration, revision: int) -> State:
     flag_keys = {flag.config.key for flag in wanted.flags} | {one.key for one in wanted.flag_deletions}
     flags = _flags(conn, flag_keys | {users.key for users in wanted.targets})
     segments = _segments(conn, _segment_keys(wanted))
-    user_ids = {user_id for users in (*wanted.targets, *wanted.members) for user_id in users.user_ids}
+    stored = {user.profile.user_id for user in wanted.users}
+    user_ids = stored.union(user_id for users in (*wanted.targets, *wanted.members) for user_id in users.user_ids)
     found = conn.execute(SUBJECTS_BY_USER, {"user_ids": list(user_ids)}).fetchall() if user_ids else []
     subjects: dict[str, UUID] = dict(found)
     return State(
@@ -40,6 +44,7 @@ def read_state(conn: Connection, wanted: Configuration, revision: int) -> State:
         flags=flags,
         segments=segments,
         subjects=subjects,
+        users=_users(conn, stored | {one.key for one in wanted.user_deletions}),
         sets={
             **_sets(conn, _TARGETS, wanted.targets, {key: flag.flag_id for key, flag in flags.items()}, subjects),
             **_sets(conn, _MEMBERS, wanted.members, {key: one.segment_id for key, one in segments.items()}, subjects),
@@ -61,6 +66,14 @@ def _flags(conn: Connection, keys: Iterable[str]) -> dict[str, Flag]:
 def _segments(conn: Connection, keys: Iterable[str]) -> dict[str, Segment]:
     with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
         return {segment.key: segment for segment in cursor.execute(SEGMENTS_BY_KEY, {"keys": list(keys)})}
+
+
+def _users(conn: Connection, user_ids: Iterable[str]) -> dict[str, User]:
+    wanted = list(user_ids)
+    if not wanted:
+        return {}
+    with conn.cursor(row_factory=kwargs_row(user_from_row)) as cursor:
+        return {user.user_id: user for user in cursor.execute(USERS_BY_ID, {"user_ids": wanted})}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

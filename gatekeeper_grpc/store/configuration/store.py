@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import psycopg
@@ -15,6 +15,7 @@ from gatekeeper_grpc.domain.configuration_plan import (
     SetStep,
     State,
     Step,
+    UserStep,
     changed_fields,
     plan,
     too_large,
@@ -22,6 +23,7 @@ from gatekeeper_grpc.domain.configuration_plan import (
 from gatekeeper_grpc.domain.errors import GatekeeperError, ResourceExhausted
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent
 from gatekeeper_grpc.domain.mutation import Written as Committed
+from gatekeeper_grpc.store.access_trace import AccessEvent, record_access
 from gatekeeper_grpc.store.configuration.state import read_state
 from gatekeeper_grpc.store.configuration.writes import Numbered, Written, numbered, write_steps
 from gatekeeper_grpc.store.flags import flag_change
@@ -31,6 +33,7 @@ from gatekeeper_grpc.store.postgres.database import Connection, Database, curren
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.quotas import DEFAULT_QUOTAS, Quotas
 from gatekeeper_grpc.store.segments import segment_change
+from gatekeeper_grpc.store.users import user_change
 
 MAX_LOCK_S = 0.5
 """How long a configuration may keep the head row, which all other changes wait for."""
@@ -76,8 +79,8 @@ class ConfigurationStore:
         What has to change is found before the head is locked, and again only if another change came between.
 
         Raises:
-            NotFound: It is about a flag or segment that neither exists nor is made.
-            Changed: A flag or segment has another etag.
+            NotFound: It is about a flag, segment or user that neither exists nor is made.
+            Changed: A flag, segment or user has another etag.
             InvalidArgument: A new name or id cannot be seen.
             FailedPrecondition: Flags use a segment that would be deleted.
             ResourceExhausted: It is too much at once, or a quota or a cap is reached.
@@ -102,8 +105,13 @@ class ConfigurationStore:
     @retry_lost_read
     def _plan_ahead(self, wanted: Configuration) -> _Plan:
         """Plan without a lock. Raises no error of the plan yet: a retry gets the result of the first request."""
-        with self._database.read() as conn:
-            return _planned(conn, wanted, current_revision(conn))
+        if not wanted.users:
+            with self._database.read() as conn:
+                return _planned(conn, wanted, current_revision(conn))
+        with self._database.read_and_record() as conn:
+            found = _planned(conn, wanted, current_revision(conn))
+            _record_compared(conn, wanted, found)
+            return found
 
     def _write(self, conn: Connection, head: Head, ahead: _Plan, wanted: Configuration) -> Effect[Applied]:
         current = head.revision - 1
@@ -115,6 +123,14 @@ class ConfigurationStore:
         steps = numbered(found.steps, head)
         written = write_steps(conn, steps, known=found.state.segments, owners=found.state.flags, quotas=self._quotas)
         return _effect(steps, found.state, written)
+
+
+def _record_compared(conn: Connection, wanted: Configuration, found: _Plan) -> None:
+    """Record whose attributes are read: what is not changed afterwards tells that they are those of the request."""
+    stored = found.state.users if found.state else {}
+    compared = [stored[user.profile.user_id].subject_id for user in wanted.users if user.profile.user_id in stored]
+    if compared:
+        record_access(conn, AccessEvent.USERS_COMPARED, compared)
 
 
 def _too_slow() -> ResourceExhausted:
@@ -140,7 +156,8 @@ def _effect(steps: Sequence[Numbered], state: State, written: Written) -> Effect
         ),
     )
     preview = Applied(changes=tuple(_applied(one.step, change, 0) for one, change in zip(steps, changes, strict=True)))
-    return Effect(result=result, preview=preview, change=changes[0], further=tuple(changes[1:]))
+    told = tuple(one.step.subject_id for one in steps if isinstance(one.step, UserStep))
+    return Effect(result=result, preview=preview, change=changes[0], further=tuple(changes[1:]), subjects=told)
 
 
 def _change(one: Numbered, apply_id: str, state: State, written: Written) -> Change:
@@ -150,6 +167,9 @@ def _change(one: Numbered, apply_id: str, state: State, written: Written) -> Cha
     if isinstance(step, SegmentStep):
         after = written.segments[step.config.key] if step.config else None
         return segment_change(step.before, after, apply_id=apply_id)
+    if isinstance(step, UserStep):
+        made = user_change(step.before, written.users.get(step.subject_id), apply_id=apply_id)
+        return replace(made, evidence_hash=step.evidence_hash)
     return _set_change(step, apply_id, _owner_id(step, state, written))
 
 
@@ -175,7 +195,7 @@ def _set_change(step: SetStep, apply_id: str, owner_id: int) -> Change:
 def _applied(step: Step, change: Change, revision: int) -> AppliedChange:
     return AppliedChange(
         resource=change.resource,
-        key=change.key,
+        key=step.user_id if isinstance(step, UserStep) else change.key,
         change=change.change,
         fields=() if isinstance(step, SetStep) or not step.config else _fields(step),
         counts=step.counts() if isinstance(step, SetStep) else {},
@@ -183,6 +203,8 @@ def _applied(step: Step, change: Change, revision: int) -> AppliedChange:
     )
 
 
-def _fields(step: FlagStep | SegmentStep) -> tuple[str, ...]:
+def _fields(step: FlagStep | SegmentStep | UserStep) -> tuple[str, ...]:
+    if isinstance(step, UserStep):
+        return tuple(f"attributes.{name}" for name in step.names)
     assert step.config is not None  # noqa: S101 - the caller has checked it
     return changed_fields(step.before.config if step.before else None, step.config)

@@ -4,13 +4,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString, TypeVar
+from uuid import UUID
 
 from gatekeeper_grpc.domain.configuration import errors_of
-from gatekeeper_grpc.domain.configuration_plan import FlagStep, SegmentStep, SetStep, Step
+from gatekeeper_grpc.domain.configuration_plan import FlagStep, SegmentStep, SetStep, Step, UserStep
 from gatekeeper_grpc.domain.flag import Flag
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.set_hash import EMPTY
+from gatekeeper_grpc.domain.user import User
+from gatekeeper_grpc.store.attribute_cap import check_attribute_cap, count_stored_values
 from gatekeeper_grpc.store.flags import FLAG_COLUMNS, flag_columns
 from gatekeeper_grpc.store.hashed_sets import MEMBERS, TARGETS, count_sets
 from gatekeeper_grpc.store.mutations import Head
@@ -31,10 +34,11 @@ class Numbered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """The flags and segments that there are afterwards, by key: those that were created or updated."""
+    """What there is afterwards, of what was created or updated: by key, users by subject id."""
 
     flags: Mapping[str, Flag]
     segments: Mapping[str, Segment]
+    users: Mapping[UUID, User]
 
 
 def write_steps(
@@ -64,11 +68,12 @@ def write_steps(
     flags = _write_flags(conn, steps, segment_ids, quotas)
     flag_ids = {key: flag.flag_id for key, flag in {**owners, **flags}.items()}
     sets = [(one, one.step) for one in steps if isinstance(one.step, SetStep)]
-    _write_people(conn, sets)
+    _write_people(conn, [(one, one.step) for one in steps if isinstance(one.step, SetStep | UserStep)])
     _write_targets(conn, [step for _, step in sets if step.owner.resource is ResourceType.TARGETS], flag_ids)
     _write_members(conn, [step for _, step in sets if step.owner.resource is ResourceType.MEMBERS], segment_ids)
+    users = _write_users(conn, steps, quotas)
     _delete(conn, steps)
-    return Written(flags=flags, segments=segments)
+    return Written(flags=flags, segments=segments, users=users)
 
 
 # --- Segments and flags -----------------------------------------------------------------------------------------------
@@ -176,7 +181,7 @@ def _write(
     return ids
 
 
-def _version(head: Head, before: Flag | Segment | None) -> dict[str, Any]:
+def _version(head: Head, before: Flag | Segment | User | None) -> dict[str, Any]:
     create_time = before.create_time if before else head.create_time
     return {"create_time": create_time, "update_time": head.create_time, "revision": head.revision}
 
@@ -236,8 +241,8 @@ _REMOVE_MEMBERS = """
 """
 
 
-def _write_people(conn: Connection, sets: Sequence[tuple[Numbered, SetStep]]) -> None:
-    new = [(numbered.head.audit_seq, *person) for numbered, step in sets for person in step.new]
+def _write_people(conn: Connection, steps: Sequence[tuple[Numbered, SetStep | UserStep]]) -> None:
+    new = [(numbered.head.audit_seq, *person) for numbered, step in steps for person in step.new]
     if new:
         seqs, ids, user_ids, salts, commitments = _columns(new, 5)
         subjects = _array(ids)
@@ -290,6 +295,44 @@ def _write_hashes(conn: Connection, query: LiteralString, steps: Sequence[SetSte
         conn.execute(query, {"owner_ids": owner_ids, "counts": counts, "states": states})
 
 
+# --- Users ------------------------------------------------------------------------------------------------------------
+
+_SET_USERS = """
+    INSERT INTO users (subject_id, attributes, create_time, update_time, revision)
+    SELECT subject_id, attributes::jsonb, %(time)s, %(time)s, revision
+    FROM unnest(%(subjects)s::uuid[], %(attributes)s::text[], %(revisions)s::bigint[])
+        AS made (subject_id, attributes, revision)
+    ON CONFLICT ON CONSTRAINT users_pkey DO UPDATE
+    SET attributes = excluded.attributes, update_time = excluded.update_time, revision = excluded.revision
+"""
+
+
+def _write_users(conn: Connection, steps: Iterable[Numbered], quotas: Quotas) -> dict[UUID, User]:
+    made = [(one.head, one.step) for one in steps if isinstance(one.step, UserStep)]
+    users = [
+        User(subject_id=step.subject_id, profile=step.config, **_version(head, step.before))
+        for head, step in made
+        if step.config
+    ]
+    if not users:
+        return {}
+    rows = [(user.subject_id, json.dumps(dict(user.attributes)), user.revision) for user in users]
+    subjects, attributes, revisions = _columns(rows, 3)
+    columns = {"subjects": subjects, "attributes": attributes, "revisions": revisions}
+    conn.execute(_SET_USERS, {**columns, "time": made[0][0].create_time})
+    _check_users(conn, [step for _, step in made if step.config], quotas)
+    return {user.subject_id: user for user in users}
+
+
+def _check_users(conn: Connection, steps: Sequence[UserStep], quotas: Quotas) -> None:
+    """Check what is bounded over all users, if one was created or has another attribute than before."""
+    if any(step.before is None for step in steps):
+        quotas.check(conn, "users")
+    known = [(step.config, step.before.attributes if step.before else {}) for step in steps]
+    if any(config and config.attributes.keys() - before.keys() for config, before in known):
+        check_attribute_cap(count_stored_values(conn))
+
+
 # --- Deletions --------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +348,9 @@ def _delete(conn: Connection, steps: Iterable[Numbered]) -> None:
         if used:
             _refuse_used(conn, segments[used[0]])
         conn.execute("DELETE FROM segments WHERE segment_id = ANY(%(ids)s)", ids)
+    subjects = [step.subject_id for step in gone if isinstance(step, UserStep)]
+    if subjects:
+        conn.execute("DELETE FROM users WHERE subject_id = ANY(%(subjects)s)", {"subjects": subjects})
 
 
 _USED = "SELECT segment_id FROM flag_segments WHERE segment_id = ANY(%(ids)s) LIMIT 1"

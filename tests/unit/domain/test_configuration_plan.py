@@ -5,7 +5,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from gatekeeper_grpc.domain.configuration import Configuration, Deletion, WantedFlag, WantedSegment, WantedUsers
+from gatekeeper_grpc.domain.configuration import (
+    Configuration,
+    Deletion,
+    WantedFlag,
+    WantedSegment,
+    WantedUser,
+    WantedUsers,
+)
 from gatekeeper_grpc.domain.configuration_plan import (
     MAX_CHANGES,
     FlagStep,
@@ -14,6 +21,7 @@ from gatekeeper_grpc.domain.configuration_plan import (
     SetState,
     SetStep,
     State,
+    UserStep,
     changed_fields,
     plan,
 )
@@ -22,6 +30,7 @@ from gatekeeper_grpc.domain.flag import OFF, ON, Flag, FlagConfig, SegmentTarget
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.segment import Segment, SegmentConfig
 from gatekeeper_grpc.domain.set_hash import EMPTY, target_element
+from gatekeeper_grpc.domain.user import UserProfile
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN, BOB, CY = (uuid4() for _ in range(3))
@@ -52,6 +61,20 @@ def step_of(*lists: WantedUsers, before: dict[UUID, str]) -> SetStep:
     (step,) = plan(Configuration(targets=lists), state(before))
     assert isinstance(step, SetStep)
     return step
+
+
+def test_a_new_person_gets_one_subject_id_in_the_first_step() -> None:
+    wanted = Configuration(
+        targets=[targets("dan")],
+        users=[WantedUser(field="users[0]", profile=UserProfile(user_id="dan", attributes={"plan": "pro"}))],
+    )
+
+    met, stored = plan(wanted, state())
+
+    assert isinstance(met, SetStep)
+    assert isinstance(stored, UserStep)
+    assert ([person.subject_id for person in met.new], stored.new) == ([stored.subject_id], [])
+    assert (stored.names, stored.evidence_hash) == (("plan",), None)
 
 
 def test_what_is_as_it_should_be_needs_no_step() -> None:

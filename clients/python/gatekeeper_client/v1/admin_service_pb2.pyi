@@ -3309,7 +3309,7 @@ Global___GetAuditCheckpointResponse: _TypeAlias = GetAuditCheckpointResponse  # 
 
 @_typing.final
 class ApplyConfigurationRequest(_message.Message):
-    """What to make of flags and segments; at most 3 MiB."""
+    """What to make of flags, segments and stored users; at most 3 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -3322,6 +3322,8 @@ class ApplyConfigurationRequest(_message.Message):
     CHANGE_REASON_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    USER_DELETIONS_FIELD_NUMBER: _builtins.int
     change_reason: _builtins.str
     """Why, for the audit entries; at most 1,024 characters. Empty: no reason."""
     validate_only: _builtins.bool
@@ -3358,6 +3360,16 @@ class ApplyConfigurationRequest(_message.Message):
     def segment_deletions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigurationDeletion]:
         """Segments to delete with their members."""
 
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[_user_pb2.User]:
+        """Stored users as they should be, each id at most once: an attribute that is not there is removed.
+        OUTPUT_ONLY fields are ignored. If `etag` is set, the user must have it.
+        """
+
+    @_builtins.property
+    def user_deletions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigurationDeletion]:
+        """Stored users to delete, as DeleteUser does: their targets and memberships stay."""
+
     def __init__(
         self,
         *,
@@ -3370,10 +3382,12 @@ class ApplyConfigurationRequest(_message.Message):
         change_reason: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        users: _abc.Iterable[_user_pb2.User] | None = ...,
+        user_deletions: _abc.Iterable[Global___ConfigurationDeletion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "flag_deletions", b"flag_deletions", "flags", b"flags", "members", b"members", "request_id", b"request_id", "segment_deletions", b"segment_deletions", "segments", b"segments", "targets", b"targets", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_reason", b"change_reason", "flag_deletions", b"flag_deletions", "flags", b"flags", "members", b"members", "request_id", b"request_id", "segment_deletions", b"segment_deletions", "segments", b"segments", "targets", b"targets", "user_deletions", b"user_deletions", "users", b"users", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3464,7 +3478,7 @@ class ConfigurationDeletion(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """Its key. REQUIRED."""
+    """Its key; of a user, the user id. REQUIRED."""
     etag: _builtins.str
     """If set, it must have this etag."""
     def __init__(
@@ -3534,9 +3548,9 @@ class ConfigurationChange(_message.Message):
     REMOVED_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     resource_type: _audit_pb2.ResourceType.ValueType
-    """What was changed: a flag, its targets, a segment or its members."""
+    """What was changed: a flag, its targets, a segment, its members or a stored user."""
     key: _builtins.str
-    """The key of the flag or segment."""
+    """The key of the flag or segment, or the user id, as the request has it."""
     change_type: Global___ConfigurationChangeType.ValueType
     """How it was changed."""
     added_count: _builtins.int
@@ -3549,7 +3563,9 @@ class ConfigurationChange(_message.Message):
     """The revision that the change made. 0 with `validate_only`."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The fields of a flag or segment that were changed. Empty for a deletion."""
+        """The fields of a flag or segment that were changed; of a user "attributes.<name>", as in the mask
+        of UpdateUser. Empty for a deletion.
+        """
 
     def __init__(
         self,

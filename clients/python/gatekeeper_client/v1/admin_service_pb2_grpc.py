@@ -851,20 +851,23 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApplyConfiguration(self, request, context):
-        """Makes flags, segments, targets and members what the request says, all of it or nothing. What
-        the request does not name stays as it is. A request whose state is there already changes
+        """Makes flags, segments, targets, members and stored users what the request says, all of it or
+        nothing. What the request does not name stays as it is. A request whose state is there already changes
         nothing.
 
         Each changed resource makes one revision and one audit entry, and the documents of these entries
         have the same `apply_id`. The revisions follow each other and become visible together: no
         evaluation sees a part of them. The call counts as one change for rate limits. Role: editor.
 
+        With `users`, those of them that are stored are recorded as read: the response tells whose
+        attributes are those of the request.
+
         An error about one resource names it in its metadata as `field`, such as "flags[3]".
 
         Errors:
-        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND): what the request names neither exists nor is
-        made by the same request.
-        - ABORTED (ETAG_MISMATCH): a flag or segment has another etag.
+        - NOT_FOUND (FLAG_NOT_FOUND, SEGMENT_NOT_FOUND, USER_NOT_FOUND): what the request names neither
+        exists nor is made by the same request.
+        - ABORTED (ETAG_MISMATCH): a flag, segment or user has another etag.
         - FAILED_PRECONDITION (SEGMENT_IN_USE): flags use a segment that would be deleted.
         - RESOURCE_EXHAUSTED (CONFIGURATION_TOO_LARGE): the request would change more than 1,000
         resources, or would keep other changes waiting for longer than 500 ms.
