@@ -212,7 +212,7 @@ _CLIENT = {
     "segments": Entry("Read and change segments: groups of users, by conditions or by name.", _segments),
     "export": Entry("Print all flags and segments with their targets and members, as a file.", _export),
     "diff": Entry("Print what `apply` would change.", _diff),
-    "apply": Entry("Make flags and segments what FILE says, all of it or nothing.", _apply),
+    "apply": Entry("Make flags, segments and users what FILE says, all of it or nothing.", _apply),
     "users": Entry("Read and change known users: those with stored attributes.", _users),
     "erase-user": Entry("Erase USER_ID everywhere, the audit log included, for good.", _erase_user),
     "audit-log": Entry("Read and verify the audit log through a server.", _audit_log),

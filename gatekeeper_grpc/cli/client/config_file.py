@@ -1,4 +1,4 @@
-"""Files of flags and segments: read into a request that knows on which line each of its fields stands."""
+"""Files of flags, segments and users: read into a request that knows on which line each of its fields stands."""
 
 import math
 import re
@@ -23,11 +23,13 @@ MAX_USERS = 10_000
 MAX_BYTES = 3 << 20
 """How long a request may be."""
 IMPORT_FILE = "import_file"
-SECTIONS = ("flags", "segments")
+SECTIONS = ("flags", "segments", "users")
 # What the server says of a resource, which is no part of what it should be.
 OUTPUT_ONLY = ("create_time", "update_time", "revision", "member_count")
 # The largest integers that doubles hold exactly.
 _LARGEST_EXACT = 2**53
+# What names a resource.
+_IDENTITIES = ("key", "user_id")
 _STEP = re.compile(r"([a-z_]+)|\[(\d+)\]")
 
 
@@ -77,7 +79,7 @@ class ConfigFile:
         return file
 
     def has(self, section: str) -> bool:
-        """Return whether the file says which flags, or which segments, there should be."""
+        """Return whether the file says which flags, which segments, or which users there should be."""
         return isinstance(self.root.value, dict) and section in self.root.value
 
     def located(self, failure: Failure) -> Failure:
@@ -118,6 +120,9 @@ class ConfigFile:
             self._add_flag(f"flags[{position}]", node)
         for position, node in enumerate(self._list(sections.get("segments"), "segments")):
             self._add_segment(f"segments[{position}]", node)
+        for position, node in enumerate(self._list(sections.get("users"), "users")):
+            path = f"users[{position}]"
+            self._read_fields(self.request.users.add(), self._mapping(node, path), path, node)
 
     def _add_flag(self, path: str, node: Node) -> None:
         fields = dict(self._mapping(node, path))
@@ -185,8 +190,9 @@ class ConfigFile:
                 raise self._fault(value, f"{path}.{name}: there is no such field; there are {', '.join(names)}")
             if value.value is not None:
                 self._read_field(message, known[name], value, f"{path}.{name}")
-        if "key" in known and not getattr(message, "key"):  # noqa: B009 - messages have it as their descriptor says
-            raise self._fault(node, f"{path}.key is missing")
+        for name in _IDENTITIES:
+            if name in known and not getattr(message, name):
+                raise self._fault(node, f"{path}.{name} is missing")
 
     def _read_field(self, message: "Message", described: Any, node: Node, path: str) -> None:
         name = described.name
@@ -204,11 +210,17 @@ class ConfigFile:
             setattr(message, name, self._scalar(described, node, path))
 
     def _read_message(self, message: "Message", node: Node, path: str) -> None:
-        if message.DESCRIPTOR.full_name == "google.protobuf.Value":
+        kind = message.DESCRIPTOR.full_name
+        if kind == "google.protobuf.Struct":
+            self._mapping(node, path)
+        if kind in ("google.protobuf.Struct", "google.protobuf.Value"):
             self._check_exact(node, path)
-            from google.protobuf.json_format import ParseDict  # noqa: PLC0415
+            from google.protobuf.json_format import ParseDict, ParseError  # noqa: PLC0415
 
-            ParseDict(node.plain(), message)
+            try:
+                ParseDict(node.plain(), message)
+            except ParseError as exc:
+                raise self._fault(node, f"{path} is no JSON value: {exc}") from None
         else:
             self._read_fields(message, self._mapping(node, path), path, node)
 

@@ -1,4 +1,4 @@
-"""`gatekeeper export`, `diff` and `apply`: flags and segments as a file describes them."""
+"""`gatekeeper export`, `diff` and `apply`: flags, segments and users as a file describes them."""
 
 import json
 import time
@@ -53,10 +53,11 @@ _prune_option = click.option(
     show_default=True,
     help="Of what is written.",
 )
+@click.option("--users", "has_users", is_flag=True, help="Also stored users with their attributes: personal data.")
 @server_option
-def export(server: Server, *, target: Path | None, form: str) -> None:
+def export(server: Server, *, target: Path | None, form: str, has_users: bool) -> None:
     """Print all flags and segments with their targets and members, as `apply` takes them."""
-    exported = _exported(server, target)
+    exported = _exported(server, target, has_users=has_users)
     text = write_yaml(exported.document) if form == YAML else json.dumps(exported.document, indent=2) + "\n"
     if target is None:
         click.echo(text, nl=False)
@@ -64,7 +65,7 @@ def export(server: Server, *, target: Path | None, form: str) -> None:
     for path, user_ids in exported.files.items():
         replace_file(path, (f"{user_id}\n".encode() for user_id in user_ids))
     replace_file(target, [text.encode()])
-    counts = f"{len(exported.document['flags'])} flags, {len(exported.document['segments'])} segments"
+    counts = ", ".join(f"{len(found)} {section}" for section, found in exported.document.items())
     click.echo(f"{counts} at revision {exported.revision}", err=True)
 
 
@@ -77,7 +78,7 @@ class _Exported:
     revision: int
 
 
-def _exported(server: Server, target: Path | None) -> _Exported:
+def _exported(server: Server, target: Path | None, *, has_users: bool) -> _Exported:
     """Read everything at one revision: again, if somebody changes it while it is read."""
     for _ in range(_EXPORTS):
         begun = _revision(server)
@@ -88,6 +89,9 @@ def _exported(server: Server, target: Path | None) -> _Exported:
             "flags": [_flag(server, flag, target, files) for flag in flags],
             "segments": [_segment(server, segment, target, files) for segment in segments],
         }
+        if has_users:
+            users = _patiently(lambda: list(listed(server, "ListUsers", "users")))
+            document["users"] = [_in_order(_said(user)) for user in users]
         if _revision(server) == begun:
             return _Exported(document=document, files=files, revision=begun)
     raise Failure("somebody changed it each time while it was read", 6, hint="try again later")
@@ -128,11 +132,17 @@ def _users(
 
 
 def _said(message: Any) -> dict[str, Any]:
-    """Return what people decide of a flag or segment; its defaults are left out, its key is not."""
+    """Return what people decide of a flag, segment or user; its defaults are left out, its key or id is not."""
     document = document_of(message)
     defaults = document_of(type(message)())
     left_out = {*OUTPUT_ONLY, "etag"}
     return {name: value for name, value in document.items() if name not in left_out and value != defaults.get(name)}
+
+
+def _in_order(user: dict[str, Any]) -> dict[str, Any]:
+    """Return a user with the names of attributes in order: a message has them in any."""
+    attributes = json.loads(json.dumps(user.get("attributes", {}), sort_keys=True))
+    return {**user, "attributes": attributes}
 
 
 def _patiently(call: Callable[[], Answer]) -> Answer:
@@ -170,7 +180,7 @@ def diff(server: Server, out: Output, *, path: str, prune: bool, tells: bool) ->
 @yes_option
 @changes
 def apply(server: Server, out: Output, *, path: str, prune: bool, yes: bool, **how: Any) -> None:
-    """Make flags and segments what FILE says, all of it or nothing; what is not in FILE stays as it is."""
+    """Make flags, segments and users what FILE says, all of it or nothing; what is not in FILE stays as it is."""
     wanted = _Wanted.of(server, path, prune=prune)
     if prune and not yes and not how["validate_only"]:
         _confirm(server, wanted)
@@ -198,7 +208,7 @@ class _Wanted:
     server: Server
     file: ConfigFile
     present: Mapping[tuple[str, str], Any]
-    """Flags and segments, by "flag" or "segment" and their key."""
+    """Flags and segments, and users that may be pruned, by "flag", "segment" or "user" and their key or id."""
 
     @classmethod
     def of(cls, server: Server, path: str, *, prune: bool) -> "_Wanted":
@@ -211,6 +221,8 @@ class _Wanted:
                 if not one.etag and (kind, one.key) in present:
                     one.etag = present[kind, one.key].etag
         if prune:
+            if file.has("users"):
+                present |= {("user", one.user_id): one for one in listed(server, "ListUsers", "users")}
             _prune(file, present)
         return cls(server=server, file=file, present=present)
 
@@ -231,10 +243,14 @@ class _Wanted:
         """Yield what changes, for people."""
         wanted: dict[tuple[str, str], Any] = {("flag", one.key): one for one in self.file.request.flags}
         wanted |= {("segment", one.key): one for one in self.file.request.segments}
+        users = {one.user_id: document_of(one.attributes) for one in self.file.request.users}
         for one in answer.changes:
             kind = choice_of("resource_type")(one)
             yield _line(one, kind)
             for name in one.fields:
+                if kind == "user":
+                    yield f"    {name}: {_attribute(name.removeprefix('attributes.'), users[one.key])}"
+                    continue
                 yield f"    {name}: {_change_of(name, self.present.get((kind, one.key)), wanted[kind, one.key])}"
         for file in self.file.imports:
             yield f"? users of {file.key}: {file.path} is imported afterwards, and not compared"
@@ -242,9 +258,13 @@ class _Wanted:
 
 def _prune(file: ConfigFile, present: Mapping[tuple[str, str], Any]) -> None:
     """Have the request delete and remove what the file does not name, in the sections that it has."""
-    for kind, resources in (("flag", file.request.flags), ("segment", file.request.segments)):
+    named_by_kind = {
+        "flag": {one.key for one in file.request.flags},
+        "segment": {one.key for one in file.request.segments},
+        "user": {one.user_id for one in file.request.users},
+    }
+    for kind, named in named_by_kind.items():
         if file.has(f"{kind}s"):
-            named = {one.key for one in resources}
             deletions = getattr(file.request, f"{kind}_deletions")
             for of_kind, key in sorted(present):
                 if of_kind == kind and key not in named:
@@ -271,8 +291,17 @@ def _change_of(name: str, before: Any, after: Any) -> str:
     return new if before is None else f"{_shown(name, before)} -> {new}"
 
 
+def _attribute(name: str, attributes: Mapping[str, Any]) -> str:
+    """Return what an attribute of a user will be: what it was is not read."""
+    return _short(attributes[name]) if name in attributes else "removed"
+
+
 def _shown(name: str, message: Any) -> str:
-    text = one_line(json.dumps(document_of(message)[name], ensure_ascii=False))
+    return _short(document_of(message)[name])
+
+
+def _short(value: Any) -> str:
+    text = one_line(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
 
 

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from gatekeeper_client.v1.user_pb2 import User
+from gatekeeper_grpc.cli.audit import audit
 from gatekeeper_grpc.cli.client import configuration
 from gatekeeper_grpc.cli.client.access import change
+from tests.support.access_events import events
 from tests.support.clients import TIMEOUT_S, Installation, created, installed, new_key, send, targets_of
 from tests.support.commands import Run, Said, Stdin
+from tests.support.servers import settings_for_tests
 
 PEOPLE = [f"user-{number}" for number in range(10_000)]
 
@@ -149,7 +154,7 @@ BAD = {
         "segments[0].members.user_ids[1] must be 1 to 256 bytes",
     ),
     "an unknown field": ("flags:\n- key: a\n  rolout: 5\n", 3, "flags[0].rolout: there is no such field"),
-    "an unknown section": ("flag:\n- key: a\n", 1, "'flag' is none of flags, segments"),
+    "an unknown section": ("flag:\n- key: a\n", 1, "'flag' is none of flags, segments, users"),
     "no key": ("flags:\n- owner: a\n", 2, "flags[0].key is missing"),
     "an unknown segment": (
         "flags:\n- key: a\n  segment_targets:\n  - segment_key: nowhere\n    value: true\n",
@@ -174,6 +179,27 @@ BAD = {
         5,
         "segments[0].conditions[0].values[0] is a number that doubles do not hold",
     ),
+    "a stored user": (
+        "users:\n- user_id: a\n- user_id: b\n  attributes: {plan: pro}\n- user_id: ''\n",
+        5,
+        "users[2].user_id is missing",
+    ),
+    "attributes of a user": (
+        f"users:\n- user_id: a\n- user_id: b\n  attributes:\n    big: {'x' * 17_000}\n",
+        4,
+        "users[1].attributes must be at most 16 KiB",
+    ),
+    "an attribute of a user": (
+        "users:\n- user_id: a\n  attributes:\n    plan: pro\n    id: 9007199254740993\n",
+        5,
+        "users[0].attributes.id is a number that doubles do not hold",
+    ),
+    "attributes that are a list": (
+        "users:\n- user_id: a\n  attributes: [pro]\n",
+        3,
+        "users[0].attributes must be a mapping",
+    ),
+    "a user id that is a number": ("users:\n- user_id: 17\n", 2, "users[0].user_id must be text"),
     "JSON": (
         '{\n "flags": [\n  {"key": "a"},\n  {"key": "b",\n   "rollout_percentage": -1}\n ]\n}\n',
         5,
@@ -311,6 +337,86 @@ def test_a_file_above_3_mib_says_what_to_do(as_editor: Run, write: Callable[[str
     said = as_editor("apply", "-f", write(f"segments:\n{entries}"))
 
     assert (said.code, "divide it into several files" in said.complaint) == (2, True)
+
+
+# --- Stored users -----------------------------------------------------------------------------------------------------
+
+
+def populate(as_editor: Run, installation: Installation) -> list[str]:
+    """Make a flag for a segment by stored attributes, and users who are in it and who are not; return their ids."""
+    wipe(as_editor)
+    as_editor("apply", "-f", "-", "--prune", "--yes", stdin="users: []\n")
+    as_editor("segments", "create", "paying", "--condition", "plan in pro team", "--condition", "level greater_than 3")
+    as_editor("flags", "create", "aimed", "--enabled", "--segment", "paying=true")
+    user_ids = [*(f"user-{number}" for number in range(20)), "1e3", "é: #"]
+    for number, user_id in enumerate(user_ids):
+        user = User(user_id=user_id)
+        user.attributes.update({"plan": ["pro", "team", "1e3", "no"][number % 4], "level": number % 6, "more": [None]})
+        send(installation.admin, "CreateUser", pb.CreateUserRequest(user=user))
+    return user_ids
+
+
+def got(installation: Installation, user_ids: list[str]) -> list[bool]:
+    return [installation.evaluate("aimed", user_id).value for user_id in user_ids]
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_exported_users_are_evaluated_the_same_after_a_wipe(
+    as_editor: Run, as_admin: Run, installation: Installation, tmp_path: Path, form: str
+) -> None:
+    user_ids, file = populate(as_editor, installation), tmp_path / f"all.{form}"
+    before = got(installation, user_ids)
+    assert {*before} == {True, False}
+
+    exported = as_editor("export", "--users", "--to", str(file), "-o", form)
+    assert (exported.code, "1 flags, 1 segments, 22 users at" in exported.complaint) == (0, True)
+    wipe(as_editor)
+    assert as_editor("apply", "-f", "-", "--prune", "--yes", stdin="users: []\n").code == 0
+    assert installation.query("SELECT count(*) FROM users") == [(0,)]
+    applied = as_editor("apply", "-f", str(file))
+
+    assert applied.code == 0, applied.complaint
+    assert got(installation, user_ids) == before
+    assert as_editor("export", "--users", "-o", form).printed == file.read_text(encoding="utf-8")
+    revision = installation.revision()
+    assert as_editor("apply", "-f", str(file), "--prune").printed == "nothing to change\n"
+    assert installation.revision() == revision
+    assert as_admin("audit-log", "verify").code == 0
+    command = CliRunner().invoke(audit, ["reconcile"], obj=settings_for_tests(database_url=installation.dsn))
+    # The installation of these tests has segments and accounts that no mutation made.
+    faults = [line for line in command.output.splitlines() if line.strip().startswith(("user ", "flag "))]
+    assert ("reconciled with the log" in command.output, faults) == (True, [])
+
+
+def test_users_are_exported_only_on_request_and_recorded(as_editor: Run, installation: Installation) -> None:
+    populate(as_editor, installation)
+    before = len(events(installation, event="users_listed"))
+    assert "users" not in yaml.safe_load(as_editor("export").printed)
+    assert len(events(installation, event="users_listed")) == before
+
+    exported = yaml.safe_load(as_editor("export", "--users").printed)
+
+    latest, *earlier = events(installation, event="users_listed")
+    assert (latest.subject_count, len(earlier)) == (len(exported["users"]), before)
+    assert exported["users"][0] == {"user_id": "1e3", "attributes": {"level": 2.0, "more": [None], "plan": "pro"}}
+
+
+def test_absent_users_are_deleted_only_by_prune_and_a_section(
+    as_editor: Run, installation: Installation, write: Callable[[str], str]
+) -> None:
+    populate(as_editor, installation)
+    file = write("users:\n- user_id: user-1\n  attributes: {plan: free, level: 1, new: yes}\n")
+
+    said = as_editor("diff", "-f", file)
+    assert said.printed == (
+        '~ user user-1\n    attributes.more: removed\n    attributes.new: "yes"\n    attributes.plan: "free"\n'
+    )
+    assert as_editor("apply", "-f", write("segments: []\n"), "--dry-run", "--prune").code == 7
+    assert as_editor("apply", "-f", write("flags: []\n"), "--prune", "--yes").code == 0
+    assert installation.query("SELECT count(*) FROM users") == [(22,)]
+
+    assert as_editor("apply", "-f", write("users:\n- user_id: user-1\n"), "--prune", "--yes").code == 0
+    assert installation.query("SELECT attributes FROM users") == [({},)]
 
 
 def test_a_viewer_may_export_and_not_apply(as_viewer: Run, write: Callable[[str], str]) -> None:
