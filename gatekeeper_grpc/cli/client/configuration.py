@@ -56,7 +56,10 @@ _prune_option = click.option(
 @click.option("--users", "has_users", is_flag=True, help="Also stored users with their attributes: personal data.")
 @server_option
 def export(server: Server, *, target: Path | None, form: str, has_users: bool) -> None:
-    """Print all flags and segments with their targets and members, as `apply` takes them."""
+    """Print all flags and segments with their targets and members, as a file.
+
+    `apply` takes such a file.
+    """
     exported = _exported(server, target, has_users=has_users)
     text = write_yaml(exported.document) if form == YAML else json.dumps(exported.document, indent=2) + "\n"
     if target is None:
@@ -180,7 +183,10 @@ def diff(server: Server, out: Output, *, path: str, prune: bool, tells: bool) ->
 @yes_option
 @changes
 def apply(server: Server, out: Output, *, path: str, prune: bool, yes: bool, **how: Any) -> None:
-    """Make flags, segments and users what FILE says, all of it or nothing; what is not in FILE stays as it is."""
+    """Make flags, segments and users what FILE says, all of it or nothing.
+
+    What FILE does not name stays as it is.
+    """
     wanted = _Wanted.of(server, path, prune=prune)
     if prune and not yes and not how["validate_only"]:
         _confirm(server, wanted)

@@ -3362,8 +3362,8 @@ class ApplyConfigurationRequest(_message.Message):
 
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[_user_pb2.User]:
-        """Stored users as they should be, each id at most once: an attribute that is not there is removed.
-        OUTPUT_ONLY fields are ignored. If `etag` is set, the user must have it.
+        """Stored users as they should be, each id at most once: an attribute that is not there is
+        removed. OUTPUT_ONLY fields are ignored. If `etag` is set, the user must have it.
         """
 
     @_builtins.property
@@ -3563,8 +3563,8 @@ class ConfigurationChange(_message.Message):
     """The revision that the change made. 0 with `validate_only`."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The fields of a flag or segment that were changed; of a user "attributes.<name>", as in the mask
-        of UpdateUser. Empty for a deletion.
+        """The fields of a flag or segment that were changed; of a user "attributes.<name>", as in the
+        mask of UpdateUser. Empty for a deletion.
         """
 
     def __init__(

@@ -852,12 +852,12 @@ class AdminServiceServicer(object):
 
     def ApplyConfiguration(self, request, context):
         """Makes flags, segments, targets, members and stored users what the request says, all of it or
-        nothing. What the request does not name stays as it is. A request whose state is there already changes
-        nothing.
+        nothing. What the request does not name stays as it is. A request whose state is there already
+        changes nothing.
 
-        Each changed resource makes one revision and one audit entry, and the documents of these entries
-        have the same `apply_id`. The revisions follow each other and become visible together: no
-        evaluation sees a part of them. The call counts as one change for rate limits. Role: editor.
+        Each changed resource makes one revision and one audit entry, and the documents of these
+        entries have the same `apply_id`. The revisions follow each other and become visible together:
+        no evaluation sees a part of them. The call counts as one change for rate limits. Role: editor.
 
         With `users`, those of them that are stored are recorded as read: the response tells whose
         attributes are those of the request.

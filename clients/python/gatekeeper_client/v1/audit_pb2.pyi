@@ -402,7 +402,8 @@ class AuthEvent(_message.Message):
     event: _builtins.str
     """The kind of event, such as "login_succeeded", "login_failed", "refresh_reused", "logged_out" or
     "session_revoked". Reads of personal data: "user_read", "users_listed", "users_compared",
-    "targets_listed", "members_listed", "audit_entries_listed", "flag_previewed" and "user_exported".
+    "targets_listed", "members_listed", "audit_entries_listed", "flag_previewed" and
+    "user_exported".
     """
     username: _builtins.str
     """The username that was given, at most 128 characters. It may not exist. Of an API token: its
