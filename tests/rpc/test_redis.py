@@ -53,7 +53,7 @@ def redis(running: Valkey) -> Iterator[Valkey]:
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut PostgreSQL's announcements off: everything is written, nobody is notified."""
     silent: LiteralString = mutations_module._RECORD.replace(
-        "SELECT pg_notify(%(channel)s, %(revision)s::text)", "SELECT 1"
+        "SELECT pg_notify(%(channel)s, %(head_revision)s::text)", "SELECT 1"
     )
     assert "pg_notify" not in silent
     monkeypatch.setattr(mutations_module, "_RECORD", silent)

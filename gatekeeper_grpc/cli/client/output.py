@@ -138,10 +138,11 @@ def one_line(text: str) -> str:
 
 def document_of(message: "Message | Mapping[str, Any] | str") -> Any:
     """Return the JSON form of a message, with fields that have their default value; 64-bit integers as text."""
-    if isinstance(message, str | Mapping):
-        return message
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
+    from google.protobuf.message import Message  # noqa: PLC0415
 
+    if not isinstance(message, Message):  # A Struct is a Mapping, too.
+        return message
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 

@@ -16,7 +16,9 @@ from gatekeeper_grpc.spans import Note, Value, current_note
 PIPELINE_DURATION: Final = STATEMENT_DURATION.labels("pipeline")
 """Of all statements of a pipeline: none of them is waited for alone."""
 
-_VERB: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|LOCK|CALL|COMMIT)\b")
+# What changes something, if anything does: a statement may begin with what it reads.
+_VERB: Final = re.compile(r"\b(INSERT|(?<!FOR )(?<!KEY )(?<!DO )UPDATE|DELETE|LOCK|CALL|COMMIT)\b")
+_READS: Final = "SELECT"
 _TABLE: Final = re.compile(r"\b(?:FROM|INTO|UPDATE|TABLE)\s+(?:ONLY\s+)?(?:pg_catalog\.)?([a-z][a-z_]*)\b(?!\()")
 # Statements are constants of the code, some hundred.
 _REMEMBERED: Final = 512
@@ -84,4 +86,4 @@ def name_of(query: object) -> str:
 @lru_cache(maxsize=_REMEMBERED)
 def _verb_and_table(query: str) -> tuple[str, str]:
     verb, table = _VERB.search(query), _TABLE.search(query)
-    return verb[1] if verb else "", table[1] if table else ""
+    return verb[1] if verb else _READS * (_READS in query), table[1] if table else ""
