@@ -76,9 +76,9 @@ def verify(settings: Settings, anchor: AuditAnchor | None, archives: Path | None
 def reconcile(settings: Settings, trusted_seq: int) -> None:
     """Compare all that is stored with the log; exit with 1 if anything was changed behind it.
 
-    Names each flag, segment, user (by subject id), admin user, client key, and each set of targets or members that
-    differs from its last audit entry, or that an entry found changed since the one before. Run `gatekeeper audit
-    verify` as well: this command believes the log.
+    Names each flag, segment, user (by subject id), admin user, client key, API token, and each set of targets or
+    members that differs from its last audit entry, or that an entry found changed since the one before. Run
+    `gatekeeper audit verify` as well: this command believes the log.
     """
     counts: Counter[str] = Counter()
     with opened(serving_dsn(settings)) as database, database.read() as conn:

@@ -26,7 +26,7 @@ def up(settings: Settings, to: int | None) -> None:
 
 
 @migrate.command()
-@click.option("--steps", type=int, help="How many to revert.")
+@click.option("--steps", type=int, help="How many to revert. Give this or --to.")
 @click.option("--to", type=int, help="The version to go back to; 0 reverts all.")
 @click.pass_obj
 def down(settings: Settings, steps: int | None, to: int | None) -> None:

@@ -100,7 +100,7 @@ _FLAG.add_list(
         "stale_for",
         type=click.IntRange(1, 3650),
         callback=_stale_for,
-        help="Only those unused so long.",
+        help="Only those that no request has named for so long.",
     ),
 )
 _FLAG.add_get(flags, "Print the flag KEY.")

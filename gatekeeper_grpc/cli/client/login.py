@@ -28,7 +28,7 @@ _ID = re.compile(r"gka_([0-9a-f]+)_")
 def login(server: Server, out: Output, *, username: str, password_stdin: bool, token_stdin: bool) -> None:
     """Log in, and keep the login for later commands.
 
-    It is kept in gatekeeper/sessions.json below XDG_CONFIG_HOME or ~/.config, which only you can read.
+    It is kept in gatekeeper/sessions.json below XDG_CONFIG_HOME or ~/.config, a file that only you can read.
     """
     if password_stdin and token_stdin:
         raise click.UsageError("--password-stdin or --token-stdin, not both")

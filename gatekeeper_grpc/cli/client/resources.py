@@ -56,7 +56,11 @@ def choice_option(*names: str, prefix: str, choices: Sequence[str], **settings: 
 def role_option(**settings: Any) -> Option:
     """Return the option --role."""
     return choice_option(
-        "--role", prefix="ROLE_", choices=("viewer", "editor", "admin"), help="What the bearer may do.", **settings
+        "--role",
+        prefix="ROLE_",
+        choices=("viewer", "editor", "admin"),
+        help="viewer: read. editor: also change flags, segments and users. admin: everything.",
+        **settings,
     )
 
 

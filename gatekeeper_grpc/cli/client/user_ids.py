@@ -33,7 +33,7 @@ class UserIds:
         group = click.Group(name, help=help)
         users = click.argument("user_ids", nargs=-1, required=True, metavar="USER...")
         file = click.argument("file", type=click.File(encoding="utf-8"))
-        self._register(group, "list", "List them by user id.", self._list(), limit_option)
+        self._register(group, "list", "List the users, by id.", self._list(), limit_option)
         self._register(group, "add", "Add users by their ids.", self._add(), users, *self.options)
         self._register(group, "remove", "Remove users by their ids.", self._remove(), users)
         help_of_import = "Add the users whose ids are the lines of FILE; - is standard input."
