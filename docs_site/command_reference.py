@@ -14,7 +14,9 @@ _HEAD = (
 
 def command_reference() -> str:
     """Return the page."""
-    return "\n".join([_HEAD, *_sections(gatekeeper, click.Context(gatekeeper, info_name="gatekeeper"), depth=1)])
+    # A command keeps the first help option that it is asked for, so it must be that of its own settings.
+    context = click.Context(gatekeeper, info_name="gatekeeper", **gatekeeper.context_settings)
+    return "\n".join([_HEAD, *_sections(gatekeeper, context, depth=1)])
 
 
 def _sections(command: click.Command, context: click.Context, *, depth: int) -> Iterator[str]:
