@@ -16,9 +16,13 @@ MKDOCS = Path(sys.executable).parent / "mkdocs"
 LOADED = re.compile(r"""<(?:script|img|source|iframe)\b[^>]*\bsrc="(https?:[^"]*)|<link\b[^>]*\bhref="(https?:[^"]*)""")
 
 
+# A make within another one says where it is.
+_MAKE = ("make", "--no-print-directory", "docs-site")
+
+
 @pytest.fixture(scope="module")
 def site() -> Path:
-    made = subprocess.run(["make", "docs-site"], cwd=ROOT, capture_output=True, text=True, check=False)
+    made = subprocess.run(_MAKE, cwd=ROOT, capture_output=True, text=True, check=False)
 
     said = (made.stdout + made.stderr).splitlines()
     assert (made.returncode, [line for line in said if not line.startswith("INFO ")]) == (0, []), made.stderr
