@@ -22,7 +22,7 @@ from gatekeeper_grpc.transport.grpcio_internals import CallsInTurn, Metadata, Su
 
 # A little more than any method accepts: within it our own refusal names the limit, beyond it grpcio refuses the header.
 MAX_RECEIVED_BYTES = (4 << 20) + (16 << 10)
-LOOKAHEAD_BYTES = 8 << 10
+LOOKAHEAD_BYTES = 5 << 10
 """What a client can send of a message that the server has not asked for yet."""
 _HOSTS = "127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
 _REASONS = {
@@ -39,9 +39,9 @@ SHARED_PORT = ("grpc.so_reuseport", 1)
 class NewCallLimits:
     """How many new calls a server keeps that grpcio has not dealt with."""
 
-    waiting: int = 1_000
+    waiting: int = 2_000
     """Those that wait for their turn; one more has one of them refused."""
-    backlog: int = 3_100
+    backlog: int = 5_200
     """Those that wait in grpcio, while the serving thread does not take them and let them wait for their turn."""
 
     @property

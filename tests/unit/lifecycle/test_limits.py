@@ -25,8 +25,8 @@ def test_a_connection_with_tls_counts_for_more_memory_than_a_plain_one() -> None
 def test_calls_that_wait_for_their_turn_are_in_the_sum() -> None:
     limits = Limits.of(load_settings(), open_files=100_000)
 
-    assert limits.waiting_bytes == (1_000 + 3_100) * 15 * 1_024
-    assert replace(limits, waiting_bytes=0).clients_mib == limits.clients_mib - 60
+    assert limits.waiting_bytes == (2_000 + 5_200) * 15 * 1_024
+    assert replace(limits, waiting_bytes=0).clients_mib == limits.clients_mib - 106
 
 
 @pytest.mark.parametrize("own", [{}, {"admin_listen": "127.0.0.1:50061"}], ids=["one", "two listeners"])
