@@ -301,9 +301,7 @@ def first_come_calls() -> None:
 def short_backlog() -> None:
     """New calls wait in grpcio, which drops some of them as soon as there are a hundred."""
     first_come_calls()
-    _put(
-        listener, OPTIONS=tuple((name, 100 if "max_pending_requests" in name else of) for name, of in listener.OPTIONS)
-    )
+    _put(listener.NewCallLimits, of_each=lambda limits, _listeners: replace(limits, backlog=100))
 
 
 def patient_with_locks() -> None:
