@@ -1,11 +1,12 @@
 """The audit entry and its hash. This module alone is enough to verify a log offline."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring as quoted
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 FORMAT = 1
 # The format of an entry with evidence. All others are of format 1, which has no `evidence_hash`.
@@ -14,6 +15,9 @@ FORMAT_WITH_EVIDENCE = 2
 SALT_BYTES = 16
 # The first entry is chained to this.
 GENESIS_HASH = bytes(32)
+
+# Of whole numbers: below, they are integers.
+_FIRST_DOUBLE: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +170,15 @@ def hash_fields(  # noqa: PLR0917 - a recorded entry, unpacked: naming each fiel
 def hash_document(salt: bytes, document: bytes) -> bytes:
     """Hash the canonical bytes of a document with its salt; without one, a redacted document could be guessed."""
     return hashlib.sha256(salt + document).digest()
+
+
+def read_document(document: bytes | str) -> Any:
+    """Return what canonical bytes say. Whole numbers from 2**53 on are doubles, which RFC 8785 writes as digits."""
+    return json.loads(document, parse_int=_number)
+
+
+def _number(digits: str) -> int | float:
+    return number if abs(number := int(digits)) < _FIRST_DOUBLE else float(number)
 
 
 def redaction_line(seq: int, redaction: Redaction) -> str:

@@ -5,7 +5,6 @@ and roles, the keys and the numbers that the server puts next to it. A test comp
 are written: a new field must be classified here.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import rfc8785
 
+from gatekeeper_grpc.domain.audit import read_document
 from gatekeeper_grpc.domain.erasure import PLACEHOLDER, Mention
 from gatekeeper_grpc.domain.mutation import ResourceType
 
@@ -120,7 +120,7 @@ def emptied_document(resource_type: str, document: bytes) -> bytes:
 
 def _rewritten(resource_type: str, document: bytes, rewrite: _Rewrite) -> bytes:
     try:
-        fields = json.loads(document)
+        fields = read_document(document)
     except ValueError:
         return rfc8785.dumps(PLACEHOLDER)
     shape = {**WRITTEN_BY.get(ResourceType(resource_type), {}), "change_reason": PEOPLE}

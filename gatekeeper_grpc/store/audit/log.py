@@ -1,6 +1,5 @@
 """The audit log in PostgreSQL: list, verify, read the head. Only `MutationRunner` writes entries."""
 
-import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from gatekeeper_grpc.domain.audit import (
     RecordedEntry,
     Redaction,
     hashed_time,
+    read_document,
     redaction_line,
     subject_line,
 )
@@ -135,7 +135,7 @@ def _recorded_archive(conn: Connection) -> AuditAnchor | None:
     if row is None:
         return None
     try:
-        document = json.loads(row[0])
+        document = read_document(row[0])
         return AuditAnchor(seq=document["last_seq"], hash=bytes.fromhex(document["last_hash"]))
     except (ValueError, TypeError, KeyError):
         return None

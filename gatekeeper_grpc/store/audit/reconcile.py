@@ -3,7 +3,6 @@
 The log must be verified as well: this module believes its documents.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from psycopg.types.datetime import TimestamptzBinaryLoader
 
 from gatekeeper_grpc.domain.admin_user import FIRST_ADMIN, admin_user_document
 from gatekeeper_grpc.domain.api_token import api_token_document
+from gatekeeper_grpc.domain.audit import read_document
 from gatekeeper_grpc.domain.client_key import client_key_document
 from gatekeeper_grpc.domain.errors import InvalidArgument
 from gatekeeper_grpc.domain.flag import flag_document
@@ -391,7 +391,7 @@ def _parsed(document: bytes | None) -> dict[str, Any] | Unknown:
     if document is None:
         return REDACTED
     try:
-        fields = json.loads(document)
+        fields = read_document(document)
     except (ValueError, RecursionError):
         return UNREADABLE
     return fields if isinstance(fields, dict) else REDACTED

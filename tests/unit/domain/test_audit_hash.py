@@ -1,6 +1,7 @@
 """The hash that makes the audit log provable: canonical, complete, chained."""
 
 import hashlib
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,7 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper_grpc.domain.audit import GENESIS_HASH, AuditEntry, hash_document, hash_entry
+from gatekeeper_grpc.domain.audit import GENESIS_HASH, AuditEntry, hash_document, hash_entry, read_document
 
 ENTRY = AuditEntry(
     seq=1,
@@ -104,3 +105,17 @@ def test_a_document_is_hashed_with_its_salt() -> None:
 
     assert hash_document(salt, document) == hashlib.sha256(salt + document).digest()
     assert hash_document(bytes(16), document) != hash_document(salt, document)
+
+
+@pytest.mark.parametrize("number", [5, 2**53 - 1, 2.0**53, 1e16, -1e16, 1e20, 1e21, 1e22, 0.5])
+def test_a_document_reads_back_as_what_was_written(number: float) -> None:
+    written = rfc8785.dumps({"value": number})
+
+    read = read_document(written)
+
+    assert (read, rfc8785.dumps(read)) == ({"value": number}, written)
+
+
+def test_twin_plain_json_reads_a_large_double_as_an_integer_that_cannot_be_written() -> None:
+    with pytest.raises(rfc8785.IntegerDomainError):
+        rfc8785.dumps(json.loads(rfc8785.dumps({"value": 1e16})))
