@@ -116,6 +116,6 @@ def test_a_document_reads_back_as_what_was_written(number: float) -> None:
     assert (read, rfc8785.dumps(read)) == ({"value": number}, written)
 
 
-def test_twin_plain_json_reads_a_large_double_as_an_integer_that_cannot_be_written() -> None:
+def test_twin_plain_json_reads_a_large_double_as_an_unwritable_integer() -> None:
     with pytest.raises(rfc8785.IntegerDomainError):
         rfc8785.dumps(json.loads(rfc8785.dumps({"value": 1e16})))
