@@ -4,6 +4,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +34,7 @@ from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.servicers.pacing import Pace
 from gatekeeper_grpc.store import flags as flag_store
+from gatekeeper_grpc.store.snapshots.loader import SnapshotStore
 from tests.support.access_events import REFUSING, SERVING, events, subject_of
 from tests.support.clients import (
     TIMEOUT_S,
@@ -252,6 +254,30 @@ def test_what_another_instance_has_written_is_known(house: Installation) -> None
 
     assert told.header.before == flag
     assert told.header.revision >= flag.revision
+
+
+def test_previews_at_once_wait_for_an_instance_that_is_slow_to_catch_up(
+    start_server: StartServer, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No preview is refused because evaluations wait half a second at most, and few of them at once."""
+    first, other = start_server(), start_server()
+    load_since = SnapshotStore.load_since
+
+    def slow(store: SnapshotStore, base: Snapshot, **how: Any) -> Snapshot:
+        if store._database is other.database:
+            threading.Event().wait(1.0)
+        return load_since(store, base, **how)
+
+    token = token_for(dsn, Role.EDITOR)
+    with connect(first, token=token) as to_first, connect(other, token=token) as to_other, ThreadPoolExecutor() as pool:
+        key = created(AdminServiceStub(to_first)).key
+        monkeypatch.setattr(SnapshotStore, "load_since", slow)
+        change = change_of(key, rollout_percentage=3)
+        flag = send(AdminServiceStub(to_first), "UpdateFlag", pb.UpdateFlagRequest(**change_of(key, enabled=True))).flag
+        request = pb.PreviewFlagChangeRequest(**change)
+        previews = [pool.submit(send, AdminServiceStub(to_other), "PreviewFlagChange", request) for _ in range(2)]
+
+        assert [Preview(running.result()).header.before for running in previews] == [flag] * 2
 
 
 def test_users_of_previews_are_no_usage_of_the_flag(house: Installation) -> None:

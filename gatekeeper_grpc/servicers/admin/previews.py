@@ -17,9 +17,10 @@ from gatekeeper_client.v1.preview_pb2 import (
     PreviewRows,
 )
 from gatekeeper_grpc.domain import evaluation as domain
-from gatekeeper_grpc.domain.errors import InvalidArgument
+from gatekeeper_grpc.domain.errors import InvalidArgument, Unavailable
 from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.preview import Effect, FlagPreview
+from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.servicers.admin.rpcs import AdminRpcs
 from gatekeeper_grpc.wire.evaluation import context_from_proto, users_of
 from gatekeeper_grpc.wire.flags import flag_update_from_proto
@@ -33,6 +34,8 @@ from gatekeeper_grpc.wire.preview import (
 
 _SAMPLE: Final = 20
 _MAX_USERS_AT_ONCE: Final = 500
+# Longer than an evaluation waits for a revision: a preview holds a worker of previews alone.
+_CATCH_UP_TIMEOUT_S: Final = 5.0
 
 
 class PreviewRpcs(AdminRpcs):
@@ -45,8 +48,7 @@ class PreviewRpcs(AdminRpcs):
         if first is None:
             return
         rows, update = _rows_of(first), flag_update_from_proto(first)
-        # As other reads, it knows what another instance has written.
-        preview = FlagPreview(self.cache.at_least(self.stores.current_revision()), update)
+        preview = FlagPreview(self._newest_snapshot(), update)
         yield header_to_proto(preview)
         run = _Run(preview, rows)
         # Each user is evaluated for two flags.
@@ -58,6 +60,16 @@ class PreviewRpcs(AdminRpcs):
                 self.stores.flags.record_preview(shown)
             yield from split_rows(found, evaluated_count=run.evaluated)
         yield run.totals()
+
+    def _newest_snapshot(self) -> Snapshot:
+        """Return a snapshot that knows what any instance had written before this call, as other reads do.
+
+        Raises:
+            Unavailable: This instance does not get there within 5 s.
+        """
+        if not self.cache.wait_for_revision(self.stores.current_revision(), timeout_s=_CATCH_UP_TIMEOUT_S):
+            raise Unavailable("this instance cannot catch up with the newest revision now", retry_after_s=1.0)
+        return self.cache.current()
 
 
 class _Run:
