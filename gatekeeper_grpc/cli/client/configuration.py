@@ -68,8 +68,8 @@ def export(server: Server, *, target: Path | None, form: str, has_users: bool) -
     for path, user_ids in exported.files.items():
         replace_file(path, (f"{user_id}\n".encode() for user_id in user_ids))
     replace_file(target, [text.encode()])
-    counts = ", ".join(f"{len(found)} {section}" for section, found in exported.document.items())
-    click.echo(f"{counts} at revision {exported.revision}", err=True)
+    counts = ", ".join(f"{section}: {len(found)}" for section, found in exported.document.items())
+    click.echo(f"{counts}, at revision {exported.revision}", err=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
