@@ -38,7 +38,10 @@ _anchor_option = click.option(
 
 @click.group()
 def audit() -> None:
-    """Verify the audit log, print anchors to keep outside the database, and archive the oldest part."""
+    """Verify the audit log, print anchors to keep outside the database, and archive the oldest part.
+
+    These commands read the database. `gatekeeper audit-log` asks a server.
+    """
 
 
 @audit.command()

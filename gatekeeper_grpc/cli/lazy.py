@@ -74,5 +74,18 @@ def with_nearest(error: click.exceptions.NoSuchCommand) -> click.UsageError:
     hidden = {name for name, entry in getattr(group, "entries", {}).items() if entry.hidden}
     names = sorted(set(group.list_commands(error.ctx)) - hidden)
     meant = _MEANT.get(error.command_name)
-    nearest = [meant] if meant in names else get_close_matches(error.command_name, names, n=1)
+    nearest = [meant] if meant in names else get_close_matches(error.command_name, names, n=1) or _elsewhere(error)
     return click.UsageError(f"{error.message} Did you mean {nearest[0]!r}?", error.ctx) if nearest else error
+
+
+def _elsewhere(error: click.exceptions.NoSuchCommand) -> list[str]:
+    """Return an unknown command with the group that has it, of those with a longer name: `audit` has `audit-log`."""
+    root = error.ctx.find_root().command if error.ctx else None
+    if error.ctx is None or not isinstance(root, LazyGroup):
+        return []
+    groups = {name: root.commands[name] for name in root.entries if name.startswith(f"{error.ctx.info_name}-")}
+    return [
+        f"{name} {error.command_name}"
+        for name, group in groups.items()
+        if isinstance(group, click.Group) and error.command_name in group.commands
+    ]

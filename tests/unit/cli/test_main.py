@@ -169,6 +169,11 @@ def test_config_as_markdown_shows_the_defaults_whatever_is_set() -> None:
             2,
             "gatekeeper: No such command 'rm'. Did you mean 'delete'?\nnext: `gatekeeper flags --help`",
         ),
+        (
+            ["audit", "list"],
+            2,
+            "gatekeeper: No such command 'list'. Did you mean 'audit-log list'?\nnext: `gatekeeper audit --help`",
+        ),
         (["migrate", "sideways"], 2, "gatekeeper: No such command 'sideways'.\nnext: `gatekeeper migrate --help`"),
         (
             ["migrate", "up", "--to", "x"],
@@ -182,6 +187,7 @@ def test_config_as_markdown_shows_the_defaults_whatever_is_set() -> None:
         "unknown command",
         "misspelt command",
         "command of other tools",
+        "command of another group",
         "unknown command of a group",
         "bad option",
     ],
