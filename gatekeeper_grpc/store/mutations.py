@@ -253,7 +253,8 @@ class MutationRunner:
             head, *_ = _lock_head(conn, intent, self._database.limits_at_head())
             current = head.revision - 1
             is_kept = current >= known_revision and not (
-                epoch_of(current) == epoch_of(known_revision) and is_other_history(conn, known_revision, known_hash)
+                epoch_of(current) == epoch_of(known_revision)
+                and is_other_history(known_hash, select_hash(conn, known_revision).fetchone())
             )
             if only_if_lost and is_kept:
                 return Written(result=False, revision=current, anchor=None)
@@ -274,14 +275,21 @@ HASH_OF_REVISION = """
 """
 
 
-def is_other_history(conn: Connection, revision: int, audit_hash: bytes) -> bool:
-    """Return whether the audit entry of a revision has another hash than this one.
+def select_hash(conn: Connection, revision: int) -> psycopg.Cursor[tuple[bytes]]:
+    """Read the hash of the audit entry that made a revision; no row if the entry is archived or lost."""
+    return conn.execute(HASH_OF_REVISION, {"revision": revision})
 
-    It has when a standby that lacked the revision was promoted and has since made as many revisions. False if the hash
-    is empty or the entry is archived.
+
+def is_other_history(known_hash: bytes, kept: tuple[bytes] | None) -> bool:
+    """Return whether the audit entry of a revision has another hash than the one that is known of it.
+
+    It has when a standby that lacked the revision was promoted and has since made as many revisions.
+
+    Args:
+        known_hash: What is known; empty: nothing.
+        kept: What `select_hash` has found.
     """
-    row = conn.execute(HASH_OF_REVISION, {"revision": revision}).fetchone() if audit_hash else None
-    return row is not None and row[0] != audit_hash
+    return bool(known_hash) and kept is not None and kept[0] != known_hash
 
 
 _LIMIT_WAIT = "SELECT set_config('statement_timeout', %(to_lock)s, true)"

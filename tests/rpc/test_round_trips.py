@@ -1,6 +1,7 @@
 """What each RPC that changes something costs far from the database: round trips, from BEGIN to COMMIT."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import LiteralString
 
@@ -11,9 +12,10 @@ from gatekeeper_client.v1 import admin_service_pb2 as pb
 from gatekeeper_client.v1.flag_pb2 import Flag, SegmentTarget
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.store.postgres import database as database_module
+from gatekeeper_grpc.store.snapshots import loader as loader_module
 from tests.support.clients import TIMEOUT_S, Installation, installed, send
 from tests.support.mutations import FLAG, MUTATIONS, SEGMENT
-from tests.support.round_trips import RoundTrips, counting_proxy
+from tests.support.round_trips import LEVEL_OF_READS, RoundTrips, counting_proxy
 from tests.support.successes import SERVICES, SUCCESSES
 from tests.support.traces import DOCUMENTS_OF_A_LIFE, FLAGS, SEGMENTS, live
 
@@ -84,6 +86,51 @@ def test_twin_without_a_pipeline_it_takes_more(
         SUCCESSES["UpdateFlag"](installation)
 
     assert max(trips.taken()) > MOST
+
+
+# --- What an instance reads to learn of a change ----------------------------------------------------------------------
+
+MOST_TO_LEARN = 4
+
+
+@pytest.fixture(scope="module")
+def reads() -> RoundTrips:
+    return RoundTrips(LEVEL_OF_READS)
+
+
+@pytest.fixture(scope="module")
+def learning(postgres: str, reads: RoundTrips) -> Iterator[Installation]:
+    with installed(postgres, through=partial(counting_proxy, counts=reads)) as installation:
+        yield installation
+
+
+LEARNT = ["UpdateFlag", "UpdateSegment", "AddTargets", "AddSegmentMembers", "UpdateUser"]
+
+
+@pytest.mark.parametrize("rpc", LEARNT)
+def test_an_instance_learns_of_a_change_in_four_round_trips(
+    learning: Installation, reads: RoundTrips, rpc: str
+) -> None:
+    key = MUTATIONS[rpc].make(learning)
+    reads.taken()
+
+    MUTATIONS[rpc].ask(learning, key)
+
+    taken = reads.taken()
+    assert max(taken) <= MOST_TO_LEARN
+    assert taken.count(MOST_TO_LEARN) >= 1
+
+
+def test_twin_with_each_statement_awaited_it_takes_more(
+    learning: Installation, reads: RoundTrips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = MUTATIONS["UpdateFlag"].make(learning)
+    monkeypatch.setattr(loader_module, "together", nullcontext)
+    reads.taken()
+
+    MUTATIONS["UpdateFlag"].ask(learning, key)
+
+    assert max(reads.taken()) > MOST_TO_LEARN
 
 
 # --- Sets whose hash is unknown --------------------------------------------------------------------------------------

@@ -8,15 +8,21 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-# A read begins at another level.
-_BEGIN, _COMMIT = b"BEGIN ISOLATION LEVEL READ COMMITTED\0", b"COMMIT\0"
+LEVEL_OF_CHANGES, LEVEL_OF_READS = "READ COMMITTED", "REPEATABLE READ"
+"""The levels of isolation at which transactions begin that change something, and those that read."""
+_COMMIT = b"COMMIT\0"
 _CHUNK_BYTES = 1 << 16
 
 
 class RoundTrips:
-    """Counts, for each committed change, how often its client spoke after the server had, BEGIN and COMMIT too."""
+    """Counts, for each committed transaction, how often its client spoke after the server had, BEGIN and COMMIT too.
 
-    def __init__(self) -> None:
+    Args:
+        level: Of which transactions.
+    """
+
+    def __init__(self, level: str = LEVEL_OF_CHANGES) -> None:
+        self.begin = f"BEGIN ISOLATION LEVEL {level}".encode()
         self._counts: list[int] = []
         self._lock = threading.Lock()  # guards the counts
 
@@ -75,17 +81,17 @@ class _Conversation:
     def __init__(self, counts: RoundTrips) -> None:
         self._counts = counts
         self._is_answered = True
-        self._is_changing = False
+        self._is_counted = False
         self._count = 0
 
     def asked(self, data: bytes) -> None:
-        if _BEGIN in data:
-            self._count, self._is_answered, self._is_changing = 0, True, True
+        if self._counts.begin in data:
+            self._count, self._is_answered, self._is_counted = 0, True, True
         self._count += self._is_answered
         self._is_answered = False
-        if _COMMIT in data and self._is_changing:
+        if _COMMIT in data and self._is_counted:
             self._counts.add(self._count)
-            self._is_changing = False
+            self._is_counted = False
 
     def answered(self, _data: bytes) -> None:
         self._is_answered = True

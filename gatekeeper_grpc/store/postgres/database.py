@@ -521,6 +521,18 @@ def _pipelined(conn: ServerConnection) -> Iterator[Callable[[], None]]:
             yield pipeline.close
 
 
+@contextmanager
+def together(conn: Connection) -> Iterator[None]:
+    """Send the statements of the block in one round trip; their results can be fetched after it.
+
+    Args:
+        conn: The connection of a transaction that is not pipelined.
+    """
+    with PIPELINE_DURATION.time(), conn.pipeline():
+        yield
+    note_answers()
+
+
 class _Commit(AbstractContextManager["_Commit"]):
     """Tells a transaction that was not confirmed from one that was not made."""
 

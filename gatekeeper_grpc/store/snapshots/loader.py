@@ -5,10 +5,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from typing import LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
-from psycopg.rows import class_row, kwargs_row
+from psycopg import Cursor
+from psycopg.rows import BaseRowFactory, class_row, kwargs_row
 
 from gatekeeper_grpc.domain.attribute_index import AttributeEntry, AttributeIndex
 from gatekeeper_grpc.domain.change_log import LoggedChange, flag_changes
@@ -21,8 +22,8 @@ from gatekeeper_grpc.domain.segment import Segment
 from gatekeeper_grpc.domain.snapshot import Commit, Snapshot, SnapshotDelta, named_by
 from gatekeeper_grpc.domain.user_index import UserEntry, UserIndex
 from gatekeeper_grpc.store.flags import SELECT_FLAGS, flag_from_row
-from gatekeeper_grpc.store.mutations import is_other_history
-from gatekeeper_grpc.store.postgres.database import Connection, Database, one
+from gatekeeper_grpc.store.mutations import is_other_history, select_hash
+from gatekeeper_grpc.store.postgres.database import Connection, Database, one, together
 from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 from gatekeeper_grpc.store.segments import SELECT_SEGMENTS, segment_from_row
 
@@ -70,7 +71,7 @@ class SnapshotStore:
         rest_s = _REST_S if sharing and paced else 0.0
         with self._database.read() as conn:
             head = _head(conn)
-            segments = _segments(conn, SELECT_SEGMENTS)
+            segments = _all_segments(conn)
             snapshot = Snapshot.build(
                 installation_id=head.installation_id,
                 revision=head.revision,
@@ -111,14 +112,17 @@ class SnapshotStore:
             Unavailable: The database cannot be reached.
         """
         with self._database.read() as conn:
-            head = _head(conn)
+            asked_at = time.monotonic()
+            with together(conn):
+                heads, hashes = _select_head(conn), select_hash(conn, base.revision)
+                logged = _select_logged(conn, base.revision)
+            head = one(heads)
             if head.installation_id != base.installation_id:
                 return None
-            _check_history(conn, base, head)
+            _check_history(base, head, hashes.fetchone())
             if head.revision == base.revision:
                 return base
-            asked_at = time.monotonic()
-            log = _logged_since(conn, base.revision, head.revision)
+            log = _complete(logged.fetchall(), base.revision, head.revision)
             if log is None:
                 return None
             commits = [Commit(change.revision, asked_at - change.age_s) for change in log]
@@ -138,19 +142,27 @@ class _Head:
 
 
 def _head(conn: Connection) -> _Head:
-    with conn.cursor(row_factory=class_row(_Head)) as cursor:
-        return one(cursor.execute("SELECT installation_id, revision, audit_hash FROM revision_head"))
+    return one(_select_head(conn))
 
 
-def _check_history(conn: Connection, base: Snapshot, head: _Head) -> None:
-    """Raise `HistoryLost` if, within one epoch, the database has another revision of the number of `base`."""
+def _select_head(conn: Connection) -> Cursor[_Head]:
+    cursor = conn.cursor(row_factory=class_row(_Head))
+    return cursor.execute("SELECT installation_id, revision, audit_hash FROM revision_head")
+
+
+def _check_history(base: Snapshot, head: _Head, kept: tuple[bytes] | None) -> None:
+    """Raise `HistoryLost` if, within one epoch, the database has another revision of the number of `base`.
+
+    Args:
+        base: What was served.
+        head: The database's.
+        kept: The hash that the database has for the revision of `base`; None if there is none.
+    """
     if epoch_of(head.revision) != epoch_of(base.revision):
         return
     if head.revision == base.revision:
-        is_other = base.audit_hash not in {b"", head.audit_hash}
-    else:
-        is_other = head.revision > base.revision and is_other_history(conn, base.revision, base.audit_hash)
-    if is_other:
+        kept = (head.audit_hash,)
+    if head.revision >= base.revision and is_other_history(base.audit_hash, kept):
         raise HistoryLost(f"revision {base.revision} of the database is not the one that was served")
 
 
@@ -162,16 +174,19 @@ LOGGED_SINCE = """
 """
 
 
-def _logged_since(conn: Connection, revision: int, head: int) -> list[LoggedChange] | None:
-    """Read the change log from `revision` to `head`.
+def _select_logged(conn: Connection, revision: int) -> Cursor[LoggedChange]:
+    cursor = conn.cursor(row_factory=class_row(LoggedChange))
+    return cursor.execute(LOGGED_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS})
+
+
+def _complete(log: list[LoggedChange], revision: int, head: int) -> list[LoggedChange] | None:
+    """Return the change log from `revision` to `head`.
 
     None if it is pruned, of another epoch or too long, or if a change needs a reload.
     """
     expected = head - revision
     if epoch_of(revision) != epoch_of(head) or not 0 <= expected <= _MAX_DELTA_REVISIONS:
         return None
-    with conn.cursor(row_factory=class_row(LoggedChange)) as cursor:
-        log = cursor.execute(LOGGED_SINCE, {"revision": revision, "limit": _MAX_DELTA_REVISIONS}).fetchall()
     # Every revision leaves exactly one row: fewer rows than revisions means that some are pruned.
     is_complete = len(log) == expected and _NEED_RELOAD.isdisjoint(change.resource_type for change in log)
     return log if is_complete else None
@@ -204,8 +219,8 @@ def _unbroken(latest_first: Iterable[LoggedChange], revision: int) -> Iterator[L
 
 def _brought_up(conn: Connection, base: Snapshot, head: _Head, log: Sequence[LoggedChange]) -> Snapshot:
     """Return the snapshot after the changes of the log, with its flag changes."""
-    stored = _attributes_of(conn, base.attributes.names, log)
-    snapshot = base.after(_delta(conn, base, head, log, chain.from_iterable(stored.values())))
+    delta, stored = _delta(conn, base, head, log)
+    snapshot = base.after(delta)
     changes = flag_changes(log, snapshot, _changed_attributes(base, snapshot, log, stored))
     return replace(snapshot, changes=FlagChanges(since=base.revision, changes=changes))
 
@@ -233,34 +248,42 @@ def _is_of_user(change: LoggedChange) -> bool:
 
 
 def _delta(
-    conn: Connection, base: Snapshot, head: _Head, log: Iterable[LoggedChange], attributes: Iterable[AttributeEntry]
-) -> SnapshotDelta:
+    conn: Connection, base: Snapshot, head: _Head, log: Iterable[LoggedChange]
+) -> tuple[SnapshotDelta, Mapping[UUID, Sequence[AttributeEntry]]]:
+    """Read what changed, and the attributes of the users in the log, by subject."""
     keys: defaultdict[str, set[str]] = defaultdict(set)
     pairs: defaultdict[str, set[tuple[str, UUID]]] = defaultdict(set)
     for change in log:
         keys[change.resource_type].add(change.key)
         pairs[change.resource_type].update((change.key, subject) for subject in change.subjects)
-    flags = _flags(conn, _FLAGS_OF_KEYS, keys[ResourceType.FLAG])
-    segments = _segments(conn, _SEGMENTS_OF_KEYS, keys[ResourceType.SEGMENT])
-    named = named_by(segments) - base.attributes.names
-    return SnapshotDelta(
+    with together(conn):
+        flags = _select_of_keys(conn, _FLAGS_OF_KEYS, keys[ResourceType.FLAG], kwargs_row(flag_from_row))
+        segments = _select_of_keys(conn, _SEGMENTS_OF_KEYS, keys[ResourceType.SEGMENT], kwargs_row(segment_from_row))
+        targets = _select_of_pairs(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS])
+        members = _select_of_pairs(conn, MEMBERS_OF_PAIRS, pairs[ResourceType.MEMBERS])
+        attributes = _select_attributes(conn, base.attributes.names, pairs[ResourceType.USER])
+    stored = _by_subject(attributes)
+    changed = {segment.key: segment for segment in segments}
+    delta = SnapshotDelta(
         revision=head.revision,
         audit_hash=head.audit_hash,
         flags=dict.fromkeys(keys[ResourceType.FLAG]) | {flag.key: flag for flag in flags},
-        segments=dict.fromkeys(keys[ResourceType.SEGMENT]) | {segment.key: segment for segment in segments},
-        targets=_entries(conn, TARGETS_OF_PAIRS, pairs[ResourceType.TARGETS]),
-        members=_entries(conn, MEMBERS_OF_PAIRS, pairs[ResourceType.MEMBERS]),
-        named_attributes=_attributes(conn, named, rest_s=_REST_S),
-        attributes=tuple(attributes),
+        segments=dict.fromkeys(keys[ResourceType.SEGMENT]) | changed,
+        targets=[*_entries(targets)],
+        members=[*_entries(members)],
+        named_attributes=_attributes(conn, named_by(changed.values()) - base.attributes.names, rest_s=_REST_S),
+        attributes=tuple(chain.from_iterable(stored.values())),
     )
+    return delta, stored
 
 
 _FLAGS_OF_KEYS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' AND f.key = ANY(%(keys)s)"
 
 
-def _flags(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> list[Flag]:
-    with conn.cursor(row_factory=kwargs_row(flag_from_row)) as cursor:
-        return cursor.execute(query, {"keys": list(keys)}).fetchall()
+def _select_of_keys(
+    conn: Connection, query: LiteralString, keys: set[str], row_factory: BaseRowFactory[Row]
+) -> Iterable[Row]:
+    return conn.cursor(row_factory=row_factory).execute(query, {"keys": list(keys)}) if keys else ()
 
 
 _ALL_FLAGS: LiteralString = SELECT_FLAGS + "WHERE f.environment = '' ORDER BY f.key"
@@ -278,9 +301,9 @@ def _all_flags(conn: Connection, known: Mapping[str, Flag], *, rest_s: float) ->
 _SEGMENTS_OF_KEYS: LiteralString = SELECT_SEGMENTS + "WHERE environment = '' AND key = ANY(%(keys)s)"
 
 
-def _segments(conn: Connection, query: LiteralString, keys: Iterable[str] = ()) -> list[Segment]:
+def _all_segments(conn: Connection) -> list[Segment]:
     with conn.cursor(row_factory=kwargs_row(segment_from_row)) as cursor:
-        return cursor.execute(query, {"keys": list(keys)}).fetchall()
+        return cursor.execute(SELECT_SEGMENTS).fetchall()
 
 
 # A server that knows that all rows are wanted plans for them, and sends while this process computes (decision 0051).
@@ -331,13 +354,16 @@ MEMBERS_OF_PAIRS = """
 """
 
 
-def _entries(conn: Connection, query: LiteralString, pairs: set[tuple[str, UUID]]) -> list[UserEntry]:
-    """Read the current entries of users in flags (or segments); a NULL variant means no entry."""
+def _select_of_pairs(conn: Connection, query: LiteralString, pairs: set[tuple[str, UUID]]) -> Iterable[tuple[Any, ...]]:
     if not pairs:
-        return []
+        return ()
     keys, subjects = zip(*pairs, strict=True)
-    rows = conn.execute(query, {"keys": list(keys), "subjects": list(subjects)})
-    return [UserEntry(user_id, owner_id, _TAG_OF_VARIANT.get(variant)) for user_id, owner_id, variant in rows]
+    return conn.execute(query, {"keys": list(keys), "subjects": list(subjects)})
+
+
+def _entries(rows: Iterable[tuple[Any, ...]]) -> Iterator[UserEntry]:
+    """Yield the entries of users in flags (or segments); a variant that is NULL means no entry."""
+    return (UserEntry(user_id, owner_id, _TAG_OF_VARIANT.get(variant)) for user_id, owner_id, variant in rows)
 
 
 # A stored null counts as missing.
@@ -365,13 +391,17 @@ ATTRIBUTES_OF_SUBJECTS = """
 """
 
 
-def _attributes_of(
-    conn: Connection, names: frozenset[str], log: Iterable[LoggedChange]
-) -> Mapping[UUID, Sequence[AttributeEntry]]:
-    """Read the current values of these attributes for the users in the log, by subject."""
-    subjects = {subject for change in log if _is_of_user(change) for subject in change.subjects}
+def _select_attributes(
+    conn: Connection, names: frozenset[str], users: set[tuple[str, UUID]]
+) -> Iterable[tuple[Any, ...]]:
+    if not (names and users):
+        return ()
+    subjects = {subject for _key, subject in users}
+    return conn.execute(ATTRIBUTES_OF_SUBJECTS, {"names": list(names), "subjects": list(subjects)})
+
+
+def _by_subject(rows: Iterable[tuple[Any, ...]]) -> Mapping[UUID, Sequence[AttributeEntry]]:
     stored: defaultdict[UUID, list[AttributeEntry]] = defaultdict(list)
-    if names and subjects:
-        for subject, *entry in conn.execute(ATTRIBUTES_OF_SUBJECTS, {"names": list(names), "subjects": list(subjects)}):
-            stored[subject].append(AttributeEntry(*entry))
+    for subject, *entry in rows:
+        stored[subject].append(AttributeEntry(*entry))
     return stored
