@@ -16,30 +16,31 @@ _RELOAD_AFTER_S: Final = 30.0
 
 
 class CredentialRefresh:
-    """Loads credentials when the revision has changed, from `start` to `close`.
+    """Loads credentials when one has changed, from `start` to `close`.
 
-    Every change of a credential, and of the admin user who made it, is a mutation, so a new revision. The thread reads
-    the revision when another one is served, and every `interval_s`.
+    Every change of a credential, and of the admin user who made it, is a mutation, so a new revision. The thread asks
+    the database when it is requested to, and every `interval_s`.
 
     Args:
-        current_revision: Reads the current revision from the database.
+        changed_since: Asks the database for its revision, and whether a credential may have changed since an earlier
+            one; since 0, all have.
         load: Loads all credentials.
         checked: Called after every poll, also after one that failed: credentials expire without the database.
-        interval_s: How often to read the revision.
+        interval_s: How often to ask.
     """
 
     def __init__(
         self,
-        current_revision: Callable[[], int],
+        changed_since: Callable[[int], tuple[int, bool]],
         load: Callable[[], object],
         *,
         checked: Callable[[], object] = lambda: None,
         interval_s: float = POLL_INTERVAL_S,
     ) -> None:
-        self._current_revision = current_revision
+        self._changed_since = changed_since
         self._load = load
         self._checked = checked
-        self._loaded_revision: int | None = None
+        self._loaded_revision = 0
         self._reload_due_at = 0.0
         self._is_requested = threading.Event()
         # A thread that is always there: a revocation must act here in time, even if the scheduler is held.
@@ -56,7 +57,7 @@ class CredentialRefresh:
         self._thread.start()
 
     def request(self) -> None:
-        """Read the revision soon; does not wait."""
+        """Ask the database soon; does not wait."""
         self._is_requested.set()
 
     def close(self) -> None:
@@ -74,8 +75,8 @@ class CredentialRefresh:
 
     def _refresh(self) -> None:
         # Before the load: what changes in between is loaded once more.
-        revision, now = self._current_revision(), time.monotonic()
-        if revision == self._loaded_revision and now < self._reload_due_at:
-            return
-        self._load()
-        self._loaded_revision, self._reload_due_at = revision, now + _RELOAD_AFTER_S
+        (revision, has_changed), now = self._changed_since(self._loaded_revision), time.monotonic()
+        if has_changed or now >= self._reload_due_at:
+            self._load()
+            self._reload_due_at = now + _RELOAD_AFTER_S
+        self._loaded_revision = revision

@@ -42,9 +42,10 @@ class SnapshotDelta:
 
 
 class Commit(NamedTuple):
-    """When a revision was committed."""
+    """What a revision touched, and when it was committed."""
 
     revision: int
+    resource_type: str
     at: float
     """In monotonic seconds of this machine: when the database was asked, less the age of the revision on the clock of
     the database. So no two clocks are compared.

@@ -66,6 +66,7 @@ from gatekeeper_grpc.servicers.auth import AuthServicer
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer
 from gatekeeper_grpc.servicers.pacing import Pacer
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
+from gatekeeper_grpc.store.credential_changes import credentials_changed, may_change_credentials
 from gatekeeper_grpc.store.maintenance import Maintenance
 from gatekeeper_grpc.store.mutations import MutationRunner
 from gatekeeper_grpc.store.postgres.database import Database
@@ -220,7 +221,7 @@ class GatekeeperServer:
         self._has_warned = False
         self._shared_nonces = self._share_nonces()
         self._credential_refresh = CredentialRefresh(
-            self.stores.current_revision, self._load_credentials, checked=self._end_streams_of_keys
+            partial(credentials_changed, self.database), self._load_credentials, checked=self._end_streams_of_keys
         )
 
     def _uses_of_secrets(self) -> Mapping[str, Use]:
@@ -379,7 +380,8 @@ class GatekeeperServer:
     def _published(self, snapshot: Snapshot) -> None:
         """Tell those who want to know of a new revision; does not block."""
         self.watchers.published(snapshot)
-        self._credential_refresh.request()
+        if may_change_credentials(snapshot.commits):
+            self._credential_refresh.request()
 
     def _load_credentials(self) -> None:
         self.client_keys.refresh()

@@ -13,6 +13,7 @@ from gatekeeper_grpc.store import exports, logins, maintenance, mutations, store
 from gatekeeper_grpc.store.api_tokens import FIND_API_TOKEN, LIST_API_TOKENS
 from gatekeeper_grpc.store.audit.log import list_query
 from gatekeeper_grpc.store.client_keys import FIND_CLIENT_KEY, LIST_CLIENT_KEYS
+from gatekeeper_grpc.store.credential_changes import CREDENTIALS_CHANGED
 from gatekeeper_grpc.store.flags import FIND_FLAG, LIST_FLAGS
 from gatekeeper_grpc.store.members import LIST_MEMBERS
 from gatekeeper_grpc.store.postgres.caller_check import NO_CLAIMS
@@ -200,6 +201,7 @@ def audit(**filters: Any) -> tuple[LiteralString, dict[str, object]]:
         pytest.param(TARGETS_OF_PAIRS, PAIRS, id="targets that changed"),
         pytest.param(MEMBERS_OF_PAIRS, PAIRS, id="members that changed"),
         pytest.param(LOGGED_SINCE, {"revision": 9_990, "limit": 10_000}, id="changes since"),
+        pytest.param(CREDENTIALS_CHANGED, {"since": 9_990, "types": ["client_key"]}, id="whether credentials changed"),
         pytest.param(mutations.HASH_OF_REVISION, {"revision": 9_990}, id="the audit entry of a revision"),
         pytest.param(NEWEST_OF_EPOCH, {"first": 0, "end": 1_000_000_000}, id="the newest revision of an epoch"),
         pytest.param(LATEST_LOGGED, {"limit": 1_000}, id="the latest changes"),

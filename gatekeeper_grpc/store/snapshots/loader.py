@@ -125,7 +125,7 @@ class SnapshotStore:
             log = _complete(logged.fetchall(), base.revision, head.revision)
             if log is None:
                 return None
-            commits = [Commit(change.revision, asked_at - change.age_s) for change in log]
+            commits = [Commit(change.revision, change.resource_type, asked_at - change.age_s) for change in log]
             return replace(_brought_up(conn, base, head, log), commits=commits)
 
 
