@@ -20,7 +20,7 @@ from gatekeeper_grpc.cache.watcher_hub import WatcherHub
 from gatekeeper_grpc.domain.flag import Flag, FlagConfig
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.usage import UsageCounter
-from gatekeeper_grpc.instrumentation import EVALUATIONS
+from gatekeeper_grpc.instrumentation.counters import EVALUATIONS
 from gatekeeper_grpc.interceptors.request_scope import MethodDurations
 from gatekeeper_grpc.servicers import evaluation
 from gatekeeper_grpc.servicers.evaluation import EvaluationServicer

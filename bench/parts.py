@@ -15,7 +15,7 @@ from bench.unary import QUESTION
 from gatekeeper_client.v1.evaluation_service_pb2 import BulkEvaluateFlagsRequest, EvaluateFlagsRequest
 from gatekeeper_grpc.domain.usage import UsageCounter
 from gatekeeper_grpc.draws import implementation, use
-from gatekeeper_grpc.instrumentation import EVALUATIONS
+from gatekeeper_grpc.instrumentation.counters import EVALUATIONS
 from gatekeeper_grpc.wire import evaluation
 from gatekeeper_grpc.wire.evaluation import answer_to_bytes, only_context_from_proto, results_to_bytes, users_of
 

@@ -17,9 +17,9 @@ import grpc
 from bench.instrumentation import servicer
 from gatekeeper_client.v1.evaluation_pb2 import EvaluationContext
 from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
+from gatekeeper_grpc.instrumentation.spans import TRACES
 from gatekeeper_grpc.interceptors.tracing import begin_trace
 from gatekeeper_grpc.operations.otlp import Otlp
-from gatekeeper_grpc.spans import TRACES
 from tests.support.otlp import receiving
 from tests.support.servers import settings_for_tests
 

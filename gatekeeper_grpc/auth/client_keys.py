@@ -16,7 +16,7 @@ from gatekeeper_grpc.auth.last_uses import LastUses
 from gatekeeper_grpc.auth.tokens import Clock, utc_now
 from gatekeeper_grpc.domain.client_key import ClientKeyType, RateTier, SealedClientKey, VerificationKey
 from gatekeeper_grpc.domain.errors import GatekeeperError, Unavailable
-from gatekeeper_grpc.instrumentation import KEY_FOUND, KEY_NOT_FOUND
+from gatekeeper_grpc.instrumentation.counters import KEY_FOUND, KEY_NOT_FOUND
 
 _log = structlog.get_logger(__name__)
 

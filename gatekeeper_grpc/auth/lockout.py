@@ -17,7 +17,7 @@ from gatekeeper_grpc.auth.addresses import address_of, network_of
 from gatekeeper_grpc.auth.tries import Tries
 from gatekeeper_grpc.domain.errors import ResourceExhausted
 from gatekeeper_grpc.domain.limits import MAX_USERNAME_CHARS
-from gatekeeper_grpc.instrumentation import LOGINS
+from gatekeeper_grpc.instrumentation.counters import LOGINS
 
 _ALL: Final = ("all",)
 

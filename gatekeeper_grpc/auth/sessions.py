@@ -17,7 +17,7 @@ from gatekeeper_grpc.auth.tokens import AccessTokens, Clock, Token, utc_now
 from gatekeeper_grpc.domain.admin_user import SESSION_MAX_AGE, Credentials, Exchange, Exchanged
 from gatekeeper_grpc.domain.caller import Caller, Role
 from gatekeeper_grpc.domain.errors import Unauthenticated
-from gatekeeper_grpc.instrumentation import LOGINS
+from gatekeeper_grpc.instrumentation.counters import LOGINS
 
 REFRESH_TTL = timedelta(days=30)
 

@@ -13,9 +13,9 @@ from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.domain.errors import HistoryLost, Unavailable
 from gatekeeper_grpc.domain.revision import epoch_of
 from gatekeeper_grpc.domain.snapshot import Snapshot
-from gatekeeper_grpc.instrumentation import PROPAGATION, REFRESH_DURATION
+from gatekeeper_grpc.instrumentation.counters import PROPAGATION, REFRESH_DURATION
+from gatekeeper_grpc.instrumentation.spans import TRACES, collected
 from gatekeeper_grpc.scheduler import OnDemandThread, RepeatingThread
-from gatekeeper_grpc.spans import TRACES, collected
 
 _log = structlog.get_logger(__name__)
 

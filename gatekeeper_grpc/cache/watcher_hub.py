@@ -20,8 +20,8 @@ from gatekeeper_grpc.cache.change_history import ChangeHistory, Missed, Position
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unavailable
 from gatekeeper_grpc.domain.mutation import ChangeType
 from gatekeeper_grpc.domain.snapshot import Snapshot
+from gatekeeper_grpc.instrumentation.spans import TRACES, Note
 from gatekeeper_grpc.scheduler import RepeatingThread
-from gatekeeper_grpc.spans import TRACES, Note
 
 _log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ import grpc
 from gatekeeper_grpc.auth.client_calls import ClientCall, ClientVerifier
 from gatekeeper_grpc.domain.caller import Caller, caller_check_age_s, set_current_caller
 from gatekeeper_grpc.domain.errors import ResourceExhausted, Unauthenticated
-from gatekeeper_grpc.instrumentation import SURPLUS_CALLS
+from gatekeeper_grpc.instrumentation.counters import SURPLUS_CALLS
 from gatekeeper_grpc.interceptors.authentication import VerifyToken, authenticate, has_token
 from gatekeeper_grpc.interceptors.body import (
     MessageParser,

@@ -16,10 +16,10 @@ from gatekeeper_grpc.auth.addresses import address_of
 from gatekeeper_grpc.domain.caller import Caller
 from gatekeeper_grpc.domain.current_call import set_current_call
 from gatekeeper_grpc.domain.errors import GatekeeperError
-from gatekeeper_grpc.instrumentation import RPC_DURATION
+from gatekeeper_grpc.instrumentation.counters import RPC_DURATION
+from gatekeeper_grpc.instrumentation.spans import TRACES, Trace
 from gatekeeper_grpc.interceptors.line_samples import LineSamples, Sample
 from gatekeeper_grpc.interceptors.tracing import begin_trace, echo, trace_id_of
-from gatekeeper_grpc.spans import TRACES, Trace
 from gatekeeper_grpc.transport.grpcio_internals import (
     ArrivedCall,
     Metadata,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from gatekeeper_grpc.spans import TRACES, Trace
+from gatekeeper_grpc.instrumentation.spans import TRACES, Trace
 
 REQUEST_ID_KEY: Final = "x-request-id"
 _TRACEPARENT: Final = re.compile("[0-9a-f]{2}-(?!0{32})(?P<trace_id>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")

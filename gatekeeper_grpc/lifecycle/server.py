@@ -38,7 +38,7 @@ from gatekeeper_grpc.domain.errors import GatekeeperError
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.usage import UsageCounter, UsageWriter
 from gatekeeper_grpc.embedded import is_disk_full
-from gatekeeper_grpc.instrumentation import USAGE_WAITING_ROWS
+from gatekeeper_grpc.instrumentation.counters import USAGE_WAITING_ROWS
 from gatekeeper_grpc.interceptors.chain import MAX_AGES_S, MESSAGE_TIMEOUT, STREAM_TIMEOUT, Stages
 from gatekeeper_grpc.interceptors.line_samples import MINUTE_S, LineSamples
 from gatekeeper_grpc.interceptors.login_checks import LoginChecks

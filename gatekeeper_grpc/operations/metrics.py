@@ -12,11 +12,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from gatekeeper_grpc import draws, instrumentation
+from gatekeeper_grpc import draws
 from gatekeeper_grpc.auth.refused_credentials import Cause
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.snapshot_writer import SnapshotWriter
 from gatekeeper_grpc.config.settings import Settings
+from gatekeeper_grpc.instrumentation import counters
 from gatekeeper_grpc.interceptors.rate_limits import Limit
 from gatekeeper_grpc.operations.readiness import Bounds, Readiness, readiness_of
 from gatekeeper_grpc.store.audit.head_reporter import AuditHeadReporter
@@ -33,7 +34,7 @@ _ALWAYS_SHOWN = dict.fromkeys(("40P01", "53100", "53300", "55P03", "57014"), 0)
 
 
 class InstanceMetrics(Collector):
-    """Metrics of one serving instance: what `instrumentation` has counted, and what is read when they are requested."""
+    """Metrics of one serving instance: what was counted, and what is read when they are requested."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class InstanceMetrics(Collector):
             "secret_file_faults", "Secrets whose file cannot be used, so that the old value is.", self._secret_faults()
         )
         yield _gauge("threads", "Python threads of the process.", threading.active_count())
-        yield from instrumentation.collect()
+        yield from counters.collect()
         yield _build_info(draws.implementation())
         for collector in (*self._further, self._process):
             yield from collector.collect()

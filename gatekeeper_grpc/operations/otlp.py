@@ -1,4 +1,4 @@
-"""Makes spans of what `spans.py` has noted, and sends them by OTLP: the only module that imports OpenTelemetry.
+"""Makes spans of what calls have noted, and sends them by OTLP: the only module that imports OpenTelemetry.
 
 Spans are sent by a thread of the SDK, in batches. What it cannot send in time is dropped and counted: no call waits.
 """
@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gatekeeper_grpc.config.settings import Settings
-from gatekeeper_grpc.instrumentation import SPANS_DROPPED, SPANS_SENT
-from gatekeeper_grpc.spans import TRACES, Note, Trace
+from gatekeeper_grpc.instrumentation.counters import SPANS_DROPPED, SPANS_SENT
+from gatekeeper_grpc.instrumentation.spans import TRACES, Note, Trace
 
 _log = structlog.get_logger(__name__)
 

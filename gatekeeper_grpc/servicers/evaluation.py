@@ -16,10 +16,10 @@ from gatekeeper_grpc.domain.limits import MAX_CONTEXTS_PER_MESSAGE, check_count
 from gatekeeper_grpc.domain.selection import Decisions, Selection
 from gatekeeper_grpc.domain.snapshot import Snapshot
 from gatekeeper_grpc.domain.usage import UsageCounter
-from gatekeeper_grpc.instrumentation import EVALUATIONS, FRESH, NONE, STALE
+from gatekeeper_grpc.instrumentation.counters import EVALUATIONS, FRESH, NONE, STALE
+from gatekeeper_grpc.instrumentation.spans import TRACES, note_evaluations
 from gatekeeper_grpc.servicers.pacing import Pace, Pacer
 from gatekeeper_grpc.servicers.watch import WatchRpcs
-from gatekeeper_grpc.spans import TRACES, note_evaluations
 from gatekeeper_grpc.wire.evaluation import (
     answer_to_bytes,
     check_flag_keys,

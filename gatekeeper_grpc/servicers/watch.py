@@ -9,7 +9,7 @@ from gatekeeper_client.v1 import evaluation_service_pb2 as pb
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer
 from gatekeeper_grpc.cache.snapshot_cache import SnapshotCache
 from gatekeeper_grpc.cache.watcher_hub import ResponseStream, Watcher, WatcherHub
-from gatekeeper_grpc.instrumentation import WATCH_STREAMS_ENDED
+from gatekeeper_grpc.instrumentation.counters import WATCH_STREAMS_ENDED
 from gatekeeper_grpc.transport.stream_life import is_too_old
 from gatekeeper_grpc.wire.watch import check_watch_request
 

@@ -33,7 +33,7 @@ from gatekeeper_grpc.domain.caller import NO_SESSION, Caller, Role
 from gatekeeper_grpc.domain.commands import AuthEventFilter, CredentialFilter
 from gatekeeper_grpc.domain.current_call import detached
 from gatekeeper_grpc.domain.errors import FailedPrecondition, NotFound, Unauthenticated, Unavailable
-from gatekeeper_grpc.instrumentation import REFRESH_TOKENS_REUSED
+from gatekeeper_grpc.instrumentation.counters import REFRESH_TOKENS_REUSED
 from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one
 from gatekeeper_grpc.store.postgres.retries import retry_conflicts, retry_lost_read

@@ -32,8 +32,8 @@ from gatekeeper_grpc.domain.errors import FailedPrecondition, InvalidArgument, U
 from gatekeeper_grpc.domain.mutation import Change, ChangeType, Intent, ResourceType, Result, Written
 from gatekeeper_grpc.domain.revision import REVISIONS_PER_EPOCH, epoch_of
 from gatekeeper_grpc.domain.sealer import Sealer
-from gatekeeper_grpc.instrumentation import AUDIT_APPEND_DURATION
-from gatekeeper_grpc.spans import TRACES
+from gatekeeper_grpc.instrumentation.counters import AUDIT_APPEND_DURATION
+from gatekeeper_grpc.instrumentation.spans import TRACES
 from gatekeeper_grpc.store.audit.lines import AuditLine
 from gatekeeper_grpc.store.postgres.caller_check import CALLER_IS_CURRENT, NO_CLAIMS, claims
 from gatekeeper_grpc.store.postgres.database import Connection, Database, one

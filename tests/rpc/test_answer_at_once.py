@@ -18,7 +18,7 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceSt
 from gatekeeper_client.v1.flag_pb2 import SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import Segment
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.instrumentation import RPC_DURATION
+from gatekeeper_grpc.instrumentation.counters import RPC_DURATION
 from gatekeeper_grpc.interceptors import request_scope
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
 from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY

@@ -14,11 +14,10 @@ from gatekeeper_grpc.auth.api_tokens import ApiTokenCache
 from gatekeeper_grpc.domain.caller import Role
 from gatekeeper_grpc.store import credential_changes
 from gatekeeper_grpc.store.credential_changes import credentials_changed
-from tests.rpc.test_round_trips import CHANGES
 from tests.support.clients import TIMEOUT_S, Installation, created, installed
 from tests.support.mutations import MUTATIONS
 from tests.support.operators import acting_as, enlisted, manager, new_token
-from tests.support.successes import SUCCESSES
+from tests.support.successes import CHANGES, SUCCESSES
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.promise("D5")

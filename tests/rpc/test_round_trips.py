@@ -16,19 +16,12 @@ from gatekeeper_grpc.store.snapshots import loader as loader_module
 from tests.support.clients import TIMEOUT_S, Installation, installed, send
 from tests.support.mutations import FLAG, MUTATIONS, SEGMENT
 from tests.support.round_trips import LEVEL_OF_READS, RoundTrips, counting_proxy
-from tests.support.successes import SERVICES, SUCCESSES
+from tests.support.successes import CHANGES, SUCCESSES
 from tests.support.traces import DOCUMENTS_OF_A_LIFE, FLAGS, SEGMENTS, live
 
 MOST = 6
 # psycopg prepares a statement when it is used for the sixth time on a connection.
 REPEATS = 12
-READS = ("Get", "List", "Verify", "Export")
-CHANGES = [
-    method.name
-    for service in ("AdminService", "AuthService")
-    for method in SERVICES[service].methods
-    if not method.name.startswith(READS)
-]
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,12 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceSt
 from gatekeeper_client.v1.flag_pb2 import Flag
 from gatekeeper_grpc.config.settings import SettingsError
 from gatekeeper_grpc.domain.caller import Role
-from gatekeeper_grpc.instrumentation import SPANS_DROPPED, SPANS_SENT
+from gatekeeper_grpc.instrumentation.counters import SPANS_DROPPED, SPANS_SENT
+from gatekeeper_grpc.instrumentation.spans import TRACES
 from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY
 from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.operations import otlp, traces
 from gatekeeper_grpc.operations.logs import add_call_id
-from gatekeeper_grpc.spans import TRACES
 from tests.support.clients import TIMEOUT_S
 from tests.support.databases import new_database
 from tests.support.otlp import ReceivedSpan, Receiver, receiving

@@ -31,6 +31,14 @@ SERVICES = {
         ("EvaluationService", evaluation_service_pb2),
     )
 }
+_READS = ("Get", "List", "Verify", "Export")
+CHANGES = [
+    method.name
+    for service in ("AdminService", "AuthService")
+    for method in SERVICES[service].methods
+    if not method.name.startswith(_READS)
+]
+"""The RPCs that change something."""
 
 Act = Callable[[Installation], Any]
 

@@ -1,10 +1,19 @@
-"""How tests are written: helpers stand in tests/support, and a name is a clause."""
+"""How code is laid out: few rooms, helpers of tests in tests/support, and a name of a test is a clause."""
 
 import ast
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
+PACKAGE = TESTS.parent / "gatekeeper_grpc"
+MAX_ROOMS = 21
 MAX_NAME_CHARS = 70
+
+
+def test_the_package_has_21_rooms_at_most() -> None:
+    rooms = {path.parent if path.name == "__init__.py" else path for path in PACKAGE.glob("*.py")}
+    rooms |= {path.parent for path in PACKAGE.glob("*/__init__.py")}
+
+    assert len(rooms - {PACKAGE, PACKAGE / "__main__.py"}) <= MAX_ROOMS, "find the room where it belongs"
 
 
 def imported_modules(source: str) -> list[str]:

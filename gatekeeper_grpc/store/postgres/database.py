@@ -19,8 +19,8 @@ from psycopg_pool import ConnectionPool
 
 from gatekeeper_grpc.domain.current_call import is_abandoned, time_left_s
 from gatekeeper_grpc.domain.errors import Busy, CallAbandoned, Unavailable
-from gatekeeper_grpc.instrumentation import DATABASE_WAIT
-from gatekeeper_grpc.spans import current_note, noted
+from gatekeeper_grpc.instrumentation.counters import DATABASE_WAIT
+from gatekeeper_grpc.instrumentation.spans import current_note, noted
 from gatekeeper_grpc.store.postgres.caller_check import require_current_caller
 from gatekeeper_grpc.store.postgres.errors import (
     DATABASE_ERRORS,

@@ -10,8 +10,8 @@ from typing import Any, Final, Self
 
 from psycopg import Cursor, Error, pq
 
-from gatekeeper_grpc.instrumentation import STATEMENT_DURATION
-from gatekeeper_grpc.spans import Note, Value, current_note
+from gatekeeper_grpc.instrumentation.counters import STATEMENT_DURATION
+from gatekeeper_grpc.instrumentation.spans import Note, Value, current_note
 
 PIPELINE_DURATION: Final = STATEMENT_DURATION.labels("pipeline")
 """Of all statements of a pipeline: none of them is waited for alone."""

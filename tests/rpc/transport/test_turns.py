@@ -15,7 +15,7 @@ from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsRequest
 from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from gatekeeper_grpc import testing
 from gatekeeper_grpc.auth.addresses import address_of
-from gatekeeper_grpc.instrumentation import RPC_DURATION, SURPLUS_CALLS
+from gatekeeper_grpc.instrumentation.counters import RPC_DURATION, SURPLUS_CALLS
 from gatekeeper_grpc.interceptors.line_samples import LINES_A_MINUTE
 from gatekeeper_grpc.interceptors.tracing import REQUEST_ID_KEY
 from gatekeeper_grpc.transport import admission, listener

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
-from gatekeeper_grpc import spans
-from gatekeeper_grpc.spans import Note, Trace, Traces, current_note, note_evaluations, noted
+from gatekeeper_grpc.instrumentation import spans
+from gatekeeper_grpc.instrumentation.spans import Note, Trace, Traces, current_note, note_evaluations, noted
 
 
 class Sink:

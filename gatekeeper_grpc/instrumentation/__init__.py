@@ -1,0 +1,1 @@
+"""What code of all layers counts, times and notes while it works; `operations/` shows it to operators."""
