@@ -6,6 +6,7 @@ from typing import Final
 from gatekeeper_grpc.domain.mutation import ResourceType
 from gatekeeper_grpc.domain.snapshot import Commit
 from gatekeeper_grpc.store.postgres.database import Database, one
+from gatekeeper_grpc.store.postgres.retries import retry_lost_read
 
 # Who made an API token may do less than before, or be gone; and another history has other credentials.
 _OF_CREDENTIALS: Final = frozenset(
@@ -21,6 +22,7 @@ CREDENTIALS_CHANGED = """
 """
 
 
+@retry_lost_read
 def credentials_changed(database: Database, since: int) -> tuple[int, bool]:
     """Return the current revision, and whether a credential may have changed since an earlier one.
 

@@ -145,7 +145,6 @@ def test_one_trace_has_all_that_an_update_of_a_flag_does(house: Traced, receiver
         "refresh/transaction/SELECT audit_log",
         "refresh/transaction/SELECT change_log",
         "refresh/transaction/SELECT feature_flags",
-        "refresh/transaction/SELECT segments",
         "watch",
     }
     assert {span.trace_id for span in receiver.spans()} == {TRACE_ID}
