@@ -117,7 +117,7 @@ test-acceptance: $(VENV)/.dev ## Test real processes: starts, fleets, outages, k
 
 # One after the other and on a disk, because the figures of a fault need an otherwise idle machine and real writes.
 # test_leaving.py needs the tools of test-clients.
-test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (50 minutes)
+test-faults: $(VENV)/.dev ## Break everything under load, and print what it did (an hour)
 	@TMPDIR=$${TMPDIR:-/tmp} $(BIN)/pytest tests/faults --timeout 600
 
 # Needs Go, Node, a JDK of 17 or newer with Maven 3.8, and fails without them.
