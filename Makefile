@@ -166,7 +166,7 @@ layers: $(VENV)/.dev
 # Offline. A find that is none is marked where it stands: `# why  # nosec B104`, `# pragma: allowlist secret`.
 security: $(VENV)/.dev ## Look for insecure code, for secrets in the repository, and for licences that do not suit
 	@$(BIN)/bandit --quiet --recursive --severity-level medium --confidence-level medium gatekeeper_grpc clients/python hatch_build.py
-	@git ls-files -z -- ':!*.lock' ':!*package-lock.json' ':!$(STUBS)' | xargs -0 -n 250 -P 2 $(BIN)/detect-secrets-hook --no-verify --baseline .secrets.baseline
+	@git ls-files -z -- ':!*.lock' ':!*package-lock.json' ':!$(STUBS)' ':!bench/results' | xargs -0 -n 250 -P 2 $(BIN)/detect-secrets-hook --no-verify --baseline .secrets.baseline
 	@$(BIN)/python -m tests.support.licences
 
 # --- what goes with a release -----------------------------------------------------------------------------------------
