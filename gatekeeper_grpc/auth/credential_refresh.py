@@ -23,7 +23,7 @@ class CredentialRefresh:
 
     Args:
         changed_since: Asks the database for its revision, and whether a credential may have changed since an earlier
-            one; since 0, all have.
+            one. The first time, they are loaded whatever it says.
         load: Loads all credentials.
         checked: Called after every poll, also after one that failed: credentials expire without the database.
         interval_s: How often to ask.
