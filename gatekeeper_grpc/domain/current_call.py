@@ -36,19 +36,17 @@ _current: ContextVar[Callable[[], Call | None]] = ContextVar("gatekeeper_call", 
 _call_id: ContextVar[str] = ContextVar("gatekeeper_call_id", default="")
 _trace_id: ContextVar[str] = ContextVar("gatekeeper_trace_id", default="")
 _arrived_at: ContextVar[float] = ContextVar("gatekeeper_call_arrived_at")
-_forwarded_client: ContextVar[str] = ContextVar("gatekeeper_forwarded_client", default="")
+_client: ContextVar[str] = ContextVar("gatekeeper_call_client", default="")
 
 
-def set_current_call(
-    call: Call, *, call_id: str, arrived_at: float, forwarded_client: str = "", trace_id: str = ""
-) -> None:
+def set_current_call(call: Call, *, call_id: str, arrived_at: float, client: str = "", trace_id: str = "") -> None:
     """Make `call` the current one. grpcio serves each call in a context of its own, so nothing needs undoing."""
     _current.set(weakref.ref(call))
     _call_id.set(call_id)
     if trace_id:
         _trace_id.set(trace_id)
-    if forwarded_client:
-        _forwarded_client.set(forwarded_client)
+    if client:
+        _client.set(client)
     _arrived_at.set(arrived_at)
 
 
@@ -86,7 +84,7 @@ def current_peer() -> str:
     That is the peer, or whom a trusted proxy names.
     """
     call = _current.get()()
-    return _forwarded_client.get() or (call.peer() if call else "")
+    return _client.get() or (call.peer() if call else "")
 
 
 @contextmanager

@@ -357,6 +357,11 @@ class _UnaryResponse(_Method):
         super().__init__(name, handler, stages)
         self._answer = stages.answers.get(name)
 
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether some of its calls are answered where they arrive."""
+        return self._answer is not None
+
     def answer(self, call: ArrivedCall) -> bool:
         """Answer a call at once if nothing can go wrong (decision 0050); what can is for a worker."""
         body, arrival = call.message, call.arrival

@@ -25,7 +25,7 @@ from gatekeeper_grpc.transport.grpcio_internals import (
     Metadata,
     SurplusCall,
     arrived_at,
-    forwarded_client_of,
+    client_of,
     is_cancelled,
 )
 from gatekeeper_grpc.wire.status import reason_of
@@ -122,7 +122,7 @@ def open_rpc(rpc: Rpc, context: Any) -> None:
         context,
         call_id=rpc.call_id,
         arrived_at=rpc.arrived_at,
-        forwarded_client=forwarded_client_of(context),
+        client=client_of(context),
         trace_id=trace_id,
     )
 
@@ -137,7 +137,7 @@ def log_finished(rpc: Rpc, context: Any) -> None:
     level = logging.DEBUG if rpc.quiet and code is grpc.StatusCode.OK else logging.INFO
     if not _log.is_enabled_for(level):  # Nearly every line is suppressed; building one costs more than asking.
         return
-    peer = forwarded_client_of(context) or context.peer()
+    peer = client_of(context)
     if rpc.quiet and code is not grpc.StatusCode.OK and not _is_in_sample(rpc.samples, rpc.method, code, peer):
         return
     fields = {**_fields(rpc, code, duration_s), **_client_fields(peer, context.invocation_metadata())}
@@ -146,7 +146,7 @@ def log_finished(rpc: Rpc, context: Any) -> None:
 
 def may_answer_at_once(call: ArrivedCall) -> bool:
     """Return whether the serving thread is in time, and no spans are made of the call."""
-    return call.waited_s <= _LATE_S and TRACES.sink is None
+    return call.turn.waited_s <= _LATE_S and TRACES.sink is None
 
 
 def answer_call(method: str, durations: MethodDurations, call: ArrivedCall, response: bytes, client_key: str) -> bool:

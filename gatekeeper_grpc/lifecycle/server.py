@@ -263,9 +263,8 @@ class GatekeeperServer:
     def _build_operations(self) -> None:
         """Build what operators see: metrics, readiness, health, the audit head in the log."""
         settings = self._settings
-        proxies = settings.trusted_cidrs or None
         self._line_samples = LineSamples()
-        self.pools = CallPools(pool_sizes(settings), watchers=watcher_limit(settings), proxies=proxies)
+        self.pools = CallPools(pool_sizes(settings), watchers=watcher_limit(settings))
         self.audit_head = self._audit_head()
         self._traces = traces_of(settings)
         self.metrics = InstanceMetrics(

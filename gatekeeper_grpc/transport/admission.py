@@ -32,7 +32,6 @@ from gatekeeper_grpc.domain.errors import (
     Unavailable,
 )
 from gatekeeper_grpc.transport.deadlines import Deadlines
-from gatekeeper_grpc.transport.forwarded import Proxies, client_of
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.hold import CallHold
 from gatekeeper_grpc.transport.login_slots import LoginSlots
@@ -155,7 +154,6 @@ class CallPool(ThreadPoolExecutor):
         *,
         pending: PendingByTrust,
         stream_limits: Sequence[StreamLimit],
-        proxies: Proxies | None,
         hold: CallHold,
     ) -> None:
         super().__init__(size.workers, thread_name_prefix=f"gatekeeper-{name}")
@@ -169,7 +167,6 @@ class CallPool(ThreadPoolExecutor):
         self._refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
         self._pending = pending
         self._stream_limits = stream_limits
-        self._proxies = proxies
         self._hold = hold
         self._called_at = -math.inf
         # Made once: a flood wins if refusing a call costs more than serving it.
@@ -180,21 +177,23 @@ class CallPool(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
         """Take a call that has arrived."""
-        call = ArrivedCall(fn, args)
+        _in_pool, event, state, behaviour, *_ = args
+        self.take(ArrivedCall(event, state, behaviour, partial(fn, *args)))
+        return _SETTLED
+
+    def take(self, call: ArrivedCall) -> None:
+        """Take a call that has arrived, as `submit` does."""
         self._called_at = call.arrived_at
         if not (self._hold.is_holding and self._hold.hold(call, self._receive)):
             self._receive(call)
-        return _SETTLED
 
     def _receive(self, call: ArrivedCall) -> None:
         """Find out who calls; then admit `call` when its first message is here, without a worker that waits for it."""
-        if call.waited_s > _MAX_WAIT_S and call.waiting > _FEW_CALLS:
+        if call.turn.waited_s > _MAX_WAIT_S and call.turn.waiting > _FEW_CALLS:
             self._count(Refusal.WAITED)
             call.refuse(self._late)
             return
         try:
-            if self._proxies is not None:
-                call.comes_from(client_of(call.peer, call.metadata, self._proxies))
             call.note(call.behaviour.arrive(call))
         except Exception as error:  # noqa: BLE001 - see the class
             self._refuse(call, error)
@@ -223,6 +222,7 @@ class CallPool(ThreadPoolExecutor):
 
     def _admit(self, call: ArrivedCall) -> None:
         """Queue `call` for a worker; if the pool is full, refuse it or the one that gives way to it."""
+        call.make_waitable()
         if self._shutdown:
             call.refuse(self._closed)
             return
@@ -359,7 +359,6 @@ class CallPools(Mapping[PoolName, CallPool]):
         sizes: One size for each pool.
         pending: How much calls of strangers may hold that have no worker yet; calls with credentials as much again.
         watchers: Limits the open WatchFlags of each client; None: nothing does.
-        proxies: Who may name the client of a call; None: nobody.
     """
 
     def __init__(
@@ -368,7 +367,6 @@ class CallPools(Mapping[PoolName, CallPool]):
         *,
         pending: PendingLimits = _PENDING,
         watchers: StreamLimit | None = None,
-        proxies: Proxies | None = None,
     ) -> None:
         self._deadlines = Deadlines()
         self.pending = PendingByTrust(
@@ -385,7 +383,6 @@ class CallPools(Mapping[PoolName, CallPool]):
                 size,
                 pending=self.pending,
                 stream_limits=limits.get(name, streams),
-                proxies=proxies,
                 hold=self.hold,
             )
             for name, size in sizes.items()

@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
@@ -37,56 +38,70 @@ _MAX_EVENTS_AT_ONCE, _MAX_REFUSED_AT_ONCE = 256, 16
 _NOW = 0.0
 
 _log = structlog.get_logger(__name__)
-_handed_over = threading.local()  # `waited_s` and `waiting` of the call that a serving thread deals with
+
+
+class Turn(NamedTuple):
+    """What is known of a call when it has its turn."""
+
+    client: str = ""
+    """Whom it comes from, as gRPC would name them: the peer, or whom a trusted proxy names."""
+    waited_s: float = 0.0
+    """How long it has waited for its turn, behind others of its address."""
+    waiting: int = 0
+    """How many calls waited for their turn when this one had it."""
+
+
+_NO_TURN = Turn()
+_handed_over = threading.local()  # `turn` of the call that grpcio deals with, on a serving thread
 
 
 class ArrivedCall:
     """A call that has arrived and has no worker yet. Its methods never block: they are for the serving thread.
 
     Args:
-        serve: What grpcio asks the pool to run: it serves the call on a worker.
-        args: The arguments for that.
+        event: With which the core has handed it over.
+        state: What grpcio knows of it.
+        behaviour: The method that it calls.
+        serve: Serves it on a worker.
+        turn: Its turn; None: that of the call that grpcio deals with on this thread.
     """
 
     __slots__ = (
-        "_args",
         "_call",
-        "_client",
+        "_event",
         "_serve",
         "_state",
         "admit",
         "arrival",
         "arrived_at",
         "behaviour",
+        "client",
         "metadata",
         "taken",
-        "waited_s",
-        "waiting",
+        "turn",
     )
 
     admit: Callable[["ArrivedCall"], None]
     """What takes the call when its message is here. Set by who holds the call."""
     taken: Callable[[], None] | None
     """Called once when a worker takes the call or nobody will, if it is set."""
-    waited_s: float
-    """How long the call has waited for its turn, behind others of its address."""
-    waiting: int
-    """How many calls waited for their turn when this one had it."""
+    client: str
+    """Whom the call comes from, as gRPC would name them: the peer, or whom a trusted proxy names."""
 
-    def __init__(self, serve: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        _in_pool, event, state, behaviour, *_ = args
+    def __init__(
+        self, event: Any, state: Any, behaviour: Any, serve: Callable[[], object], turn: Turn | None = None
+    ) -> None:
         self._serve = serve
-        self._args = args
+        self._event = event
         self._call = event.call
         self._state = state
         self.behaviour = behaviour
         self.metadata: Metadata = event.invocation_metadata
-        self.waited_s = getattr(_handed_over, "waited_s", 0.0)
-        self.waiting = getattr(_handed_over, "waiting", 0)
-        self.arrived_at = time.monotonic() - self.waited_s
+        self.turn: Turn = turn if turn is not None else getattr(_handed_over, "turn", _NO_TURN)
+        self.client = state.gatekeeper_client = self.turn.client or self.peer
+        self.arrived_at = time.monotonic() - self.turn.waited_s
         self.arrival: Arrival
         self.taken = None
-        self._client = ""
         state.gatekeeper_call = event.call  # `peers_being_served` reads it.
 
     @property
@@ -95,24 +110,15 @@ class ArrivedCall:
         peer: str = self._call.peer().decode()
         return peer
 
-    @property
-    def client(self) -> str:
-        """Whom the call comes from, as gRPC would name them: the peer, or whom a trusted proxy names."""
-        return self._client or self.peer
-
     def peer_identities(self) -> list[bytes] | None:
         """Return the names in the client's certificate, as `grpc.ServicerContext.peer_identities` does."""
         identities: list[bytes] | None = _cygrpc.peer_identities(self._call)
         return identities
 
-    def comes_from(self, client: str) -> None:
-        """Note whom a trusted proxy names, also for `forwarded_client_of` on the worker of the call."""
-        self._client = self._state.gatekeeper_client = client
-
     @property
     def authority(self) -> str:
         """What the client calls the server, such as "flags.example.com:50051", in lower case."""
-        host: bytes = self._args[1].call_details.host
+        host: bytes = self._event.call_details.host
         return host.decode("ascii", "replace").lower()
 
     @property
@@ -141,29 +147,50 @@ class ArrivedCall:
         """Serve the call, on a worker, unless it has been refused."""
         self._let_go()
         if not self._state.statused:
-            self._serve(*self._args)
+            self._serve()
+
+    def is_brief(self) -> bool:
+        """Return whether the end of the call is noticed only when its message comes, or its answer is sent."""
+        return getattr(self._state, "is_brief", False)
+
+    def make_waitable(self) -> None:
+        """Have the end of the call noticed while it waits for anything but its message, such as a worker."""
+        state = self._state
+        with state.condition:
+            if self.is_brief():
+                state.become_lasting()
+                self._call.start_server_batch(
+                    (_cygrpc.ReceiveCloseOnServerOperation(0),), _server._receive_close_on_server(state)
+                )
+                state.due.add(_server._RECEIVE_CLOSE_ON_SERVER_TOKEN)
 
     def receive_then(self, proceed: Callable[[], None]) -> bool:
         """Start to receive the first message; return False if the call is over already.
 
         `proceed` runs on the serving thread, once the message or the end of the requests is here.
         """
-        receive = _server._receive_message(self._state, self._call, None)
+        state, token = self._state, _server._RECEIVE_MESSAGE_TOKEN
 
+        # As grpcio's own, but that takes a condition for which threads wait, and parses.
         def received(event: Any) -> Any:
-            finished = receive(event)
+            with state.condition:
+                state.request = _server._serialized_request(event)
+                if state.request is None and state.client is _server._OPEN:
+                    state.client = _server._CLOSED
+                finished = _server._possibly_finish_call(state, token)
             proceed()
             return finished
 
-        with self._state.condition:
+        with state.condition:
             # After the end of a call, grpcio's serving thread would die of a further event.
-            if is_live := _is_live(self._state):
+            if is_live := _is_live(state):
                 self._call.start_server_batch((_cygrpc.ReceiveMessageOperation(0),), received)
-                self._state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+                state.due.add(token)
             return is_live
 
     def when_over(self, callback: Callable[[], None]) -> bool:
         """Call `callback` on the serving thread when the call is over; return False if it is over already."""
+        self.make_waitable()
         with self._state.condition:
             is_open = self._state.callbacks is not None
             if is_open:
@@ -172,8 +199,7 @@ class ArrivedCall:
 
     def is_live(self) -> bool:
         """Return whether the call can still have a response: it is neither cancelled nor ended."""
-        with self._state.condition:
-            return _is_live(self._state)
+        return _is_live(self._state)
 
     def answer(self, response: bytes, metadata: Metadata) -> bool:
         """Send the one response of the call and end it with OK, in one passage through the core; False if it is over.
@@ -186,11 +212,13 @@ class ArrivedCall:
         with state.condition:
             if not _is_live(state):
                 return False
-            operations = (
-                _server._get_initial_metadata_operation(state, None),
+            operations: tuple[Any, ...] = (
+                _cygrpc.SendInitialMetadataOperation(None, 0),
                 _cygrpc.SendMessageOperation(response, 0),
                 _cygrpc.SendStatusFromServerOperation(metadata, _cygrpc.StatusCode.ok, b"", 0),
             )
+            if self.is_brief():
+                operations = (*operations, _cygrpc.ReceiveCloseOnServerOperation(0))
             self._call.start_server_batch(operations, _server._send_status_from_server(state, token))
             state.statused = True
             state.due.add(token)
@@ -199,6 +227,7 @@ class ArrivedCall:
 
     def refuse(self, status: grpc.Status) -> None:
         """End the call with `status`, unless it has ended already."""
+        self.make_waitable()
         with self._state.condition:
             is_open = not self._state.statused
             if is_open:
@@ -231,6 +260,32 @@ class ArrivedCall:
         taken, self.taken = self.taken, None
         if taken is not None:
             taken()
+
+
+class _BriefState(_server._RPCState):  # type: ignore[misc] # Any, as all of grpc._server.
+    """grpcio's state of a call that may be answered where it arrives, for as long as it waits only for its message.
+
+    grpcio has the core tell it of the end of each call, by an event of its own. Here the batch that sends the answer
+    does so. No thread waits for such a call, so its condition is a lock, one for all of them.
+    """
+
+    is_brief = True
+    request = code = details = trailing_metadata = compression_algorithm = None
+    client = _server._OPEN
+    initial_metadata_allowed = True
+    disable_next_compression = statused = aborted = False
+    callbacks = rpc_errors = ()
+
+    def __init__(self, lock: Any) -> None:
+        self.condition = lock
+        self.due: set[str] = set()
+
+    def become_lasting(self) -> None:
+        """Have all of grpcio's state; with the condition held."""
+        request, client, statused, due = self.request, self.client, self.statused, self.due
+        super().__init__()
+        self.request, self.client, self.statused, self.due = request, client, statused, due
+        self.is_brief = False
 
 
 class RequestReader(Iterator[bytes]):
@@ -390,6 +445,8 @@ class CallsInTurn:
         self._calls: Turns[_NewCall] = Turns(max_waiting)
         self._calls_of: Counter[Any] = Counter()  # how many wait, by the tag with which the core was asked
         self._events: deque[Any] = deque()  # of calls that grpcio has dealt with
+        self._lock_of_brief = threading.RLock()
+        self._behaviours: dict[Any, Any] = {}  # by method; None: it never answers at once
         self._collected_at = 0.0
         server_state.server.register_completion_queue(self._queue)
         server_state.completion_queue = self._queue
@@ -397,11 +454,65 @@ class CallsInTurn:
 
     def next_event(self, deadline: float | None) -> Any:
         """Return what grpcio deals with next; if there is nothing, wait for it until `deadline`."""
-        while not (self._events or self._calls):  # What came may have been refused.
-            self._sort(self._queue.poll_core(deadline))
-        if time.monotonic() - self._collected_at >= _COLLECT_INTERVAL_S:
-            self._collect()
-        return self._events.popleft() if self._events else self._take_call()
+        while True:
+            if not (self._events or self._calls):
+                self._sort(self._queue.poll_core(deadline))
+            if time.monotonic() - self._collected_at >= _COLLECT_INTERVAL_S:
+                self._collect()
+            if self._events:
+                return self._events.popleft()
+            if self._calls:  # What came may have been refused.
+                event, turn = self._take_call()
+                if not self._begin(event, turn):
+                    _handed_over.turn = turn
+                    return event
+                self._look_for_event()
+
+    def _begin(self, event: Any, turn: Turn) -> bool:
+        """Deal with a call that may be answered where it arrives; False: grpcio does."""
+        behaviour = self._behaviour_of(event)
+        if behaviour is None:
+            return False
+        state, server_state = _BriefState(self._lock_of_brief), self._server_state
+        with server_state.lock:
+            if server_state.stage is not _server._ServerStage.STARTED:
+                return False
+            server_state.due.remove(event.tag)
+            server_state.rpc_states.add(state)
+        call = ArrivedCall(event, state, behaviour, partial(_serve_on_worker, event, state, behaviour), turn)
+        behaviour.experimental_thread_pool.take(call)
+        return True
+
+    def _behaviour_of(self, event: Any) -> Any:
+        """Return the method of a call, if it is one that answers at once."""
+        name = event.tag if event.tag is not _server._REQUEST_CALL_TAG else event.call_details.method
+        if name in self._behaviours:
+            return self._behaviours[name]
+        if (handler := self._handler_of(event)) is None:
+            return None  # Strangers name what they like: that is not kept.
+        behaviour = handler.stream_unary
+        self._behaviours[name] = behaviour if getattr(behaviour, "answers_at_once", False) else None
+        return self._behaviours[name]
+
+    def _handler_of(self, event: Any) -> Any:
+        """Return what serves a call, with all that the interceptor adds; None: no such method."""
+        details, server_state = _server._HandlerCallDetails(_method_of(event), ()), self._server_state
+        services = (each.service(details) for each in server_state.generic_handlers)
+        handler = server_state.registered_method_handlers.get(event.tag) or next(filter(None, services), None)
+        pipeline = server_state.interceptor_pipeline
+        if handler is None or pipeline is None:
+            return handler
+        return pipeline.execute(lambda _details: handler, details)
+
+    def _look_for_event(self) -> None:
+        """Take new calls up to an event of a call that is dealt with, such as the message of the last one."""
+        for _ in range(_MAX_EVENTS_AT_ONCE):
+            if self._events or self._calls.is_full or not self._calls:
+                return
+            event = self._queue.poll_core(_NOW)
+            if event.completion_type == _cygrpc.CompletionType.queue_timeout:
+                return
+            self._sort(event)
 
     def _collect(self) -> None:
         """Take what the core has, without waiting; if that is much, take the rest next time."""
@@ -450,11 +561,10 @@ class CallsInTurn:
         )
         event.call.start_server_batch(operations, lambda _event: (refused, ()))
 
-    def _take_call(self) -> Any:
-        arrived_at, _client, event = self._calls.take()
+    def _take_call(self) -> tuple[Any, Turn]:
+        arrived_at, client, event = self._calls.take()
         self._calls_of[event.tag] -= 1
-        _handed_over.waited_s, _handed_over.waiting = time.monotonic() - arrived_at, len(self._calls)
-        return event
+        return event, Turn(client, time.monotonic() - arrived_at, len(self._calls))
 
     def _ask_for_another(self, tag: Any) -> None:
         """Ask the core for one more call of a kind, unless it was asked. grpcio itself asks only later."""
@@ -468,6 +578,12 @@ class CallsInTurn:
                 _server._request_call(server_state)
             else:
                 _server._request_registered_call(server_state, tag)
+
+
+def _serve_on_worker(event: Any, state: Any, behaviour: Any) -> None:
+    """Do what grpcio has its pool do for a method with a stream of requests and one response."""
+    requests = _server._RequestIterator(state, event.call, None)
+    state.context.run(_server._unary_response_in_pool, event, state, behaviour, lambda: requests, None, None)
 
 
 def _method_of(event: Any) -> str:
@@ -544,9 +660,10 @@ def check_stream(context: Any) -> None:
     check_not_ending(context._state)
 
 
-def forwarded_client_of(context: Any) -> str:
-    """Return whom a trusted proxy named as the client of a call; empty: nobody."""
-    return getattr(context._state, "gatekeeper_client", "")
+def client_of(context: Any) -> str:
+    """Return whom a call comes from, as `ArrivedCall.client`."""
+    client: str = context._state.gatekeeper_client
+    return client
 
 
 def check_not_ending(state: Any) -> None:

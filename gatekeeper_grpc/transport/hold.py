@@ -40,6 +40,7 @@ class CallHold:
         with self._lock:
             holds = self.is_holding and not (self._for_good and peer_of(call.peer) is None)
             if holds:
+                call.make_waitable()
                 self._pending[call] = resume
             return holds
 

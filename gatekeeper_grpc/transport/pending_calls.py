@@ -111,7 +111,7 @@ class PendingCalls:
     def _wait(self, call: ArrivedCall) -> None:
         """Watch a call that waits: it may end, and others may have to make way for it."""
         forget = partial(self._forget, call)
-        if not call.when_over(forget):
+        if not (call.is_brief() or call.when_over(forget)):
             forget()
         self._making_way.add(None, within_s=SHORTEST_S)
 

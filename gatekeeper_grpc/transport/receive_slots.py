@@ -4,7 +4,6 @@ Not thread-safe and without I/O: `pending_calls` asks it, and acts.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
@@ -24,6 +23,7 @@ class Punctuality(IntEnum):
     """Its last message arrived."""
 
 
+_BEST_FIRST = sorted(Punctuality, reverse=True)
 # How long a message may take while others wait. A large one over a slow line takes seconds: the proven get more time.
 _MAY_TAKE_S = {Punctuality.SUSPECT: 0.1, Punctuality.UNKNOWN: 0.25, Punctuality.PROVEN: 1.0}
 SHORTEST_S = min(_MAY_TAKE_S.values())
@@ -56,7 +56,7 @@ class ReceiveSlots(Generic[Item]):
         self._max_waiting = max_waiting
         self._clock = clock
         self._receiving: dict[Item, _Receiving] = {}
-        self._by_owner: Counter[Owner] = Counter()
+        self._by_owner: dict[Owner, int] = {}  # none is 0
         self._suspects = 0
         self._waiting: dict[Punctuality, dict[Owner, dict[Item, None]]] = {
             punctuality: {} for punctuality in Punctuality
@@ -110,8 +110,9 @@ class ReceiveSlots(Generic[Item]):
         receiving = self._receiving.pop(item, None)
         if receiving is None:
             return
-        self._by_owner[receiving.owner] -= 1
-        if not self._by_owner[receiving.owner]:
+        if left := self._by_owner[receiving.owner] - 1:
+            self._by_owner[receiving.owner] = left
+        else:
             del self._by_owner[receiving.owner]
         self._suspects -= receiving.punctuality is Punctuality.SUSPECT
         if is_received:
@@ -121,7 +122,7 @@ class ReceiveSlots(Generic[Item]):
         """Give a free slot to the item whose turn it is, and return the item; None if nobody may have one."""
         if len(self._receiving) >= self._count:
             return None
-        for punctuality in sorted(Punctuality, reverse=True):
+        for punctuality in _BEST_FIRST:
             # At most two owners can hold half of the slots, so this loop is short.
             for owner in self._waiting[punctuality]:
                 if self._may_start(owner, punctuality):
@@ -152,13 +153,13 @@ class ReceiveSlots(Generic[Item]):
     def _may_start(self, owner: Owner, punctuality: Punctuality) -> bool:
         return (
             len(self._receiving) < self._count
-            and self._by_owner[owner] < self._share
+            and self._by_owner.get(owner, 0) < self._share
             and (punctuality is not Punctuality.SUSPECT or self._suspects < self._share)
         )
 
     def _start(self, item: Item, owner: Owner, punctuality: Punctuality) -> None:
         self._receiving[item] = _Receiving(owner, punctuality, self._clock())
-        self._by_owner[owner] += 1
+        self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
         self._suspects += punctuality is Punctuality.SUSPECT
 
     def _start_waiting(self, owner: Owner, punctuality: Punctuality) -> Item:

@@ -27,7 +27,7 @@ from gatekeeper_grpc.lifecycle.server import GatekeeperServer
 from gatekeeper_grpc.servicers import evaluation as servicer
 from gatekeeper_grpc.testing import serve
 from gatekeeper_grpc.transport.admission import PoolName
-from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
+from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, _BriefState
 from gatekeeper_grpc.wire.evaluation import answer_to_bytes
 from tests.support.clients import TIMEOUT_S, created, refusal_of
 from tests.support.servers import StartServer, connect, token_for
@@ -86,6 +86,32 @@ def test_twin_with_the_setting_off_it_does(start_server: StartServer) -> None:
     evaluate(server)
 
     assert had_worker(server)
+
+
+@pytest.fixture
+def made_waitable(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """An item for each call of whose end the core is asked to tell."""
+    times, become_lasting = list[None](), _BriefState.become_lasting
+
+    def noted(state: Any) -> None:
+        times.append(None)
+        become_lasting(state)
+
+    monkeypatch.setattr(_BriefState, "become_lasting", noted)
+    return times
+
+
+@pytest.mark.usefixtures("never_late")
+def test_its_end_is_no_event_of_its_own(server: GatekeeperServer, made_waitable: list[None]) -> None:
+    evaluate(server)
+
+    assert made_waitable == []
+
+
+def test_twin_for_a_worker_it_is(server: GatekeeperServer, made_waitable: list[None]) -> None:
+    evaluate(server, include_details=True)
+
+    assert len(made_waitable) == 1
 
 
 def test_it_has_all_that_a_call_has(server: GatekeeperServer) -> None:

@@ -30,7 +30,7 @@ from tests.support.stages import OPEN, SERVICE, Server, serve, text, unary
 from tests.support.tls import CertificateFolder
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.promise("C4")
+pytestmark = [pytest.mark.promise("C4"), pytest.mark.usefixtures("either_state")]
 
 ANNA = EvaluateFlagsRequest(context=EvaluationContext(user_id="anna"))
 CLIENTS = 4

@@ -30,6 +30,8 @@ from tests.support.stages import (
     unary,
 )
 
+pytestmark = pytest.mark.usefixtures("either_state")
+
 SECRET = "postgresql://u:hunter2@db"  # pragma: allowlist secret
 
 

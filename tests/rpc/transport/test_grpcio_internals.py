@@ -8,6 +8,7 @@ behaviour.
 import ast
 import importlib
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,19 +28,28 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
     "grpc._server": frozenset(
         {
             "_CANCELLED",
+            "_CLOSED",
+            "_HandlerCallDetails",
+            "_OPEN",
+            "_RECEIVE_CLOSE_ON_SERVER_TOKEN",
             "_RECEIVE_MESSAGE_TOKEN",
             "_REQUEST_CALL_TAG",
+            "_RPCState",
+            "_RequestIterator",
             "_SEND_MESSAGE_TOKEN",
             "_SEND_STATUS_FROM_SERVER_TOKEN",
             "_ServerStage",
             "_abort",
             "_get_initial_metadata_operation",
             "_is_rpc_state_active",
-            "_receive_message",
+            "_possibly_finish_call",
+            "_receive_close_on_server",
             "_request_call",
             "_request_registered_call",
             "_send_message",
             "_send_status_from_server",
+            "_serialized_request",
+            "_unary_response_in_pool",
             "cygrpc",
         }
     ),
@@ -61,7 +71,19 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
     "cygrpc.CompletionType": frozenset({"queue_timeout"}),
     "cygrpc.StatusCode": frozenset({"ok", "unknown"}),
     "the server": frozenset({"_state"}),
-    "the server's state": frozenset({"completion_queue", "due", "lock", "rpc_states", "server", "stage"}),
+    "the server's state": frozenset(
+        {
+            "completion_queue",
+            "due",
+            "generic_handlers",
+            "interceptor_pipeline",
+            "lock",
+            "registered_method_handlers",
+            "rpc_states",
+            "server",
+            "stage",
+        }
+    ),
     "the cygrpc server": frozenset({"register_completion_queue"}),
     "the event of a call": frozenset(
         {"call", "call_details", "completion_type", "invocation_metadata", "success", "tag"}
@@ -77,6 +99,7 @@ PRIVATE_NAMES: Mapping[str, frozenset[str]] = {
             "client",
             "code",
             "condition",
+            "context",
             "details",
             "due",
             "initial_metadata_allowed",
@@ -109,8 +132,9 @@ SPELLINGS = {
     "state": "the state of a call",
     "context._state": "the state of a call",
 }
-OURS = {"arrived", "self"}
+OURS = {"arrived", "self", "super()"}
 SET_BY_US = {
+    "become_lasting",
     "gatekeeper_arrival",
     "gatekeeper_arrived_at",
     "gatekeeper_call",
@@ -154,7 +178,7 @@ def live() -> dict[str, Any]:
         assert call(iter([b"a", b"b"]), timeout=TIMEOUT_S) == b"ab"
     server.stop(None).wait(TIMEOUT_S)
     module = importlib.import_module("grpc._server")
-    _in_pool, event, state, submitted, *_ = pool.args
+    in_pool, event, state, submitted, *further = pool.args
     return {
         "grpc._server": module,
         "cygrpc": getattr(module, "cygrpc", None),
@@ -170,7 +194,9 @@ def live() -> dict[str, Any]:
         "the context of a call": behaviour.context,
         "the request iterator": behaviour.requests,
         "the state of a call": state,
+        "what runs on a worker": in_pool,
         "the submitted behaviour": submitted,
+        "what is submitted further": further,
         "the served behaviour": behaviour,
     }
 
@@ -200,9 +226,22 @@ def test_a_call_is_submitted_with_its_event_state_and_behaviour(live: dict[str, 
         live[f"the {name}"] for name in ("context of a call", "request iterator", "state of a call")
     )
 
+    assert live["what runs on a worker"] is live["grpc._server"]._unary_response_in_pool
     assert live["the submitted behaviour"] is live["the served behaviour"]
+    assert [live["what is submitted further"][0](), *live["what is submitted further"][1:]] == [requests, None, None]
     assert context._state is requests._state is state
     assert context._rpc_event is live["the event of a call"]
+
+
+def test_a_brief_state_begins_as_one_of_grpcio_does(live: dict[str, Any]) -> None:
+    theirs = vars(live["grpc._server"]._RPCState())
+    brief = grpcio_internals._BriefState(threading.RLock())
+
+    missing = {name for name in theirs if not hasattr(brief, name)}
+    other = {name for name in theirs.keys() - missing if getattr(brief, name) != theirs[name]}
+
+    assert missing == {"context"}
+    assert other == {"callbacks", "condition", "rpc_errors"}
 
 
 def test_the_table_lists_exactly_what_the_module_uses() -> None:

@@ -18,6 +18,7 @@ from gatekeeper_grpc.interceptors import chain
 from gatekeeper_grpc.interceptors.policy import POLICIES
 from gatekeeper_grpc.transport import listener
 from gatekeeper_grpc.transport.admission import CallPools, PoolName
+from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall
 from gatekeeper_grpc.transport.message_timeout import MessageTimeout
 from gatekeeper_grpc.transport.pending_calls import PendingCalls, PendingLimits
 from gatekeeper_grpc.transport.shares import PoolSize
@@ -42,7 +43,7 @@ from tests.support.stages import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.promise("C1")
+pytestmark = [pytest.mark.promise("C1"), pytest.mark.usefixtures("either_state")]
 
 TWO_WORKERS = PoolSize(workers=2, queue=16)
 ENDLESS = MessageTimeout(limit_s=60.0, limit_when_saturated_s=60.0)
@@ -74,16 +75,16 @@ def crowded_evaluation(half_open: int) -> Iterator[Server]:
             yield server
 
 
-def arrivals_at(pool: futures.ThreadPoolExecutor) -> threading.Semaphore:
-    """Count calls as grpcio submits them."""
-    arrived, submit = threading.Semaphore(0), pool.submit
+def arrivals_at(pool: Any, takes: str = "take") -> threading.Semaphore:
+    """Count calls as a pool takes them."""
+    arrived, take = threading.Semaphore(0), getattr(pool, takes)
 
     def counted(*args: Any) -> Any:
-        settled = submit(*args)
+        taken = take(*args)
         arrived.release()
-        return settled
+        return taken
 
-    pool.submit = counted  # type: ignore[assignment,method-assign] # A spy.
+    setattr(pool, takes, counted)
     return arrived
 
 
@@ -143,7 +144,7 @@ def test_twin_refusing_in_an_ordinary_handler_pins_a_worker_per_call() -> None:
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
 
     pool = futures.ThreadPoolExecutor(2)
-    arrived = arrivals_at(pool)
+    arrived = arrivals_at(pool, "submit")
     server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
     handler = grpc.method_handlers_generic_handler("test.v1.TestService", {"Echo": unary(denies)})
     server.add_generic_rpc_handlers((handler,))
@@ -419,14 +420,14 @@ def busy_serving_thread() -> Iterator[tuple[Server, threading.Event]]:
     go_on = threading.Event()
     with serve({"Echo": (unary(echo), OPEN)}) as server:
         pool, stuck = server.pools[OPEN.pool], threading.Event()
-        submit = pool.submit
+        take = pool.take
 
-        def wait_first(*args: Any) -> Any:
+        def wait_first(call: ArrivedCall) -> None:
             stuck.set()
             assert go_on.wait(TIMEOUT_S)
-            return submit(*args)
+            take(call)
 
-        pool.submit = wait_first  # type: ignore[method-assign] # A spy.
+        pool.take = wait_first  # type: ignore[method-assign] # A spy.
         first = server.unary("Echo").future(text())
         assert stuck.wait(TIMEOUT_S)
         yield server, go_on

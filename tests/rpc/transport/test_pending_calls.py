@@ -24,7 +24,7 @@ from tests.support.http2 import INITIAL_WINDOW_SIZE, SETTINGS, WINDOW_UPDATE, Ht
 from tests.support.stages import OPEN, SERVICE, STREAM, TIMEOUT_S, Server, echo, error_info, fails, serve, text, unary
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.promise("C1", "F1")
+pytestmark = [pytest.mark.promise("C1", "F1"), pytest.mark.usefixtures("either_state")]
 
 ENDLESS = MessageTimeout(limit_s=60.0, limit_when_saturated_s=60.0)
 SLOTS = PendingLimits().receiving

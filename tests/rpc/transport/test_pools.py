@@ -35,7 +35,7 @@ from tests.support.stages import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.promise("C1")
+pytestmark = [pytest.mark.promise("C1"), pytest.mark.usefixtures("either_state")]
 
 
 def pools_of(*, public: bool) -> set[PoolName]:

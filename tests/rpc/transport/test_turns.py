@@ -28,7 +28,7 @@ from tests.support.http2 import PING, Http2
 from tests.support.stages import OPEN, SERVICE, TIMEOUT_S, Server, echo, error_info, fails, serve, text, unary
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.promise("C1", "F2")
+pytestmark = [pytest.mark.promise("C1", "F2"), pytest.mark.usefixtures("either_state")]
 
 EVALUATE = "/gatekeeper.v1.EvaluationService/EvaluateFlags"
 ATTACKER, VICTIM = "127.0.1.1", "127.0.2.1"
@@ -47,18 +47,18 @@ class Stuck:
         """What the serving thread does with each of them first."""
         self._entered = threading.Event()
         pool = server.pools[OPEN.pool]
-        self._submit = pool.submit
-        pool.submit = self._wait_first  # type: ignore[method-assign] # A spy.
+        self._take = pool.take
+        pool.take = self._wait_first  # type: ignore[method-assign] # A spy.
         self._first = server.unary("Echo").future(text())
         assert self._entered.wait(TIMEOUT_S)
 
-    def _wait_first(self, *args: Any) -> Any:
+    def _wait_first(self, call: ArrivedCall) -> None:
         if self._entered.is_set():
-            self.taken.append(address_of(args[2].call.peer().decode()))
+            self.taken.append(address_of(call.peer))
             self.when_taken()
         self._entered.set()
         assert self.released.wait(TIMEOUT_S)
-        return self._submit(*args)
+        self._take(call)
 
 
 @contextmanager
@@ -154,6 +154,7 @@ def test_a_surplus_call_is_told_so_in_words(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_surplus_call_is_timed_logged_and_told_its_request_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "NEW_CALLS", NewCallLimits(waiting=0))
+    before = durations_counted(f"/{SERVICE}/Surplus")
     with serve({"Surplus": (unary(echo), OPEN)}) as server, capture_logs() as logs:
         error = fails(server.unary("Surplus"), text(), metadata=((REQUEST_ID_KEY, "order-7"),))
 
@@ -162,7 +163,7 @@ def test_a_surplus_call_is_timed_logged_and_told_its_request_id(monkeypatch: pyt
     assert (line["reason"], line["trace_id"]) == ("RESOURCE_EXHAUSTED", "order-7")
     assert line["peer"].startswith("ipv4:127.0.0.1:")
     assert (REQUEST_ID_KEY, "order-7") in error.trailing_metadata()
-    assert durations_counted(f"/{SERVICE}/Surplus") == 1
+    assert durations_counted(f"/{SERVICE}/Surplus") == before + 1
 
 
 def test_a_surplus_call_of_a_method_with_a_queue_of_its_own_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
