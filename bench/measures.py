@@ -21,6 +21,7 @@ _USUAL: dict[str, Measure] = {
     "startup": startup.measure,
 }
 _MORE: dict[str, Measure] = {
+    "bare": unary.measure_bare,
     "line": bulk.measure_line,
     "fairness_control": fairness.measure_control,
 }

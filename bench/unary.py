@@ -144,6 +144,14 @@ def measure_ways(effort: Effort) -> Iterator[Figure]:
             )
 
 
+def measure_bare(effort: Effort) -> Iterator[Figure]:
+    """Compare what the core of grpcio can do at best with the empty call."""
+    with ExitStack() as stack:
+        bare, empty = _empty(stack, "bench.bare"), _empty(stack)
+        take_turns((bare, empty), effort)
+        yield from _figures("bare", "a constant answer by the core of grpcio alone", bare, empty)
+
+
 def _figures(name: str, what: str, own: Server, empty: Server) -> Iterator[Figure]:
     rates, cpu = ratios(own, empty)
     yield median_figure(f"{name}.cpu", f"{what}: CPU of a call", "x empty", cpu)
@@ -200,7 +208,7 @@ def _with_key(stack: ExitStack) -> Server:
     return Server(instance=server.instance, load=_load(stack, metadata), snapshot=server.snapshot, metadata=metadata)
 
 
-def _empty(stack: ExitStack) -> Server:
+def _empty(stack: ExitStack, module: str = "bench.empty") -> Server:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gatekeeper-bench-")))
-    instance = stack.enter_context(serving(folder, ("bench.empty",)))
+    instance = stack.enter_context(serving(folder, (module,)))
     return Server(instance=instance, load=_load(stack), snapshot=None)

@@ -110,10 +110,10 @@ class PendingCalls:
 
     def _wait(self, call: ArrivedCall) -> None:
         """Watch a call that waits: it may end, and others may have to make way for it."""
-        forget = partial(self._forget, call)
-        if not (call.is_brief() or call.when_over(forget)):
-            forget()
-        self._making_way.add(None, within_s=SHORTEST_S)
+        if not call.is_brief() and not call.when_over(partial(self._forget, call)):
+            self._forget(call)
+        if not self._making_way:  # It runs again as long as calls wait.
+            self._making_way.add(None, within_s=SHORTEST_S)
 
     def _forget(self, call: ArrivedCall) -> None:
         with self._lock:

@@ -158,6 +158,8 @@ def test_twin_first_come_first_served_a_flood_keeps_it_out(logins: Logins, attac
 def login_before_newcomers(logins: Logins) -> tuple[Any, list[Any]]:
     """Log in from an address twice; the second time, more newcomers follow than there is room for."""
     assert logins.log_in_from("127.0.2.1", password=PASSWORD).result().access_token
+    # What is known of an address is noted after its answer.
+    assert eventually(lambda: logins.in_flight() == 0)
     with logins.stopped():
         running = logins.log_in_from("127.0.9.1")
         assert eventually(lambda: logins.running() == 1)
