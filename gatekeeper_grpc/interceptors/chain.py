@@ -33,6 +33,7 @@ from gatekeeper_grpc.interceptors.request_scope import (
     answer_call,
     end_refused,
     log_finished,
+    logs_answers,
     may_answer_at_once,
     open_rpc,
 )
@@ -356,6 +357,7 @@ class _UnaryResponse(_Method):
     def __init__(self, name: str, handler: _Handler, stages: Stages) -> None:
         super().__init__(name, handler, stages)
         self._answer = stages.answers.get(name)
+        self._logs_answers = logs_answers()
 
     @property
     def answers_at_once(self) -> bool:
@@ -377,7 +379,8 @@ class _UnaryResponse(_Method):
         return response is not None and self._send(call, response, client)
 
     def _send(self, call: ArrivedCall, response: bytes, client: ClientCall | None) -> bool:
-        is_sent = answer_call(self._name, self._durations, call, response, client.key_id if client else "")
+        key_id = client.key_id if client else ""
+        is_sent = answer_call(self._name, self._durations, call, response, key_id, is_logged=self._logs_answers)
         if is_sent and client is not None and self._clients is not None:
             self._clients.use(client)
         return is_sent

@@ -80,7 +80,8 @@ class EvaluationServicer(WatchRpcs):
         snapshot = self._cache.peek()
         if snapshot is None or not 0 <= request.min_revision <= snapshot.revision or request.include_details:
             return None
-        if request.context.attributes.ByteSize() > _MAX_ATTRIBUTES_BYTES_AT_ONCE:
+        context = request.context
+        if context.HasField("attributes") and context.attributes.ByteSize() > _MAX_ATTRIBUTES_BYTES_AT_ONCE:
             return None
         selection = _selected_at_once(snapshot, tuple(request.flag_keys))
         if selection is None or selection.aimed:

@@ -36,6 +36,9 @@ _COLLECT_INTERVAL_S = 0.005
 # Then one call is dealt with, however many come; sooner, while each that comes has another one refused.
 _MAX_EVENTS_AT_ONCE, _MAX_REFUSED_AT_ONCE = 256, 16
 _NOW = 0.0
+# To look up a member of a class takes longer than what is done with it.
+_STARTED, _TIMEOUT = _server._ServerStage.STARTED, _cygrpc.CompletionType.queue_timeout
+_OK = _cygrpc.StatusCode.ok
 
 _log = structlog.get_logger(__name__)
 
@@ -43,15 +46,16 @@ _log = structlog.get_logger(__name__)
 class Turn(NamedTuple):
     """What is known of a call when it has its turn."""
 
-    client: str = ""
+    client: str
     """Whom it comes from, as gRPC would name them: the peer, or whom a trusted proxy names."""
+    arrived_at: float
+    """In monotonic seconds."""
     waited_s: float = 0.0
     """How long it has waited for its turn, behind others of its address."""
     waiting: int = 0
     """How many calls waited for their turn when this one had it."""
 
 
-_NO_TURN = Turn()
 _handed_over = threading.local()  # `turn` of the call that grpcio deals with, on a serving thread
 
 
@@ -76,6 +80,7 @@ class ArrivedCall:
         "arrived_at",
         "behaviour",
         "client",
+        "is_brief",
         "metadata",
         "taken",
         "turn",
@@ -87,6 +92,8 @@ class ArrivedCall:
     """Called once when a worker takes the call or nobody will, if it is set."""
     client: str
     """Whom the call comes from, as gRPC would name them: the peer, or whom a trusted proxy names."""
+    is_brief: bool
+    """Whether the end of the call is noticed only when its message comes, or its answer is sent."""
 
     def __init__(
         self, event: Any, state: Any, behaviour: Any, serve: Callable[[], object], turn: Turn | None = None
@@ -95,11 +102,12 @@ class ArrivedCall:
         self._event = event
         self._call = event.call
         self._state = state
+        self.is_brief = type(state) is _BriefState
         self.behaviour = behaviour
         self.metadata: Metadata = event.invocation_metadata
-        self.turn: Turn = turn if turn is not None else getattr(_handed_over, "turn", _NO_TURN)
-        self.client = state.gatekeeper_client = self.turn.client or self.peer
-        self.arrived_at = time.monotonic() - self.turn.waited_s
+        self.turn: Turn = turn or getattr(_handed_over, "turn", None) or Turn(self.peer, time.monotonic())
+        self.client = state.gatekeeper_client = self.turn.client
+        self.arrived_at = self.turn.arrived_at
         self.arrival: Arrival
         self.taken = None
         state.gatekeeper_call = event.call  # `peers_being_served` reads it.
@@ -149,15 +157,14 @@ class ArrivedCall:
         if not self._state.statused:
             self._serve()
 
-    def is_brief(self) -> bool:
-        """Return whether the end of the call is noticed only when its message comes, or its answer is sent."""
-        return getattr(self._state, "is_brief", False)
-
     def make_waitable(self) -> None:
         """Have the end of the call noticed while it waits for anything but its message, such as a worker."""
+        if not self.is_brief:
+            return
         state = self._state
         with state.condition:
-            if self.is_brief():
+            if self.is_brief:
+                self.is_brief = False
                 state.become_lasting()
                 self._call.start_server_batch(
                     (_cygrpc.ReceiveCloseOnServerOperation(0),), _server._receive_close_on_server(state)
@@ -215,9 +222,9 @@ class ArrivedCall:
             operations: tuple[Any, ...] = (
                 _cygrpc.SendInitialMetadataOperation(None, 0),
                 _cygrpc.SendMessageOperation(response, 0),
-                _cygrpc.SendStatusFromServerOperation(metadata, _cygrpc.StatusCode.ok, b"", 0),
+                _cygrpc.SendStatusFromServerOperation(metadata, _OK, b"", 0),
             )
-            if self.is_brief():
+            if self.is_brief:
                 operations = (*operations, _cygrpc.ReceiveCloseOnServerOperation(0))
             self._call.start_server_batch(operations, _server._send_status_from_server(state, token))
             state.statused = True
@@ -269,7 +276,6 @@ class _BriefState(_server._RPCState):  # type: ignore[misc] # Any, as all of grp
     does so. No thread waits for such a call, so its condition is a lock, one for all of them.
     """
 
-    is_brief = True
     request = code = details = trailing_metadata = compression_algorithm = None
     client = _server._OPEN
     initial_metadata_allowed = True
@@ -285,7 +291,6 @@ class _BriefState(_server._RPCState):  # type: ignore[misc] # Any, as all of grp
         request, client, statused, due = self.request, self.client, self.statused, self.due
         super().__init__()
         self.request, self.client, self.statused, self.due = request, client, statused, due
-        self.is_brief = False
 
 
 class RequestReader(Iterator[bytes]):
@@ -466,7 +471,7 @@ class CallsInTurn:
                 if not self._begin(event, turn):
                     _handed_over.turn = turn
                     return event
-                self._look_for_event()
+                self._poll_for_event()
 
     def _begin(self, event: Any, turn: Turn) -> bool:
         """Deal with a call that may be answered where it arrives; False: grpcio does."""
@@ -475,7 +480,7 @@ class CallsInTurn:
             return False
         state, server_state = _BriefState(self._lock_of_brief), self._server_state
         with server_state.lock:
-            if server_state.stage is not _server._ServerStage.STARTED:
+            if server_state.stage is not _STARTED:
                 return False
             server_state.due.remove(event.tag)
             server_state.rpc_states.add(state)
@@ -504,13 +509,13 @@ class CallsInTurn:
             return handler
         return pipeline.execute(lambda _details: handler, details)
 
-    def _look_for_event(self) -> None:
+    def _poll_for_event(self) -> None:
         """Take new calls up to an event of a call that is dealt with, such as the message of the last one."""
         for _ in range(_MAX_EVENTS_AT_ONCE):
             if self._events or self._calls.is_full or not self._calls:
                 return
             event = self._queue.poll_core(_NOW)
-            if event.completion_type == _cygrpc.CompletionType.queue_timeout:
+            if event.completion_type == _TIMEOUT:
                 return
             self._sort(event)
 
@@ -518,7 +523,7 @@ class CallsInTurn:
         """Take what the core has, without waiting; if that is much, take the rest next time."""
         for _ in range(_MAX_REFUSED_AT_ONCE if self._calls.is_full else _MAX_EVENTS_AT_ONCE):
             event = self._queue.poll_core(_NOW)
-            if event.completion_type == _cygrpc.CompletionType.queue_timeout:
+            if event.completion_type == _TIMEOUT:
                 self._collected_at = time.monotonic()
                 return
             self._sort(event)
@@ -564,14 +569,14 @@ class CallsInTurn:
     def _take_call(self) -> tuple[Any, Turn]:
         arrived_at, client, event = self._calls.take()
         self._calls_of[event.tag] -= 1
-        return event, Turn(client, time.monotonic() - arrived_at, len(self._calls))
+        return event, Turn(client, arrived_at, time.monotonic() - arrived_at, len(self._calls))
 
     def _ask_for_another(self, tag: Any) -> None:
         """Ask the core for one more call of a kind, unless it was asked. grpcio itself asks only later."""
         server_state = self._server_state
         with server_state.lock:
             is_asked = server_state.due.count(tag) > self._calls_of[tag]
-            is_ending = server_state.stage is not _server._ServerStage.STARTED
+            is_ending = server_state.stage is not _STARTED
             if is_asked or is_ending:
                 return
             if tag is _server._REQUEST_CALL_TAG:

@@ -110,7 +110,7 @@ class PendingCalls:
 
     def _wait(self, call: ArrivedCall) -> None:
         """Watch a call that waits: it may end, and others may have to make way for it."""
-        if not call.is_brief() and not call.when_over(partial(self._forget, call)):
+        if not call.is_brief and not call.when_over(partial(self._forget, call)):
             self._forget(call)
         if not self._making_way:  # It runs again as long as calls wait.
             self._making_way.add(None, within_s=SHORTEST_S)

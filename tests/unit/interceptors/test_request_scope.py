@@ -46,12 +46,8 @@ class Ended:
     """What the log line reads of a call that has ended."""
 
     def __init__(self, code: grpc.StatusCode) -> None:
-        self._state = type("State", (), {"client": "ok"})
+        self._state = type("State", (), {"client": "ok", "gatekeeper_client": "ipv4:192.0.2.7:5001"})
         self._code = code
-
-    def peer(self) -> str:
-        """Return where the call came from."""
-        return "ipv4:192.0.2.7:5001"
 
     def invocation_metadata(self) -> tuple[()]:
         """Return what the client sent."""
