@@ -207,6 +207,7 @@ class _Method:
         self._durations = MethodDurations(name)
         self._samples = stages.samples
         self._policy = policy
+        self._is_public = policy.access is Access.PUBLIC
         self._behaviour = _behaviour(handler)
         self._verify_token = stages.verify_token
         self._check_caller = stages.check_caller
@@ -248,7 +249,7 @@ class _Method:
         return arrival if self._admit_by_rate is None else self._admit_by_rate(call, arrival)
 
     def _authenticate(self, call: ArrivedCall) -> Arrival:
-        if self._policy.access is Access.PUBLIC:
+        if self._is_public:
             return self._arrive_in_public(call)
         if self._policy.token_optional and not has_token(call.metadata):
             return stranger(call.client)
@@ -313,7 +314,7 @@ class _Method:
 
     def _require_caller(self, *, checked_within_s: float = inf) -> None:
         """Check the caller of a method that needs one, unless a transaction of this call has done so in time."""
-        if self._policy.access is not Access.PUBLIC and caller_check_age_s() >= checked_within_s:
+        if not self._is_public and caller_check_age_s() >= checked_within_s:
             self._check_caller()
 
     def _life(self, rpc: Rpc, client: ClientCall | None) -> StreamLife:

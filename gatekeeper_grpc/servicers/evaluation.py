@@ -83,7 +83,7 @@ class EvaluationServicer(WatchRpcs):
         context = request.context
         if context.HasField("attributes") and context.attributes.ByteSize() > _MAX_ATTRIBUTES_BYTES_AT_ONCE:
             return None
-        selection = _selected_at_once(snapshot, tuple(request.flag_keys))
+        selection = _selected_at_once(snapshot, tuple(request.flag_keys) if request.flag_keys else ())
         if selection is None or selection.aimed:
             return None
         return self._answer(request, only_context_from_proto(request), snapshot, selection)

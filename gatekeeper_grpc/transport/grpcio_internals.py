@@ -176,23 +176,13 @@ class ArrivedCall:
 
         `proceed` runs on the serving thread, once the message or the end of the requests is here.
         """
-        state, token = self._state, _server._RECEIVE_MESSAGE_TOKEN
-
-        # As grpcio's own, but that takes a condition for which threads wait, and parses.
-        def received(event: Any) -> Any:
-            with state.condition:
-                state.request = _server._serialized_request(event)
-                if state.request is None and state.client is _server._OPEN:
-                    state.client = _server._CLOSED
-                finished = _server._possibly_finish_call(state, token)
-            proceed()
-            return finished
-
+        state = self._state
         with state.condition:
             # After the end of a call, grpcio's serving thread would die of a further event.
             if is_live := _is_live(state):
+                received = _FirstMessage(self, state, proceed)
                 self._call.start_server_batch((_cygrpc.ReceiveMessageOperation(0),), received)
-                state.due.add(token)
+                state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
             return is_live
 
     def when_over(self, callback: Callable[[], None]) -> bool:
@@ -224,9 +214,10 @@ class ArrivedCall:
                 _cygrpc.SendMessageOperation(response, 0),
                 _cygrpc.SendStatusFromServerOperation(metadata, _OK, b"", 0),
             )
+            finish = _server._send_status_from_server(state, token)
             if self.is_brief:
-                operations = (*operations, _cygrpc.ReceiveCloseOnServerOperation(0))
-            self._call.start_server_batch(operations, _server._send_status_from_server(state, token))
+                operations, finish = (*operations, _cygrpc.ReceiveCloseOnServerOperation(0)), _BriefEnd(state)
+            self._call.start_server_batch(operations, finish)
             state.statused = True
             state.due.add(token)
         self._let_go()
@@ -291,6 +282,39 @@ class _BriefState(_server._RPCState):  # type: ignore[misc] # Any, as all of grp
         request, client, statused, due = self.request, self.client, self.statused, self.due
         super().__init__()
         self.request, self.client, self.statused, self.due = request, client, statused, due
+
+
+class _FirstMessage:
+    """What the event of the first message, or of the end of the requests, is for; called as grpcio's own callbacks."""
+
+    __slots__ = ("call", "proceed", "state")
+
+    def __init__(self, call: ArrivedCall, state: Any, proceed: Callable[[], None]) -> None:
+        self.call = call
+        self.state = state
+        self.proceed = proceed
+
+    def __call__(self, event: Any) -> Any:
+        state = self.state
+        with state.condition:
+            state.request = _server._serialized_request(event)
+            if state.request is None and state.client is _server._OPEN:
+                state.client = _server._CLOSED
+            finished = _server._possibly_finish_call(state, _server._RECEIVE_MESSAGE_TOKEN)
+        self.proceed()
+        return finished
+
+
+class _BriefEnd:
+    """What the event of an answer is for that ends a brief call; called as grpcio's own callbacks."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def __call__(self, _event: Any) -> Any:
+        return self.state, ()
 
 
 class RequestReader(Iterator[bytes]):
@@ -465,8 +489,10 @@ class CallsInTurn:
             if time.monotonic() - self._collected_at >= _COLLECT_INTERVAL_S:
                 self._collect()
             if self._events:
-                return self._events.popleft()
-            if self._calls:  # What came may have been refused.
+                event = self._events.popleft()
+                if not self._go_on(event):
+                    return event
+            elif self._calls:  # What came may have been refused.
                 event, turn = self._take_call()
                 if not self._begin(event, turn):
                     _handed_over.turn = turn
@@ -487,6 +513,19 @@ class CallsInTurn:
         call = ArrivedCall(event, state, behaviour, partial(_serve_on_worker, event, state, behaviour), turn)
         behaviour.experimental_thread_pool.take(call)
         return True
+
+    def _go_on(self, event: Any) -> bool:
+        """Go on with a brief call; False: grpcio deals with the event."""
+        tag, server_state = event.tag, self._server_state
+        if type(tag) is _FirstMessage and tag.call.is_brief:
+            tag(event)
+            return True
+        if type(tag) is _BriefEnd:
+            with server_state.lock:
+                if server_state.stage is _STARTED:  # Otherwise, it may have been the last call.
+                    server_state.rpc_states.remove(tag.state)
+                    return True
+        return False
 
     def _behaviour_of(self, event: Any) -> Any:
         """Return the method of a call, if it is one that answers at once."""
