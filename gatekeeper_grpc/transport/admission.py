@@ -2,7 +2,7 @@
 
 Each kind of call has its own pool, so that a slow or flooded kind does not take the workers of the others. The way of a
 call, all on grpcio's serving thread until a worker takes it: handed over in turn of the addresses that call
-(`grpcio_internals.CallsInTurn`) to `CallPool.submit`; held while the server drains (`hold`); refused if it has waited
+(`grpcio_internals.CallsInTurn`) to `CallPool.take`; held while the server drains (`hold`); refused if it has waited
 too long for its turn; authenticated by its metadata (`arrival`), and refused if its method needs a token that it does
 not have, if its caller has called too often (`interceptors/rate_limits.py`), or if its connection has too many streams
 (`stream_limits`); held until its message is here (`pending_calls`); answered, if its method can do so at once; given a
@@ -139,9 +139,9 @@ _SETTLED.set_result(None)
 
 
 class CallPool(ThreadPoolExecutor):
-    """The workers of one pool and its slots. Only grpcio submits to it, on the one serving thread of each server.
+    """The workers of one pool and its slots. Only the one serving thread of each server has it take calls.
 
-    `submit` takes constant time and never raises: an exception would end the serving thread, and so the server.
+    `take` takes constant time and never raises: an exception would end the serving thread, and so the server.
 
     A worker serves call after call until none is left that may run, so the queue of the executor is short: it only
     starts workers.
@@ -176,13 +176,13 @@ class CallPool(ThreadPoolExecutor):
         self._over_share = lru_cache(maxsize=_REMEMBERED_STATUSES)(partial(_status_of_share, name))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
-        """Take a call that has arrived."""
+        """Take a call that grpcio deals with."""
         _in_pool, event, state, behaviour, *_ = args
         self.take(ArrivedCall(event, state, behaviour, partial(fn, *args)))
         return _SETTLED
 
     def take(self, call: ArrivedCall) -> None:
-        """Take a call that has arrived, as `submit` does."""
+        """Take a call that has arrived."""
         self._called_at = call.arrived_at
         if not (self._hold.is_holding and self._hold.hold(call, self._receive)):
             self._receive(call)

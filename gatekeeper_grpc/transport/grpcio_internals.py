@@ -159,11 +159,9 @@ class ArrivedCall:
 
     def make_waitable(self) -> None:
         """Have the end of the call noticed while it waits for anything but its message, such as a worker."""
-        if not self.is_brief:
-            return
         state = self._state
         with state.condition:
-            if self.is_brief:
+            if self.is_brief and not state.statused:
                 self.is_brief = False
                 state.become_lasting()
                 self._call.start_server_batch(
@@ -449,6 +447,8 @@ class CallsInTurn:
     there, which is far cheaper than to deal with it, and lets grpcio deal with one of each owner in turn. What happens
     to calls that grpcio has dealt with already comes first. If too many wait, it refuses a call of the owner with the
     most. Runs on the serving thread.
+
+    Calls of methods that may answer at once it begins itself, without grpcio: docs/decisions/0060-brief-calls.md.
 
     Args:
         server: Not started yet.

@@ -19,6 +19,7 @@ from gatekeeper_client.v1.evaluation_service_pb2_grpc import EvaluationServiceSt
 from gatekeeper_client.v1.flag_pb2 import SegmentTarget
 from gatekeeper_client.v1.segment_pb2 import Segment
 from gatekeeper_grpc.domain.caller import Role
+from gatekeeper_grpc.domain.errors import ResourceExhausted
 from gatekeeper_grpc.instrumentation.counters import RPC_DURATION
 from gatekeeper_grpc.interceptors import request_scope
 from gatekeeper_grpc.interceptors.request_scope import CALL_ID_KEY
@@ -29,6 +30,7 @@ from gatekeeper_grpc.testing import serve
 from gatekeeper_grpc.transport.admission import PoolName
 from gatekeeper_grpc.transport.grpcio_internals import ArrivedCall, _BriefState
 from gatekeeper_grpc.wire.evaluation import answer_to_bytes
+from gatekeeper_grpc.wire.status import status_from_error
 from tests.support.clients import TIMEOUT_S, created, refusal_of
 from tests.support.servers import StartServer, connect, token_for
 from tests.support.waiting import eventually
@@ -202,6 +204,25 @@ def test_a_serving_thread_that_is_late_leaves_answers_to_workers(
     evaluate(server)
 
     assert had_worker(server)
+
+
+def test_a_refusal_after_the_answer_changes_nothing(server: GatekeeperServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its message makes way for others at the moment in which it comes."""
+    answer, are_brief = ArrivedCall.answer, list[bool]()
+    too_late = status_from_error(ResourceExhausted("others wait"), "")
+
+    def answer_then_refuse(call: ArrivedCall, *args: Any) -> bool:
+        is_sent = answer(call, *args)
+        call.refuse(too_late)
+        are_brief.append(call.is_brief)
+        return is_sent
+
+    monkeypatch.setattr(request_scope, "_LATE_S", math.inf)
+    monkeypatch.setattr(ArrivedCall, "answer", answer_then_refuse)
+
+    assert [evaluate(server).code() for _ in range(2)] == [grpc.StatusCode.OK] * 2
+    assert are_brief
+    assert all(are_brief)
 
 
 def test_an_answer_that_comes_too_late_harms_nobody(server: GatekeeperServer, monkeypatch: pytest.MonkeyPatch) -> None:
