@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from bench.empty import SERVICE
+from gatekeeper_client.v1.evaluation_service_pb2 import EvaluateFlagsResponse
 from gatekeeper_grpc.transport.listener import OPTIONS
 
 # Not in grpcio's published types.
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")  # noqa: TID251 - That is what it measures.
 METHOD = f"/{SERVICE}/EvaluateFlags"
-# As an answer with 20 flags, and the id of the call.
-ANSWER = bytes(512)
+ANSWER = EvaluateFlagsResponse(flags={f"flag-{number:05}": True for number in range(20)}).SerializeToString()
+# As long as the id of a call.
 METADATA = (("x-gatekeeper-call-id", "0123456789abcdef"),)
 
 Callback = Callable[[Any], None]
