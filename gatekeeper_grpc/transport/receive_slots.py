@@ -99,7 +99,7 @@ class ReceiveSlots(Generic[Item]):
 
     def remove_surplus(self, owner: Owner) -> Item | None:
         """Forget the oldest item that waits, of this owner or of all, if there is one too many; return it."""
-        if len(self._owner_of) <= max(1, self._max_waiting // 2):
+        if len(self._owner_of) <= self._max_waiting // 2:  # As nearly always.
             return None
         of_owner = self._waiting[self._punctuality(owner)].get(owner, {})
         is_surplus = len(of_owner) > max(1, self._max_waiting // 2), len(self._owner_of) > self._max_waiting
