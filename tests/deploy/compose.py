@@ -25,7 +25,7 @@ from gatekeeper_grpc.embedded.account import Account, account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
 from tests.deploy.queries import ROOT
 from tests.support.ports import free_port
-from tests.support.processes import START_TIMEOUT_S, stop
+from tests.support.processes import START_TIMEOUT_S, stop, under
 from tests.support.waiting import eventually
 
 FILE = ROOT / "docker-compose.yml"
@@ -169,18 +169,10 @@ class Machine:
         return runnable_bin_dir(find_bin_dir(), self.account)
 
     def _launch(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        is_postgres = self.services[name]["image"].startswith("postgres:")
-        account = self.account if is_postgres and not self.account.is_ours else None
+        launcher = under(self.account) if self.services[name]["image"].startswith("postgres:") else ()
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.environment(name),
-                stdout=log,
-                stderr=log,
-                user=account.uid if account else None,
-                group=account.gid if account else None,
-                extra_groups=[] if account else None,
+                [*launcher, *command], cwd=self.folder, env=self.environment(name), stdout=log, stderr=log
             )
 
     def _listening(self, name: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from gatekeeper_grpc.embedded.account import Account, account_for
 from tests.drills.pages import AS_POSTGRES, commands_of, variables_of
 from tests.support.blocks import Block
+from tests.support.processes import under
 from tests.support.replication import Node
 from tests.support.shell import Shell
 
@@ -57,9 +58,8 @@ class Operator:
         return printed
 
     def _run(self, commands: Block) -> tuple[int, str]:
-        ids = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
-        is_other = commands.before == AS_POSTGRES and not self._account.is_ours
-        return self._shell.run(commands.script, **(ids if is_other else {}))
+        launcher = under(self._account) if commands.before == AS_POSTGRES else ()
+        return self._shell.run(commands.script, launcher=launcher)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from gatekeeper_grpc.embedded import EmbeddedDatabaseError, EmbeddedPostgres, ac
 from gatekeeper_grpc.embedded.account import Account, account_for
 from gatekeeper_grpc.embedded.binaries import find_bin_dir, runnable_bin_dir
 from gatekeeper_grpc.embedded.home import Home
+from tests.support.processes import under
 
 ROOT = Path(__file__).parents[2]
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
@@ -48,14 +49,14 @@ with EmbeddedPostgres(data_dir, bin_dir=bin_dir, settings={"fsync": "off", "shar
 class OrdinaryUser:
     """A user other than root who can reach a directory, a Python and PostgreSQL's programs."""
 
-    uid: int
+    account: Account
     directory: Path
     python: Path
     bin_dir: Path
     environment: dict[str, str]
 
     def serve(self, data_dir: Path) -> subprocess.Popen[str]:
-        command = [str(self.python), "-c", SERVE, str(data_dir), str(self.bin_dir)]
+        command = [*under(self.account), str(self.python), "-c", SERVE, str(data_dir), str(self.bin_dir)]
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -64,9 +65,6 @@ class OrdinaryUser:
             text=True,
             cwd="/",
             env=self.environment,
-            user=self.uid,
-            group=NOBODY.pw_gid if AM_ROOT else None,
-            extra_groups=[] if AM_ROOT else None,
         )
 
 
@@ -89,7 +87,7 @@ def ordinary_user(copies: Path) -> OrdinaryUser:
     shutil.copytree(ROOT / "gatekeeper_grpc" / "embedded", public / "gatekeeper_grpc" / "embedded")
     shutil.copytree(Path(structlog.__file__).parent, public / "structlog")
     return OrdinaryUser(
-        uid=user.uid,
+        account=user,
         directory=own,
         python=python_for(user, python),
         bin_dir=runnable_bin_dir(find_bin_dir(), user),
@@ -127,7 +125,7 @@ def test_ordinary_user_runs_postgres_and_root_can_join(ordinary_user: OrdinaryUs
         dsn = process.stdout.readline().strip()
         with psycopg.connect(dsn) as connection:  # As root, if the tests run as root; else as the same user.
             assert connection.execute("SELECT current_user").fetchone() == ("gatekeeper",)
-        assert postmaster_uid(data_dir) == ordinary_user.uid
+        assert postmaster_uid(data_dir) == ordinary_user.account.uid
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert Home(data_dir).postgres_pids() == []

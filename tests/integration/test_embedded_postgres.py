@@ -24,7 +24,9 @@ from gatekeeper_grpc.embedded import (
     postmaster,
     running_dsn,
 )
+from gatekeeper_grpc.embedded.account import account_for
 from gatekeeper_grpc.embedded.home import Home
+from tests.support.processes import under
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -324,9 +326,8 @@ def test_first_start_killed_half_way_does_not_hinder_the_next(tmp_path: Path) ->
 
 
 def test_stale_pid_file_with_a_living_pid_does_not_hinder_a_start(used_dir: Path) -> None:
-    owner = Home(used_dir).cluster.stat()
     stale = Home(used_dir).cluster / "postmaster.pid"
-    with subprocess.Popen(["sleep", "60"], user=owner.st_uid, group=owner.st_gid) as namesake:
+    with subprocess.Popen([*under(account_for(Home(used_dir).cluster)), "sleep", "60"]) as namesake:
         stale.write_text(f"{namesake.pid}\n{used_dir}\n0\n5432\n/tmp\n\n\nready   \n")
         try:
             with EmbeddedPostgres(used_dir, settings=FAST) as database:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
 from gatekeeper_grpc.embedded.account import account_for
 from tests.support.ports import free_port
+from tests.support.processes import under
 from tests.support.replication import Node
 from tests.support.servers import scratch
 from tests.support.waiting import eventually
@@ -44,9 +44,9 @@ def pgbouncer(node: Node, mode: str, *, ignored: str = IGNORED) -> Iterator[int]
         folder.chmod(0o755)
         config = folder / "pgbouncer.ini"
         config.write_text(_CONFIG.format(server_port=node.port, port=port, mode=mode, ignored=ignored))
-        own: dict[str, Any] = {} if account.is_ours else {"user": account.uid, "group": account.gid, "extra_groups": []}
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([program, config], env={**os.environ, **environment}, stderr=log, **own)
+            command = [*under(account), str(program), str(config)]
+            process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=log)
         try:
             assert eventually(lambda: _answers(port)), (folder / "log").read_text()
             yield port

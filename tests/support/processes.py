@@ -17,6 +17,7 @@ from gatekeeper_client.v1.admin_service_pb2_grpc import AdminServiceStub
 from gatekeeper_client.v1.auth_service_pb2 import LoginRequest
 from gatekeeper_client.v1.auth_service_pb2_grpc import AuthServiceStub
 from gatekeeper_grpc.embedded import exec_stub, running_dsn
+from gatekeeper_grpc.embedded.account import Account
 from gatekeeper_grpc.embedded.home import Home
 from tests.support.servers import Bearer
 from tests.support.tls import CertificateFolder
@@ -208,6 +209,17 @@ def _ends_with_us() -> tuple[str, ...]:
 def with_files(soft: int, hard: int) -> tuple[str, ...]:
     """A launcher: so many files may be open, and the process may raise that to `hard`."""
     return "sh", "-c", f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"', "sh"
+
+
+def under(account: Account) -> tuple[str, ...]:
+    """A launcher: the process runs under an account.
+
+    `subprocess` has options for that, but then it forks where it usually starts processes with vfork: handlers of gRPC
+    run, and the copy of a process whose threads make calls can crash before it becomes the program.
+    """
+    if account.is_ours:
+        return ()
+    return "setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"
 
 
 def stop(process: subprocess.Popen[str]) -> None:

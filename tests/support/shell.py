@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,18 +29,17 @@ class Shell:
         self.environment = {"LC_ALL": "C.UTF-8", **environment}
         self._folder = folder
 
-    def run(self, script: str, **options: Any) -> tuple[int, str]:
-        """Run a script, with options of `subprocess.run`; returns its exit code and what it printed."""
+    def run(self, script: str, *, launcher: Sequence[str] = ()) -> tuple[int, str]:
+        """Run a script, by a launcher such as `processes.under`; returns its exit code and what it printed."""
         # Into files: a server that the script starts would keep a pipe open.
         with tempfile.TemporaryFile("w+") as exported, tempfile.TemporaryFile("w+") as printed:
             whole = _SCRIPT.format(script=script, into=exported.fileno())
             code = subprocess.run(
-                ["bash", "-c", whole],
+                [*launcher, "bash", "-c", whole],
                 pass_fds=[exported.fileno()],
                 timeout=TIMEOUT_S,
                 check=False,
                 **self._streams(printed),
-                **options,
             ).returncode
             printed.seek(0)
             if code == 0:

@@ -1,4 +1,4 @@
-"""How code is laid out: few rooms, helpers of tests in tests/support, and a name of a test is a clause."""
+"""How code is laid out: few rooms, helpers of tests in tests/support, and a name of a test is a clause. No forks."""
 
 import ast
 from pathlib import Path
@@ -7,6 +7,9 @@ TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "gatekeeper_grpc"
 MAX_ROOMS = 21
 MAX_NAME_CHARS = 70
+# With any of them, `subprocess` forks instead of starting a process with vfork.
+FORKING = {"preexec_fn", "user", "group", "extra_groups"}
+STARTING = {"Popen", "run", "call", "check_call", "check_output"}
 
 
 def test_the_package_has_21_rooms_at_most() -> None:
@@ -57,3 +60,31 @@ def test_no_name_of_a_test_is_longer_than_70_characters() -> None:
     ]
 
     assert not names, "a promise is a clause: say the rest in ids or in the docstring"
+
+
+def forking_calls(source: str) -> list[int]:
+    """Return the lines of a source that start a process by a fork."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        call.lineno
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and ast.unparse(call.func) in {"os.fork", *(f"subprocess.{name}" for name in STARTING)}
+        and (call.func.attr == "fork" or any(each.arg in FORKING for each in call.keywords))
+    ]
+
+
+def test_nothing_forks_next_to_threads_of_grpc() -> None:
+    found = [
+        f"{path.relative_to(TESTS.parent)}:{line}"
+        for path in (*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py"))
+        for line in forking_calls(path.read_text(encoding="utf-8"))
+    ]
+
+    assert not found, "another account: tests.support.processes.under"
+
+
+def test_a_call_that_forks_is_found() -> None:
+    source = "os.fork()\nsubprocess.Popen([], cwd=a, user=b)\nsubprocess.run([], cwd=a)\nrun(user=b)"
+
+    assert forking_calls(source) == [1, 2]
