@@ -1,7 +1,5 @@
 """The hash of all draws: MD5, of which the first four bytes count."""
 
-import sys
-from array import array
 from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any
@@ -20,14 +18,25 @@ DIGEST_BYTES = 16
 # For the loops that write out `position_of`, or a part of it.
 new_hash: Callable[[bytes], Any] = md5
 first_uint32 = Struct(">I").unpack_from
+# For `bytes.translate`: modulo 100, and what each of the first four bytes adds to the remainder of their number.
+_MODULO_100 = bytes(byte % 100 for byte in range(256))
+_ADDS = [bytes(byte * 256**power % 100 for byte in range(256)) for power in (3, 2, 1, 0)]
 
 
-def first_uint32s(digests: Sequence[bytes]) -> "array[int]":
-    """Return `first_uint32` of many digests, in a third of the time."""
-    numbers = array("I", b"".join(digests))[:: DIGEST_BYTES // 4]
-    if sys.byteorder == "little":
-        numbers.byteswap()
-    return numbers
+def per_cents_of(digests: Sequence[bytes]) -> bytes:
+    """Return `first_uint32` modulo 100 of many digests, a byte for each, in a third of the time.
+
+    That is the sum, modulo 100, of what each of the four bytes adds to it.
+    """
+    text = b"".join(digests)
+    first, second, third, fourth = (text[at::DIGEST_BYTES].translate(adds) for at, adds in enumerate(_ADDS))
+    return _sums(_sums(first, second), _sums(third, fourth))
+
+
+def _sums(some: bytes, others: bytes) -> bytes:
+    """Return the sum modulo 100 of each two bytes below 100. They are added as two integers: no byte overflows."""
+    total = int.from_bytes(some, "big") + int.from_bytes(others, "big")
+    return total.to_bytes(len(some), "big").translate(_MODULO_100)
 
 
 def position_of(unit: bytes, salt: bytes) -> int:

@@ -1,9 +1,13 @@
 """Draws in Python, and answers of them: the reference, and what serves without the kernel."""
 
 from collections.abc import Sequence
-from itertools import chain, compress, cycle, repeat
+from itertools import chain, compress, repeat
 
-from gatekeeper_grpc.draws.hashing import first_uint32s, new_hash
+from gatekeeper_grpc.draws.hashing import first_uint32, new_hash, per_cents_of
+
+# A margin is what a weight has above the position of a unit in whole per cents, -99 to 100, and this to make it a byte.
+_UNDECIDED = 127
+_DRAWN = bytes(margin > _UNDECIDED for margin in range(256))
 
 
 class PythonDraws:
@@ -13,10 +17,9 @@ class PythonDraws:
 
     def __init__(self, salts: Sequence[bytes], weights: Sequence[int]) -> None:
         self._salts = salts
-        self._weights = [divmod(weight, 1_000) for weight in weights]
-        # The shorter rule, if it suffices for all.
-        is_whole = not any(thousandths for _, thousandths in self._weights)
-        self._per_cents = [per_cent for per_cent, _ in self._weights] if is_whole else None
+        self._bounds = bytes([weight // 1_000 + _UNDECIDED for weight in weights])
+        self._thousandths = [weight % 1_000 for weight in weights]
+        self._is_whole = not any(self._thousandths)
 
     def of_one(self, unit: bytes) -> bytes:
         """Return a byte for each flag: 1 if the unit is drawn, else 0."""
@@ -24,16 +27,22 @@ class PythonDraws:
 
     def of_many(self, units: Sequence[bytes]) -> bytes:
         """Return the rows of `of_one`, one after the other."""
-        numbers = first_uint32s([new_hash(unit + salt).digest() for unit in units for salt in self._salts])
-        if self._per_cents is not None:
-            return bytes([number % 100 < per_cent for number, per_cent in zip(numbers, cycle(self._per_cents))])
-        # `position_of(unit, salt) < weight`, in two steps: the whole per cents nearly always decide.
-        return bytes(
-            [
-                (slot := number % 100) < per_cent or (slot == per_cent and number // 100 % 1_000 < thousandths)
-                for number, (per_cent, thousandths) in zip(numbers, cycle(self._weights))
-            ]
-        )
+        digests = [new_hash(unit + salt).digest() for unit in units for salt in self._salts]
+        # All bytes are subtracted at once, as two integers: none is below 0.
+        difference = int.from_bytes(self._bounds * len(units), "big") - int.from_bytes(per_cents_of(digests), "big")
+        margins = difference.to_bytes(len(digests), "big")
+        drawn = margins.translate(_DRAWN)
+        return drawn if self._is_whole else self._refined(drawn, margins, digests)
+
+    def _refined(self, drawn: bytes, margins: bytes, digests: Sequence[bytes]) -> bytes:
+        """Let the thousandths decide about those that the whole per cents do not decide."""
+        refined = bytearray(drawn)
+        at = margins.find(_UNDECIDED)
+        while at >= 0:
+            position = first_uint32(digests[at])[0] // 100 % 1_000
+            refined[at] = position < self._thousandths[at % len(self._thousandths)]
+            at = margins.find(_UNDECIDED, at + 1)
+        return bytes(refined)
 
 
 class PythonTemplate:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gatekeeper_grpc import draws
 from gatekeeper_grpc.draws import ALL, Draws, compile_draws, implementation, use
+from gatekeeper_grpc.draws.hashing import position_of
 from gatekeeper_grpc.draws.native import MAX_UNIT_BYTES, Kernel, NativeDraws, NativeRecords, NativeTemplate
 from gatekeeper_grpc.draws.python import PythonDraws, PythonRecords, PythonTemplate
 from tests.support.kernels import ROOT, build
@@ -64,6 +65,17 @@ def test_a_unit_is_drawn_if_its_position_is_below_the_weight(
 
     assert drawn.of_many(units) == b"".join(map(bytes, expected))
     assert [drawn.of_one(unit) for unit in units] == [*map(bytes, expected)]
+
+
+@examples
+@given(unit=st.binary(max_size=300), some=st.lists(salts, min_size=1))
+def test_a_weight_is_reached_at_a_thousandth_above_the_position(
+    compiled: Compile, unit: bytes, some: list[bytes]
+) -> None:
+    positions = [position_of(unit, salt) for salt in some]
+
+    assert compiled(some, positions).of_one(unit) == bytes(len(some))
+    assert compiled(some, [position + 1 for position in positions]).of_one(unit) == b"\1" * len(some)
 
 
 @examples

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper_grpc.draws import hashing
-from gatekeeper_grpc.draws.hashing import position_of
+from gatekeeper_grpc.draws.hashing import per_cents_of, position_of
 
 pytestmark = pytest.mark.promise("A6")
 
@@ -42,6 +42,11 @@ def test_a_position_is_two_parts_of_the_first_32_bits_of_the_md5(unit: bytes, sa
     number = int(hashlib.md5(unit + salt, usedforsecurity=False).hexdigest()[:8], 16)
 
     assert position_of(unit, salt) == (number % 100) * 1000 + (number // 100) % 1000
+
+
+@given(digests=st.lists(st.binary(min_size=16, max_size=16)))
+def test_the_per_cents_of_many_digests_are_those_of_each(digests: list[bytes]) -> None:
+    assert [*per_cents_of(digests)] == [int.from_bytes(digest[:4], "big") % 100 for digest in digests]
 
 
 def test_openssl_gives_the_same_positions_where_python_has_no_md5(without_builtin_md5: ModuleType) -> None:
