@@ -22,7 +22,13 @@ IMAGE = f"{SERVER}[otel]"
 """What the image has."""
 _OWN = {SERVER, "gatekeeper-grpc-client"}
 # What metadata from before SPDX expressions says.
-_OLDER_NAMES = MappingProxyType({"3-Clause BSD License": "BSD-3-Clause", "Apache Software License": "Apache-2.0"})
+_OLDER_NAMES = MappingProxyType(
+    {
+        "3-Clause BSD License": "BSD-3-Clause",
+        "Apache 2": "Apache-2.0",  # async-timeout, which Python below 3.11.3 needs: Debian 12 has 3.11.2
+        "Apache Software License": "Apache-2.0",
+    }
+)
 _LICENCE_FILE = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|THIRD_PARTY)", re.IGNORECASE)
 
 

@@ -112,6 +112,13 @@ def test_a_planted_licence_is_found_and_named(tmp_path: Path, field: str, named:
     assert fault.startswith(f"planted 1.0: its licence is {named}; allowed are ")
 
 
+@pytest.mark.parametrize("older", ["Apache 2", "Apache Software License", "3-Clause BSD License"])
+def test_an_allowed_licence_by_an_older_name_is_no_fault(tmp_path: Path, older: str) -> None:
+    (tmp_path / "METADATA").write_text(f"Metadata-Version: 2.1\nName: planted\nVersion: 1.0\nLicense: {older}\n")
+
+    assert list(faults({"planted": Distribution.at(tmp_path)})) == []
+
+
 @pytest.mark.parametrize(
     ("expression", "suits"),
     [
