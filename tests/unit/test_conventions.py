@@ -62,29 +62,29 @@ def test_no_name_of_a_test_is_longer_than_70_characters() -> None:
     assert not names, "a promise is a clause: say the rest in ids or in the docstring"
 
 
-def forking_calls(source: str) -> list[int]:
-    """Return the lines of a source that start a process by a fork."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    return [
-        call.lineno
-        for call in calls
-        if isinstance(call.func, ast.Attribute)
-        and ast.unparse(call.func) in {"os.fork", *(f"subprocess.{name}" for name in STARTING)}
-        and (call.func.attr == "fork" or any(each.arg in FORKING for each in call.keywords))
-    ]
+def forks(source: str) -> list[int]:
+    """Return the lines of a source that fork, or have `subprocess` fork by an option, also one that is passed on."""
+    nodes = [*ast.walk(ast.parse(source))]
+    calls = [(ast.unparse(node.func), node) for node in nodes if isinstance(node, ast.Call)]
+    keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
+    starting = {f"subprocess.{name}" for name in STARTING}
+    found: list[ast.expr] = [call for name, call in calls if name == "os.fork"]
+    found += [call for name, call in calls if name in starting and any(each.arg in FORKING for each in call.keywords)]
+    found += [key for key in keys if isinstance(key, ast.Constant) and key.value in {"preexec_fn", "extra_groups"}]
+    return [node.lineno for node in found]
 
 
 def test_nothing_forks_next_to_threads_of_grpc() -> None:
     found = [
         f"{path.relative_to(TESTS.parent)}:{line}"
         for path in (*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py"))
-        for line in forking_calls(path.read_text(encoding="utf-8"))
+        for line in forks(path.read_text(encoding="utf-8"))
     ]
 
     assert not found, "another account: tests.support.processes.under"
 
 
-def test_a_call_that_forks_is_found() -> None:
-    source = "os.fork()\nsubprocess.Popen([], cwd=a, user=b)\nsubprocess.run([], cwd=a)\nrun(user=b)"
+def test_what_forks_is_found() -> None:
+    source = "os.fork()\nsubprocess.Popen([], cwd=a, user=b)\nrun({'extra_groups': []})\nsubprocess.run([])\nf(user=b)"
 
-    assert forking_calls(source) == [1, 2]
+    assert forks(source) == [1, 2, 3]
